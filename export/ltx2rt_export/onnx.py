@@ -1,0 +1,221 @@
+"""Export a component to ONNX from fake tensors: no weight is read, no memory is spent on them.
+
+Every weight becomes a graph input while tracing. Afterwards it is either left one (`weight_binding="input"`: the transformer
+block, one graph for all layers) or turned into an initializer with external data that the runtime injects
+(`"initializer"`). Opset 20, plain operators: what fuses and what breaks is in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+from onnx import TensorProto
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ltx2rt.engine import TensorSpec
+from ltx2rt_export.component import Component
+
+OPSET = 20
+
+#: location written for injected initializers; the runtime never opens a file of this name
+INJECTED = "injected-by-ltx2rt"
+
+TORCH_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedGraph:
+    """A component's graph.
+
+    Attributes:
+        model: the ONNX model; weights are inputs or external initializers, by their state-dict names.
+        weights: state-dict names in graph order.
+        transposed: weights that the graph wants as `[in, out]` although files hold `[out, in]`.
+    """
+
+    component: Component
+    model: onnx.ModelProto
+    weights: tuple[str, ...]
+    transposed: frozenset[str]
+
+
+class _Flat(nn.Module):
+    """Calls the module with (inputs..., weights...) so that weights are traced as inputs."""
+
+    def __init__(self, module: nn.Module, inputs: Sequence[str], weights: Sequence[str]) -> None:
+        super().__init__()
+        self._call = (module, tuple(inputs), tuple(weights))  # in a tuple: not a submodule
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        module, inputs, weights = self._call
+        named = dict(zip(inputs, tensors, strict=False))
+        state = dict(zip(weights, tensors[len(inputs) :], strict=True))
+        return torch.func.functional_call(module, state, kwargs=named)
+
+
+def export_component(component: Component) -> ExportedGraph:
+    """Trace `component.module` and return its graph in float32, with symbolic dimensions as in its specs."""
+    state = component.module.state_dict()
+    weights = tuple(state)
+    input_names = [spec.name for spec in component.inputs]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        arguments = [
+            torch.zeros(trace_shape(spec, component), dtype=TORCH_DTYPES[spec.dtype])
+            for spec in component.inputs
+        ]
+        arguments += [torch.empty(tuple(w.shape), dtype=w.dtype) for w in state.values()]
+    dynamic = [
+        {
+            i: torch.export.Dim.DYNAMIC
+            for i, d in enumerate(spec.shape)
+            if isinstance(d, str) and not d.startswith("1|")
+        }
+        for spec in component.inputs
+    ]
+    flat = _Flat(component.module, input_names, weights)
+    with _quiet():
+        program = torch.export.export(
+            flat,
+            tuple(arguments),
+            dynamic_shapes=(tuple([*dynamic, *({} for _ in weights)]),),
+            strict=False,
+        )
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=True,
+            verbose=False,
+            input_names=[*input_names, *weights],
+            output_names=[spec.name for spec in component.outputs],
+        )
+    if exported is None:
+        raise RuntimeError(f"torch.onnx.export returned nothing for {component.name}")
+    model = exported.model_proto
+    _strip(model)
+    _name_dimensions(model, (*component.inputs, *component.outputs))
+    transposed: frozenset[str] = frozenset()
+    if component.weight_binding == "input":
+        transposed = fold_weight_transposes(model, weights)
+    else:
+        _inputs_to_initializers(model, weights)
+    return ExportedGraph(component, model, weights, transposed)
+
+
+def trace_shape(spec: TensorSpec, component: Component) -> tuple[int, ...]:
+    """Sizes used for tracing; a `1|X` dimension is traced as 1 and broadcasts."""
+    return tuple(
+        d if isinstance(d, int) else 1 if d.startswith("1|") else component.trace[d]
+        for d in spec.shape
+    )
+
+
+def fold_weight_transposes(model: onnx.ModelProto, weights: Sequence[str]) -> frozenset[str]:
+    """Remove `Transpose(perm=[1, 0])` of weight inputs: the graph then takes those weights as `[in, out]`.
+
+    A transposed weight input costs a kernel on every call; the runtime lays the weight out once instead.
+    """
+    graph = model.graph
+    uses: dict[str, list[onnx.NodeProto]] = {name: [] for name in weights}
+    for node in graph.node:
+        for name in node.input:
+            if name in uses:
+                uses[name].append(node)
+    folded: set[str] = set()
+    renamed: dict[str, str] = {}
+    for name, nodes in uses.items():
+        if nodes and all(
+            n.op_type == "Transpose" and list(n.attribute[0].ints) == [1, 0] for n in nodes
+        ):
+            folded.add(name)
+            renamed.update({n.output[0]: name for n in nodes})
+    kept = [n for n in graph.node if not (n.op_type == "Transpose" and n.input[0] in folded)]
+    for node in kept:
+        for i, name in enumerate(node.input):
+            if name in renamed:
+                node.input[i] = renamed[name]
+    del graph.node[:]
+    graph.node.extend(kept)
+    for value in graph.input:
+        if value.name in folded:
+            dims = value.type.tensor_type.shape.dim
+            dims[0].dim_value, dims[1].dim_value = dims[1].dim_value, dims[0].dim_value
+    return frozenset(folded)
+
+
+def _inputs_to_initializers(model: onnx.ModelProto, weights: Sequence[str]) -> None:
+    graph = model.graph
+    names = set(weights)
+    values = {v.name: v for v in graph.input if v.name in names}
+    kept = [v for v in graph.input if v.name not in names]
+    del graph.input[:]
+    graph.input.extend(kept)
+    for name in weights:
+        tensor_type = values[name].type.tensor_type
+        tensor = TensorProto(
+            name=name,
+            data_type=tensor_type.elem_type,
+            dims=[d.dim_value for d in tensor_type.shape.dim],
+            data_location=TensorProto.EXTERNAL,
+        )
+        location = tensor.external_data.add()
+        location.key, location.value = "location", INJECTED
+        graph.initializer.append(tensor)
+
+
+def _name_dimensions(model: onnx.ModelProto, specs: Sequence[TensorSpec]) -> None:
+    values = {v.name: v for v in (*model.graph.input, *model.graph.output)}
+    for spec in specs:
+        tensor_type = values[spec.name].type.tensor_type
+        del tensor_type.shape.dim[:]
+        for size in spec.shape:
+            dim = tensor_type.shape.dim.add()
+            if isinstance(size, int):
+                dim.dim_value = size
+            else:
+                dim.dim_param = size.replace("|", "_or_")
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop what makes graphs large and machine dependent: traces, inferred shapes, documentation."""
+    del model.graph.value_info[:]
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's progress lines and notices about packages that we do not use."""
+    names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript")
+    levels = [(logging.getLogger(n), logging.getLogger(n).level) for n in names]
+    for logger, _ in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)

@@ -1,0 +1,80 @@
+"""The PyTorch reference behind the same `Engine` protocol, and engines made from components directly.
+
+Used by golden runs, `ltx2rt verify` and benchmarks; never by the runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from ltx2rt.backends.onnxruntime import OrtEngine, OrtOptions
+from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec, check_inputs
+from ltx2rt.safetensors import MappedFiles, TensorEntry
+from ltx2rt_export.component import Component, load_module
+from ltx2rt_export.onnx import ExportedGraph
+
+
+def engine_spec(component: Component) -> EngineSpec:
+    """The boundary of a component, weights bound per call left out."""
+    return EngineSpec(component.name, component.inputs, component.outputs)
+
+
+class TorchEngine(EngineBase):
+    """Runs the component's own module eagerly on the CPU, in `dtype`.
+
+    Outputs are float32 whatever `dtype` is. A component whose weights are inputs takes them, as files hold them
+    (`[out, in]`), among the tensors of each call.
+    """
+
+    def __init__(self, component: Component, dtype: torch.dtype = torch.float32) -> None:
+        self._spec = engine_spec(component)
+        self._dtype = dtype
+        self._per_call = component.weight_binding == "input"
+        self.module = component.module if self._per_call else load_module(component, dtype)
+        self._weights = tuple(component.module.state_dict())
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self._spec
+
+    @torch.no_grad()
+    def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; see `Engine`."""
+        check_inputs(self._spec, tensors)
+        inputs = {s.name: self._tensor(tensors[s.name]) for s in self._spec.inputs}
+        if self._per_call:
+            weights = {name: self._tensor(tensors[name]) for name in self._weights}
+            outputs = torch.func.functional_call(self.module, weights, kwargs=inputs)
+        else:
+            outputs = self.module(**inputs)
+        names = [s.name for s in self._spec.outputs]
+        return {
+            n: (o.float() if o.is_floating_point() else o).numpy()
+            for n, o in zip(names, outputs, strict=True)
+        }
+
+    def _tensor(self, array: Array) -> torch.Tensor:
+        array = np.ascontiguousarray(array)
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+
+def ort_engine(exported: ExportedGraph, options: OrtOptions | None = None) -> Engine:
+    """An ONNX Runtime engine of an exported component, its weights read from the checkpoint as float32."""
+    component = exported.component
+    weights: dict[str, Array] = {}
+    if component.weight_binding == "initializer":
+        weights = load_weights(component.weights, frozenset())
+    return OrtEngine(exported.model.SerializeToString(), engine_spec(component), weights, options)
+
+
+def load_weights(
+    entries: Mapping[str, TensorEntry], transposed: frozenset[str]
+) -> dict[str, Array]:
+    """Read weights as float32; those in `transposed` are laid out `[in, out]`."""
+    files = MappedFiles()
+    loaded = {name: files.load(entry, "float32") for name, entry in entries.items()}
+    return {n: np.ascontiguousarray(a.T) if n in transposed else a for n, a in loaded.items()}

@@ -1,0 +1,77 @@
+"""ONNX Runtime behind the `Engine` protocol: the embedded default, on any CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+
+from ltx2rt.engine import Array, EngineBase, EngineSpec, check_inputs
+from ltx2rt.errors import EngineError
+
+NAME = "onnxruntime"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrtOptions:
+    """How sessions run: `threads=0` lets ONNX Runtime use every core."""
+
+    threads: int = 0
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+
+
+class OrtEngine(EngineBase):
+    """One session.
+
+    Args:
+        graph: the serialized ONNX model.
+        spec: its boundary; inputs that `spec` does not list are weights bound at every call.
+        initializers: weights injected on loading, by initializer name. The arrays must outlive the engine.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the graph; the message names the component.
+    """
+
+    def __init__(
+        self,
+        graph: bytes,
+        spec: EngineSpec,
+        initializers: Mapping[str, Array],
+        options: OrtOptions | None = None,
+    ) -> None:
+        options = options or OrtOptions()
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        settings.intra_op_num_threads = options.threads
+        self._initializers = {n: np.ascontiguousarray(a) for n, a in initializers.items()}
+        values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._initializers.values()]
+        if values:
+            settings.add_external_initializers(list(self._initializers), values)
+        try:
+            self._session = ort.InferenceSession(graph, settings, providers=list(options.providers))
+        except Exception as error:
+            raise EngineError(
+                f"ONNX Runtime {ort.__version__} cannot load {spec.component}: {error}"
+            ) from error
+        self._spec = spec
+        self._output_names = [o.name for o in spec.outputs]
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self._spec
+
+    def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once on CPU arrays; see `Engine`."""
+        check_inputs(self._spec, tensors)
+        try:
+            outputs = self._session.run(self._output_names, dict(tensors))
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed in {self._spec.component}: {error}") from error
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def close(self) -> None:
+        """Free the session and its weights."""
+        self._session = None
+        self._initializers = {}

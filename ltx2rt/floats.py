@@ -1,0 +1,58 @@
+"""Rounding to the short float formats numpy lacks. bfloat16 values are carried in float32 arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ltx2rt.errors import OptionError
+
+F32 = NDArray[np.float32]
+
+#: dtype names a tensor may be rounded to; "bfloat16" results are float32 arrays of bfloat16 values.
+FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def bfloat16_bits(values: ArrayLike) -> NDArray[np.uint16]:
+    """Round float32 values to bfloat16 (nearest, ties to even) and return the bit patterns."""
+    single = np.ascontiguousarray(values, dtype=np.float32)
+    bits = single.view(np.uint32)
+    rounded = (bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))) >> np.uint32(
+        16
+    )
+    rounded = np.where(np.isnan(single), np.uint32(0x7FC0), rounded)
+    return rounded.astype(np.uint16)
+
+
+def bfloat16_values(bits: NDArray[np.uint16]) -> F32:
+    """Widen bfloat16 bit patterns to float32."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def round_bfloat16(values: ArrayLike) -> F32:
+    """Round to the nearest bfloat16 values, kept in a float32 array of the same shape."""
+    return bfloat16_values(bfloat16_bits(values))
+
+
+def cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Cast as the reference framework does: float64 goes to the 16-bit types through float32.
+
+    Args:
+        values: any float array.
+        dtype: a name of `FLOAT_DTYPES`.
+
+    Returns:
+        An array of that dtype (bfloat16: float32 holding bfloat16 values). May alias `values`.
+
+    Raises:
+        OptionError: unknown dtype name.
+    """
+    if dtype == "bfloat16":
+        return round_bfloat16(values)
+    if dtype == "float16":
+        return values.astype(np.float32, copy=False).astype(np.float16)
+    if dtype in FLOAT_DTYPES:
+        return values.astype(dtype, copy=False)
+    raise OptionError(f"dtype={dtype!r} is not one of {', '.join(FLOAT_DTYPES)}.")

@@ -1,0 +1,212 @@
+"""Read safetensors headers and map their tensors, without loading them.
+
+Format: 8 bytes little-endian header length, a JSON header, then the data; each entry holds dtype, shape and
+`data_offsets` relative to the data. Only numpy is used; bfloat16 and fp8 tensors come as raw integers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltx2rt.engine import Array
+from ltx2rt.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000
+
+#: safetensors dtype -> (name used by manifests, numpy dtype of the raw data)
+DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
+    "F64": ("float64", np.dtype("<f8")),
+    "F32": ("float32", np.dtype("<f4")),
+    "F16": ("float16", np.dtype("<f2")),
+    "BF16": ("bfloat16", np.dtype("<u2")),
+    "F8_E4M3": ("float8_e4m3fn", np.dtype("u1")),
+    "F8_E5M2": ("float8_e5m2", np.dtype("u1")),
+    "F8_E8M0": ("float8_e8m0fnu", np.dtype("u1")),
+    "I64": ("int64", np.dtype("<i8")),
+    "I32": ("int32", np.dtype("<i4")),
+    "I16": ("int16", np.dtype("<i2")),
+    "I8": ("int8", np.dtype("i1")),
+    "U64": ("uint64", np.dtype("<u8")),
+    "U32": ("uint32", np.dtype("<u4")),
+    "U16": ("uint16", np.dtype("<u2")),
+    "U8": ("uint8", np.dtype("u1")),
+    "BOOL": ("bool", np.dtype("?")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor lies: `[offset, offset + length)` bytes of `path` (absolute offset)."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+class SafetensorsFile(Mapping[str, TensorEntry]):
+    """The header of one file, checked on opening. Maps tensor names to their entries.
+
+    Raises:
+        CheckpointError: the file is missing, not safetensors, truncated, or its offsets are inconsistent.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as file:
+                self.file_bytes = os.fstat(file.fileno()).st_size
+                self._header = _read_header(file, self.path, self.file_bytes)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise CheckpointError(f"cannot read {str(self.path)!r}: {error}") from error
+        raw = _parse_header(self._header, self.path)
+        self.metadata: dict[str, str] = raw.pop("__metadata__", None) or {}
+        if not isinstance(self.metadata, dict) or not all(
+            isinstance(value, str) for value in self.metadata.values()
+        ):
+            raise CheckpointError(
+                f"{self.path} is corrupt: its metadata is not a table of strings."
+            )
+        self.data_offset = 8 + len(self._header)
+        self._entries = {name: self._entry(name, value) for name, value in raw.items()}
+        expected = max(
+            (e.offset + e.length for e in self._entries.values()), default=self.data_offset
+        )
+        if expected > self.file_bytes:
+            raise CheckpointError(
+                f"{self.path} is truncated: its header describes {expected} bytes, the file has "
+                f"{self.file_bytes}; download or copy it again."
+            )
+
+    @property
+    def header_sha256(self) -> str:
+        """Digest of the JSON header: identifies names, shapes and offsets without reading the data."""
+        return hashlib.sha256(self._header).hexdigest()
+
+    def _entry(self, name: str, value: Any) -> TensorEntry:
+        try:
+            dtype, data_type = DTYPES[value["dtype"]]
+            shape, offsets = tuple(value["shape"]), tuple(value["data_offsets"])
+            # bool is an int to Python; JSON floats and strings must not pass as sizes either
+            if len(offsets) != 2 or not all(type(n) is int for n in (*shape, *offsets)):
+                raise ValueError("sizes are not integers")
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path} is corrupt: the header entry of {name!r} is not valid ({value!r})."
+            ) from error
+        begin, end = offsets
+        length = math.prod(shape) * data_type.itemsize
+        if begin < 0 or any(d < 0 for d in shape) or end - begin != length:
+            raise CheckpointError(
+                f"{self.path} is corrupt: {name!r} has shape {list(shape)} and dtype {dtype}, "
+                f"which is {length} bytes, but its offsets span {end - begin}."
+            )
+        return TensorEntry(self.path, name, dtype, shape, self.data_offset + begin, length)
+
+    def __getitem__(self, name: str) -> TensorEntry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _read_header(file: Any, path: Path, file_bytes: int) -> bytes:
+    start = file.read(8)
+    if len(start) < 8:
+        raise CheckpointError(f"{path} is not a safetensors file: it has only {file_bytes} bytes.")
+    length = int.from_bytes(start, "little")
+    if length > MAX_HEADER_BYTES or length < 2:
+        raise CheckpointError(
+            f"{path} is not a safetensors file: its header length reads {length}."
+        )
+    header: bytes = file.read(length)
+    if len(header) < length:
+        raise CheckpointError(
+            f"{path} is truncated: its header has {length} bytes, the file only {file_bytes}; "
+            "download or copy it again."
+        )
+    return header
+
+
+def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(header.decode("utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not a safetensors file: its header is not JSON."
+        ) from error
+    return raw
+
+
+class MappedFiles:
+    """Memory maps of weight files, opened once each and shared by all readers."""
+
+    def __init__(self) -> None:
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def raw(self, entry: TensorEntry) -> Array:
+        """The tensor's raw data, `entry.shape`, read-only and without a copy; dtype as in `DTYPES`."""
+        if entry.path not in self._maps:
+            try:
+                with entry.path.open("rb") as file:
+                    self._maps[entry.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"cannot map {entry.path}: {error}") from error
+        data_type = next(t for name, t in DTYPES.values() if name == entry.dtype)
+        flat = np.frombuffer(
+            self._maps[entry.path], dtype=data_type, count=entry.num_elements, offset=entry.offset
+        )
+        return flat.reshape(entry.shape)
+
+    def load(self, entry: TensorEntry, dtype: str) -> Array:
+        """The tensor converted to `dtype` (a key of `engine.NUMPY_DTYPES`); no copy if it already is."""
+        return convert(self.raw(entry), entry.dtype, dtype, where=f"{entry.name} in {entry.path}")
+
+    def close(self) -> None:
+        """Forget the maps; memory is released when the last array into them is gone."""
+        self._maps.clear()
+
+
+def convert(raw: Array, source: str, target: str, where: str) -> Array:
+    """Convert raw data of dtype `source` to dtype `target`; exact when widening, round-to-nearest-even else."""
+    if source == target:
+        return raw
+    if source == "bfloat16":
+        wide: Array = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return wide if target == "float32" else convert(wide, "float32", target, where)
+    if source in {"float16", "float32", "float64"} and target == "bfloat16":
+        return float32_to_bfloat16(raw.astype(np.float32))
+    if source in {"float16", "float32", "float64"} and target in {"float16", "float32"}:
+        return raw.astype(np.dtype(target))
+    raise CheckpointError(f"cannot convert {where} from {source} to {target}.")
+
+
+def float32_to_bfloat16(values: Array) -> Array:
+    """Round float32 values to bfloat16 bit patterns (uint16), to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    result = np.where(np.isnan(bits.view(np.float32)), np.uint32(0x7FC0), rounded)
+    return result.astype(np.uint16).reshape(np.shape(values))

@@ -1,0 +1,37 @@
+"""The only home of tolerances: (what is compared) -> bound, and why.
+
+An element passes when `|got - want| <= atol + rtol * |want|`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    atol: float
+    rtol: float
+    why: str
+
+
+TOLERANCES: dict[str, Tolerance] = {
+    "exact": Tolerance(0.0, 0.0, "bit patterns and integers"),
+    "scalar": Tolerance(1e-6, 1e-6, "coordinates, masks, sigma tables: one float32 rounding"),
+    "net": Tolerance(1e-4, 1e-4, "one network; official fp32 against fp64 differs by 1e-7 to 6e-6"),
+    "dit": Tolerance(1.5e-4, 1.5e-4, "RoPE's top frequency turns a float32 ulp into 1e-3 rad"),
+    "deep": Tolerance(5e-4, 1e-3, "Gemma, vocoders and chains of networks"),
+    "rope": Tolerance(2e-3, 0.0, "cos/sin tables at real sizes: one ulp of the angle is 1e-3"),
+    "bf16": Tolerance(1e-3, 8e-3, "one bfloat16 ulp is 2^-8 relative"),
+    "json": Tolerance(1e-6, 1e-6, "tables of plain numbers"),
+}
+
+#: ONNX Runtime against our module, float32, per component (design: parity ladder rung 2).
+#: Measured 1e-7 to 3e-6: another summation order in convolutions and softmax.
+ORT_REL_RMS = 1e-5
+
+#: Whole pipelines, float32 (goldens' own noise floor: latents 2e-6, frames and waveform 1.5e-5).
+PIPELINE_LATENT_REL_L2 = 2e-4  # what RoPE evaluated in another order may cost
+PIPELINE_FRAME_MAX = 2e-3
+PIPELINE_FRAME_MEAN = 1e-4
+PIPELINE_WAVEFORM_MAX = 1e-3
