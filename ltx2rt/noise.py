@@ -2,8 +2,8 @@
 
 The same seed gives the same latents on every machine. Three stages: a Mersenne Twister with the
 classic seeding, uniforms, and Box-Muller on blocks of 16. In single precision the transform uses
-the Cephes polynomials with fused multiply-adds, as torch's AVX2 kernel does; `_box_muller` documents
-the operation order. Reference for the rules: torch `aten/src/ATen/native/cpu/DistributionTemplates.h`.
+the Cephes polynomials with fused multiply-adds, as torch's AVX2 kernel does. Rules: torch
+`aten/src/ATen/native/cpu/DistributionTemplates.h`.
 """
 
 from __future__ import annotations
@@ -171,7 +171,10 @@ def _box_muller(uniforms: F32) -> None:
 
 def _box_muller_double(uniforms: F64) -> None:
     """As `_box_muller` in double precision with the ordinary functions."""
-    radius = np.sqrt(-2.0 * np.log(1.0 - uniforms[:, :8]))
+    rest = 1.0 - uniforms[:, :8]
+    # numpy's vector log differs from the C library's in the last bit on AVX-512 machines
+    logs = np.fromiter(map(math.log, rest.ravel().tolist()), np.float64, rest.size)
+    radius = np.sqrt(-2.0 * logs.reshape(rest.shape))
     angle = (2.0 * math.pi) * uniforms[:, 8:]
     uniforms[:, :8] = radius * np.cos(angle) + 0.0
     uniforms[:, 8:] = radius * np.sin(angle) + 0.0

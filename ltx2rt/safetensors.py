@@ -1,7 +1,8 @@
 """Read safetensors headers and map their tensors, without loading them.
 
-Format: 8 bytes little-endian header length, a JSON header, then the data; each entry holds dtype, shape and
-`data_offsets` relative to the data. Only numpy is used; bfloat16 and fp8 tensors come as raw integers.
+Format: 8 bytes little-endian header length, a JSON header, then the data; each entry holds dtype,
+shape and `data_offsets` relative to the data. Only numpy is used; bfloat16 and fp8 tensors come as
+raw integers.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
     """The header of one file, checked on opening. Maps tensor names to their entries.
 
     Raises:
-        CheckpointError: the file is missing, not safetensors, truncated, or its offsets are inconsistent.
+        CheckpointError: the file is missing, not safetensors, truncated, or its offsets are wrong.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -98,7 +99,7 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
 
     @property
     def header_sha256(self) -> str:
-        """Digest of the JSON header: identifies names, shapes and offsets without reading the data."""
+        """Digest of the JSON header: names, shapes and offsets, without reading the data."""
         return hashlib.sha256(self._header).hexdigest()
 
     def _entry(self, name: str, value: Any) -> TensorEntry:
@@ -110,7 +111,8 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
                 raise ValueError("sizes are not integers")
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{self.path} is corrupt: the header entry of {name!r} is not valid ({value!r})."
+                f"{self.path} is corrupt: the header entry of {name!r:.80} is not valid "
+                f"({value!r:.80})."
             ) from error
         begin, end = offsets
         length = math.prod(shape) * data_type.itemsize
@@ -168,7 +170,7 @@ class MappedFiles:
         self._maps: dict[Path, mmap.mmap] = {}
 
     def raw(self, entry: TensorEntry) -> Array:
-        """The tensor's raw data, `entry.shape`, read-only and without a copy; dtype as in `DTYPES`."""
+        """Map the tensor's data, `entry.shape`: read-only, no copy; dtype as in `DTYPES`."""
         if entry.path not in self._maps:
             try:
                 with entry.path.open("rb") as file:
@@ -182,7 +184,7 @@ class MappedFiles:
         return flat.reshape(entry.shape)
 
     def load(self, entry: TensorEntry, dtype: str) -> Array:
-        """The tensor converted to `dtype` (a key of `engine.NUMPY_DTYPES`); no copy if it already is."""
+        """Convert the tensor to `dtype` (a key of `engine.NUMPY_DTYPES`); no copy if it has it."""
         return convert(self.raw(entry), entry.dtype, dtype, where=f"{entry.name} in {entry.path}")
 
     def close(self) -> None:
@@ -191,7 +193,7 @@ class MappedFiles:
 
 
 def convert(raw: Array, source: str, target: str, where: str) -> Array:
-    """Convert raw data of dtype `source` to dtype `target`; exact when widening, round-to-nearest-even else."""
+    """Convert raw data of dtype `source` to `target`: exact or rounded to nearest even."""
     if source == target:
         return raw
     if source == "bfloat16":

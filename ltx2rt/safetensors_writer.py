@@ -1,7 +1,7 @@
 """Write safetensors files: streaming, atomic, numpy only.
 
-The layout is the official writer's: a JSON header padded with spaces to a multiple of 8 bytes, tensors of
-wide dtypes first, so that every tensor is aligned to its element size.
+The layout is the official writer's: a JSON header padded with spaces to a multiple of 8 bytes,
+tensors of wide dtypes first, so that every tensor is aligned to its element size.
 """
 
 from __future__ import annotations
@@ -119,4 +119,4 @@ def _chunks(
         if chunk.dtype != target:
             raise InternalError(f"a {dtype} tensor was given {chunk.dtype} data")
         if chunk.size:
-            yield memoryview(np.ascontiguousarray(chunk)).cast("B")
+            yield np.ascontiguousarray(chunk).data.cast("B")

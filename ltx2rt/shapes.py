@@ -23,7 +23,7 @@ VIDEO_LATENT_CHANNELS = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioGrid:
-    """How the audio VAE divides time: `sample_rate / hop_length / downsample` latent frames a second."""
+    """Audio time: `sample_rate / hop_length / downsample` latent frames a second."""
 
     sample_rate: int = 16000
     hop_length: int = 160
@@ -86,7 +86,9 @@ class VideoLatentShape:
     def from_sizes(cls, sizes: Sequence[int]) -> VideoLatentShape:
         """From `[B, C, F, H, W]`, e.g. the `.shape` of an array."""
         if len(sizes) != 5:
-            raise ShapeError(f"A video latent has 5 dimensions [B, C, F, H, W], not {tuple(sizes)}.")
+            raise ShapeError(
+                f"A video latent has 5 dimensions [B, C, F, H, W], not {tuple(sizes)}."
+            )
         batch, channels, num_frames, height, width = (int(s) for s in sizes)
         return cls(
             batch=batch, channels=channels, num_frames=num_frames, height=height, width=width
@@ -154,7 +156,9 @@ class AudioLatentShape:
     def from_sizes(cls, sizes: Sequence[int]) -> AudioLatentShape:
         """From `[B, C, T, mel bins]`, e.g. the `.shape` of an array."""
         if len(sizes) != 4:
-            raise ShapeError(f"An audio latent has 4 dimensions [B, C, T, mel], not {tuple(sizes)}.")
+            raise ShapeError(
+                f"An audio latent has 4 dimensions [B, C, T, mel], not {tuple(sizes)}."
+            )
         batch, channels, num_frames, mel_bins = (int(s) for s in sizes)
         return cls(batch=batch, channels=channels, num_frames=num_frames, mel_bins=mel_bins)
 

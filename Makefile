@@ -1,0 +1,43 @@
+# Two commands: `make demo` makes a clip, `make test` runs every check. Both set up .venv first, once.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
+OUTPUT ?= demo.mp4
+
+.PHONY: demo test lint check golden clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/ltx2rt demo -o $(OUTPUT)
+
+test: $(VENV)/.developer
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+golden: $(VENV)/.developer
+	$(BIN)/python -m tests.parity.run_golden tests/golden
+
+$(VENV)/.python: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "ltx2rt needs Python 3.11 or newer; $(PYTHON) is older. Use: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt pip setuptools
+	$(PIP) install -c constraints.txt torch
+	@touch $@
+
+$(VENV)/.runtime: pyproject.toml $(VENV)/.python
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[export]'
+	@touch $@
+
+$(VENV)/.developer: $(VENV)/.runtime
+	$(PIP) install -c constraints.txt --group test --group lint
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo.mp4 demo-work

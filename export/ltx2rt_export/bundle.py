@@ -1,0 +1,274 @@
+"""Turn a model's files into a bundle: export every component, record where every weight lies.
+
+Everything is written to a folder beside the target and renamed at the end: a failed or interrupted build leaves nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltx2rt import __version__
+from ltx2rt.errors import CheckpointError, OptionError
+from ltx2rt.manifest import (
+    SCHEMA,
+    BuildInputs,
+    ComponentEntry,
+    Lora,
+    Manifest,
+    ModelInfo,
+    Source,
+    Tensor,
+    WeightRef,
+    bundle_id,
+    write_manifest,
+)
+from ltx2rt.progress import Job
+from ltx2rt.safetensors import SafetensorsFile, TensorEntry
+from ltx2rt_export.catalog import COMPONENTS
+from ltx2rt_export.checkpoint import ModelFiles, open_model
+from ltx2rt_export.component import Component
+from ltx2rt_export.copy_weights import copy_weights
+from ltx2rt_export.fuse_loras import fuse_loras
+from ltx2rt_export.onnx import ExportedGraph, export_component
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildConfig:
+    """How to build.
+
+    Attributes:
+        backend, precision: what the engines are made for.
+        copy_weights: copy every needed tensor into the bundle instead of pointing at the user's files.
+        force: replace an existing bundle.
+    """
+
+    backend: str = "onnxruntime"
+    precision: str = "fp32"
+    copy_weights: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.backend, self.precision) != ("onnxruntime", "fp32"):
+            raise OptionError(
+                f"backend={self.backend!r} with precision={self.precision!r} cannot be built yet; "
+                "allowed: backend 'onnxruntime' with precision 'fp32'."
+            )
+
+
+def check_target(output: Path, *, force: bool) -> None:
+    """Refuse a target that exists (without `force`) or whose folder cannot be written.
+
+    Raises:
+        OptionError: says what is in the way.
+    """
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise OptionError(
+            f"cannot build {output}: the folder {parent} does not exist; create it first."
+        )
+    if not os.access(parent, os.W_OK):
+        raise OptionError(f"cannot build {output}: the folder {parent} is not writable.")
+    if output.exists():
+        is_bundle = (output / "manifest.json").exists() or (
+            output.is_dir() and not any(output.iterdir())
+        )
+        if not is_bundle:
+            raise OptionError(
+                f"cannot build {output}: it exists and is not a bundle; choose another name."
+            )
+        if not force:
+            raise OptionError(f"{output} exists; pass --force to replace it.")
+
+
+def open_inputs(inputs: BuildInputs) -> ModelFiles:
+    """Open the files that `ltx2rt build` was given."""
+    names = [f.name for f in dataclasses.fields(BuildInputs) if f.name != "loras"]
+    return open_model(**{n: v for n in names if (v := getattr(inputs, n)) is not None})
+
+
+def inputs_in(inputs: BuildInputs, folder: Path) -> BuildInputs:
+    """The same inputs with paths relative to a bundle made absolute."""
+    paths = {
+        f.name: str(folder / v)
+        for f in dataclasses.fields(BuildInputs)
+        if isinstance(v := getattr(inputs, f.name), str)
+    }
+    return dataclasses.replace(inputs, **paths)
+
+
+def make_components(files: ModelFiles, loras: Sequence[Lora], folder: Path) -> list[Component]:
+    """Every component that these files make, LoRAs fused into an overlay in `folder`.
+
+    Raises:
+        CheckpointError, UnsupportedError: the files do not fit; found before anything is written.
+    """
+    rows = [r for r in COMPONENTS if not r.optional or all(files.has(role) for role in r.roles)]
+    components = [row.make(files) for row in rows]
+    return fuse_loras(components, files, loras, folder) if loras else components
+
+
+def build_bundle(
+    files: ModelFiles,
+    inputs: BuildInputs,
+    output: Path,
+    config: BuildConfig,
+    job: Job | None = None,
+) -> Manifest:
+    """Build a bundle at `output` and return its manifest.
+
+    Args:
+        files: the model's files, opened.
+        inputs: the same files as the user named them, recorded for rebuilding.
+        job: gets one step per component.
+
+    Raises:
+        CheckpointError, UnsupportedError: the files do not fit; nothing is written.
+        OptionError: the target cannot be used.
+    """
+    job = job or Job()
+    check_target(output, force=config.force)
+    rows = selected_rows(files)
+    components = [
+        row.make(files) for row in rows
+    ]  # every problem of a checkpoint shows before any work
+    work = Path(
+        tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.absolute().parent)
+    )
+    try:
+        manifest = _fill(work, files, inputs, config, job)
+        if output.exists():
+            shutil.rmtree(output)
+        work.chmod(0o755)
+        work.replace(output)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _fill(
+    work: Path,
+    files: ModelFiles,
+    inputs: BuildInputs,
+    config: BuildConfig,
+    job: Job,
+) -> Manifest:
+    components = make_components(files, inputs.loras, work / "weights")
+    (work / "graphs").mkdir()
+    (work / "text").mkdir()
+    exported: list[tuple[ExportedGraph, str, str]] = []
+    job.report("export", 0, len(components))
+    for i, component in enumerate(components):
+        graph = export_component(component)
+        data = graph.model.SerializeToString(deterministic=True)
+        name = f"graphs/{component.name}.onnx"
+        (work / name).write_bytes(data)
+        exported.append((graph, name, hashlib.sha256(data).hexdigest()))
+        job.report("export", i + 1, len(components), component.name)
+    table = SourceTable(work)
+    tokenizer = files.gemma.read_asset("tokenizer.json") if files.gemma else None
+    if tokenizer is None:
+        raise CheckpointError(
+            "the text encoder has no tokenizer.json; give the whole Gemma folder."
+        )
+    (work / "text" / "tokenizer.json").write_bytes(tokenizer)
+    entries = {
+        g.component.name: _entry(g, name, digest, config, table) for g, name, digest in exported
+    }
+    sources = table.sources
+    if config.copy_weights:
+        entries, sources, inputs = copy_weights(work, entries, sources, files, inputs, job)
+    manifest = Manifest(
+        schema=SCHEMA,
+        bundle_id="",
+        created_by=f"ltx2rt {__version__}",
+        backend=config.backend,
+        precision=config.precision,
+        model=model_info(files, {g.component.name: g.component.options for g, _, _ in exported}),
+        sources=tuple(sources),
+        components=entries,
+        tokenizer="text/tokenizer.json",
+        tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest(),
+        build=inputs,
+    )
+    manifest = dataclasses.replace(manifest, bundle_id=bundle_id(manifest))
+    write_manifest(manifest, work)
+    return manifest
+
+
+class SourceTable:
+    """The weight files of a bundle, numbered in order of first use."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.sources: list[Source] = []
+        self._numbers: dict[Path, int] = {}
+
+    def ref(self, entry: TensorEntry) -> WeightRef:
+        """The manifest's form of a tensor's place."""
+        path = entry.path.absolute()
+        if path not in self._numbers:
+            file = SafetensorsFile(path)
+            inside = path.is_relative_to(self._folder)
+            self._numbers[path] = len(self.sources)
+            self.sources.append(
+                Source(
+                    path=str(path.relative_to(self._folder) if inside else path),
+                    bytes=file.file_bytes,
+                    header_sha256=file.header_sha256,
+                )
+            )
+        return WeightRef(
+            source=self._numbers[path],
+            dtype=entry.dtype,
+            shape=entry.shape,
+            offset=entry.offset,
+            length=entry.length,
+        )
+
+
+def _entry(
+    graph: ExportedGraph, name: str, digest: str, config: BuildConfig, table: SourceTable
+) -> ComponentEntry:
+    component = graph.component
+    layers: Sequence[Mapping[str, TensorEntry]] = component.layers or (component.weights,)
+    return ComponentEntry(
+        graph=name,
+        graph_sha256=digest,
+        precision=config.precision,
+        inputs=tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in component.inputs),
+        outputs=tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in component.outputs),
+        weight_binding=component.weight_binding,
+        transposed=tuple(sorted(graph.transposed)),
+        layers=tuple({n: table.ref(e) for n, e in sorted(layer.items())} for layer in layers),
+        options=dict(component.options),
+    )
+
+
+def model_info(files: ModelFiles, options: Mapping[str, Mapping[str, Any]]) -> ModelInfo:
+    """Facts about the model that pipelines need, from its version and its components."""
+    version = files.version
+    video, audio = options["video_decoder"], options["audio_decoder"]
+    factors = video["scale_factors"]
+    return ModelInfo(
+        generation=version.generation,
+        version=version.text,
+        num_inference_steps=version.num_inference_steps,
+        stg_block=version.stg_block,
+        image_crf=version.image_crf,
+        distilled_sampler=version.distilled_sampler,
+        time_scale=factors["time"],
+        spatial_scale=factors["height"],
+        latent_channels=video["latent_channels"],
+        audio_channels=audio["latent_channels"],
+        audio_bins=audio["latent_bins"],
+        audio_sampling_rate=options["vocoder"]["output_sampling_rate"],
+    )

@@ -1,0 +1,79 @@
+"""Fuse LoRAs into a model: changed tensors go to one overlay file, everything else stays where it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ltx2rt.engine import Array
+from ltx2rt.manifest import Lora
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry, convert
+from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt_export import lora as lora_files
+from ltx2rt_export.checkpoint import ModelFiles
+from ltx2rt_export.component import Component
+from ltx2rt_export.kinds import open_weights
+
+OVERLAY = "loras.safetensors"
+
+
+def fuse_loras(
+    components: Sequence[Component], files: ModelFiles, loras: Sequence[Lora], folder: Path
+) -> list[Component]:
+    """Components with LoRAs fused; the changed tensors are written to `folder/loras.safetensors`, one at a time.
+
+    Raises:
+        CheckpointError: a LoRA file is broken or fits no module of this model.
+        UnsupportedError: an adapter kind that cannot be fused.
+    """
+    parts = [files.tensors(role) for role in ("transformer", "connectors", "text_projection")]
+    targets = lora_files.lora_targets(*parts)
+    parsed = [
+        (lora_files.parse_lora(open_weights(lora.path), targets), lora.strength) for lora in loras
+    ]
+    updates = lora_files.collect_updates(parsed)
+    if not updates:
+        return list(components)
+    weights = {
+        name.removesuffix(".weight").removeprefix("model.diffusion_model."): entry
+        for part in parts
+        for name, entry in part.items()
+        if name.endswith(".weight")
+    }
+    changed = {module: weights[module] for module in updates}
+    folder.mkdir(parents=True, exist_ok=True)
+    maps = MappedFiles()
+    write_safetensors(
+        folder / OVERLAY,
+        {
+            entry.name: (entry.dtype, entry.shape, _fused(maps, entry, updates[module]))
+            for module, entry in changed.items()
+        },
+        {"loras": "; ".join(f"{Path(x.path).name}:{x.strength:g}" for x in loras)},
+    )
+    overlay = SafetensorsFile(folder / OVERLAY)
+    moved = {(e.path, e.offset): overlay[e.name] for e in changed.values()}
+    return [
+        dataclasses.replace(
+            component,
+            weights=_move(component.weights, moved),
+            layers=tuple(_move(layer, moved) for layer in component.layers),
+        )
+        for component in components
+    ]
+
+
+def _fused(
+    maps: MappedFiles,
+    entry: TensorEntry,
+    updates: Sequence[tuple[lora_files.LoraPair, float]],
+) -> Iterator[Array]:
+    fused = lora_files.fuse_entry(maps, entry, updates)
+    yield convert(fused, "float32", entry.dtype, entry.name)
+
+
+def _move(
+    weights: Mapping[str, TensorEntry], moved: Mapping[tuple[Path, int], TensorEntry]
+) -> dict[str, TensorEntry]:
+    return {name: moved.get((e.path, e.offset), e) for name, e in weights.items()}

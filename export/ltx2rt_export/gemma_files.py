@@ -1,0 +1,216 @@
+"""The text encoder's files: a Hugging Face directory, or one packed file with tokenizer inside.
+
+Layouts: spec/checkpoints.md section 5; version checks: spec/text_encoder.md section 7.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
+from ltx2rt_export.kinds import is_gemma, open_weights, split_components
+from ltx2rt_export.version import parse_model_version, read_metadata, read_version_text
+
+FAMILIES = ("gemma3", "gemma4", "gemma4_unified")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GemmaFiles:
+    """A Gemma text encoder on disk.
+
+    Attributes:
+        path: the directory or the packed file.
+        config: the Hugging Face configuration.
+        tensors: all weights under their file names, of all shards; assets are not among them.
+        assets: small files by name (`tokenizer.json`, `tokenizer_config.json`, ...): a path, or the
+            tensor or metadata string that holds them.
+        files: the weight files.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorEntry]
+    assets: Mapping[str, Path | TensorEntry | str]
+    files: tuple[SafetensorsFile, ...]
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """Path of `tokenizer.json`; None when it is packed into the weight file."""
+        asset = self.assets["tokenizer.json"]
+        return asset if isinstance(asset, Path) else None
+
+    def read_asset(self, name: str) -> bytes | None:
+        """Content of a small file, e.g. `tokenizer.json`; None when the encoder has none."""
+        asset = self.assets.get(name)
+        if asset is None:
+            return None
+        if isinstance(asset, str):
+            return asset.encode()
+        if isinstance(asset, Path):
+            return _read_bytes(asset)
+        return MappedFiles().raw(asset).tobytes()
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the embeddings, from the tensors."""
+        return self._embeddings().shape[-1]
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers, from the tensors."""
+        pattern = re.compile(r"\.layers\.(\d+)\.post_feedforward_layernorm")
+        found = [int(m[1]) for name in self.tensors if (m := pattern.search(name))]
+        return max(found, default=-1) + 1
+
+    def _embeddings(self) -> TensorEntry:
+        for name, entry in self.tensors.items():
+            if name.endswith("embed_tokens.weight") and len(entry.shape) == 2:
+                return entry
+        raise CheckpointError(f"{self.path} has no embed_tokens.weight: shards are missing.")
+
+
+def open_gemma(path: str | os.PathLike[str]) -> GemmaFiles:
+    """Open a Gemma directory or a packed text-encoder file.
+
+    Raises:
+        CheckpointError: files are missing or it is not Gemma; all problems are listed.
+        UnsupportedError: it is a Gemma family that cannot encode prompts for this model.
+    """
+    where = Path(path)
+    gemma = _open_directory(where) if where.is_dir() else _open_packed(open_weights(where))
+    family = gemma.config.get("model_type")
+    if family not in FAMILIES:
+        raise UnsupportedError(
+            f"{where} has model_type={family!r}; a text encoder must be {', '.join(FAMILIES)}."
+        )
+    if not is_gemma(gemma.tensors):
+        raise CheckpointError(f"{where} says it is {family} but its tensors are not Gemma's.")
+    return gemma
+
+
+def _open_directory(root: Path) -> GemmaFiles:
+    found = {name: _first(root, name) for name in ("config.json", "tokenizer.json")}
+    weights = _first(root, "model*.safetensors")
+    problems = [f"{name} is missing" for name, file in found.items() if file is None]
+    if weights is None:
+        others = sorted(p.name for p in root.iterdir() if p.suffix in {".gguf", ".bin", ".pth"})
+        problems.append(
+            "model*.safetensors is missing" + (f" (found {others[0]})" if others else "")
+        )
+    if weights is None or problems:
+        raise CheckpointError(join_problems(f"{root} is not a Gemma directory", problems))
+    folder = weights.parent
+    files = [open_weights(p) for p in sorted(folder.glob("*.safetensors"))]
+    tensors: dict[str, TensorEntry] = {}
+    for file in files:
+        tensors.update(file)
+    missing = _missing_shards(folder, tensors)
+    if missing:
+        raise CheckpointError(join_problems(f"{folder} is incomplete", missing))
+    assets: dict[str, Path | TensorEntry | str] = {}
+    for pattern in ("*.json", "chat_template.jinja"):
+        for file_path in sorted(root.rglob(pattern), key=_depth_first_key, reverse=True):
+            assets[file_path.name] = file_path
+    config = _parse_object(_read_bytes(Path(str(found["config.json"]))), f"{root}/config.json")
+    return GemmaFiles(root, config, tensors, assets, tuple(files))
+
+
+def _open_packed(file: SafetensorsFile) -> GemmaFiles:
+    parts = split_components(file)
+    tensors, packed = parts.get("gemma", {}), parts.get("assets", {})
+    config = read_metadata(file, "gemma_config")
+    assets: dict[str, Path | TensorEntry | str] = {
+        name: text for name, text in file.metadata.items() if name.endswith((".json", ".jinja"))
+    }
+    for name, entry in packed.items():
+        own = name.removeprefix("hf_asset__")
+        assets["tokenizer.json" if name == "tokenizer_json" else own] = entry
+    problems = []
+    if not tensors:
+        problems.append("it holds no Gemma tensors")
+    if not isinstance(config, dict):
+        problems.append("its metadata has no `gemma_config`")
+    if "tokenizer.json" not in assets:
+        problems.append("it has no `tokenizer_json` tensor")
+    if problems:
+        raise CheckpointError(join_problems(f"{file.path} is not a text encoder file", problems))
+    return GemmaFiles(file.path, dict(config), tensors, assets, (file,))
+
+
+def check_gemma_version(checkpoint: SafetensorsFile, gemma: GemmaFiles) -> str | None:
+    """Check that a Gemma belongs to a checkpoint.
+
+    Returns:
+        a warning to show, or None.
+
+    Raises:
+        CheckpointError: it is the Gemma of another generation.
+    """
+    declared = gemma.config.get("gemma_version")
+    source = read_metadata(checkpoint, "gemma_source_checkpoint")
+    if isinstance(source, dict):
+        wanted = source.get("gemma_version")
+        if wanted != declared:
+            raise CheckpointError(
+                f"{checkpoint.path} needs Gemma version {wanted!r}, but {gemma.path} is "
+                f"{declared!r}: give the text encoder that was published with the checkpoint."
+            )
+        return None
+    number = parse_model_version(read_version_text(checkpoint), dash_is_dot=False)
+    if number >= (2, 4):
+        if declared is not None:
+            raise CheckpointError(
+                f"{gemma.path} is Gemma version {declared!r}, but {checkpoint.path} does not say "
+                "which Gemma it was trained with: give a matching pair."
+            )
+        return f"neither {checkpoint.path} nor {gemma.path} says which Gemma version it needs."
+    family = gemma.config.get("model_type")
+    if number and family != "gemma3":
+        raise CheckpointError(
+            f"{checkpoint.path} (version {'.'.join(map(str, number))}) needs Gemma 3, but "
+            f"{gemma.path} has model_type={family!r}."
+        )
+    return None
+
+
+def _first(root: Path, pattern: str) -> Path | None:
+    return min(root.rglob(pattern), key=_depth_first_key, default=None)
+
+
+def _depth_first_key(path: Path) -> tuple[int, str]:
+    return len(path.parts), str(path)
+
+
+def _missing_shards(folder: Path, tensors: Mapping[str, TensorEntry]) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    listed = _parse_object(_read_bytes(index), str(index)).get("weight_map")
+    if not isinstance(listed, dict):
+        raise CheckpointError(f"{index} is corrupt: it has no `weight_map`.")
+    shards = {str(shard) for name, shard in listed.items() if name not in tensors}
+    return [f"{shard} is missing or lacks tensors" for shard in sorted(shards)]
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _parse_object(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is corrupt: it is not JSON.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where} is corrupt: it is not a JSON object.")
+    return value

@@ -1,0 +1,193 @@
+"""LoRA: match adapters to a model and fuse them into its weights (spec/lora.md).
+
+Only headers (and scalar alphas) are read until a weight is fused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ltx2rt.engine import Array
+from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.safetensors import (
+    MappedFiles,
+    SafetensorsFile,
+    TensorEntry,
+    convert,
+    float32_to_bfloat16,
+)
+from ltx2rt_export.lora_keys import LoraPair, read_lora_keys
+
+#: diffusers path segments -> official ones (spec/checkpoints.md section 2)
+_DIFFUSERS: dict[str, str] = {
+    "proj_in": "patchify_proj",
+    "audio_proj_in": "audio_patchify_proj",
+    "time_embed": "adaln_single",
+    "audio_time_embed": "audio_adaln_single",
+    "prompt_adaln": "prompt_adaln_single",
+    "audio_prompt_adaln": "audio_prompt_adaln_single",
+    "av_cross_attn_video_scale_shift": "av_ca_video_scale_shift_adaln_single",
+    "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
+    "av_cross_attn_video_a2v_gate": "av_ca_a2v_gate_adaln_single",
+    "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
+    "video_connector": "video_embeddings_connector",
+    "audio_connector": "audio_embeddings_connector",
+    "text_proj_in": "text_embedding_projection.aggregate_embed",
+    "video_text_proj_in": "text_embedding_projection.video_aggregate_embed",
+    "audio_text_proj_in": "text_embedding_projection.audio_aggregate_embed",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lora:
+    """An adapter matched to a model.
+
+    Attributes:
+        pairs: official module name (no prefix, no `.weight`) -> update.
+        skipped: modules of the file that the model does not have; the official loader ignores them.
+    """
+
+    file: SafetensorsFile
+    style: str
+    pairs: Mapping[str, LoraPair]
+    skipped: tuple[str, ...]
+
+
+def parse_lora(
+    file: SafetensorsFile, targets: Mapping[str, tuple[int, ...]], *, honour_alpha: bool = False
+) -> Lora:
+    """Match an adapter to a model.
+
+    Args:
+        targets: official module name -> weight shape `[out, in]`; see `lora_targets`.
+        honour_alpha: see `read_lora_keys`.
+
+    Raises:
+        UnsupportedError: it holds adapters other than plain LoRA; all kinds are named.
+        CheckpointError: it is broken, fits no module of this model, or shapes differ: all listed.
+    """
+    keys = read_lora_keys(file, honour_alpha=honour_alpha)
+    if keys.unsupported:
+        raise UnsupportedError(
+            f"{file.path} uses {', '.join(keys.unsupported)}; only plain LoRA pairs are supported: "
+            "convert it, or bake it into a checkpoint first."
+        )
+    flat = _flat_names(targets)
+    pairs: dict[str, LoraPair] = {}
+    skipped: list[str] = []
+    problems = list(keys.problems)
+    for module, pair in keys.pairs.items():
+        name = official_module(module, targets, flat)
+        if name is None:
+            skipped.append(module)
+            continue
+        shape = (pair.up.shape[0], pair.down.shape[1])
+        if tuple(targets[name]) != shape:
+            problems.append(f"{name} is {list(targets[name])}, the LoRA is for {list(shape)}")
+        elif name in pairs:
+            problems.append(f"{name} occurs twice")
+        else:
+            pairs[name] = pair
+    if not problems and not pairs:
+        first = ", ".join(sorted(skipped)[:3]) or "nothing"
+        problems.append(f"no module of the model matches (the file has {first})")
+    if problems:
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise CheckpointError(
+            join_problems(f"LoRA {file.path} does not fit this model", problems[:10] + more)
+        )
+    return Lora(file, keys.style, pairs, tuple(skipped))
+
+
+def lora_targets(*parts: Mapping[str, TensorEntry]) -> dict[str, tuple[int, ...]]:
+    """Modules that a LoRA may change: the 2-D weights of transformer, connectors, projections."""
+    return {
+        name.removesuffix(".weight").removeprefix("model.diffusion_model."): entry.shape
+        for part in parts
+        for name, entry in part.items()
+        if name.endswith(".weight") and len(entry.shape) == 2
+    }
+
+
+def official_module(
+    module: str, targets: Iterable[str] | Mapping[str, Any], flat: Mapping[str, str]
+) -> str | None:
+    """The model's name of a module as a LoRA file names it; None when the model lacks it."""
+    name = module.removeprefix("base_model.model.")
+    if name.startswith("lora_unet_"):
+        name = name.removeprefix("lora_unet_")
+        return flat.get(name) or flat.get(name.removeprefix("model_"))
+    name = name.replace("diffusion_model.", "").removeprefix("model.")
+    short = name.removeprefix("transformer.").removeprefix("connectors.")
+    head, _, rest = short.partition(".")
+    renamed = ".".join(filter(None, (_DIFFUSERS.get(head, head), rest)))
+    if "_connector." in short:
+        renamed = renamed.replace("transformer_blocks.", "transformer_1d_blocks.")
+    return next((n for n in (name, short, renamed) if n in targets), None)
+
+
+def fuse(
+    weight: Array, updates: Sequence[tuple[Array, Array, float]], *, dtype: str = "bfloat16"
+) -> Array:
+    """Add low-rank updates to a weight with the official rounding (spec/lora.md section 2).
+
+    Deltas are summed in bfloat16 whatever `dtype` is.
+
+    Args:
+        weight: float32 values, `[out, in]`.
+        updates: `(down [rank, in], up [out, rank], strength)` in order; float32 values.
+        dtype: the weight's own dtype, `bfloat16` or `float32`; the result is rounded to it.
+
+    Returns:
+        float32 values, `[out, in]`.
+    """
+    delta: Array | None = None
+    for down, up, strength in updates:
+        down, up, scale = _bf16(down), _bf16(up), np.float32(strength)
+        if delta is None:
+            delta = _bf16(_bf16(up * scale) @ down)
+        else:
+            delta = _bf16(delta + scale * (up @ down))
+    if delta is None:
+        return weight
+    fused = delta + weight
+    return _bf16(fused) if dtype == "bfloat16" else fused
+
+
+def fuse_entry(
+    files: MappedFiles, weight: TensorEntry, updates: Sequence[tuple[LoraPair, float]]
+) -> Array:
+    """Fuse LoRA pairs, each with its strength, into a checkpoint tensor; float32 values."""
+    loaded = [
+        (files.load(p.down, "float32"), files.load(p.up, "float32"), strength * p.scale)
+        for p, strength in updates
+    ]
+    dtype = "bfloat16" if weight.dtype == "bfloat16" else "float32"
+    return fuse(files.load(weight, "float32"), loaded, dtype=dtype)
+
+
+def collect_updates(
+    loras: Iterable[tuple[Lora, float]],
+) -> dict[str, list[tuple[LoraPair, float]]]:
+    """Module -> its updates in list order; LoRAs of strength 0 change nothing and are left out."""
+    updates: dict[str, list[tuple[LoraPair, float]]] = {}
+    for lora, strength in loras:
+        for module, pair in lora.pairs.items() if strength else ():
+            updates.setdefault(module, []).append((pair, strength))
+    return updates
+
+
+def _flat_names(targets: Iterable[str]) -> dict[str, str]:
+    flat = {name.replace(".", "_"): name for name in targets}
+    for name in list(flat):
+        if name.startswith("video_embeddings_connector_"):
+            flat[name.removeprefix("video_")] = flat[name]
+    return flat
+
+
+def _bf16(values: Array) -> Array:
+    return convert(float32_to_bfloat16(values), "bfloat16", "float32", "a LoRA product")

@@ -1,0 +1,185 @@
+"""What an adapter file says by itself: key style, pairs, scales, metadata.
+
+Formats: spec/lora.md sections 1 and 6.
+
+Only headers and scalar alphas are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ltx2rt.errors import CheckpointError, OptionError
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry, convert
+from ltx2rt_export.version import distilled_hint, read_metadata
+
+STYLES: dict[str, str] = {
+    "official": "official / ComfyUI",
+    "bare": "official names without prefix",
+    "kohya": "kohya / musubi-tuner",
+    "peft": "PEFT",
+    "diffusers": "diffusers",
+}
+
+_WEIGHT = re.compile(
+    r"^(.+?)\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(\.\w+)?\.weight$"
+)
+_DOWN = {"lora_A", "lora_down", "lora.down"}
+_UNSUPPORTED = {
+    "DoRA": re.compile(r"\.(dora_scale|lora_magnitude_vector)"),
+    "LoHa": re.compile(r"\.hada_\w+$"),
+    "LoKr": re.compile(r"\.lokr_\w+$"),
+    "full weight difference": re.compile(r"\.diff(_b)?$"),
+    "LoRA of a convolution (lora_mid)": re.compile(r"\.lora_mid\.weight$"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPair:
+    """One low-rank update `scale * up @ down` of a linear layer.
+
+    `down` is `[rank, in]` (A), `up` is `[out, rank]` (B).
+    """
+
+    down: TensorEntry
+    up: TensorEntry
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraKeys:
+    """What an adapter file holds, before it is matched: module as the file names it -> update."""
+
+    style: str
+    pairs: Mapping[str, LoraPair]
+    unsupported: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def read_lora_keys(file: SafetensorsFile, *, honour_alpha: bool = False) -> LoraKeys:
+    """Sort an adapter's tensors into pairs.
+
+    Args:
+        honour_alpha: scale by alpha/rank in official-style files too. The official loader ignores
+            alpha there; kohya, PEFT and diffusers files always use it.
+    """
+    unsupported = tuple(
+        kind for kind, pattern in _UNSUPPORTED.items() if any(pattern.search(n) for n in file)
+    )
+    halves: dict[str, dict[str, TensorEntry]] = {}
+    for name, entry in file.items():
+        if match := _WEIGHT.match(name):
+            half = "down" if match[2] in _DOWN else "up"
+            halves.setdefault(match[1], {})[half] = entry
+    style = _style(list(halves), file)
+    pairs: dict[str, LoraPair] = {}
+    problems: list[str] = []
+    for module, half in halves.items():
+        if len(half) < 2:
+            problems.append(f"{module} has only its {next(iter(half))} half")
+            continue
+        down, up = half["down"], half["up"]
+        if len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
+            problems.append(
+                f"{module} has shapes {list(down.shape)} and {list(up.shape)}, which do not chain"
+            )
+            continue
+        scaled = honour_alpha or style not in {"official", "bare"}
+        pairs[module] = LoraPair(down, up, _scale(file, module, down.shape[0]) if scaled else 1.0)
+    return LoraKeys(style, pairs, unsupported, tuple(problems))
+
+
+def reference_factors(files: Iterable[SafetensorsFile]) -> tuple[int, int]:
+    """IC-LoRA scale of the reference video: (spatial, temporal), 1 when no file says otherwise.
+
+    Raises:
+        OptionError: two LoRAs want different factors.
+    """
+    found: dict[str, dict[int, str]] = {"spatial": {}, "temporal": {}}
+    for file in files:
+        for axis, factor in zip(found, file_reference_factors(file), strict=True):
+            if factor != 1:
+                found[axis][factor] = file.path.name
+    for axis, factors in found.items():
+        if len(factors) > 1:
+            listed = ", ".join(f"{name}: {factor}" for factor, name in factors.items())
+            raise OptionError(f"LoRAs want different {axis} reference factors ({listed}).")
+    return next(iter(found["spatial"]), 1), next(iter(found["temporal"]), 1)
+
+
+def file_reference_factors(file: SafetensorsFile) -> tuple[int, int]:
+    """(spatial, temporal) reference factor in one file's metadata; missing or unreadable is 1."""
+    spatial = _factor(file, "reference_downscale_factor")
+    if spatial == 1:
+        spatial = _factor(file, "reference_spatial_scale_factor")
+    return spatial, _factor(file, "reference_temporal_scale_factor")
+
+
+def lora_generations(file: SafetensorsFile, keys: LoraKeys) -> tuple[str, ...]:
+    """Generations whose modules a LoRA can belong to; shapes alone often fit all three."""
+    fits = ["LTX-2", "LTX-2.3", "LTX-2.5"]
+    newer = any(re.search(r"to_gate_logits|prompt_adaln", name) for name in keys.pairs)
+    older = any(re.search(r"caption_projection|\.aggregate_embed$", name) for name in keys.pairs)
+    for name, pair in keys.pairs.items():
+        if re.search(r"(^|[._])(adaln_single|time_embed)[._]linear$", name):
+            rows = pair.up.shape[0] // max(pair.down.shape[1], 1)
+            newer, older = newer or rows == 9, older or rows == 6
+    if newer and not older:
+        fits = fits[1:]
+    elif older and not newer:
+        fits = fits[:1]
+    named = {"2.5": "LTX-2.5", "2.3": "LTX-2.3", "19b": "LTX-2"}
+    hints = {fit for sign, fit in named.items() if sign in file.path.name.lower()}
+    both = [fit for fit in fits if fit in hints]
+    return tuple(both or fits)
+
+
+def is_distilled_lora(file: SafetensorsFile) -> bool:
+    """Whether the file name says that this LoRA distils a model (a hint, nothing more)."""
+    return distilled_hint(file.path.name.lower().replace("lora", "")) is True
+
+
+def _style(modules: Sequence[str], file: SafetensorsFile) -> str:
+    if any(name.startswith("lora_unet_") for name in modules):
+        return "kohya"
+    if any("diffusion_model." in name for name in modules):
+        return "official"
+    if any(name.startswith("base_model.model.") for name in modules):
+        return "peft"
+    if any(name.startswith("transformer.") for name in modules):
+        return "diffusers"
+    return "diffusers" if "lora_adapter_metadata" in file.metadata else "bare"
+
+
+def _scale(file: SafetensorsFile, module: str, rank: int) -> float:
+    entry = file.get(f"{module}.alpha")
+    if entry is not None:
+        files = MappedFiles()
+        value = np.ravel(convert(files.raw(entry), entry.dtype, "float32", f"{module}.alpha"))
+        if value.size != 1:
+            raise CheckpointError(f"{file.path} is corrupt: {module}.alpha is not one number.")
+        return float(value[0]) / max(rank, 1)
+    adapter = read_metadata(file, "lora_adapter_metadata")
+    if not isinstance(adapter, dict):
+        return 1.0
+    config = {str(key).rsplit(".", 1)[-1]: value for key, value in adapter.items()}
+    alpha = config.get("lora_alpha", rank)
+    if not isinstance(alpha, int | float):
+        raise CheckpointError(f"{file.path} is corrupt: lora_alpha={alpha!r} is not a number.")
+    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _factor(file: SafetensorsFile, key: str) -> int:
+    value = read_metadata(file, key)
+    try:
+        return max(int(value), 1) if value is not None else 1
+    except (TypeError, ValueError, OverflowError):
+        return 1

@@ -1,0 +1,222 @@
+"""Gemma's language model as an encoder: token ids to all hidden states (spec/text_encoder.md, section 2).
+
+The decoder layers are those of `transformers`; embedding, masks, rotary tables and the loop are here, so that the graph holds
+neither caches nor mask utilities and every constant is a real tensor although the weights are on `meta`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt_export.component import TensorIndex
+
+#: every prompt is padded to this length; rotary tables end here
+MAX_TOKENS = 1024
+
+#: added to the scores of masked keys: exp() of it is 0, it fits float16, and fully masked rows stay finite
+MASKED = -1e4
+
+#: `model_type` of a Gemma configuration -> module of `transformers.models` and prefix of its class names
+FAMILIES = {
+    "gemma3": ("gemma3", "Gemma3"),
+    "gemma3_text": ("gemma3", "Gemma3"),
+    "gemma4_unified": ("gemma4_unified", "Gemma4Unified"),
+    "gemma4_unified_text": ("gemma4_unified", "Gemma4Unified"),
+}
+
+#: where the language model may lie in a file: as published, as newer exporters write it, as LTX-2.5 packs it, bare
+GEMMA_ROOTS = (
+    "language_model.model.",
+    "model.language_model.",
+    "model.language_model.model.",
+    "language_model.",
+    "model.",
+    "",
+)
+
+
+def gemma_root(tensors: TensorIndex) -> str:
+    """The prefix of the language model's tensors in a file or a directory of files.
+
+    Raises:
+        CheckpointError: there is no Gemma language model.
+    """
+    for root in GEMMA_ROOTS:
+        if f"{root}embed_tokens.weight" in tensors:
+            return root
+    raise CheckpointError(
+        "no Gemma language model found: looked for "
+        + ", ".join(f"{root}embed_tokens.weight" for root in GEMMA_ROOTS)
+        + "; pass the Gemma directory or text-encoder file that belongs to the model."
+    )
+
+
+def _class(name: str, model_type: str) -> Any:
+    package, prefix = FAMILIES[model_type]
+    kind = "configuration" if name.endswith("Config") else "modeling"
+    try:
+        module = importlib.import_module(f"transformers.models.{package}.{kind}_{package}")
+    except ImportError as error:
+        raise UnsupportedError(
+            f"the installed transformers has no {package}; install a newer one: {error}"
+        ) from error
+    return getattr(module, prefix + name, None)
+
+
+def _text_config(config: Mapping[str, Any]) -> tuple[Any, str]:
+    """The checked `transformers` text configuration of a Gemma `config.json`, and its `model_type`."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    model_type = str(config.get("model_type", "missing"))
+    if model_type not in FAMILIES:
+        raise UnsupportedError(
+            f"the text encoder's model_type is {model_type!r}; supported: {', '.join(FAMILIES)}."
+        )
+    values = dict(config.get("text_config") or config)
+    try:
+        text = _class("TextConfig", model_type)(**values)
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+        raise CheckpointError(f"the Gemma configuration is not valid: {error}") from error
+    problems = [
+        f"{key} is {value!r}, expected {expected}"
+        for key, value, expected, bad in (
+            (
+                "use_bidirectional_attention",
+                text.use_bidirectional_attention,
+                "causal text",
+                text.use_bidirectional_attention not in (None, False, "vision"),
+            ),
+            (
+                "num_kv_shared_layers",
+                getattr(text, "num_kv_shared_layers", 0),
+                0,
+                bool(getattr(text, "num_kv_shared_layers", 0)),
+            ),
+            (
+                "attn_logit_softcapping",
+                getattr(text, "attn_logit_softcapping", None),
+                None,
+                getattr(text, "attn_logit_softcapping", None) is not None,
+            ),
+        )
+        if bad
+    ]
+    if problems:
+        raise UnsupportedError(join_problems("this Gemma configuration is not supported", problems))
+    return text, model_type
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Grouped-query attention in the plain form that backends fuse; the softmax is in float32.
+
+    Args:
+        module: the layer; only `num_key_value_groups` is read.
+        query: `[B, H, S, Dh]`.
+        key, value: `[B, H / groups, S, Dh]`.
+        attention_mask: additive, `[B, 1, S, S]`.
+        scaling: factor of the scores.
+
+    Returns:
+        `[B, S, H, Dh]`, and no weights.
+    """
+    groups = module.num_key_value_groups
+    if groups > 1:
+        key = key.unsqueeze(2).expand(-1, -1, groups, -1, -1).flatten(1, 2)
+        value = value.unsqueeze(2).expand(-1, -1, groups, -1, -1).flatten(1, 2)
+    scores = (query * scaling) @ key.transpose(-2, -1) + attention_mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2), None
+
+
+class GemmaEncoder(nn.Module):
+    """Token ids to hidden states. State-dict names are those below `language_model.model.` in a file."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        from transformers import AttentionInterface
+
+        super().__init__()
+        text, model_type = _text_config(config)
+        AttentionInterface.register("ltx2rt", grouped_attention)
+        text._attn_implementation = "ltx2rt"
+        layer, norm = _class("DecoderLayer", model_type), _class("RMSNorm", model_type)
+        layer = layer or _class("TextDecoderLayer", model_type)
+        rotary = _class("RotaryEmbedding", model_type) or _class("TextRotaryEmbedding", model_type)
+        self.hidden_size: int = text.hidden_size
+        self.num_layers: int = text.num_hidden_layers
+        self.layer_types: tuple[str, ...] = tuple(text.layer_types)
+        self.windows = {
+            kind: text.sliding_window if kind == "sliding_attention" else None
+            for kind in dict.fromkeys(self.layer_types)
+        }
+        self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
+        self.layers = nn.ModuleList([layer(text, i) for i in range(text.num_hidden_layers)])
+        self.norm = norm(text.hidden_size, eps=text.rms_norm_eps)
+        with torch.device("cpu"):
+            self.register_buffer("scale", torch.tensor(text.hidden_size**0.5), persistent=False)
+            tables = rotary(text)
+            positions = torch.arange(MAX_TOKENS)[None]
+            for kind in self.windows:
+                cos, sin = tables(torch.zeros(1), positions, kind)
+                self.register_buffer(f"{kind}_cos", cos, persistent=False)
+                self.register_buffer(f"{kind}_sin", sin, persistent=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        """Encode.
+
+        Args:
+            input_ids: `[B, S]` int64, S up to 1024.
+            attention_mask: `[B, S]` int64, 0 on pads. Positions count pads too.
+
+        Returns:
+            Layers + 1 tensors `[B, S, D]`: the scaled embeddings, the output of every layer but the last, and the
+            final norm of the last layer's output. Rows of pads are finite, without meaning.
+        """
+        x = self.embed_tokens(input_ids)
+        x = x * self.scale.to(x.dtype)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        biases, ropes = {}, {}
+        for kind, window in self.windows.items():
+            biases[kind] = _causal_bias(attention_mask, positions, window).to(x.dtype)
+            cos, sin = getattr(self, f"{kind}_cos"), getattr(self, f"{kind}_sin")
+            ropes[kind] = cos[:, positions].to(x.dtype), sin[:, positions].to(x.dtype)
+        states = [x]
+        for layer, kind in zip(self.layers, self.layer_types, strict=True):
+            x = layer(x, attention_mask=biases[kind], position_embeddings=ropes[kind])
+            states.append(x)
+        states[-1] = self.norm(x)
+        return states
+
+
+def _causal_bias(attention_mask: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """`[B, 1, S, S]` float32: 0 where a query may see a key, `MASKED` elsewhere."""
+    distance = positions[:, None] - positions[None, :]
+    allowed = distance >= 0
+    if window is not None and window < MAX_TOKENS:
+        allowed = allowed & (distance < window)
+    allowed = allowed[None, None] & (attention_mask != 0)[:, None, None, :]
+    return torch.where(allowed, 0.0, MASKED)
+
+
+class HiddenStates(nn.Module):
+    """All hidden states as one tensor `[layers + 1, B, S, D]`: for comparison, never shipped."""
+
+    def __init__(self, gemma: GemmaEncoder) -> None:
+        super().__init__()
+        self.gemma = gemma
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
+        return (torch.stack(self.gemma(input_ids, attention_mask)),)

@@ -1,0 +1,219 @@
+"""Text conditioning in one graph: token ids to the two contexts of the transformer (spec/text_encoder.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltx2rt.engine import TensorSpec
+from ltx2rt.errors import CheckpointError
+from ltx2rt.safetensors import TensorEntry
+from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
+from ltx2rt_export.modules.connectors import Connector, ConnectorConfig
+from ltx2rt_export.modules.gemma import MAX_TOKENS, GemmaEncoder, HiddenStates, gemma_root
+from ltx2rt_export.modules.text_projection import feature_extractor
+
+#: where repacked files may hold the parts; the first entry is the official place
+CONNECTOR_ROOTS = ("model.diffusion_model.", "diffusion_model.", "")
+PROJECTION_ROOTS = ("", "model.", "model.diffusion_model.", "diffusion_model.")
+
+TRACE = {"B": 2, "S": 256}
+
+
+class TextProjection(nn.Module):
+    """Feature extractor and both connectors: hidden states to contexts."""
+
+    def __init__(self, projection: nn.Module, video: Connector, audio: Connector) -> None:
+        super().__init__()
+        self.text_embedding_projection = projection
+        self.video_embeddings_connector = video
+        self.audio_embeddings_connector = audio
+
+    def contexts(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """Video and audio features, video and audio contexts, of states `[B, S, D, L]`."""
+        video, audio = self.text_embedding_projection(states, attention_mask != 0)
+        return (
+            video,
+            audio,
+            self.video_embeddings_connector(video, attention_mask),
+            self.audio_embeddings_connector(audio, attention_mask),
+        )
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """As `contexts`, of hidden states `[L, B, S, D]`."""
+        return self.contexts(hidden_states.permute(1, 2, 3, 0), attention_mask)
+
+
+class TextEncoder(nn.Module):
+    """Gemma, feature extractor and connectors; the hidden states never leave the graph."""
+
+    def __init__(self, gemma: GemmaEncoder, projection: TextProjection) -> None:
+        super().__init__()
+        self.gemma = gemma
+        self.projection = projection
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids and mask `[B, S]` int64 to contexts `[B, S, Cv]` and `[B, S, Ca]`."""
+        states = torch.stack(self.gemma(input_ids, attention_mask), dim=-1)
+        _, _, video, audio = self.projection.contexts(states, attention_mask)
+        return video, audio
+
+
+def text_encoder(
+    gemma_config: Mapping[str, Any],
+    gemma_tensors: TensorIndex,
+    config: Mapping[str, Any],
+    tensors: TensorIndex,
+) -> Component:
+    """The whole text encoder.
+
+    Args:
+        gemma_config: `config.json` of the Gemma directory, or the `gemma_config` metadata of a text-encoder file.
+        gemma_tensors: all tensors of that directory or file.
+        config: the `transformer` object of the checkpoint's metadata, or {}.
+        tensors: all tensors of the checkpoint, names as in the file. The text projection is looked for here, then
+            among `gemma_tensors` (LTX-2.5 ships it there).
+
+    Raises:
+        CheckpointError: tensors are missing or do not fit; all parts are checked before raising.
+        UnsupportedError: a configuration we do not support.
+    """
+    gemma = _gemma(gemma_config)
+    root = gemma_root(gemma_tensors)
+    merged = {**gemma_tensors, **tensors}
+    projection, parts = _projection(config, merged, gemma.hidden_size, gemma.num_layers + 1)
+    weights = _match(
+        "the text encoder",
+        [
+            ("gemma.", gemma, gemma_tensors, root),
+            *((f"projection.{name}", *rest) for name, *rest in parts),
+        ],
+    )
+    return Component(
+        name="text_encoder",
+        module=on_meta(lambda: TextEncoder(gemma, projection)),
+        inputs=_token_specs(),
+        outputs=_context_specs(projection),
+        weights=weights,
+        trace=TRACE,
+        options={"max_tokens": MAX_TOKENS, "gemma": str(gemma_config.get("model_type"))},
+    )
+
+
+def text_projection(
+    config: Mapping[str, Any], tensors: TensorIndex, hidden_size: int, num_hidden_states: int
+) -> Component:
+    """Feature extractor and connectors alone; `tensors` as for `text_encoder`, from one or several files."""
+    projection, parts = _projection(config, tensors, hidden_size, num_hidden_states)
+    video, audio = projection.text_embedding_projection.widths
+    return Component(
+        name="text_projection",
+        module=projection,
+        inputs=(
+            TensorSpec("hidden_states", "float32", (num_hidden_states, "B", "S", hidden_size)),
+            TensorSpec("attention_mask", "int64", ("B", "S")),
+        ),
+        outputs=(
+            TensorSpec("video_features", "float32", ("B", "S", video)),
+            TensorSpec("audio_features", "float32", ("B", "S", audio)),
+            *_context_specs(projection),
+        ),
+        weights=_match("the text projection", parts),
+        trace=TRACE,
+    )
+
+
+def text_hidden_states(gemma_config: Mapping[str, Any], gemma_tensors: TensorIndex) -> Component:
+    """Gemma alone, with all its hidden states: for comparison with other implementations."""
+    gemma = _gemma(gemma_config)
+    shape = (gemma.num_layers + 1, "B", "S", gemma.hidden_size)
+    return Component(
+        name="text_hidden_states",
+        module=on_meta(lambda: HiddenStates(gemma)),
+        inputs=_token_specs(),
+        outputs=(TensorSpec("hidden_states", "float32", shape),),
+        weights=_match("Gemma", [("gemma.", gemma, gemma_tensors, gemma_root(gemma_tensors))]),
+        trace=TRACE,
+    )
+
+
+Part = tuple[str, nn.Module, TensorIndex, str]
+
+
+def _gemma(config: Mapping[str, Any]) -> GemmaEncoder:
+    module = on_meta(lambda: GemmaEncoder(config))
+    assert isinstance(module, GemmaEncoder)
+    return module
+
+
+def _projection(
+    config: Mapping[str, Any], tensors: TensorIndex, hidden_size: int, num_hidden_states: int
+) -> tuple[TextProjection, list[Part]]:
+    """Build extractor and connectors on meta, and say where the weights of each are."""
+    width = hidden_size * num_hidden_states
+    root = _root(tensors, PROJECTION_ROOTS, "text_embedding_projection.")
+    extractor = on_meta(lambda: feature_extractor(config, _below(tensors, root), width))
+    parts: list[Part] = [("text_embedding_projection.", extractor, tensors, root)]
+    connectors: list[Connector] = []
+    for modality, features in zip(("video", "audio"), extractor.widths, strict=True):
+        names = [f"{modality}_embeddings_connector."]
+        if modality == "video":
+            names.append("embeddings_connector.")  # files of video-only models
+        root = _root(tensors, [r + n for n in names for r in CONNECTOR_ROOTS], "")
+        sizes = ConnectorConfig.from_checkpoint(config, _below(tensors, root), modality)
+        if sizes.width != features:
+            raise CheckpointError(
+                f"the {modality} connector is {sizes.width} wide, but the text projection gives {features} features: "
+                "the files belong to different models."
+            )
+        connectors.append(on_meta(lambda sizes=sizes: Connector(sizes)))
+        parts.append((f"{modality}_embeddings_connector.", connectors[-1], tensors, root))
+    module = on_meta(lambda: TextProjection(extractor, *connectors))
+    assert isinstance(module, TextProjection)
+    return module, parts
+
+
+def _root(tensors: TensorIndex, roots: Sequence[str], part: str) -> str:
+    """The first of `roots` under which `part` has tensors; the first of all if there is none."""
+    for root in roots:
+        if any(name.startswith(root + part) for name in tensors):
+            return root + part
+    return roots[0] + part
+
+
+def _below(tensors: TensorIndex, root: str) -> dict[str, TensorEntry]:
+    return {n[len(root) :]: e for n, e in tensors.items() if n.startswith(root)}
+
+
+def _match(where: str, parts: Sequence[Part]) -> dict[str, TensorEntry]:
+    """Weights of all parts, named as in the module that holds them; problems of all parts are reported."""
+    found: dict[str, TensorEntry] = {}
+    problems: list[str] = []
+    for name, module, tensors, root in parts:
+        try:
+            matched = match_weights(module, tensors, where, root)
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            found.update({name + key: entry for key, entry in matched.items()})
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    return found
+
+
+def _token_specs() -> tuple[TensorSpec, TensorSpec]:
+    return (
+        TensorSpec("input_ids", "int64", ("B", "S")),
+        TensorSpec("attention_mask", "int64", ("B", "S")),
+    )
+
+
+def _context_specs(projection: TextProjection) -> tuple[TensorSpec, TensorSpec]:
+    video, audio = projection.video_embeddings_connector, projection.audio_embeddings_connector
+    return (
+        TensorSpec("video_context", "float32", ("B", "S", video.config.width)),
+        TensorSpec("audio_context", "float32", ("B", "S", audio.config.width)),
+    )

@@ -1,0 +1,189 @@
+"""Building blocks of the convolutional video VAE (spec/video_vae.md §2). Tensors are `[B, C, F, H, W]`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ltx2rt_export.modules.video_vae_config import Padding, Resample, Stride
+
+PIXEL_NORM_EPS = 1e-8
+
+
+def pixel_norm(x: Tensor) -> Tensor:
+    """Divide by the root mean square over channels, in float32 (squares overflow float16)."""
+    wide = x.float()
+    return (wide / torch.sqrt(wide.square().mean(dim=1, keepdim=True) + PIXEL_NORM_EPS)).to(x.dtype)
+
+
+class CausalConv3d(nn.Module):
+    """3x3x3 convolution; time is padded with copies of frames, space with zeros or by reflection (§2.1)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, padding: Padding, *, causal: bool
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.reflect = padding == "reflect"
+        space = 0 if self.reflect else 1
+        self.conv = nn.Conv3d(in_channels, out_channels, 3, padding=(0, space, space))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x[:, :, :1]
+        parts = [first, first, x] if self.causal else [first, x, x[:, :, -1:]]
+        x = torch.cat(parts, dim=2)
+        if self.reflect:
+            x = torch.cat([x[:, :, :, 1:2], x, x[:, :, :, -2:-1]], dim=3)
+            x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=4)
+        return self.conv(x)
+
+
+class ResnetBlock(nn.Module):
+    """Pixel norm, SiLU, convolution, twice, plus the input (§2.3)."""
+
+    def __init__(self, channels: int, padding: Padding, *, causal: bool) -> None:
+        super().__init__()
+        self.conv1 = CausalConv3d(channels, channels, padding, causal=causal)
+        self.conv2 = CausalConv3d(channels, channels, padding, causal=causal)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(functional.silu(pixel_norm(x)))
+        return x + self.conv2(functional.silu(pixel_norm(h)))
+
+
+class ResnetChain(nn.Module):
+    """`res_x`: residual blocks in a row (§2.4)."""
+
+    def __init__(self, channels: int, num_layers: int, padding: Padding, *, causal: bool) -> None:
+        super().__init__()
+        self.res_blocks = nn.ModuleList(
+            ResnetBlock(channels, padding, causal=causal) for _ in range(num_layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.res_blocks:
+            x = block(x)
+        return x
+
+
+def space_to_depth(x: Tensor, stride: Stride) -> Tensor:
+    """Pack `stride` cells into channels: index ((c*st + t)*sh + row)*sw + column (§2.5). Ranks stay <= 6."""
+    time, rows, columns = stride
+    batch, channels, frames, height, width = x.shape
+    if time > 1:
+        x = (
+            x.reshape(batch, channels, frames // time, time, height, width)
+            .transpose(2, 3)
+            .contiguous()
+        )
+        channels, frames = channels * time, frames // time
+        x = x.reshape(batch, channels, frames, height, width)
+    if rows > 1:
+        x = x.reshape(batch * channels, frames, height // rows, rows, width // columns, columns)
+        x = x.permute(0, 3, 5, 1, 2, 4).contiguous()
+        x = x.reshape(batch, channels * rows * columns, frames, height // rows, width // columns)
+    return x
+
+
+def depth_to_space(x: Tensor, stride: Stride) -> Tensor:
+    """Exact inverse of `space_to_depth`."""
+    time, rows, columns = stride
+    batch, channels, frames, height, width = x.shape
+    if rows > 1:
+        channels = channels // (rows * columns)
+        x = (
+            x.reshape(batch * channels, rows, columns, frames, height, width)
+            .permute(0, 3, 4, 1, 5, 2)
+            .contiguous()
+        )
+        height, width = height * rows, width * columns
+        x = x.reshape(batch, channels, frames, height, width)
+    if time > 1:
+        channels = channels // time
+        x = x.reshape(batch, channels, time, frames, height, width).transpose(2, 3).contiguous()
+        x = x.reshape(batch, channels, frames * time, height, width)
+    return x
+
+
+def patchify(x: Tensor, size: int) -> Tensor:
+    """Pack patches of `size` x `size` pixels into channels: index c*size^2 + column*size + row (§2.8)."""
+    batch, channels, frames, height, width = x.shape
+    x = x.reshape(batch * channels, frames, height // size, size, width // size, size)
+    x = x.permute(0, 5, 3, 1, 2, 4).contiguous()
+    return x.reshape(batch, channels * size * size, frames, height // size, width // size)
+
+
+def unpatchify(x: Tensor, size: int) -> Tensor:
+    """Exact inverse of `patchify`."""
+    batch, channels, frames, height, width = x.shape
+    channels = channels // (size * size)
+    x = (
+        x.reshape(batch * channels, size, size, frames, height, width)
+        .permute(0, 3, 4, 2, 5, 1)
+        .contiguous()
+    )
+    return x.reshape(batch, channels, frames, height * size, width * size)
+
+
+class Downsample(nn.Module):
+    """`compress_*_res`: convolution and space-to-depth, plus the group means of the packed input (§2.6)."""
+
+    def __init__(self, channels: int, block: Resample, padding: Padding) -> None:
+        super().__init__()
+        self.stride = block.stride
+        self.out_channels = channels * block.multiplier
+        self.group = block.volume // block.multiplier
+        self.conv = CausalConv3d(channels, self.out_channels // block.volume, padding, causal=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride[0] == 2:
+            x = torch.cat([x[:, :, :1], x], dim=2)
+        skip = space_to_depth(x, self.stride)
+        if self.group > 1:
+            batch, channels, frames, height, width = skip.shape
+            skip = skip.reshape(batch * self.out_channels, self.group, frames, height, width).mean(
+                dim=1
+            )
+            skip = skip.reshape(batch, self.out_channels, frames, height, width)
+        return space_to_depth(self.conv(x), self.stride) + skip
+
+
+class Upsample(nn.Module):
+    """`compress_*` of the decoder: convolution and depth-to-space; drops the first frame it doubled (§2.7)."""
+
+    def __init__(self, channels: int, block: Resample, padding: Padding, *, causal: bool) -> None:
+        super().__init__()
+        self.stride = block.stride
+        self.repeats = block.volume // block.multiplier if block.residual else 0
+        self.conv = CausalConv3d(
+            channels, channels * block.volume // block.multiplier, padding, causal=causal
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self._expand(self.conv(x))
+        if self.repeats:
+            out = out + torch.cat([self._expand(x)] * self.repeats, dim=1)
+        return out
+
+    def _expand(self, x: Tensor) -> Tensor:
+        x = depth_to_space(x, self.stride)
+        return x[:, :, 1:] if self.stride[0] == 2 else x
+
+
+class LatentStatistics(nn.Module):
+    """Per-channel mean and standard deviation of the latent, under their official names (§2.9)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean-of-means", torch.empty(channels))
+        self.register_buffer("std-of-means", torch.empty(channels))
+
+    def _view(self, name: str, x: Tensor) -> Tensor:
+        return self.get_buffer(name).to(x.dtype).reshape(1, -1, 1, 1, 1)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return (x - self._view("mean-of-means", x)) / self._view("std-of-means", x)
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        return x * self._view("std-of-means", x) + self._view("mean-of-means", x)

@@ -1,0 +1,57 @@
+"""Run compiled LTX-2 audio-video diffusion models without PyTorch.
+
+    import ltx2rt
+    bundle = ltx2rt.open_bundle("ltx23.bundle")
+    with ltx2rt.DistilledPipeline(bundle) as pipe:
+        pipe(prompt="...", seed=42).save("out.mp4")
+
+Names are loaded when first used, so `import ltx2rt` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ltx2rt.bundle import Bundle as Bundle
+    from ltx2rt.bundle import open_bundle as open_bundle
+    from ltx2rt.config import GenerationConfig as GenerationConfig
+    from ltx2rt.config import ImageCondition as ImageCondition
+    from ltx2rt.config import RuntimeConfig as RuntimeConfig
+    from ltx2rt.pipelines.clip import Clip as Clip
+    from ltx2rt.pipelines.distilled import DistilledPipeline as DistilledPipeline
+
+_NAMES = {
+    "Bundle": "ltx2rt.bundle",
+    "open_bundle": "ltx2rt.bundle",
+    "GenerationConfig": "ltx2rt.config",
+    "ImageCondition": "ltx2rt.config",
+    "RuntimeConfig": "ltx2rt.config",
+    "Clip": "ltx2rt.pipelines.clip",
+    "DistilledPipeline": "ltx2rt.pipelines.distilled",
+    "Progress": "ltx2rt.progress",
+    "Cancelled": "ltx2rt.progress",
+    "Ltx2rtError": "ltx2rt.errors",
+    "BundleError": "ltx2rt.errors",
+    "CheckpointError": "ltx2rt.errors",
+    "EngineError": "ltx2rt.errors",
+    "MediaError": "ltx2rt.errors",
+    "OptionError": "ltx2rt.errors",
+    "ShapeError": "ltx2rt.errors",
+    "UnsupportedError": "ltx2rt.errors",
+}
+
+__all__ = [*_NAMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'ltx2rt' has no attribute {name!r}")
+    return getattr(importlib.import_module(_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,71 @@
+"""The `ltx2rt` command. Sub-commands are imported only when they run, so `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from ltx2rt import __version__
+from ltx2rt.errors import Ltx2rtError
+
+#: sub-command -> one line of help; its module is `ltx2rt.cli.<name>`
+COMMANDS = {
+    "demo": "make a clip from a tiny random model in the official format; downloads nothing",
+    "build": "turn official checkpoint files into a bundle",
+    "generate": "generate a clip with sound from a bundle",
+    "inspect": "explain a checkpoint, LoRA, upsampler, Gemma folder or bundle",
+    "verify": "run the parity ladder on a bundle: PyTorch against its engines",
+    "doctor": "report what this machine and a bundle can do",
+}
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; only the chosen sub-command's module is imported."""
+    parser = argparse.ArgumentParser(
+        prog="ltx2rt",
+        description="Compile the LTX-2 family of audio-video models and run them without PyTorch.",
+        epilog="`ltx2rt COMMAND --help` explains a command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ltx2rt {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((a for a in arguments if not a.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if name == chosen:
+            importlib.import_module(f"ltx2rt.cli.{name}").add_arguments(sub)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 2 for user errors, 130 when interrupted."""
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        status: int = importlib.import_module(f"ltx2rt.cli.{options.command}").run(options)
+        return status
+    except Ltx2rtError as error:
+        print(f"ltx2rt: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\nltx2rt: interrupted; partial output was removed.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"ltx2rt: error: {error.strerror}{where}.", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

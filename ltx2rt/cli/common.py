@@ -1,0 +1,66 @@
+"""What sub-commands share: progress on stderr, the export extra, JSON output."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from types import ModuleType
+from typing import Any
+
+from ltx2rt.errors import UnsupportedError
+from ltx2rt.progress import Progress
+
+
+class ProgressPrinter:
+    """Prints progress to stderr: one rewritten line on a terminal, one line a stage and every 5 s else."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty()
+        self._last = 0.0
+        self._width = 0
+
+    def __call__(self, progress: Progress) -> None:
+        if self._quiet:
+            return
+        done = progress.step >= progress.total
+        text = f"{progress.stage}: {progress.step}/{progress.total}  {progress.elapsed_s:.1f} s"
+        if progress.detail:
+            text += f"  {progress.detail}"
+        if progress.eta_s is not None and not done:
+            text += f", {progress.eta_s:.0f} s left"
+        if self._terminal:
+            print(
+                f"\r{text.ljust(self._width)}",
+                end="\n" if done else "",
+                file=sys.stderr,
+                flush=True,
+            )
+            self._width = 0 if done else len(text)
+        elif done or time.monotonic() - self._last > 5:
+            print(text, file=sys.stderr, flush=True)
+            self._last = time.monotonic()
+
+
+def export_module(name: str) -> ModuleType:
+    """Import `ltx2rt_export.<name>`.
+
+    Raises:
+        UnsupportedError: the `export` extra is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(f"ltx2rt_export.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("ltx2rt"):
+            raise
+        raise UnsupportedError(
+            f"this command needs the package {error.name}, which is part of the export extra: "
+            "pip install 'ltx2rt[export]'"
+        ) from error
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, default=str))

@@ -1,0 +1,93 @@
+"""`ltx2rt demo -o demo.mp4`: the whole way, from checkpoint files to a clip, on any machine."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from ltx2rt.cli import build as build_command
+from ltx2rt.cli import generate as generate_command
+from ltx2rt.cli.common import export_module
+from ltx2rt.errors import OptionError
+
+PROMPT = "Soft lights drift over a quiet lake at dusk while a distant bell rings."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("demo.mp4"), help="default %(default)s"
+    )
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--seed", type=int, default=10)
+    parser.add_argument("--height", type=int, default=256)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--num-frames", type=int, default=49)
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="keep the model files and the bundle in this new folder",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.keep is not None and options.keep.exists():
+        raise OptionError(f"{options.keep} exists; name a new folder for --keep.")
+    generate = generate_options(options, Path("bundle"))
+    generate_command.config_of(generate)  # refuse a bad request before any work
+    from ltx2rt.media.files import check_output_path
+
+    check_output_path(options.output)
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="ltx2rt-demo-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        files = export_module("demo").write_demo_model(folder / "model")
+        bundle = folder / "demo.bundle"
+        arguments = [
+            "--checkpoint",
+            str(files["checkpoint"]),
+            "--gemma",
+            str(files["gemma"]),
+            "--spatial-upsampler",
+            str(files["spatial_upsampler"]),
+            "-o",
+            str(bundle),
+            *(["--quiet"] if options.quiet else []),
+        ]
+        parser = argparse.ArgumentParser()
+        build_command.add_arguments(parser)
+        built = parser.parse_args(arguments)
+        build_command.build(build_command.inputs_of(built), bundle, built)
+        return generate_command.run(generate_options(options, bundle))
+    finally:
+        if options.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def generate_options(options: argparse.Namespace, bundle: Path) -> argparse.Namespace:
+    """The demo's request as `ltx2rt generate` takes it."""
+    parser = argparse.ArgumentParser()
+    generate_command.add_arguments(parser)
+    return parser.parse_args(
+        [
+            str(bundle),
+            "--prompt",
+            options.prompt,
+            "--seed",
+            str(options.seed),
+            "--height",
+            str(options.height),
+            "--width",
+            str(options.width),
+            "--num-frames",
+            str(options.num_frames),
+            "-o",
+            str(options.output),
+            *(["--quiet"] if options.quiet else []),
+            *(["--json"] if options.json else []),
+        ]
+    )

@@ -1,0 +1,133 @@
+"""`ltx2rt doctor [BUNDLE]`: what this machine and a bundle can do."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ltx2rt import __version__
+from ltx2rt.cli.common import print_json
+from ltx2rt.manifest import ComponentEntry
+
+PACKAGES = {
+    "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow"),
+    "export": ("torch", "onnx", "onnxscript", "transformers"),
+    "GPU backends": ("tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "cupy-cuda13x"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle", nargs="?", type=Path, help="also check this bundle and plan its memory"
+    )
+    parser.add_argument(
+        "--weights-dir", type=Path, help="where weight files are now, if they moved"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(options: argparse.Namespace) -> int:
+    report: dict[str, Any] = {
+        "ltx2rt": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": memory_bytes(),
+        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
+        "packages": {g: {p: installed(p) for p in names} for g, names in PACKAGES.items()},
+    }
+    if options.bundle is not None:
+        report["bundle"] = plan(options.bundle, options.weights_dir)
+    if options.json:
+        print_json(report)
+    else:
+        print(text(report))
+    return 0
+
+
+def installed(package: str) -> str | None:
+    """The installed version of a package, or None; nothing is imported."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def memory_bytes() -> int | None:
+    """Physical memory, where the system tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
+    """Memory that each stage of the distilled pipeline holds at once; opens (and so checks) the bundle."""
+    from ltx2rt.bundle import open_bundle
+
+    manifest = open_bundle(folder, weights_dir=weights_dir).manifest
+    size = {n: weight_bytes(e) for n, e in manifest.components.items()}
+    stages = {
+        "encode prompt": ["text_encoder"],
+        "denoise": [
+            "transformer_head",
+            "transformer_block",
+            "transformer_tail",
+            "spatial_upsampler",
+        ],
+        "decode": ["video_decoder", "audio_decoder", "vocoder"],
+    }
+    return {
+        "id": manifest.bundle_id,
+        "backend": manifest.backend,
+        "precision": manifest.precision,
+        "component_weight_bytes": size,
+        "stage_weight_bytes": {
+            s: sum(size.get(n, 0) for n in names) for s, names in stages.items()
+        },
+    }
+
+
+def weight_bytes(entry: ComponentEntry) -> int:
+    """Memory of a component's weights once loaded in its precision."""
+    width = 4 if entry.precision == "fp32" else 2
+    total = 0
+    for layer in entry.layers:
+        for ref in layer.values():
+            elements = 1
+            for d in ref.shape:
+                elements *= d
+            total += elements * width
+    return total
+
+
+def text(report: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [
+        f"ltx2rt {report['ltx2rt']} on Python {report['python']}, {report['platform']}",
+        f"{report['cpus']} CPUs, {gib(report['memory_bytes'])} memory, "
+        f"{gib(report['free_disk_bytes'])} free disk",
+    ]
+    for group, packages in report["packages"].items():
+        versions = ", ".join(f"{p} {v or 'not installed'}" for p, v in packages.items())
+        lines.append(f"{group}: {versions}")
+    bundle = report.get("bundle")
+    if bundle:
+        lines.append(
+            f"bundle {bundle['id']} is complete: {bundle['backend']}, {bundle['precision']}; weights held by stage:"
+        )
+        lines += [f"  {stage}: {gib(n)}" for stage, n in bundle["stage_weight_bytes"].items()]
+        worst = max(bundle["stage_weight_bytes"].values(), default=0)
+        if report["memory_bytes"] and worst > report["memory_bytes"]:
+            lines.append("  this machine has less memory than the largest stage needs")
+    return "\n".join(lines)
+
+
+def gib(size: int | None) -> str:
+    """Bytes for people."""
+    return "unknown" if size is None else f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,160 @@
+"""`ltx2rt generate BUNDLE --prompt "..." -o out.mp4`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ltx2rt.bundle import open_bundle
+from ltx2rt.cli.common import ProgressPrinter, print_json
+from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
+from ltx2rt.errors import OptionError
+from ltx2rt.progress import Job
+
+PIPELINES = ("distilled",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = {f.name: f.default for f in dataclasses.fields(GenerationConfig)}
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--pipeline", default="distilled", choices=PIPELINES)
+    what = parser.add_argument_group("what to make")
+    what.add_argument("--prompt", required=True)
+    what.add_argument("--seed", type=int, default=defaults["seed"], help="default %(default)s")
+    what.add_argument(
+        "--height",
+        type=int,
+        default=defaults["height"],
+        help="pixels, a multiple of 64; default %(default)s",
+    )
+    what.add_argument(
+        "--width",
+        type=int,
+        default=defaults["width"],
+        help="pixels, a multiple of 64; default %(default)s",
+    )
+    what.add_argument(
+        "--num-frames", type=int, default=defaults["num_frames"], help="8k+1; default %(default)s"
+    )
+    what.add_argument(
+        "--frame-rate",
+        type=float,
+        default=defaults["frame_rate"],
+        help="frames per second; default %(default)s",
+    )
+    what.add_argument(
+        "--image",
+        dest="images",
+        action="append",
+        default=[],
+        type=parse_image,
+        metavar="FILE[@FRAME[:STRENGTH[:CRF]]]",
+        help="show an image at a frame (repeatable); default frame 0, strength 1",
+    )
+    what.add_argument(
+        "--tiling",
+        default=defaults["tiling"],
+        choices=("auto", "none"),
+        help="tiled decoding bounds memory; default %(default)s",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--output", type=Path, required=True, help=".mp4, .mov or .mkv")
+    output.add_argument(
+        "--fragmented", action="store_true", help="write a file that plays while it grows"
+    )
+    output.add_argument(
+        "--audio-output", type=Path, metavar="FILE", help="also write the sound: .wav or .flac"
+    )
+    output.add_argument(
+        "--save-latents",
+        type=Path,
+        metavar="FILE",
+        help="write every stage's latents (safetensors)",
+    )
+    how = parser.add_argument_group("how to run")
+    how.add_argument(
+        "--threads", type=int, default=RuntimeConfig().threads, help="0 uses every core"
+    )
+    how.add_argument(
+        "--residency", default=RuntimeConfig().residency, choices=("stage", "resident")
+    )
+    how.add_argument("--weights-dir", type=Path, help="where weight files are now, if they moved")
+    how.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    how.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def parse_image(text: str) -> ImageCondition:
+    """`FILE[@FRAME[:STRENGTH[:CRF]]]`."""
+    path, at, rest = text.rpartition("@")
+    if not at or not path:
+        return ImageCondition(path=Path(text))
+    parts = rest.split(":")
+    try:
+        if len(parts) > 3:
+            raise ValueError(rest)
+        return ImageCondition(
+            path=Path(path),
+            frame=int(parts[0]),
+            strength=float(parts[1]) if len(parts) > 1 else 1.0,
+            crf=int(parts[2]) if len(parts) > 2 else None,
+        )
+    except OptionError:
+        raise
+    except ValueError as error:
+        raise OptionError(
+            f"--image {text!r} is not FILE[@FRAME[:STRENGTH[:CRF]]]; an example: photo.png@0:0.8"
+        ) from error
+
+
+def config_of(options: argparse.Namespace) -> GenerationConfig:
+    """The command line as a `GenerationConfig`."""
+    names = [f.name for f in dataclasses.fields(GenerationConfig)]
+    return GenerationConfig(
+        **{**{n: getattr(options, n) for n in names}, "images": tuple(options.images)}
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    result = generate(options)
+    if options.json:
+        print_json(result)
+    else:
+        print(
+            f"{result['output']}: {result['num_frames']} frames of {result['width']}x{result['height']} at "
+            f"{result['frame_rate']:g} fps, seed {result['seed']}, bundle {result['bundle']}, "
+            f"ltx2rt {result['ltx2rt_version']}"
+        )
+    return 0
+
+
+def generate(options: argparse.Namespace) -> dict[str, Any]:
+    """Check everything that can be checked, generate, write; returns what was made and how long it took."""
+    from ltx2rt.media.files import check_output_path
+    from ltx2rt.media.writer import write_audio
+    from ltx2rt.pipelines.distilled import DistilledPipeline
+
+    config = config_of(options)
+    for path in (options.output, options.audio_output, options.save_latents):
+        if path is not None:
+            check_output_path(path)
+    runtime = RuntimeConfig(threads=options.threads, residency=options.residency)
+    bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
+    job = Job(ProgressPrinter(quiet=options.quiet))
+    with DistilledPipeline(bundle, runtime) as pipe:
+        clip = pipe(config, job=job)
+        if options.save_latents is not None:
+            clip.save_latents(options.save_latents)
+        clip.save(options.output, fragmented=options.fragmented)
+        if options.audio_output is not None:
+            write_audio(options.audio_output, clip.audio, clip.audio_sampling_rate)
+        return {
+            "output": str(options.output),
+            **clip.metadata(),
+            "num_frames": config.num_frames,
+            "height": config.height,
+            "width": config.width,
+            "frame_rate": config.frame_rate,
+            "timings_s": {k: round(v, 3) for k, v in job.timings_s.items()},
+        }

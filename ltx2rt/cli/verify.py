@@ -1,0 +1,59 @@
+"""`ltx2rt verify BUNDLE`: the parity ladder, PyTorch against the bundle's engines."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+
+from ltx2rt.bundle import open_bundle
+from ltx2rt.cli.common import export_module, print_json
+
+EXIT_FAILED = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "--weights-dir", type=Path, help="where weight files are now, if they moved"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random inputs")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(options: argparse.Namespace) -> int:
+    bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
+    verify, export = export_module("verify"), export_module("bundle")
+    inputs = export.inputs_in(bundle.manifest.build, options.bundle)
+    rungs = []
+    with tempfile.TemporaryDirectory(prefix="ltx2rt-verify-") as overlay:
+        components = export.make_components(export.open_inputs(inputs), inputs.loras, Path(overlay))
+        for rung in verify.verify_bundle(bundle, components, options.seed):
+            rungs.append(rung)
+            print(f"verified {rung.component} {rung.output}", file=sys.stderr)
+    passed = all(r.passed for r in rungs)
+    if options.json:
+        print_json(
+            {
+                "bundle": bundle.bundle_id,
+                "passed": passed,
+                "rungs": [{**dataclasses.asdict(r), "passed": r.passed} for r in rungs],
+            }
+        )
+    else:
+        print(
+            f"{'component':20} {'layer':>5} {'output':26} {'max abs':>9} {'rel RMS':>9} {'bound':>8}"
+        )
+        for r in rungs:
+            layer = "" if r.layer is None else str(r.layer)
+            state = "" if r.passed else "  FAIL"
+            print(
+                f"{r.component:20} {layer:>5} {r.output:26} {r.max_abs:9.2e} {r.rel_rms:9.2e} "
+                f"{r.bound:8.0e}{state}"
+            )
+        print(
+            f"{sum(r.passed for r in rungs)} of {len(rungs)} outputs agree with the PyTorch reference"
+        )
+    return 0 if passed else EXIT_FAILED

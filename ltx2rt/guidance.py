@@ -1,0 +1,202 @@
+"""Guidance: which passes to run, and how to combine their clean estimates (spec/sampling.md 7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx2rt.errors import OptionError
+from ltx2rt.floats import cast
+
+Array = NDArray[Any]
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuiderParams:
+    """Guidance of one modality.
+
+    Attributes:
+        cfg_scale: pull away from the negative prompt; 1 switches it off.
+        stg_scale: pull away from the prediction with perturbed self-attention; 0 is off.
+        stg_blocks: transformer blocks that are perturbed.
+        rescale_scale: share of the result that is rescaled to the deviation of the plain
+            prediction; 0 is off.
+        modality_scale: pull away from the prediction without the other modality; 1 is off.
+        skip_step: run the model only every `skip_step + 1` steps; 0 runs it always.
+    """
+
+    cfg_scale: float = 1.0
+    stg_scale: float = 0.0
+    stg_blocks: tuple[int, ...] = ()
+    rescale_scale: float = 0.0
+    modality_scale: float = 1.0
+    skip_step: int = 0
+
+    @property
+    def needs_uncond(self) -> bool:
+        return not math.isclose(self.cfg_scale, 1.0)
+
+    @property
+    def needs_perturbed(self) -> bool:
+        return not math.isclose(self.stg_scale, 0.0)
+
+    @property
+    def needs_isolated(self) -> bool:
+        return not math.isclose(self.modality_scale, 1.0)
+
+    def skips(self, step_index: int) -> bool:
+        """Whether this modality's prediction is reused at a step instead of computed."""
+        return self.skip_step > 0 and step_index % (self.skip_step + 1) != 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuiderSchedule:
+    """Parameters looked up by sigma: `bins` maps upper bounds to parameters."""
+
+    bins: Mapping[float, GuiderParams] = field(default_factory=lambda: {1.0: GuiderParams()})
+
+    def __post_init__(self) -> None:
+        if not self.bins:
+            raise OptionError("A guider schedule needs at least one bin.")
+
+    def at(self, sigma: float) -> GuiderParams:
+        """Parameters of the smallest bound that is not below `sigma`, else of the largest."""
+        fitting = [bound for bound in self.bins if bound >= sigma]
+        return self.bins[min(fitting) if fitting else max(self.bins)]
+
+
+def default_guiders(model_version: tuple[int, ...]) -> tuple[GuiderParams, GuiderParams]:
+    """Video and audio guidance of the guided pipelines; STG moved to block 28 in 2.3."""
+    blocks = (28,) if model_version >= (2, 3) else (29,)
+    video = GuiderParams(
+        cfg_scale=3.0, stg_scale=1.0, stg_blocks=blocks, rescale_scale=0.7, modality_scale=3.0
+    )
+    audio = GuiderParams(
+        cfg_scale=7.0, stg_scale=1.0, stg_blocks=blocks, rescale_scale=0.7, modality_scale=3.0
+    )
+    return video, audio
+
+
+HQ_VIDEO_GUIDER = GuiderParams(cfg_scale=3.0, rescale_scale=0.45, modality_scale=3.0)
+HQ_AUDIO_GUIDER = GuiderParams(cfg_scale=7.0, rescale_scale=1.0, modality_scale=3.0)
+
+
+def guided(
+    params: GuiderParams,
+    cond: Array,
+    *,
+    uncond: Array | None = None,
+    perturbed: Array | None = None,
+    isolated: Array | None = None,
+    dtype: str = "float32",
+) -> Array:
+    """Combine one modality's clean estimates.
+
+    Args:
+        params: this modality's guidance.
+        cond: `[B, T, D]` with the prompt, nothing perturbed.
+        uncond: with the negative prompt. A pass that did not run is None; one that ran only for
+            the other modality has weight 0.
+        perturbed: with perturbed self-attention.
+        isolated: without cross-modality attention.
+        dtype: type the result is rounded to.
+
+    Raises:
+        OptionError: a pass that `params` needs is missing.
+    """
+    c = cond.astype(np.float32, copy=False)
+    result = c
+    for name, needed, scale, other in (
+        ("uncond", params.needs_uncond, params.cfg_scale - 1.0, uncond),
+        ("perturbed", params.needs_perturbed, params.stg_scale, perturbed),
+        ("isolated", params.needs_isolated, params.modality_scale - 1.0, isolated),
+    ):
+        if needed and other is None:
+            raise OptionError(f"Guidance needs the {name} prediction, which was not computed.")
+        if other is not None:
+            result = result + np.float32(scale) * (c - other.astype(np.float32, copy=False))
+    if params.rescale_scale != 0:
+        factor = _deviation(c) / _deviation(result)
+        scale = np.float32(params.rescale_scale) * factor + np.float32(1 - params.rescale_scale)
+        result = result * scale
+    return cast(result, dtype)
+
+
+def _deviation(values: F32) -> np.float32:
+    """Unbiased standard deviation over all elements, accumulated in float64."""
+    return np.float32(values.std(ddof=1, dtype=np.float64))
+
+
+def cfg_delta(scale: float, cond: F32, uncond: F32) -> F32:
+    """Classifier-free guidance as a correction of `cond`."""
+    return np.float32(scale - 1.0) * (cond - uncond)
+
+
+def stg_delta(scale: float, cond: F32, perturbed: F32) -> F32:
+    """Spatio-temporal guidance as a correction of `cond`."""
+    return np.float32(scale) * (cond - perturbed)
+
+
+def cfg_star_delta(scale: float, cond: F32, uncond: F32) -> F32:
+    """CFG against the part of `uncond` that is parallel to `cond`."""
+    coefficient = projection_coefficient(cond, uncond)
+    return np.float32(scale - 1.0) * (cond - _per_item(coefficient, cond) * uncond)
+
+
+def apg_delta(
+    scale: float, cond: F32, uncond: F32, *, eta: float = 1.0, norm_threshold: float = 0.0
+) -> F32:
+    """Adaptive projected guidance: bound the difference, damp its part parallel to `cond`."""
+    difference = _limit_norm(cond - uncond, norm_threshold)
+    parallel = _per_item(projection_coefficient(difference, cond), cond) * cond
+    return (parallel * np.float32(eta) + (difference - parallel)) * np.float32(scale - 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MomentumApg:
+    """APG on a running average of the differences; the average is passed along by the caller."""
+
+    scale: float
+    eta: float = 1.0
+    norm_threshold: float = 5.0
+    momentum: float = 0.0
+
+    def delta(self, cond: F32, uncond: F32, average: F32 | None) -> tuple[F32, F32]:
+        """The correction of `cond` and the new average (None before the first step)."""
+        difference = cond - uncond
+        if average is not None:
+            difference = np.float32(self.momentum) * average + difference
+        bounded = _limit_norm(difference, self.norm_threshold)
+        parallel = _per_item(projection_coefficient(bounded, cond), cond) * cond
+        correction = parallel * np.float32(self.eta) + (bounded - parallel)
+        return correction * np.float32(self.scale), difference
+
+
+def projection_coefficient(values: F32, onto: F32) -> F32:
+    """`[B, 1]`: length of `values` along `onto`, over all elements of a batch item."""
+    a = values.reshape(values.shape[0], -1)
+    b = onto.reshape(onto.shape[0], -1)
+    dot = (a * b).sum(axis=1, keepdims=True)
+    square = (b * b).sum(axis=1, keepdims=True)
+    coefficient: F32 = dot / (square + np.float32(1e-8))
+    return coefficient
+
+
+def _per_item(coefficient: F32, like: F32) -> F32:
+    return coefficient.reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def _limit_norm(values: F32, threshold: float) -> F32:
+    """Scale so that the 2-norm over the last three dimensions is at most `threshold` (0: off)."""
+    if threshold <= 0:
+        return values
+    axes = tuple(range(max(0, values.ndim - 3), values.ndim))
+    norm = np.sqrt((values * values).sum(axis=axes, keepdims=True))
+    with np.errstate(divide="ignore"):
+        return values * np.minimum(np.float32(1), np.float32(threshold) / norm)

@@ -1,0 +1,271 @@
+"""The bundle's manifest: what the runtime reads first, and the only description of a bundle it trusts.
+
+Reading is strict: an unknown key, a missing key or a value of the wrong type is a problem, and all problems are reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltx2rt.engine import EngineSpec, TensorSpec
+from ltx2rt.errors import BundleError, join_problems
+
+T = typing.TypeVar("T")
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A weights file: an absolute path, or one relative to the bundle; its size and header digest at build time."""
+
+    path: str
+    bytes: int
+    header_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightRef:
+    """One tensor: `length` bytes at `offset` of `sources[source]`."""
+
+    source: int
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """One tensor at an engine's boundary; see `engine.TensorSpec`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentEntry:
+    """One component: its graph, boundary, weights and the facts its runtime class needs."""
+
+    graph: str
+    graph_sha256: str
+    precision: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    weight_binding: str
+    transposed: tuple[str, ...]
+    layers: tuple[dict[str, WeightRef], ...]
+    options: dict[str, Any]
+
+    def spec(self, name: str) -> EngineSpec:
+        """The boundary as the engine protocol states it."""
+        return EngineSpec(
+            name,
+            tuple(TensorSpec(t.name, t.dtype, t.shape) for t in self.inputs),
+            tuple(TensorSpec(t.name, t.dtype, t.shape) for t in self.outputs),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """Facts about the checkpoint that pipelines need (spec/pipelines.md §0.8)."""
+
+    generation: str
+    version: str
+    num_inference_steps: int
+    stg_block: int
+    image_crf: int
+    distilled_sampler: str
+    time_scale: int
+    spatial_scale: int
+    latent_channels: int
+    audio_channels: int
+    audio_bins: int
+    audio_sampling_rate: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildInputs:
+    """The files a bundle was built from, as `ltx2rt build` takes them: absolute, or relative to the bundle."""
+
+    checkpoint: str | None = None
+    gemma: str | None = None
+    spatial_upsampler: str | None = None
+    temporal_upsampler: str | None = None
+    video_vae: str | None = None
+    audio_vae: str | None = None
+    text_encoder: str | None = None
+    loras: tuple[Lora, ...] = ()
+
+    def command(self) -> str:
+        """The command that builds the bundle again."""
+        flags = [
+            f"--{name.replace('_', '-')} {value}"
+            for name in self.__slots__
+            if name != "loras" and (value := getattr(self, name)) is not None
+        ]
+        flags += [f"--lora {lora.path}:{lora.strength:g}" for lora in self.loras]
+        return " ".join(["ltx2rt build", *flags])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """A LoRA fused at build time."""
+
+    path: str
+    strength: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything about a bundle. `bundle_id` names its content: two equal builds have equal ids."""
+
+    schema: int
+    bundle_id: str
+    created_by: str
+    backend: str
+    precision: str
+    model: ModelInfo
+    sources: tuple[Source, ...]
+    components: dict[str, ComponentEntry]
+    tokenizer: str
+    tokenizer_sha256: str
+    build: BuildInputs
+
+
+def bundle_id(manifest: Manifest) -> str:
+    """Twelve hex digits over everything but places on disk and the id itself."""
+    data = dataclasses.asdict(manifest)
+    data.pop("bundle_id")
+    data.pop("build")
+    for source in data["sources"]:
+        source.pop("path")
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write `manifest.json` atomically; it goes last, so a folder without one is no bundle."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True)
+    temporary = folder / f".{FILE_NAME}.part"
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(folder / FILE_NAME)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `manifest.json` of a bundle folder.
+
+    Raises:
+        BundleError: not a bundle, another schema, or fields that do not fit (all listed).
+    """
+    path = folder / FILE_NAME
+    if not folder.is_dir():
+        raise BundleError(
+            f"{folder} is not a bundle: no such folder. Make one with `ltx2rt build`."
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{folder} is not a bundle: it holds no {FILE_NAME}. Make one with `ltx2rt build`."
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read: {error}. Build the bundle again.") from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema!r}; this version of ltx2rt reads schema {SCHEMA}. "
+            "Build the bundle again with `ltx2rt build`."
+        )
+    problems: list[str] = []
+    manifest = _parse(Manifest, data, "manifest", problems)
+    if problems:
+        raise BundleError(join_problems(f"{path} is not valid", problems[:20]))
+    return typing.cast(Manifest, manifest)
+
+
+def read_options(kind: type[T], options: Mapping[str, Any], component: str) -> T:
+    """Turn a component's `options` into a dataclass, strictly.
+
+    Raises:
+        BundleError: unknown, missing or ill-typed options; all are listed.
+    """
+    problems: list[str] = []
+    value = _parse(kind, dict(options), f"options of {component}", problems)
+    if problems:
+        raise BundleError(join_problems("the manifest is not valid", problems))
+    return typing.cast(T, value)
+
+
+def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    origin = typing.get_origin(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _parse_union(typing.get_args(kind), value, where, problems)
+    if origin is tuple:
+        return _parse_list(typing.get_args(kind)[0], value, where, problems)
+    if origin is dict:
+        return _parse_map(typing.get_args(kind)[1], value, where, problems)
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, value, where, problems)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        problems.append(f"{where} is {value!r:.60}, expected {kind.__name__}")
+    return value
+
+
+def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, problems: list[str]) -> Any:
+    for kind in kinds:
+        attempt: list[str] = []
+        parsed = (
+            None
+            if kind is types.NoneType and value is None
+            else _parse(kind, value, where, attempt)
+        )
+        if not attempt:
+            return parsed
+    problems.append(f"{where} is {value!r:.60}, expected {' or '.join(k.__name__ for k in kinds)}")
+    return value
+
+
+def _parse_list(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(value, list | tuple):
+        problems.append(f"{where} is {value!r:.60}, expected a list")
+        return ()
+    return tuple(_parse(kind, v, f"{where}[{i}]", problems) for i, v in enumerate(value))
+
+
+def _parse_map(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(value, dict):
+        problems.append(f"{where} is {value!r:.60}, expected an object")
+        return {}
+    return {k: _parse(kind, v, f"{where}.{k}", problems) for k, v in value.items()}
+
+
+def _parse_dataclass(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(value, dict):
+        problems.append(f"{where} is {value!r:.60}, expected an object")
+        return None
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(value) - set(fields))
+    problems.extend(f"{where} has an unknown option {name!r}" for name in unknown)
+    known: dict[str, Any] = {}
+    for name, item in fields.items():
+        if name in value:
+            known[name] = _parse(hints[name], value[name], f"{where}.{name}", problems)
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            problems.append(f"{where} lacks {name!r}")
+    return None if problems else kind(**known)

@@ -1,0 +1,154 @@
+"""Waveforms: 16-bit samples, length that fits the picture, and sound files.
+
+Preparation (clip, scale, truncate) as in `spec/media_io.md` sections 2 and 3.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from numpy.typing import NDArray
+
+from ltx2rt.errors import OptionError, ShapeError
+from ltx2rt.media.files import AUDIO_FORMATS, OutputFile, check_output_path
+
+_BLOCK = 65536  # samples per encoder call in files: bounds the copies, no influence on the result
+
+
+def check_waveform(waveform: NDArray[Any], sampling_rate: int) -> None:
+    """Refuse anything but a non-empty float `[2, N]` waveform with a positive rate.
+
+    Raises:
+        ShapeError: not stereo, empty, or not floating point.
+        OptionError: the sampling rate is not a positive integer.
+    """
+    floating = np.issubdtype(waveform.dtype, np.floating)
+    if waveform.ndim != 2 or waveform.shape[0] != 2 or not waveform.shape[1] or not floating:
+        raise ShapeError(
+            f"the waveform has shape {list(waveform.shape)} and type {waveform.dtype};"
+            " expected stereo [2, samples] in float32 with at least one sample."
+        )
+    if isinstance(sampling_rate, bool) or sampling_rate != int(sampling_rate) or sampling_rate < 1:
+        raise OptionError(f"sampling_rate={sampling_rate} is not a positive whole number of hertz.")
+
+
+def to_int16(waveform: NDArray[Any]) -> NDArray[np.int16]:
+    """Clip to [-1, 1], scale by 32767, truncate toward zero; NaN becomes silence and warns.
+
+    Args:
+        waveform: `[C, N]` float.
+
+    Returns:
+        `[N, C]` int16, channels interleaved.
+    """
+    values = np.asarray(waveform, np.float32)
+    not_numbers = int(np.isnan(values).sum())
+    if not_numbers:
+        warnings.warn(f"{not_numbers} audio samples are NaN; written as silence.", stacklevel=2)
+        values = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0)
+    scaled = np.clip(values, -1, 1) * np.float32(32767)
+    return np.ascontiguousarray(scaled.astype(np.int16).T)
+
+
+def audio_samples(num_frames: int, frame_rate: Fraction, sampling_rate: int) -> int:
+    """Count the samples that last exactly as long as the picture (nearest, ties to even)."""
+    return round(num_frames / frame_rate * sampling_rate)
+
+
+class AudioTrack:
+    """Feeds a waveform to an audio stream in pieces, so that it interleaves with the picture."""
+
+    def __init__(
+        self,
+        container: OutputContainer,
+        codec: Literal["aac", "flac", "pcm_s16le"],
+        waveform: NDArray[Any],
+        sampling_rate: int,
+    ) -> None:
+        self._container = container
+        self._samples = to_int16(waveform)
+        self._rate = int(sampling_rate)
+        self._position = 0
+        self._stream: AudioStream = container.add_stream(codec, rate=self._rate)
+        self._stream.codec_context.layout = "stereo"
+        self._stream.codec_context.time_base = Fraction(1, self._rate)
+
+    @property
+    def length(self) -> int:
+        """Samples in the waveform, before any fitting."""
+        return len(self._samples)
+
+    def write_until(self, end: int) -> None:
+        """Encode the samples up to `end`; beyond the waveform there is silence."""
+        while self._position < end:
+            stop = min(end, self._position + _BLOCK)
+            block = self._samples[self._position : stop]
+            missing = stop - self._position - len(block)
+            if missing:
+                block = np.concatenate([block, np.zeros((missing, 2), np.int16)])
+            frame = av.AudioFrame.from_ndarray(block.reshape(1, -1), format="s16", layout="stereo")
+            frame.sample_rate = self._rate
+            frame.pts = self._position
+            frame.time_base = Fraction(1, self._rate)
+            self._container.mux(self._stream.encode(frame))
+            self._position = stop
+
+    def finish(self) -> None:
+        """Flush the encoder."""
+        self._container.mux(self._stream.encode(None))
+
+
+def check_aac_rate(sampling_rate: int) -> None:
+    """Refuse a sampling rate that AAC cannot carry.
+
+    Raises:
+        OptionError: naming the allowed rates.
+    """
+    allowed = sorted(av.Codec("aac", "w").audio_rates or [])
+    if sampling_rate not in allowed:
+        raise OptionError(
+            f"sampling_rate={sampling_rate} Hz cannot be stored as AAC;"
+            f" allowed: {', '.join(map(str, allowed))}."
+        )
+
+
+def write_audio(
+    path: str | Path,
+    waveform: NDArray[Any],
+    sampling_rate: int,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a stereo sound file, 16 bit: `.wav` (PCM) or `.flac`, by the extension.
+
+    The file appears under its name only when it is complete.
+
+    Args:
+        path: the file; an existing one is replaced.
+        waveform: `[2, N]` float, full scale +-1; clipped beyond.
+        sampling_rate: in Hz, kept as it is.
+        metadata: tags, as far as the container knows them (wav: title, artist, comment, ...).
+
+    Raises:
+        MediaError: the path cannot be written or the disk is full.
+        ShapeError: the waveform is not `[2, N]` with N >= 1.
+        OptionError: the sampling rate is not a positive whole number.
+    """
+    path = Path(path)
+    check_output_path(path, "audio")
+    check_waveform(waveform, sampling_rate)
+    container_format = AUDIO_FORMATS[path.suffix.lower()]
+    codec: Literal["flac", "pcm_s16le"] = "flac" if container_format == "flac" else "pcm_s16le"
+    with OutputFile(path) as sink, sink.guard():
+        with av.open(sink, "w", format=container_format) as container:
+            container.metadata.update(metadata or {})
+            track = AudioTrack(container, codec, waveform, sampling_rate)
+            track.write_until(track.length)
+            track.finish()

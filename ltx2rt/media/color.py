@@ -1,0 +1,123 @@
+"""RGB to 8-bit I420 (BT.709, limited range) and to 8-bit RGB, in plain numpy.
+
+The media library is not trusted with this: it converts with BT.601 whatever the stream says.
+Formula and constants: `spec/media_io.md` section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx2rt.errors import ShapeError
+
+LUMA = tuple(np.float32(v) for v in (0.2126, 0.7152, 0.0722))
+BLUE_DIFFERENCE = tuple(np.float32(v) for v in (-0.1146, -0.3854, 0.5))
+RED_DIFFERENCE = tuple(np.float32(v) for v in (0.5, -0.4542, -0.0458))
+
+Frames = NDArray[Any]  # [f, H, W, 3], float in [0, 1] or uint8
+
+
+def check_frames(frames: Frames) -> None:
+    """Refuse anything but `[f, H, W, 3]` float or uint8 frames.
+
+    Raises:
+        ShapeError: wrong rank, channel count or dtype.
+    """
+    floating = np.issubdtype(frames.dtype, np.floating)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not (floating or frames.dtype == np.uint8):
+        raise ShapeError(
+            f"frames have shape {list(frames.shape)} and type {frames.dtype};"
+            " expected [frames, height, width, 3] in float32 (0 to 1) or uint8."
+        )
+
+
+def unit_float(frame: Frames) -> tuple[NDArray[np.float32], int]:
+    """Bring frames of any supported type to float32 in [0, 1].
+
+    Values outside are clamped. NaN becomes 0 (black), because it has no nearest colour.
+
+    Returns:
+        The float32 frames (a new array) and how many values were NaN.
+    """
+    if frame.dtype == np.uint8:
+        return np.divide(frame, np.float32(255), dtype=np.float32), 0
+    values = frame.astype(np.float32)
+    not_numbers = int(np.isnan(values).sum()) if values.size and np.isnan(values.min()) else 0
+    np.fmax(values, np.float32(0), out=values)  # fmax, unlike maximum, drops NaN
+    np.minimum(values, np.float32(1), out=values)
+    return values, not_numbers
+
+
+def to_uint8(frames: Frames) -> tuple[NDArray[np.uint8], int]:
+    """Round frames to 8-bit RGB; uint8 frames pass unchanged.
+
+    Returns:
+        `[..., 3]` uint8 and the number of NaN values (written as 0).
+    """
+    if frames.dtype == np.uint8:
+        return frames, 0
+    values, not_numbers = unit_float(frames)
+    return (values * np.float32(255) + np.float32(0.5)).astype(np.uint8), not_numbers
+
+
+def rgb_to_i420(frames: Frames) -> tuple[NDArray[np.uint8], int]:
+    """Convert RGB to limited-range BT.709 4:2:0, truncating as the official writer does.
+
+    Args:
+        frames: `[f, H, W, 3]`, float in [0, 1] or uint8; H and W even. Floats outside [0, 1] are
+            clamped and NaN is written as black.
+
+    Returns:
+        `[f, H * 3 / 2, W]` uint8: H rows of Y, then all of U, then all of V; and the NaN count.
+
+    Raises:
+        ShapeError: not frames, or an odd side.
+    """
+    check_frames(frames)
+    count, height, width = frames.shape[:3]
+    if height % 2 or width % 2 or not height or not width:
+        raise ShapeError(
+            f"frames of {width}x{height} cannot be stored as 4:2:0 video;"
+            " width and height must be even and positive."
+        )
+    out = np.empty((count, height * 3 // 2, width), np.uint8)
+    not_numbers = 0
+    for frame, packed in zip(frames, out, strict=True):
+        rgb, bad = unit_float(frame)
+        not_numbers += bad
+        # planes first: strided access once instead of in each of the nine products
+        planes = list(np.ascontiguousarray(np.moveaxis(rgb, -1, 0)))
+        packed[:height] = _limited(_weigh(planes, LUMA), 219, 16)
+        chroma = packed[height:].reshape(2, height // 2, width // 2)
+        halved = [_average_2x2(plane) for plane in planes]
+        chroma[0] = _limited(_weigh(halved, BLUE_DIFFERENCE), 224, 128)
+        chroma[1] = _limited(_weigh(halved, RED_DIFFERENCE), 224, 128)
+    return out, not_numbers
+
+
+def _weigh(
+    planes: Sequence[NDArray[np.float32]], weights: tuple[np.float32, ...]
+) -> NDArray[np.float32]:
+    red, green, blue = planes
+    total = red * weights[0]
+    total += green * weights[1]
+    total += blue * weights[2]
+    return total
+
+
+def _average_2x2(plane: NDArray[np.float32]) -> NDArray[np.float32]:
+    total = plane[0::2, 0::2] + plane[0::2, 1::2]
+    total += plane[1::2, 0::2]
+    total += plane[1::2, 1::2]
+    total *= np.float32(0.25)
+    return total
+
+
+def _limited(plane: NDArray[np.float32], scale: int, offset: int) -> NDArray[np.uint8]:
+    plane *= np.float32(scale)
+    plane += np.float32(offset)
+    return plane.astype(np.uint8)  # within 16..240 by construction: truncation only

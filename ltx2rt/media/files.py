@@ -1,0 +1,203 @@
+"""Output paths checked before any work, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import av
+
+from ltx2rt.errors import MediaError
+
+OutputKind = Literal["video", "audio", "frames"]
+
+VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+AUDIO_FORMATS = {".wav": "wav", ".flac": "flac"}
+_ALLOWED = {
+    "video": f"{', '.join(VIDEO_FORMATS)} for video",
+    "audio": f"{', '.join(AUDIO_FORMATS)} for audio",
+    "frames": "a directory (no extension) for single frames",
+}
+
+
+def check_output_path(path: str | Path, *kinds: OutputKind) -> OutputKind:
+    """Find out, before any work, what is to be written and that it can be.
+
+    Args:
+        path: the output file, or the directory that will hold PNG frames.
+        kinds: what the caller can write; all three if none is given.
+
+    Returns:
+        The kind named by the extension; no extension means "frames".
+
+    Raises:
+        MediaError: unknown extension, missing or unwritable directory, or a directory in the way.
+    """
+    path = Path(path)
+    allowed = kinds or ("video", "audio", "frames")
+    kind = _kind_of(path)
+    if kind is None or kind not in allowed:
+        raise MediaError(
+            f"cannot write '{path}': the extension '{path.suffix}' is not allowed here; allowed:"
+            f" {'; '.join(_ALLOWED[k] for k in allowed)}."
+        )
+    if kind != "frames" and path.exists() and not path.is_file():
+        raise MediaError(f"cannot write '{path}': it exists and is not a regular file.")
+    _check_directory(path.absolute().parent, path)
+    if kind == "frames":
+        _check_frames_directory(path)
+    return kind
+
+
+def _kind_of(path: Path) -> OutputKind | None:
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_FORMATS:
+        return "video"
+    if suffix in AUDIO_FORMATS:
+        return "audio"
+    return "frames" if not suffix else None
+
+
+def _check_directory(directory: Path, target: Path) -> None:
+    if not directory.is_dir():
+        raise MediaError(
+            f"cannot write '{target}': the directory '{directory}' does not exist; create it first."
+        )
+    try:  # permission bits say nothing about read-only mounts or root, so create a file
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise MediaError(
+            f"cannot write '{target}': the directory '{directory}' is not writable"
+            f" ({error.strerror})."
+        ) from error
+
+
+def _check_frames_directory(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise MediaError(f"cannot write frames to '{path}': it is a file; name a directory.")
+    if path.is_dir() and any(path.iterdir()):
+        raise MediaError(
+            f"cannot write frames to '{path}': the directory is not empty;"
+            " name another one or empty it."
+        )
+
+
+def temporary_name(target: Path) -> Path:
+    """Make an unused name beside the target (same file system, so a rename is atomic)."""
+    return target.parent / f".ltx2rt-{secrets.token_hex(6)}.part"
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn every error of the system or of libav into one sentence about `path`.
+
+    Raises:
+        MediaError: instead of OSError and av.FFmpegError.
+    """
+    try:
+        yield
+    except (OSError, av.FFmpegError) as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = (
+                f"the disk is full: '{path}' could not be written and the partial file was"
+                " removed; free some space or choose another directory."
+            )
+        else:
+            text = f"cannot write '{path}': {error.strerror or error}."
+        raise MediaError(text) from error
+
+
+class OutputFile:
+    """A file object for libav that becomes `path` only when it is complete.
+
+    Everything goes to a temporary file beside the target. `commit` renames it, `discard` removes
+    it. libav hides what a callback raised, so the first error is kept in `error`. Unbuffered:
+    libav buffers itself, and its second pass (faststart) re-opens the file by `name` to read.
+    """
+
+    def __init__(self, path: Path, *, in_place: bool = False) -> None:
+        """Create the file.
+
+        Args:
+            path: where the finished file goes; a symbolic link is followed.
+            in_place: write to the target itself (for readers that follow its growth).
+
+        Raises:
+            MediaError: the file cannot be created.
+        """
+        self.path = path
+        self.target = Path(os.path.realpath(path))
+        self.name = str(self.target if in_place else temporary_name(self.target))
+        self.error: BaseException | None = None
+        self.complete = False  # true once the target has its name
+        if self.target.exists() and not self.target.is_file():
+            raise MediaError(f"cannot write '{path}': it exists and is not a regular file.")
+        with writing(path):
+            self._file = Path(self.name).open("wb+" if in_place else "xb+", buffering=0)
+
+    def write(self, data: bytes) -> int:
+        """Write all of `data`; unbuffered files may take only a part at once."""
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
+        except BaseException as error:
+            self.error = self.error or error
+            raise
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Run libav calls: the first error of a write is raised, whatever libav made of it.
+
+        Raises:
+            MediaError: instead of OSError and av.FFmpegError.
+        """
+        with writing(self.path):
+            try:
+                yield
+            finally:
+                if self.error is not None:
+                    raise self.error
+
+    def commit(self) -> None:
+        """Give the complete file its name."""
+        with writing(self.path):
+            self._file.close()
+            if self.name != str(self.target):
+                Path(self.name).replace(self.target)
+        self.complete = True
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._file.close()
+        Path(self.name).unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            if not self.complete:
+                self.discard()

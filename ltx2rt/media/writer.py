@@ -1,0 +1,304 @@
+"""Video files written while frames arrive, and PNG sequences.
+
+Picture and sound as in `spec/media_io.md` section 2, with three deliberate differences: the frame
+rate is kept exactly (the official writer truncates 23.976 to 23, so that picture and sound drift
+apart), the sound is fitted to the length of the picture, and a file appears under its name only
+when it is complete. NaN in a frame is written as black, in sound as silence; both warn.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from numpy.typing import NDArray
+from PIL import Image
+
+from ltx2rt.errors import MediaError, OptionError, ShapeError
+from ltx2rt.media.audio import AudioTrack, audio_samples, check_aac_rate, check_waveform
+from ltx2rt.media.color import Frames, check_frames, rgb_to_i420, to_uint8
+from ltx2rt.media.files import (
+    VIDEO_FORMATS,
+    OutputFile,
+    check_output_path,
+    temporary_name,
+    writing,
+)
+
+# The moov box leaves with the first fragment (delay_moov), because only then can it carry the
+# edit list that hides the AAC priming samples; without it picture and sound would start late.
+FRAGMENT_FLAGS = "frag_keyframe+empty_moov+default_base_moof+delay_moov"
+BT709 = 1  # value of colour matrix, primaries and transfer in H.273
+LIMITED_RANGE = 1
+# Tags that every player finds in the usual place of an mp4; other keys need the mdta list.
+_COMMON_TAGS = frozenset(
+    "title artist album_artist album composer comment genre copyright description synopsis date"
+    " encoder lyrics".split()
+)
+
+
+def exact_frame_rate(frame_rate: float | Fraction) -> Fraction:
+    """Recover the rational that a decimal frame rate stands for.
+
+    23.976, 29.97, 59.94 and their like become n*1000/1001 (they lie 1e-6 away from it); anything
+    else becomes the nearest fraction with a denominator up to 10000 (25 -> 25/1, 12.5 -> 25/2).
+
+    Raises:
+        OptionError: not a finite number in (0, 1000].
+    """
+    if not 0 < frame_rate <= 1000:
+        raise OptionError(f"frame_rate={frame_rate} is not a number above 0 and up to 1000.")
+    exact = Fraction(frame_rate)
+    broadcast = Fraction(round(exact * 1001 / 1000) * 1000, 1001)
+    if abs(exact - broadcast) <= broadcast * Fraction(2, 1_000_000):
+        return broadcast
+    limited = exact.limit_denominator(10_000)
+    if not limited:
+        raise OptionError(f"frame_rate={frame_rate} is too low; the slowest is 0.0001.")
+    return limited
+
+
+class VideoWriter:
+    """Writes H.264 (CRF 19, veryfast, BT.709 limited range) and AAC while frames arrive.
+
+    Use as a context manager. The file takes its name when the block ends without an exception;
+    on any exception, KeyboardInterrupt included, nothing is left. A fragmented file grows under
+    its own name, so that it can be played meanwhile, and is removed on failure too.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        width: int,
+        height: int,
+        frame_rate: float | Fraction,
+        audio: tuple[NDArray[Any], int] | None = None,
+        *,
+        fragmented: bool = False,
+        metadata: Mapping[str, str] | None = None,
+        fit_audio: bool = True,
+    ) -> None:
+        """Check everything that can be checked before work; nothing is written yet.
+
+        Args:
+            path: `.mp4`, `.mov` or `.mkv`; an existing file is replaced.
+            width, height: pixels, even.
+            frame_rate: frames per second, see `exact_frame_rate`.
+            audio: `[2, N]` float waveform and its sampling rate (kept; one that AAC knows).
+            fragmented: playable while it grows, a fragment per second (mp4 and mov only).
+            metadata: tags of the file, e.g. title, comment; any key is allowed.
+            fit_audio: cut the sound, or pad it with silence, to the length of the picture,
+                round(frames / frame_rate * sampling_rate) samples; else it is kept as it is.
+
+        Raises:
+            MediaError: the path cannot be written.
+            ShapeError: an odd size, or a waveform that is not stereo.
+            OptionError: frame rate, sampling rate or a combination of options is not allowed.
+        """
+        self.path = Path(path)
+        check_output_path(self.path, "video")
+        if width < 2 or height < 2 or width % 2 or height % 2:
+            raise ShapeError(
+                f"video of {width}x{height} pixels cannot be written; width and height must be"
+                f" even. Nearest: {max(2, width // 2 * 2)}x{max(2, height // 2 * 2)}."
+            )
+        if audio is not None:
+            check_waveform(*audio)
+            check_aac_rate(audio[1])
+        self._format = VIDEO_FORMATS[self.path.suffix.lower()]
+        if fragmented and self._format == "matroska":
+            raise OptionError(
+                f"fragmented=True is for .mp4 and .mov, not '{self.path.name}'; an .mkv file can"
+                " be played while it grows anyway."
+            )
+        self.width, self.height = width, height
+        self.frame_rate = exact_frame_rate(frame_rate)
+        self.num_frames = 0
+        self.nan_values = 0
+        self._audio = audio
+        self._fit_audio = fit_audio
+        self._fragmented = fragmented
+        self._metadata = dict(metadata or {})
+
+    def __enter__(self) -> Self:
+        self._sink = OutputFile(self.path, in_place=self._fragmented)
+        try:
+            with self._sink.guard():
+                self._open()
+        except BaseException:
+            self._sink.discard()
+            raise
+        return self
+
+    def _open(self) -> None:
+        flags = FRAGMENT_FLAGS if self._fragmented else "faststart"
+        if not self._metadata.keys() <= _COMMON_TAGS:
+            flags += "+use_metadata_tags"
+        options = {} if self._format == "matroska" else {"movflags": flags}
+        self._container = av.open(self._sink, "w", format=self._format, options=options)
+        self._container.metadata.update(self._metadata)
+        stream = self._container.add_stream(
+            "libx264", rate=self.frame_rate, options={"crf": "19", "preset": "veryfast"}
+        )
+        context = stream.codec_context
+        context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
+        context.time_base = 1 / self.frame_rate
+        context.thread_type = "FRAME"
+        context.color_range = LIMITED_RANGE
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        if self._fragmented:  # a fragment starts at a key frame
+            context.gop_size = max(1, round(self.frame_rate))
+        self._video = stream
+        self._track = self._audio and AudioTrack(self._container, "aac", *self._audio)
+
+    def write(self, chunk: Frames) -> None:
+        """Append frames and the sound that goes with them.
+
+        Args:
+            chunk: `[f, H, W, 3]`, float in [0, 1] (clamped; NaN is black) or uint8.
+
+        Raises:
+            ShapeError: not frames of the declared size.
+            MediaError: the file cannot be written, e.g. the disk is full.
+        """
+        check_frames(chunk)
+        if chunk.shape[1:3] != (self.height, self.width):
+            raise ShapeError(
+                f"frames of {chunk.shape[2]}x{chunk.shape[1]} were given to a video of"
+                f" {self.width}x{self.height}."
+            )
+        for start in range(len(chunk)):  # one by one: bounds memory, and encoding overlaps
+            packed, not_numbers = rgb_to_i420(chunk[start : start + 1])
+            self.nan_values += not_numbers
+            self.write_i420(packed)
+
+    def write_i420(self, chunk: NDArray[np.uint8]) -> None:
+        """Append frames that are converted already (see `color.rgb_to_i420`).
+
+        Args:
+            chunk: `[f, H * 3 / 2, W]` uint8.
+
+        Raises:
+            ShapeError: not planes of the declared size.
+            MediaError: the file cannot be written.
+        """
+        expected = (self.height * 3 // 2, self.width)
+        if chunk.dtype != np.uint8 or chunk.ndim != 3 or chunk.shape[1:] != expected:
+            raise ShapeError(
+                f"I420 frames have shape {list(chunk.shape)} and type {chunk.dtype};"
+                f" expected [frames, {expected[0]}, {expected[1]}] uint8."
+            )
+        with self._sink.guard():
+            for packed in chunk:
+                frame = VideoFrame.from_ndarray(packed, format="yuv420p")
+                frame.pts, frame.time_base = self.num_frames, 1 / self.frame_rate
+                self.num_frames += 1
+                self._encode_video(frame)
+                if self._track:
+                    self._track.write_until(self._audio_end(self._track))
+
+    def _audio_end(self, track: AudioTrack) -> int:
+        """Where the sound has to be now: level with the picture, within its own length if kept."""
+        rate = self._audio[1] if self._audio else 0
+        end = audio_samples(self.num_frames, self.frame_rate, rate)
+        return end if self._fit_audio else min(end, track.length)
+
+    def _encode_video(self, frame: VideoFrame | None) -> None:
+        for packet in self._video.encode(frame):
+            packet.duration = 1  # the muxer cannot guess that of the last frame
+            self._container.mux(packet)
+
+    def _finish(self) -> None:
+        self._encode_video(None)
+        if self._track:
+            if not self._fit_audio:
+                self._track.write_until(self._track.length)
+            self._track.finish()
+        self._container.close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.nan_values:
+            warnings.warn(
+                f"{self.nan_values} colour values of '{self.path}' are NaN; written as black.",
+                stacklevel=2,
+            )
+        try:
+            if kind is None:
+                if not self.num_frames:
+                    raise MediaError(f"cannot write '{self.path}': no frames were given.")
+                with self._sink.guard():
+                    self._finish()
+                self._sink.commit()
+        finally:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Free libav's side and remove the file, unless it was committed."""
+        if self._sink.complete:
+            return
+        try:
+            self._container.close()
+        except (av.FFmpegError, OSError):
+            pass  # the trailer of a file that is thrown away
+        finally:
+            self._sink.discard()
+
+
+def write_frames(directory: str | Path, chunks: Iterable[Frames]) -> int:
+    """Write frames as `frame_00000.png`, `frame_00001.png`, ... (8-bit RGB, rounded).
+
+    The directory appears only when all frames are written.
+
+    Args:
+        directory: a new or empty directory whose parent exists.
+        chunks: `[f, H, W, 3]` each, float in [0, 1] (clamped; NaN is black) or uint8.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        MediaError: the directory cannot be written, is not empty, or there are no frames.
+        ShapeError: a chunk is not frames.
+    """
+    target = Path(directory)
+    check_output_path(target, "frames")
+    target = target.resolve()
+    part = temporary_name(target)
+    count = not_numbers = 0
+    try:
+        with writing(directory):
+            part.mkdir()
+        for chunk in chunks:
+            check_frames(chunk)
+            pixels, bad = to_uint8(chunk)
+            not_numbers += bad
+            for frame in pixels:
+                with writing(directory):
+                    Image.fromarray(frame).save(part / f"frame_{count:05d}.png")
+                count += 1
+        if not count:
+            raise MediaError(f"cannot write frames to '{directory}': no frames were given.")
+        with writing(directory):
+            if target.exists():
+                target.rmdir()
+            part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    if not_numbers:
+        warnings.warn(
+            f"{not_numbers} colour values in '{directory}' are NaN; written as black.", stacklevel=2
+        )
+    return count

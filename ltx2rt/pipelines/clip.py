@@ -1,0 +1,160 @@
+"""A generated clip: latents that are done, frames and sound that are decoded when asked for."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx2rt import __version__
+from ltx2rt.config import GenerationConfig
+from ltx2rt.engine import Array
+from ltx2rt.progress import Job
+from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.tiling import TilingConfig
+
+if TYPE_CHECKING:
+    from ltx2rt.pipelines.base import Pipeline
+
+Frames = NDArray[np.uint8]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Clip:
+    """One clip.
+
+    Attributes:
+        pipeline: owns the decoders; it must stay open until the clip is decoded.
+        config: what was asked for.
+        job: progress, cancelling and timings of this clip.
+        latents: `stage_1.video`, `stage_1.audio`, ... as they left each stage, float32.
+        video_latent, audio_latent: what the decoders get.
+    """
+
+    pipeline: Pipeline
+    config: GenerationConfig
+    job: Job
+    latents: Mapping[str, Array]
+    video_latent: Array
+    audio_latent: Array
+    _audio: tuple[NDArray[np.float32], int] | None = field(default=None)
+
+    @property
+    def frames(self) -> Iterator[Frames]:
+        """Chunks of uint8 `[f, H, W, 3]`, decoded anew by every new iterator, while you iterate."""
+        return (to_uint8(chunk) for chunk in self.float_frames())
+
+    def float_frames(self) -> Iterator[NDArray[np.float32]]:
+        """Chunks of float32 `[f, H, W, 3]` in [0, 1]; finished frames come while later tiles decode."""
+        tiling = TilingConfig.auto() if self.config.tiling == "auto" else TilingConfig.none()
+
+        def on_tile(done: int, total: int) -> None:
+            self.job.report("decode video", done, total)
+
+        decoder = self.pipeline.video_decoder()
+        yield from decoder.decode(self.video_latent, tiling, on_tile)
+        self.pipeline.release("video_decoder")
+
+    @property
+    def audio(self) -> NDArray[np.float32]:
+        """Waveform float32 `[2, N]` in [-1, 1] at `audio_sampling_rate`; not cut to the video's length."""
+        if self._audio is None:
+            self.job.report("decode audio", 0, 1)
+            self._audio = self.pipeline.audio_decoder()(self.audio_latent)
+            self.pipeline.release("audio_decoder", "vocoder")
+            self.job.report("decode audio", 1, 1)
+        return self._audio[0]
+
+    @property
+    def audio_sampling_rate(self) -> int:
+        """In Hz."""
+        return self.pipeline.source.model.audio_sampling_rate
+
+    def save(self, path: str | Path, *, fragmented: bool = False) -> None:
+        """Write video and sound of equal length; decoding and encoding overlap.
+
+        Args:
+            path: `.mp4`, `.mov` or `.mkv`. Nothing is left behind when decoding or writing fails.
+            fragmented: write a file that plays while it grows.
+
+        Raises:
+            MediaError: the file cannot be written.
+        """
+        from ltx2rt.media.writer import VideoWriter
+
+        with VideoWriter(
+            path,
+            self.config.width,
+            self.config.height,
+            self.config.frame_rate,
+            audio=(self.audio, self.audio_sampling_rate),
+            fragmented=fragmented,
+            metadata=self.metadata(),
+        ) as writer:
+            for chunk in prefetch(self.float_frames()):
+                writer.write(chunk)
+
+    def save_latents(self, path: str | Path) -> None:
+        """Write `latents` as safetensors, to decode or compare later."""
+        write_safetensors(path, self.latents, {"ltx2rt": __version__, **self.metadata()})
+
+    def metadata(self) -> dict[str, str]:
+        """What is needed to make this clip again, as strings."""
+        config = self.config
+        facts: dict[str, Any] = {
+            "prompt": config.prompt,
+            "pipeline": self.pipeline.name,
+            "seed": config.seed,
+            "num_frames": config.num_frames,
+            "frame_rate": config.frame_rate,
+            "height": config.height,
+            "width": config.width,
+            "bundle": self.pipeline.source.bundle_id,
+            "ltx2rt_version": __version__,
+        }
+        return {k: str(v) for k, v in facts.items()}
+
+
+def to_uint8(chunk: NDArray[np.float32]) -> Frames:
+    """8-bit RGB by truncation, as upstream does (spec/video_vae.md §4)."""
+    return (np.clip(chunk, 0, 1) * np.float32(255)).astype(np.uint8)
+
+
+def prefetch(chunks: Iterator[Array], depth: int = 2) -> Iterator[Array]:
+    """Run an iterator on its own thread, at most `depth` items ahead; its exceptions are raised here."""
+    items: queue.Queue[Array | BaseException | None] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: Array | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return items.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def run() -> None:
+        try:
+            for chunk in chunks:
+                put(chunk)
+                if stop.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # handed to the consumer, which raises it
+            put(error)
+
+    thread = threading.Thread(target=run, name="decode", daemon=True)
+    thread.start()
+    try:
+        while (item := items.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

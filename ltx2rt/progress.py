@@ -1,0 +1,57 @@
+"""Progress of a job: which stage, which step, how long it still takes; and cancelling it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ltx2rt.errors import Ltx2rtError
+
+
+class Cancelled(Ltx2rtError):
+    """The job was cancelled between two steps or tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One report: `step` of `total` in `stage` is done; `eta_s` is None until a step was timed."""
+
+    stage: str
+    step: int
+    total: int
+    elapsed_s: float
+    eta_s: float | None
+    detail: str = ""
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(slots=True)
+class Job:
+    """Reports progress, keeps timings per stage, and stops when `cancel` is set.
+
+    Attributes:
+        on_progress: called after every step, on the thread that runs the step.
+        cancel: set it from any thread; the job raises `Cancelled` at the next step or tile.
+        timings_s: seconds spent in each finished or running stage.
+    """
+
+    on_progress: ProgressCallback | None = None
+    cancel: threading.Event = field(default_factory=threading.Event)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    _started: dict[str, float] = field(default_factory=dict)
+
+    def report(self, stage: str, step: int, total: int, detail: str = "") -> None:
+        """Say that `step` of `total` steps of `stage` are done; step 0 starts the clock."""
+        if self.cancel.is_set():
+            raise Cancelled(f"cancelled in {stage}, step {step} of {total}.")
+        now = time.perf_counter()
+        started = self._started.setdefault(stage, now)
+        elapsed = now - started
+        self.timings_s[stage] = elapsed
+        eta = elapsed / step * (total - step) if step else None
+        if self.on_progress is not None:
+            self.on_progress(Progress(stage, step, total, elapsed, eta, detail))

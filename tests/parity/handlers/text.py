@@ -1,0 +1,137 @@
+"""Golden handlers of the text encoder: tokenizer tables, Gemma's hidden states, features and contexts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
+from ltx2rt.tokenizer import Tokenizer
+from tests.parity.golden import Case, Runner, Skip, handles
+
+
+def gemma_files(run: Runner, name: str) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
+    """Configuration and tensors of a Gemma directory or of a single-file pack."""
+    path = run.checkpoint(name)
+    if path.is_dir():
+        tensors: dict[str, TensorEntry] = {}
+        for file in sorted(path.glob("*.safetensors")):
+            tensors.update(SafetensorsFile(file))
+        return json.loads((path / "config.json").read_text()), tensors
+    pack = SafetensorsFile(path)
+    return json.loads(pack.metadata["gemma_config"]), dict(pack)
+
+
+def tokenizer(run: Runner, name: str) -> Tokenizer:
+    path = run.checkpoint(name)
+    if path.is_dir():
+        return Tokenizer.from_file(path / "tokenizer.json")
+    return Tokenizer(
+        MappedFiles().raw(SafetensorsFile(path)["tokenizer_json"]).tobytes(), str(path)
+    )
+
+
+def gemma_of(case: Case, run: Runner) -> str:
+    """The Gemma checkpoint of the directory that belongs to a case's model, found by what it declares."""
+    names = {p.name.removesuffix(".xz") for p in (run.root / "checkpoints").iterdir()}
+    source = json.loads(
+        SafetensorsFile(run.checkpoint(case.checkpoint)).metadata.get(
+            "gemma_source_checkpoint", "null"
+        )
+    )
+    for name in sorted(names):
+        try:
+            config, _ = gemma_files(run, name)
+        except (KeyError, FileNotFoundError):
+            continue  # not a Gemma checkpoint
+        if config.get("gemma_version") == (source or {}).get("gemma_version"):
+            return name
+    raise Skip(f"no Gemma checkpoint here belongs to {case.checkpoint}")
+
+
+@handles("text")
+def contexts(case: Case, run: Runner) -> Mapping[str, Any]:
+    if "hidden_states" in case.inputs:
+        return from_hidden(case, run)
+    return from_prompt(case, run)
+
+
+def from_hidden(case: Case, run: Runner) -> Mapping[str, Any]:
+    from ltx2rt_export.modules.text_encoder import text_projection
+
+    states = case.inputs["hidden_states"].astype(np.float32)
+    component = text_projection(
+        run.config(case.checkpoint)["transformer"],
+        run.tensors(case.checkpoint),
+        states.shape[-1],
+        states.shape[0],
+    )
+    mask = case.inputs["attention_mask"].astype(np.int64)
+    got = run.engine(component)({"hidden_states": states, "attention_mask": mask})
+    return {
+        "video_features": got["video_features"],
+        "audio_features": got["audio_features"],
+        "video_encoding": got["video_context"],
+        "audio_encoding": got["audio_context"],
+        "attention_mask": np.ones_like(mask),
+    }
+
+
+def from_prompt(case: Case, run: Runner) -> Mapping[str, Any]:
+    from ltx2rt_export.modules.text_encoder import text_encoder
+
+    name = gemma_of(case, run)
+    component = text_encoder(
+        *gemma_files(run, name),
+        run.config(case.checkpoint)["transformer"],
+        run.tensors(case.checkpoint),
+    )
+    input_ids, mask = tokenizer(run, name).encode([case.params["prompt"]])
+    if not np.array_equal(mask, case.inputs["attention_mask"]):
+        raise AssertionError(f"{case.name}: {mask.sum()} valid tokens, another mask than stored")
+    got = run.engine(component)({"input_ids": input_ids, "attention_mask": mask})
+    rows = slice(*(int(x) if x else None for x in case.params["rows"].split(":")))
+    return {
+        "video_encoding": got["video_context"][:, rows],
+        "audio_encoding": got["audio_context"][:, rows],
+        "attention_mask": np.ones_like(mask),
+    }
+
+
+@handles("gemma")
+def hidden_states(case: Case, run: Runner) -> Mapping[str, Any]:
+    from ltx2rt_export.modules.text_encoder import text_hidden_states
+
+    if "hidden_states" not in case.outputs:
+        raise Skip("the generating language model (prompt enhancement) is not supported yet")
+    component = text_hidden_states(*gemma_files(run, case.checkpoint))
+    inputs = {k: case.inputs[k].astype(np.int64) for k in ("input_ids", "attention_mask")}
+    states = run.engine(component)(inputs)["hidden_states"]
+    if states.shape[1] != 1:
+        raise Skip("the stored rows are defined for one prompt")
+    valid = states[:, 0, -case.params["valid_tokens"] :]
+    return {"hidden_states": valid[:, :: case.params["token_stride"]]}
+
+
+@handles("json:tokenizer_gemma3", "json:tokenizer_gemma4")
+def tokens(case: Case, run: Runner) -> Mapping[str, Any]:
+    family = case.name.removeprefix("tokenizer_")
+    for name in sorted({p.name.removesuffix(".xz") for p in (run.root / "checkpoints").iterdir()}):
+        try:
+            config, _ = gemma_files(run, name)
+        except (KeyError, FileNotFoundError):
+            continue  # not a Gemma checkpoint
+        if str(config["model_type"]).startswith(family):
+            break
+    else:
+        raise Skip(f"no {family} checkpoint in this directory")
+    ids, mask = tokenizer(run, name).encode([row["text"] for row in case.data])
+    wanted = [[r["pad_id"]] * r["n_pad_left"] + r["ids"] for r in case.data]
+    lengths = [r["length"] - r["n_pad_left"] for r in case.data]
+    return {
+        "input_ids": (ids, np.array(wanted)),
+        "valid_tokens": (mask.sum(axis=1), np.array(lengths)),
+    }

@@ -1,0 +1,43 @@
+"""Rules of the house: small files, no prints in the library, no machine paths."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HARD_STOP = 500
+
+
+def tracked(*patterns: str) -> list[Path]:
+    out = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    files = [ROOT / line for line in out.stdout.splitlines()]
+    return [f for f in files if f.is_file()] or [
+        f for p in patterns for f in ROOT.rglob(p) if ".venv" not in f.parts
+    ]
+
+
+def test_files_stay_small() -> None:
+    sizes = {p: len(p.read_text().splitlines()) for p in tracked("*.py")}
+    too_long = {str(p.relative_to(ROOT)): n for p, n in sizes.items() if n > HARD_STOP}
+    assert len(sizes) > 20
+    assert not too_long, f"split these files (hard stop {HARD_STOP} lines)"
+
+
+@pytest.mark.parametrize("word", ["NotImplementedError", "TO" + "DO", "FIX" + "ME", "breakpoint("])
+def test_nothing_is_left_open(word: str) -> None:
+    found = [str(p.relative_to(ROOT)) for p in tracked("*.py") if word in p.read_text()]
+    assert [f for f in found if not f.endswith("test_house_rules.py")] == []
+
+
+def test_committed_goldens_stay_small() -> None:
+    total = sum(p.stat().st_size for p in (ROOT / "tests/golden").rglob("*") if p.is_file())
+    assert total <= 10 * 2**20
