@@ -38,7 +38,9 @@ class ModelSource(Protocol):
 
 
 class Bundle:
-    """An opened bundle: a `ModelSource`. Nothing but headers is read until an engine is asked for."""
+    """An opened bundle: a `ModelSource`. Nothing but headers is read until an engine is asked
+    for.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, sources: Sequence[Path]) -> None:
         self.folder = folder
@@ -69,7 +71,8 @@ class Bundle:
         entry = self.manifest.components.get(name)
         if entry is None:
             raise BundleError(
-                f"{self.folder} holds no {name}; it has {', '.join(sorted(self.manifest.components))}. "
+                f"{self.folder} holds no {name}; it has "
+                f"{', '.join(sorted(self.manifest.components))}. "
                 f"Build it again with the file that holds the {name}."
             )
         return entry
@@ -79,7 +82,9 @@ class Bundle:
         return all(name in self.manifest.components for name in names)
 
     def engine(self, name: str, runtime: RuntimeConfig) -> Engine:
-        """Load a component's engine on this bundle's backend; weights come from the mapped files."""
+        """Load a component's engine on this bundle's backend; weights come from the mapped
+        files.
+        """
         from ltx2rt.backends import onnxruntime as backend
 
         entry = self.component(name)
@@ -146,7 +151,8 @@ def open_bundle(
         weights_dir: look for moved weight files here, by file name, before their recorded place.
 
     Raises:
-        BundleError: lists all problems: missing or changed graphs, weight files that moved or changed.
+        BundleError: lists all problems: missing or changed graphs, weight files that moved or
+        changed.
     """
     folder = Path(path)
     manifest = read_manifest(folder)

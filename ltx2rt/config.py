@@ -15,7 +15,8 @@ class RuntimeConfig:
 
     Attributes:
         threads: CPU threads per engine; 0 uses every core.
-        residency: `stage` frees the text encoder, transformer and upsampler as soon as their part is done; `resident` keeps
+        residency: `stage` frees the text encoder, transformer and upsampler as soon as their part
+        is done; `resident` keeps
             every engine loaded between calls.
     """
 
@@ -38,7 +39,8 @@ class ImageCondition:
 
     Attributes:
         path: the image file.
-        frame: pixel frame index; 0 replaces the first latent frame, others are attached as keyframes.
+        frame: pixel frame index; 0 replaces the first latent frame, others are attached as
+        keyframes.
         strength: 1 pins the frame exactly, 0 ignores it.
         crf: H.264 quality of the compression round trip (0: none); default: the model version's.
     """
@@ -84,7 +86,7 @@ class GenerationConfig:
         if self.tiling not in ("auto", "none"):
             problems.append(f"tiling={self.tiling!r}; allowed: auto, none")
         problems += [
-            f"image {i.path} is placed at frame {i.frame}, but the clip has {self.num_frames} frames"
+            f"image {i.path} is placed at frame {i.frame}; the clip has {self.num_frames} frames"
             for i in self.images
             if i.frame >= self.num_frames
         ]

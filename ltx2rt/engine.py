@@ -30,8 +30,10 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
 class TensorSpec:
     """Name, dtype and symbolic shape of one tensor at an engine's boundary.
 
-    `shape` mixes fixed sizes (int) and symbols (str), e.g. `("B", "Tv", 128)`. Equal symbols mean equal
-    sizes, except symbols that start with `1|`: that dimension is either 1 or the size named after the
+    `shape` mixes fixed sizes (int) and symbols (str), e.g. `("B", "Tv", 128)`. Equal symbols mean
+    equal
+    sizes, except symbols that start with `1|`: that dimension is either 1 or the size named after
+    the
     bar (it broadcasts).
     """
 
@@ -102,7 +104,8 @@ class EngineBase:
 
 
 def check_inputs(spec: EngineSpec, tensors: Mapping[str, Array]) -> None:
-    """Check names, dtypes and shapes of an engine's inputs; further tensors (weights) are not looked at.
+    """Check names, dtypes and shapes of an engine's inputs; further tensors (weights) are not
+    looked at.
 
     Raises:
         ShapeError: lists every input that is missing or does not fit.

@@ -1,4 +1,5 @@
-"""The exception family: everything a user can cause is an `Ltx2rtError`; `InternalError` is our bug.
+"""The exception family: everything a user can cause is an `Ltx2rtError`; `InternalError` is our
+bug.
 
 A message says what was asked, what was found, what is allowed and how to proceed, in one sentence.
 """
@@ -33,7 +34,9 @@ class UnsupportedError(Ltx2rtError):
 
 
 class EngineError(Ltx2rtError):
-    """A backend failed while it loaded or ran an engine; the message names component and backend."""
+    """A backend failed while it loaded or ran an engine; the message names component and
+    backend.
+    """
 
 
 class MediaError(Ltx2rtError):

@@ -1,4 +1,4 @@
-"""Rounding to the short float formats numpy lacks. bfloat16 values are carried in float32 arrays."""
+"""Rounding to the short float formats; bfloat16 values are carried in float32 arrays."""
 
 from __future__ import annotations
 

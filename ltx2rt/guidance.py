@@ -123,8 +123,8 @@ def guided(
             result = result + np.float32(scale) * (c - other.astype(np.float32, copy=False))
     if params.rescale_scale != 0:
         factor = _deviation(c) / _deviation(result)
-        scale = np.float32(params.rescale_scale) * factor + np.float32(1 - params.rescale_scale)
-        result = result * scale
+        rescale = np.float32(params.rescale_scale)
+        result = result * (rescale * factor + np.float32(1 - params.rescale_scale))
     return cast(result, dtype)
 
 
@@ -199,4 +199,5 @@ def _limit_norm(values: F32, threshold: float) -> F32:
     axes = tuple(range(max(0, values.ndim - 3), values.ndim))
     norm = np.sqrt((values * values).sum(axis=axes, keepdims=True))
     with np.errstate(divide="ignore"):
-        return values * np.minimum(np.float32(1), np.float32(threshold) / norm)
+        limited: F32 = values * np.minimum(np.float32(1), np.float32(threshold) / norm)
+    return limited

@@ -1,6 +1,8 @@
-"""The bundle's manifest: what the runtime reads first, and the only description of a bundle it trusts.
+"""The bundle's manifest: what the runtime reads first, and the only description of a bundle it
+trusts.
 
-Reading is strict: an unknown key, a missing key or a value of the wrong type is a problem, and all problems are reported at once.
+Reading is strict: an unknown key, a missing key or a value of the wrong type is a problem, and all
+problems are reported at once.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ FILE_NAME = "manifest.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A weights file: an absolute path, or one relative to the bundle; its size and header digest at build time."""
+    """A weights file: an absolute path, or one relative to the bundle; its size and header digest
+    at build time.
+    """
 
     path: str
     bytes: int
@@ -96,7 +100,9 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildInputs:
-    """The files a bundle was built from, as `ltx2rt build` takes them: absolute, or relative to the bundle."""
+    """The files a bundle was built from, as `ltx2rt build` takes them: absolute, or relative to
+    the bundle.
+    """
 
     checkpoint: str | None = None
     gemma: str | None = None

@@ -1,4 +1,4 @@
-"""The res_2s sampler: two model evaluations a step, with noise injected twice (spec/sampling.md 5.4).
+"""The res_2s sampler: two evaluations and two noise injections a step (spec/sampling.md 5.4).
 
 The state is carried in float64 within a step. Noise does not depend on the user's seed: upstream
 gives none, so both stages replay the streams of seeds -1 and 9999.
@@ -51,7 +51,8 @@ def normalise_noise(noise: F64) -> F64:
     """Zero mean and unit (unbiased) deviation over everything, then over each batch item."""
     noise = (noise - noise.mean()) / noise.std(ddof=1)
     mean = noise.mean(axis=(-2, -1), keepdims=True)
-    return (noise - mean) / noise.std(axis=(-2, -1), ddof=1, keepdims=True)
+    normalised: F64 = (noise - mean) / noise.std(axis=(-2, -1), ddof=1, keepdims=True)
+    return normalised
 
 
 def normalised_noise_source(seed: int) -> DrawNoise:
@@ -202,9 +203,7 @@ def sample_res_2s(
             on_step(index, states[0], states[1])
 
     if ends_at_zero:
-        last = predict(
-            levels[-1], step_count, [None if s is None else s.latent for s in states]
-        )
+        last = predict(levels[-1], step_count, [None if s is None else s.latent for s in states])
         for i, (state, denoised) in enumerate(zip(states, last, strict=True)):
             if state is not None and denoised is not None:
                 states[i] = replace(state, latent=cast(denoised, dtype))

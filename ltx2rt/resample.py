@@ -39,9 +39,7 @@ def resampling_taps(up: int, down: int) -> tuple[NDArray[np.float32], NDArray[np
     return taps.astype(np.float32), first
 
 
-def resample(
-    waveform: NDArray[np.float32], rate_in: int, rate_out: int
-) -> NDArray[np.float32]:
+def resample(waveform: NDArray[np.float32], rate_in: int, rate_out: int) -> NDArray[np.float32]:
     """Convert a waveform to another sampling rate.
 
     Args:

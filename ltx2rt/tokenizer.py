@@ -72,8 +72,8 @@ class Tokenizer:
             prompts: N texts; outer white space is removed. What does not fit is cut at the end.
 
         Returns:
-            `input_ids` and `attention_mask`, both `[N, 1024]` int64: pads (mask 0) on the left, then `<bos>` and
-            the text.
+            `input_ids` and `attention_mask`, both `[N, 1024]` int64: pads (mask 0) on the left,
+            then `<bos>` and the text.
         """
         input_ids = np.full((len(prompts), MAX_TOKENS), self.pad_id, dtype=np.int64)
         attention_mask = np.zeros((len(prompts), MAX_TOKENS), dtype=np.int64)

@@ -1,6 +1,7 @@
 """Turn a model's files into a bundle: export every component, record where every weight lies.
 
-Everything is written to a folder beside the target and renamed at the end: a failed or interrupted build leaves nothing.
+Everything is written to a folder beside the target and renamed at the end: a failed or interrupted
+build leaves nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class BuildConfig:
 
     Attributes:
         backend, precision: what the engines are made for.
-        copy_weights: copy every needed tensor into the bundle instead of pointing at the user's files.
+        copy_weights: copy every needed tensor into the bundle instead of pointing at the user's
+        files.
         force: replace an existing bundle.
     """
 
@@ -135,10 +137,6 @@ def build_bundle(
     """
     job = job or Job()
     check_target(output, force=config.force)
-    rows = selected_rows(files)
-    components = [
-        row.make(files) for row in rows
-    ]  # every problem of a checkpoint shows before any work
     work = Path(
         tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.absolute().parent)
     )

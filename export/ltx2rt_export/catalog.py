@@ -22,7 +22,9 @@ from ltx2rt_export.modules import (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One component: `roles` are the `ModelFiles` roles it reads; `optional` ones are built if present."""
+    """One component: `roles` are the `ModelFiles` roles it reads; `optional` ones are built if
+    present.
+    """
 
     name: str
     roles: tuple[str, ...]

@@ -1,7 +1,9 @@
 """A component: one module, the tensors at its boundary, and where its weights come from.
 
-Everything that builds, exports, verifies or runs a part of the model speaks in `Component`s. A factory beside each module
-(`modules/<name>.py`) makes one from a checkpoint's configuration and tensor list; nothing is read but headers.
+Everything that builds, exports, verifies or runs a part of the model speaks in `Component`s. A
+factory beside each module
+(`modules/<name>.py`) makes one from a checkpoint's configuration and tensor list; nothing is read
+but headers.
 """
 
 from __future__ import annotations
@@ -27,13 +29,17 @@ class Component:
 
     Attributes:
         name: `video_decoder`, `transformer_block`, ... (design: one name from module to manifest).
-        module: the module on the `meta` device; `forward` takes `inputs` by keyword and returns a tuple in the order
+        module: the module on the `meta` device; `forward` takes `inputs` by keyword and returns a
+        tuple in the order
             of `outputs`. Its state-dict names are the official ones.
         inputs, outputs: the boundary; see `TensorSpec` for symbols.
         weights: state-dict name -> checkpoint tensor. For a repeated component: those of layer 0.
-        layers: for a component that runs many times with other weights (the transformer block): one mapping a layer.
-        weight_binding: `initializer` (injected when the engine loads) or `input` (bound at every call).
-        trace: sizes of the symbols for tracing; every one >= 2, all different where they may differ.
+        layers: for a component that runs many times with other weights (the transformer block):
+        one mapping a layer.
+        weight_binding: `initializer` (injected when the engine loads) or `input` (bound at every
+        call).
+        trace: sizes of the symbols for tracing; every one >= 2, all different where they may
+        differ.
         options: facts the runtime needs about this component (JSON values), copied to the manifest.
     """
 
@@ -49,7 +55,9 @@ class Component:
 
 
 def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """Build a module without memory for its weights. Constants must name `device="cpu"` themselves."""
+    """Build a module without memory for its weights. Constants must name `device="cpu"`
+    themselves.
+    """
     with torch.device("meta"):
         return make().eval()
 
@@ -60,7 +68,8 @@ def match_weights(
     """Find every weight of `module` in `tensors`, under `prefix`; unknown tensors are ignored.
 
     Raises:
-        CheckpointError: tensors are missing or have another shape; all are listed (the first ten by name).
+        CheckpointError: tensors are missing or have another shape; all are listed (the first ten
+        by name).
     """
     found: dict[str, TensorEntry] = {}
     problems: list[str] = []
@@ -96,7 +105,9 @@ def load_module(
 def fill_module(
     module: nn.Module, entries: Mapping[str, TensorEntry], dtype: torch.dtype
 ) -> nn.Module:
-    """Give a meta module real weights: floats are converted to `dtype`; returns the module, in eval mode."""
+    """Give a meta module real weights: floats are converted to `dtype`; returns the module, in
+    eval mode.
+    """
     files = MappedFiles()
     state = {
         name: torch.from_numpy(files.load(entry, "float32").copy()).to(dtype)

@@ -1,4 +1,6 @@
-"""`--copy-weights`: copy the needed tensors into the bundle, under their official names, file by file."""
+"""`--copy-weights`: copy the needed tensors into the bundle, under their official names, file by
+file.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,11 @@ def copy_weights(
     inputs: BuildInputs,
     job: Job,
 ) -> tuple[dict[str, ComponentEntry], list[Source], BuildInputs]:
-    """Copy what `entries` reference to `work/weights/` and return entries, sources and inputs that point there.
+    """Copy what `entries` reference to `work/weights/` and return entries, sources and inputs that
+    point there.
 
-    Files keep their metadata and names, so a copied bundle is itself a valid set of checkpoint files.
+    Files keep their metadata and names, so a copied bundle is itself a valid set of checkpoint
+    files.
     """
     used = _used_offsets(entries, len(sources))
     copied: list[Source] = []

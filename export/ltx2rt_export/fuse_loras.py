@@ -1,4 +1,6 @@
-"""Fuse LoRAs into a model: changed tensors go to one overlay file, everything else stays where it is."""
+"""Fuse LoRAs into a model: changed tensors go to one overlay file, everything else stays where it
+is.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ OVERLAY = "loras.safetensors"
 def fuse_loras(
     components: Sequence[Component], files: ModelFiles, loras: Sequence[Lora], folder: Path
 ) -> list[Component]:
-    """Components with LoRAs fused; the changed tensors are written to `folder/loras.safetensors`, one at a time.
+    """Components with LoRAs fused; the changed tensors are written to `folder/loras.safetensors`,
+    one at a time.
 
     Raises:
         CheckpointError: a LoRA file is broken or fits no module of this model.

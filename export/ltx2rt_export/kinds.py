@@ -79,15 +79,7 @@ def open_weights(path: str | os.PathLike[str]) -> SafetensorsFile:
         CheckpointError: it is a directory, a pickle, a Git LFS pointer, or not readable.
     """
     where = Path(path)
-    try:
-        if where.is_dir():
-            raise CheckpointError(f"{where} is a directory: give one .safetensors file in it.")
-        start = b""
-        if where.is_file():
-            with where.open("rb") as file:
-                start = file.read(64)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {str(where)!r}: {error}") from error
+    start = _first_bytes(where)
     if start.startswith(b"GGUF"):
         raise UnsupportedError(
             f"{where} is a GGUF file, a quantised format we do not read: give a .safetensors file."
@@ -99,6 +91,23 @@ def open_weights(path: str | os.PathLike[str]) -> SafetensorsFile:
             f"{where} is a PyTorch pickle, which can run code: give a .safetensors file."
         )
     return SafetensorsFile(where)
+
+
+def is_gguf(path: str | os.PathLike[str]) -> bool:
+    """Whether a file starts as GGUF files do."""
+    return _first_bytes(Path(path)).startswith(b"GGUF")
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a directory: give one .safetensors file in it.")
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"cannot read {str(path)!r}: {error}") from error
 
 
 def transformer_prefix(names: Iterable[str]) -> str | None:

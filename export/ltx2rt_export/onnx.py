@@ -1,7 +1,9 @@
 """Export a component to ONNX from fake tensors: no weight is read, no memory is spent on them.
 
-Every weight becomes a graph input while tracing. Afterwards it is either left one (`weight_binding="input"`: the transformer
-block, one graph for all layers) or turned into an initializer with external data that the runtime injects
+Every weight becomes a graph input while tracing. Afterwards it is either left one
+(`weight_binding="input"`: the transformer
+block, one graph for all layers) or turned into an initializer with external data that the runtime
+injects
 (`"initializer"`). Opset 20, plain operators: what fuses and what breaks is in docs/architecture.md.
 """
 
@@ -43,7 +45,8 @@ class ExportedGraph:
     """A component's graph.
 
     Attributes:
-        model: the ONNX model; weights are inputs or external initializers, by their state-dict names.
+        model: the ONNX model; weights are inputs or external initializers, by their state-dict
+        names.
         weights: state-dict names in graph order.
         transposed: weights that the graph wants as `[in, out]` although files hold `[out, in]`.
     """
@@ -69,7 +72,9 @@ class _Flat(nn.Module):
 
 
 def export_component(component: Component) -> ExportedGraph:
-    """Trace `component.module` and return its graph in float32, with symbolic dimensions as in its specs."""
+    """Trace `component.module` and return its graph in float32, with symbolic dimensions as in its
+    specs.
+    """
     state = component.module.state_dict()
     weights = tuple(state)
     input_names = [spec.name for spec in component.inputs]
@@ -126,9 +131,11 @@ def trace_shape(spec: TensorSpec, component: Component) -> tuple[int, ...]:
 
 
 def fold_weight_transposes(model: onnx.ModelProto, weights: Sequence[str]) -> frozenset[str]:
-    """Remove `Transpose(perm=[1, 0])` of weight inputs: the graph then takes those weights as `[in, out]`.
+    """Remove `Transpose(perm=[1, 0])` of weight inputs: the graph then takes those weights as
+    `[in, out]`.
 
-    A transposed weight input costs a kernel on every call; the runtime lays the weight out once instead.
+    A transposed weight input costs a kernel on every call; the runtime lays the weight out once
+    instead.
     """
     graph = model.graph
     uses: dict[str, list[onnx.NodeProto]] = {name: [] for name in weights}
@@ -192,7 +199,9 @@ def _name_dimensions(model: onnx.ModelProto, specs: Sequence[TensorSpec]) -> Non
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Drop what makes graphs large and machine dependent: traces, inferred shapes, documentation."""
+    """Drop what makes graphs large and machine dependent: traces, inferred shapes,
+    documentation.
+    """
     del model.graph.value_info[:]
     del model.metadata_props[:]
     del model.graph.metadata_props[:]

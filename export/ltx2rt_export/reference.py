@@ -1,4 +1,5 @@
-"""The PyTorch reference behind the same `Engine` protocol, and engines made from components directly.
+"""The PyTorch reference behind the same `Engine` protocol, and engines made from components
+directly.
 
 Used by golden runs, `ltx2rt verify` and benchmarks; never by the runtime.
 """
@@ -25,7 +26,8 @@ def engine_spec(component: Component) -> EngineSpec:
 class TorchEngine(EngineBase):
     """Runs the component's own module eagerly on the CPU, in `dtype`.
 
-    Outputs are float32 whatever `dtype` is. A component whose weights are inputs takes them, as files hold them
+    Outputs are float32 whatever `dtype` is. A component whose weights are inputs takes them, as
+    files hold them
     (`[out, in]`), among the tensors of each call.
     """
 
@@ -63,7 +65,9 @@ class TorchEngine(EngineBase):
 
 
 def ort_engine(exported: ExportedGraph, options: OrtOptions | None = None) -> Engine:
-    """An ONNX Runtime engine of an exported component, its weights read from the checkpoint as float32."""
+    """An ONNX Runtime engine of an exported component, its weights read from the checkpoint as
+    float32.
+    """
     component = exported.component
     weights: dict[str, Array] = {}
     if component.weight_binding == "initializer":

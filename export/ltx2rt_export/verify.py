@@ -1,6 +1,8 @@
-"""The parity ladder on a bundle: every component's engine against the PyTorch reference, same random inputs.
+"""The parity ladder on a bundle: every component's engine against the PyTorch reference, same
+random inputs.
 
-The reference is made anew from the checkpoint files that the bundle names. Weights, layouts, graphs and offsets are all
+The reference is made anew from the checkpoint files that the bundle names. Weights, layouts,
+graphs and offsets are all
 covered: the engine side is loaded exactly as for generation.
 """
 

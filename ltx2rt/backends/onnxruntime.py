@@ -28,7 +28,8 @@ class OrtEngine(EngineBase):
     Args:
         graph: the serialized ONNX model.
         spec: its boundary; inputs that `spec` does not list are weights bound at every call.
-        initializers: weights injected on loading, by initializer name. The arrays must outlive the engine.
+        initializers: weights injected on loading, by initializer name. The arrays must outlive the
+        engine.
 
     Raises:
         EngineError: ONNX Runtime refuses the graph; the message names the component.

@@ -1,0 +1,1 @@
+"""The command line; `python -m ltx2rt.cli` is the `ltx2rt` command."""

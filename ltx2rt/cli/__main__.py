@@ -45,7 +45,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 2 for user errors, 130 when interrupted."""
+    """Run the command line and return its exit status: 0, 2 for user errors, 130 when
+    interrupted.
+    """
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         status: int = importlib.import_module(f"ltx2rt.cli.{options.command}").run(options)

@@ -14,7 +14,9 @@ from ltx2rt.progress import Progress
 
 
 class ProgressPrinter:
-    """Prints progress to stderr: one rewritten line on a terminal, one line a stage and every 5 s else."""
+    """Prints progress to stderr: one rewritten line on a terminal, one line a stage and every 5 s
+    else.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet

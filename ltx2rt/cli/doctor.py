@@ -67,7 +67,9 @@ def memory_bytes() -> int | None:
 
 
 def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
-    """Memory that each stage of the distilled pipeline holds at once; opens (and so checks) the bundle."""
+    """Memory that each stage of the distilled pipeline holds at once; opens (and so checks) the
+    bundle.
+    """
     from ltx2rt.bundle import open_bundle
 
     manifest = open_bundle(folder, weights_dir=weights_dir).manifest
@@ -119,7 +121,8 @@ def text(report: dict[str, Any]) -> str:
     bundle = report.get("bundle")
     if bundle:
         lines.append(
-            f"bundle {bundle['id']} is complete: {bundle['backend']}, {bundle['precision']}; weights held by stage:"
+            f"bundle {bundle['id']} is complete: {bundle['backend']}, {bundle['precision']}; "
+            "weights held by stage:"
         )
         lines += [f"  {stage}: {gib(n)}" for stage, n in bundle["stage_weight_bytes"].items()]
         worst = max(bundle["stage_weight_bytes"].values(), default=0)

@@ -121,8 +121,9 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(result)
     else:
+        size = f"{result['width']}x{result['height']}"
         print(
-            f"{result['output']}: {result['num_frames']} frames of {result['width']}x{result['height']} at "
+            f"{result['output']}: {result['num_frames']} frames of {size} at "
             f"{result['frame_rate']:g} fps, seed {result['seed']}, bundle {result['bundle']}, "
             f"ltx2rt {result['ltx2rt_version']}"
         )
@@ -130,7 +131,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def generate(options: argparse.Namespace) -> dict[str, Any]:
-    """Check everything that can be checked, generate, write; returns what was made and how long it took."""
+    """Check everything that can be checked, generate, write; returns what was made and how long it
+    took.
+    """
     from ltx2rt.media.files import check_output_path
     from ltx2rt.media.writer import write_audio
     from ltx2rt.pipelines.distilled import DistilledPipeline

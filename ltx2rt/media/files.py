@@ -50,7 +50,7 @@ def check_output_path(path: str | Path, *kinds: OutputKind) -> OutputKind:
         )
     if kind != "frames" and path.exists() and not path.is_file():
         raise MediaError(f"cannot write '{path}': it exists and is not a regular file.")
-    _check_directory(path.absolute().parent, path)
+    check_writable(path)
     if kind == "frames":
         _check_frames_directory(path)
     return kind
@@ -65,16 +65,22 @@ def _kind_of(path: Path) -> OutputKind | None:
     return "frames" if not suffix else None
 
 
-def _check_directory(directory: Path, target: Path) -> None:
+def check_writable(path: str | Path) -> None:
+    """Find out whether a file of any type can be created beside `path`.
+
+    Raises:
+        MediaError: its directory does not exist or is not writable.
+    """
+    directory = Path(path).absolute().parent
     if not directory.is_dir():
         raise MediaError(
-            f"cannot write '{target}': the directory '{directory}' does not exist; create it first."
+            f"cannot write '{path}': the directory '{directory}' does not exist; create it first."
         )
     try:  # permission bits say nothing about read-only mounts or root, so create a file
         tempfile.TemporaryFile(dir=directory).close()
     except OSError as error:
         raise MediaError(
-            f"cannot write '{target}': the directory '{directory}' is not writable"
+            f"cannot write '{path}': the directory '{directory}' is not writable"
             f" ({error.strerror})."
         ) from error
 

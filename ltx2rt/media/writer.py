@@ -24,6 +24,7 @@ from PIL import Image
 
 from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media.audio import AudioTrack, audio_samples, check_aac_rate, check_waveform
+from ltx2rt.media.audio import write_audio as write_audio
 from ltx2rt.media.color import Frames, check_frames, rgb_to_i420, to_uint8
 from ltx2rt.media.files import (
     VIDEO_FORMATS,

@@ -39,8 +39,9 @@ class Pipeline:
         missing = [c for c in self.requires if not source.has(c)]
         if missing:
             raise BundleError(
-                f"the {self.name} pipeline needs {', '.join(missing)}, which this bundle does not hold; "
-                "build it again with the files that hold them (`ltx2rt inspect BUNDLE` lists what it has)."
+                f"the {self.name} pipeline needs {', '.join(missing)}, which this bundle does not "
+                "hold; build it again with the files that hold them (`ltx2rt inspect BUNDLE` lists "
+                "what it has)."
             )
         self.source = source
         self.runtime = runtime or RuntimeConfig()

@@ -51,7 +51,9 @@ class Clip:
         return (to_uint8(chunk) for chunk in self.float_frames())
 
     def float_frames(self) -> Iterator[NDArray[np.float32]]:
-        """Chunks of float32 `[f, H, W, 3]` in [0, 1]; finished frames come while later tiles decode."""
+        """Chunks of float32 `[f, H, W, 3]` in [0, 1]; finished frames come while later tiles
+        decode.
+        """
         tiling = TilingConfig.auto() if self.config.tiling == "auto" else TilingConfig.none()
 
         def on_tile(done: int, total: int) -> None:
@@ -63,7 +65,9 @@ class Clip:
 
     @property
     def audio(self) -> NDArray[np.float32]:
-        """Waveform float32 `[2, N]` in [-1, 1] at `audio_sampling_rate`; not cut to the video's length."""
+        """Waveform float32 `[2, N]` in [-1, 1] at `audio_sampling_rate`; not cut to the video's
+        length.
+        """
         if self._audio is None:
             self.job.report("decode audio", 0, 1)
             self._audio = self.pipeline.audio_decoder()(self.audio_latent)
@@ -127,7 +131,9 @@ def to_uint8(chunk: NDArray[np.float32]) -> Frames:
 
 
 def prefetch(chunks: Iterator[Array], depth: int = 2) -> Iterator[Array]:
-    """Run an iterator on its own thread, at most `depth` items ahead; its exceptions are raised here."""
+    """Run an iterator on its own thread, at most `depth` items ahead; its exceptions are raised
+    here.
+    """
     items: queue.Queue[Array | BaseException | None] = queue.Queue(depth)
     stop = threading.Event()
 

@@ -1,4 +1,6 @@
-"""Distilled two-stage generation: half size in 8 steps, latent upsampling, refinement in 3 (spec/pipelines.md §4)."""
+"""Distilled two-stage generation: half size in 8 steps, latent upsampling, refinement in 3
+(spec/pipelines.md §4).
+"""
 
 from __future__ import annotations
 
@@ -74,6 +76,8 @@ class DistilledPipeline(Pipeline):
         }
         self.release("video_encoder")
         context = self._encode(config.prompt, job)
+        if trace is not None:
+            trace.tensors.update({"context.video": context.video, "context.audio": context.audio})
         generator = TorchGenerator(config.seed)
         latents: dict[str, Array] = {}
         sampler = self.source.model.distilled_sampler

@@ -1,7 +1,9 @@
 """Read golden cases from any directory laid out like the reference one, and run them on a backend.
 
-Layout: `components/*.safetensors|*.json`, `checkpoints/*[.xz]`, `pipelines/*`. Cases are recognised by the `component` field
-of their metadata; handlers in `tests/parity/handlers/` turn a case's inputs into the outputs it names.
+Layout: `components/*.safetensors|*.json`, `checkpoints/*[.xz]`, `pipelines/*`. Cases are
+recognised by the `component` field
+of their metadata; handlers in `tests/parity/handlers/` turn a case's inputs into the outputs it
+names.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ BACKENDS = ("torch", "onnxruntime")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-class Skip(Exception):  # noqa: N818  it is not an error
+class Skip(Exception):
     """The case cannot run on this backend; the message is the reason."""
 
 
@@ -74,7 +76,8 @@ def load_handlers() -> Mapping[str, Handler]:
 
 
 def golden_root() -> Path | None:
-    """The golden directory: `LTX2RT_GOLDEN`, `../shared/golden`, or the subset in `tests/golden`."""
+    """The golden directory: `LTX2RT_GOLDEN`, `../shared/golden`, or the subset in
+    `tests/golden`."""
     named = os.environ.get("LTX2RT_GOLDEN")
     for path in (
         Path(named) if named else None,
@@ -171,7 +174,8 @@ class Runner:
         return engine
 
     def layers(self, component: Any) -> list[dict[str, np.ndarray]]:
-        """Weights of every layer of a repeated component, laid out as this backend's engine takes them."""
+        """Weights of every layer of a repeated component, laid out as this backend's engine takes
+        them."""
         from ltx2rt_export.reference import load_weights
 
         transposed = (

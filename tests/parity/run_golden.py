@@ -1,6 +1,8 @@
-"""Run golden cases: `python -m tests.parity.run_golden DIR [--only components|pipelines|GLOB] [--backend B] [--json]`.
+"""Run golden cases: `python -m tests.parity.run_golden DIR [--only components|pipelines|GLOB]
+[--backend B] [--json]`.
 
-One line a case; exits 1 when a case failed, 0 otherwise. Skipped cases are listed with their reason.
+One line a case; exits 1 when a case failed, 0 otherwise. Skipped cases are listed with their
+reason.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class AdaLayerNormSingle(nn.Module):
         self.linear = nn.Linear(width, rows * width)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Map `[N, 256]` features to rows `[N, rows, width]` and embedded timesteps `[N, width]`."""
+        """Features `[N, 256]` to rows `[N, rows, width]` and embedded timesteps `[N, width]`."""
         embedded = self.emb(features)
         rows = self.linear(nn.functional.silu(embedded))
         return rows.unflatten(-1, (self.rows, -1)), embedded

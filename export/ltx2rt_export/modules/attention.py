@@ -1,4 +1,4 @@
-"""Attention, feed-forward and RMS norms, shared by the diffusion transformer and the text connectors.
+"""Attention, feed-forward and RMS norms of the diffusion transformer and the text connectors.
 
 Behaviour: spec/transformer.md sections 8 to 10. State-dict names are the official ones.
 """
@@ -12,7 +12,7 @@ Rope = tuple[Tensor, Tensor]
 
 
 def rms_norm(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
-    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis: float32 inside, rounded once at the end."""
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis; float32 inside, rounded once."""
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     if weight is not None:
@@ -49,7 +49,7 @@ def apply_interleaved_rope(x: Tensor, rope: Rope) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Plain `softmax(q k^T / sqrt(Dh) + bias) v` on `[B, H, T, Dh]`: the form that backends fuse."""
+    """Plain `softmax(q k^T / sqrt(Dh) + bias) v` on `[B, H, T, Dh]`: backends fuse this form."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
@@ -116,7 +116,8 @@ class Attention(nn.Module):
             x: `[B, T, query_dim]`.
             context: `[B, S, context_dim]`; `x` itself for self-attention.
             bias: additive float, broadcastable to `[B, H, T, S]`.
-            rope_q, rope_k: (cos, sin), `[B, H, T, Dh/2]` (split) or `[B, T, W]` (interleaved).
+            rope_q: (cos, sin), `[B, H, T, Dh/2]` (split) or `[B, T, W]` (interleaved).
+            rope_k: the same for keys.
             keep: `[B]`, 1 = attention, 0 = values pass through instead (self-attention only).
 
         Returns:

@@ -1,4 +1,4 @@
-"""Connectors: features of a prompt to the contexts of the transformer (spec/text_encoder.md, section 4)."""
+"""Connectors: features of a prompt to the contexts (spec/text_encoder.md, section 4)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorConfig:
-    """Sizes and options of one connector; `max_pos`, `rope_type`, `frequencies_precision`: see `ltx2rt.rope`."""
+    """Sizes and options of one connector; the last three are arguments of `ltx2rt.rope`."""
 
     heads: int
     head_dim: int
@@ -50,12 +50,13 @@ class ConnectorConfig:
 
         Raises:
             CheckpointError: there is no connector.
-            UnsupportedError: values that contradict each other or that we do not know; all are listed.
+            UnsupportedError: values that contradict each other or are unknown; all are listed.
         """
         if "learnable_registers" not in tensors:
             raise CheckpointError(
-                f"the {modality} connector is missing: no {modality}_embeddings_connector.learnable_registers in the "
-                "checkpoint; pass a full LTX-2 checkpoint or the LTX-2.5 transformer file."
+                f"the {modality} connector is missing: the checkpoint has no "
+                f"{modality}_embeddings_connector.learnable_registers; pass a full LTX-2 "
+                "checkpoint or the LTX-2.5 transformer file."
             )
 
         def value(key: str, default: Any) -> Any:
@@ -85,8 +86,8 @@ class ConnectorConfig:
         problems = []
         if result.width != width:
             problems.append(
-                f"{heads} heads of {result.head_dim} make a width of {result.width}, but learnable_registers "
-                f"has {width}"
+                f"{heads} heads of {result.head_dim} make a width of {result.width}, "
+                f"but learnable_registers has {width}"
             )
         if gates is not None and gates.shape[0] != heads:
             problems.append(f"the gates are for {gates.shape[0]} heads, expected {heads}")
@@ -137,7 +138,7 @@ class ConnectorBlock(nn.Module):
 
 
 class Connector(nn.Module):
-    """One modality's connector. Valid tokens come first, learnable registers take the place of pads."""
+    """One modality's connector: valid tokens come first, learnable registers replace the pads."""
 
     def __init__(self, config: ConnectorConfig) -> None:
         super().__init__()
@@ -172,7 +173,7 @@ class Connector(nn.Module):
         rows = torch.arange(batch, device=features.device)[:, None] * length
         order = (valid_first(attention_mask) + rows).reshape(-1)
         moved = features.reshape(-1, width).index_select(0, order).reshape(batch, length, width)
-        registers = self.learnable_registers[positions % self.config.registers]
+        registers = self.learnable_registers.index_select(0, positions % self.config.registers)
         count = (attention_mask != 0).long().sum(dim=1, keepdim=True)
         x = torch.where((positions < count)[:, :, None], moved, registers)
         axis = self.cos.dim() - 2

@@ -1,7 +1,8 @@
-"""Gemma's language model as an encoder: token ids to all hidden states (spec/text_encoder.md, section 2).
+"""Gemma as an encoder: token ids to all hidden states (spec/text_encoder.md, section 2).
 
-The decoder layers are those of `transformers`; embedding, masks, rotary tables and the loop are here, so that the graph holds
-neither caches nor mask utilities and every constant is a real tensor although the weights are on `meta`.
+The decoder layers are those of `transformers`; embedding, masks, rotary tables and the loop are
+here, so that the graph holds neither caches nor mask utilities, and every constant is a real tensor
+although the weights are on `meta`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from ltx2rt_export.component import TensorIndex
 #: every prompt is padded to this length; rotary tables end here
 MAX_TOKENS = 1024
 
-#: added to the scores of masked keys: exp() of it is 0, it fits float16, and fully masked rows stay finite
+#: added to scores of masked keys: its exp() is 0, it fits float16, fully masked rows stay finite
 MASKED = -1e4
 
-#: `model_type` of a Gemma configuration -> module of `transformers.models` and prefix of its class names
+#: `model_type` of a configuration -> module of `transformers.models`, prefix of its class names
 FAMILIES = {
     "gemma3": ("gemma3", "Gemma3"),
     "gemma3_text": ("gemma3", "Gemma3"),
@@ -30,7 +31,7 @@ FAMILIES = {
     "gemma4_unified_text": ("gemma4_unified", "Gemma4Unified"),
 }
 
-#: where the language model may lie in a file: as published, as newer exporters write it, as LTX-2.5 packs it, bare
+#: where the language model may lie: as published, in the newer nesting, as LTX-2.5 packs it, bare
 GEMMA_ROOTS = (
     "language_model.model.",
     "model.language_model.",
@@ -70,7 +71,7 @@ def _class(name: str, model_type: str) -> Any:
 
 
 def _text_config(config: Mapping[str, Any]) -> tuple[Any, str]:
-    """The checked `transformers` text configuration of a Gemma `config.json`, and its `model_type`."""
+    """The checked text configuration of a Gemma `config.json`, and its `model_type`."""
     from huggingface_hub.errors import StrictDataclassError
 
     model_type = str(config.get("model_type", "missing"))
@@ -83,30 +84,14 @@ def _text_config(config: Mapping[str, Any]) -> tuple[Any, str]:
         text = _class("TextConfig", model_type)(**values)
     except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
         raise CheckpointError(f"the Gemma configuration is not valid: {error}") from error
-    problems = [
-        f"{key} is {value!r}, expected {expected}"
-        for key, value, expected, bad in (
-            (
-                "use_bidirectional_attention",
-                text.use_bidirectional_attention,
-                "causal text",
-                text.use_bidirectional_attention not in (None, False, "vision"),
-            ),
-            (
-                "num_kv_shared_layers",
-                getattr(text, "num_kv_shared_layers", 0),
-                0,
-                bool(getattr(text, "num_kv_shared_layers", 0)),
-            ),
-            (
-                "attn_logit_softcapping",
-                getattr(text, "attn_logit_softcapping", None),
-                None,
-                getattr(text, "attn_logit_softcapping", None) is not None,
-            ),
+    problems = []
+    if text.use_bidirectional_attention not in (None, False, "vision"):
+        problems.append(
+            f"use_bidirectional_attention is {text.use_bidirectional_attention!r}, expected false"
         )
-        if bad
-    ]
+    for key, expected in (("num_kv_shared_layers", 0), ("attn_logit_softcapping", None)):
+        if getattr(text, key, expected) != expected:
+            problems.append(f"{key} is {getattr(text, key)!r}, expected {expected}")
     if problems:
         raise UnsupportedError(join_problems("this Gemma configuration is not supported", problems))
     return text, model_type
@@ -143,7 +128,7 @@ def grouped_attention(
 
 
 class GemmaEncoder(nn.Module):
-    """Token ids to hidden states. State-dict names are those below `language_model.model.` in a file."""
+    """Token ids to hidden states. State-dict names are those below `language_model.model.`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         from transformers import AttentionInterface
@@ -182,8 +167,9 @@ class GemmaEncoder(nn.Module):
             attention_mask: `[B, S]` int64, 0 on pads. Positions count pads too.
 
         Returns:
-            Layers + 1 tensors `[B, S, D]`: the scaled embeddings, the output of every layer but the last, and the
-            final norm of the last layer's output. Rows of pads are finite, without meaning.
+            Layers + 1 tensors `[B, S, D]`: the scaled embeddings, the output of every layer but
+            the last, and the final norm of the last layer's output. Rows of pads are finite,
+            without meaning.
         """
         x = self.embed_tokens(input_ids)
         x = x * self.scale.to(x.dtype)
@@ -192,13 +178,17 @@ class GemmaEncoder(nn.Module):
         for kind, window in self.windows.items():
             biases[kind] = _causal_bias(attention_mask, positions, window).to(x.dtype)
             cos, sin = getattr(self, f"{kind}_cos"), getattr(self, f"{kind}_sin")
-            ropes[kind] = cos[:, positions].to(x.dtype), sin[:, positions].to(x.dtype)
+            ropes[kind] = _rows(cos, positions, x), _rows(sin, positions, x)
         states = [x]
         for layer, kind in zip(self.layers, self.layer_types, strict=True):
             x = layer(x, attention_mask=biases[kind], position_embeddings=ropes[kind])
             states.append(x)
         states[-1] = self.norm(x)
         return states
+
+
+def _rows(table: Tensor, positions: Tensor, like: Tensor) -> Tensor:
+    return table.index_select(1, positions).to(like.dtype)
 
 
 def _causal_bias(attention_mask: Tensor, positions: Tensor, window: int | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Text conditioning in one graph: token ids to the two contexts of the transformer (spec/text_encoder.md)."""
+"""Text conditioning in one graph: token ids to contexts (spec/text_encoder.md)."""
 
 from __future__ import annotations
 
@@ -71,11 +71,12 @@ def text_encoder(
     """The whole text encoder.
 
     Args:
-        gemma_config: `config.json` of the Gemma directory, or the `gemma_config` metadata of a text-encoder file.
+        gemma_config: `config.json` of the Gemma directory, or the `gemma_config` metadata of a
+            text-encoder file.
         gemma_tensors: all tensors of that directory or file.
         config: the `transformer` object of the checkpoint's metadata, or {}.
-        tensors: all tensors of the checkpoint, names as in the file. The text projection is looked for here, then
-            among `gemma_tensors` (LTX-2.5 ships it there).
+        tensors: all tensors of the checkpoint, names as in the file. The text projection is looked
+            for here, then among `gemma_tensors` (LTX-2.5 ships it there).
 
     Raises:
         CheckpointError: tensors are missing or do not fit; all parts are checked before raising.
@@ -106,7 +107,7 @@ def text_encoder(
 def text_projection(
     config: Mapping[str, Any], tensors: TensorIndex, hidden_size: int, num_hidden_states: int
 ) -> Component:
-    """Feature extractor and connectors alone; `tensors` as for `text_encoder`, from one or several files."""
+    """Feature extractor and connectors alone; `tensors`: of all files that hold them."""
     projection, parts = _projection(config, tensors, hidden_size, num_hidden_states)
     video, audio = projection.text_embedding_projection.widths
     return Component(
@@ -166,8 +167,8 @@ def _projection(
         sizes = ConnectorConfig.from_checkpoint(config, _below(tensors, root), modality)
         if sizes.width != features:
             raise CheckpointError(
-                f"the {modality} connector is {sizes.width} wide, but the text projection gives {features} features: "
-                "the files belong to different models."
+                f"the {modality} connector is {sizes.width} wide, but the text projection gives "
+                f"{features} features: the files belong to different models."
             )
         connectors.append(on_meta(lambda sizes=sizes: Connector(sizes)))
         parts.append((f"{modality}_embeddings_connector.", connectors[-1], tensors, root))
@@ -189,7 +190,7 @@ def _below(tensors: TensorIndex, root: str) -> dict[str, TensorEntry]:
 
 
 def _match(where: str, parts: Sequence[Part]) -> dict[str, TensorEntry]:
-    """Weights of all parts, named as in the module that holds them; problems of all parts are reported."""
+    """Weights of all parts, named as in the module that holds them; reports all problems."""
     found: dict[str, TensorEntry] = {}
     problems: list[str] = []
     for name, module, tensors, root in parts:

@@ -1,4 +1,4 @@
-"""Feature extractors: all hidden states of Gemma to features of the connectors' widths (spec/text_encoder.md, section 3)."""
+"""Feature extractors: Gemma's hidden states to features (spec/text_encoder.md, section 3)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ V2_KEYS = {
 
 
 class FeatureExtractorV1(nn.Module):
-    """LTX-2: mean and range over all valid tokens and channels of a layer; one projection for both modalities."""
+    """LTX-2: mean and range over valid tokens and channels of a layer; one projection for both."""
 
     def __init__(self, width: int, features: int, *, bias: bool) -> None:
         super().__init__()
@@ -118,7 +118,8 @@ def feature_extractor(
             width, shapes["aggregate_embed"], bias="aggregate_embed.bias" in tensors
         )
     raise CheckpointError(
-        "no text projection found: a checkpoint holds text_embedding_projection.aggregate_embed.weight (LTX-2) or "
-        "text_embedding_projection.{video,audio}_aggregate_embed.weight (LTX-2.3 and later); for split files pass "
-        "the text-encoder file too."
+        "no text projection found: a checkpoint holds "
+        "text_embedding_projection.aggregate_embed.weight (LTX-2) or "
+        "text_embedding_projection.{video,audio}_aggregate_embed.weight (LTX-2.3 and "
+        "later); for split files pass the text-encoder file too."
     )

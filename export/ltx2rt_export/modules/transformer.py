@@ -12,18 +12,14 @@ from typing import Any
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
+from ltx2rt_export.modules.transformer_block import OTHER, TransformerBlock
 from ltx2rt_export.modules.transformer_config import (
     BLOCK,
     Modalities,
     StreamConfig,
     TransformerConfig,
 )
-from ltx2rt_export.modules.transformer_parts import (
-    OTHER,
-    TransformerBlock,
-    TransformerHead,
-    TransformerTail,
-)
+from ltx2rt_export.modules.transformer_ends import TransformerHead, TransformerTail
 
 TRACE = {"B": 2, "Tv": 6, "Ta": 5, "Uv": 3, "Ua": 4, "S": 7}
 

@@ -76,7 +76,7 @@ class TransformerConfig:
     Attributes:
         streams: video and / or audio, in this order.
         cross_head_dim: of the attentions between the streams.
-        text_adaln: queries, context and result of text attention are modulated (9 table rows, not 6).
+        text_adaln: text attention is modulated too (9 table rows instead of 6).
         cross_timestep_scale: factor on sigma for the gates between the streams.
         keyframes_embedding: marked video tokens get a learned embedding.
     """

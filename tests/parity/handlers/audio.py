@@ -116,9 +116,7 @@ def _waveform(case: Case, run: Runner) -> Mapping[str, np.ndarray]:
         staged = dataclasses.replace(
             whole,
             module=on_meta(lambda: _Stages(config)),
-            outputs=tuple(
-                TensorSpec(n, "float32", s) for n, s in zip(STAGES, shapes, strict=True)
-            ),
+            outputs=tuple(TensorSpec(n, "float32", s) for n, s in zip(STAGES, shapes, strict=True)),
         )
         stages = run.engine(staged)({"mel": case.inputs["mel"]})
         np.testing.assert_array_equal(stages["waveform"], got["waveform"])

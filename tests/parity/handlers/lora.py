@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-import numpy as np
-from ltx2rt_export.kinds import split_components
-from ltx2rt_export.lora import collect_updates, fuse_entry, lora_targets, parse_lora
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 
+import numpy as np
+
+from ltx2rt.components.transformer import Transformer
+from ltx2rt.manifest import Lora
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
-from tests.parity.golden import Case, Runner, Skip, handles
+from ltx2rt_export.checkpoint import open_model
+from ltx2rt_export.fuse_loras import fuse_loras
+from ltx2rt_export.lora import LoraPair, collect_updates, fuse_entry, lora_targets, parse_lora
+from ltx2rt_export.modules.transformer import (
+    transformer_block,
+    transformer_head,
+    transformer_tail,
+)
+from tests.parity.golden import Case, Runner, handles
+from tests.parity.handlers.transformer import modality
+
+Updates = dict[str, list[tuple[LoraPair, float]]]
 
 
 @handles("lora")
 def lora(case: Case, run: Runner) -> dict[str, np.ndarray]:
-    if isinstance(case.params.get("strengths"), dict):
-        return _fused_weights(case, run)
-    raise Skip("no handler for a forward pass with fused weights")
+    return _fused_weights(case, run) if "strengths" in case.params else _forward(case, run)
 
 
 def _fused_weights(case: Case, run: Runner) -> dict[str, np.ndarray]:
     """Outputs are `<setting>.<weight>`; a setting is one strength for every LoRA of the case."""
-    tensors = _transformer(case, run)
+    model = open_model(run.checkpoint(case.checkpoint), need=())
+    tensors = model.tensors("transformer")
     updates = {
         setting: _updates(run, tensors, zip(case.params["loras"], strengths, strict=True))
         for setting, strengths in case.params["strengths"].items()
@@ -34,13 +48,34 @@ def _fused_weights(case: Case, run: Runner) -> dict[str, np.ndarray]:
     return result
 
 
-def _transformer(case: Case, run: Runner) -> dict[str, TensorEntry]:
-    return split_components(SafetensorsFile(run.checkpoint(case.checkpoint)))["transformer"]
-
-
-def _updates(run: Runner, tensors: dict[str, TensorEntry], loras):
+def _updates(
+    run: Runner, tensors: dict[str, TensorEntry], loras: Iterable[tuple[str, float]]
+) -> Updates:
     targets = lora_targets(tensors)
     return collect_updates(
         (parse_lora(SafetensorsFile(run.checkpoint(file)), targets), strength)
         for file, strength in loras
     )
+
+
+def _forward(case: Case, run: Runner) -> dict[str, np.ndarray]:
+    """One pass of the transformer with the LoRAs fused as `ltx2rt build --lora` does it."""
+    loras = [
+        Lora(path=str(run.checkpoint(item["file"])), strength=item["strength"])
+        for item in case.params["loras"]
+    ]
+    files = open_model(run.checkpoint(case.checkpoint), need=())
+    config, tensors = files.config("transformer"), files.tensors("transformer")
+    makers = (transformer_head, transformer_block, transformer_tail)
+    plain = [make(config, tensors) for make in makers]
+    with tempfile.TemporaryDirectory() as folder:
+        fused = fuse_loras(plain, files, loras, Path(folder))
+        head, block, tail = (run.engine(component) for component in fused)
+        layers = run.layers(fused[1])
+    model = Transformer(head, block, tail, layers, fused[1].options)
+    velocities = model(modality(case, "video"), modality(case, "audio"))
+    return {
+        f"{name}.velocity": velocity
+        for name, velocity in zip(("video", "audio"), velocities, strict=True)
+        if velocity is not None
+    }

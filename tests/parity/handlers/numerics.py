@@ -67,7 +67,7 @@ def _schedule(entry: dict[str, Any]) -> np.ndarray:
         case "distilled":
             return schedules.sigma_table(schedules.DISTILLED)
         case "distilled_stage_2":
-            return schedules.sigma_table(schedules.STAGE_2_DISTILLED)
+            return schedules.sigma_table(schedules.STAGE2_DISTILLED)
         case other:
             raise Skip(f"unknown scheduler {other}")
 

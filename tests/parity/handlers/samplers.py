@@ -79,9 +79,7 @@ def _loop(case: Case) -> dict[str, Array]:
             dtype="float32",
         )
     elif "ge_gamma" in params:
-        states = sample_gradient_estimation(
-            denoise, video, audio, sigmas, gamma=params["ge_gamma"]
-        )
+        states = sample_gradient_estimation(denoise, video, audio, sigmas, gamma=params["ge_gamma"])
     elif "cfg_pp" in case.name:  # its parameters equal the ancestral loop's
         states = sample_euler_cfg_pp(
             denoise,
@@ -182,9 +180,7 @@ def guiders(case: Case, run: Runner) -> dict[str, Array]:
                 out[name], average = apg.delta(c, u, None)
                 out["apg_stateful_step1"], _ = apg.delta(c, p, average)
             case "MultiModalGuider":
-                params = guidance.GuiderParams(
-                    **{k: v for k, v in options.items() if k != "kind"}
-                )
+                params = guidance.GuiderParams(**{k: v for k, v in options.items() if k != "kind"})
                 out[name] = guidance.guided(
                     params, cond, uncond=uncond, perturbed=perturbed, isolated=isolated
                 )
@@ -193,9 +189,7 @@ def guiders(case: Case, run: Runner) -> dict[str, Array]:
 
 @handles("json:res2s_coefficients")
 def res_2s_table(case: Case, run: Runner) -> dict[str, Any]:
-    return {
-        f"h={h}": (np.array(res_2s_coefficients(h)), np.array(rest)) for h, *rest in case.data
-    }
+    return {f"h={h}": (np.array(res_2s_coefficients(h)), np.array(rest)) for h, *rest in case.data}
 
 
 @handles("json:guider_schedule")

@@ -1,9 +1,9 @@
-"""Golden handlers of the text encoder: tokenizer tables, Gemma's hidden states, features and contexts."""
+"""Golden handlers of text conditioning: tokenizer, Gemma's hidden states, features, contexts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,20 @@ def gemma_files(run: Runner, name: str) -> tuple[dict[str, Any], dict[str, Tenso
     return json.loads(pack.metadata["gemma_config"]), dict(pack)
 
 
+def gemma_checkpoints(run: Runner) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and configurations of the directory's Gemma checkpoints."""
+    names = {p.name.removesuffix(".xz") for p in (run.root / "checkpoints").iterdir()}
+    for name in sorted(names, key=lambda n: ("gemma" not in n, n)):  # unpack the likely ones first
+        path = run.checkpoint(name)
+        is_gemma = (
+            (path / "config.json").exists()
+            if path.is_dir()
+            else "gemma_config" in SafetensorsFile(path).metadata
+        )
+        if is_gemma:
+            yield name, gemma_files(run, name)[0]
+
+
 def tokenizer(run: Runner, name: str) -> Tokenizer:
     path = run.checkpoint(name)
     if path.is_dir():
@@ -35,18 +49,13 @@ def tokenizer(run: Runner, name: str) -> Tokenizer:
 
 
 def gemma_of(case: Case, run: Runner) -> str:
-    """The Gemma checkpoint of the directory that belongs to a case's model, found by what it declares."""
-    names = {p.name.removesuffix(".xz") for p in (run.root / "checkpoints").iterdir()}
+    """The Gemma checkpoint that belongs to a case's model, found by the version it declares."""
     source = json.loads(
         SafetensorsFile(run.checkpoint(case.checkpoint)).metadata.get(
             "gemma_source_checkpoint", "null"
         )
     )
-    for name in sorted(names):
-        try:
-            config, _ = gemma_files(run, name)
-        except (KeyError, FileNotFoundError):
-            continue  # not a Gemma checkpoint
+    for name, config in gemma_checkpoints(run):
         if config.get("gemma_version") == (source or {}).get("gemma_version"):
             return name
     raise Skip(f"no Gemma checkpoint here belongs to {case.checkpoint}")
@@ -64,7 +73,7 @@ def from_hidden(case: Case, run: Runner) -> Mapping[str, Any]:
 
     states = case.inputs["hidden_states"].astype(np.float32)
     component = text_projection(
-        run.config(case.checkpoint)["transformer"],
+        run.config(case.checkpoint).get("transformer") or {},
         run.tensors(case.checkpoint),
         states.shape[-1],
         states.shape[0],
@@ -86,7 +95,7 @@ def from_prompt(case: Case, run: Runner) -> Mapping[str, Any]:
     name = gemma_of(case, run)
     component = text_encoder(
         *gemma_files(run, name),
-        run.config(case.checkpoint)["transformer"],
+        run.config(case.checkpoint).get("transformer") or {},
         run.tensors(case.checkpoint),
     )
     input_ids, mask = tokenizer(run, name).encode([case.params["prompt"]])
@@ -119,11 +128,7 @@ def hidden_states(case: Case, run: Runner) -> Mapping[str, Any]:
 @handles("json:tokenizer_gemma3", "json:tokenizer_gemma4")
 def tokens(case: Case, run: Runner) -> Mapping[str, Any]:
     family = case.name.removeprefix("tokenizer_")
-    for name in sorted({p.name.removesuffix(".xz") for p in (run.root / "checkpoints").iterdir()}):
-        try:
-            config, _ = gemma_files(run, name)
-        except (KeyError, FileNotFoundError):
-            continue  # not a Gemma checkpoint
+    for name, config in gemma_checkpoints(run):
         if str(config["model_type"]).startswith(family):
             break
     else:

@@ -1,0 +1,119 @@
+"""Benchmark cases: each returns the numbers of one record. Names say what varies."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REPEATS = 7
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """Median, p10 and p90."""
+    ordered = sorted(seconds)
+    return {
+        "median_s": statistics.median(ordered),
+        "p10_s": ordered[len(ordered) // 10],
+        "p90_s": ordered[-1 - len(ordered) // 10],
+        "runs": len(ordered),
+    }
+
+
+def timed_processes(command: list[str], repeats: int = REPEATS) -> dict[str, float]:
+    """Wall time of whole processes, after one warm-up."""
+    seconds = []
+    for i in range(repeats + 1):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        if i:
+            seconds.append(time.perf_counter() - start)
+    return percentiles(seconds)
+
+
+def cli_help() -> dict[str, Any]:
+    """`ltx2rt --help`, whole process."""
+    return timed_processes([sys.executable, "-m", "ltx2rt.cli", "--help"])
+
+
+def open_bundle() -> dict[str, Any]:
+    """`import ltx2rt` and opening the tiny demo bundle, whole process."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = demo_bundle(Path(folder))
+        script = f"import ltx2rt; ltx2rt.open_bundle({str(bundle)!r})"
+        return timed_processes([sys.executable, "-c", script])
+
+
+def demo_bundle(folder: Path) -> Path:
+    """Build the tiny demo bundle."""
+    from ltx2rt.manifest import BuildInputs
+    from ltx2rt_export.bundle import BuildConfig, build_bundle, open_inputs
+    from ltx2rt_export.demo import write_demo_model
+
+    files = write_demo_model(folder / "model")
+    inputs = BuildInputs(
+        checkpoint=str(files["checkpoint"]),
+        gemma=str(files["gemma"]),
+        spatial_upsampler=str(files["spatial_upsampler"]),
+    )
+    build_bundle(open_inputs(inputs), inputs, folder / "demo.bundle", BuildConfig())
+    return folder / "demo.bundle"
+
+
+def export_ltx23_transformer() -> dict[str, Any]:
+    """Real-size LTX-2.3 head, block and tail to ONNX from `meta`, in a process of its own."""
+    out = subprocess.run(
+        [sys.executable, "-m", "benchmarks.cases", "export"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    result: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
+    return result
+
+
+def _export_here() -> dict[str, Any]:
+    start = time.perf_counter()
+    from benchmarks.real_size import LTX23, transformer_components
+    from ltx2rt_export.onnx import export_component
+
+    sizes = {}
+    for component in transformer_components(LTX23):
+        begin = time.perf_counter()
+        graph = export_component(component).model.SerializeToString()
+        sizes[component.name] = {
+            "graph_bytes": len(graph),
+            "seconds": time.perf_counter() - begin,
+        }
+    return {
+        "median_s": time.perf_counter() - start,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "graph_bytes": sum(s["graph_bytes"] for s in sizes.values()),
+        "components": sizes,
+    }
+
+
+def tiny_distilled() -> dict[str, Any]:
+    """The tiny distilled pipeline, ONNX Runtime against the PyTorch reference, interleaved."""
+    from benchmarks.tiny_pipeline import compare
+
+    with tempfile.TemporaryDirectory() as folder:
+        return compare(demo_bundle(Path(folder)))
+
+
+CASES: dict[str, Callable[[], dict[str, Any]]] = {
+    "cli-help": cli_help,
+    "open-bundle": open_bundle,
+    "export-ltx23-transformer": export_ltx23_transformer,
+    "tiny-distilled-256x384-25f": tiny_distilled,
+}
+
+if __name__ == "__main__":
+    print(json.dumps(_export_here()))

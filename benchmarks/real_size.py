@@ -1,0 +1,92 @@
+"""Real-size models without their weights: tensor lists made from the modules themselves, for
+`meta` exports.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from ltx2rt.safetensors import TensorEntry
+from ltx2rt_export.component import Component, on_meta
+from ltx2rt_export.modules import transformer
+from ltx2rt_export.modules.transformer_block import TransformerBlock
+from ltx2rt_export.modules.transformer_config import StreamConfig, TransformerConfig
+from ltx2rt_export.modules.transformer_ends import TransformerHead, TransformerTail
+
+#: widths of LTX-2.3 (22B): spec/transformer.md §1
+LTX23 = TransformerConfig(
+    streams=(
+        StreamConfig(
+            name="video",
+            width=4096,
+            head_dim=128,
+            in_channels=128,
+            out_channels=128,
+            context_dim=4096,
+            caption_channels=0,
+            ff_bias=True,
+            prompt_adaln=True,
+            max_pos=(20.0, 2048.0, 2048.0),
+        ),
+        StreamConfig(
+            name="audio",
+            width=2048,
+            head_dim=64,
+            in_channels=128,
+            out_channels=128,
+            context_dim=2048,
+            caption_channels=0,
+            ff_bias=True,
+            prompt_adaln=True,
+            max_pos=(20.0,),
+        ),
+    ),
+    num_layers=48,
+    heads=32,
+    cross_head_dim=64,
+    eps=1e-6,
+    theta=10000.0,
+    timestep_scale=1000.0,
+    cross_timestep_scale=1000.0,
+    rope_type="split",
+    frequencies_precision="float64",
+    gated=True,
+    text_adaln=True,
+    keyframes_embedding=False,
+)
+
+
+def tensor_list(config: TransformerConfig) -> dict[str, TensorEntry]:
+    """Official names and shapes of a transformer checkpoint; the entries point nowhere."""
+    names = tuple(spec.name for spec in transformer.head_outputs(config))
+    parts: list[tuple[str, nn.Module]] = [
+        ("", on_meta(lambda: TransformerHead(config, names))),
+        ("", on_meta(lambda: TransformerTail(config))),
+    ]
+    block = on_meta(lambda: TransformerBlock(config))
+    parts += [(f"transformer_blocks.{i}.", block) for i in range(config.num_layers)]
+    return {
+        prefix + name: TensorEntry(Path("absent"), prefix + name, "bfloat16", tuple(w.shape), 0, 0)
+        for prefix, module in parts
+        for name, w in module.state_dict().items()
+    }
+
+
+def transformer_components(config: TransformerConfig) -> list[Component]:
+    """Head, block and tail, made through the same factories as for a real file."""
+    tensors = tensor_list(config)
+    metadata = {
+        "num_layers": config.num_layers,
+        "num_attention_heads": config.heads,
+        "audio_num_attention_heads": config.heads,
+        "frequencies_precision": config.frequencies_precision,
+        "av_ca_timestep_scale_multiplier": config.cross_timestep_scale,
+    }
+    factories = (
+        transformer.transformer_head,
+        transformer.transformer_block,
+        transformer.transformer_tail,
+    )
+    return [factory(metadata, tensors) for factory in factories]

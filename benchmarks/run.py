@@ -1,0 +1,39 @@
+"""Run benchmark cases: `python -m benchmarks.run [--case NAME]... [--no-record]`.
+
+A table for people first, one JSON line for each case last. Records are appended to
+`benchmarks/results/foundation.jsonl`;
+`python -m benchmarks.report` writes `docs/benchmarks.md` from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.cases import CASES
+from benchmarks.hardware import environment
+
+RESULTS = Path(__file__).parent / "results" / "foundation.jsonl"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", action="append", choices=sorted(CASES), help="default: all")
+    parser.add_argument("--no-record", action="store_true", help="don't append to the results file")
+    options = parser.parse_args()
+    where = environment()
+    records = []
+    for name in options.case or CASES:
+        record = {"case": name, **CASES[name](), "environment": where}
+        records.append(record)
+        print(f"{name:32} {record['median_s']:8.3f} s")
+    lines = [json.dumps(r, sort_keys=True, default=str) for r in records]
+    if not options.no_record:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

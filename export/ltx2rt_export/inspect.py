@@ -1,0 +1,260 @@
+"""Describe a weight file or a Gemma directory from its headers: what it is, and what it can run."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ltx2rt.errors import CheckpointError
+from ltx2rt.safetensors import SafetensorsFile, TensorEntry
+from ltx2rt_export.gemma_files import GemmaFiles, open_gemma
+from ltx2rt_export.kinds import KINDS, detect_kind, is_gguf, open_weights, split_components
+from ltx2rt_export.lora_keys import (
+    STYLES,
+    file_reference_factors,
+    is_distilled_lora,
+    lora_generations,
+    read_lora_keys,
+)
+from ltx2rt_export.storage_format import detect_storage_format
+from ltx2rt_export.version import (
+    GENERATIONS,
+    ModelVersion,
+    detect_version,
+    read_config,
+    read_metadata,
+)
+
+_PARTS: dict[str, str] = {
+    "transformer": "transformer",
+    "connectors": "text connectors",
+    "text_projection": "text projection",
+    "video_vae": "video VAE",
+    "audio_vae": "audio VAE",
+    "vocoder": "vocoder",
+    "duration_head": "duration head",
+    "gemma": "Gemma",
+    "upsampler": "upsampler",
+    "assets": "tokenizer files",
+    "other": "not used",
+}
+
+#: pipeline -> what it needs besides the model itself
+PIPELINES: dict[str, tuple[str, ...]] = {
+    "one-stage": (),
+    "text-to-audio": (),
+    "retake": (),
+    "two-stage": ("spatial upsampler", "distilled LoRA"),
+    "two-stage-hq": ("spatial upsampler", "distilled LoRA"),
+    "keyframe": ("spatial upsampler", "distilled LoRA"),
+    "audio-to-video": ("spatial upsampler", "distilled LoRA"),
+    "distilled": ("distilled transformer", "spatial upsampler"),
+    "ic-lora": ("distilled transformer", "spatial upsampler", "IC-LoRA"),
+}
+_MODEL = ("transformer", "connectors", "text_projection", "video_vae", "audio_vae", "vocoder")
+
+
+def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe a checkpoint, split file, LoRA, upsampler, or Gemma directory; JSON-able.
+
+    Raises:
+        CheckpointError: it is missing, broken, or of another model.
+    """
+    where = Path(path)
+    if where.is_dir():
+        gemma = open_gemma(where)
+        return {**_summary(where, "gemma", gemma.tensors, gemma.files), "gemma": _gemma(gemma)}
+    if is_gguf(where):
+        return {
+            "path": str(where),
+            "kind": "gguf",
+            "description": "a GGUF file",
+            "bytes": where.stat().st_size,
+            "storage_format": {"name": "gguf", "description": "GGUF", "buildable": False},
+        }
+    file = open_weights(where)
+    kind = detect_kind(file)
+    result = _summary(where, kind, file, [file])
+    parts = split_components(file)
+    if kind == "lora":
+        return {**result, "lora": _lora(file)}
+    result["components"] = [
+        {"name": name, **_size(parts[name].values())} for name in _PARTS if name in parts
+    ]
+    if kind in {"checkpoint", "transformer"}:
+        video_vae = file if "video_vae" in parts else None
+        version = detect_version(file, parts["transformer"], video_vae)
+        result["model_version"] = asdict(version) | {"number": list(version.number)}
+        result["pipelines"] = _pipelines(version, parts)
+        source = read_metadata(file, "gemma_source_checkpoint")
+        if isinstance(source, dict):
+            result["gemma_version"] = source.get("gemma_version")
+    if kind.endswith("_upsampler"):
+        result["upsampler"] = _upsampler(parts["upsampler"], read_config(file))
+    if kind == "text_encoder":
+        result["gemma"] = _gemma(open_gemma(where))
+    quantized = parts.get("transformer") or parts.get("gemma") or {}
+    if stored := detect_storage_format(quantized):
+        result["storage_format"] = {
+            **asdict(stored),
+            "description": stored.description,
+            "buildable": False,
+        }
+    return result
+
+
+def format_inspection(info: Mapping[str, Any]) -> str:
+    """Lay an inspection out as text; control characters of file contents are escaped."""
+    rows: list[tuple[str, str]] = [("file", info["path"]), ("kind", info["description"])]
+    if "parameters" in info:
+        rows.append(("size", _amount(info)))
+        rows.append(("dtypes", ", ".join(f"{d} {n}" for d, n in info["dtypes"].items())))
+    if version := info.get("model_version"):
+        said = f"model_version {version['text']}" if version["text"] else "told by its tensors"
+        distilled = {True: ", distilled", False: ", dev", None: ""}[version["is_distilled"]]
+        rows.append(("model", f"{version['generation']} ({said}){distilled}"))
+        rows.append(
+            (
+                "defaults",
+                f"{version['num_inference_steps']} steps, STG block {version['stg_block']}, image "
+                f"CRF {version['image_crf']}, distilled sampler {version['distilled_sampler']}",
+            )
+        )
+    if stored := info.get("storage_format"):
+        layers = f", {stored['layers']} layers" if "layers" in stored else ""
+        usable = "" if stored["buildable"] else " (cannot be built)"
+        rows.append(("quantised", f"{stored['description']}{layers}{usable}"))
+    for section in ("lora", "upsampler", "gemma"):
+        rows += [
+            (key.replace("_", " "), _value(value)) for key, value in info.get(section, {}).items()
+        ]
+    lines = [f"{name:<22}{_printable(value)}" for name, value in rows]
+    if info.get("components"):
+        lines += ["", "components"]
+        lines += [f"  {_PARTS[c['name']]:<20}{_amount(c)}" for c in info["components"]]
+    if info.get("pipelines"):
+        lines += ["", "pipelines"]
+        for entry in info["pipelines"]:
+            needs = ", ".join(entry["needs"])
+            lines.append(f"  {entry['name']:<20}" + (f"needs {needs}" if needs else "ready"))
+    return "\n".join(lines)
+
+
+def _summary(
+    path: Path, kind: str, tensors: Mapping[str, TensorEntry], files: Iterable[SafetensorsFile]
+) -> dict[str, Any]:
+    dtypes: dict[str, int] = {}
+    for entry in tensors.values():
+        dtypes[entry.dtype] = dtypes.get(entry.dtype, 0) + 1
+    return {
+        "path": str(path),
+        "kind": kind,
+        "description": KINDS[kind],
+        "file_bytes": sum(file.file_bytes for file in files),
+        **_size(tensors.values()),
+        "dtypes": dict(sorted(dtypes.items())),
+    }
+
+
+def _size(entries: Iterable[TensorEntry]) -> dict[str, int]:
+    listed = list(entries)
+    return {
+        "tensors": len(listed),
+        "parameters": sum(e.num_elements for e in listed),
+        "bytes": sum(e.length for e in listed),
+    }
+
+
+def _pipelines(
+    version: ModelVersion, parts: Mapping[str, Mapping[str, TensorEntry]]
+) -> list[dict[str, Any]]:
+    """Per pipeline, what must be given besides this file."""
+    missing = [_PARTS[name] for name in _MODEL if name not in parts]
+    if "gemma" not in parts:
+        missing.append("Gemma 4" if version.generation == "LTX-2.5" else "Gemma 3 12B")
+    result = []
+    for name, extras in PIPELINES.items():
+        needs = list(missing)
+        for extra in extras:
+            if extra == "distilled transformer":
+                if version.is_distilled is not True:
+                    needs.append("distilled transformer or distilled LoRA")
+            elif extra != "distilled LoRA" or version.is_distilled is not True:
+                needs.append(extra)
+        result.append({"name": name, "needs": needs})
+    return result
+
+
+def _lora(file: SafetensorsFile) -> dict[str, Any]:
+    keys = read_lora_keys(file)
+    spatial, temporal = file_reference_factors(file)
+    alphas = sorted({round(p.scale * p.rank, 4) for p in keys.pairs.values()})
+    info: dict[str, Any] = {
+        "key_style": STYLES[keys.style],
+        "ranks": sorted({p.rank for p in keys.pairs.values()}),
+        "alphas": alphas if keys.style not in {"official", "bare"} else [],
+        "target_modules": len(keys.pairs),
+        "layers": len({m[1] for n in keys.pairs if (m := re.search(r"blocks[._](\d+)[._]", n))}),
+        "fits": list(lora_generations(file, keys)),
+        "distilled": is_distilled_lora(file),
+        "reference_downscale_factor": spatial,
+        "reference_temporal_scale_factor": temporal,
+        "unsupported": list(keys.unsupported),
+        "problems": list(keys.problems),
+    }
+    for key in ("lora_rank", "lora_alpha"):
+        if key in file.metadata:
+            info[key] = read_metadata(file, key)
+    return info
+
+
+def _upsampler(tensors: Mapping[str, TensorEntry], config: Mapping[str, Any]) -> dict[str, Any]:
+    conv = tensors.get("upsampler.0.weight") or tensors.get("upsampler.conv.weight")
+    if conv is None:
+        raise CheckpointError("the upsampler has no upsampler.0.weight or upsampler.conv.weight.")
+    factor = conv.shape[0] // max(conv.shape[1], 1)
+    temporal = len(conv.shape) == 5
+    rational = "upsampler.conv.weight" in tensors
+    return {
+        "direction": "time" if temporal else "space",
+        "factor": {9: 1.5, 4: 2.0, 2: 2.0}.get(factor, config.get("spatial_scale", factor)),
+        "rational": rational,
+        "channels": conv.shape[1],
+    }
+
+
+def _gemma(gemma: GemmaFiles) -> dict[str, Any]:
+    family = gemma.config.get("model_type")
+    version = gemma.config.get("gemma_version")
+    fits = ["LTX-2.5"] if family != "gemma3" else [g for g in GENERATIONS if g != "LTX-2.5"]
+    return {
+        "family": family,
+        "gemma_version": version,
+        "hidden_layers": gemma.num_layers,
+        "hidden_size": gemma.hidden_size,
+        "shards": len(gemma.files),
+        "tokenizer": str(gemma.tokenizer_path or "packed in the file"),
+        "fits": fits,
+    }
+
+
+def _amount(info: Mapping[str, Any]) -> str:
+    count, size = info["parameters"], info["bytes"]
+    words = f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+    return f"{words} parameters, {size / 1e9:.2f} GB, {info['tensors']} tensors"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

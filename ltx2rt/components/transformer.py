@@ -1,0 +1,230 @@
+"""The diffusion transformer: head, one block engine run a layer at a time, tail.
+
+What engines cannot or should not do happens here, on the host: distinct timesteps, RoPE tables,
+additive masks, and the choice of weights for each layer (spec/transformer.md sections 4 to 14).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ltx2rt.components.transformer_inputs import (
+    KINDS,
+    AttentionSkip,
+    ModalityInput,
+    Perturbations,
+    as_dtype,
+    attention_bias,
+    context_bias,
+)
+from ltx2rt.engine import Array, Engine
+from ltx2rt.errors import OptionError, ShapeError
+from ltx2rt.rope import rope_tables
+from ltx2rt.safetensors import convert
+
+__all__ = ["AttentionSkip", "ModalityInput", "Perturbations", "Transformer"]
+
+
+class Transformer:
+    """Velocity of video and audio tokens.
+
+    Args:
+        head, block, tail: engines of one engine set; closed by their owner.
+        layers: weights of every layer, named and laid out as the block engine takes them. Read
+            in order once a call, so a sequence may load them lazily.
+        options: those of the component `transformer_block`.
+    """
+
+    def __init__(
+        self,
+        head: Engine,
+        block: Engine,
+        tail: Engine,
+        layers: Sequence[Mapping[str, Array]],
+        options: Mapping[str, Any],
+    ) -> None:
+        self._head, self._block, self._tail = head, block, tail
+        self._layers = layers
+        self._options = options
+        modalities = options["modalities"]
+        self._streams = ("video", "audio") if modalities == "av" else (str(modalities),)
+        self._rope_cache: dict[str, tuple[bytes, dict[str, Array]]] = {}
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
+    def __call__(
+        self,
+        video: ModalityInput | None,
+        audio: ModalityInput | None,
+        perturbations: Perturbations | None = None,
+    ) -> tuple[Array | None, Array | None]:
+        """Run one forward pass.
+
+        A stream that is None (or has no tokens) while the engines hold both runs as one disabled
+        zero token whose exchange with the other stream is off: the other stream's result is
+        exactly that of a model without it.
+
+        Returns:
+            velocities `[B, T, C]` float32, new arrays; None for a stream that is None.
+
+        Raises:
+            OptionError: no stream is given, one is given that these engines do not hold, or a
+                perturbation names a block that does not exist.
+            ShapeError: tensors do not fit each other or the engines.
+        """
+        given = {"video": video, "audio": audio}
+        perturbations = perturbations or Perturbations()
+        present = self._check(given, perturbations)
+        like = next(iter(present.values()))
+        batch = like.latent.shape[0]
+        feeds = self._switches(given, batch)
+        fixed: dict[str, Array] = {}
+        for name in self._streams:
+            stream = present.get(name) or self._absent(name, like)
+            feeds |= self._head_feeds(name, stream)
+            fixed |= self._block_feeds(name, stream)
+        feeds |= fixed
+        feeds |= self._run(self._head, feeds)
+        for index, weights in enumerate(self._layers):
+            feeds |= self._keeps(index, batch, perturbations, both=len(present) == 2)
+            out = self._run(self._block, feeds, weights)
+            feeds |= {f"{name}_hidden": out[f"{name}_hidden_out"] for name in self._streams}
+        out = self._run(self._tail, feeds)
+        return self._velocity("video", given, out), self._velocity("audio", given, out)
+
+    def _check(
+        self, given: Mapping[str, ModalityInput | None], perturbations: Perturbations
+    ) -> dict[str, ModalityInput]:
+        for name, stream in given.items():
+            if stream is not None and name not in self._streams:
+                raise OptionError(
+                    f"{name} tokens were given, but these engines hold "
+                    f"{' and '.join(self._streams)} only; build the bundle with both streams."
+                )
+        present = {n: s for n, s in given.items() if s is not None and s.latent.shape[1] > 0}
+        if not present:
+            raise OptionError("the transformer got no tokens: give video, audio or both.")
+        named = {b for s in perturbations.skips for b in s.blocks or ()}
+        if wrong := sorted(b for b in named if not 0 <= b < len(self._layers)):
+            raise OptionError(
+                f"perturbed blocks {wrong} do not exist: the model has {len(self._layers)} "
+                f"blocks, 0 to {len(self._layers) - 1}."
+            )
+        return present
+
+    def _absent(self, name: str, like: ModalityInput) -> ModalityInput:
+        facts = self._options[name]
+        batch, tokens = like.latent.shape[0], like.context.shape[1]
+        context = facts["caption_channels"] or facts["context_dim"]
+        return ModalityInput(
+            latent=np.zeros((batch, 1, facts["in_channels"]), np.float32),
+            sigma=np.zeros(batch, np.float32),
+            timesteps=np.zeros((batch, 1), np.float32),
+            positions=np.zeros((batch, len(facts["max_pos"]), 1, 2), np.float32),
+            context=np.zeros((batch, tokens, context), np.float32),
+        )
+
+    def _switches(self, given: Mapping[str, ModalityInput | None], batch: int) -> dict[str, Array]:
+        feeds: dict[str, Array] = {}
+        for name in self._streams:
+            stream = given[name]
+            enabled = stream is not None and stream.enabled and stream.latent.shape[1] > 0
+            feeds[f"{name}_enabled"] = np.full(batch, enabled, np.float32)
+        return feeds
+
+    def _keeps(
+        self, block: int, batch: int, perturbations: Perturbations, *, both: bool
+    ) -> dict[str, Array]:
+        keeps = {f"{kind}_keep": perturbations.keep(kind, block, batch) for kind in KINDS}
+        if not both:
+            keeps["audio_to_video_keep"] = keeps["video_to_audio_keep"] = np.zeros(
+                batch, np.float32
+            )
+        return keeps
+
+    def _head_feeds(self, name: str, stream: ModalityInput) -> dict[str, Array]:
+        batch, tokens = stream.latent.shape[:2]
+        timesteps = np.asarray(stream.timesteps, np.float32)
+        if timesteps.size != batch * tokens:
+            raise ShapeError(
+                f"{name} timesteps have shape {list(timesteps.shape)}; expected "
+                f"[{batch}, {tokens}] or [{batch}, {tokens}, 1], one for every token."
+            )
+        values, index = np.unique(timesteps, return_inverse=True)
+        feeds = {
+            f"{name}_latent": stream.latent,
+            f"{name}_timestep_values": values,
+            f"{name}_timestep_index": index.reshape(batch, tokens).astype(np.int64),
+            f"{name}_sigma": np.asarray(stream.sigma, np.float32),
+            f"{name}_context": stream.context,
+        }
+        marked = stream.keyframes_mask
+        if marked is None:
+            marked = np.zeros((batch, tokens, 1), np.float32)
+        feeds[f"{name}_keyframes_mask"] = np.asarray(marked, np.float32)
+        return feeds
+
+    def _block_feeds(self, name: str, stream: ModalityInput) -> dict[str, Array]:
+        batch, tokens = stream.latent.shape[:2]
+        dtype = next(s.dtype for s in self._block.spec.inputs if s.name == f"{name}_attention_bias")
+        length = stream.context.shape[1]
+        return self._rope(name, stream.positions) | {
+            f"{name}_attention_bias": attention_bias(stream.attention_mask, batch, tokens, dtype),
+            f"{name}_context_bias": context_bias(stream.context_mask, batch, length, dtype),
+        }
+
+    def _rope(self, name: str, positions: Array) -> dict[str, Array]:
+        """RoPE tables of a stream: computed when its positions change, that is once a stage."""
+        key = hashlib.sha256(repr(positions.shape).encode() + positions.tobytes()).digest()
+        cached = self._rope_cache.get(name)
+        if cached is not None and cached[0] == key:
+            return cached[1]
+        self._rope_cache.pop(name, None)
+        options, facts = self._options, self._options[name]
+        uses = {f"{name}_rope": (positions, facts["width"], facts["max_pos"])}
+        if len(self._streams) == 2:
+            width = options["heads"] * options["cross_head_dim"]
+            uses[f"{name}_cross_rope"] = (positions[:, :1], width, options["cross_max_pos"])
+        tables: dict[str, Array] = {}
+        for use, (used, width, max_pos) in uses.items():
+            tables[f"{use}_cos"], tables[f"{use}_sin"] = rope_tables(
+                used,
+                width=width,
+                heads=options["heads"],
+                max_pos=max_pos,
+                theta=options["theta"],
+                rope_type=options["rope_type"],
+                precision=options["frequencies_precision"],
+            )
+        wanted = {s.name: s.dtype for s in self._block.spec.inputs}
+        tables = {n: as_dtype(t, wanted[n]) for n, t in tables.items()}
+        self._rope_cache[name] = (key, tables)
+        return tables
+
+    def _run(
+        self, engine: Engine, feeds: Mapping[str, Array], weights: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        chosen = {s.name: as_dtype(feeds[s.name], s.dtype) for s in engine.spec.inputs}
+        return engine({**chosen, **(weights or {})})
+
+    def _velocity(
+        self,
+        name: str,
+        given: Mapping[str, ModalityInput | None],
+        out: Mapping[str, Array],
+    ) -> Array | None:
+        stream = given[name]
+        if stream is None:
+            return None
+        if stream.latent.shape[1] == 0:
+            channels = self._options[name]["out_channels"]
+            return np.zeros((stream.latent.shape[0], 0, channels), np.float32)
+        dtype = next(s.dtype for s in self._tail.spec.outputs if s.name == f"{name}_velocity")
+        velocity = out[f"{name}_velocity"]
+        return np.array(convert(velocity, dtype, "float32", name), np.float32)
