@@ -65,7 +65,8 @@ def ltx2_sigmas(
         `[steps + 1]` float32. The first value can be one ulp below 1, as upstream's is.
 
     Raises:
-        OptionError: `steps` is less than 1.
+        OptionError: `steps` is less than 1, or so few that the last sigma rounds to 1 (upstream
+            returns NaN there).
     """
     _check_steps(steps)
     slope = (max_shift - base_shift) / (_MAX_TOKENS - _BASE_TOKENS)
@@ -80,6 +81,11 @@ def ltx2_sigmas(
     if stretch:
         rest = np.float32(1) - sigmas[:-1]
         factor = rest[-1] / np.float32(1.0 - terminal)
+        if factor == 0:
+            raise OptionError(
+                f"num_inference_steps={steps} gives no schedule for {tokens} latent tokens: the "
+                "last sigma rounds to 1. Take more steps or give the sigmas."
+            )
         sigmas[:-1] = np.float32(1) - rest / factor
     return sigmas
 

@@ -162,9 +162,10 @@ def open_model(
     if encoder is not None:
         parts["gemma"] = encoder.tensors
     _check_complete(main, parts, need)
+    version = detect_version(main, parts["transformer"], files.get("video_vae"))
     warning = None
     if encoder is not None:
-        warning = check_gemma_version(main, encoder)
+        warning = check_gemma_version(main, encoder, version.generation)
         _check_gemma_size(encoder, parts.get("text_projection", {}))
     stored = detect_storage_format(parts["transformer"])
     if not allow_quantized:
@@ -177,7 +178,7 @@ def open_model(
     }
     return ModelFiles(
         checkpoint=main.path,
-        version=detect_version(main, parts["transformer"], files.get("video_vae")),
+        version=version,
         files=files,
         gemma=encoder,
         loras=tuple(_open_as(path, "lora", ("lora",)) for path in loras),

@@ -144,8 +144,13 @@ def _open_packed(file: SafetensorsFile) -> GemmaFiles:
     return GemmaFiles(file.path, dict(config), tensors, assets, (file,))
 
 
-def check_gemma_version(checkpoint: SafetensorsFile, gemma: GemmaFiles) -> str | None:
+def check_gemma_version(
+    checkpoint: SafetensorsFile, gemma: GemmaFiles, generation: str
+) -> str | None:
     """Check that a Gemma belongs to a checkpoint.
+
+    Args:
+        generation: of the checkpoint; decides when its metadata says nothing.
 
     Returns:
         a warning to show, or None.
@@ -172,10 +177,10 @@ def check_gemma_version(checkpoint: SafetensorsFile, gemma: GemmaFiles) -> str |
             )
         return f"neither {checkpoint.path} nor {gemma.path} says which Gemma version it needs."
     family = gemma.config.get("model_type")
-    if number and family != "gemma3":
+    if generation != "LTX-2.5" and family != "gemma3":
         raise CheckpointError(
-            f"{checkpoint.path} (version {'.'.join(map(str, number))}) needs Gemma 3, but "
-            f"{gemma.path} has model_type={family!r}."
+            f"{checkpoint.path} is {generation}, which needs Gemma 3, but {gemma.path} has "
+            f"model_type={family!r}."
         )
     return None
 

@@ -132,7 +132,8 @@ def format_inspection(info: Mapping[str, Any]) -> str:
         rows += [
             (key.replace("_", " "), _value(value)) for key, value in info.get(section, {}).items()
         ]
-    lines = [f"{name:<22}{_printable(value)}" for name, value in rows]
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [f"{name:<{width}}{_printable(value)}" for name, value in rows]
     if info.get("components"):
         lines += ["", "components"]
         lines += [f"  {_PARTS[c['name']]:<20}{_amount(c)}" for c in info["components"]]

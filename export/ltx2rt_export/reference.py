@@ -26,7 +26,7 @@ def engine_spec(component: Component) -> EngineSpec:
 class TorchEngine(EngineBase):
     """Runs the component's own module eagerly on the CPU, in `dtype`.
 
-    Outputs are float32 whatever `dtype` is. A component whose weights are inputs takes them, as
+    Outputs are float32 whatever `dtype` is, and so are the inputs named in the option `float32_inputs`. A component whose weights are inputs takes them, as
     files hold them
     (`[out, in]`), among the tensors of each call.
     """
@@ -37,6 +37,7 @@ class TorchEngine(EngineBase):
         self._per_call = component.weight_binding == "input"
         self.module = component.module if self._per_call else load_module(component, dtype)
         self._weights = tuple(component.module.state_dict())
+        self._exact = frozenset(component.options.get("float32_inputs", ()))
 
     @property
     def spec(self) -> EngineSpec:
@@ -46,7 +47,10 @@ class TorchEngine(EngineBase):
     def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see `Engine`."""
         check_inputs(self._spec, tensors)
-        inputs = {s.name: self._tensor(tensors[s.name]) for s in self._spec.inputs}
+        inputs = {
+            s.name: self._tensor(tensors[s.name], exact=s.name in self._exact)
+            for s in self._spec.inputs
+        }
         if self._per_call:
             weights = {name: self._tensor(tensors[name]) for name in self._weights}
             outputs = torch.func.functional_call(self.module, weights, kwargs=inputs)
@@ -58,10 +62,10 @@ class TorchEngine(EngineBase):
             for n, o in zip(names, outputs, strict=True)
         }
 
-    def _tensor(self, array: Array) -> torch.Tensor:
+    def _tensor(self, array: Array, *, exact: bool = False) -> torch.Tensor:
         array = np.ascontiguousarray(array)
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+        return tensor.to(self._dtype) if tensor.is_floating_point() and not exact else tensor
 
 
 def ort_engine(exported: ExportedGraph, options: OrtOptions | None = None) -> Engine:

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     generate_command.config_of(generate)  # refuse a bad request before any work
     from ltx2rt.media.files import check_output_path
 
-    check_output_path(options.output)
+    check_output_path(options.output, "video")
     folder = options.keep or Path(tempfile.mkdtemp(prefix="ltx2rt-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:

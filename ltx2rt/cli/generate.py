@@ -134,14 +134,16 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
     """Check everything that can be checked, generate, write; returns what was made and how long it
     took.
     """
-    from ltx2rt.media.files import check_output_path
+    from ltx2rt.media.files import check_output_path, check_writable
     from ltx2rt.media.writer import write_audio
     from ltx2rt.pipelines.distilled import DistilledPipeline
 
     config = config_of(options)
-    for path in (options.output, options.audio_output, options.save_latents):
-        if path is not None:
-            check_output_path(path)
+    check_output_path(options.output, "video")
+    if options.audio_output is not None:
+        check_output_path(options.audio_output, "audio")
+    if options.save_latents is not None:
+        check_writable(options.save_latents)
     runtime = RuntimeConfig(threads=options.threads, residency=options.residency)
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
     job = Job(ProgressPrinter(quiet=options.quiet))

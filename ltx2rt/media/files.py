@@ -124,8 +124,9 @@ class OutputFile:
     """A file object for libav that becomes `path` only when it is complete.
 
     Everything goes to a temporary file beside the target. `commit` renames it, `discard` removes
-    it. libav hides what a callback raised, so the first error is kept in `error`. Unbuffered:
-    libav buffers itself, and its second pass (faststart) re-opens the file by `name` to read.
+    it. An exception that leaves a callback is garbled by libav or printed and lost, so a write
+    keeps its error and `guard` raises it. Unbuffered, because libav buffers itself and its second
+    pass (faststart) re-opens the file by `name` to read.
     """
 
     def __init__(self, path: Path, *, in_place: bool = False) -> None:
@@ -149,14 +150,14 @@ class OutputFile:
             self._file = Path(self.name).open("wb+" if in_place else "xb+", buffering=0)
 
     def write(self, data: bytes) -> int:
-        """Write all of `data`; unbuffered files may take only a part at once."""
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[self._file.write(view) :]
-        except BaseException as error:
-            self.error = self.error or error
-            raise
+        """Write all of `data`, or keep the error for `guard` and drop everything from then on."""
+        if self.error is None:
+            try:
+                view = memoryview(data)
+                while view:  # an unbuffered file may take only a part at once
+                    view = view[self._file.write(view) :]
+            except BaseException as error:  # also KeyboardInterrupt: guard raises it
+                self.error = error
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -167,7 +168,7 @@ class OutputFile:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Run libav calls: the first error of a write is raised, whatever libav made of it.
+        """Run libav calls, then raise the error that a write had in one of them.
 
         Raises:
             MediaError: instead of OSError and av.FFmpegError.

@@ -17,8 +17,10 @@ from typing import Any
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from ltx2rt.errors import MediaError, OptionError
@@ -78,6 +80,15 @@ def _reading(path: str | Path, kind: str) -> Iterator[InputContainer]:
             f"cannot read {kind} from '{path}': the file is damaged, truncated or not a media file"
             f" ({getattr(error, 'strerror', None) or error})."
         ) from error
+
+
+def _seek(container: InputContainer, stream: VideoStream | AudioStream, time_s: float) -> bool:
+    """Go to the key frame at or before `time_s`; False (and nothing more to read) if impossible."""
+    try:
+        container.seek(int(time_s / (stream.time_base or 1)), stream=stream)
+    except av.FFmpegError:
+        return False
+    return True
 
 
 def _video_frames(container: InputContainer, path: str | Path) -> Iterator[VideoFrame]:
@@ -176,8 +187,8 @@ def read_video_frames(path: str | Path, frame_cap: int | None = None) -> NDArray
 def read_video_window(path: str | Path, start_s: float, duration_s: float) -> NDArray[np.uint8]:
     """Decode the frames that begin in `[start_s, start_s + duration_s)`.
 
-    Where a frame has no timestamp, frames are counted instead: from round(start_s * rate),
-    round(duration_s * rate) of them.
+    Where a frame has no timestamp, or the file cannot be searched, frames are counted instead: from
+    round(start_s * rate), round(duration_s * rate) of them.
 
     Returns:
         `[n, H, W, 3]` uint8, n >= 1.
@@ -188,9 +199,8 @@ def read_video_window(path: str | Path, start_s: float, duration_s: float) -> ND
     frames: list[NDArray[np.uint8]] = []
     with _reading(path, "video") as container:
         if start_s > 0 and container.streams.video:
-            stream = container.streams.video[0]
-            if stream.time_base:
-                container.seek(int(start_s / stream.time_base), stream=stream)
+            if not _seek(container, container.streams.video[0], start_s):
+                return _read_counted(path, start_s, duration_s)
         for frame in _video_frames(container, path):
             if frame.pts is None or frame.time_base is None:
                 return _read_counted(path, start_s, duration_s)
@@ -244,9 +254,9 @@ def read_audio(
         stream = container.streams.audio[0]
         rate = stream.codec_context.sample_rate
         end_s = None if max_duration_s is None else start_s + max_duration_s
-        if start_s > 0 and stream.time_base:
-            warm = max(0.0, start_s - _PREROLL_S)
-            container.seek(int(warm / stream.time_base), stream=stream)
+        if start_s > 0 and not _seek(container, stream, max(0.0, start_s - _PREROLL_S)):
+            whole, rate = read_audio(path)
+            return _cut(whole, path, rate, start_s, max_duration_s)
         for frame in container.decode(stream):
             time = float(frame.time or 0.0)
             if time + frame.samples / rate <= start_s:
@@ -257,6 +267,18 @@ def read_audio(
                 first_time = time
             blocks.append(_to_float(frame, path))
     wave = np.concatenate(blocks, axis=1) if blocks else np.zeros((0, 0), np.float32)
+    return _cut(wave, path, rate, start_s, max_duration_s, first_time)
+
+
+def _cut(
+    wave: NDArray[np.float32],
+    path: str | Path,
+    rate: int,
+    start_s: float,
+    max_duration_s: float | None,
+    first_time: float = 0.0,
+) -> tuple[NDArray[np.float32], int]:
+    """Take the window out of sound that begins at `first_time`."""
     wave = wave[:, max(0, round((start_s - first_time) * rate)) :]
     if max_duration_s is not None:
         wave = wave[:, : round(max_duration_s * rate)]

@@ -231,12 +231,12 @@ class VideoWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.nan_values:
-            warnings.warn(
-                f"{self.nan_values} colour values of '{self.path}' are NaN; written as black.",
-                stacklevel=2,
-            )
         try:
+            if self.nan_values:
+                warnings.warn(
+                    f"{self.nan_values} colour values of '{self.path}' are NaN; written as black.",
+                    stacklevel=2,
+                )
             if kind is None:
                 if not self.num_frames:
                     raise MediaError(f"cannot write '{self.path}': no frames were given.")

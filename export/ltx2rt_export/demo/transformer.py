@@ -128,7 +128,9 @@ class DemoTransformer:
             ("audio_to_video_attn", video, audio, audio),
             ("video_to_audio_attn", audio, video, audio),
         ):
-            _attention(weights, f"{block}{name}", query, context, inner, self.heads)
+            # attention to text is sharper, so that prompts make a visible difference
+            sharpness = 2.5 if name.endswith("attn2") else 1.0
+            _attention(weights, f"{block}{name}", query, context, inner, self.heads, sharpness)
         for stream, width in (("", video), ("audio_", audio)):
             _feed_forward(weights, f"{block}{stream}ff", width)
             # a table row is shift, scale or gate: moderate values keep every branch alive
@@ -154,7 +156,13 @@ def _adaln(weights: RandomWeights, name: str, width: int, rows: int) -> None:
 
 
 def _attention(
-    weights: RandomWeights, name: str, query: int, context: int, inner: int, heads: int
+    weights: RandomWeights,
+    name: str,
+    query: int,
+    context: int,
+    inner: int,
+    heads: int,
+    sharpness: float = 1.0,
 ) -> None:
     for part, shape in (
         ("to_q", (inner, query)),
@@ -164,8 +172,8 @@ def _attention(
         ("to_gate_logits", (heads, query)),
     ):
         weights.layer(f"{name}.{part}", shape)
-    weights.normal(f"{name}.q_norm.weight", (inner,), 0.1, 1.0)
-    weights.normal(f"{name}.k_norm.weight", (inner,), 0.1, 1.0)
+    weights.normal(f"{name}.q_norm.weight", (inner,), 0.1, sharpness)
+    weights.normal(f"{name}.k_norm.weight", (inner,), 0.1, sharpness)
 
 
 def _feed_forward(weights: RandomWeights, name: str, width: int) -> None:

@@ -1,7 +1,6 @@
-"""Parts of the BigVGAN-v2 vocoder: anti-aliased periodic activation, causal log-mel, resampler (spec/audio.md section 6).
+"""Parts of the BigVGAN-v2 vocoder (spec/audio.md section 6), all in float32.
 
-Everything is float32. Resampling filters run as their polyphase equivalents: the sample phases are channels, so neither
-zero-stuffing nor interleaving is computed.
+Anti-aliased periodic activation, causal log-mel and the resampler of the bandwidth extension.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ from torch.nn import functional
 
 from ltx2rt_export.modules.mel import constant, log_floor, stft_magnitude
 
-#: Taps of the stored low-pass filters, and reach of their polyphase form to either side.
+#: Taps of the stored low-pass filters.
 FILTER_TAPS = 12
-REACH = 3
 
 #: Added to exp(beta) before the division (spec/audio.md section 6.1).
 SNAKE_EPS = 1e-9
@@ -34,26 +32,6 @@ def kaiser_sinc_filter(taps: int = FILTER_TAPS) -> NDArray[np.float64]:
     time = np.arange(-(taps // 2), taps // 2) + 0.5
     values = 0.5 * window * np.sinc(0.5 * time)
     return values / values.sum()
-
-
-def _upsampling_phases() -> NDArray[np.float64]:
-    """`[12, 2 * 7]`: filter -> kernels of even and odd outputs over `x[n - 3 .. n + 3]`, gain 2 included."""
-    choose = np.zeros((FILTER_TAPS, 2, 2 * REACH + 1))
-    for k in range(FILTER_TAPS // 2):
-        choose[11 - 2 * k, 0, k] = 2.0
-        choose[10 - 2 * k, 1, k + 1] = 2.0
-    return choose.reshape(FILTER_TAPS, -1)
-
-
-def _downsampling_phases() -> NDArray[np.float64]:
-    """`[12, 2 * 7]`: filter -> kernel over even samples and kernel over odd samples `n - 3 .. n + 3`."""
-    choose = np.zeros((FILTER_TAPS, 2, 2 * REACH + 1))
-    for t in range(2 * REACH + 1):
-        if t >= 1:
-            choose[2 * t - 1, 0, t] = 1.0
-        if t < FILTER_TAPS // 2:
-            choose[2 * t, 1, t] = 1.0
-    return choose.reshape(FILTER_TAPS, -1)
 
 
 class Filter(nn.Module):
@@ -73,7 +51,10 @@ class LowPass(nn.Module):
 
 
 class Snake(nn.Module):
-    """`v + sin(v exp(alpha))^2 / (exp(beta) + 1e-9)` with a value per channel; without beta, alpha serves as both."""
+    """`v + sin(v exp(alpha))^2 / (exp(beta) + 1e-9)`, alpha and beta per channel.
+
+    Without beta, alpha serves as both.
+    """
 
     def __init__(self, channels: int, *, beta: bool) -> None:
         super().__init__()
@@ -82,15 +63,19 @@ class Snake(nn.Module):
             self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, v: torch.Tensor) -> torch.Tensor:
-        """`[B, C, P, L]`, P phases of the signal."""
+        """`[B, C, L]` -> same."""
         frequency = torch.exp(self.alpha)
         magnitude = torch.exp(self.beta) if hasattr(self, "beta") else frequency
-        wave = torch.sin(v * frequency[:, None, None])
-        return v + (1.0 / (magnitude + SNAKE_EPS))[:, None, None] * (wave * wave)
+        wave = torch.sin(v * frequency.unsqueeze(1))
+        return v + (1.0 / (magnitude + SNAKE_EPS)).unsqueeze(1) * (wave * wave)
 
 
 class AntiAliasedSnake(nn.Module):
-    """Snake at twice the sampling rate: up, activate, down (spec/audio.md section 6.1). `[B, C, L]` -> same."""
+    """Snake at twice the sampling rate, `[B, C, L]` -> same: up, activate, down (spec/audio.md section 6.1).
+
+    Written with few operators and without reshapes: there are 200 of these, and lengths stay linear in the
+    symbolic input length, which keeps tracing fast.
+    """
 
     def __init__(self, channels: int, *, beta: bool) -> None:
         super().__init__()
@@ -98,23 +83,18 @@ class AntiAliasedSnake(nn.Module):
         self.act = Snake(channels, beta=beta)
         self.upsample = Filter()
         self.downsample = LowPass()
-        self.register_buffer("up_phases", constant(_upsampling_phases()), persistent=False)
-        self.register_buffer("down_phases", constant(_downsampling_phases()), persistent=False)
 
     def up(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, C, L]` -> `[B, C, 2, L]`: even and odd samples of the signal at twice the rate."""
-        kernel = (self.upsample.filter.reshape(1, -1) @ self.up_phases).reshape(2, 1, -1)
-        x = x.reshape(-1, 1, x.shape[2])
-        x = functional.conv1d(functional.pad(x, (REACH, REACH), mode="replicate"), kernel)
-        return x.reshape(-1, self.channels, 2, x.shape[2])
+        """`[B, C, L]` -> `[B, C, 2 L]`; the convolution's own padding crops 15 samples a side."""
+        kernel = (2.0 * self.upsample.filter).expand(self.channels, 1, FILTER_TAPS)
+        x = functional.pad(x, (5, 5), mode="replicate")
+        return functional.conv_transpose1d(x, kernel, stride=2, padding=15, groups=self.channels)
 
     def down(self, v: torch.Tensor) -> torch.Tensor:
-        """Inverse layout of `up`: `[B, C, 2, L]` -> `[B, C, L]`; the first and last sample are repeated."""
-        kernel = self.downsample.lowpass.filter.reshape(1, -1) @ self.down_phases
-        v = v.reshape(-1, 2, v.shape[3])
-        first, last = v[:, :1, :1].expand(-1, 2, REACH), v[:, 1:, -1:].expand(-1, 2, REACH)
-        z = functional.conv1d(torch.cat([first, v, last], dim=2), kernel.reshape(1, 2, -1))
-        return z.reshape(-1, self.channels, z.shape[2])
+        """`[B, C, 2 L]` -> `[B, C, L]`; of the official padding (5, 6) the last sample is never read."""
+        kernel = self.downsample.lowpass.filter.expand(self.channels, 1, FILTER_TAPS)
+        v = functional.pad(v, (5, 5), mode="replicate")
+        return functional.conv1d(v, kernel, stride=2, groups=self.channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(self.act(self.up(x)))

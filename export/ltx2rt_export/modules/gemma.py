@@ -7,6 +7,7 @@ although the weights are on `meta`.
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -79,7 +80,7 @@ def _text_config(config: Mapping[str, Any]) -> tuple[Any, str]:
         raise UnsupportedError(
             f"the text encoder's model_type is {model_type!r}; supported: {', '.join(FAMILIES)}."
         )
-    values = dict(config.get("text_config") or config)
+    values = copy.deepcopy(dict(config.get("text_config") or config))
     try:
         text = _class("TextConfig", model_type)(**values)
     except (TypeError, ValueError, KeyError, StrictDataclassError) as error:

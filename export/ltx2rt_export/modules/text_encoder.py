@@ -100,7 +100,11 @@ def text_encoder(
         outputs=_context_specs(projection),
         weights=weights,
         trace=TRACE,
-        options={"max_tokens": MAX_TOKENS, "gemma": str(gemma_config.get("model_type"))},
+        options={
+            "max_tokens": MAX_TOKENS,
+            "gemma": str(gemma_config.get("model_type")),
+            "vocab_size": weights["gemma.embed_tokens.weight"].shape[0],
+        },
     )
 
 

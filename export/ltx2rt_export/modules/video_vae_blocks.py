@@ -30,8 +30,8 @@ class CausalConv3d(nn.Module):
         self.conv = nn.Conv3d(in_channels, out_channels, 3, padding=(0, space, space))
 
     def forward(self, x: Tensor) -> Tensor:
-        first = x[:, :, :1]
-        parts = [first, first, x] if self.causal else [first, x, x[:, :, -1:]]
+        first = x.select(2, 0).unsqueeze(2)
+        parts = [first, first, x] if self.causal else [first, x, x.select(2, -1).unsqueeze(2)]
         x = torch.cat(parts, dim=2)
         if self.reflect:
             x = torch.cat([x[:, :, :, 1:2], x, x[:, :, :, -2:-1]], dim=3)
@@ -138,7 +138,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride[0] == 2:
-            x = torch.cat([x[:, :, :1], x], dim=2)
+            x = torch.cat([x.select(2, 0).unsqueeze(2), x], dim=2)
         skip = space_to_depth(x, self.stride)
         if self.group > 1:
             batch, channels, frames, height, width = skip.shape

@@ -133,9 +133,7 @@ class _Activation(nn.Module):
         self.act_post = bigvgan.AntiAliasedSnake(channels, beta=True)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        up = self.act_post.up(x).transpose(2, 3).flatten(2)
-        snake = self.act_post.act(x[:, :, None]).squeeze(2)
-        return self.act_post(x), up, snake
+        return self.act_post(x), self.act_post.up(x), self.act_post.act(x)
 
 
 def _activation(case: Case, run: Runner) -> Mapping[str, np.ndarray]:

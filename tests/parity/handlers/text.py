@@ -128,10 +128,9 @@ def hidden_states(case: Case, run: Runner) -> Mapping[str, Any]:
 @handles("json:tokenizer_gemma3", "json:tokenizer_gemma4")
 def tokens(case: Case, run: Runner) -> Mapping[str, Any]:
     family = case.name.removeprefix("tokenizer_")
-    for name, config in gemma_checkpoints(run):
-        if str(config["model_type"]).startswith(family):
-            break
-    else:
+    names = (n for n, c in gemma_checkpoints(run) if str(c["model_type"]).startswith(family))
+    name = next(names, None)
+    if name is None:
         raise Skip(f"no {family} checkpoint in this directory")
     ids, mask = tokenizer(run, name).encode([row["text"] for row in case.data])
     wanted = [[r["pad_id"]] * r["n_pad_left"] + r["ids"] for r in case.data]

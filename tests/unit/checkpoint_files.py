@@ -1,0 +1,47 @@
+"""Tiny weight files for tests: shapes do not matter to detection, names do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.safetensors_writer import write_safetensors
+
+
+def write_names(
+    path: Path,
+    names: Iterable[str] | Mapping[str, tuple[str, tuple[int, ...]]],
+    metadata: Mapping[str, str] | None = None,
+) -> SafetensorsFile:
+    """A file with these tensors: `[2, 2]` float32 zeros, or the given (dtype, shape)."""
+    specs = names if isinstance(names, Mapping) else {n: ("float32", (2, 2)) for n in names}
+    itemsize = {"float32": 4, "bfloat16": 2, "int64": 8}
+    tensors = {
+        name: (dtype, shape, [bytes(int(np.prod(shape)) * itemsize.get(dtype, 1))])
+        for name, (dtype, shape) in specs.items()
+    }
+    write_safetensors(path, tensors, metadata)
+    return SafetensorsFile(path)
+
+
+def copy_with(
+    source: Path,
+    target: Path,
+    *,
+    keep=lambda name: True,
+    rename=lambda name: name,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Rewrite a safetensors file with some tensors dropped or renamed."""
+    file = SafetensorsFile(source)
+    data = source.read_bytes()
+    tensors = {
+        rename(name): (e.dtype, e.shape, [data[e.offset : e.offset + e.length]])
+        for name, e in file.items()
+        if keep(name)
+    }
+    write_safetensors(target, tensors, file.metadata if metadata is None else metadata)
+    return target

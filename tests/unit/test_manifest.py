@@ -1,0 +1,152 @@
+"""The manifest is read strictly, and every problem is reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltx2rt.errors import BundleError
+from ltx2rt.manifest import (
+    BuildInputs,
+    ComponentEntry,
+    Lora,
+    Manifest,
+    ModelInfo,
+    Source,
+    Tensor,
+    WeightRef,
+    bundle_id,
+    read_manifest,
+    read_options,
+    write_manifest,
+)
+
+REF = WeightRef(source=0, dtype="bfloat16", shape=(4, 2), offset=100, length=16)
+ENTRY = ComponentEntry(
+    graph="graphs/x.onnx",
+    graph_sha256="0" * 64,
+    precision="fp32",
+    inputs=(Tensor(name="x", dtype="float32", shape=("B", 2)),),
+    outputs=(Tensor(name="y", dtype="float32", shape=("B", "1|T", 4)),),
+    weight_binding="input",
+    transposed=("w",),
+    layers=({"w": REF}, {"w": dataclasses.replace(REF, offset=116)}),
+    options={"heads": 4, "max_pos": [20.0]},
+)
+MODEL = ModelInfo(
+    generation="LTX-2.3",
+    version="2.3.0",
+    num_inference_steps=30,
+    stg_block=28,
+    image_crf=33,
+    distilled_sampler="euler",
+    time_scale=8,
+    spatial_scale=32,
+    latent_channels=128,
+    audio_channels=8,
+    audio_bins=16,
+    audio_sampling_rate=48000,
+)
+MANIFEST = Manifest(
+    schema=1,
+    bundle_id="abc",
+    created_by="ltx2rt 0",
+    backend="onnxruntime",
+    precision="fp32",
+    model=MODEL,
+    sources=(Source(path="/weights/a.safetensors", bytes=200, header_sha256="1" * 64),),
+    components={"x": ENTRY},
+    tokenizer="text/tokenizer.json",
+    tokenizer_sha256="2" * 64,
+    build=BuildInputs(
+        checkpoint="/weights/a.safetensors",
+        spatial_upsampler="/u.safetensors",
+        loras=(Lora(path="/l.safetensors", strength=0.5),),
+    ),
+)
+
+
+def changed(tmp_path: Path, change: Any) -> Path:
+    write_manifest(MANIFEST, tmp_path)
+    path = tmp_path / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    return tmp_path
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    write_manifest(MANIFEST, tmp_path)
+    assert read_manifest(tmp_path) == MANIFEST
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_all_problems_are_listed(tmp_path: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["surprise"] = 1
+        data["model"]["audio_bins"] = "many"
+        del data["components"]["x"]["graph"]
+        data["components"]["x"]["layers"][1]["w"]["offset"] = None
+
+    with pytest.raises(BundleError) as error:
+        read_manifest(changed(tmp_path, change))
+    text = str(error.value)
+    for part in ("'surprise'", "audio_bins is 'many'", "lacks 'graph'", "layers[1].w.offset"):
+        assert part in text
+
+
+@pytest.mark.parametrize("schema", [None, 0, 2, "1"])
+def test_another_schema_is_refused(tmp_path: Path, schema: Any) -> None:
+    with pytest.raises(BundleError, match="schema"):
+        read_manifest(changed(tmp_path, lambda data: data.update(schema=schema)))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100000])
+def test_broken_json_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_no_bundle_says_how_to_make_one(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(BundleError, match="ltx2rt build"):
+            read_manifest(folder)
+
+
+def test_id_names_content_not_places() -> None:
+    moved = dataclasses.replace(
+        MANIFEST,
+        sources=(dataclasses.replace(MANIFEST.sources[0], path="/elsewhere.safetensors"),),
+        build=BuildInputs(checkpoint="/elsewhere.safetensors"),
+    )
+    other = dataclasses.replace(
+        MANIFEST, components={"x": dataclasses.replace(ENTRY, graph_sha256="3" * 64)}
+    )
+    assert bundle_id(moved) == bundle_id(MANIFEST) != bundle_id(other)
+
+
+def test_rebuild_command_names_every_file() -> None:
+    command = MANIFEST.build.command()
+    assert command == (
+        "ltx2rt build --checkpoint /weights/a.safetensors --spatial-upsampler /u.safetensors "
+        "--lora /l.safetensors:0.5"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    heads: int
+    theta: float = 10000.0
+
+
+def test_options_are_strict() -> None:
+    assert read_options(Options, {"heads": 4, "theta": 1}, "block") == Options(4, 1.0)
+    with pytest.raises(BundleError, match="unknown option 'tails'"):
+        read_options(Options, {"heads": 4, "tails": 1}, "block")
+    with pytest.raises(BundleError, match="heads is True"):
+        read_options(Options, {"heads": True}, "block")
