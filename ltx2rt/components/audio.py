@@ -36,15 +36,16 @@ class AudioDecoder:
             latent: `[1, z, Ta, bins]`.
 
         Returns:
-            waveform `[2, N]` in [-1, 1], owned by the caller, and its sampling rate in Hz. It is not cut to
-            the length of the video.
+            waveform `[2, N]` in [-1, 1], owned by the caller, and its sampling rate in Hz.
+            It is not cut to the length of the video.
 
         Raises:
             ShapeError: the latent does not fit the decoder.
         """
         if latent.ndim != 4 or latent.shape[0] != 1:
             raise ShapeError(
-                f"the audio latent has shape {list(latent.shape)}; one clip, [1, z, Ta, bins], is needed."
+                f"the audio latent has shape {list(latent.shape)}; "
+                "one clip, [1, z, Ta, bins], is needed."
             )
         mel = self._decoder({"audio_latent": latent})["mel"]
         waveform = self._vocoder({"mel": mel})["waveform"][0]
@@ -73,21 +74,22 @@ class AudioEncoder:
             sampling_rate: of `waveform`, in Hz.
 
         Returns:
-            latent `[1, z, Ta, bins]`, owned by the caller; fit it with `crop_latent` or `fit_latent`.
+            latent `[1, z, Ta, bins]`, the caller's own; fit it with `crop_latent` or `fit_latent`.
 
         Raises:
             ShapeError: not two channels, or too short for the front end.
         """
         if waveform.ndim != 2 or waveform.shape[0] != 2:
             raise ShapeError(
-                f"the audio has shape {list(waveform.shape)}; the audio VAE takes stereo, [2, samples]."
+                f"the audio has shape {list(waveform.shape)}; "
+                "the audio VAE takes stereo, [2, samples]."
             )
         samples = resample(waveform, sampling_rate, self._sampling_rate)
         shortest = self._n_fft // 2 + 1
         if samples.shape[1] < shortest:
             raise ShapeError(
-                f"the audio has {samples.shape[1]} samples at {self._sampling_rate} Hz; at least {shortest} "
-                f"({shortest / self._sampling_rate:.3f} s) are needed, use a longer file."
+                f"the audio has {samples.shape[1]} samples at {self._sampling_rate} Hz; at least "
+                f"{shortest} are needed; use a longer file."
             )
         batch = np.ascontiguousarray(samples[None], dtype=np.float32)
         return np.array(self._engine({"waveform": batch})["audio_latent"], np.float32)
@@ -104,7 +106,8 @@ def as_stereo(waveform: Float32) -> Float32:
     if waveform.ndim == 2 and waveform.shape[0] == 2:
         return waveform
     raise ShapeError(
-        f"the audio has shape {list(waveform.shape)}; mono or stereo is needed, mix it down to two channels."
+        f"the audio has shape {list(waveform.shape)}; mono or stereo is needed, "
+        "mix it down to two channels."
     )
 
 

@@ -1,4 +1,4 @@
-"""Reading the audio parts' configuration: tensors decide the structure, metadata must agree with them."""
+"""Configuration of the audio parts: tensors decide the structure, metadata must agree."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def shape_of(tensors: TensorIndex, name: str, where: str) -> tuple[int, ...]:
 
 
 def count(tensors: Collection[str], pattern: str) -> int:
-    """Number of different values of the pattern's first group among the names that match from the start."""
+    """Number of different values of the pattern's first group among the names that match."""
     expression = re.compile(pattern)
     return len({m.group(1) for m in map(expression.match, tensors) if m})
 
@@ -41,7 +41,7 @@ def count(tensors: Collection[str], pattern: str) -> int:
 def agree(
     problems: list[str], config: Mapping[str, Any], where: str, expected: Mapping[str, Any]
 ) -> None:
-    """Note every key of `expected` that `config` sets to another value; keys it does not set are fine."""
+    """Note every key of `expected` that `config` sets to another value; missing keys are fine."""
     for key, value in expected.items():
         if config.get(key) is not None and plain(config[key]) != plain(value):
             problems.append(

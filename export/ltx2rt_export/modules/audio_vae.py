@@ -1,11 +1,13 @@
 """Audio VAE: log-mel spectrograms or waveforms to latents and back (spec/audio.md sections 2 to 4).
 
-2-D convolutions over `[B, C, time, frequency]`, causal in time. State-dict names are the official ones without `audio_vae.`.
+2-D convolutions over `[B, C, time, frequency]`, causal in time. State-dict names are the official
+ones without `audio_vae.`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -123,7 +125,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * num_blocks
-        self.block = nn.ModuleList(ResBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(ResBlock(a, b) for a, b in pairwise(widths))
         if sampler is not None:
             name = "downsample" if sampler is Downsample else "upsample"
             self.add_module(name, sampler(widths[-1]))
@@ -138,7 +140,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Log-mel `[B, 2, M, mel]` -> mean of the latent `[B, z, (M - 1) // 4 + 1, mel // 4]`, not normalised."""
+    """Log-mel `[B, 2, M, mel]` -> latent mean `[B, z, (M - 1) // 4 + 1, mel // 4]`, as it is."""
 
     def __init__(self, config: AudioVaeConfig) -> None:
         super().__init__()
@@ -247,8 +249,10 @@ class _MelOnly(nn.Module):
 
 
 def audio_encoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
-    """Component `audio_encoder`: `waveform` `[B, 2, N]` float32 in [-1, 1] at `options["sampling_rate"]` ->
-    `audio_latent` `[B, z, Ta, bins]`, normalised. N must be greater than half of `options["n_fft"]`.
+    """Component `audio_encoder`: `waveform` `[B, 2, N]` -> `audio_latent` `[B, z, Ta, bins]`.
+
+    The waveform is float32 in [-1, 1] at `options["sampling_rate"]`, N greater than half of
+    `options["n_fft"]`. The latent is normalised.
 
     Args:
         config: the `audio_vae` object of the checkpoint's metadata; may be empty.
@@ -265,7 +269,7 @@ def audio_encoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
 
 
 def audio_mel_encoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
-    """Component `audio_mel_encoder`: like `audio_encoder`, from log-mel `mel` `[B, 2, M, mel_bins]`."""
+    """Component `audio_mel_encoder`: `audio_encoder` from log-mel `mel` `[B, 2, M, mel_bins]`."""
     parsed = AudioVaeConfig.from_checkpoint(config, tensors, "encoder")
     mel = TensorSpec("mel", "float32", ("B", parsed.audio_channels, "M", parsed.mel.mel_bins))
     module = on_meta(lambda: AudioMelEncoder(parsed))
@@ -273,8 +277,9 @@ def audio_mel_encoder(config: Mapping[str, Any], tensors: TensorIndex) -> Compon
 
 
 def audio_decoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
-    """Component `audio_decoder`: `audio_latent` `[B, z, Ta, bins]`, normalised -> log-mel `mel` `[B, 2, M, mel_bins]`
-    with `M = 4 Ta - 3`. Arguments and errors as in `audio_encoder`.
+    """Component `audio_decoder`: normalised `audio_latent` `[B, z, Ta, bins]` -> log-mel `mel`.
+
+    `mel` is `[B, 2, M, mel_bins]` with `M = 4 Ta - 3`. Arguments and errors as in `audio_encoder`.
     """
     parsed = AudioVaeConfig.from_checkpoint(config, tensors, "decoder")
     module = on_meta(lambda: AudioDecoder(parsed))
@@ -284,7 +289,7 @@ def audio_decoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
 
 
 def mel_front_end(config: MelConfig | None = None, audio_channels: int = 2) -> Component:
-    """Component `mel_front_end`: `waveform` `[B, C, N]` -> log-mel `mel` `[B, C, M, mel_bins]`; it has no weights."""
+    """Component `mel_front_end`: `waveform` `[B, C, N]` -> log-mel `mel` `[B, C, M, mel_bins]`."""
     parsed = config or MelConfig()
     return Component(
         name="mel_front_end",

@@ -1,9 +1,12 @@
-"""Configuration of the audio VAE: structure from tensors, front end from metadata (spec/audio.md section 4)."""
+"""Configuration of the audio VAE: structure from tensors, front end from metadata.
+
+Keys and defaults: spec/audio.md section 4.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from ltx2rt.errors import UnsupportedError, join_problems
@@ -32,7 +35,7 @@ class AudioVaeConfig:
     latent_channels: int = 8
     audio_channels: int = 2
     mid_attention: bool = False
-    mel: MelConfig = MelConfig()
+    mel: MelConfig = field(default_factory=MelConfig)
 
     @property
     def downsample_factor(self) -> int:
@@ -125,8 +128,8 @@ def _check(config: Mapping[str, Any], found: AudioVaeConfig, features: int) -> N
         widths = [dd["ch"] * m for m in dd["ch_mult"]]
         if widths != list(found.widths):
             problems.append(
-                f"audio_vae.model.params.ddconfig.ch and ch_mult give level widths {widths}, but the "
-                f"tensors have {list(found.widths)}"
+                f"audio_vae.model.params.ddconfig.ch and ch_mult give level widths {widths}, but "
+                f"the tensors have {list(found.widths)}"
             )
     resolutions = {(dd.get("resolution") or 256) >> i for i in range(len(found.widths))}
     attention = sorted(resolutions & set(dd.get("attn_resolutions") or ()))

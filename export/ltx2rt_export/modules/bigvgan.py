@@ -71,10 +71,10 @@ class Snake(nn.Module):
 
 
 class AntiAliasedSnake(nn.Module):
-    """Snake at twice the sampling rate, `[B, C, L]` -> same: up, activate, down (spec/audio.md section 6.1).
+    """Snake at twice the sampling rate, `[B, C, L]` -> same (spec/audio.md section 6.1).
 
-    Written with few operators and without reshapes: there are 200 of these, and lengths stay linear in the
-    symbolic input length, which keeps tracing fast.
+    Written with few operators and without reshapes: there are 200 of these, and lengths that stay
+    linear in the symbolic input length keep tracing fast.
     """
 
     def __init__(self, channels: int, *, beta: bool) -> None:
@@ -91,7 +91,7 @@ class AntiAliasedSnake(nn.Module):
         return functional.conv_transpose1d(x, kernel, stride=2, padding=15, groups=self.channels)
 
     def down(self, v: torch.Tensor) -> torch.Tensor:
-        """`[B, C, 2 L]` -> `[B, C, L]`; of the official padding (5, 6) the last sample is never read."""
+        """`[B, C, 2 L]` -> `[B, C, L]`; the last sample of the official padding is never read."""
         kernel = self.downsample.lowpass.filter.expand(self.channels, 1, FILTER_TAPS)
         v = functional.pad(v, (5, 5), mode="replicate")
         return functional.conv1d(v, kernel, stride=2, groups=self.channels)
@@ -109,7 +109,10 @@ class StftBasis(nn.Module):
 
 
 class CausalMel(nn.Module):
-    """Waveform `[B, C, N]`, N a multiple of the hop -> log-mel `[B, C, mel, N / hop]` with the checkpoint's bases."""
+    """Waveform `[B, C, N]` -> log-mel `[B, C, mel, N / hop]`, with the checkpoint's bases.
+
+    N must be a multiple of the hop.
+    """
 
     def __init__(self, n_fft: int, hop_length: int, mel_bins: int) -> None:
         super().__init__()
@@ -129,7 +132,7 @@ class CausalMel(nn.Module):
         return mel.reshape(-1, channels, self.mel_bins, mel.shape[2])
 
 
-#: Half width in input samples, low-pass width and roll-off of the resampler (spec/audio.md section 6.4).
+#: Half width in input samples, low-pass width and roll-off of the resampler (spec section 6.4).
 RESAMPLER_WIDTH = 7
 LOWPASS_WIDTH = 6
 ROLLOFF = 0.99

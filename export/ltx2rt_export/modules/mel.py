@@ -1,6 +1,6 @@
 """Log-mel front end of the audio VAE, as plain graph operators (spec/audio.md section 2).
 
-The short-time Fourier transform is one strided convolution with computed kernels; everything is float32.
+The short-time Fourier transform is one strided convolution with computed kernels, in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOG_FLOOR = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MelConfig:
-    """The front end: rates in Hz, lengths in samples; f_min is 0 and f_max half the sampling rate."""
+    """The front end: rates in Hz, lengths in samples; bands reach from 0 to half the rate."""
 
     sampling_rate: int = 16000
     n_fft: int = 1024
@@ -28,7 +28,7 @@ class MelConfig:
 
 
 def mel_points(sampling_rate: int, mel_bins: int) -> NDArray[np.float64]:
-    """Band edges in Hz, `[mel_bins + 2]`, equally spaced on Slaney's mel scale from 0 to half the rate."""
+    """Band edges in Hz, `[mel_bins + 2]`, equally spaced on Slaney's scale up to half the rate."""
     step = np.log(6.4) / 27.0
     top = sampling_rate / 2.0
     mel_top = 3.0 * top / 200.0 if top < 1000.0 else 15.0 + np.log(top / 1000.0) / step
@@ -61,7 +61,7 @@ def constant(values: NDArray[np.generic]) -> torch.Tensor:
 
 
 class MelFrontEnd(nn.Module):
-    """Waveform `[B, C, N]` at the configured rate -> natural-log mel `[B, C, N // hop + 1, mel_bins]`.
+    """Waveform `[B, C, N]` -> natural-log mel `[B, C, N // hop + 1, mel_bins]`.
 
     N must be greater than `n_fft // 2` (reflection at both ends).
     """
@@ -90,7 +90,7 @@ class MelFrontEnd(nn.Module):
 
 
 def stft_magnitude(x: torch.Tensor, kernels: torch.Tensor, hop_length: int) -> torch.Tensor:
-    """Magnitudes `[B, F, T]` of padded signals `[B, 1, N]`; `kernels` hold F real, then F imaginary rows."""
+    """Magnitudes `[B, F, T]` of padded signals `[B, 1, N]`; `kernels`: F real, F imaginary rows."""
     real, imaginary = functional.conv1d(x, kernels, stride=hop_length).chunk(2, dim=1)
     return torch.sqrt(real * real + imaginary * imaginary)
 

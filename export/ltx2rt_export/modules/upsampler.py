@@ -1,4 +1,7 @@
-"""Latent upsamplers: spatial x2 and x1.5, temporal x2 (spec/upsampler.md). Tensors are `[B, C, F, H, W]`."""
+"""Latent upsamplers: spatial x2 and x1.5, temporal x2 (spec/upsampler.md).
+
+Tensors are `[B, C, F, H, W]`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ RATIONAL_SCALES = {4: (2, 1), 9: (3, 2)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpsamplerConfig:
-    """`kind` and `scale` = (numerator, denominator) of height and width; time doubles if temporal."""
+    """`kind`, and `scale` = (numerator, denominator) of height and width."""
 
     kind: Kind
     scale: tuple[int, int]
@@ -35,7 +38,7 @@ class UpsamplerConfig:
 
     @classmethod
     def from_checkpoint(cls, config: Mapping[str, Any], tensors: TensorIndex) -> UpsamplerConfig:
-        """Tell the variant by its tensors; `config` (the file's metadata, may be empty) must not contradict.
+        """Tell the variant by its tensors; the metadata (may be empty) must not contradict.
 
         Raises:
             CheckpointError: the file holds no latent upsampler.
@@ -43,7 +46,9 @@ class UpsamplerConfig:
         """
         for name in ("initial_conv.weight", "final_conv.weight"):
             if name not in tensors:
-                raise CheckpointError(f"this file is no latent upsampler: tensor {name!r} is missing.")
+                raise CheckpointError(
+                    f"this file is no latent upsampler: tensor {name!r} is missing."
+                )
         mid, channels = tensors["initial_conv.weight"].shape[:2]
         plain, rational = tensors.get("upsampler.0.weight"), tensors.get("upsampler.conv.weight")
         problems = []
@@ -68,15 +73,19 @@ class UpsamplerConfig:
             kind, scale = "temporal", (1, 1)
         elif len(plain.shape) != 4 or plain.shape[0] != 4 * mid:
             problems.append(
-                f"upsampler.0.weight has shape {list(plain.shape)}, expected [{4 * mid}, {mid}, 3, 3] (spatial x2) "
-                f"or [{2 * mid}, {mid}, 3, 3, 3] (temporal x2)"
+                f"upsampler.0.weight has shape {list(plain.shape)}, expected "
+                f"[{4 * mid}, {mid}, 3, 3] (spatial) or [{2 * mid}, {mid}, 3, 3, 3] (temporal)"
             )
         if problems:
-            raise UnsupportedError(join_problems("this latent upsampler is not supported", problems))
+            raise UnsupportedError(
+                join_problems("this latent upsampler is not supported", problems)
+            )
         num_blocks = 0
         while f"res_blocks.{num_blocks}.conv1.weight" in tensors:
             num_blocks += 1
-        return cls(kind=kind, scale=scale, channels=channels, mid_channels=mid, num_blocks=num_blocks)
+        return cls(
+            kind=kind, scale=scale, channels=channels, mid_channels=mid, num_blocks=num_blocks
+        )
 
 
 class GroupNorm(nn.Module):
@@ -92,7 +101,9 @@ class GroupNorm(nn.Module):
         wide = x.float().reshape(batch, GROUPS, channels // GROUPS * frames * height * width)
         wide = wide - wide.mean(dim=2, keepdim=True)
         variance = wide.square().mean(dim=2, keepdim=True)
-        wide = (wide / (variance + GROUP_NORM_EPS).sqrt()).reshape(batch, channels, frames, height, width)
+        wide = (wide / (variance + GROUP_NORM_EPS).sqrt()).reshape(
+            batch, channels, frames, height, width
+        )
         weight, bias = (p.float().reshape(1, -1, 1, 1, 1) for p in (self.weight, self.bias))
         return (wide * weight + bias).to(x.dtype)
 
@@ -122,15 +133,19 @@ def per_frame(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
-    """`[N, C*factor^2, H, W]` -> `[N, C, H*factor, W*factor]`; channel index (c*factor + row)*factor + column."""
+    """`[N, C*r*r, H, W]` -> `[N, C, H*r, W*r]` with r = `factor`; index (c*r + row)*r + column."""
     count, channels, height, width = x.shape
     channels = channels // factor**2
-    x = x.reshape(count * channels, factor, factor, height, width).permute(0, 3, 1, 4, 2).contiguous()
+    x = (
+        x.reshape(count * channels, factor, factor, height, width)
+        .permute(0, 3, 1, 4, 2)
+        .contiguous()
+    )
     return x.reshape(count, channels, height * factor, width * factor)
 
 
 class BlurDown(nn.Module):
-    """Binomial 5x5 blur of every channel alone, with stride `denominator`; the kernel is a stored tensor."""
+    """Binomial 5x5 blur of every channel alone, with a stride; the kernel is a stored tensor."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -195,7 +210,9 @@ class LatentUpsampler(nn.Module):
             self.upsampler = RationalShuffle(mid, config.scale)
         else:
             self.upsampler = PlainShuffle(mid)
-        self.post_upsample_res_blocks = nn.ModuleList(ResBlock(mid) for _ in range(config.num_blocks))
+        self.post_upsample_res_blocks = nn.ModuleList(
+            ResBlock(mid) for _ in range(config.num_blocks)
+        )
         self.final_conv = nn.Conv3d(mid, config.channels, 3, padding=1)
         self.per_channel_statistics = None if raw else LatentStatistics(config.channels)
 
@@ -223,7 +240,7 @@ def spatial_upsampler(
     Args:
         config: the file's `config` metadata; may be empty.
         tensors: the file's tensors.
-        statistics: tensors of the video VAE in use (`per_channel_statistics.*`); None for the bare network.
+        statistics: `per_channel_statistics.*` of the video VAE in use; None: the bare network.
 
     Raises:
         CheckpointError: tensors are missing or do not fit.

@@ -1,4 +1,4 @@
-"""Convolutional video VAE of LTX-2, 2.3 and 2.5 (spec/video_vae.md §3, §4), and the components made of it.
+"""Convolutional video VAE of LTX-2, 2.3 and 2.5 (spec/video_vae.md §3, §4), and its components.
 
 The encoder also serves the LTX-2.5 diffusion VAE, whose decoder is another network.
 """
@@ -136,7 +136,7 @@ def video_encoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
 
 
 def video_decoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
-    """The convolutional video decoder of a checkpoint; arguments and errors as in `video_encoder`."""
+    """The convolutional video decoder of a checkpoint; see `video_encoder`."""
     parsed = VideoDecoderConfig.from_checkpoint(config, tensors)
     module = on_meta(lambda: VideoDecoder(parsed))
     return Component(
@@ -155,7 +155,7 @@ def _latent_spec(channels: int) -> TensorSpec:
 
 
 def _options(scale_factors: Stride, latent_channels: int, padding: Padding) -> dict[str, Any]:
-    """Facts for the runtime. Padding by reflection needs two cells: a latent one cell high or wide has no mirror."""
+    """Facts for the runtime. Padding by reflection needs two cells: one alone has no neighbour."""
     return {
         "scale_factors": dict(zip(("time", "height", "width"), scale_factors, strict=True)),
         "latent_channels": latent_channels,

@@ -1,4 +1,7 @@
-"""Building blocks of the convolutional video VAE (spec/video_vae.md §2). Tensors are `[B, C, F, H, W]`."""
+"""Building blocks of the convolutional video VAE (spec/video_vae.md §2).
+
+Tensors are `[B, C, F, H, W]`; no reshape goes beyond six dimensions.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 
 class CausalConv3d(nn.Module):
-    """3x3x3 convolution; time is padded with copies of frames, space with zeros or by reflection (§2.1)."""
+    """3x3x3 convolution; pads time with copies of frames, space with zeros or by reflection."""
 
     def __init__(
         self, in_channels: int, out_channels: int, padding: Padding, *, causal: bool
@@ -68,7 +71,7 @@ class ResnetChain(nn.Module):
 
 
 def space_to_depth(x: Tensor, stride: Stride) -> Tensor:
-    """Pack `stride` cells into channels: index ((c*st + t)*sh + row)*sw + column (§2.5). Ranks stay <= 6."""
+    """Pack `stride` cells into channels: index ((c*st + t)*sh + row)*sw + column (§2.5)."""
     time, rows, columns = stride
     batch, channels, frames, height, width = x.shape
     if time > 1:
@@ -107,7 +110,7 @@ def depth_to_space(x: Tensor, stride: Stride) -> Tensor:
 
 
 def patchify(x: Tensor, size: int) -> Tensor:
-    """Pack patches of `size` x `size` pixels into channels: index c*size^2 + column*size + row (§2.8)."""
+    """Pack `size` x `size` pixels into channels: index c*size^2 + column*size + row (§2.8)."""
     batch, channels, frames, height, width = x.shape
     x = x.reshape(batch * channels, frames, height // size, size, width // size, size)
     x = x.permute(0, 5, 3, 1, 2, 4).contiguous()
@@ -127,7 +130,7 @@ def unpatchify(x: Tensor, size: int) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """`compress_*_res`: convolution and space-to-depth, plus the group means of the packed input (§2.6)."""
+    """`compress_*_res`: packed convolution plus group means of the packed input (§2.6)."""
 
     def __init__(self, channels: int, block: Resample, padding: Padding) -> None:
         super().__init__()
@@ -141,7 +144,7 @@ class Downsample(nn.Module):
             x = torch.cat([x.select(2, 0).unsqueeze(2), x], dim=2)
         skip = space_to_depth(x, self.stride)
         if self.group > 1:
-            batch, channels, frames, height, width = skip.shape
+            batch, _, frames, height, width = skip.shape
             skip = skip.reshape(batch * self.out_channels, self.group, frames, height, width).mean(
                 dim=1
             )
@@ -150,7 +153,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """`compress_*` of the decoder: convolution and depth-to-space; drops the first frame it doubled (§2.7)."""
+    """`compress_*` of the decoder: unpacked convolution; drops the first doubled frame (§2.7)."""
 
     def __init__(self, channels: int, block: Resample, padding: Padding, *, causal: bool) -> None:
         super().__init__()

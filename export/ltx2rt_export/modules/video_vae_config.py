@@ -1,4 +1,4 @@
-"""Configuration of the convolutional video VAE, read from metadata and tensor shapes (spec/video_vae.md §1)."""
+"""Configuration of the conv video VAE, from metadata and tensors (spec/video_vae.md §1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ STRIDES: dict[str, Stride] = {"space": (1, 2, 2), "time": (2, 1, 1), "all": (2, 
 LOG_VAR_MODES = ("uniform", "constant", "per_channel", "none")
 CONV_CLASS = "CausalVideoAutoencoder"
 
-#: Resampling kinds of the published decoders, in running order -> (residual, padding): what tensors cannot tell.
+#: Resampling kinds of the published decoders, in running order -> what their tensors cannot tell:
+#: (residual, padding).
 PUBLISHED_DECODERS: dict[tuple[str, ...], tuple[bool, Padding]] = {
     ("all", "all", "all"): (True, "reflect"),
     ("all", "all", "time", "space"): (False, "zeros"),
@@ -57,7 +58,7 @@ def _factors(blocks: Sequence[Block], patch_size: int) -> Stride:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoEncoderConfig:
-    """Encoder: `width` channels after `conv_in`, `out_rows` channels of `conv_out` (means, then log-variances)."""
+    """Encoder: `width` channels after `conv_in`; `conv_out` has `out_rows`, the means first."""
 
     blocks: tuple[Block, ...]
     latent_channels: int = 128
@@ -74,7 +75,7 @@ class VideoEncoderConfig:
 
     @classmethod
     def from_checkpoint(cls, config: Mapping[str, Any], tensors: TensorIndex) -> VideoEncoderConfig:
-        """Read `config` (the `vae` object, flat or nested, may be empty) and the tensors of the VAE.
+        """Read the `vae` object of the metadata (flat, nested or empty) and the VAE's tensors.
 
         Raises:
             CheckpointError: the tensors hold no encoder.
@@ -104,11 +105,13 @@ class VideoEncoderConfig:
             )
         if conv_in[1] != in_channels * patch_size**2:
             problems.append(
-                f"in_channels={in_channels!r} and patch_size={patch_size!r}, but encoder.conv_in takes {conv_in[1]} channels"
+                f"in_channels={in_channels!r} and patch_size={patch_size!r}, but conv_in takes "
+                f"{conv_in[1]} channels"
             )
         if conv_out[0] < latent_channels:
             problems.append(
-                f"encoder.conv_out gives {conv_out[0]} channels, fewer than the {latent_channels} of the latent"
+                f"encoder.conv_out gives {conv_out[0]} channels, fewer than the latent's "
+                f"{latent_channels}"
             )
         if own.get(names[0]):
             blocks = _listed_blocks(own[names[0]], names[0], "_res", 2, problems)
@@ -129,7 +132,7 @@ class VideoEncoderConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoDecoderConfig:
-    """Decoder: `blocks` in running order (metadata stores them reversed), `width` channels after `conv_in`."""
+    """Decoder: `blocks` in running order (metadata reverses them), `width` after `conv_in`."""
 
     blocks: tuple[Block, ...]
     latent_channels: int = 128
@@ -150,12 +153,12 @@ class VideoDecoderConfig:
 
         Raises:
             CheckpointError: the tensors hold no decoder.
-            UnsupportedError: values this decoder cannot run (the diffusion decoder among them); all of them are listed.
+            UnsupportedError: values this decoder cannot run, all listed, or a diffusion decoder.
         """
         if not is_conv(config):
             raise UnsupportedError(
-                f"vae._class_name={config['_class_name']!r} is not a convolutional video decoder (expected {CONV_CLASS!r}); "
-                "use the file with the conv VAE instead."
+                f"vae._class_name={config['_class_name']!r} is not a convolutional video decoder "
+                f"(expected {CONV_CLASS!r}); use the file with the conv VAE instead."
             )
         conv_in = _shape(tensors, "decoder.conv_in.conv.weight", "convolutional video decoder")
         conv_out = _shape(tensors, "decoder.conv_out.conv.weight", "convolutional video decoder")
@@ -165,17 +168,19 @@ class VideoDecoderConfig:
         problems = _common_problems(config, padding)
         if any(name.startswith("decoder.last_time_embedder.") for name in tensors):
             problems.append(
-                "timestep_conditioning (decoder.last_time_embedder.* exist), expected an unconditioned decoder"
+                "timestep_conditioning (decoder.last_time_embedder.* exist), expected none"
             )
         if any(name.startswith("decoder.") and ".per_channel_scale" in name for name in tensors):
             problems.append("inject_noise (decoder.*.per_channel_scale* exist), expected none")
         if config.get("latent_channels", conv_in[1]) != conv_in[1]:
             problems.append(
-                f"latent_channels={config['latent_channels']!r}, but decoder.conv_in takes {conv_in[1]} channels"
+                f"latent_channels={config['latent_channels']!r}, but decoder.conv_in takes "
+                f"{conv_in[1]} channels"
             )
         if conv_out[0] != out_channels * patch_size**2:
             problems.append(
-                f"out_channels={out_channels!r} and patch_size={patch_size!r}, but decoder.conv_out gives {conv_out[0]} channels"
+                f"out_channels={out_channels!r} and patch_size={patch_size!r}, but conv_out "
+                f"gives {conv_out[0]} channels"
             )
         if config.get("decoder_blocks"):
             blocks = _listed_blocks(config["decoder_blocks"], "decoder_blocks", "", 1, problems)[
@@ -237,11 +242,15 @@ def _listed_blocks(
             blocks.append(ResBlocks(num_layers=params["num_layers"]))
         elif name == "res_x":
             problems.append(
-                f"{key}[{index}] {name!r} has num_layers={params.get('num_layers')!r}, expected a number"
+                f"{key}[{index}] {name!r} has num_layers={params.get('num_layers')!r}, "
+                "expected a number"
             )
         elif name in resamples:
             residual = bool(params.get("residual", False)) and name == "compress_all"
             multiplier = params.get("multiplier", default_multiplier)
+            if not isinstance(multiplier, int) or multiplier < 1:
+                problems.append(f"{key}[{index}] {name!r} has multiplier={multiplier!r}")
+                multiplier = 1
             blocks.append(
                 Resample(stride=resamples[name], multiplier=multiplier, residual=residual)
             )
@@ -280,7 +289,7 @@ def _derived_blocks(
             blocks.append(ResBlocks(num_layers=layers))
         elif large % small or wide % narrow or large // small not in kinds:
             problems.append(
-                f"no metadata names {prefix[:-1]}, and its shape {list(shape)} is not one of a known block"
+                f"no metadata names {prefix[:-1]}, and its shape {list(shape)} is of no known block"
             )
         else:
             blocks.append(Resample(stride=kinds[large // small], multiplier=wide // narrow))
@@ -293,13 +302,13 @@ def _derived_blocks(
 def _published_layout(
     blocks: tuple[Block, ...], config: Mapping[str, Any], padding: Padding, problems: list[str]
 ) -> tuple[tuple[Block, ...], Padding]:
-    """Fill in residual and padding of a decoder without a block list, if its layout is a published one."""
+    """Fill in residual and padding of a decoder without a block list, if its layout is known."""
     by_stride = {stride: kind for kind, stride in STRIDES.items()}
     kinds = tuple(by_stride[block.stride] for block in blocks if isinstance(block, Resample))
     if kinds not in PUBLISHED_DECODERS:
         problems.append(
-            "decoder_blocks is missing from the metadata and the tensors do not show the layout of a published decoder: "
-            "residual and padding are unknown; use a file with its original metadata"
+            "decoder_blocks is missing from the metadata and the tensors do not show the layout of "
+            "a published decoder: residual and padding are unknown; use a file with its metadata"
         )
         return blocks, padding
     residual, published = PUBLISHED_DECODERS[kinds]
@@ -318,14 +327,16 @@ def _check_widths(width: int, blocks: Sequence[Block], part: str, problems: list
         if not isinstance(block, Resample):
             continue
         if part == "encoder":
-            after, rest = width * block.multiplier, width * block.multiplier % block.volume
+            after = width * block.multiplier
+            rest = after % block.volume or block.volume % block.multiplier
         else:
             after, rest = width // block.multiplier, width % block.multiplier
             if block.residual:
                 rest = rest or width % block.volume or block.volume % block.multiplier
         if rest:
             problems.append(
-                f"{part} block {index} cannot split {width} channels by stride {block.stride}, multiplier {block.multiplier}"
+                f"{part} block {index} cannot split {width} channels by stride {block.stride}, "
+                f"multiplier {block.multiplier}"
             )
             return
         width = after

@@ -1,6 +1,7 @@
-"""Vocoders: log-mel to stereo waveform. HiFi-GAN (LTX-2), BigVGAN-v2 with bandwidth extension (LTX-2.3, 2.5).
+"""Vocoders: log-mel to stereo waveform.
 
-Always float32, whatever the rest of the model runs in (spec/audio.md section 6.5). State-dict names are the official ones
+HiFi-GAN (LTX-2), BigVGAN-v2 with bandwidth extension (LTX-2.3, 2.5). Always float32, whatever the
+rest of the model runs in (spec/audio.md section 6.5). State-dict names are the official ones
 without one leading `vocoder.`.
 """
 
@@ -19,7 +20,7 @@ from ltx2rt_export.modules.audio_config import refuse_unused
 from ltx2rt_export.modules.bigvgan import AntiAliasedSnake, CausalMel, Resampler
 from ltx2rt_export.modules.vocoder_config import GeneratorConfig, VocoderConfig
 
-#: Slope inside HiFi-GAN; the last activation has the library default instead (spec/audio.md section 5).
+#: Slope inside HiFi-GAN; the last activation has the library default (spec/audio.md section 5).
 SLOPE = 0.1
 FINAL_SLOPE = 0.01
 
@@ -28,7 +29,7 @@ UNUSED_TENSORS = ("mel_stft.stft_fn.inverse_basis",)
 
 
 class ResBlock(nn.Module):
-    """Pairs of dilated and plain convolutions with residuals; activations `acts1`, `acts2` only in BigVGAN."""
+    """Pairs of dilated and plain convolutions with residuals; `acts1`, `acts2` only in BigVGAN."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], kind: str) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class Vocoder(Generator):
 
 
 class BweVocoder(nn.Module):
-    """Generator at the low rate, then bandwidth extension: resampled waveform plus a generated residual."""
+    """Generator at the low rate, then bandwidth extension: resampled plus generated residual."""
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
@@ -121,7 +122,7 @@ class BweVocoder(nn.Module):
         self.resampler = Resampler(bwe.ratio(config.output_sampling_rate))
 
     def stages(self, mel: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Waveform, low-rate waveform, its log-mel `[B, 2, mel, frames]`, residual and resampled waveform."""
+        """Waveform, low-rate waveform, its log-mel `[B, 2, mel, F]`, residual, resampled."""
         low = self.vocoder.generate(stack_stereo(mel.transpose(2, 3)))
         bwe_mel = self.mel_stft(low)
         residual = self.bwe_generator.generate(stack_stereo(bwe_mel))
@@ -133,12 +134,13 @@ class BweVocoder(nn.Module):
 
 
 def vocoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
-    """Component `vocoder`: log-mel `mel` `[B, 2, M, mel_bins]` -> `waveform` `[B, 2, N]` in [-1, 1],
-    `N = options["samples_per_mel_frame"] * M`. `options["precision"]` says that it runs in float32 only.
+    """Component `vocoder`: log-mel `mel` `[B, 2, M, mel_bins]` -> `waveform` `[B, 2, N]`.
+
+    `N = options["samples_per_mel_frame"] * M`; `options["precision"]`: it runs in float32 only.
 
     Args:
         config: the `vocoder` object of the checkpoint's metadata; may be empty.
-        tensors: the checkpoint's tensors whose names start with `vocoder.`, that prefix removed once.
+        tensors: the checkpoint's tensors whose names start with `vocoder.`, without it (once).
 
     Raises:
         CheckpointError: tensors are missing or have other shapes.

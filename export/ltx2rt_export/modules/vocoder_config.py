@@ -1,4 +1,7 @@
-"""Configuration of the vocoders: structure from tensors, rates and final activations from metadata (spec/audio.md sections 5, 6)."""
+"""Configuration of the vocoders: structure from tensors, rates and final activation from metadata.
+
+Keys and defaults: spec/audio.md sections 5 and 6.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ class GeneratorConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BweConfig:
-    """Bandwidth extension: a second generator fed with the log-mel of the first one's waveform; rates in Hz."""
+    """Bandwidth extension: a second generator, fed with the log-mel of the first one's waveform."""
 
     generator: GeneratorConfig
     n_fft: int = 512
@@ -92,7 +95,7 @@ class VocoderConfig:
 
         Raises:
             CheckpointError: tensors that define the structure are missing.
-            UnsupportedError: the metadata or the tensors ask for something else; all problems are listed.
+            UnsupportedError: metadata or tensors ask for something else; all problems are listed.
         """
         problems: list[str] = []
         if BWE_TENSOR not in tensors:
@@ -139,13 +142,13 @@ class VocoderConfig:
             )
         if second.factor != ratio * found.hop_length:
             problems.append(
-                f"vocoder.bwe.upsample_rates multiply to {second.factor}, but {ratio} times hop_length "
-                f"{found.hop_length} samples are needed"
+                f"vocoder.bwe.upsample_rates multiply to {second.factor}, but {ratio} times "
+                f"hop_length {found.hop_length} samples are needed"
             )
         if second.in_channels != 2 * mel_bins:
             problems.append(
-                f"vocoder.bwe takes {second.in_channels} channels, but two signals with {mel_bins} mel "
-                "bins are computed"
+                f"vocoder.bwe takes {second.in_channels} channels, but two signals with "
+                f"{mel_bins} mel bins are computed"
             )
         if found.n_fft < found.hop_length:
             problems.append(
@@ -188,7 +191,8 @@ def _generator(
         (k - r) % 2 or k < r for k, r in zip(kernels, rates, strict=False)
     ):
         problems.append(
-            f"{where}.upsample_rates is {plain(rates)}, which does not fit kernel sizes {list(kernels)}"
+            f"{where}.upsample_rates is {plain(rates)}, which does not fit kernel sizes "
+            f"{list(kernels)}"
         )
     if [len(d) for d in dilations] != depths:
         problems.append(
@@ -227,7 +231,7 @@ def _generator(
 def _final(
     config: Mapping[str, Any], default: Literal["tanh", "clamp", "none"]
 ) -> Literal["tanh", "clamp", "none"]:
-    """`apply_final_activation` (official default: true), then `use_tanh_at_final` (official default: true)."""
+    """`apply_final_activation`, then `use_tanh_at_final`; both are officially true by default."""
     if not config:
         return default
     if not config.get("apply_final_activation", True):

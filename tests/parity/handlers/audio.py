@@ -7,20 +7,20 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from ltx2rt_export.component import Component, match_weights, on_meta
-from ltx2rt_export.modules import audio_vae, bigvgan, mel
-from ltx2rt_export.modules import vocoder as vocoders
-from ltx2rt_export.modules.vocoder_config import VocoderConfig
 from torch import nn
 
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.engine import TensorSpec
 from ltx2rt.resample import resample
+from ltx2rt_export.component import Component, match_weights, on_meta
+from ltx2rt_export.modules import audio_vae, bigvgan, mel
+from ltx2rt_export.modules import vocoder as vocoders
+from ltx2rt_export.modules.vocoder_config import VocoderConfig
 from tests.parity.golden import Case, Runner, handles
 
 
 def component(case: Case, run: Runner, name: str) -> Component:
-    """`audio_encoder`, `audio_mel_encoder`, `audio_decoder` or `vocoder` of the case's checkpoint."""
+    """A component of the case's checkpoint, by name."""
     config = run.config(case.checkpoint)
     if name == "vocoder":
         tensors = run.tensors(case.checkpoint, "vocoder.")
@@ -43,7 +43,7 @@ def encode(case: Case, run: Runner) -> Mapping[str, np.ndarray]:
 
 @handles("audio")
 def chain(case: Case, run: Runner) -> Mapping[str, np.ndarray]:
-    """Latent to waveform, waveform to latent and log-mel to latent, whichever the case has inputs for."""
+    """Latent to waveform, waveform to latent, log-mel to latent: what the case has inputs for."""
     got: dict[str, np.ndarray] = {}
     if "waveform" in case.inputs:
         part = component(case, run, "audio_encoder")
@@ -126,7 +126,7 @@ def _waveform(case: Case, run: Runner) -> Mapping[str, np.ndarray]:
 
 
 class _Activation(nn.Module):
-    """One activation and its parts: result, signal at twice the rate, and snake without resampling."""
+    """One activation: result, signal at twice the rate, and snake without resampling."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
