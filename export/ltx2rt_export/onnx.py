@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt_export.component import Component
+from ltx2rt_export.modules.shape_ops import TRANSLATIONS
 
 OPSET = 20
 
@@ -108,6 +109,7 @@ def export_component(component: Component) -> ExportedGraph:
             dynamo=True,
             opset_version=OPSET,
             optimize=True,
+            custom_translation_table=TRANSLATIONS,
             verbose=False,
             input_names=[*input_names, *weights],
             output_names=[spec.name for spec in component.outputs],

@@ -26,7 +26,8 @@ def engine_spec(component: Component) -> EngineSpec:
 class TorchEngine(EngineBase):
     """Runs the component's own module eagerly on the CPU, in `dtype`.
 
-    Outputs are float32 whatever `dtype` is, and so are the inputs named in the option `float32_inputs`. A component whose weights are inputs takes them, as
+    Outputs are float32 whatever `dtype` is, and so are the inputs that the option `float32_inputs`
+    names. A component whose weights are inputs takes them, as
     files hold them
     (`[out, in]`), among the tensors of each call.
     """

@@ -43,9 +43,7 @@ def run(options: argparse.Namespace) -> int:
             }
         )
     else:
-        print(
-            f"{'component':20} {'layer':>5} {'output':26} {'max abs':>9} {'rel RMS':>9}    bound"
-        )
+        print(f"{'component':20} {'layer':>5} {'output':26} {'max abs':>9} {'rel RMS':>9}    bound")
         for r in rungs:
             layer = "" if r.layer is None else str(r.layer)
             state = "" if r.passed else "  FAIL"
@@ -53,7 +51,5 @@ def run(options: argparse.Namespace) -> int:
                 f"{r.component:20} {layer:>5} {r.output:26} {r.max_abs:9.2e} {r.rel_rms:9.2e} "
                 f"{r.bound:8.0e}{state}"
             )
-        print(
-            f"{sum(r.passed for r in rungs)} of {len(rungs)} outputs agree with the reference"
-        )
+        print(f"{sum(r.passed for r in rungs)} of {len(rungs)} outputs agree with the reference")
     return 0 if passed else EXIT_FAILED

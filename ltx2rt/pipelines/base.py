@@ -106,10 +106,14 @@ class Pipeline:
         return self._transformer
 
     def video_encoder(self) -> VideoEncoder:
-        return VideoEncoder(self.engine("video_encoder"), self.scale_factors)
+        return VideoEncoder.from_options(
+            self.engine("video_encoder"), self.source.options("video_encoder")
+        )
 
     def video_decoder(self) -> VideoDecoder:
-        return VideoDecoder(self.engine("video_decoder"), self.scale_factors)
+        return VideoDecoder.from_options(
+            self.engine("video_decoder"), self.source.options("video_decoder")
+        )
 
     def audio_decoder(self) -> AudioDecoder:
         return AudioDecoder(
@@ -119,4 +123,6 @@ class Pipeline:
         )
 
     def spatial_upsampler(self) -> LatentUpsampler:
-        return LatentUpsampler(self.engine("spatial_upsampler"))
+        return LatentUpsampler.from_options(
+            self.engine("spatial_upsampler"), self.source.options("spatial_upsampler")
+        )

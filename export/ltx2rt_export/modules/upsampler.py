@@ -15,7 +15,8 @@ from torch.nn import functional
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
-from ltx2rt_export.modules.video_vae_blocks import LatentStatistics, depth_to_space
+from ltx2rt_export.modules.shape_ops import depth_to_space, drop_first
+from ltx2rt_export.modules.video_vae_blocks import LatentStatistics
 
 GROUPS = 32
 GROUP_NORM_EPS = 1e-5
@@ -190,7 +191,7 @@ class TemporalShuffle(nn.Sequential):
         super().__init__(nn.Conv3d(channels, 2 * channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return depth_to_space(self[0](x), (2, 1, 1))[:, :, 1:]
+        return drop_first(depth_to_space(self[0](x), 2, 1, 1))
 
 
 class LatentUpsampler(nn.Module):

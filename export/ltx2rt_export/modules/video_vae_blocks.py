@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ltx2rt_export.modules.video_vae_config import Padding, Resample, Stride
+from ltx2rt_export.modules.shape_ops import depth_to_space, drop_first, space_to_depth
+from ltx2rt_export.modules.video_vae_config import Padding, Resample
 
 PIXEL_NORM_EPS = 1e-8
 
@@ -18,6 +19,11 @@ def pixel_norm(x: Tensor) -> Tensor:
     """Divide by the root mean square over channels, in float32 (squares overflow float16)."""
     wide = x.float()
     return (wide / torch.sqrt(wide.square().mean(dim=1, keepdim=True) + PIXEL_NORM_EPS)).to(x.dtype)
+
+
+def one(x: Tensor, dim: int, index: int) -> Tensor:
+    """One entry of a dimension, kept as size 1; a slice would have a symbolic size in the trace."""
+    return x.select(dim, index).unsqueeze(dim)
 
 
 class CausalConv3d(nn.Module):
@@ -33,12 +39,12 @@ class CausalConv3d(nn.Module):
         self.conv = nn.Conv3d(in_channels, out_channels, 3, padding=(0, space, space))
 
     def forward(self, x: Tensor) -> Tensor:
-        first = x.select(2, 0).unsqueeze(2)
-        parts = [first, first, x] if self.causal else [first, x, x.select(2, -1).unsqueeze(2)]
+        first = one(x, 2, 0)
+        parts = [first, first, x] if self.causal else [first, x, one(x, 2, -1)]
         x = torch.cat(parts, dim=2)
         if self.reflect:
-            x = torch.cat([x[:, :, :, 1:2], x, x[:, :, :, -2:-1]], dim=3)
-            x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=4)
+            x = torch.cat([one(x, 3, 1), x, one(x, 3, -2)], dim=3)
+            x = torch.cat([one(x, 4, 1), x, one(x, 4, -2)], dim=4)
         return self.conv(x)
 
 
@@ -70,63 +76,14 @@ class ResnetChain(nn.Module):
         return x
 
 
-def space_to_depth(x: Tensor, stride: Stride) -> Tensor:
-    """Pack `stride` cells into channels: index ((c*st + t)*sh + row)*sw + column (§2.5)."""
-    time, rows, columns = stride
-    batch, channels, frames, height, width = x.shape
-    if time > 1:
-        x = (
-            x.reshape(batch, channels, frames // time, time, height, width)
-            .transpose(2, 3)
-            .contiguous()
-        )
-        channels, frames = channels * time, frames // time
-        x = x.reshape(batch, channels, frames, height, width)
-    if rows > 1:
-        x = x.reshape(batch * channels, frames, height // rows, rows, width // columns, columns)
-        x = x.permute(0, 3, 5, 1, 2, 4).contiguous()
-        x = x.reshape(batch, channels * rows * columns, frames, height // rows, width // columns)
-    return x
-
-
-def depth_to_space(x: Tensor, stride: Stride) -> Tensor:
-    """Exact inverse of `space_to_depth`."""
-    time, rows, columns = stride
-    batch, channels, frames, height, width = x.shape
-    if rows > 1:
-        channels = channels // (rows * columns)
-        x = (
-            x.reshape(batch * channels, rows, columns, frames, height, width)
-            .permute(0, 3, 4, 1, 5, 2)
-            .contiguous()
-        )
-        height, width = height * rows, width * columns
-        x = x.reshape(batch, channels, frames, height, width)
-    if time > 1:
-        channels = channels // time
-        x = x.reshape(batch, channels, time, frames, height, width).transpose(2, 3).contiguous()
-        x = x.reshape(batch, channels, frames * time, height, width)
-    return x
-
-
 def patchify(x: Tensor, size: int) -> Tensor:
     """Pack `size` x `size` pixels into channels: index c*size^2 + column*size + row (§2.8)."""
-    batch, channels, frames, height, width = x.shape
-    x = x.reshape(batch * channels, frames, height // size, size, width // size, size)
-    x = x.permute(0, 5, 3, 1, 2, 4).contiguous()
-    return x.reshape(batch, channels * size * size, frames, height // size, width // size)
+    return space_to_depth(x.mT, 1, size, size).mT
 
 
 def unpatchify(x: Tensor, size: int) -> Tensor:
     """Exact inverse of `patchify`."""
-    batch, channels, frames, height, width = x.shape
-    channels = channels // (size * size)
-    x = (
-        x.reshape(batch * channels, size, size, frames, height, width)
-        .permute(0, 3, 4, 2, 5, 1)
-        .contiguous()
-    )
-    return x.reshape(batch, channels, frames, height * size, width * size)
+    return depth_to_space(x.mT, 1, size, size).mT
 
 
 class Downsample(nn.Module):
@@ -141,15 +98,15 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride[0] == 2:
-            x = torch.cat([x.select(2, 0).unsqueeze(2), x], dim=2)
-        skip = space_to_depth(x, self.stride)
+            x = torch.cat([one(x, 2, 0), x], dim=2)
+        skip = space_to_depth(x, *self.stride)
         if self.group > 1:
             batch, _, frames, height, width = skip.shape
             skip = skip.reshape(batch * self.out_channels, self.group, frames, height, width).mean(
                 dim=1
             )
             skip = skip.reshape(batch, self.out_channels, frames, height, width)
-        return space_to_depth(self.conv(x), self.stride) + skip
+        return space_to_depth(self.conv(x), *self.stride) + skip
 
 
 class Upsample(nn.Module):
@@ -170,8 +127,8 @@ class Upsample(nn.Module):
         return out
 
     def _expand(self, x: Tensor) -> Tensor:
-        x = depth_to_space(x, self.stride)
-        return x[:, :, 1:] if self.stride[0] == 2 else x
+        x = depth_to_space(x, *self.stride)
+        return drop_first(x) if self.stride[0] == 2 else x
 
 
 class LatentStatistics(nn.Module):
