@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 OUTPUT ?= demo.mp4
 
-.PHONY: demo test lint check golden clean
+.PHONY: demo test lint golden benchmarks clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/ltx2rt demo -o $(OUTPUT)
@@ -22,6 +22,10 @@ lint: $(VENV)/.developer
 
 golden: $(VENV)/.developer
 	$(BIN)/python -m tests.parity.run_golden tests/golden
+
+benchmarks: $(VENV)/.developer
+	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.report
 
 $(VENV)/.python: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -27,9 +27,8 @@ class TorchEngine(EngineBase):
     """Runs the component's own module eagerly on the CPU, in `dtype`.
 
     Outputs are float32 whatever `dtype` is, and so are the inputs that the option `float32_inputs`
-    names. A component whose weights are inputs takes them, as
-    files hold them
-    (`[out, in]`), among the tensors of each call.
+    names. A component whose weights are inputs takes them, as files hold them (`[out, in]`), among
+    the tensors of each call.
     """
 
     def __init__(self, component: Component, dtype: torch.dtype = torch.float32) -> None:

@@ -1,4 +1,4 @@
-"""Images to conditioning items, encoded at the resolution of the stage (spec/conditioning.md §3)."""
+"""Images to conditioning items, encoded at the stage's resolution (spec/conditioning.md §3)."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ def _(x: Tensor) -> Tensor:
 @torch.library.custom_op("ltx2rt::space_to_depth", mutates_args=())
 def space_to_depth(x: Tensor, time: int, rows: int, columns: int) -> Tensor:
     """Pack cells into channels: index ((c*time + t)*rows + row)*columns + column
-    (spec/video_vae.md §2.5)."""
+    (spec/video_vae.md §2.5).
+    """
     batch, channels, frames, height, width = x.shape
     if time > 1:
         x = x.reshape(batch, channels, frames // time, time, height, width).transpose(2, 3)

@@ -1,0 +1,99 @@
+"""Write `docs/benchmarks.md` from the newest record of every case. Tables are generated, never
+typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.run import RESULTS
+
+TARGET = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+#: case -> what it measures and the bound that the project holds itself to
+ROWS = {
+    "cli-help": ("`ltx2rt --help`, whole process", "0.3 s"),
+    "open-bundle": ("`import ltx2rt` and open the tiny bundle, whole process", "1 s"),
+    "export-ltx23-transformer": (
+        "real-size LTX-2.3 transformer (head, block, tail) to ONNX from `meta`",
+        "120 s, 3 GB",
+    ),
+    "tiny-distilled-256x384-25f": (
+        "tiny distilled pipeline 256x384, 25 frames, decoded; ONNX Runtime",
+        "faster than PyTorch",
+    ),
+}
+
+
+def newest() -> dict[str, dict[str, Any]]:
+    """The last record of every case."""
+    records: dict[str, dict[str, Any]] = {}
+    for line in RESULTS.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        records[record["case"]] = record
+    return records
+
+
+def remarks(record: dict[str, Any]) -> str:
+    """What else a record says."""
+    parts = []
+    if "p10_s" in record:
+        parts.append(
+            f"p10 {record['p10_s']:.3f}, p90 {record['p90_s']:.3f} over {record['runs']} runs"
+        )
+    if "peak_memory_bytes" in record:
+        parts.append(
+            f"peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB, "
+            f"graphs {record['graph_bytes'] / 1e3:.0f} kB"
+        )
+    if "ratio" in record:
+        parts.append(
+            f"PyTorch reference {record['torch']['median_s']:.3f} s, interleaved: ratio "
+            f"{record['ratio']:.2f}; parity gate: latents differ by {record['gate_rel_l2']:.1e}"
+        )
+    return "; ".join(parts)
+
+
+def table() -> str:
+    """The page."""
+    records = newest()
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made by `make benchmarks` (`python -m benchmarks.run`, then `python -m benchmarks.report`) from "
+        "`benchmarks/results/foundation.jsonl`.",
+        "Medians; whole processes where said. Nothing here ran on a GPU.",
+        "",
+        "| what | measured | bound | remarks | commit |",
+        "|---|---|---|---|---|",
+    ]
+    for case, (what, bound) in ROWS.items():
+        record = records.get(case)
+        if record is None:
+            lines.append(
+                f"| {what} | not measured: `python -m benchmarks.run --case {case}` | {bound} | | |"
+            )
+            continue
+        where = record["environment"]
+        lines.append(
+            f"| {what} | {record['median_s']:.3f} s | {bound} | {remarks(record)} "
+            f"| {where['commit']}, {where['date']} |"
+        )
+    if records:
+        where = next(reversed(records.values()))["environment"]
+        versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
+        lines += [
+            "",
+            f"Machine: {where['cpus']} cores, {where['cpu']}; Python {where['python']}; {versions}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    TARGET.write_text(table(), encoding="utf-8")
+    print(TARGET)
+
+
+if __name__ == "__main__":
+    main()
