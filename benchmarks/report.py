@@ -1,5 +1,6 @@
 """Write `docs/benchmarks.md` from the newest record of every case. Tables are generated, never
-typed."""
+typed.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +62,8 @@ def table() -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Made by `make benchmarks` (`python -m benchmarks.run`, then `python -m benchmarks.report`) from "
-        "`benchmarks/results/foundation.jsonl`.",
+        "Made by `make benchmarks` (`python -m benchmarks.run`, `python -m benchmarks.report`) "
+        "from `benchmarks/results/foundation.jsonl`.",
         "Medians; whole processes where said. Nothing here ran on a GPU.",
         "",
         "| what | measured | bound | remarks | commit |",
@@ -71,9 +72,8 @@ def table() -> str:
     for case, (what, bound) in ROWS.items():
         record = records.get(case)
         if record is None:
-            lines.append(
-                f"| {what} | not measured: `python -m benchmarks.run --case {case}` | {bound} | | |"
-            )
+            command = f"python -m benchmarks.run --case {case}"
+            lines.append(f"| {what} | not measured: `{command}` | {bound} | | |")
             continue
         where = record["environment"]
         lines.append(
