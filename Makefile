@@ -12,7 +12,7 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.developer
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 lint: $(VENV)/.developer
 	$(BIN)/ruff check .
@@ -36,7 +36,7 @@ $(VENV)/.python: constraints.txt
 	@touch $@
 
 $(VENV)/.runtime: pyproject.toml $(VENV)/.python
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[export]'
+	PYTHONWARNINGS=ignore $(PIP) install -c constraints.txt --no-build-isolation -e '.[export]'
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.runtime

@@ -85,7 +85,8 @@ def table() -> str:
         versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
         lines += [
             "",
-            f"Machine: {where['cpus']} cores, {where['cpu']}; Python {where['python']}; {versions}.",
+            f"Machine: {where['cpus']} cores, {where['cpu']}; Python {where['python']}; "
+            f"{versions}.",
         ]
     return "\n".join(lines) + "\n"
 

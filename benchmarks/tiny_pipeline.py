@@ -20,12 +20,11 @@ from ltx2rt.engine import Array, Engine
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt_export.bundle import inputs_in, make_components, open_inputs
 from ltx2rt_export.reference import TorchEngine, load_weights
+from tests.tolerances import PIPELINE_LATENT_REL_L2
 
 CONFIG = GenerationConfig(
     prompt="A quiet lake.", height=256, width=384, num_frames=25, tiling="none"
 )
-#: latents of the two backends must agree to this before anything is timed (tests/tolerances.py)
-GATE_REL_L2 = 2e-4
 ROUNDS = 5
 
 
@@ -77,8 +76,10 @@ def compare(folder: Path) -> dict[str, Any]:
         float(np.linalg.norm(latents["onnxruntime"][k] - want) / np.linalg.norm(want))
         for k, want in latents["torch"].items()
     )
-    if error > GATE_REL_L2:
-        raise SystemExit(f"no timing: latents differ by {error:.2e}, allowed {GATE_REL_L2:.0e}")
+    if error > PIPELINE_LATENT_REL_L2:
+        raise SystemExit(
+            f"no timing: latents differ by {error:.2e}, allowed {PIPELINE_LATENT_REL_L2:.0e}"
+        )
     seconds: dict[str, list[float]] = {name: [] for name in pipes}
     for _ in range(ROUNDS):
         for name, pipe in pipes.items():

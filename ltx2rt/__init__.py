@@ -19,19 +19,35 @@ if TYPE_CHECKING:
     from ltx2rt.bundle import Bundle as Bundle
     from ltx2rt.bundle import open_bundle as open_bundle
     from ltx2rt.config import GenerationConfig as GenerationConfig
+    from ltx2rt.config import GuidanceConfig as GuidanceConfig
     from ltx2rt.config import ImageCondition as ImageCondition
     from ltx2rt.config import RuntimeConfig as RuntimeConfig
+    from ltx2rt.guidance import GuiderParams as GuiderParams
+    from ltx2rt.manifest import Lora as Lora
     from ltx2rt.pipelines.clip import Clip as Clip
     from ltx2rt.pipelines.distilled import DistilledPipeline as DistilledPipeline
+    from ltx2rt.pipelines.keyframe import (
+        KeyframeInterpolationPipeline as KeyframeInterpolationPipeline,
+    )
+    from ltx2rt.pipelines.one_stage import OneStagePipeline as OneStagePipeline
+    from ltx2rt.pipelines.two_stages import TwoStagesPipeline as TwoStagesPipeline
+    from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline as TwoStagesHQPipeline
 
 _NAMES = {
     "Bundle": "ltx2rt.bundle",
     "open_bundle": "ltx2rt.bundle",
     "GenerationConfig": "ltx2rt.config",
+    "GuidanceConfig": "ltx2rt.config",
+    "GuiderParams": "ltx2rt.guidance",
+    "Lora": "ltx2rt.manifest",
     "ImageCondition": "ltx2rt.config",
     "RuntimeConfig": "ltx2rt.config",
     "Clip": "ltx2rt.pipelines.clip",
     "DistilledPipeline": "ltx2rt.pipelines.distilled",
+    "KeyframeInterpolationPipeline": "ltx2rt.pipelines.keyframe",
+    "OneStagePipeline": "ltx2rt.pipelines.one_stage",
+    "TwoStagesPipeline": "ltx2rt.pipelines.two_stages",
+    "TwoStagesHQPipeline": "ltx2rt.pipelines.two_stages_hq",
     "Progress": "ltx2rt.progress",
     "Cancelled": "ltx2rt.progress",
     "Ltx2rtError": "ltx2rt.errors",

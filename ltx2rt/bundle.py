@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,12 @@ import numpy as np
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, join_problems
-from ltx2rt.manifest import ComponentEntry, Manifest, ModelInfo, WeightRef, read_manifest
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
+from ltx2rt.lora import LORA_COMPONENTS, LoraMerger, weight_module
+from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, WeightRef, read_manifest
+from ltx2rt.safetensors import DTYPES, MappedFiles, SafetensorsFile, TensorEntry, convert
+
+#: a component's precision -> the dtype of its weights in memory
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class ModelSource(Protocol):
@@ -30,9 +35,11 @@ class ModelSource(Protocol):
 
     def options(self, name: str) -> Mapping[str, Any]: ...
 
-    def engine(self, name: str, runtime: RuntimeConfig) -> Engine: ...
+    def check_loras(self, loras: Sequence[Lora]) -> None: ...
 
-    def layers(self, name: str) -> Sequence[Mapping[str, Array]]: ...
+    def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine: ...
+
+    def layers(self, name: str, loras: Sequence[Lora] = ()) -> Sequence[Mapping[str, Array]]: ...
 
     def tokenizer_path(self) -> Path: ...
 
@@ -47,6 +54,7 @@ class Bundle:
         self.manifest = manifest
         self._sources = tuple(sources)
         self._files = MappedFiles()
+        self._merger: tuple[tuple[Lora, ...], LoraMerger] | None = None
 
     @property
     def model(self) -> ModelInfo:
@@ -81,23 +89,34 @@ class Bundle:
         """Whether all these components are in the bundle."""
         return all(name in self.manifest.components for name in names)
 
-    def engine(self, name: str, runtime: RuntimeConfig) -> Engine:
+    def check_loras(self, loras: Sequence[Lora]) -> None:
+        """Read the headers of LoRA files and match them to this bundle's transformer.
+
+        Raises:
+            CheckpointError, UnsupportedError: see `LoraMerger`.
+        """
+        self._merger = None
+        self._merge_of(loras)
+
+    def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
         """Load a component's engine on this bundle's backend; weights come from the mapped
-        files.
+        files, with `loras` merged in memory.
         """
         from ltx2rt.backends import onnxruntime as backend
 
         entry = self.component(name)
         weights: Mapping[str, Array] = {}
         if entry.weight_binding == "initializer":
-            weights = self._load(entry, entry.layers[0])
+            weights = self._load(name, entry, 0, self._merge_of(loras))
         options = backend.OrtOptions(threads=runtime.threads)
         graph = (self.folder / entry.graph).read_bytes()
         return backend.OrtEngine(graph, entry.spec(name), weights, options)
 
-    def layers(self, name: str) -> LayerWeights:
-        """Weights of every layer of a repeated component, loaded when first used and then kept."""
-        return LayerWeights(self, self.component(name))
+    def layers(self, name: str, loras: Sequence[Lora] = ()) -> LayerWeights:
+        """Weights of every layer of a repeated component, loaded when first used and then kept;
+        `loras` are merged while a layer is loaded.
+        """
+        return LayerWeights(self, name, self._merge_of(loras))
 
     def tokenizer_path(self) -> Path:
         """The text encoder's `tokenizer.json`."""
@@ -105,6 +124,7 @@ class Bundle:
 
     def close(self) -> None:
         """Release the maps of the weight files."""
+        self._merger = None
         self._files.close()
 
     def entry(self, name: str, ref: WeightRef) -> TensorEntry:
@@ -112,9 +132,32 @@ class Bundle:
         path = self._sources[ref.source]
         return TensorEntry(path, name, ref.dtype, ref.shape, ref.offset, ref.length)
 
-    def _load(self, entry: ComponentEntry, layer: Mapping[str, WeightRef]) -> dict[str, Array]:
-        dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[entry.precision]
-        loaded = {n: self._files.load(self.entry(n, r), dtype) for n, r in layer.items()}
+    def _merge_of(self, loras: Sequence[Lora]) -> LoraMerger | None:
+        active = tuple(lora for lora in loras if lora.strength)
+        if not active:
+            return None
+        if self._merger is None or self._merger[0] != active:
+            targets = {
+                weight_module(name, index, weight): ref.shape
+                for name in LORA_COMPONENTS
+                for index, layer in enumerate(self.component(name).layers)
+                for weight, ref in layer.items()
+                if weight.endswith(".weight") and len(ref.shape) == 2
+            }
+            self._merger = active, LoraMerger(active, targets)
+        return self._merger[1]
+
+    def _load(
+        self, name: str, entry: ComponentEntry, index: int, loras: LoraMerger | None
+    ) -> dict[str, Array]:
+        dtype = PRECISIONS[entry.precision]
+        loaded = {}
+        for weight, ref in entry.layers[index].items():
+            module, tensor = weight_module(name, index, weight), self.entry(weight, ref)
+            if loras is not None and name in LORA_COMPONENTS and loras.changes(module):
+                loaded[weight] = convert(loras.merge(module, tensor), "float32", dtype, module)
+            else:
+                loaded[weight] = self._files.load(tensor, dtype)
         transposed = set(entry.transposed)
         return {n: np.ascontiguousarray(a.T) if n in transposed else a for n, a in loaded.items()}
 
@@ -122,9 +165,11 @@ class Bundle:
 class LayerWeights(Sequence[Mapping[str, Array]]):
     """The layers of a repeated component, each converted on first use and kept."""
 
-    def __init__(self, bundle: Bundle, entry: ComponentEntry) -> None:
+    def __init__(self, bundle: Bundle, name: str, loras: LoraMerger | None) -> None:
         self._bundle = bundle
-        self._entry = entry
+        self._name = name
+        self._entry = bundle.component(name)
+        self._loras = loras
         self._loaded: dict[int, Mapping[str, Array]] = {}
 
     def __len__(self) -> int:
@@ -134,7 +179,7 @@ class LayerWeights(Sequence[Mapping[str, Array]]):
         if index not in self._loaded:
             if not 0 <= index < len(self):
                 raise IndexError(index)
-            self._loaded[index] = self._bundle._load(self._entry, self._entry.layers[index])
+            self._loaded[index] = self._bundle._load(self._name, self._entry, index, self._loras)
         return self._loaded[index]
 
     def __iter__(self) -> Iterator[Mapping[str, Array]]:
@@ -148,7 +193,8 @@ def open_bundle(
 
     Args:
         path: the bundle's folder.
-        weights_dir: look for moved weight files here, by file name, before their recorded place.
+        weights_dir: look for moved weight files here, before their recorded place; see
+            `find_moved`.
 
     Raises:
         BundleError: lists all problems: missing or changed graphs, weight files that moved or
@@ -165,9 +211,7 @@ def open_bundle(
     problems += _check_weights(manifest)
     sources: list[Path] = []
     for source in manifest.sources:
-        place = folder / source.path
-        if weights_dir is not None and (Path(weights_dir) / place.name).exists():
-            place = Path(weights_dir) / place.name
+        place = find_moved(folder / source.path, weights_dir)
         sources.append(place)
         try:
             file = SafetensorsFile(place)
@@ -180,9 +224,19 @@ def open_bundle(
     if problems:
         raise BundleError(
             join_problems(f"{folder} cannot be used", problems)
-            + "\nBuild it again with `ltx2rt build`."
+            + f"\nBuild it again: {manifest.build.command()} -o {folder} --force"
         )
     return Bundle(folder, manifest, sources)
+
+
+def find_moved(place: Path, weights_dir: str | os.PathLike[str] | None) -> Path:
+    """Where a file or folder is now: in `weights_dir`, under its own name or with the name of its
+    folder before it (Gemma's shards), else where it was.
+    """
+    if weights_dir is None:
+        return place
+    moved = (Path(weights_dir) / place.name, Path(weights_dir) / place.parent.name / place.name)
+    return next((p for p in moved if p.exists()), place)
 
 
 def _check_file(path: Path, sha256: str, what: str) -> list[str]:
@@ -198,6 +252,8 @@ def _check_weights(manifest: Manifest) -> list[str]:
     for name, entry in manifest.components.items():
         if not entry.layers:
             problems.append(f"{name} lists no weights")
+        if entry.precision not in PRECISIONS:
+            problems.append(f"{name} has precision {entry.precision!r}")
         for layer in entry.layers:
             for weight, ref in layer.items():
                 if not 0 <= ref.source < len(manifest.sources):
@@ -208,4 +264,15 @@ def _check_weights(manifest: Manifest) -> list[str]:
                     problems.append(
                         f"{name}: {weight} lies outside {manifest.sources[ref.source].path}"
                     )
+                elif ref.length != _num_bytes(ref):
+                    problems.append(
+                        f"{name}: {weight} of dtype {ref.dtype!r} and shape {list(ref.shape)} has "
+                        f"{ref.length} bytes"
+                    )
     return problems[:20]
+
+
+def _num_bytes(ref: WeightRef) -> int | None:
+    """Size of a tensor by dtype and shape; None for a dtype that files do not have."""
+    data_type = dict(DTYPES.values()).get(ref.dtype)
+    return None if data_type is None else math.prod(ref.shape) * data_type.itemsize

@@ -284,6 +284,8 @@ def keyframe_indices(request: int | Sequence[int], num_frames: int) -> list[int]
     Raises:
         OptionError: more keyframes than interior frames, or an index outside the clip.
     """
+    if request == 0:
+        return []
     if isinstance(request, int):
         if request < 0 or num_frames < request + 2:
             raise OptionError(

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.guidance import GuiderParams
+from ltx2rt.manifest import Lora
+from ltx2rt.schedules import sigma_table
+
+DEFAULT_NEGATIVE_PROMPT = (
+    "out of focus, grainy, overexposed, muddy colours, compression blocks, flickering light, "
+    "jerky camera, frozen motion, sudden cut, melting faces, crooked hands, too many fingers, "
+    "duplicated people, floating objects, captions, logo, watermark, border, cartoonish skin, "
+    "muffled voice, hiss, hum, clipped sound, echo, lips out of step with the words, silence"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,10 +29,12 @@ class RuntimeConfig:
         residency: `stage` frees the text encoder, transformer and upsampler as soon as their part
         is done; `resident` keeps
             every engine loaded between calls.
+        max_batch_size: guidance passes that run together: faster on large machines, more memory.
     """
 
     threads: int = 0
     residency: str = "stage"
+    max_batch_size: int = 1
 
     def __post_init__(self) -> None:
         problems = []
@@ -29,6 +42,8 @@ class RuntimeConfig:
             problems.append(f"threads={self.threads} is negative; 0 uses every core")
         if self.residency not in ("stage", "resident"):
             problems.append(f"residency={self.residency!r}; allowed: stage, resident")
+        if self.max_batch_size < 1:
+            problems.append(f"max_batch_size={self.max_batch_size} is less than 1")
         if problems:
             raise OptionError(join_problems("runtime options", problems))
 
@@ -64,7 +79,12 @@ class ImageCondition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationConfig:
-    """What to make. Sizes are checked by the pipeline, which knows what it can do."""
+    """What to make. Sizes are checked by the pipeline, which knows what it can do.
+
+    `loras` are merged into the transformer in memory, in order, for every stage of this clip.
+    `generated_keyframes` (LTX-2.5) are single frames that stage 1 makes along with the clip: a
+    number of them, evenly spread, or their pixel frame indices.
+    """
 
     prompt: str
     seed: int = 10
@@ -74,11 +94,15 @@ class GenerationConfig:
     frame_rate: float = 24.0
     images: tuple[ImageCondition, ...] = ()
     tiling: str = "auto"
+    loras: tuple[Lora, ...] = ()
+    generated_keyframes: int | tuple[int, ...] = 0
 
     def __post_init__(self) -> None:
         problems = []
         if not self.prompt.strip():
             problems.append("the prompt is empty; describe the clip in a sentence")
+        if not self.prompt.isascii() and any(0xD800 <= ord(c) <= 0xDFFF for c in self.prompt):
+            problems.append("the prompt is not valid UTF-8 text")
         if not -(2**63) <= self.seed < 2**64:
             problems.append(f"seed={self.seed} does not fit 64 bits")
         if not (math.isfinite(self.frame_rate) and 1 <= self.frame_rate <= 240):
@@ -90,5 +114,55 @@ class GenerationConfig:
             for i in self.images
             if i.frame >= self.num_frames
         ]
+        problems += lora_problems(self.loras)
         if problems:
             raise OptionError(join_problems("cannot generate", problems))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidanceConfig:
+    """How the guided pipelines sample; what is None takes the default of pipeline and model.
+
+    Attributes:
+        negative_prompt: what the clip must not be; used where a `cfg_scale` is not 1.
+        num_inference_steps: steps of stage 1.
+        video, audio: guidance of stage 1.
+        sigmas: noise levels of stage 1 instead of the schedule, ending in 0.
+        distilled_lora: makes stage 2 of the two-stage pipelines work in 3 steps; they need it.
+        distilled_strengths: its strengths in stages 1 and 2 of the HQ pipeline, which ignores the
+            LoRA's own.
+    """
+
+    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    num_inference_steps: int | None = None
+    video: GuiderParams | None = None
+    audio: GuiderParams | None = None
+    sigmas: tuple[float, ...] | None = None
+    distilled_lora: Lora | None = None
+    distilled_strengths: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if any(0xD800 <= ord(c) <= 0xDFFF for c in self.negative_prompt):
+            problems.append("the negative prompt is not valid UTF-8 text")
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            problems.append(f"num_inference_steps={self.num_inference_steps} is less than 1")
+        if self.num_inference_steps is not None and self.sigmas is not None:
+            problems.append("num_inference_steps and sigmas exclude each other")
+        if self.sigmas is not None:
+            sigma_table(self.sigmas)
+        if self.distilled_lora is not None:
+            problems += lora_problems([self.distilled_lora])
+        if not all(math.isfinite(s) for s in self.distilled_strengths or ()):
+            problems.append(f"distilled_strengths={self.distilled_strengths} are not numbers")
+        if problems:
+            raise OptionError(join_problems("guidance options", problems))
+
+
+def lora_problems(loras: Iterable[Lora]) -> list[str]:
+    """What is wrong with LoRA options, files not looked at."""
+    return [
+        f"strength={lora.strength} of LoRA {lora.path} is not a number"
+        for lora in loras
+        if not math.isfinite(lora.strength)
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.floats import cast
 
 Array = NDArray[Any]
@@ -37,6 +37,17 @@ class GuiderParams:
     rescale_scale: float = 0.0
     modality_scale: float = 1.0
     skip_step: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={value} is not a number"
+            for name in ("cfg_scale", "stg_scale", "rescale_scale", "modality_scale")
+            if not math.isfinite(value := getattr(self, name))
+        ]
+        if self.skip_step < 0:
+            problems.append(f"skip_step={self.skip_step} is negative; 0 runs every step")
+        if problems:
+            raise OptionError(join_problems("guidance options", problems))
 
     @property
     def needs_uncond(self) -> bool:
@@ -71,9 +82,11 @@ class GuiderSchedule:
         return self.bins[min(fitting) if fitting else max(self.bins)]
 
 
-def default_guiders(model_version: tuple[int, ...]) -> tuple[GuiderParams, GuiderParams]:
-    """Video and audio guidance of the guided pipelines; STG moved to block 28 in 2.3."""
-    blocks = (28,) if model_version >= (2, 3) else (29,)
+def default_guiders(stg_block: int) -> tuple[GuiderParams, GuiderParams]:
+    """Video and audio guidance of the guided pipelines; the perturbed block is a fact of the
+    model version.
+    """
+    blocks = (stg_block,)
     video = GuiderParams(
         cfg_scale=3.0, stg_scale=1.0, stg_blocks=blocks, rescale_scale=0.7, modality_scale=3.0
     )

@@ -10,17 +10,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ltx2rt.engine import EngineSpec, TensorSpec
 from ltx2rt.errors import BundleError, join_problems
-
-T = typing.TypeVar("T")
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -111,22 +109,23 @@ class BuildInputs:
     video_vae: str | None = None
     audio_vae: str | None = None
     text_encoder: str | None = None
+    duration_head: str | None = None
     loras: tuple[Lora, ...] = ()
 
     def command(self) -> str:
         """The command that builds the bundle again."""
         flags = [
-            f"--{name.replace('_', '-')} {value}"
+            f"--{name.replace('_', '-')} {shlex.quote(value)}"
             for name in self.__slots__
             if name != "loras" and (value := getattr(self, name)) is not None
         ]
-        flags += [f"--lora {lora.path}:{lora.strength:g}" for lora in self.loras]
+        flags += [f"--lora {shlex.quote(f'{lora.path}:{lora.strength:g}')}" for lora in self.loras]
         return " ".join(["ltx2rt build", *flags])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """A LoRA fused at build time."""
+    """A LoRA file and its strength: fused at build time, or merged at run time."""
 
     path: str
     strength: float
@@ -198,19 +197,6 @@ def read_manifest(folder: Path) -> Manifest:
     if problems:
         raise BundleError(join_problems(f"{path} is not valid", problems[:20]))
     return typing.cast(Manifest, manifest)
-
-
-def read_options(kind: type[T], options: Mapping[str, Any], component: str) -> T:
-    """Turn a component's `options` into a dataclass, strictly.
-
-    Raises:
-        BundleError: unknown, missing or ill-typed options; all are listed.
-    """
-    problems: list[str] = []
-    value = _parse(kind, dict(options), f"options of {component}", problems)
-    if problems:
-        raise BundleError(join_problems("the manifest is not valid", problems))
-    return typing.cast(T, value)
 
 
 def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:

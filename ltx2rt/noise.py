@@ -8,6 +8,7 @@ the Cephes polynomials with fused multiply-adds, as torch's AVX2 kernel does. Ru
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -197,6 +198,10 @@ class TorchGenerator:
         self._engine = np.random.MT19937()
         self._engine.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
         self._cached: float | None = None
+
+    def copy(self) -> TorchGenerator:
+        """A generator in the same state: both give the same values from here on."""
+        return copy.deepcopy(self)
 
     def _words(self, count: int) -> NDArray[np.uint64]:
         words: NDArray[np.uint64] = self._engine.random_raw(count)

@@ -163,6 +163,17 @@ def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
     return raw
 
 
+def read_metadata(file: SafetensorsFile, key: str) -> Any:
+    """One metadata value: parsed when it is JSON, else the string; None when absent."""
+    text = file.metadata.get(key)
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 class MappedFiles:
     """Memory maps of weight files, opened once each and shared by all readers."""
 

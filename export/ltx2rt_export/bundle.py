@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt import __version__
-from ltx2rt.errors import CheckpointError, OptionError
+from ltx2rt.bundle import find_moved
+from ltx2rt.config import lora_problems
+from ltx2rt.errors import CheckpointError, OptionError, join_problems
 from ltx2rt.manifest import (
     SCHEMA,
     BuildInputs,
@@ -33,7 +35,7 @@ from ltx2rt.manifest import (
 )
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import SafetensorsFile, TensorEntry
-from ltx2rt_export.catalog import COMPONENTS
+from ltx2rt_export.catalog import rows_of
 from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
@@ -90,20 +92,42 @@ def check_target(output: Path, *, force: bool) -> None:
             raise OptionError(f"{output} exists; pass --force to replace it.")
 
 
+def _check_inputs_survive(inputs: BuildInputs, output: Path) -> None:
+    """Refuse to replace the very bundle that holds the input files."""
+    target = output.resolve()
+    named = [getattr(inputs, f.name) for f in dataclasses.fields(inputs)]
+    places = [p for p in named if isinstance(p, str)] + [x.path for x in inputs.loras]
+    inside = [p for p in places if _is_inside(p, target)]
+    if inside:
+        raise OptionError(
+            f"cannot replace {output}: it holds {inside[0]}, which this build reads; "
+            "choose another name."
+        )
+
+
+def _is_inside(path: str, folder: Path) -> bool:
+    return Path(path).resolve().is_relative_to(folder)
+
+
 def open_inputs(inputs: BuildInputs) -> ModelFiles:
     """Open the files that `ltx2rt build` was given."""
     names = [f.name for f in dataclasses.fields(BuildInputs) if f.name != "loras"]
     return open_model(**{n: v for n in names if (v := getattr(inputs, n)) is not None})
 
 
-def inputs_in(inputs: BuildInputs, folder: Path) -> BuildInputs:
-    """The same inputs with paths relative to a bundle made absolute."""
+def inputs_in(inputs: BuildInputs, folder: Path, weights_dir: Path | None = None) -> BuildInputs:
+    """The inputs of a bundle in `folder` where they are now (see `bundle.find_moved`)."""
+
+    def now(path: str) -> str:
+        return str(find_moved(folder / path, weights_dir))
+
     paths = {
-        f.name: str(folder / v)
+        f.name: now(v)
         for f in dataclasses.fields(BuildInputs)
         if isinstance(v := getattr(inputs, f.name), str)
     }
-    return dataclasses.replace(inputs, **paths)
+    loras = tuple(dataclasses.replace(x, path=now(x.path)) for x in inputs.loras)
+    return dataclasses.replace(inputs, loras=loras, **paths)
 
 
 def make_components(files: ModelFiles, loras: Sequence[Lora], folder: Path) -> list[Component]:
@@ -112,8 +136,7 @@ def make_components(files: ModelFiles, loras: Sequence[Lora], folder: Path) -> l
     Raises:
         CheckpointError, UnsupportedError: the files do not fit; found before anything is written.
     """
-    rows = [r for r in COMPONENTS if not r.optional or all(files.has(role) for role in r.roles)]
-    components = [row.make(files) for row in rows]
+    components = [row.make(files) for row in rows_of(files)]
     return fuse_loras(components, files, loras, folder) if loras else components
 
 
@@ -137,19 +160,36 @@ def build_bundle(
     """
     job = job or Job()
     check_target(output, force=config.force)
+    _check_inputs_survive(inputs, output)
+    if problems := lora_problems(inputs.loras):
+        raise OptionError(join_problems("cannot build", problems))
     work = Path(
         tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.absolute().parent)
     )
     try:
         manifest = _fill(work, files, inputs, config, job)
-        if output.exists():
-            shutil.rmtree(output)
         work.chmod(0o755)
-        work.replace(output)
+        _put_in_place(work, output)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     return manifest
+
+
+def _put_in_place(work: Path, output: Path) -> None:
+    """Give the finished folder its name; an old bundle goes only when the new one is in place."""
+    if not output.exists():
+        work.replace(output)
+        return
+    target = output.resolve()
+    old = target.with_name(f"{work.name}.old")
+    target.replace(old)
+    try:
+        work.replace(target)
+    except BaseException:
+        old.replace(target)
+        raise
+    shutil.rmtree(old)
 
 
 def _fill(
@@ -159,6 +199,11 @@ def _fill(
     config: BuildConfig,
     job: Job,
 ) -> Manifest:
+    tokenizer = files.gemma.read_asset("tokenizer.json") if files.gemma else None
+    if tokenizer is None:
+        raise CheckpointError(
+            "the text encoder has no tokenizer.json; give the whole Gemma folder."
+        )
     components = make_components(files, inputs.loras, work / "weights")
     (work / "graphs").mkdir()
     (work / "text").mkdir()
@@ -172,11 +217,6 @@ def _fill(
         exported.append((graph, name, hashlib.sha256(data).hexdigest()))
         job.report("export", i + 1, len(components), component.name)
     table = SourceTable(work)
-    tokenizer = files.gemma.read_asset("tokenizer.json") if files.gemma else None
-    if tokenizer is None:
-        raise CheckpointError(
-            "the text encoder has no tokenizer.json; give the whole Gemma folder."
-        )
     (work / "text" / "tokenizer.json").write_bytes(tokenizer)
     entries = {
         g.component.name: _entry(g, name, digest, config, table) for g, name, digest in exported
@@ -254,7 +294,7 @@ def _entry(
 def model_info(files: ModelFiles, options: Mapping[str, Mapping[str, Any]]) -> ModelInfo:
     """Facts about the model that pipelines need, from its version and its components."""
     version = files.version
-    video, audio = options["video_decoder"], options["audio_decoder"]
+    video, audio = options["video_encoder"], options["audio_decoder"]
     factors = video["scale_factors"]
     return ModelInfo(
         generation=version.generation,

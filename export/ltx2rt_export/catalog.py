@@ -12,24 +12,45 @@ from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules import (
     audio_vae,
+    diffusion_decoder,
+    duration_head,
     text_encoder,
     transformer,
     upsampler,
     video_vae,
     vocoder,
 )
+from ltx2rt_export.modules.diffusion_decoder_config import is_diffusion
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One component: `roles` are the `ModelFiles` roles it reads; `optional` ones are built if
-    present.
+    present, and all of them only `when` the model is of a kind that has them.
     """
 
     name: str
     roles: tuple[str, ...]
     make: Callable[[ModelFiles], Component]
     optional: bool = False
+    when: Callable[[ModelFiles], bool] = lambda _files: True
+
+    def fits(self, files: ModelFiles) -> bool:
+        """Whether the model has this component."""
+        return self.when(files) and all(files.has(role) for role in self.roles)
+
+
+def rows_of(files: ModelFiles) -> list[Row]:
+    """The components to build; those that are not optional are listed even if files lack them."""
+    return [r for r in COMPONENTS if (r.when(files) if not r.optional else r.fits(files))]
+
+
+def _has_diffusion_decoder(files: ModelFiles) -> bool:
+    return is_diffusion(files.tensors("video_vae"))
+
+
+def _has_conv_decoder(files: ModelFiles) -> bool:
+    return not _has_diffusion_decoder(files)
 
 
 def _from_role(factory: Callable[..., Component], role: str) -> Callable[[ModelFiles], Component]:
@@ -69,10 +90,29 @@ COMPONENTS: tuple[Row, ...] = (
         _from_role(transformer.transformer_tail, "transformer"),
     ),
     Row("video_encoder", ("video_vae",), _from_role(video_vae.video_encoder, "video_vae")),
-    Row("video_decoder", ("video_vae",), _from_role(video_vae.video_decoder, "video_vae")),
+    Row(
+        "video_decoder",
+        ("video_vae",),
+        _from_role(video_vae.video_decoder, "video_vae"),
+        when=_has_conv_decoder,
+    ),
+    *(
+        Row(name, ("video_vae",), _from_role(make, "video_vae"), when=_has_diffusion_decoder)
+        for name, make in (
+            ("diffusion_features", diffusion_decoder.diffusion_features),
+            ("diffusion_context", diffusion_decoder.diffusion_context),
+            ("diffusion_pixels", diffusion_decoder.diffusion_pixels),
+        )
+    ),
     Row("audio_encoder", ("audio_vae",), _from_role(audio_vae.audio_encoder, "audio_vae")),
     Row("audio_decoder", ("audio_vae",), _from_role(audio_vae.audio_decoder, "audio_vae")),
     Row("vocoder", ("vocoder",), _from_role(vocoder.vocoder, "vocoder")),
+    Row(
+        "duration_head",
+        ("duration_head",),
+        _from_role(duration_head.duration_head, "duration_head"),
+        optional=True,
+    ),
     Row(
         "spatial_upsampler",
         ("spatial_upsampler", "video_vae"),

@@ -1,15 +1,15 @@
 """`--copy-weights`: copy the needed tensors into the bundle, under their official names, file by
-file.
+file. Tensors that a LoRA changed are copied as changed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ltx2rt.manifest import BuildInputs, ComponentEntry, Source, WeightRef
+from ltx2rt.manifest import BuildInputs, ComponentEntry, Lora, Source, WeightRef
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.safetensors_writer import write_safetensors
@@ -26,11 +26,14 @@ GEMMA_FILES = (
     "processor_config.json",
 )
 
+#: where a tensor lies: file, offset and length (an empty tensor shares its offset with another)
+Place = tuple[Path, int, int]
+
 
 def copy_weights(
     work: Path,
     entries: Mapping[str, ComponentEntry],
-    sources: list[Source],
+    sources: Sequence[Source],
     files: ModelFiles,
     inputs: BuildInputs,
     job: Job,
@@ -39,56 +42,86 @@ def copy_weights(
     point there.
 
     Files keep their metadata and names, so a copied bundle is itself a valid set of checkpoint
-    files.
+    files. With LoRAs it is the fused model: they leave `inputs` and are named in the metadata.
     """
-    used = _used_offsets(entries, len(sources))
+    used = _used_places(work, entries, sources)
+    overlays = [work / s.path for s in sources if not Path(s.path).is_absolute()]
+    fused = {name: e for path in overlays for name, e in SafetensorsFile(path).items()}
+    assets = files.gemma.assets.values() if files.gemma else ()
+    used |= {_place(e) for e in assets if isinstance(e, TensorEntry)}
     copied: list[Source] = []
-    moved: list[dict[int, int]] = []
-    places: dict[str, str] = {}
-    job.report("copy weights", 0, len(sources))
-    for number, source in enumerate(sources):
-        if not Path(source.path).is_absolute():  # already in the bundle: an overlay of this build
-            copied.append(source)
-            moved.append({offset: offset for offset in used[number]})
-            continue
-        file = SafetensorsFile(source.path)
-        wanted = [e for e in file.values() if e.offset in used[number]]
-        folder = "weights/gemma" if _is_gemma(files, file.path) else "weights"
-        (work / folder).mkdir(parents=True, exist_ok=True)
-        place = f"{folder}/{file.path.name}"
+    moved: dict[Place, tuple[int, int]] = {}
+    places: dict[Path, str] = {}
+    originals = _originals(sources, files, fused)
+    job.report("copy weights", 0, len(originals))
+    for number, path in enumerate(originals):
+        file = SafetensorsFile(path)
+        wanted = [
+            fused.get(e.name, e) for e in file.values() if e.name in fused or _place(e) in used
+        ]
+        place = _new_name(files, path, set(places.values()) | {s.path for s in sources}, number)
+        (work / place).parent.mkdir(parents=True, exist_ok=True)
+        loras = _lora_metadata(inputs.loras) if any(e.name in fused for e in wanted) else {}
         write_safetensors(
             work / place,
             {e.name: (e.dtype, e.shape, _chunks(e)) for e in wanted},
-            file.metadata,
+            {**file.metadata, **loras},
         )
         new = SafetensorsFile(work / place)
-        moved.append({e.offset: new[e.name].offset for e in wanted})
+        moved.update({_place(e): (number, new[e.name].offset) for e in wanted})
         copied.append(Source(path=place, bytes=new.file_bytes, header_sha256=new.header_sha256))
-        places[str(file.path)] = place
-        job.report("copy weights", number + 1, len(sources), file.path.name)
+        places[path] = place
+        job.report("copy weights", number + 1, len(originals), path.name)
+    for overlay in overlays:
+        overlay.unlink()
     relocated = {
         name: dataclasses.replace(
-            entry, layers=tuple(_move(layer, moved) for layer in entry.layers)
+            entry, layers=tuple(_move(layer, work, sources, moved) for layer in entry.layers)
         )
         for name, entry in entries.items()
     }
     return relocated, copied, _copy_inputs(work, files, inputs, places)
 
 
-def _used_offsets(entries: Mapping[str, ComponentEntry], count: int) -> list[set[int]]:
-    used: list[set[int]] = [set() for _ in range(count)]
-    for entry in entries.values():
-        for layer in entry.layers:
-            for ref in layer.values():
-                used[ref.source].add(ref.offset)
-    return used
+def _originals(
+    sources: Sequence[Source], files: ModelFiles, fused: Mapping[str, TensorEntry]
+) -> list[Path]:
+    """The user's files to copy: those referenced, and those whose tensors a LoRA replaced."""
+    paths = [Path(s.path) for s in sources if Path(s.path).is_absolute()]
+    replaced = [f.path.absolute() for f in files.files.values() if fused.keys() & f.keys()]
+    return list(dict.fromkeys([*paths, *replaced]))
 
 
-def _move(layer: Mapping[str, WeightRef], moved: list[dict[int, int]]) -> dict[str, WeightRef]:
+def _place(entry: TensorEntry) -> Place:
+    return entry.path.absolute(), entry.offset, entry.length
+
+
+def _ref_place(work: Path, sources: Sequence[Source], ref: WeightRef) -> Place:
+    return work / sources[ref.source].path, ref.offset, ref.length
+
+
+def _used_places(
+    work: Path, entries: Mapping[str, ComponentEntry], sources: Sequence[Source]
+) -> set[Place]:
     return {
-        name: dataclasses.replace(ref, offset=moved[ref.source][ref.offset])
-        for name, ref in layer.items()
+        _ref_place(work, sources, ref)
+        for entry in entries.values()
+        for layer in entry.layers
+        for ref in layer.values()
     }
+
+
+def _move(
+    layer: Mapping[str, WeightRef],
+    work: Path,
+    sources: Sequence[Source],
+    moved: Mapping[Place, tuple[int, int]],
+) -> dict[str, WeightRef]:
+    result = {}
+    for name, ref in layer.items():
+        source, offset = moved[_ref_place(work, sources, ref)]
+        result[name] = dataclasses.replace(ref, source=source, offset=offset)
+    return result
 
 
 def _chunks(entry: TensorEntry) -> Iterator[bytes]:
@@ -98,6 +131,13 @@ def _chunks(entry: TensorEntry) -> Iterator[bytes]:
         yield raw[begin : begin + step].tobytes()
 
 
+def _new_name(files: ModelFiles, path: Path, taken: set[str], number: int) -> str:
+    """Where a file goes; files of one name from several folders are told apart by a number."""
+    folder = "weights/gemma" if _is_gemma(files, path) else "weights"
+    name = f"{folder}/{path.name}"
+    return f"{folder}/{number}-{path.name}" if name in taken else name
+
+
 def _is_gemma(files: ModelFiles, path: Path) -> bool:
     if files.gemma is None:
         return False
@@ -105,16 +145,21 @@ def _is_gemma(files: ModelFiles, path: Path) -> bool:
     return gemma.is_dir() and path.absolute().is_relative_to(gemma.absolute())
 
 
+def _lora_metadata(loras: Sequence[Lora]) -> dict[str, str]:
+    return {"loras": "; ".join(f"{Path(x.path).name}:{x.strength:g}" for x in loras)}
+
+
 def _copy_inputs(
-    work: Path, files: ModelFiles, inputs: BuildInputs, places: Mapping[str, str]
+    work: Path, files: ModelFiles, inputs: BuildInputs, places: Mapping[Path, str]
 ) -> BuildInputs:
     changed: dict[str, str] = {}
     for field in dataclasses.fields(BuildInputs):
         value = getattr(inputs, field.name)
-        if isinstance(value, str) and str(Path(value).absolute()) in places:
-            changed[field.name] = places[str(Path(value).absolute())]
+        if isinstance(value, str) and Path(value).absolute() in places:
+            changed[field.name] = places[Path(value).absolute()]
     if files.gemma is not None and files.gemma.path.is_dir():
         for name in GEMMA_FILES:
-            shutil.copyfile(files.gemma.path / name, work / "weights/gemma" / name)
+            if isinstance(asset := files.gemma.assets.get(name), Path):
+                shutil.copyfile(asset, work / "weights/gemma" / name)
         changed["gemma"] = "weights/gemma"
-    return dataclasses.replace(inputs, **changed)
+    return dataclasses.replace(inputs, loras=(), **changed)

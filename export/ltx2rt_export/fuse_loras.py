@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ltx2rt.engine import Array
+from ltx2rt.lora import collect_updates, fuse_entry, lora_targets, parse_lora
+from ltx2rt.lora_keys import LoraPair
 from ltx2rt.manifest import Lora
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry, convert
 from ltx2rt.safetensors_writer import write_safetensors
-from ltx2rt_export import lora as lora_files
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.kinds import open_weights
@@ -31,11 +32,9 @@ def fuse_loras(
         UnsupportedError: an adapter kind that cannot be fused.
     """
     parts = [files.tensors(role) for role in ("transformer", "connectors", "text_projection")]
-    targets = lora_files.lora_targets(*parts)
-    parsed = [
-        (lora_files.parse_lora(open_weights(lora.path), targets), lora.strength) for lora in loras
-    ]
-    updates = lora_files.collect_updates(parsed)
+    targets = lora_targets(*parts)
+    parsed = [(parse_lora(open_weights(lora.path), targets), lora.strength) for lora in loras]
+    updates = collect_updates(parsed)
     if not updates:
         return list(components)
     weights = {
@@ -70,9 +69,9 @@ def fuse_loras(
 def _fused(
     maps: MappedFiles,
     entry: TensorEntry,
-    updates: Sequence[tuple[lora_files.LoraPair, float]],
+    updates: Sequence[tuple[LoraPair, float]],
 ) -> Iterator[Array]:
-    fused = lora_files.fuse_entry(maps, entry, updates)
+    fused = fuse_entry(maps, entry, updates)
     yield convert(fused, "float32", entry.dtype, entry.name)
 
 

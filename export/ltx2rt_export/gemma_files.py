@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.kinds import is_gemma, open_weights, split_components
-from ltx2rt_export.version import parse_model_version, read_metadata, read_version_text
+from ltx2rt_export.version import parse_model_version, read_version_text
 
 FAMILIES = ("gemma3", "gemma4", "gemma4_unified")
 

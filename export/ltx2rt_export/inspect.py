@@ -10,23 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError
-from ltx2rt.safetensors import SafetensorsFile, TensorEntry
-from ltx2rt_export.gemma_files import GemmaFiles, open_gemma
-from ltx2rt_export.kinds import KINDS, detect_kind, is_gguf, open_weights, split_components
-from ltx2rt_export.lora_keys import (
+from ltx2rt.lora_keys import (
     STYLES,
     file_reference_factors,
-    is_distilled_lora,
     lora_generations,
     read_lora_keys,
 )
+from ltx2rt.safetensors import SafetensorsFile, TensorEntry, read_metadata
+from ltx2rt_export.gemma_files import GemmaFiles, open_gemma
+from ltx2rt_export.kinds import KINDS, detect_kind, is_gguf, open_weights, split_components
 from ltx2rt_export.storage_format import detect_storage_format
 from ltx2rt_export.version import (
     GENERATIONS,
     ModelVersion,
     detect_version,
+    is_distilled_lora,
     read_config,
-    read_metadata,
 )
 
 _PARTS: dict[str, str] = {

@@ -25,12 +25,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt_export.component import Component
-from ltx2rt_export.modules.shape_ops import TRANSLATIONS
+from ltx2rt_export.modules import loop_ops, shape_ops, snake
+from ltx2rt_export.optimize import optimize
 
 OPSET = 20
 
 #: location written for injected initializers; the runtime never opens a file of this name
 INJECTED = "injected-by-ltx2rt"
+
+#: how ONNX writes our own operators
+TRANSLATIONS = shape_ops.TRANSLATIONS | snake.TRANSLATIONS | loop_ops.TRANSLATIONS
+
+#: bodies of the local functions that `TRANSLATIONS` calls
+FUNCTIONS = loop_ops.FUNCTIONS | snake.FUNCTIONS
 
 TORCH_DTYPES = {
     "float32": torch.float32,
@@ -104,11 +111,12 @@ def export_component(component: Component) -> ExportedGraph:
             dynamic_shapes=(tuple([*dynamic, *({} for _ in weights)]),),
             strict=False,
         )
+        program.example_inputs = None  # else every guard is compared with every input
         exported = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
-            optimize=True,
+            optimize=False,  # done below
             custom_translation_table=TRANSLATIONS,
             verbose=False,
             input_names=[*input_names, *weights],
@@ -116,8 +124,10 @@ def export_component(component: Component) -> ExportedGraph:
         )
     if exported is None:
         raise RuntimeError(f"torch.onnx.export returned nothing for {component.name}")
+    optimize(exported.model)
     model = exported.model_proto
     _strip(model)
+    _add_functions(model)
     _name_dimensions(model, (*component.inputs, *component.outputs))
     transposed: frozenset[str] = frozenset()
     if component.weight_binding == "input":
@@ -201,6 +211,16 @@ def _name_dimensions(model: onnx.ModelProto, specs: Sequence[TensorSpec]) -> Non
                 dim.dim_value = size
             else:
                 dim.dim_param = size.replace("|", "_or_")
+
+
+def _add_functions(model: onnx.ModelProto) -> None:
+    """Give the model the bodies of the local functions that it calls."""
+    used = {(n.domain, n.op_type) for n in model.graph.node} & FUNCTIONS.keys()
+    model.functions.extend(FUNCTIONS[name] for name in sorted(used))
+    known = {entry.domain for entry in model.opset_import}
+    model.opset_import.extend(
+        onnx.helper.make_opsetid(domain, 1) for domain in sorted({d for d, _ in used} - known)
+    )
 
 
 def _strip(model: onnx.ModelProto) -> None:

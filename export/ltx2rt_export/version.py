@@ -5,13 +5,12 @@ Rules: spec/checkpoints.md section 3, spec/pipelines.md section 0.8.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ltx2rt.errors import CheckpointError
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.safetensors import SafetensorsFile, read_metadata
 
 Number = tuple[int, ...]
 
@@ -51,17 +50,6 @@ def parse_model_version(text: str | None, *, dash_is_dot: bool = True) -> Number
             break
         number.append(int(part))
     return tuple(number)
-
-
-def read_metadata(file: SafetensorsFile, key: str) -> Any:
-    """One metadata value: parsed when it is JSON, else the string; None when absent."""
-    text = file.metadata.get(key)
-    if text is None:
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def read_config(file: SafetensorsFile) -> dict[str, Any]:
@@ -150,3 +138,8 @@ def distilled_hint(file_name: str) -> bool | None:
     if "distilled" in words:
         return "lora" not in words
     return False if "dev" in words else None
+
+
+def is_distilled_lora(file: SafetensorsFile) -> bool:
+    """Whether the file name says that this LoRA distils a model (a hint, nothing more)."""
+    return distilled_hint(file.path.name.lower().replace("lora", "")) is True

@@ -25,6 +25,12 @@ COMMANDS = {
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
+#: errors of the system that a path or a full disk causes; others are ours and keep their traceback
+USER_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+    errno.ELOOP, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; only the chosen sub-command's module is imported."""
@@ -51,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         status: int = importlib.import_module(f"ltx2rt.cli.{options.command}").run(options)
+        sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
         return status
     except Ltx2rtError as error:
         print(f"ltx2rt: error: {error}", file=sys.stderr)
@@ -62,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in USER_ERRORS:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"ltx2rt: error: {error.strerror}{where}.", file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ltx2rt.cli.common import ProgressPrinter, export_module, print_json
+from ltx2rt.cli.common import ProgressPrinter, export_module, parse_lora, print_json
 from ltx2rt.errors import OptionError
 from ltx2rt.manifest import BuildInputs, Lora, Manifest
 from ltx2rt.progress import Job
@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-encoder", type=Path, metavar="FILE", help="text encoder of a split set"
     )
     files.add_argument(
+        "--duration-head",
+        type=Path,
+        metavar="FILE",
+        help="predicts the clip's length from the prompt (LTX-2.5)",
+    )
+    files.add_argument(
         "--lora",
         "--distilled-lora",
         action="append",
@@ -66,17 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
-def parse_lora(text: str) -> Lora:
-    """`FILE` or `FILE:STRENGTH`."""
-    path, colon, strength = text.rpartition(":")
-    if not colon or not path or Path(text).exists():
-        return Lora(path=text, strength=1.0)
-    try:
-        return Lora(path=path, strength=float(strength))
-    except ValueError:
-        return Lora(path=text, strength=1.0)
-
-
 def inputs_of(options: argparse.Namespace) -> BuildInputs:
     """The named files, with absolute paths."""
     names = (
@@ -87,6 +82,7 @@ def inputs_of(options: argparse.Namespace) -> BuildInputs:
         "video_vae",
         "audio_vae",
         "text_encoder",
+        "duration_head",
     )
     paths = {n: str(p.absolute()) for n in names if (p := getattr(options, n)) is not None}
     loras = tuple(

@@ -6,10 +6,12 @@ import importlib
 import json
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ltx2rt.errors import UnsupportedError
+from ltx2rt.manifest import Lora
 from ltx2rt.progress import Progress
 
 
@@ -61,6 +63,17 @@ def export_module(name: str) -> ModuleType:
             f"this command needs the package {error.name}, which is part of the export extra: "
             "pip install 'ltx2rt[export]'"
         ) from error
+
+
+def parse_lora(text: str) -> Lora:
+    """`FILE` or `FILE:STRENGTH`."""
+    path, colon, strength = text.rpartition(":")
+    if not colon or not path or Path(text).exists():
+        return Lora(path=text, strength=1.0)
+    try:
+        return Lora(path=path, strength=float(strength))
+    except ValueError:
+        return Lora(path=text, strength=1.0)
 
 
 def print_json(value: Any) -> None:

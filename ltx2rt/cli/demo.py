@@ -11,6 +11,7 @@ from ltx2rt.cli import build as build_command
 from ltx2rt.cli import generate as generate_command
 from ltx2rt.cli.common import export_module
 from ltx2rt.errors import OptionError
+from ltx2rt.shapes import check_generation_size
 
 PROMPT = "Soft lights drift over a quiet lake at dusk while a distant bell rings."
 
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
         raise OptionError(f"{options.keep} exists; name a new folder for --keep.")
     generate = generate_options(options, Path("bundle"))
     generate_command.config_of(generate)  # refuse a bad request before any work
+    check_generation_size(options.height, options.width, options.num_frames, two_stage=True)
     from ltx2rt.media.files import check_output_path
 
     check_output_path(options.output, "video")
@@ -48,14 +50,8 @@ def run(options: argparse.Namespace) -> int:
         files = export_module("demo").write_demo_model(folder / "model")
         bundle = folder / "demo.bundle"
         arguments = [
-            "--checkpoint",
-            str(files["checkpoint"]),
-            "--gemma",
-            str(files["gemma"]),
-            "--spatial-upsampler",
-            str(files["spatial_upsampler"]),
-            "-o",
-            str(bundle),
+            *(f"--{name.replace('_', '-')}={path}" for name, path in files.items()),
+            f"--output={bundle}",
             *(["--quiet"] if options.quiet else []),
         ]
         parser = argparse.ArgumentParser()
@@ -64,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         build_command.build(build_command.inputs_of(built), bundle, built)
         return generate_command.run(generate_options(options, bundle))
     finally:
-        if options.keep is None:
+        if options.keep is None or not (folder / "demo.bundle").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -74,20 +70,15 @@ def generate_options(options: argparse.Namespace, bundle: Path) -> argparse.Name
     generate_command.add_arguments(parser)
     return parser.parse_args(
         [
-            str(bundle),
-            "--prompt",
-            options.prompt,
-            "--seed",
-            str(options.seed),
-            "--height",
-            str(options.height),
-            "--width",
-            str(options.width),
-            "--num-frames",
-            str(options.num_frames),
-            "-o",
-            str(options.output),
+            f"--prompt={options.prompt}",
+            f"--seed={options.seed}",
+            f"--height={options.height}",
+            f"--width={options.width}",
+            f"--num-frames={options.num_frames}",
+            f"--output={options.output}",
             *(["--quiet"] if options.quiet else []),
             *(["--json"] if options.json else []),
+            "--",
+            str(bundle),
         ]
     )

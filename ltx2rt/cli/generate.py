@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.bundle import open_bundle
-from ltx2rt.cli.common import ProgressPrinter, print_json
+from ltx2rt.cli import guidance as guidance_flags
+from ltx2rt.cli.common import ProgressPrinter, parse_lora, print_json
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import OptionError
+from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.progress import Job
-
-PIPELINES = ("distilled",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,14 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--height",
         type=int,
-        default=defaults["height"],
-        help="pixels, a multiple of 64; default %(default)s",
+        help="pixels, a multiple of 64 (one-stage: 32); default 1024 (one-stage 512, HQ 1088)",
     )
     what.add_argument(
         "--width",
         type=int,
-        default=defaults["width"],
-        help="pixels, a multiple of 64; default %(default)s",
+        help="pixels, a multiple of 64 (one-stage: 32); default 1536 (one-stage 768, HQ 1920)",
     )
     what.add_argument(
         "--num-frames", type=int, default=defaults["num_frames"], help="8k+1; default %(default)s"
@@ -49,9 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="images",
         action="append",
         default=[],
-        type=parse_image,
         metavar="FILE[@FRAME[:STRENGTH[:CRF]]]",
         help="show an image at a frame (repeatable); default frame 0, strength 1",
+    )
+    what.add_argument(
+        "--num-generated-keyframes",
+        dest="generated_keyframes",
+        type=int,
+        default=defaults["generated_keyframes"],
+        metavar="N",
+        help="LTX-2.5: single frames that stage 1 makes along with the clip; default %(default)s",
     )
     what.add_argument(
         "--tiling",
@@ -59,6 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "none"),
         help="tiled decoding bounds memory; default %(default)s",
     )
+    what.add_argument(
+        "--lora",
+        dest="loras",
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="merge a LoRA in memory (repeatable); strength 1 if omitted",
+    )
+    guidance_flags.add_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", type=Path, required=True, help=".mp4, .mov or .mkv")
     output.add_argument(
@@ -80,6 +94,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--residency", default=RuntimeConfig().residency, choices=("stage", "resident")
     )
+    how.add_argument(
+        "--max-batch-size",
+        type=int,
+        default=RuntimeConfig().max_batch_size,
+        metavar="N",
+        help="guidance passes that run together; default %(default)s",
+    )
     how.add_argument("--weights-dir", type=Path, help="where weight files are now, if they moved")
     how.add_argument("--quiet", action="store_true", help="no progress on stderr")
     how.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -88,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def parse_image(text: str) -> ImageCondition:
     """`FILE[@FRAME[:STRENGTH[:CRF]]]`."""
     path, at, rest = text.rpartition("@")
-    if not at or not path:
+    if not at or not path or Path(text).exists():  # a name like photo@2x.png
         return ImageCondition(path=Path(text))
     parts = rest.split(":")
     try:
@@ -109,11 +130,16 @@ def parse_image(text: str) -> ImageCondition:
 
 
 def config_of(options: argparse.Namespace) -> GenerationConfig:
-    """The command line as a `GenerationConfig`."""
-    names = [f.name for f in dataclasses.fields(GenerationConfig)]
-    return GenerationConfig(
-        **{**{n: getattr(options, n) for n in names}, "images": tuple(options.images)}
-    )
+    """The command line as a `GenerationConfig`; what has no flag keeps its default, and the size
+    is the pipeline's.
+    """
+    names = [f.name for f in dataclasses.fields(GenerationConfig) if hasattr(options, f.name)]
+    images = tuple(parse_image(text) for text in options.images)
+    values = {n: getattr(options, n) for n in names}
+    size = zip(("height", "width"), pipeline_class(options.pipeline).default_size, strict=True)
+    values |= {side: default for side, default in size if values[side] is None}
+    loras = tuple(parse_lora(text) for text in options.loras)
+    return GenerationConfig(**{**values, "images": images, "loras": loras})
 
 
 def run(options: argparse.Namespace) -> int:
@@ -134,21 +160,31 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
     """Check everything that can be checked, generate, write; returns what was made and how long it
     took.
     """
-    from ltx2rt.media.files import check_output_path, check_writable
+    from ltx2rt.media.files import check_file_path, check_fragmented, check_output_path
     from ltx2rt.media.writer import write_audio
-    from ltx2rt.pipelines.distilled import DistilledPipeline
+    from ltx2rt.pipelines.guided import GuidedPipeline
 
     config = config_of(options)
+    guidance_flags.check_flags(options)
     check_output_path(options.output, "video")
+    if options.fragmented:
+        check_fragmented(options.output)
     if options.audio_output is not None:
         check_output_path(options.audio_output, "audio")
     if options.save_latents is not None:
-        check_writable(options.save_latents)
-    runtime = RuntimeConfig(threads=options.threads, residency=options.residency)
+        check_file_path(options.save_latents)
+    runtime = RuntimeConfig(
+        threads=options.threads,
+        residency=options.residency,
+        max_batch_size=options.max_batch_size,
+    )
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
     job = Job(ProgressPrinter(quiet=options.quiet))
-    with DistilledPipeline(bundle, runtime) as pipe:
-        clip = pipe(config, job=job)
+    with pipeline_class(options.pipeline)(bundle, runtime) as pipe:
+        if isinstance(pipe, GuidedPipeline):
+            clip = pipe(config, guidance_flags.guidance_of(options, pipe), job=job)
+        else:
+            clip = pipe(config, job=job)
         if options.save_latents is not None:
             clip.save_latents(options.save_latents)
         clip.save(options.output, fragmented=options.fragmented)
@@ -157,6 +193,7 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
         return {
             "output": str(options.output),
             **clip.metadata(),
+            "seed": config.seed,
             "num_frames": config.num_frames,
             "height": config.height,
             "width": config.width,

@@ -9,6 +9,7 @@ from typing import Any
 from ltx2rt.cli.common import export_module, print_json
 from ltx2rt.cli.doctor import gib, weight_bytes
 from ltx2rt.manifest import FILE_NAME, read_manifest
+from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,10 @@ def inspect_bundle(folder: Path) -> dict[str, Any]:
         }
         for name, entry in manifest.components.items()
     }
-    needs = {"distilled": ("spatial_upsampler",)}
+    missing = {
+        name: pipeline_class(name).missing(lambda *names: all(n in components for n in names))
+        for name in PIPELINES
+    }
     return {
         "kind": "bundle",
         "id": manifest.bundle_id,
@@ -60,11 +64,7 @@ def inspect_bundle(folder: Path) -> dict[str, Any]:
         "loras": [{"path": x.path, "strength": x.strength} for x in manifest.build.loras],
         "components": components,
         "pipelines": {
-            name: {
-                "runs": all(c in components for c in wants),
-                "missing": [c for c in wants if c not in components],
-            }
-            for name, wants in needs.items()
+            name: {"runs": not wants, "missing": wants} for name, wants in missing.items()
         },
         "rebuild": manifest.build.command(),
     }

@@ -26,13 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
     verify, export = export_module("verify"), export_module("bundle")
-    inputs = export.inputs_in(bundle.manifest.build, options.bundle)
+    inputs = export.inputs_in(bundle.manifest.build, options.bundle, options.weights_dir)
     rungs = []
     with tempfile.TemporaryDirectory(prefix="ltx2rt-verify-") as overlay:
         components = export.make_components(export.open_inputs(inputs), inputs.loras, Path(overlay))
         for rung in verify.verify_bundle(bundle, components, options.seed):
             rungs.append(rung)
-            print(f"verified {rung.component} {rung.output}", file=sys.stderr)
+            state = "agrees" if rung.passed else "FAILS"
+            print(f"verify: {rung.component} {rung.output} {state}", file=sys.stderr)
     passed = all(r.passed for r in rungs)
     if options.json:
         print_json(

@@ -181,11 +181,17 @@ class Transformer:
 
     def _rope(self, name: str, positions: Array) -> dict[str, Array]:
         """RoPE tables of a stream: computed when its positions change, that is once a stage."""
+        batch = positions.shape[0]
+        if positions.strides[0] == 0:  # one sample seen as several: one set of tables serves all
+            positions = positions[:1]
         key = hashlib.sha256(repr(positions.shape).encode() + positions.tobytes()).digest()
         cached = self._rope_cache.get(name)
-        if cached is not None and cached[0] == key:
-            return cached[1]
-        self._rope_cache.pop(name, None)
+        if cached is None or cached[0] != key:
+            self._rope_cache.pop(name, None)
+            cached = self._rope_cache[name] = (key, self._rope_tables(name, positions))
+        return {n: np.broadcast_to(t, (batch, *t.shape[1:])) for n, t in cached[1].items()}
+
+    def _rope_tables(self, name: str, positions: Array) -> dict[str, Array]:
         options, facts = self._options, self._options[name]
         uses = {f"{name}_rope": (positions, facts["width"], facts["max_pos"])}
         if len(self._streams) == 2:
@@ -203,9 +209,7 @@ class Transformer:
                 precision=options["frequencies_precision"],
             )
         wanted = {s.name: s.dtype for s in self._block.spec.inputs}
-        tables = {n: as_dtype(t, wanted[n]) for n, t in tables.items()}
-        self._rope_cache[name] = (key, tables)
-        return tables
+        return {n: as_dtype(t, wanted[n]) for n, t in tables.items()}
 
     def _run(
         self, engine: Engine, feeds: Mapping[str, Array], weights: Mapping[str, Array] | None = None

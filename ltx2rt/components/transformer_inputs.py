@@ -133,7 +133,7 @@ def attention_bias(mask: Array | None, batch: int, tokens: int, dtype: str = "fl
     strength = np.asarray(mask, np.float32)
     log = np.log(np.maximum(strength, TINY))
     bias = np.where(strength > 0, log, np.float32(LOWEST[dtype]))[:, None]
-    return np.broadcast_to(bias, (batch, 1, rows, tokens)).astype(np.float32)
+    return np.broadcast_to(bias.astype(np.float32, copy=False), (batch, 1, rows, tokens))
 
 
 def context_bias(mask: Array | None, batch: int, length: int, dtype: str = "float32") -> Array:

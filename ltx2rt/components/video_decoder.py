@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,11 @@ class VideoDecoder:
         cells = latent.shape[2:]
         axes = (tiling or TilingConfig.none()).tiles(cells, self.scale_factors)
         self._check_cells(axes)
-        return self._stream(latent, axes, progress)
+
+        def run(group: AxisTile, row: AxisTile, column: AxisTile) -> F32:
+            return self._run(latent[:, :, group.source, row.source, column.source])
+
+        return blend_tiles(axes, run, progress)
 
     def _check_cells(self, axes: tuple[tuple[AxisTile, ...], ...]) -> None:
         for name, tiles in zip(("height", "width"), axes[1:], strict=True):
@@ -89,45 +93,58 @@ class VideoDecoder:
                     f"least {self.min_latent_cells * self.scale_factors.height} pixels."
                 )
 
-    def _stream(
-        self, latent: F32, axes: tuple[tuple[AxisTile, ...], ...], progress: Progress | None
-    ) -> Iterator[F32]:
-        groups, rows, columns = axes
-        total, done = len(groups) * len(rows) * len(columns), 0
-        height, width = rows[-1].target.stop, columns[-1].target.stop
-        tail: F32 | None = None
-        for index, group in enumerate(groups):
-            start, stop = group.target.start, group.target.stop
-            pending: F32 | None = None
-            for row in rows:
-                for column in columns:
-                    tile = self._run(latent[:, :, group.source, row.source, column.source])
-                    if total == 1:
-                        pending = tile.copy()
-                    else:
-                        if pending is None:
-                            pending = np.zeros(
-                                (*tile.shape[:2], stop - start, height, width), np.float32
-                            )
-                        weights = row.weights[:, None] * column.weights
-                        _accumulate(
-                            pending[..., row.target, column.target], tile, group.weights, weights
-                        )
-                    done += 1
-                    if progress is not None:
-                        progress(done, total)
-            assert pending is not None
-            if tail is not None:
-                pending[:, :, : tail.shape[2]] += tail
-            last = index == len(groups) - 1
-            ready = stop - start if last else groups[index + 1].target.start - start
-            if ready:
-                yield pending[:, :, :ready]
-            tail = pending[:, :, ready:].copy()
-
     def _run(self, tile: F32) -> F32:
         video = self.engine({"video_latent": np.ascontiguousarray(tile)})["video"]
         return video.astype(np.float32, copy=False)
+
+
+def blend_tiles(
+    axes: tuple[Sequence[AxisTile], Sequence[AxisTile], Sequence[AxisTile]],
+    run: Callable[[AxisTile, AxisTile, AxisTile], F32],
+    progress: Progress | None = None,
+) -> Iterator[F32]:
+    """Run every tile and blend the results, keeping no more frames than still overlap.
+
+    Args:
+        axes: tiles along frames, rows and columns; they run in this order, columns fastest.
+        run: makes the pixels `[B, 3, f, h, w]` of one tile.
+        progress: called with (tiles done, tiles in all) after every tile; may raise to cancel.
+
+    Yields:
+        `[B, 3, f, H, W]` float32, consecutive frames.
+    """
+    groups, rows, columns = axes
+    total, done = len(groups) * len(rows) * len(columns), 0
+    height, width = rows[-1].target.stop, columns[-1].target.stop
+    tail: F32 | None = None
+    for index, group in enumerate(groups):
+        start, stop = group.target.start, group.target.stop
+        pending: F32 | None = None
+        for row in rows:
+            for column in columns:
+                tile = run(group, row, column)
+                if total == 1:
+                    pending = tile.copy()
+                else:
+                    if pending is None:
+                        pending = np.zeros(
+                            (*tile.shape[:2], stop - start, height, width), np.float32
+                        )
+                    weights = row.weights[:, None] * column.weights
+                    _accumulate(
+                        pending[..., row.target, column.target], tile, group.weights, weights
+                    )
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        assert pending is not None
+        if tail is not None:
+            pending[:, :, : tail.shape[2]] += tail
+        last = index == len(groups) - 1
+        ready = stop - start if last else groups[index + 1].target.start - start
+        if ready:
+            yield pending[:, :, :ready]
+        tail = pending[:, :, ready:].copy()
 
 
 def _accumulate(into: F32, tile: F32, frame_weights: F32, pixel_weights: F32) -> None:

@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 import av
 
-from ltx2rt.errors import MediaError
+from ltx2rt.errors import MediaError, OptionError
 
 OutputKind = Literal["video", "audio", "frames"]
 
@@ -48,12 +48,37 @@ def check_output_path(path: str | Path, *kinds: OutputKind) -> OutputKind:
             f"cannot write '{path}': the extension '{path.suffix}' is not allowed here; allowed:"
             f" {'; '.join(_ALLOWED[k] for k in allowed)}."
         )
-    if kind != "frames" and path.exists() and not path.is_file():
+    if kind == "frames":
+        check_writable(path)
+        _check_frames_directory(path)
+    else:
+        check_file_path(path)
+    return kind
+
+
+def check_file_path(path: str | Path) -> None:
+    """Find out whether a file of any type can be written as `path`.
+
+    Raises:
+        MediaError: something else is in the way, or its directory is missing or not writable.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
         raise MediaError(f"cannot write '{path}': it exists and is not a regular file.")
     check_writable(path)
-    if kind == "frames":
-        _check_frames_directory(path)
-    return kind
+
+
+def check_fragmented(path: str | Path) -> None:
+    """Refuse a fragmented file of a format that has no fragments.
+
+    Raises:
+        OptionError: the file is an .mkv.
+    """
+    if VIDEO_FORMATS.get(Path(path).suffix.lower()) == "matroska":
+        raise OptionError(
+            f"fragmented=True is for .mp4 and .mov, not '{Path(path).name}'; an .mkv file can be"
+            " played while it grows anyway."
+        )
 
 
 def _kind_of(path: Path) -> OutputKind | None:

@@ -29,6 +29,7 @@ from ltx2rt.media.color import Frames, check_frames, rgb_to_i420, to_uint8
 from ltx2rt.media.files import (
     VIDEO_FORMATS,
     OutputFile,
+    check_fragmented,
     check_output_path,
     temporary_name,
     writing,
@@ -115,11 +116,8 @@ class VideoWriter:
             check_waveform(*audio)
             check_aac_rate(audio[1])
         self._format = VIDEO_FORMATS[self.path.suffix.lower()]
-        if fragmented and self._format == "matroska":
-            raise OptionError(
-                f"fragmented=True is for .mp4 and .mov, not '{self.path.name}'; an .mkv file can"
-                " be played while it grows anyway."
-            )
+        if fragmented:
+            check_fragmented(self.path)
         self.width, self.height = width, height
         self.frame_rate = exact_frame_rate(frame_rate)
         self.num_frames = 0

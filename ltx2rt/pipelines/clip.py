@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt import __version__
-from ltx2rt.config import GenerationConfig
+from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
+from ltx2rt.components.video_decoder import VideoDecoder
+from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import Array
+from ltx2rt.manifest import Lora
+from ltx2rt.noise import TorchGenerator
 from ltx2rt.progress import Job
 from ltx2rt.safetensors_writer import write_safetensors
 from ltx2rt.tiling import TilingConfig
@@ -32,9 +37,12 @@ class Clip:
     Attributes:
         pipeline: owns the decoders; it must stay open until the clip is decoded.
         config: what was asked for.
+        guidance: how it was sampled, defaults filled in; None for the distilled pipeline.
         job: progress, cancelling and timings of this clip.
         latents: `stage_1.video`, `stage_1.audio`, ... as they left each stage, float32.
         video_latent, audio_latent: what the decoders get.
+        generator: the pipeline's, after its last draw: a diffusion decoder takes its noise from a
+            copy, so that every decoding gives the same frames.
     """
 
     pipeline: Pipeline
@@ -43,6 +51,8 @@ class Clip:
     latents: Mapping[str, Array]
     video_latent: Array
     audio_latent: Array
+    generator: TorchGenerator
+    guidance: GuidanceConfig | None = None
     _audio: tuple[NDArray[np.float32], int] | None = field(default=None)
 
     @property
@@ -59,9 +69,16 @@ class Clip:
         def on_tile(done: int, total: int) -> None:
             self.job.report("decode video", done, total)
 
+        self.job.report("decode video", 0, 1)
         decoder = self.pipeline.video_decoder()
-        yield from decoder.decode(self.video_latent, tiling, on_tile)
-        self.pipeline.release("video_decoder")
+        if isinstance(decoder, VideoDecoder):
+            yield from decoder.decode(self.video_latent, tiling, on_tile)
+        else:
+            if self.config.tiling == "auto":
+                tiling = decoder.auto_tiling(self.video_latent.shape[2:])
+            draw = self.generator.copy().randn
+            yield from decoder.decode(self.video_latent, draw, tiling, on_tile)
+        self.pipeline.release("video_decoder", *DIFFUSION_DECODER)
 
     @property
     def audio(self) -> NDArray[np.float32]:
@@ -122,7 +139,32 @@ class Clip:
             "bundle": self.pipeline.source.bundle_id,
             "ltx2rt_version": __version__,
         }
+        if config.loras:
+            facts["loras"] = lora_text(config.loras)
+        if self.guidance is not None:
+            facts |= guidance_facts(self.guidance)
         return {k: str(v) for k, v in facts.items()}
+
+
+def guidance_facts(guidance: GuidanceConfig) -> dict[str, Any]:
+    """Guidance as flat facts; what is unset is left out."""
+    facts: dict[str, Any] = {
+        "negative_prompt": guidance.negative_prompt,
+        "num_inference_steps": guidance.num_inference_steps,
+        "sigmas": guidance.sigmas,
+        "distilled_strengths": guidance.distilled_strengths,
+    }
+    if guidance.distilled_lora is not None:
+        facts["distilled_lora"] = lora_text([guidance.distilled_lora])
+    for modality, params in (("video", guidance.video), ("audio", guidance.audio)):
+        if params is not None:
+            facts |= {f"{modality}_{k}": v for k, v in dataclasses.asdict(params).items()}
+    return {k: v for k, v in facts.items() if v is not None}
+
+
+def lora_text(loras: Iterable[Lora]) -> str:
+    """LoRAs as the command line takes them."""
+    return " ".join(f"{lora.path}:{lora.strength:g}" for lora in loras)
 
 
 def to_uint8(chunk: NDArray[np.float32]) -> Frames:

@@ -162,6 +162,7 @@ class Runner:
 
     def engine(self, component: Any) -> Engine:
         """The component on this backend, with its weights."""
+        from ltx2rt.backends.onnxruntime import OrtOptions
         from ltx2rt_export.reference import TorchEngine, ort_engine
 
         key = _key(component)
@@ -169,7 +170,7 @@ class Runner:
             if self.backend == "torch":
                 self._engines[key] = TorchEngine(component)
             else:
-                self._engines[key] = ort_engine(exported_graph(component))
+                self._engines[key] = ort_engine(exported_graph(component), OrtOptions(threads=1))
         engine: Engine = self._engines[key]
         return engine
 

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ltx2rt.components.diffusion_stage import StageTrace
-from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
-from ltx2rt.engine import Array, Engine
-from ltx2rt.errors import Ltx2rtError
-from ltx2rt.manifest import ModelInfo
+from ltx2rt.components.stage_trace import StageTrace
+from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
+from ltx2rt.engine import Array
+from ltx2rt.guidance import GuiderParams
+from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.distilled import DistilledPipeline
+from ltx2rt.pipelines.guided import GuidedPipeline
+from ltx2rt.pipelines.keyframe import KeyframeInterpolationPipeline
+from ltx2rt.pipelines.one_stage import OneStagePipeline
+from ltx2rt.pipelines.two_stages import TwoStagesPipeline
+from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline
 from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt_export.bundle import model_info
-from ltx2rt_export.catalog import COMPONENTS
-from ltx2rt_export.checkpoint import ModelFiles, open_model
-from ltx2rt_export.component import Component
-from ltx2rt_export.kinds import detect_kind
-from ltx2rt_export.version import detect_version, read_config
 from tests.parity.golden import Result, Runner, Skip, read_arrays
+from tests.parity.pipeline_source import ComponentSource, find_model
 from tests.tolerances import (
     PIPELINE_FRAME_MAX,
     PIPELINE_FRAME_MEAN,
@@ -33,9 +33,20 @@ from tests.tolerances import (
     TOLERANCES,
 )
 
-#: call arguments of the golden files that a distilled run understands
+#: official class -> ours
+PIPELINES = {
+    "DistilledPipeline": DistilledPipeline,
+    "KeyframeInterpolationPipeline": KeyframeInterpolationPipeline,
+    "TI2VidOneStagePipeline": OneStagePipeline,
+    "TI2VidTwoStagesHQPipeline": TwoStagesHQPipeline,
+    "TI2VidTwoStagesPipeline": TwoStagesPipeline,
+}
+
+#: call arguments of the golden files that we understand
 KNOWN_ARGUMENTS = {
     "seed", "num_frames", "frame_rate", "height", "width", "images", "tiling_config", "ancestral",
+    "video_guider_params", "audio_guider_params", "num_inference_steps", "distilled_strength",
+    "s1", "s2", "generated_keyframes", "vae",
 }  # fmt: skip
 
 
@@ -50,7 +61,7 @@ def run_pipeline_case(path: Path, runner: Runner) -> Result:
     """Replay one case and compare everything that it stores and we produce."""
     case = json.loads(path.read_text())
     try:
-        got, audio_rate = _run_distilled(case, runner)
+        got, audio_rate = _run(case, runner)
     except Skip as reason:
         return Result(path.stem, runner.backend, False, str(reason), None, None, "pipeline")
     want = read_arrays(SafetensorsFile(path.with_suffix(".safetensors")))
@@ -67,8 +78,9 @@ def run_pipeline_case(path: Path, runner: Runner) -> Result:
     )
 
 
-def _run_distilled(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int]:
-    if case["pipeline"] != "DistilledPipeline":
+def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int]:
+    pipeline = PIPELINES.get(case["pipeline"])
+    if pipeline is None:
         raise Skip(f"pipeline {case['pipeline']} is not supported yet")
     if case.get("native_bf16"):
         raise Skip("bfloat16 arithmetic is informative, not a gate; it is not run on a CPU")
@@ -76,10 +88,18 @@ def _run_distilled(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, A
     unknown = sorted(k for k in set(call) - KNOWN_ARGUMENTS if call[k])
     if unknown:
         raise Skip(f"option {', '.join(unknown)} of {case['pipeline']} is not supported yet")
-    source = ComponentSource(find_model(case["model"], runner), runner)
+    if not isinstance(call["num_frames"], int):
+        raise Skip("automatic duration is not supported yet")
+    model = find_model(case["model"], runner, conv_decoder=call.get("vae") == "conv")
+    source = ComponentSource(model, runner)
     if call.get("ancestral"):
         source.model = dataclasses.replace(source.model, distilled_sampler="euler_ancestral")
     inputs = runner.root / "pipelines" / "inputs"
+    loras = [
+        [Lora(path=str(runner.checkpoint(name)), strength=s) for name, s in stage["loras"]]
+        for stage in case["stages"]
+    ]
+    distilled = loras[-1].pop() if issubclass(pipeline, TwoStagesPipeline) else None
     config = GenerationConfig(
         prompt=case["prompts"]["p0"],
         images=tuple(
@@ -87,28 +107,55 @@ def _run_distilled(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, A
             for name, frame, strength, crf in call["images"]
         ),
         tiling="none",
+        generated_keyframes=call.get("generated_keyframes", 0),
+        loras=tuple(loras[-1]),
         **{k: call[k] for k in ("seed", "num_frames", "frame_rate", "height", "width")},
     )
     trace = StageTrace()
-    clip = DistilledPipeline(source, RuntimeConfig(residency="resident"))(config, trace=trace)
+    runtime = RuntimeConfig(residency="resident")
+    if issubclass(pipeline, GuidedPipeline):
+        clip = pipeline(source, runtime)(config, _guidance(case, distilled), trace=trace)
+    else:
+        clip = pipeline(source, runtime)(config, trace=trace)
     frames = np.concatenate(list(clip.float_frames()))
     got = {k.replace("stage_", "stage"): v for k, v in trace.tensors.items()}
     for name, latent in clip.latents.items():
-        if name.startswith("stage_"):
+        if name.endswith(".keyframes"):
+            got[name.replace("stage_", "stage").replace(".keyframes", ".video.keyframes")] = latent
+        elif name.startswith("stage_"):
             got[f"{name.replace('stage_', 'stage')}.out"] = latent
-    got["upsample1.out"] = clip.latents["upsampled.video"]
+    if "upsampled.video" in clip.latents:
+        got["upsample1.out"] = clip.latents["upsampled.video"]
+    got["decode.video_latent"], got["decode.audio_latent"] = clip.video_latent, clip.audio_latent
     got["video_u16"] = frames[case["saved_frames"]]
     got["audio.waveform"] = clip.audio
     return got, clip.audio_sampling_rate
+
+
+def _guidance(case: Mapping[str, Any], distilled: Lora | None) -> GuidanceConfig:
+    call = case["call"]
+    video, audio = (
+        GuiderParams(**{**params, "stg_blocks": tuple(params["stg_blocks"])})
+        for params in (call["video_guider_params"], call["audio_guider_params"])
+    )
+    return GuidanceConfig(
+        negative_prompt=case["prompts"]["n0"],
+        num_inference_steps=call["num_inference_steps"],
+        video=video,
+        audio=audio,
+        distilled_lora=distilled,
+        distilled_strengths=(call["s1"], call["s2"]) if "s1" in call else None,
+    )
 
 
 def _compare(got: Mapping[str, Array], want: Mapping[str, Array]) -> tuple[list[str], float, float]:
     failures: list[str] = []
     worst = relative = 0.0
     compared = sorted(set(got) & set(want))
-    for needed in ("stage1.video.out", "stage2.video.out", "video_u16"):
-        if needed not in compared:
-            failures.append(f"{needed} was not compared")
+    inside = {
+        n for n in want if re.search(r"^stage\d.*(sigmas|noise|x0|mask|out)$|\.eval\d+\.|_u16$", n)
+    }
+    failures += [f"{name} was not compared" for name in sorted(inside - set(compared))]
     for name in compared:
         target = want[name].astype(np.float64)
         if name == "video_u16":
@@ -132,83 +179,7 @@ def _within(name: str, difference: Array, target: Array, rel: float) -> bool:
         )
     if name == "audio.waveform":
         return bool(difference.max() <= PIPELINE_WAVEFORM_MAX)
-    if name.endswith(".out") or name.endswith(".x0"):
+    if name.endswith((".out", ".video.keyframes", ".x0", ".clean", "_latent")) or ".eval" in name:
         return rel <= PIPELINE_LATENT_REL_L2
     bound = TOLERANCES["deep" if name.startswith("context.") else "scalar"]
     return bool((difference <= bound.atol + bound.rtol * np.abs(target)).all())
-
-
-class ComponentSource:
-    """A `ModelSource` over components made from checkpoint files, on the runner's backend."""
-
-    def __init__(self, files: ModelFiles, runner: Runner) -> None:
-        self._files = files
-        self._runner = runner
-        self._components: dict[str, Component] = {}
-        names = ("video_decoder", "audio_decoder", "vocoder")
-        self.model: ModelInfo = model_info(files, {n: self._component(n).options for n in names})
-
-    bundle_id = "golden"
-
-    def _component(self, name: str) -> Component:
-        if name not in self._components:
-            row = next(r for r in COMPONENTS if r.name == name)
-            self._components[name] = row.make(self._files)
-        return self._components[name]
-
-    def has(self, *names: str) -> bool:
-        rows = [r for r in COMPONENTS if r.name in names]
-        return all(self._files.has(role) for row in rows for role in row.roles)
-
-    def options(self, name: str) -> Mapping[str, Any]:
-        return self._component(name).options
-
-    def engine(self, name: str, runtime: RuntimeConfig) -> Engine:
-        return self._runner.engine(self._component(name))
-
-    def layers(self, name: str) -> Sequence[Mapping[str, Array]]:
-        return self._runner.layers(self._component(name))
-
-    def tokenizer_path(self) -> Path:
-        path = self._files.tokenizer_path
-        if path is None:
-            raise Skip("a tokenizer packed in the weights file is not supported yet")
-        return path
-
-
-def find_model(generation: str, runner: Runner) -> ModelFiles:
-    """The directory's files of a generation ("2", "2.3", ...), recognised by their content."""
-    checkpoints = [c for c in _checkpoints(runner) if c[1] == f"LTX-{generation}"]
-    upsamplers = [c for c in _upsamplers(runner)]
-    gemmas = [p for p in (runner.root / "checkpoints").iterdir() if (p / "config.json").exists()]
-    if not (checkpoints and upsamplers and gemmas):
-        raise Skip(f"no single-file checkpoint of LTX-{generation} with Gemma 3 in this directory")
-    try:
-        return open_model(checkpoints[0][0], gemma=gemmas[0], spatial_upsampler=upsamplers[0])
-    except Ltx2rtError as error:
-        raise Skip(f"cannot open the model: {error}") from error
-
-
-def _files(runner: Runner) -> Iterator[SafetensorsFile]:
-    for path in sorted((runner.root / "checkpoints").glob("*.safetensors*")):
-        yield SafetensorsFile(runner.checkpoint(path.name.removesuffix(".xz")))
-
-
-@cache
-def _checkpoints(runner: Runner) -> list[tuple[Path, str]]:
-    found = []
-    for file in _files(runner):
-        if detect_kind(file) == "checkpoint":
-            prefix = "model.diffusion_model."
-            transformer = {k[len(prefix) :]: e for k, e in file.items() if k.startswith(prefix)}
-            found.append((file.path, detect_version(file, transformer, file).generation))
-    return found
-
-
-@cache
-def _upsamplers(runner: Runner) -> list[Path]:
-    return [
-        f.path
-        for f in _files(runner)
-        if detect_kind(f) == "spatial_upsampler" and read_config(f).get("spatial_scale", 2.0) == 2.0
-    ]

@@ -42,7 +42,7 @@ Demo = dict[str, Path]
 
 def test_importing_needs_no_torch() -> None:
     code = (
-        "import sys, ltx2rt_export.checkpoint, ltx2rt_export.inspect, ltx2rt_export.lora\n"
+        "import sys, ltx2rt_export.checkpoint, ltx2rt_export.inspect, ltx2rt.lora\n"
         "import ltx2rt_export.demo\n"
         "assert not {'torch', 'onnx', 'transformers'} & set(sys.modules)"
     )

@@ -193,7 +193,7 @@ def test_second_slot_item_is_refused():
 def test_keyframe_indices():
     assert keyframe_indices(3, 121) == [30, 60, 90]
     assert keyframe_indices(2, 9) == [3, 5]
-    assert keyframe_indices(0, 9) == []
+    assert keyframe_indices(0, 9) == keyframe_indices(0, 1) == []
     assert keyframe_indices([8, 2, 8], 9) == [2, 8]
     with pytest.raises(OptionError, match="at least 12"):
         keyframe_indices(10, 9)

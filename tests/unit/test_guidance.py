@@ -74,7 +74,7 @@ def test_schedule_lookup():
         GuiderSchedule(bins={})
 
 
-def test_defaults_by_version():
-    assert default_guiders(())[0].stg_blocks == (29,)
-    assert default_guiders((2, 3))[1].stg_blocks == (28,)
-    assert default_guiders((2, 5, 1))[1].cfg_scale == 7.0
+def test_defaults():
+    video, audio = default_guiders(28)
+    assert video.stg_blocks == audio.stg_blocks == (28,)
+    assert (video.cfg_scale, audio.cfg_scale) == (3.0, 7.0)

@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
+from ltx2rt.lora import collect_updates, fuse, fuse_entry, lora_targets, parse_lora
+from ltx2rt.lora_keys import lora_generations, read_lora_keys, reference_factors
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, convert
 from ltx2rt.safetensors_writer import bfloat16, write_safetensors
 from ltx2rt_export.checkpoint import open_model
-from ltx2rt_export.lora import collect_updates, fuse, fuse_entry, lora_targets, parse_lora
-from ltx2rt_export.lora_keys import (
-    is_distilled_lora,
-    lora_generations,
-    read_lora_keys,
-    reference_factors,
-)
+from ltx2rt_export.version import is_distilled_lora
 from tests.unit.checkpoint_files import write_names
 
 Q = "transformer_blocks.0.attn1.to_q"

@@ -21,7 +21,6 @@ from ltx2rt.manifest import (
     WeightRef,
     bundle_id,
     read_manifest,
-    read_options,
     write_manifest,
 )
 
@@ -136,17 +135,3 @@ def test_rebuild_command_names_every_file() -> None:
         "ltx2rt build --checkpoint /weights/a.safetensors --spatial-upsampler /u.safetensors "
         "--lora /l.safetensors:0.5"
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    heads: int
-    theta: float = 10000.0
-
-
-def test_options_are_strict() -> None:
-    assert read_options(Options, {"heads": 4, "theta": 1}, "block") == Options(4, 1.0)
-    with pytest.raises(BundleError, match="unknown option 'tails'"):
-        read_options(Options, {"heads": 4, "tails": 1}, "block")
-    with pytest.raises(BundleError, match="heads is True"):
-        read_options(Options, {"heads": True}, "block")

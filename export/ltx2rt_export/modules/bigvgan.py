@@ -14,12 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from ltx2rt_export.modules.mel import constant, log_floor, stft_magnitude
-
-#: Taps of the stored low-pass filters.
-FILTER_TAPS = 12
-
-#: Added to exp(beta) before the division (spec/audio.md section 6.1).
-SNAKE_EPS = 1e-9
+from ltx2rt_export.modules.snake import FILTER_TAPS, anti_aliased_snake, snake, upsample
 
 
 def kaiser_sinc_filter(taps: int = FILTER_TAPS) -> NDArray[np.float64]:
@@ -51,10 +46,7 @@ class LowPass(nn.Module):
 
 
 class Snake(nn.Module):
-    """`v + sin(v exp(alpha))^2 / (exp(beta) + 1e-9)`, alpha and beta per channel.
-
-    Without beta, alpha serves as both.
-    """
+    """Holds alpha and beta, `[C]` each. Without beta, alpha serves as both."""
 
     def __init__(self, channels: int, *, beta: bool) -> None:
         super().__init__()
@@ -62,42 +54,31 @@ class Snake(nn.Module):
         if beta:
             self.beta = nn.Parameter(torch.zeros(channels))
 
+    def values(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Alpha and beta."""
+        return self.alpha, self.beta if hasattr(self, "beta") else self.alpha
+
     def forward(self, v: torch.Tensor) -> torch.Tensor:
         """`[B, C, L]` -> same."""
-        frequency = torch.exp(self.alpha)
-        magnitude = torch.exp(self.beta) if hasattr(self, "beta") else frequency
-        wave = torch.sin(v * frequency.unsqueeze(1))
-        return v + (1.0 / (magnitude + SNAKE_EPS)).unsqueeze(1) * (wave * wave)
+        return snake(v, *self.values())
 
 
 class AntiAliasedSnake(nn.Module):
-    """Snake at twice the sampling rate, `[B, C, L]` -> same (spec/audio.md section 6.1).
-
-    Written with few operators and without reshapes: there are 200 of these, and lengths that stay
-    linear in the symbolic input length keep tracing fast.
-    """
+    """Snake at twice the sampling rate, `[B, C, L]` -> same: holds the weights of the operator."""
 
     def __init__(self, channels: int, *, beta: bool) -> None:
         super().__init__()
-        self.channels = channels
         self.act = Snake(channels, beta=beta)
         self.upsample = Filter()
         self.downsample = LowPass()
 
     def up(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, C, L]` -> `[B, C, 2 L]`; the convolution's own padding crops 15 samples a side."""
-        kernel = (2.0 * self.upsample.filter).expand(self.channels, 1, FILTER_TAPS)
-        x = functional.pad(x, (5, 5), mode="replicate")
-        return functional.conv_transpose1d(x, kernel, stride=2, padding=15, groups=self.channels)
-
-    def down(self, v: torch.Tensor) -> torch.Tensor:
-        """`[B, C, 2 L]` -> `[B, C, L]`; the last sample of the official padding is never read."""
-        kernel = self.downsample.lowpass.filter.expand(self.channels, 1, FILTER_TAPS)
-        v = functional.pad(v, (5, 5), mode="replicate")
-        return functional.conv1d(v, kernel, stride=2, groups=self.channels)
+        """The first step alone, `[B, C, L]` -> `[B, C, 2 L]`."""
+        return upsample(x, self.upsample.filter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(self.act(self.up(x)))
+        filters = self.upsample.filter, self.downsample.lowpass.filter
+        return anti_aliased_snake(x, *self.act.values(), *filters)
 
 
 class StftBasis(nn.Module):

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.shapes import VideoScaleFactors
 from ltx2rt.tiling import AxisTile, AxisTiling, TilingConfig
 from ltx2rt_export.component import TensorIndex, load_module
+from ltx2rt_export.modules.diffusion_decoder import (
+    diffusion_context,
+    diffusion_features,
+    diffusion_pixels,
+)
 from ltx2rt_export.modules.upsampler import UpsamplerConfig, spatial_upsampler, temporal_upsampler
 from ltx2rt_export.modules.video_vae import video_decoder, video_encoder
 from tests.parity.golden import Case, Runner, Skip, handles
 
 Arrays = dict[str, np.ndarray]
+
+DIFFUSION_PARTS = (diffusion_features, diffusion_context, diffusion_pixels)
 
 
 def vae(name: str, run: Runner) -> tuple[Mapping[str, Any], TensorIndex]:
@@ -75,10 +83,27 @@ def encode(case: Case, run: Runner) -> Arrays:
 
 @handles("diffusion_vae")
 def diffusion_vae(case: Case, run: Runner) -> Arrays:
-    """The encoder of the diffusion VAE; its decoder is another network."""
-    if "latent" not in case.outputs:
-        raise Skip("the diffusion decoder is not supported yet")
-    return encode(case, run)
+    """The encoder of the diffusion VAE, or its decoder with noise that repeats."""
+    if "latent" in case.outputs:
+        return encode(case, run)
+    parts = [make(*vae(case.checkpoint, run)) for make in DIFFUSION_PARTS]
+    decoder = DiffusionVideoDecoder(*map(run.engine, parts), parts[0].options)
+    drawn: list[list[int]] = []
+
+    def draw(shape: Sequence[int]) -> np.ndarray:
+        drawn.append(list(shape))
+        base = case.inputs["noise_base"]
+        grid = np.ix_(
+            range(shape[1]),
+            *(np.arange(n) % p for n, p in zip(shape[2:], base.shape[1:], strict=True)),
+        )
+        return np.repeat(base[grid][None], shape[0], axis=0)
+
+    frames = np.concatenate(list(decoder.decode(case.inputs["latent"], draw)))
+    if drawn != case.params["noise_shapes"]:
+        raise AssertionError(f"noise was drawn in shapes {drawn}")
+    step = case.params["pixel_stride"]
+    return {f"frames_stride{step}": frames[:, ::step, ::step]}
 
 
 @handles("video_vae")

@@ -5,6 +5,7 @@ Only headers (and scalar alphas) are read until a weight is fused.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +14,12 @@ import numpy as np
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
-from ltx2rt.safetensors import (
-    MappedFiles,
-    SafetensorsFile,
-    TensorEntry,
-    convert,
-    float32_to_bfloat16,
-)
-from ltx2rt_export.lora_keys import LoraPair, read_lora_keys
+from ltx2rt.floats import cast
+from ltx2rt.lora_keys import LoraPair, read_lora_keys
+from ltx2rt.manifest import Lora
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
+
+logger = logging.getLogger(__name__)
 
 #: diffusers path segments -> official ones (spec/checkpoints.md section 2)
 _DIFFUSERS: dict[str, str] = {
@@ -43,7 +42,7 @@ _DIFFUSERS: dict[str, str] = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lora:
+class Adapter:
     """An adapter matched to a model.
 
     Attributes:
@@ -59,7 +58,7 @@ class Lora:
 
 def parse_lora(
     file: SafetensorsFile, targets: Mapping[str, tuple[int, ...]], *, honour_alpha: bool = False
-) -> Lora:
+) -> Adapter:
     """Match an adapter to a model.
 
     Args:
@@ -100,7 +99,7 @@ def parse_lora(
         raise CheckpointError(
             join_problems(f"LoRA {file.path} does not fit this model", problems[:10] + more)
         )
-    return Lora(file, keys.style, pairs, tuple(skipped))
+    return Adapter(file, keys.style, pairs, tuple(skipped))
 
 
 def lora_targets(*parts: Mapping[str, TensorEntry]) -> dict[str, tuple[int, ...]]:
@@ -131,47 +130,56 @@ def official_module(
 
 
 def fuse(
-    weight: Array, updates: Sequence[tuple[Array, Array, float]], *, dtype: str = "bfloat16"
+    weight: Array,
+    updates: Sequence[tuple[Array, Array, float]],
+    *,
+    dtype: str = "bfloat16",
+    delta_dtype: str = "bfloat16",
 ) -> Array:
     """Add low-rank updates to a weight with the official rounding (spec/lora.md section 2).
-
-    Deltas are summed in bfloat16 whatever `dtype` is.
 
     Args:
         weight: float32 values, `[out, in]`.
         updates: `(down [rank, in], up [out, rank], strength)` in order; float32 values.
         dtype: the weight's own dtype, `bfloat16` or `float32`; the result is rounded to it.
+        delta_dtype: what factors and deltas are rounded to. Official: bfloat16 whatever `dtype`
+            is; float32 is what the official arithmetic does to a float32 model.
 
     Returns:
         float32 values, `[out, in]`.
     """
     delta: Array | None = None
     for down, up, strength in updates:
-        down, up, scale = _bf16(down), _bf16(up), np.float32(strength)
+        down, up, scale = cast(down, delta_dtype), cast(up, delta_dtype), np.float32(strength)
         if delta is None:
-            delta = _bf16(_bf16(up * scale) @ down)
+            delta = cast(cast(up * scale, delta_dtype) @ down, delta_dtype)
         else:
-            delta = _bf16(delta + scale * (up @ down))
-    if delta is None:
-        return weight
-    fused = delta + weight
-    return _bf16(fused) if dtype == "bfloat16" else fused
+            delta = cast(delta + scale * (up @ down), delta_dtype)
+    return weight if delta is None else cast(delta + weight, dtype)
 
 
 def fuse_entry(
-    files: MappedFiles, weight: TensorEntry, updates: Sequence[tuple[LoraPair, float]]
+    files: MappedFiles,
+    weight: TensorEntry,
+    updates: Sequence[tuple[LoraPair, float]],
+    *,
+    dtype: str | None = None,
+    delta_dtype: str = "bfloat16",
 ) -> Array:
-    """Fuse LoRA pairs, each with its strength, into a checkpoint tensor; float32 values."""
+    """Fuse LoRA pairs, each with its strength, into a checkpoint tensor; float32 values.
+
+    `dtype` defaults to the tensor's own where it is bfloat16, else to float32; see `fuse`.
+    """
     loaded = [
         (files.load(p.down, "float32"), files.load(p.up, "float32"), strength * p.scale)
         for p, strength in updates
     ]
-    dtype = "bfloat16" if weight.dtype == "bfloat16" else "float32"
-    return fuse(files.load(weight, "float32"), loaded, dtype=dtype)
+    dtype = dtype or ("bfloat16" if weight.dtype == "bfloat16" else "float32")
+    return fuse(files.load(weight, "float32"), loaded, dtype=dtype, delta_dtype=delta_dtype)
 
 
 def collect_updates(
-    loras: Iterable[tuple[Lora, float]],
+    loras: Iterable[tuple[Adapter, float]],
 ) -> dict[str, list[tuple[LoraPair, float]]]:
     """Module -> its updates in list order; LoRAs of strength 0 change nothing and are left out."""
     updates: dict[str, list[tuple[LoraPair, float]]] = {}
@@ -189,5 +197,65 @@ def _flat_names(targets: Iterable[str]) -> dict[str, str]:
     return flat
 
 
-def _bf16(values: Array) -> Array:
-    return convert(float32_to_bfloat16(values), "bfloat16", "float32", "a LoRA product")
+#: components that LoRAs named at run time change: as upstream, the transformer alone
+LORA_COMPONENTS = ("transformer_head", "transformer_block", "transformer_tail")
+
+
+def weight_module(component: str, layer: int, weight: str) -> str:
+    """The official module of a component's weight: block weights are named without their layer."""
+    prefix = f"transformer_blocks.{layer}." if component == "transformer_block" else ""
+    return prefix + weight.removesuffix(".weight")
+
+
+class LoraMerger:
+    """LoRAs matched to a transformer, merged into its weights one tensor at a time.
+
+    The weights they start from are never changed: without LoRAs, or with others, the same tensors
+    are read again.
+
+    Args:
+        loras: files and strengths, in order; those of strength 0 change nothing.
+        targets: official module -> weight shape.
+        dtype, delta_dtype: see `fuse_entry`.
+
+    Raises:
+        CheckpointError: a file is not a LoRA, is broken, or fits no module of this transformer.
+        UnsupportedError: an adapter kind that cannot be merged.
+    """
+
+    def __init__(
+        self,
+        loras: Iterable[Lora],
+        targets: Mapping[str, tuple[int, ...]],
+        *,
+        dtype: str | None = None,
+        delta_dtype: str = "bfloat16",
+    ) -> None:
+        adapters = []
+        for lora in loras:
+            adapter = parse_lora(SafetensorsFile(lora.path), targets)
+            if adapter.skipped:
+                logger.warning(
+                    "%d of %d modules of LoRA %s are not part of this transformer: ignored",
+                    len(adapter.skipped),
+                    len(adapter.skipped) + len(adapter.pairs),
+                    lora.path,
+                )
+            adapters.append((adapter, lora.strength))
+        self._updates = collect_updates(adapters)
+        self._dtype, self._delta_dtype = dtype, delta_dtype
+        self._files = MappedFiles()
+
+    def changes(self, module: str) -> bool:
+        """Whether any LoRA changes this module's weight."""
+        return module in self._updates
+
+    def merge(self, module: str, weight: TensorEntry) -> Array:
+        """The merged weight `[out, in]`, float32 values."""
+        return fuse_entry(
+            self._files,
+            weight,
+            self._updates[module],
+            dtype=self._dtype,
+            delta_dtype=self._delta_dtype,
+        )

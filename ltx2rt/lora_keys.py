@@ -14,8 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ltx2rt.errors import CheckpointError, OptionError
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry, convert
-from ltx2rt_export.version import distilled_hint, read_metadata
+from ltx2rt.safetensors import (
+    MappedFiles,
+    SafetensorsFile,
+    TensorEntry,
+    convert,
+    read_metadata,
+)
 
 STYLES: dict[str, str] = {
     "official": "official / ComfyUI",
@@ -77,8 +82,8 @@ def read_lora_keys(file: SafetensorsFile, *, honour_alpha: bool = False) -> Lora
     halves: dict[str, dict[str, TensorEntry]] = {}
     for name, entry in file.items():
         if match := _WEIGHT.match(name):
-            half = "down" if match[2] in _DOWN else "up"
-            halves.setdefault(match[1], {})[half] = entry
+            side = "down" if match[2] in _DOWN else "up"
+            halves.setdefault(match[1], {})[side] = entry
     style = _style(list(halves), file)
     pairs: dict[str, LoraPair] = {}
     problems: list[str] = []
@@ -140,11 +145,6 @@ def lora_generations(file: SafetensorsFile, keys: LoraKeys) -> tuple[str, ...]:
     hints = {fit for sign, fit in named.items() if sign in file.path.name.lower()}
     both = [fit for fit in fits if fit in hints]
     return tuple(both or fits)
-
-
-def is_distilled_lora(file: SafetensorsFile) -> bool:
-    """Whether the file name says that this LoRA distils a model (a hint, nothing more)."""
-    return distilled_hint(file.path.name.lower().replace("lora", "")) is True
 
 
 def _style(modules: Sequence[str], file: SafetensorsFile) -> str:

@@ -1,0 +1,164 @@
+"""Duration head of LTX-2.5: text contexts to the length of the clip in seconds
+(spec/duration_head.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ltx2rt.engine import TensorSpec
+from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
+from ltx2rt_export.modules.transformer_config import Modalities
+
+DEFAULT_HEADS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DurationHeadConfig:
+    """A duration head.
+
+    Attributes:
+        streams: stream -> width of its context, video first.
+        width, hidden: of the pooler and of the MLP.
+        queries, heads: of the pooler.
+    """
+
+    streams: Mapping[str, int]
+    width: int
+    hidden: int
+    queries: int
+    heads: int
+
+    @classmethod
+    def from_checkpoint(
+        cls, config: Mapping[str, Any], tensors: TensorIndex, modalities: Modalities = "av"
+    ) -> DurationHeadConfig:
+        """Read the `duration_head` object of the metadata (often empty) and the head's tensors.
+
+        Raises:
+            CheckpointError: tensors are missing.
+            UnsupportedError: the configuration contradicts the tensors; all problems are listed.
+        """
+        names = ("video", "audio") if modalities == "av" else (modalities,)
+        needed = ["attention_pooler.query_tokens", "mlp_hidden.weight"]
+        needed += [f"{name}_input_proj.weight" for name in names]
+        missing = [name for name in needed if name not in tensors]
+        if missing:
+            raise CheckpointError(
+                join_problems("the duration head is incomplete", [f"no {m}" for m in missing])
+            )
+        queries, width = tensors["attention_pooler.query_tokens"].shape
+        hidden = tensors["mlp_hidden.weight"].shape[0]
+        heads = config.get("num_pooler_heads", DEFAULT_HEADS)
+        expected = {"pooler_hidden_dim": width, "num_queries": queries, "mlp_hidden": hidden}
+        problems = [
+            f"{key}={config[key]!r}, but the tensors have {value}"
+            for key, value in expected.items()
+            if config.get(key, value) != value
+        ]
+        if not isinstance(heads, int) or heads < 1 or width % heads:
+            problems.append(f"num_pooler_heads={heads!r} does not divide a width of {width}")
+        if problems:
+            raise UnsupportedError(join_problems("this duration head is not supported", problems))
+        return cls(
+            streams={name: tensors[f"{name}_input_proj.weight"].shape[1] for name in names},
+            width=width,
+            hidden=hidden,
+            queries=queries,
+            heads=heads,
+        )
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention with packed projections and no mask; tokens are keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        sources = (queries, tokens, tokens)
+        q, k, v = (
+            functional.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x, w, b in zip(sources, weights, biases, strict=True)
+        )
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT
+        return self.out_proj((torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(2))
+
+
+class AttentionPooler(nn.Module):
+    """Tokens `[B, S, W]` -> learned queries' answers `[B, Q, W]`."""
+
+    def __init__(self, config: DurationHeadConfig) -> None:
+        super().__init__()
+        self.query_tokens = nn.Parameter(torch.empty(config.queries, config.width))
+        self.cross_attn = CrossAttention(config.width, config.heads)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        queries = self.query_tokens[None].expand(tokens.shape[0], -1, -1)
+        return self.cross_attn(queries, tokens)
+
+
+class DurationHead(nn.Module):
+    """`video_context` and / or `audio_context` -> `seconds` `[B]`."""
+
+    def __init__(self, config: DurationHeadConfig) -> None:
+        super().__init__()
+        self.streams = tuple(config.streams)
+        for name, width in config.streams.items():
+            self.add_module(f"{name}_input_proj", nn.Linear(width, config.width))
+            embedding = nn.Parameter(torch.empty(config.width))
+            self.register_parameter(f"{name}_modality_emb", embedding)
+        self.attention_pooler = AttentionPooler(config)
+        self.mlp_hidden = nn.Linear(config.queries * config.width, config.hidden)
+        self.mlp_out = nn.Linear(config.hidden, 1)
+
+    def forward(self, **contexts: Tensor) -> tuple[Tensor]:
+        parts = [
+            self.get_submodule(f"{name}_input_proj")(contexts[f"{name}_context"])
+            + getattr(self, f"{name}_modality_emb")
+            for name in self.streams
+        ]
+        pooled = self.attention_pooler(torch.cat(parts, dim=1)).flatten(1)
+        hidden = functional.gelu(self.mlp_hidden(pooled), approximate="tanh")
+        return (self.mlp_out(hidden).squeeze(-1).exp(),)
+
+
+def duration_head(
+    config: Mapping[str, Any], tensors: TensorIndex, modalities: Modalities = "av"
+) -> Component:
+    """Component `duration_head`.
+
+    Args:
+        config: the `duration_head` object of the metadata; may be empty.
+        tensors: the head's tensors, `duration_head.` removed.
+        modalities: whose contexts it reads.
+
+    Raises:
+        CheckpointError, UnsupportedError: see `DurationHeadConfig.from_checkpoint`.
+    """
+    parsed = DurationHeadConfig.from_checkpoint(config, tensors, modalities)
+    module = on_meta(lambda: DurationHead(parsed))
+    sizes = {"video": "Sv", "audio": "Sa"}
+    return Component(
+        name="duration_head",
+        module=module,
+        inputs=tuple(
+            TensorSpec(f"{name}_context", "float32", ("B", sizes[name], width))
+            for name, width in parsed.streams.items()
+        ),
+        outputs=(TensorSpec("seconds", "float32", ("B",)),),
+        weights=match_weights(module, tensors, "the duration head"),
+        trace={"B": 2, **{sizes[name]: 5 + i for i, name in enumerate(parsed.streams)}},
+    )

@@ -1,0 +1,254 @@
+"""Denoisers: which forward passes make one prediction (spec/sampling.md 6 and 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.transformer import Transformer
+from ltx2rt.components.transformer_inputs import AttentionKind, ModalityInput, Perturbations
+from ltx2rt.engine import Array
+from ltx2rt.errors import OptionError
+from ltx2rt.guidance import GuiderParams, GuiderSchedule, guided
+from ltx2rt.latent_state import LatentState
+from ltx2rt.sampling import Denoise, Sigma, modality_sigma, to_denoised, token_timesteps
+
+MODALITIES = ("video", "audio")
+SELF_ATTENTION: dict[str, AttentionKind] = {"video": "video_self", "audio": "audio_self"}
+
+#: (modality, pass name -> clean estimate) of every evaluation, for parity tests
+OnPasses = Callable[[str, Mapping[str, Array]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Guidance:
+    """How a stage is guided.
+
+    Attributes:
+        video, audio: parameters of each modality, looked up by sigma.
+        negative_video, negative_audio: contexts `[1, S, C]` of the negative prompt; a modality
+            without one sees its positive context in that pass.
+        max_batch_size: passes that run together; the result does not depend on it.
+    """
+
+    video: GuiderSchedule
+    audio: GuiderSchedule
+    negative_video: Array | None = None
+    negative_audio: Array | None = None
+    max_batch_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass: `cond`, `uncond`, `ptb` or `mod`."""
+
+    name: str
+    is_negative: bool = False
+    perturbations: Perturbations = field(default_factory=Perturbations)
+
+
+def passes(params: Mapping[str, GuiderParams]) -> list[Pass]:
+    """The passes that the given modalities' parameters need together, in the official order."""
+    needed = [Pass("cond")]
+    if any(p.needs_uncond for p in params.values()):
+        needed.append(Pass("uncond", is_negative=True))
+    perturbed = Perturbations()
+    for modality, p in params.items():
+        if p.needs_perturbed:
+            perturbed = perturbed.and_skip(SELF_ATTENTION[modality], p.stg_blocks)
+    if any(p.needs_perturbed for p in params.values()):
+        needed.append(Pass("ptb", perturbations=perturbed))
+    if any(p.needs_isolated for p in params.values()):
+        isolated = Perturbations().and_skip("audio_to_video").and_skip("video_to_audio")
+        needed.append(Pass("mod", perturbations=isolated))
+    return needed
+
+
+def simple_denoise(
+    transformer: Transformer,
+    video: LatentState | None,
+    audio: LatentState | None,
+    context: TextContext,
+) -> Denoise:
+    """One forward pass with the positive contexts: distilled stages and every refinement."""
+
+    def denoise(
+        video_latent: Array | None, audio_latent: Array | None, sigma: Sigma, _index: int
+    ) -> tuple[Array | None, Array | None]:
+        video_input = modality_input(video, video_latent, sigma, context.video)
+        audio_input = modality_input(audio, audio_latent, sigma, context.audio)
+        video_velocity, audio_velocity = transformer(video_input, audio_input)
+        return _clean(video_input, video_velocity), _clean(audio_input, audio_velocity)
+
+    return denoise
+
+
+class GuidedDenoiser:
+    """A `Denoise` that combines several passes a step. Make a new one for every stage.
+
+    States are of batch 1. With `skip_step`, a modality that skips a step keeps its last
+    prediction; it stays visible to the other one. Steps that both skip run no pass.
+
+    Args:
+        context: contexts of the positive prompt, `[1, S, C]` each.
+        on_passes: gets every pass's estimate.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        video: LatentState | None,
+        audio: LatentState | None,
+        context: TextContext,
+        guidance: Guidance,
+        on_passes: OnPasses | None = None,
+    ) -> None:
+        self._transformer = transformer
+        self._states = {"video": video, "audio": audio}
+        self._positive = {"video": context.video, "audio": context.audio}
+        self._negative = {"video": guidance.negative_video, "audio": guidance.negative_audio}
+        self._schedules = {"video": guidance.video, "audio": guidance.audio}
+        self._max_batch_size = guidance.max_batch_size
+        self._on_passes = on_passes
+        self._last: dict[str, Array] = {}
+
+    def __call__(
+        self, video_latent: Array | None, audio_latent: Array | None, sigma: Sigma, index: int
+    ) -> tuple[Array | None, Array | None]:
+        """Predict; see `Denoise`.
+
+        Raises:
+            OptionError: a modality needs a negative prompt that was not given.
+        """
+        latents = {"video": video_latent, "audio": audio_latent}
+        params = {m: self._schedules[m].at(float(sigma)) for m in MODALITIES}
+        active = {
+            m: params[m]
+            for m in MODALITIES
+            if latents[m] is not None and not params[m].skips(index)
+        }
+        if active:
+            inputs = {
+                m: self._input(m, latents[m], sigma, skipped=m not in active) for m in MODALITIES
+            }
+            predictions = self._predict(inputs, active)
+            for modality, found in predictions.items():
+                if self._on_passes is not None:
+                    self._on_passes(modality, found)
+                if modality not in active:
+                    continue
+                self._last[modality] = guided(
+                    active[modality],
+                    found["cond"],
+                    uncond=found.get("uncond"),
+                    perturbed=found.get("ptb"),
+                    isolated=found.get("mod"),
+                )
+        video, audio = (None if latents[m] is None else self._last[m] for m in MODALITIES)
+        return video, audio
+
+    def _input(
+        self, modality: str, latent: Array | None, sigma: Sigma, *, skipped: bool
+    ) -> ModalityInput | None:
+        made = modality_input(self._states[modality], latent, sigma, self._positive[modality])
+        return replace(made, enabled=False) if made is not None and skipped else made
+
+    def _predict(
+        self, inputs: Mapping[str, ModalityInput | None], active: Mapping[str, GuiderParams]
+    ) -> dict[str, dict[str, Array]]:
+        """Clean estimates: modality -> pass name -> `[1, T, D]`."""
+        found: dict[str, dict[str, Array]] = {m: {} for m in MODALITIES if inputs[m] is not None}
+        for chunk in _chunks(passes(active), self._max_batch_size):
+            video, audio = (self._batch(m, inputs[m], chunk, active) for m in MODALITIES)
+            velocities = self._transformer(video, audio, _stacked(chunk))
+            for modality, velocity in zip(MODALITIES, velocities, strict=True):
+                for row, item in enumerate(chunk if modality in found else ()):
+                    assert velocity is not None
+                    clean = _clean(inputs[modality], velocity[row : row + 1])
+                    assert clean is not None
+                    found[modality][item.name] = clean
+        return found
+
+    def _batch(
+        self,
+        modality: str,
+        one: ModalityInput | None,
+        chunk: Sequence[Pass],
+        active: Mapping[str, GuiderParams],
+    ) -> ModalityInput | None:
+        """One stream of several passes: everything but the context is the same array, repeated as
+        a view.
+        """
+        if one is None:
+            return None
+        positive, negative = self._positive[modality], self._negative[modality]
+        if negative is None:
+            if modality in active and active[modality].needs_uncond:
+                raise OptionError(
+                    f"cfg_scale={active[modality].cfg_scale:g} of the {modality} needs a negative "
+                    "prompt; give one, or set cfg_scale to 1."
+                )
+            negative = positive
+        texts = [negative if p.is_negative else positive for p in chunk]
+        count = len(chunk)
+        if count == 1:
+            return replace(one, context=texts[0])
+        same = all(t is texts[0] for t in texts)
+        return replace(
+            one,
+            latent=_repeat(one.latent, count),
+            sigma=_repeat(one.sigma, count),
+            timesteps=_repeat(one.timesteps, count),
+            positions=_repeat(one.positions, count),
+            context=_repeat(texts[0], count) if same else np.concatenate(texts),
+            keyframes_mask=(
+                None if one.keyframes_mask is None else _repeat(one.keyframes_mask, count)
+            ),
+        )
+
+
+def modality_input(
+    state: LatentState | None, latent: Array | None, sigma: Sigma, context: Array
+) -> ModalityInput | None:
+    """The transformer's view of a state at one noise level; None for an absent modality."""
+    if state is None or latent is None:
+        return None
+    batch = latent.shape[0]
+    return ModalityInput(
+        latent=latent,
+        sigma=np.full((batch,), modality_sigma(state, sigma), np.float32),
+        timesteps=token_timesteps(state, sigma),
+        positions=state.positions,
+        context=context,
+        attention_mask=state.attention_mask,
+        keyframes_mask=state.keyframes_mask,
+    )
+
+
+def _clean(given: ModalityInput | None, velocity: Array | None) -> Array | None:
+    if given is None or velocity is None:
+        return None
+    return to_denoised(given.latent, velocity, given.timesteps)
+
+
+def _chunks(items: Sequence[Pass], size: int) -> Iterator[Sequence[Pass]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _stacked(chunk: Sequence[Pass]) -> Perturbations:
+    """The perturbations of stacked passes: each holds for its own sample only."""
+    if len(chunk) == 1:
+        return chunk[0].perturbations
+    stacked = Perturbations()
+    for row, item in enumerate(chunk):
+        for skip in item.perturbations.skips:
+            stacked = stacked.and_skip(skip.kind, skip.blocks, (row,))
+    return stacked
+
+
+def _repeat(array: Array, count: int) -> Array:
+    """`[1, ...]` seen as `[count, ...]`, without a copy."""
+    return np.broadcast_to(array, (count, *array.shape[1:]))

@@ -1,0 +1,25 @@
+"""The table of pipelines; a pipeline's module is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ltx2rt.pipelines.base import Pipeline
+
+#: name -> (module of this package, class)
+PIPELINES: dict[str, tuple[str, str]] = {
+    "distilled": ("distilled", "DistilledPipeline"),
+    "one-stage": ("one_stage", "OneStagePipeline"),
+    "two-stage": ("two_stages", "TwoStagesPipeline"),
+    "two-stage-hq": ("two_stages_hq", "TwoStagesHQPipeline"),
+    "keyframe": ("keyframe", "KeyframeInterpolationPipeline"),
+}
+
+
+def pipeline_class(name: str) -> type[Pipeline]:
+    """The class of a pipeline of `PIPELINES`."""
+    module, cls = PIPELINES[name]
+    found: type[Pipeline] = getattr(importlib.import_module(f"ltx2rt.pipelines.{module}"), cls)
+    return found

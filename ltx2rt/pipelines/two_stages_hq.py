@@ -1,0 +1,58 @@
+"""Two-stage generation with the second-order sampler in both stages (spec/pipelines.md §3).
+
+Latents stay float32 between steps; upstream rounds them to bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from ltx2rt.config import GenerationConfig, GuidanceConfig
+from ltx2rt.guidance import HQ_AUDIO_GUIDER, HQ_VIDEO_GUIDER, GuiderParams
+from ltx2rt.manifest import Lora
+from ltx2rt.pipelines.two_stages import TwoStagesPipeline
+
+#: of the distilled LoRA, in stages 1 and 2
+DISTILLED_STRENGTHS = (0.25, 0.5)
+
+
+class TwoStagesHQPipeline(TwoStagesPipeline):
+    """As `TwoStagesPipeline`, with res_2s, its own guidance, and the distilled LoRA in both
+    stages, at `GuidanceConfig.distilled_strengths`.
+    """
+
+    name: ClassVar[str] = "two-stage-hq"
+    default_size: ClassVar[tuple[int, int]] = (1088, 1920)
+    sampler: ClassVar[Literal["euler", "res_2s"]] = "res_2s"
+
+    def with_defaults(self, guidance: GuidanceConfig) -> GuidanceConfig:
+        """Also fills in the strengths of the distilled LoRA."""
+        guidance = super().with_defaults(guidance)
+        return replace(
+            guidance, distilled_strengths=guidance.distilled_strengths or DISTILLED_STRENGTHS
+        )
+
+    def default_guiders(self) -> tuple[GuiderParams, GuiderParams]:
+        """The preset, equal for all model versions."""
+        return HQ_VIDEO_GUIDER, HQ_AUDIO_GUIDER
+
+    def default_steps(self) -> int:
+        """The preset; a step takes two evaluations."""
+        return 15
+
+    def stage_loras(
+        self, config: GenerationConfig, guidance: GuidanceConfig
+    ) -> list[tuple[Lora, ...]]:
+        """The user's LoRAs, then the distilled one at each stage's strength."""
+        assert guidance.distilled_lora is not None
+        return [
+            (*config.loras, replace(guidance.distilled_lora, strength=strength))
+            for strength in guidance.distilled_strengths or ()
+        ]
+
+    def stage_1_sigmas(self, config: GenerationConfig, guidance: GuidanceConfig) -> Sequence[float]:
+        """The schedule of stage 1, shifted by the number of its latent tokens."""
+        tokens = self.stage(config, "stage_1", 2, sigmas=()).video_shape.token_count
+        return self.sigmas(guidance, tokens)

@@ -1,0 +1,95 @@
+"""Run the command line in process, and check how it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ltx2rt_export.bundle as export_bundle
+from ltx2rt.cli.__main__ import main
+from ltx2rt_export.component import Component
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def ltx2rt(*arguments: object) -> Outcome:
+    """One run of the command, its streams captured."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as stop:  # argparse
+            code = int(stop.code or 0)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def expect_user_error(outcome: Outcome, *parts: object) -> None:
+    """Exit code 2, one message that says all `parts`, and nothing else."""
+    assert outcome.code == 2, outcome
+    assert outcome.err.count("ltx2rt: error:") == 1
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    for part in parts:
+        assert str(part) in outcome.err
+
+
+@contextlib.contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Nothing appears in a folder, nothing goes, no file changes."""
+
+    def listing() -> dict[Path, bytes | None]:
+        return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+    before = listing()
+    yield
+    after = listing()
+    assert sorted(after) == sorted(before)
+    assert after == before
+
+
+def edited_bundle(bundle: Path, target: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a bundle whose manifest `edit` changed."""
+    shutil.copytree(bundle, target)
+    manifest = json.loads((target / "manifest.json").read_text())
+    edit(manifest)
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return target
+
+
+def build_flags(model: dict[str, Path]) -> list[object]:
+    """The model's files as `ltx2rt build` takes them."""
+    return [
+        "--checkpoint", model["checkpoint"],
+        "--gemma", model["gemma"],
+        "--spatial-upsampler", model["spatial_upsampler"],
+    ]  # fmt: skip
+
+
+def only_components(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let `ltx2rt verify` look at these components alone: all of them take ten seconds."""
+    make = export_bundle.make_components
+
+    def chosen(*arguments: Any) -> list[Component]:
+        return [c for c in make(*arguments) if c.name in names]
+
+    monkeypatch.setattr(export_bundle, "make_components", chosen)
+
+
+SMALL = ("--height", 64, "--width", 64, "--num-frames", 9, "--threads", 1)

@@ -1,0 +1,237 @@
+"""The Python API on the demo bundle: progress, cancelling, residency, frames, tiling."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ltx2rt.bundle import open_bundle
+from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
+from ltx2rt.errors import InternalError, Ltx2rtError, OptionError, ShapeError
+from ltx2rt.media.image import image_to_vae_input
+from ltx2rt.pipelines.clip import Clip, prefetch, to_uint8
+from ltx2rt.pipelines.distilled import DistilledPipeline
+from ltx2rt.progress import Cancelled, Job, Progress
+from tests.tolerances import TOLERANCES
+
+SMALL = GenerationConfig(prompt="a lake", seed=3, height=64, width=64, num_frames=9)
+#: blended tiles against one pass. The padding at a tile's border reaches into the blended part: an
+#: untrained network has wide, strong reach (measured 2e-2 over time, 6e-2 across, 2e-3 on average).
+#: Away from the seam it is about one 8-bit step (measured 2.4e-3).
+TILING_MAX, TILING_MEAN, TILING_FAR = 1e-1, 3e-3, 4e-3
+
+
+@pytest.fixture(scope="module")
+def pipe(demo_bundle: Path) -> Iterator[DistilledPipeline]:
+    runtime = RuntimeConfig(threads=1, residency="resident")
+    with DistilledPipeline(open_bundle(demo_bundle), runtime) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def clip(pipe: DistilledPipeline) -> Clip:
+    return pipe(SMALL)
+
+
+def test_progress_of_every_step(pipe: DistilledPipeline) -> None:
+    seen: list[Progress] = []
+    job = Job(seen.append)
+    clip = pipe(SMALL, job=job)
+    assert clip.audio.shape[0] == 2
+    list(clip.frames)
+    steps = [(p.stage, p.step, p.total) for p in seen]
+    assert steps == [
+        ("prompt", 0, 1), ("prompt", 1, 1),
+        *(("stage_1", i, 8) for i in range(9)),
+        ("upsample", 0, 1), ("upsample", 1, 1),
+        *(("stage_2", i, 3) for i in range(4)),
+        ("decode audio", 0, 1), ("decode audio", 1, 1),
+        ("decode video", 0, 1), ("decode video", 1, 1),
+    ]  # fmt: skip
+    assert job.timings_s.keys() == {stage for stage, _, _ in steps}
+    assert all(p.eta_s is None for p in seen if p.step == 0)
+    assert all(p.elapsed_s >= 0 for p in seen)
+
+
+@pytest.mark.parametrize("stage", ["prompt", "stage_1", "upsample", "stage_2"])
+def test_cancel_stops_at_the_next_step(pipe: DistilledPipeline, clip: Clip, stage: str) -> None:
+    job = Job()
+    seen: list[tuple[str, int]] = []
+
+    def cancel(progress: Progress) -> None:
+        seen.append((progress.stage, progress.step))
+        if progress.stage == stage:
+            job.cancel.set()
+
+    job.on_progress = cancel
+    with pytest.raises(Cancelled, match="cancelled in"):
+        pipe(SMALL, job=job)
+    assert [s for s, _ in seen].count(stage) == 1
+    assert seen[-1] == (stage, 0)
+    again = pipe(SMALL)  # the pipeline is as good as new
+    np.testing.assert_array_equal(again.video_latent, clip.video_latent)
+
+
+def test_cancel_while_decoding_leaves_no_file(clip: Clip, tmp_path: Path) -> None:
+    job = Job()
+    job.on_progress = lambda p: job.cancel.set() if p.stage == "decode video" else None
+    with pytest.raises(Cancelled):
+        dataclasses.replace(clip, job=job).save(tmp_path / "x.mp4")
+    assert list(tmp_path.iterdir()) == []
+    assert not [t for t in threading.enumerate() if t.name == "decode"]
+
+
+def test_residency_changes_nothing_but_memory(
+    demo_bundle: Path, pipe: DistilledPipeline, clip: Clip
+) -> None:
+    with DistilledPipeline(open_bundle(demo_bundle), RuntimeConfig(threads=1)) as staged:
+        other = staged(SMALL)
+        assert staged._engines == {}
+        for name, latent in clip.latents.items():
+            np.testing.assert_array_equal(other.latents[name], latent)
+        other.audio  # noqa: B018
+        assert staged._engines == {}
+        np.testing.assert_array_equal(
+            np.concatenate(list(other.frames)), np.concatenate(list(clip.frames))
+        )
+        assert staged._engines == {}
+        again = staged(SMALL)  # engines load anew
+        np.testing.assert_array_equal(again.video_latent, clip.video_latent)
+    assert {"text_encoder", "transformer_block", "spatial_upsampler"} <= pipe._engines.keys()
+
+
+def test_keywords_are_a_config(pipe: DistilledPipeline, clip: Clip) -> None:
+    same = pipe(prompt="a lake", seed=3, height=64, width=64, num_frames=9)
+    np.testing.assert_array_equal(same.video_latent, clip.video_latent)
+
+
+def test_frames_are_chunks_of_bytes(clip: Clip) -> None:
+    chunks = list(clip.frames)
+    assert all(c.dtype == np.uint8 and c.shape[1:] == (64, 64, 3) for c in chunks)
+    frames = np.concatenate(chunks)
+    assert len(frames) == 9
+    floats = np.concatenate(list(clip.float_frames()))
+    assert floats.dtype == np.float32
+    assert 0 <= floats.min() < floats.max() <= 1
+    np.testing.assert_array_equal(frames, to_uint8(floats))
+    np.testing.assert_array_equal(np.concatenate(list(clip.frames)), frames)  # anew each time
+
+
+def test_truncation_to_bytes() -> None:
+    values = np.array([-1, 0, 0.999 / 255, 1 / 255, 0.5, 1, 2], np.float32)
+    assert to_uint8(values).tolist() == [0, 0, 0, 1, 127, 255, 255]
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_image_pins_the_first_frame(
+    pipe: DistilledPipeline, clip: Clip, tmp_path: Path, strength: float
+) -> None:
+    path = tmp_path / "x.png"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    image = ImageCondition(path=path, strength=strength, crf=0)
+    shown = pipe(dataclasses.replace(SMALL, images=(image,)))
+    assert np.abs(shown.video_latent - clip.video_latent).max() > 1e-3
+    for stage, size in (("stage_1", 32), ("stage_2", 64)):
+        want = pipe.video_encoder().encode(image_to_vae_input(path, size, size, 0))
+        got = shown.latents[f"{stage}.video"][:, :, :1]
+        if strength == 1:
+            bound = TOLERANCES["scalar"]
+            np.testing.assert_allclose(got, want, atol=bound.atol, rtol=bound.rtol)
+        else:
+            assert np.abs(got - want).max() > 1e-3
+    np.testing.assert_array_equal(shown.latents["stage_1.audio"].shape, (1, 8, 9, 16))
+
+
+def test_keyframe_steers_without_changing_shapes(
+    pipe: DistilledPipeline, clip: Clip, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(path)
+    shown = pipe(dataclasses.replace(SMALL, images=(ImageCondition(path=path, frame=8),)))
+    assert shown.video_latent.shape == clip.video_latent.shape
+    assert np.abs(shown.video_latent - clip.video_latent).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("size", "axis", "same"),
+    [((97, 64, 64), 0, 48), ((9, 64, 832), 2, 512)],
+    ids=["two in time", "two across"],
+)
+def test_tiled_decoding_agrees_with_one_pass(
+    pipe: DistilledPipeline, size: tuple[int, int, int], axis: int, same: int
+) -> None:
+    frames, height, width = size
+    clip = pipe(dataclasses.replace(SMALL, num_frames=frames, height=height, width=width))
+    config = dataclasses.replace(clip.config, tiling="none")
+    one = np.concatenate(list(dataclasses.replace(clip, config=config).float_frames()))
+    reports: list[Progress] = []
+    chunks = list(dataclasses.replace(clip, job=Job(reports.append)).float_frames())
+    assert [(p.step, p.total) for p in reports] == [(0, 1), (1, 2), (2, 2)]
+    assert len(chunks) == (2 if axis == 0 else 1)
+    difference = np.abs(np.concatenate(chunks) - one)
+    assert difference.shape == (*size, 3)
+    assert 0 < difference.max() <= TILING_MAX
+    assert difference.mean() <= TILING_MEAN
+    before = difference.take(np.arange(same), axis=axis)  # far from the seam
+    assert before.max() <= TILING_FAR
+
+
+def test_bad_requests_come_before_work(pipe: DistilledPipeline) -> None:
+    job = Job(lambda p: pytest.fail(f"started {p.stage}"))
+    with pytest.raises(ShapeError, match=r"height=96 is not a multiple of 64.*Nearest valid: 64"):
+        pipe(dataclasses.replace(SMALL, height=96), job=job)
+    with pytest.raises(ShapeError, match=r"num_frames=8 is not 8k\+1. Nearest valid: 1, 9"):
+        pipe(dataclasses.replace(SMALL, num_frames=8), job=job)
+    with pytest.raises(OptionError, match="tiling='some'"):
+        dataclasses.replace(SMALL, tiling="some")
+    with pytest.raises(OptionError, match="residency='none'"):
+        RuntimeConfig(residency="none")
+
+
+def test_one_frame(pipe: DistilledPipeline, tmp_path: Path) -> None:
+    clip = pipe(dataclasses.replace(SMALL, num_frames=1))
+    assert clip.video_latent.shape == (1, 128, 1, 2, 2)
+    clip.save(tmp_path / "x.mkv")
+    assert (tmp_path / "x.mkv").stat().st_size > 0
+
+
+def test_prefetch_hands_over_items_and_errors() -> None:
+    arrays = [np.full(3, i) for i in range(7)]
+    assert [a[0] for a in prefetch(iter(arrays))] == list(range(7))
+
+    def broken() -> Iterator[np.ndarray]:
+        yield arrays[0]
+        raise InternalError("decoder")
+
+    items = prefetch(broken())
+    next(items)
+    with pytest.raises(InternalError, match="decoder"):
+        next(items)
+
+
+def test_prefetch_stops_with_its_consumer() -> None:
+    made = []
+
+    def endless() -> Iterator[np.ndarray]:
+        while True:
+            made.append(1)
+            yield np.zeros(1)
+
+    items = prefetch(endless(), depth=2)
+    next(items)
+    items.close()
+    count = len(made)
+    assert count <= 5  # two queued, one waiting, one taken, one begun
+    assert not [t for t in threading.enumerate() if t.name == "decode"]
+    assert len(made) == count
+
+
+def test_cancelled_is_an_error_of_ours() -> None:
+    assert issubclass(Cancelled, Ltx2rtError)

@@ -1,0 +1,121 @@
+"""LoRAs merged at run time: the base stays as it is, and merging equals fusing at build time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.config import GenerationConfig, RuntimeConfig
+from ltx2rt.engine import Array
+from ltx2rt.errors import CheckpointError
+from ltx2rt.lora import collect_updates, fuse_entry, lora_targets, parse_lora, weight_module
+from ltx2rt.manifest import Lora
+from ltx2rt.pipelines.distilled import DistilledPipeline
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt_export.checkpoint import open_model
+from tests.parity.demo_loras import write_demo_lora
+
+SMALL = GenerationConfig(prompt="a lake", seed=3, height=64, width=64, num_frames=9, tiling="none")
+RUNTIME = RuntimeConfig(threads=1)
+
+
+@pytest.fixture(scope="module")
+def loras(demo_model: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Lora]:
+    folder = tmp_path_factory.mktemp("loras")
+    return [
+        Lora(path=str(write_demo_lora(folder / f"{i}.safetensors", demo_model, i)), strength=s)
+        for i, s in enumerate((0.8, -0.5))
+    ]
+
+
+@pytest.fixture
+def bundle(demo_bundle: Path) -> Bundle:
+    return open_bundle(demo_bundle)
+
+
+def weights(bundle: Bundle, loras: Sequence[Lora] = ()) -> dict[str, Array]:
+    """Every block weight, and what head and tail are loaded with."""
+    layers = bundle.layers("transformer_block", loras)
+    found = {f"{i}.{n}": a for i, layer in enumerate(layers) for n, a in layer.items()}
+    for name in ("transformer_head", "transformer_tail"):
+        with bundle.engine(name, RUNTIME, loras) as engine:
+            found |= {f"{name}.{n}": a for n, a in engine._initializers.items()}  # type: ignore[attr-defined]
+    return found
+
+
+def assert_equal(got: dict[str, Array], want: dict[str, Array]) -> None:
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+def test_another_set_of_loras_leaves_no_trace(bundle: Bundle, loras: list[Lora]) -> None:
+    plain = weights(bundle)
+    with_a = weights(bundle, loras[:1])
+    with_b = weights(bundle, loras[1:])
+    assert sum(not np.array_equal(with_a[n], plain[n]) for n in plain) == 34 * 3 + 28
+    assert sum(not np.array_equal(with_b[n], with_a[n]) for n in plain) == 34 * 3 + 28
+    assert_equal(weights(bundle), plain)
+    assert_equal(weights(bundle, loras[:1]), with_a)
+    assert_equal(weights(bundle, [Lora(path="not read", strength=0.0)]), plain)
+
+
+def test_merged_weights_follow_the_official_recipe(
+    bundle: Bundle, loras: list[Lora], demo_model: dict[str, Path]
+) -> None:
+    tensors = open_model(**demo_model).tensors("transformer")
+    targets = lora_targets(tensors)
+    updates = collect_updates(
+        (parse_lora(SafetensorsFile(x.path), targets), x.strength) for x in loras
+    )
+    entry = bundle.component("transformer_block")
+    files = MappedFiles()
+    for index, layer in enumerate(bundle.layers("transformer_block", loras)):
+        for name, got in layer.items():
+            module = weight_module("transformer_block", index, name)
+            if module not in updates:
+                continue
+            want = fuse_entry(files, tensors[f"{module}.weight"], updates[module])
+            np.testing.assert_array_equal(got.T if name in entry.transposed else got, want)
+
+
+def test_pipeline_changes_loras_between_clips(bundle: Bundle, loras: list[Lora]) -> None:
+    """none -> A -> B -> none on one resident pipeline equals fresh pipelines, bit for bit."""
+    requests = {"none": (), "a": tuple(loras[:1]), "b": tuple(loras[1:])}
+    fresh = {}
+    for name, chosen in requests.items():
+        with DistilledPipeline(bundle, RUNTIME) as pipe:
+            fresh[name] = pipe(_with(chosen)).video_latent
+    assert np.abs(fresh["a"] - fresh["none"]).max() > 1e-3
+    assert np.abs(fresh["b"] - fresh["a"]).max() > 1e-3
+    with DistilledPipeline(bundle, RuntimeConfig(threads=1, residency="resident")) as pipe:
+        for name in ("none", "a", "b", "none"):
+            np.testing.assert_array_equal(pipe(_with(requests[name])).video_latent, fresh[name])
+
+
+def test_a_lora_of_another_model_is_refused_before_work(bundle: Bundle, tmp_path: Path) -> None:
+    write_safetensors(
+        tmp_path / "other.safetensors",
+        {
+            f"diffusion_model.blocks.0.self_attn.q.lora_{half}.weight": np.zeros((4, 4), np.float32)
+            for half in "AB"
+        },
+    )
+    path = str(tmp_path / "other.safetensors")
+    with DistilledPipeline(bundle, RUNTIME) as pipe:
+        with pytest.raises(CheckpointError, match=r"does not fit this model.*no module"):
+            pipe(_with((Lora(path=path, strength=1.0),)))
+        with pytest.raises(CheckpointError, match="cannot read"):
+            pipe(_with((Lora(path=str(tmp_path / "absent"), strength=1.0),)))
+        assert pipe._engines == {}
+
+
+def _with(loras: tuple[Lora, ...]) -> GenerationConfig:
+    import dataclasses
+
+    return dataclasses.replace(SMALL, loras=loras)

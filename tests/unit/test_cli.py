@@ -1,0 +1,245 @@
+"""The command line without a model: help, exit codes, defaults."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import ltx2rt
+from ltx2rt.cli.__main__ import COMMANDS, main
+from ltx2rt.cli.build import parse_lora
+from ltx2rt.cli.common import ProgressPrinter
+from ltx2rt.cli.demo import generate_options
+from ltx2rt.cli.generate import config_of, parse_image
+from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
+from ltx2rt.errors import OptionError
+from ltx2rt.manifest import Lora
+from ltx2rt.progress import Progress
+from ltx2rt.shapes import check_generation_size
+
+#: start of the process included; a shared machine in mind
+HELP_SECONDS = 0.3
+
+
+def exit_code(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return int(stop.value.code or 0)
+
+
+def options(command: str, *arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"ltx2rt.cli.{command}").add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(f" {name} {line}" in out for name, line in COMMANDS.items())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: ltx2rt {command}")
+    assert "--json" in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["--version"]) == 0
+    assert capsys.readouterr().out == f"ltx2rt {ltx2rt.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required: COMMAND"),
+        (["gnerate"], "invalid choice: 'gnerate'"),
+        (["doctor", "--jsno"], "unrecognized arguments: --jsno"),
+        (["doctor", "--js"], "unrecognized arguments: --js"),
+        (["generate", "b", "-o", "x.mp4"], "required: --prompt"),
+        (["generate", "b", "--prompt", "a", "-o", "x.mp4", "--seed", "x"], "invalid int value"),
+        (["generate", "b", "--prompt", "a", "-o", "x.mp4", "--tiling", "x"], "invalid choice"),
+        (["build", "-o", "b"], "required: --checkpoint"),
+    ],
+)
+def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("usage: ltx2rt")
+    assert said in captured.err
+
+
+def test_generate_defaults_are_those_of_the_configs() -> None:
+    parsed = options("generate", "bundle", "--prompt", "a lake", "-o", "x.mp4")
+    assert config_of(parsed) == GenerationConfig(prompt="a lake")
+    assert RuntimeConfig(threads=parsed.threads, residency=parsed.residency) == RuntimeConfig()
+
+
+def test_generate_flags_reach_the_config() -> None:
+    parsed = options(
+        "generate", "bundle", "--prompt", "a", "-o", "x.mp4", "--seed", "-3", "--height", "64",
+        "--width", "128", "--num-frames", "17", "--frame-rate", "30", "--tiling", "none",
+        "--image", "a.png", "--image", "b.png@8:0.5:0",
+    )  # fmt: skip
+    assert config_of(parsed) == GenerationConfig(
+        prompt="a", seed=-3, height=64, width=128, num_frames=17, frame_rate=30.0, tiling="none",
+        images=(
+            ImageCondition(path=Path("a.png")),
+            ImageCondition(path=Path("b.png"), frame=8, strength=0.5, crf=0),
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("photo.png@x", "is not FILE[@FRAME[:STRENGTH[:CRF]]]"),
+        ("photo.png@0:1:2:3", "is not FILE[@FRAME[:STRENGTH[:CRF]]]"),
+        ("photo.png@0:1.5", "strength=1.5 is not in [0, 1]"),
+        ("photo.png@-8", "frame=-8 is negative"),
+        ("photo.png@8:1", "the clip has 9 frames"),
+    ],
+)
+def test_bad_images_say_what_is_wrong(
+    text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = text.replace("@8:", "@9:")
+    arguments = ["generate", "b", "--prompt", "a", "-o", "x.mp4", "--num-frames", "9"]
+    assert main([*arguments, "--image", image]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_name_may_hold_the_separators(tmp_path: Path) -> None:
+    assert parse_image("@0") == ImageCondition(path=Path("@0"))
+    photo = tmp_path / "photo@2"
+    photo.touch()
+    assert parse_image(str(photo)) == ImageCondition(path=photo)
+    assert parse_image(f"{photo}@8") == ImageCondition(path=photo, frame=8)
+    colon = tmp_path / "a:0.5"
+    colon.touch()
+    assert parse_lora(str(colon)) == Lora(path=str(colon), strength=1.0)
+    assert parse_lora(f"{colon}:2") == Lora(path=str(colon), strength=2.0)
+    assert parse_lora("lora.safetensors") == Lora(path="lora.safetensors", strength=1.0)
+    assert parse_lora("l.safetensors:-0.5") == Lora(path="l.safetensors", strength=-0.5)
+
+
+def test_prompt_must_be_text() -> None:
+    with pytest.raises(OptionError, match="prompt is empty"):
+        GenerationConfig(prompt=" \n")
+    with pytest.raises(OptionError, match="not valid UTF-8"):
+        GenerationConfig(prompt="lake \udcff")
+    assert GenerationConfig(prompt="né ☂ 🌊\nline").prompt.endswith("line")
+
+
+def test_demo_asks_for_a_valid_clip_and_passes_everything_on() -> None:
+    parsed = options("demo", "--prompt=-- a", "--seed=-7", "-o=-x.mp4", "--quiet", "--json")
+    check_generation_size(parsed.height, parsed.width, parsed.num_frames, two_stage=True)
+    passed = generate_options(parsed, Path("-bundle"))
+    assert (passed.bundle, passed.output) == (Path("-bundle"), Path("-x.mp4"))
+    assert (passed.prompt, passed.seed) == ("-- a", -7)
+    assert (passed.height, passed.width) == (parsed.height, parsed.width)
+    assert passed.quiet
+    assert passed.json
+
+
+def test_demo_refuses_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep = tmp_path / "keep"
+    output = ["-o", str(tmp_path / "x.mp4"), "--keep", str(keep)]
+    assert main(["demo", *output, "--height", "100"]) == 2
+    assert "height=100" in capsys.readouterr().err
+    assert not keep.exists()
+    keep.mkdir()
+    assert main(["demo", *output]) == 2
+    assert f"{keep} exists" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [keep]
+
+
+def test_progress_is_one_line_a_stage_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
+    report = ProgressPrinter()
+    for step in range(9):
+        report(Progress("stage_1", step, 8, step * 0.5, 1.0 if step else None))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1] == "stage_1: 8/8  4.0 s"
+    assert len(captured.err.splitlines()) == 2
+    ProgressPrinter(quiet=True)(Progress("stage_1", 8, 8, 4.0, None))
+    assert capsys.readouterr().err == ""
+
+
+def test_errors_of_the_system_become_sentences(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = tmp_path / ("x" * 300 + ".mp4")
+    assert main(["generate", "b", "--prompt", "a", "-o", str(long)]) == 2
+    assert "ltx2rt: error: File name too long" in capsys.readouterr().err
+
+    def interrupted(_: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ltx2rt.cli.doctor.run", interrupted)
+    assert main(["doctor"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_doctor_reports_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["packages"]["runtime"]["numpy"]
+    assert report["cpus"] >= 1
+    assert main(["doctor"]) == 0
+    assert "CPUs" in capsys.readouterr().out
+
+
+def test_missing_export_extra_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [m for m in sys.modules if m.startswith("ltx2rt_export")]:
+        monkeypatch.delitem(sys.modules, name)
+    files = ["--checkpoint", str(tmp_path / "x"), "-o", str(tmp_path / "b")]
+    assert main(["build", *files]) == 2
+    assert "pip install 'ltx2rt[export]'" in capsys.readouterr().err
+
+
+def test_closed_pipe_is_quiet() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(
+        [sys.executable, "-m", "ltx2rt.cli", "doctor"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (0, b"")
+
+
+def test_help_is_instant_and_lean() -> None:
+    script = (
+        "import sys\nfrom ltx2rt.cli.__main__ import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    print(*sys.modules, sep='\\n')"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"numpy", "onnxruntime", "av", "torch", "ltx2rt_export"} & set(run.stdout.split())
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "ltx2rt.cli", "--help"], capture_output=True, check=True
+        )
+        return time.perf_counter() - start
+
+    assert statistics.median(seconds() for _ in range(5)) < HELP_SECONDS
