@@ -120,11 +120,12 @@ def export_component(component: Component) -> ExportedGraph:
             custom_translation_table=TRANSLATIONS,
             verbose=False,
             input_names=[*input_names, *weights],
-            output_names=[spec.name for spec in component.outputs],
         )
     if exported is None:
         raise RuntimeError(f"torch.onnx.export returned nothing for {component.name}")
     optimize(exported.model)
+    for value, spec in zip(exported.model.graph.outputs, component.outputs, strict=True):
+        value.name = spec.name  # only now: until then two outputs may be one value
     model = exported.model_proto
     _strip(model)
     _add_functions(model)

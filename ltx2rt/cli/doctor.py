@@ -71,6 +71,7 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
     bundle.
     """
     from ltx2rt.bundle import open_bundle
+    from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
 
     manifest = open_bundle(folder, weights_dir=weights_dir).manifest
     size = {n: weight_bytes(e) for n, e in manifest.components.items()}
@@ -82,7 +83,7 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
             "transformer_tail",
             "spatial_upsampler",
         ],
-        "decode": ["video_decoder", "audio_decoder", "vocoder"],
+        "decode": ["video_decoder", *DIFFUSION_DECODER, "audio_decoder", "vocoder"],
     }
     return {
         "id": manifest.bundle_id,

@@ -176,7 +176,6 @@ class DiffusionVideoDecoder:
         step = max(AUTO_STEPS[axis] // factor, 1)
         least = max(2 * halo, self.options.min_feature_cells[axis], 2)
         found = [(length, length, AxisTiling())]
-        work = length
         for size in range((length - 1) // step * step, least - 1, -step):
             tiling = AxisTiling(size * factor, halo * factor)
             tiles = self._intervals(tiling, axis, length)
@@ -184,7 +183,6 @@ class DiffusionVideoDecoder:
             total = sum(t.stop - t.start for t in tiles)
             if longest < found[-1][0]:
                 found.append((longest, total, tiling))
-                work = max(work, total)
         return found
 
     def _padded(self, latent: F32) -> tuple[F32, tuple[int, int]]:

@@ -141,6 +141,8 @@ class Clip:
         }
         if config.loras:
             facts["loras"] = lora_text(config.loras)
+        if config.generated_keyframes:
+            facts["generated_keyframes"] = config.generated_keyframes
         if self.guidance is not None:
             facts |= guidance_facts(self.guidance)
         return {k: str(v) for k, v in facts.items()}

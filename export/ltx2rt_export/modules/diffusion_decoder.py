@@ -327,7 +327,7 @@ def diffusion_features(config: Mapping[str, Any], tensors: TensorIndex) -> Compo
         inputs=(_spec("video_latent", "B", parsed.latent_channels, "Fl", "Hl", "Wl"),),
         outputs=(_spec("features", "B", "Fs", "Hs", "Ws", width),),
         weights=match_weights(module, tensors, "the diffusion decoder"),
-        trace={"B": 2, "Fl": 5, "Hl": 7, "Wl": 6},
+        trace=_trace(("Fl", "Hl", "Wl"), parsed.min_latent_cells),
         options=_options(parsed),
     )
 
@@ -343,7 +343,7 @@ def diffusion_context(config: Mapping[str, Any], tensors: TensorIndex) -> Compon
         inputs=(_spec("features", "B", "Fs", "Hs", "Ws", stage.channels),),
         outputs=(_spec("context", "B", "F", "Hc", "Wc", stage.out_channels),),
         weights=match_weights(module, tensors, "the diffusion decoder"),
-        trace={"B": 2, "Fs": 5, "Hs": 7, "Ws": 6},
+        trace=_trace(("Fs", "Hs", "Ws"), stage.kernel),
     )
 
 
@@ -366,12 +366,18 @@ def diffusion_pixels(config: Mapping[str, Any], tensors: TensorIndex) -> Compone
         ),
         outputs=(_spec("predicted_patches", *grid, patch),),
         weights=match_weights(module, tensors, "the diffusion decoder"),
-        trace={"B": 2, "F": 5, "Hc": 7, "Wc": 6},
+        trace=_trace(("F", "Hc", "Wc"), parsed.pixels.kernel),
     )
 
 
 def _spec(name: str, *shape: int | str) -> TensorSpec:
     return TensorSpec(name, "float32", shape)
+
+
+def _trace(symbols: tuple[str, ...], least: Cells) -> dict[str, int]:
+    """Sizes for tracing that also run: no axis is shorter than its neighbourhood."""
+    sizes = (max(n, 2) + extra for n, extra in zip(least, (1, 3, 2), strict=True))
+    return {"B": 2, **dict(zip(symbols, sizes, strict=True))}
 
 
 def _options(config: DiffusionDecoderConfig) -> dict[str, Any]:
