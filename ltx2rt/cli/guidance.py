@@ -45,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="X",
             help=f"two-stage-hq: its strength in stage {stage}; default {default}",
         )
-    for modality, cross in _CROSS.items():
-        for name, (flag, kind, text) in _SCALES.items():
+    for modality in _CROSS:
+        for name, (_, kind, text) in _SCALES.items():
             group.add_argument(
-                "--" + flag.format(m=modality, x=cross),
+                _flag(modality, name),
                 dest=f"{modality}_{name}",
                 type=kind,
                 metavar="N" if kind is int else "X",
@@ -74,7 +74,7 @@ def check_flags(options: argparse.Namespace) -> None:
     strengths = [options.distilled_lora_strength_stage_1, options.distilled_lora_strength_stage_2]
     problems = []
     if pipeline in UNGUIDED:
-        given = [f"--{name.replace('_', '-')}" for name in _given(options)]
+        given = _given(options)
         if given:
             problems.append(
                 f"{', '.join(given)} cannot be used with --pipeline {pipeline}, which is not "
@@ -135,7 +135,15 @@ def _params(options: argparse.Namespace, modality: str) -> dict[str, Any]:
 
 
 def _given(options: argparse.Namespace) -> list[str]:
+    """The guidance flags on this command line."""
     names = ["negative_prompt", "num_inference_steps", "distilled_lora"]
     names += [f"distilled_lora_strength_stage_{n}" for n in (1, 2)]
-    names += [f"{m}_{f.name}" for m in _CROSS for f in dataclasses.fields(GuiderParams)]
-    return [n for n in names if getattr(options, n) is not None]
+    flags = {name: f"--{name.replace('_', '-')}" for name in names}
+    for modality in _CROSS:
+        flags |= {f"{modality}_{name}": _flag(modality, name) for name in _SCALES}
+        flags[f"{modality}_stg_blocks"] = f"--{modality}-stg-blocks"
+    return [flag for name, flag in flags.items() if getattr(options, name) is not None]
+
+
+def _flag(modality: str, name: str) -> str:
+    return "--" + _SCALES[name][0].format(m=modality, x=_CROSS[modality])

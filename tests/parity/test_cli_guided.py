@@ -15,6 +15,7 @@ from ltx2rt.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import SMALL, Outcome, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
+from tests.tolerances import PIPELINE_LATENT_REL_L2
 
 ASK = ("--prompt", "a lake", "--seed", 5, *SMALL, "--num-inference-steps", 2, "--json")
 
@@ -86,9 +87,8 @@ def test_guidance_flags_change_stage_1_only_as_asked(demo_bundle: Path, folder: 
     np.testing.assert_array_equal(latents(folder / "c")["stage_1.video"], b["stage_1.video"])
     generate(demo_bundle, "one-stage", folder / "d", "--max-batch-size", 4)
     difference = latents(folder / "d")["stage_1.video"] - a["stage_1.video"]
-    assert np.linalg.norm(difference) <= 1e-4 * np.linalg.norm(
-        a["stage_1.video"]
-    )  # summation order
+    bound = PIPELINE_LATENT_REL_L2 * np.linalg.norm(a["stage_1.video"])  # other summation order
+    assert np.linalg.norm(difference) <= bound
 
 
 def test_user_loras_reach_every_stage(demo_bundle: Path, folder: Path, lora: Path) -> None:
@@ -105,7 +105,11 @@ def test_user_loras_reach_every_stage(demo_bundle: Path, folder: Path, lora: Pat
 @pytest.mark.parametrize(
     ("pipeline", "flags", "parts"),
     [
-        ("distilled", ["--video-cfg-guidance-scale", 2], ["--video-cfg-scale", "not guided"]),
+        (
+            "distilled",
+            ["--audio-skip-step", 2],
+            ["--audio-skip-step cannot", "not guided"],
+        ),
         ("two-stage", [], ["--pipeline two-stage needs --distilled-lora FILE"]),
         ("one-stage", ["--distilled-lora", "x"], ["has no stage for --distilled-lora"]),
         ("two-stage-hq", ["--distilled-lora", "x:0.5"], ["--distilled-lora-strength-stage-1"]),
