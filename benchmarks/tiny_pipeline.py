@@ -17,6 +17,8 @@ from benchmarks.cases import percentiles
 from ltx2rt.bundle import Bundle, ModelSource, open_bundle
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine
+from ltx2rt.errors import OptionError
+from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt_export.bundle import inputs_in, make_components, open_inputs
 from ltx2rt_export.reference import TorchEngine, load_weights
@@ -45,10 +47,14 @@ class TorchSource:
     def options(self, name: str) -> Mapping[str, Any]:
         return self._bundle.options(name)
 
-    def engine(self, name: str, runtime: RuntimeConfig) -> Engine:
+    def check_loras(self, loras: Sequence[Lora]) -> None:
+        if loras:
+            raise OptionError("the benchmark measures the model without run-time LoRAs")
+
+    def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
         return TorchEngine(self._components[name])
 
-    def layers(self, name: str) -> Sequence[Mapping[str, Array]]:
+    def layers(self, name: str, loras: Sequence[Lora] = ()) -> Sequence[Mapping[str, Array]]:
         return [load_weights(layer, frozenset()) for layer in self._components[name].layers]
 
     def tokenizer_path(self) -> Path:
