@@ -52,7 +52,7 @@ class OrtEngine(EngineBase):
             settings.add_external_initializers(list(self._initializers), values)
         try:
             self._session = ort.InferenceSession(graph, settings, providers=list(options.providers))
-        except Exception as error:
+        except Exception as error:  # its exceptions share no narrower base
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} cannot load {spec.component}: {error}"
             ) from error
@@ -68,7 +68,7 @@ class OrtEngine(EngineBase):
         check_inputs(self._spec, tensors)
         try:
             outputs = self._session.run(self._output_names, dict(tensors))
-        except Exception as error:
+        except Exception as error:  # its exceptions share no narrower base
             raise EngineError(f"ONNX Runtime failed in {self._spec.component}: {error}") from error
         return dict(zip(self._output_names, outputs, strict=True))
 
