@@ -12,7 +12,7 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.developer
 	$(MAKE) --no-print-directory lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.developer
 	$(BIN)/ruff check .

@@ -30,10 +30,3 @@ def demo_bundle(demo_model: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     ]  # fmt: skip
     assert main(arguments) == 0
     return bundle
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share the demo bundle run in one process, so that it is built once."""
-    for item in items:
-        if "demo_bundle" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("demo-bundle"))

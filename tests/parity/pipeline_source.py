@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.engine import Array, Engine
+from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
 from ltx2rt.errors import Ltx2rtError
 from ltx2rt.lora import LORA_COMPONENTS, LoraMerger, weight_module
 from ltx2rt.manifest import Lora, ModelInfo
@@ -30,6 +30,20 @@ from ltx2rt_export.version import (
     read_version_text,
 )
 from tests.parity.golden import Runner, Skip, exported_graph
+
+
+class _Shared(EngineBase):
+    """An engine of the runner: pipelines may close it, other cases still use it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self._engine.spec
+
+    def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        return self._engine(tensors)
 
 
 class ComponentSource:
@@ -65,7 +79,7 @@ class ComponentSource:
     def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
         plain = self._component(name)
         if not loras or name not in LORA_COMPONENTS or plain.layers:
-            return self._runner.engine(plain)
+            return _Shared(self._runner.engine(plain))
         merged = self._merged(loras)[name]
         if self._runner.backend == "torch":
             return TorchEngine(merged)
