@@ -9,6 +9,7 @@ from typing import Any
 
 from ltx2rt.bundle import open_bundle
 from ltx2rt.cli import guidance as guidance_flags
+from ltx2rt.cli import inputs as input_flags
 from ltx2rt.cli.common import ProgressPrinter, parse_lora, print_json
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import OptionError
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="merge a LoRA in memory (repeatable); strength 1 if omitted",
     )
     guidance_flags.add_arguments(parser)
+    input_flags.add_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", type=Path, required=True, help=".mp4, .mov or .mkv")
     output.add_argument(
@@ -164,8 +166,10 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
     from ltx2rt.media.writer import write_audio
     from ltx2rt.pipelines.guided import GuidedPipeline
 
+    pipeline = pipeline_class(options.pipeline)
     config = config_of(options)
     guidance_flags.check_flags(options)
+    inputs = input_flags.inputs_of(options, pipeline)
     check_output_path(options.output, "video")
     if options.fragmented:
         check_fragmented(options.output)
@@ -180,11 +184,11 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
     )
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
     job = Job(ProgressPrinter(quiet=options.quiet))
-    with pipeline_class(options.pipeline)(bundle, runtime) as pipe:
+    with pipeline(bundle, runtime) as pipe:
+        guidance = None
         if isinstance(pipe, GuidedPipeline):
-            clip = pipe(config, guidance_flags.guidance_of(options, pipe), job=job)
-        else:
-            clip = pipe(config, job=job)
+            guidance = guidance_flags.guidance_of(options, pipe)
+        clip = pipe(config, guidance, inputs, job=job)
         if options.save_latents is not None:
             clip.save_latents(options.save_latents)
         clip.save(options.output, fragmented=options.fragmented)
@@ -194,9 +198,9 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
             "output": str(options.output),
             **clip.metadata(),
             "seed": config.seed,
-            "num_frames": config.num_frames,
-            "height": config.height,
-            "width": config.width,
-            "frame_rate": config.frame_rate,
+            "num_frames": clip.num_frames,
+            "height": clip.height,
+            "width": clip.width,
+            "frame_rate": clip.frame_rate,
             "timings_s": {k: round(v, 3) for k, v in job.timings_s.items()},
         }

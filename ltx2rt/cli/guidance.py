@@ -7,15 +7,14 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ltx2rt.cli.common import parse_lora
+from ltx2rt.cli.inputs import problems_of as input_problems
 from ltx2rt.config import GuidanceConfig
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.guidance import GuiderParams
+from ltx2rt.pipelines.catalog import pipeline_class
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.guided import GuidedPipeline
-
-#: pipelines that take no guidance
-UNGUIDED = ("distilled",)
 
 #: field of `GuiderParams` -> (flag per modality, type, help)
 _SCALES = {
@@ -30,7 +29,7 @@ _CROSS = {"video": "a2v", "audio": "v2a"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that the guided pipelines take; all default to those of pipeline and model version."""
-    group = parser.add_argument_group("guidance (not for --pipeline distilled)")
+    group = parser.add_argument_group("guidance (for guided pipelines)")
     group.add_argument("--negative-prompt", metavar="TEXT", help="what the clip must not be")
     group.add_argument("--num-inference-steps", type=int, metavar="N", help="steps of stage 1")
     group.add_argument(
@@ -72,8 +71,9 @@ def check_flags(options: argparse.Namespace) -> None:
     """
     pipeline = options.pipeline
     strengths = [options.distilled_lora_strength_stage_1, options.distilled_lora_strength_stage_2]
-    problems = []
-    if pipeline in UNGUIDED:
+    problems = input_problems(options)
+    cls = pipeline_class(pipeline)
+    if not cls.guided:
         given = _given(options)
         if given:
             problems.append(
@@ -81,12 +81,11 @@ def check_flags(options: argparse.Namespace) -> None:
                 "guided; leave it out or choose another pipeline"
             )
     else:
-        two_stage = pipeline != "one-stage"
-        if two_stage and options.distilled_lora is None:
+        if cls.two_stage and options.distilled_lora is None:
             problems.append(
                 f"--pipeline {pipeline} needs --distilled-lora FILE for its second stage"
             )
-        if not two_stage and options.distilled_lora is not None:
+        if not cls.two_stage and options.distilled_lora is not None:
             problems.append(f"--pipeline {pipeline} has no stage for --distilled-lora; use --lora")
         if pipeline != "two-stage-hq" and any(s is not None for s in strengths):
             problems.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,45 +35,73 @@ from ltx2rt.sampling import (
     sample_euler_ancestral,
 )
 from ltx2rt.schedules import sigma_table
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape, VideoPixelShape, VideoScaleFactors
+from ltx2rt.shapes import AudioLatentShape, VideoLatentShape, VideoScaleFactors
+
+Shape = TypeVar("Shape", VideoLatentShape, AudioLatentShape)
+Sampler = Literal["euler", "euler_ancestral", "res_2s"]
 
 #: seed of the ancestral sampler's own generator, relative to the pipeline's (spec/sampling.md §5.3)
 ANCESTRAL_SEED_OFFSET = 10000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModalityRequest(Generic[Shape]):
+    """What one stage does with one modality.
+
+    Attributes:
+        shape: the latent to generate.
+        initial: latent of that shape to start from; None starts from zeros.
+        noise_scale: 1 starts from pure noise; the first sigma refines `initial`; 0 adds none.
+        items: conditioning, in order.
+        frozen: it is finished context: shown to the other modality, not changed. It is noised
+            first, so a frozen modality that shall be clean needs a `noise_scale` of 0.
+    """
+
+    shape: Shape
+    initial: Array | None = None
+    noise_scale: float = 1.0
+    items: Sequence[ConditioningItem] = ()
+    frozen: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StageRequest:
     """What one stage does.
 
     Attributes:
-        name: `stage_1`, `stage_2`: names progress lines and saved latents.
-        pixels: size and duration at this stage.
-        video_shape, audio_shape: latents to generate.
-        scale_factors: pixels per latent cell.
+        name: `stage_1`, `stage_2`, ...: names progress lines and saved latents.
         sigmas: noise levels, ending in 0.
-        video_initial, audio_initial: latents to start from; None starts from pure noise.
-        noise_scale: 1, or the first sigma when refining an initial latent.
-        items: conditioning of the video, in order.
-        audio_noise_scale: the same for the audio, where it differs.
-        audio_frozen: the audio is finished context: it is shown to the video and not changed.
+        frame_rate: pixel frames per second.
+        scale_factors: pixels per latent cell.
+        video, audio: what to do with each modality; None leaves it out (one at least is given).
         sampler: how steps are taken.
-        ancestral_seed: seed of the ancestral sampler's own noise.
+        ancestral_seed, ancestral_eta: the ancestral sampler's own noise.
     """
 
     name: str
-    pixels: VideoPixelShape
-    video_shape: VideoLatentShape
-    audio_shape: AudioLatentShape
-    scale_factors: VideoScaleFactors
     sigmas: Sequence[float]
-    video_initial: Array | None = None
-    audio_initial: Array | None = None
-    noise_scale: float = 1.0
-    items: Sequence[ConditioningItem] = ()
-    audio_noise_scale: float | None = None
-    audio_frozen: bool = False
-    sampler: Literal["euler", "euler_ancestral", "res_2s"] = "euler"
+    frame_rate: float
+    scale_factors: VideoScaleFactors
+    video: ModalityRequest[VideoLatentShape] | None = None
+    audio: ModalityRequest[AudioLatentShape] | None = None
+    sampler: Sampler = "euler"
     ancestral_seed: int = 0
+    ancestral_eta: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StageResult:
+    """Latents as they leave a stage, float32; None for what the stage did not have.
+
+    Attributes:
+        video: `[1, C, F, H, W]`.
+        audio: `[1, z, T, bins]`.
+        keyframes: generated keyframes `[1, C, K, H, W]`, one latent frame each.
+    """
+
+    video: Array | None
+    audio: Array | None
+    keyframes: Array | None = None
 
 
 def run_stage(
@@ -84,49 +112,16 @@ def run_stage(
     job: Job,
     trace: StageTrace | None = None,
     guidance: Guidance | None = None,
-) -> tuple[Array, Array]:
+) -> StageResult:
     """Denoise video and audio together, guided or (without `guidance`) with one pass a step.
 
     Draws the video noise, then the audio noise from `generator` (spec/sampling.md §8).
-
-    Returns:
-        video latent `[1, C, F, H, W]` and audio latent `[1, z, T, bins]`, float32.
     """
-    video, audio, _ = run_stage_with_keyframes(
-        request, transformer, context, generator, job, trace, guidance
-    )
-    return video, audio
-
-
-def run_stage_with_keyframes(
-    request: StageRequest,
-    transformer: Transformer,
-    context: TextContext,
-    generator: TorchGenerator,
-    job: Job,
-    trace: StageTrace | None = None,
-    guidance: Guidance | None = None,
-) -> tuple[Array, Array, Array | None]:
-    """As `run_stage`, with the generated keyframes `[1, C, K, H, W]`, or None, as third result."""
-    video = make_video_state(
-        request.video_shape,
-        request.pixels.frame_rate,
-        request.video_initial,
-        scale_factors=request.scale_factors,
-    )
-    video = apply_items(video, request.items)
-    audio = make_audio_state(request.audio_shape, request.audio_initial)
-    video_noise = generator.randn(video.latent.shape)
-    audio_noise = generator.randn(audio.latent.shape)
-    video = add_noise(video, video_noise, request.noise_scale)
-    audio_scale = request.audio_noise_scale
-    audio = add_noise(
-        audio, audio_noise, request.noise_scale if audio_scale is None else audio_scale
-    )
-    if request.audio_frozen:
-        audio = freeze(audio)
+    draws = {"video": _start(_video_state(request), request.video, generator)}
+    draws["audio"] = _start(_audio_state(request), request.audio, generator)
+    (video, _), (audio, _) = draws["video"], draws["audio"]
     if trace is not None:
-        trace.tensors.update(entry_tensors(request.name, video, audio, video_noise, audio_noise))
+        trace.tensors.update(entry_tensors(request.name, draws))
     sigmas = sigma_table(request.sigmas)
     steps = len(sigmas) - 1
     job.report(request.name, 0, steps)
@@ -147,16 +142,46 @@ def run_stage_with_keyframes(
     if tracer is not None:
         denoise = tracer.denoise(denoise)
     final_video, final_audio = _sample(request, denoise, video, audio, sigmas, tracer, on_step)
-    assert final_video is not None
-    assert final_audio is not None
-    return target_latent(final_video), target_latent(final_audio), slot_latents(final_video)
+    return StageResult(
+        video=None if final_video is None else target_latent(final_video),
+        audio=None if final_audio is None else target_latent(final_audio),
+        keyframes=None if final_video is None else slot_latents(final_video),
+    )
+
+
+def _video_state(request: StageRequest) -> LatentState | None:
+    video = request.video
+    if video is None:
+        return None
+    state = make_video_state(
+        video.shape, request.frame_rate, video.initial, scale_factors=request.scale_factors
+    )
+    return apply_items(state, video.items)
+
+
+def _audio_state(request: StageRequest) -> LatentState | None:
+    audio = request.audio
+    if audio is None:
+        return None
+    return apply_items(make_audio_state(audio.shape, audio.initial), audio.items)
+
+
+def _start(
+    state: LatentState | None, request: ModalityRequest[Any] | None, generator: TorchGenerator
+) -> tuple[LatentState | None, Array | None]:
+    """The state that enters the loop, and the noise it was made with."""
+    if state is None or request is None:
+        return None, None
+    noise = generator.randn(state.latent.shape)
+    noised = add_noise(state, noise, request.noise_scale)
+    return (freeze(noised) if request.frozen else noised), noise
 
 
 def _sample(
     request: StageRequest,
     denoise: Denoise,
-    video: LatentState,
-    audio: LatentState,
+    video: LatentState | None,
+    audio: LatentState | None,
     sigmas: NDArray[np.float32],
     tracer: StageTracer | None,
     on_step: OnStep,
@@ -165,10 +190,11 @@ def _sample(
         return sample_euler(denoise, video, audio, sigmas, on_step=on_step)
     if request.sampler == "euler_ancestral":
         draws = TorchGenerator(request.ancestral_seed)
-        return sample_euler_ancestral(denoise, video, audio, sigmas, draws.randn, on_step=on_step)
+        return sample_euler_ancestral(
+            denoise, video, audio, sigmas, draws.randn, eta=request.ancestral_eta, on_step=on_step
+        )
     step, substep = (normalised_noise_source(seed) for seed in (STEP_SEED, SUBSTEP_SEED))
     if tracer is not None:
         step, substep = tracer.draw(step), tracer.draw(substep)
-    return sample_res_2s(
-        denoise, video, audio, sigmas, step, substep, dtype=video.dtype, on_step=on_step
-    )
+    dtype = next(state.dtype for state in (video, audio) if state is not None)
+    return sample_res_2s(denoise, video, audio, sigmas, step, substep, dtype=dtype, on_step=on_step)

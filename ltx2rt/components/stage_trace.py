@@ -70,11 +70,13 @@ class StageTracer:
 
 
 def entry_tensors(
-    stage: str, video: LatentState, audio: LatentState, video_noise: Array, audio_noise: Array
+    stage: str, draws: Mapping[str, tuple[LatentState | None, Array | None]]
 ) -> dict[str, Array]:
-    """The states that enter the loop and the noise they were made with."""
+    """The states that enter the loop (by modality) and the noise they were made with."""
     tensors: dict[str, Array] = {}
-    for name, state, noise in (("video", video, video_noise), ("audio", audio, audio_noise)):
+    for name, (state, noise) in draws.items():
+        if state is None or noise is None:
+            continue
         tensors[f"{stage}.{name}.noise"] = noise
         tensors[f"{stage}.{name}.x0"] = state.latent
         tensors[f"{stage}.{name}.mask"] = state.mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -9,31 +10,30 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from ltx2rt.bundle import ModelSource
 from ltx2rt.components.audio import AudioDecoder
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER, DiffusionVideoDecoder
-from ltx2rt.components.diffusion_stage import StageRequest
-from ltx2rt.components.image_conditioner import image_items
-from ltx2rt.components.prompt_encoder import PromptEncoder, TextContext
+from ltx2rt.components.prompt_encoder import PromptEncoder
+from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
-from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
-from ltx2rt.config import GenerationConfig, RuntimeConfig
-from ltx2rt.engine import Array, Engine
-from ltx2rt.errors import BundleError, InternalError, UnsupportedError
+from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
+from ltx2rt.engine import Engine
+from ltx2rt.errors import BundleError, InternalError, OptionError, join_problems
 from ltx2rt.manifest import Lora
+from ltx2rt.pipelines.run import TRANSFORMER, Request, Run
 from ltx2rt.progress import Job
-from ltx2rt.shapes import (
-    AudioLatentShape,
-    VideoLatentShape,
-    VideoPixelShape,
-    VideoScaleFactors,
-)
+from ltx2rt.shapes import VideoScaleFactors, check_generation_size
 from ltx2rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
 
-TRANSFORMER = ("transformer_head", "transformer_block", "transformer_tail")
+__all__ = ["ONE_STAGE", "TRANSFORMER", "TWO_STAGE", "Pipeline"]
+
+_DECODERS = ("video_decoder", "audio_decoder", "vocoder")
+#: components of the text-to-clip pipelines
+ONE_STAGE = ("text_encoder", *TRANSFORMER, *_DECODERS)
+TWO_STAGE = ("text_encoder", *TRANSFORMER, "spatial_upsampler", *_DECODERS)
 
 
 class Pipeline:
@@ -49,6 +49,12 @@ class Pipeline:
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]]
+    #: whether it samples with guidance (`GuidanceConfig`)
+    guided: ClassVar[bool] = False
+    #: whether stage 1 works at half size and a second stage refines it
+    two_stage: ClassVar[bool] = False
+    #: a frozen dataclass of what this pipeline takes besides `GenerationConfig`; None: nothing
+    Inputs: ClassVar[type[Any] | None] = None
     #: height and width where none are asked for
     default_size: ClassVar[tuple[int, int]] = (1024, 1536)
 
@@ -66,9 +72,88 @@ class Pipeline:
         self._transformer: Transformer | None = None
         self._loras: tuple[Lora, ...] = ()
 
-    def __call__(self, *args: Any, **options: Any) -> Clip:
-        """Generate one clip; every pipeline says what it takes."""
+    def __call__(
+        self,
+        config: GenerationConfig | None = None,
+        guidance: GuidanceConfig | None = None,
+        inputs: Any = None,
+        *,
+        job: Job | None = None,
+        trace: StageTrace | None = None,
+        **options: Any,
+    ) -> Clip:
+        """Generate one clip.
+
+        Args:
+            config: what to make; or pass its fields by keyword: `pipe(prompt="...", seed=42)`.
+            guidance: how guided pipelines sample; what it leaves open takes the defaults of
+                pipeline and model version.
+            inputs: further inputs of this pipeline, an `Inputs`; or pass its fields by keyword.
+            job: progress, cancelling and timings.
+            trace: collects intermediate tensors (parity tests).
+
+        Returns:
+            A clip whose latents are done; frames and sound are decoded when asked for.
+
+        Raises:
+            ShapeError: a size does not fit.
+            OptionError: an option is not allowed, unknown or missing.
+            CheckpointError, UnsupportedError: a LoRA does not fit, or the model cannot do it.
+        """
+        request = self.prepare(self.make_request(config, guidance, inputs, options))
+        for loras in self.stage_loras(request):
+            self.check_loras(loras)
+        return self.generate(Run(self, request, job or Job(), trace))
+
+    def generate(self, run: Run) -> Clip:
+        """The pipeline itself, for a request that was checked."""
         raise InternalError(f"{type(self).__name__} generates nothing")
+
+    def make_request(
+        self,
+        config: GenerationConfig | None,
+        guidance: GuidanceConfig | None,
+        inputs: Any,
+        options: Mapping[str, Any],
+    ) -> Request:
+        """A request from objects and keywords; this pipeline's size where they name none.
+
+        Raises:
+            OptionError: keywords that nothing takes (all are named), or guidance or inputs that
+                this pipeline does not take.
+        """
+        names = {f.name for f in dataclasses.fields(GenerationConfig)}
+        own = {f.name for f in dataclasses.fields(self.Inputs)} if self.Inputs else set()
+        problems = [f"{name} is not an option" for name in sorted(options.keys() - names - own)]
+        if config is not None:
+            problems += [f"{n} was given beside config" for n in sorted(options.keys() & names)]
+        if inputs is not None:
+            problems += [f"{n} was given beside inputs" for n in sorted(options.keys() & own)]
+            if self.Inputs is None or not isinstance(inputs, self.Inputs):
+                problems.append(f"inputs of type {type(inputs).__name__} are not for this pipeline")
+        if guidance is not None and not self.guided:
+            problems.append("it takes no guidance: use a guided pipeline (one-stage, two-stage)")
+        if problems:
+            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+        if config is None:
+            height, width = self.default_size
+            given = {k: v for k, v in options.items() if k in names}
+            config = GenerationConfig(**{"height": height, "width": width, **given})
+        if inputs is None and self.Inputs is not None:
+            inputs = self.Inputs(**{k: v for k, v in options.items() if k in own})
+        return Request(config=config, guidance=guidance, inputs=inputs)
+
+    def prepare(self, request: Request) -> Request:
+        """The request with every default filled in, checked before anything is loaded."""
+        config = request.config
+        check_generation_size(
+            config.height, config.width, config.num_frames, self.two_stage, self.scale_factors
+        )
+        return request
+
+    def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
+        """LoRAs of each stage."""
+        return [request.config.loras]
 
     @classmethod
     def missing(cls, has: Callable[..., bool]) -> list[str]:
@@ -171,99 +256,7 @@ class Pipeline:
             self.engine("spatial_upsampler"), self.source.options("spatial_upsampler")
         )
 
-    def make_config(self, options: Mapping[str, Any]) -> GenerationConfig:
-        """A request from keywords; this pipeline's size where they name none."""
-        height, width = self.default_size
-        return GenerationConfig(**{"height": height, "width": width, **options})
-
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Refuse LoRAs that do not fit, before anything is loaded (`ModelSource.check_loras`)."""
         if any(lora.strength for lora in loras):
             self.source.check_loras(loras)
-
-    def encode(self, prompts: Sequence[str], job: Job) -> TextContext:
-        """Contexts of prompts; the text encoder is released."""
-        job.report("prompt", 0, 1)
-        context = self.prompt_encoder()(prompts)
-        self.release("text_encoder")
-        job.report("prompt", 1, 1)
-        return context
-
-    def keyframe_items(self, config: GenerationConfig) -> list[ConditioningItem]:
-        """The slots of generated keyframes, for stage 1 after the images; [] if none are asked for.
-
-        Raises:
-            UnsupportedError: the model has no keyframe embedding.
-            OptionError: the frames do not lie in the clip.
-        """
-        indices = keyframe_indices(config.generated_keyframes, config.num_frames)
-        if not indices:
-            return []
-        if not self.source.options("transformer_block")["keyframes_embedding"]:
-            raise UnsupportedError(
-                f"generated keyframes were asked for, which {self.source.model.generation} cannot "
-                "make: its transformer has no keyframe embedding; use an LTX-2.5 model, or ask for "
-                "none."
-            )
-        return [GeneratedKeyframes(frame_indices=indices)]
-
-    def image_items(
-        self,
-        config: GenerationConfig,
-        divisors: Mapping[str, int],
-        job: Job,
-        *,
-        guiding: bool = False,
-    ) -> dict[str, list[ConditioningItem]]:
-        """The images as conditioning of each stage; the video encoder is released.
-
-        Args:
-            divisors: stage name -> by what its height and width are smaller than the clip's.
-            guiding: attach every image as a keyframe, also one at frame 0.
-        """
-        items: dict[str, list[ConditioningItem]] = {stage: [] for stage in divisors}
-        for stage, divisor in divisors.items() if config.images else ():
-            job.report(f"images {stage}", 0, 1)
-            items[stage] = image_items(
-                config.images,
-                self.video_encoder(),
-                config.height // divisor,
-                config.width // divisor,
-                self.source.model.image_crf,
-                guiding=guiding,
-            )
-            job.report(f"images {stage}", 1, 1)
-        self.release("video_encoder")
-        return items
-
-    def stage(
-        self, config: GenerationConfig, name: str, divisor: int, **facts: Any
-    ) -> StageRequest:
-        """A stage at the clip's size over `divisor`; `facts` are further `StageRequest` fields."""
-        model = self.source.model
-        pixels = VideoPixelShape(
-            num_frames=config.num_frames,
-            height=config.height // divisor,
-            width=config.width // divisor,
-            frame_rate=config.frame_rate,
-        )
-        return StageRequest(
-            name=name,
-            pixels=pixels,
-            video_shape=VideoLatentShape.from_pixel_shape(
-                pixels, model.latent_channels, self.scale_factors
-            ),
-            audio_shape=AudioLatentShape.from_duration(
-                pixels.duration_s, channels=model.audio_channels, mel_bins=model.audio_bins
-            ),
-            scale_factors=self.scale_factors,
-            **facts,
-        )
-
-    def upsample(self, video: Array, job: Job) -> Array:
-        """A video latent at twice its height and width; the upsampler is released."""
-        job.report("upsample", 0, 1)
-        upsampled = self.spatial_upsampler()(video)
-        self.release("spatial_upsampler")
-        job.report("upsample", 1, 1)
-        return upsampled

@@ -6,7 +6,7 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from ltx2rt.tiling import TilingConfig
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline
+    from ltx2rt.pipelines.run import Request
 
 Frames = NDArray[np.uint8]
 
@@ -36,24 +37,59 @@ class Clip:
 
     Attributes:
         pipeline: owns the decoders; it must stay open until the clip is decoded.
-        config: what was asked for.
-        guidance: how it was sampled, defaults filled in; None for the distilled pipeline.
+        request: what was asked for, defaults filled in.
         job: progress, cancelling and timings of this clip.
         latents: `stage_1.video`, `stage_1.audio`, ... as they left each stage, float32.
-        video_latent, audio_latent: what the decoders get.
+        video_latent, audio_latent: what the decoders get; None: the clip has no picture, no sound.
         generator: the pipeline's, after its last draw: a diffusion decoder takes its noise from a
             copy, so that every decoding gives the same frames.
+        frame_rate: frames per second, where it is not that of the request.
+        waveform: sound that is finished, `[2, N]` float32 and its rate in Hz, instead of
+            `audio_latent`.
     """
 
     pipeline: Pipeline
-    config: GenerationConfig
+    request: Request
     job: Job
     latents: Mapping[str, Array]
-    video_latent: Array
-    audio_latent: Array
+    video_latent: Array | None
+    audio_latent: Array | None
     generator: TorchGenerator
-    guidance: GuidanceConfig | None = None
-    _audio: tuple[NDArray[np.float32], int] | None = field(default=None)
+    frame_rate: float = 0.0
+    waveform: tuple[NDArray[np.float32], int] | None = None
+
+    def __post_init__(self) -> None:
+        self.frame_rate = self.frame_rate or self.config.frame_rate
+
+    @property
+    def config(self) -> GenerationConfig:
+        """What was asked for."""
+        return self.request.config
+
+    @property
+    def guidance(self) -> GuidanceConfig | None:
+        """How it was sampled, defaults filled in; None for pipelines without guidance."""
+        return self.request.guidance
+
+    @property
+    def num_frames(self) -> int:
+        """Pixel frames; 0 without a picture."""
+        return self._pixels()[0]
+
+    @property
+    def height(self) -> int:
+        return self._pixels()[1]
+
+    @property
+    def width(self) -> int:
+        return self._pixels()[2]
+
+    def _pixels(self) -> tuple[int, int, int]:
+        if self.video_latent is None:
+            return 0, 0, 0
+        time, rows, columns = self.pipeline.scale_factors
+        frames, height, width = self.video_latent.shape[2:]
+        return (frames - 1) * time + 1, height * rows, width * columns
 
     @property
     def frames(self) -> Iterator[Frames]:
@@ -62,8 +98,10 @@ class Clip:
 
     def float_frames(self) -> Iterator[NDArray[np.float32]]:
         """Chunks of float32 `[f, H, W, 3]` in [0, 1]; finished frames come while later tiles
-        decode.
+        decode. Nothing for a clip without a picture.
         """
+        if self.video_latent is None:
+            return
         tiling = TilingConfig.auto() if self.config.tiling == "auto" else TilingConfig.none()
 
         def on_tile(done: int, total: int) -> None:
@@ -81,20 +119,28 @@ class Clip:
         self.pipeline.release("video_decoder", *DIFFUSION_DECODER)
 
     @property
+    def has_audio(self) -> bool:
+        return self.audio_latent is not None or self.waveform is not None
+
+    @property
     def audio(self) -> NDArray[np.float32]:
         """Waveform float32 `[2, N]` in [-1, 1] at `audio_sampling_rate`; not cut to the video's
-        length.
+        length; N is 0 for a clip without sound.
         """
-        if self._audio is None:
+        if self.waveform is None:
+            if self.audio_latent is None:
+                return np.zeros((2, 0), np.float32)
             self.job.report("decode audio", 0, 1)
-            self._audio = self.pipeline.audio_decoder()(self.audio_latent)
+            self.waveform = self.pipeline.audio_decoder()(self.audio_latent)
             self.pipeline.release("audio_decoder", "vocoder")
             self.job.report("decode audio", 1, 1)
-        return self._audio[0]
+        return self.waveform[0]
 
     @property
     def audio_sampling_rate(self) -> int:
         """In Hz."""
+        if self.waveform is not None:
+            return self.waveform[1]
         return self.pipeline.source.model.audio_sampling_rate
 
     def save(self, path: str | Path, *, fragmented: bool = False) -> None:
@@ -111,10 +157,10 @@ class Clip:
 
         with VideoWriter(
             path,
-            self.config.width,
-            self.config.height,
-            self.config.frame_rate,
-            audio=(self.audio, self.audio_sampling_rate),
+            self.width,
+            self.height,
+            self.frame_rate,
+            audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
             fragmented=fragmented,
             metadata=self.metadata(),
         ) as writer:
@@ -132,10 +178,10 @@ class Clip:
             "prompt": config.prompt,
             "pipeline": self.pipeline.name,
             "seed": config.seed,
-            "num_frames": config.num_frames,
-            "frame_rate": config.frame_rate,
-            "height": config.height,
-            "width": config.width,
+            "num_frames": self.num_frames,
+            "frame_rate": self.frame_rate,
+            "height": self.height,
+            "width": self.width,
             "bundle": self.pipeline.source.bundle_id,
             "ltx2rt_version": __version__,
         }

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.prompt_encoder import TextContext
-from ltx2rt.components.stage_trace import StageTrace
-from ltx2rt.config import GenerationConfig, GuidanceConfig
+from ltx2rt.config import GuidanceConfig
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.guidance import GuiderParams, GuiderSchedule, default_guiders
-from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.base import Pipeline
-from ltx2rt.progress import Job
+from ltx2rt.pipelines.run import Request, Run
 from ltx2rt.schedules import ltx2_sigmas
-from ltx2rt.shapes import check_generation_size
 
 
 class GuidedPipeline(Pipeline):
     """Base of the guided pipelines."""
 
-    #: whether stage 1 works at half size and a second stage refines it
-    two_stage: ClassVar[bool] = False
+    guided: ClassVar[bool] = True
 
     def default_guiders(self) -> tuple[GuiderParams, GuiderParams]:
         """Guidance of video and audio for this bundle; a model with fewer blocks than its version
@@ -35,28 +31,17 @@ class GuidedPipeline(Pipeline):
         """Steps of stage 1 for this bundle."""
         return self.source.model.num_inference_steps
 
-    def prepare(
-        self,
-        config: GenerationConfig | None,
-        guidance: GuidanceConfig | None,
-        options: dict[str, Any],
-    ) -> tuple[GenerationConfig, GuidanceConfig]:
-        """The request with every default filled in, checked before anything is loaded.
+    def prepare(self, request: Request) -> Request:
+        """As `Pipeline.prepare`.
 
         Raises:
             ShapeError: a size does not fit.
             OptionError: guidance that this model cannot do, or no distilled LoRA.
-            CheckpointError, UnsupportedError: a LoRA does not fit.
         """
-        config = config or self.make_config(options)
-        check_generation_size(
-            config.height, config.width, config.num_frames, self.two_stage, self.scale_factors
-        )
-        guidance = self.with_defaults(guidance or GuidanceConfig())
+        request = super().prepare(request)
+        guidance = self.with_defaults(request.guidance or GuidanceConfig())
         self._check(guidance)
-        for loras in self.stage_loras(config, guidance):
-            self.check_loras(loras)
-        return config, guidance
+        return replace(request, guidance=guidance)
 
     def with_defaults(self, guidance: GuidanceConfig) -> GuidanceConfig:
         """Guidance with nothing left open."""
@@ -66,30 +51,15 @@ class GuidedPipeline(Pipeline):
             guidance = replace(guidance, num_inference_steps=self.default_steps())
         return guidance
 
-    def stage_loras(
-        self, config: GenerationConfig, guidance: GuidanceConfig
-    ) -> list[tuple[Lora, ...]]:
-        """LoRAs of each stage."""
-        return [config.loras]
-
-    def guided_context(
-        self,
-        config: GenerationConfig,
-        guidance: GuidanceConfig,
-        job: Job,
-        trace: StageTrace | None,
-    ) -> tuple[TextContext, Guidance]:
+    def encode(self, run: Run) -> tuple[TextContext, Guidance]:
         """The prompt's contexts, and stage 1's guidance with those of the negative prompt; that
         one is encoded only if a guider needs it.
         """
-        video, audio = guiders_of(guidance)
+        video, audio = guiders_of(run.guidance)
         needed = video.needs_uncond or audio.needs_uncond
-        prompts = [config.prompt, guidance.negative_prompt] if needed else [config.prompt]
-        both = self.encode(prompts, job)
-        positive = TextContext(both.video[:1], both.audio[:1])
-        if trace is not None:
-            trace.tensors.update({"context.video": positive.video, "context.audio": positive.audio})
-        return positive, Guidance(
+        prompts = [run.config.prompt, run.guidance.negative_prompt][: 1 + needed]
+        both = run.encode(prompts)
+        return TextContext(both.video[:1], both.audio[:1]), Guidance(
             video=GuiderSchedule(bins={1.0: video}),
             audio=GuiderSchedule(bins={1.0: audio}),
             negative_video=both.video[1:] if needed else None,

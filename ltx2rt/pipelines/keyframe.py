@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.errors import OptionError
+from ltx2rt.pipelines.run import Request
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 
 
@@ -18,21 +18,16 @@ class KeyframeInterpolationPipeline(TwoStagesPipeline):
     guiding_images: ClassVar[bool] = True
     audio_stage: ClassVar[str] = "stage_2"
 
-    def prepare(
-        self,
-        config: GenerationConfig | None,
-        guidance: GuidanceConfig | None,
-        options: dict[str, Any],
-    ) -> tuple[GenerationConfig, GuidanceConfig]:
+    def prepare(self, request: Request) -> Request:
         """As `GuidedPipeline.prepare`; also refuses a request without images, and generated
         keyframes.
         """
-        config, guidance = super().prepare(config, guidance, options)
-        if not config.images:
+        request = super().prepare(request)
+        if not request.config.images:
             raise OptionError(f"the {self.name} pipeline needs at least one image.")
-        if config.generated_keyframes:
+        if request.config.generated_keyframes:
             raise OptionError(
                 f"the {self.name} pipeline generates no keyframes; use the one-stage, two-stage or "
                 "distilled pipeline, or leave generated_keyframes out."
             )
-        return config, guidance
+        return request

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from ltx2rt.config import GenerationConfig, GuidanceConfig
+from ltx2rt.components.diffusion_stage import Sampler
+from ltx2rt.config import GuidanceConfig
 from ltx2rt.guidance import HQ_AUDIO_GUIDER, HQ_VIDEO_GUIDER, GuiderParams
 from ltx2rt.manifest import Lora
+from ltx2rt.pipelines.run import Request, Run
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 
 #: of the distilled LoRA, in stages 1 and 2
@@ -25,7 +27,7 @@ class TwoStagesHQPipeline(TwoStagesPipeline):
 
     name: ClassVar[str] = "two-stage-hq"
     default_size: ClassVar[tuple[int, int]] = (1088, 1920)
-    sampler: ClassVar[Literal["euler", "res_2s"]] = "res_2s"
+    sampler: ClassVar[Sampler] = "res_2s"
 
     def with_defaults(self, guidance: GuidanceConfig) -> GuidanceConfig:
         """Also fills in the strengths of the distilled LoRA."""
@@ -42,17 +44,15 @@ class TwoStagesHQPipeline(TwoStagesPipeline):
         """The preset; a step takes two evaluations."""
         return 15
 
-    def stage_loras(
-        self, config: GenerationConfig, guidance: GuidanceConfig
-    ) -> list[tuple[Lora, ...]]:
+    def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """The user's LoRAs, then the distilled one at each stage's strength."""
-        assert guidance.distilled_lora is not None
+        assert request.guidance is not None
+        assert request.guidance.distilled_lora is not None
         return [
-            (*config.loras, replace(guidance.distilled_lora, strength=strength))
-            for strength in guidance.distilled_strengths or ()
+            (*request.config.loras, replace(request.guidance.distilled_lora, strength=strength))
+            for strength in request.guidance.distilled_strengths or ()
         ]
 
-    def stage_1_sigmas(self, config: GenerationConfig, guidance: GuidanceConfig) -> Sequence[float]:
+    def stage_1_sigmas(self, run: Run) -> Sequence[float]:
         """The schedule of stage 1, shifted by the number of its latent tokens."""
-        tokens = self.stage(config, "stage_1", 2, sigmas=()).video_shape.token_count
-        return self.sigmas(guidance, tokens)
+        return self.sigmas(run.guidance, run.video(2).shape.token_count)

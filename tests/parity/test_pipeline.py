@@ -17,6 +17,7 @@ from ltx2rt.errors import InternalError, Ltx2rtError, OptionError, ShapeError
 from ltx2rt.media.image import image_to_vae_input
 from ltx2rt.pipelines.clip import Clip, prefetch, to_uint8
 from ltx2rt.pipelines.distilled import DistilledPipeline
+from ltx2rt.pipelines.run import Request
 from ltx2rt.progress import Cancelled, Job, Progress
 from tests.tolerances import TOLERANCES
 
@@ -170,7 +171,9 @@ def test_tiled_decoding_agrees_with_one_pass(
     frames, height, width = size
     clip = pipe(dataclasses.replace(SMALL, num_frames=frames, height=height, width=width))
     config = dataclasses.replace(clip.config, tiling="none")
-    one = np.concatenate(list(dataclasses.replace(clip, config=config).float_frames()))
+    one = np.concatenate(
+        list(dataclasses.replace(clip, request=Request(config=config)).float_frames())
+    )
     reports: list[Progress] = []
     chunks = list(dataclasses.replace(clip, job=Job(reports.append)).float_frames())
     assert [(p.step, p.total) for p in reports] == [(0, 1), (1, 2), (2, 2)]

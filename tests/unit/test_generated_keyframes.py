@@ -11,6 +11,8 @@ from ltx2rt.conditioning import GeneratedKeyframes
 from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import OptionError, UnsupportedError
 from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.run import Request, Run
+from ltx2rt.progress import Job
 
 
 class Plain(Pipeline):
@@ -18,38 +20,35 @@ class Plain(Pipeline):
     requires = ()
 
 
-def pipeline(*, embedding: bool) -> Pipeline:
+def items(asked: Any, *, embedding: bool) -> list[Any]:
     source: Any = SimpleNamespace(
         has=lambda *names: True,
         options=lambda name: {"keyframes_embedding": embedding},
         model=SimpleNamespace(generation="LTX-2.3"),
     )
-    return Plain(source)
-
-
-def config(keyframes: int | tuple[int, ...]) -> GenerationConfig:
-    return GenerationConfig(prompt="a kite", num_frames=9, generated_keyframes=keyframes)
+    config = GenerationConfig(prompt="a kite", num_frames=9, generated_keyframes=asked)
+    return Run(Plain(source), Request(config=config), Job()).keyframe_items()
 
 
 @pytest.mark.parametrize(
     ("asked", "indices"), [(1, [4]), (2, [3, 5]), ((7, 0, 7), [0, 7]), ((8,), [8])]
 )
 def test_counts_and_frames_become_one_item(asked: Any, indices: list[int]) -> None:
-    (item,) = pipeline(embedding=True).keyframe_items(config(asked))
+    (item,) = items(asked, embedding=True)
     assert isinstance(item, GeneratedKeyframes)
     assert list(item.frame_indices) == indices
 
 
 def test_none_needs_no_embedding() -> None:
-    assert pipeline(embedding=False).keyframe_items(config(0)) == []
+    assert items(0, embedding=False) == []
 
 
 def test_a_model_without_the_embedding_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"LTX-2\.3 cannot make"):
-        pipeline(embedding=False).keyframe_items(config(1))
+        items(1, embedding=False)
 
 
 @pytest.mark.parametrize("asked", [8, -1, (9,), (-1, 3)])
 def test_frames_outside_the_clip_are_refused(asked: Any) -> None:
     with pytest.raises(OptionError, match="eyframe"):
-        pipeline(embedding=True).keyframe_items(config(asked))
+        items(asked, embedding=True)

@@ -1,0 +1,268 @@
+"""One generation in progress: what was asked, the random generator, and the latents made so far.
+
+The steps that pipelines are put together from are methods here; their order is the pipeline's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ltx2rt.components.denoisers import Guidance
+from ltx2rt.components.diffusion_stage import (
+    ModalityRequest,
+    Sampler,
+    StageRequest,
+    StageResult,
+    run_stage,
+)
+from ltx2rt.components.image_conditioner import image_items
+from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.stage_trace import StageTrace
+from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
+from ltx2rt.config import GenerationConfig, GuidanceConfig
+from ltx2rt.engine import Array
+from ltx2rt.errors import UnsupportedError
+from ltx2rt.manifest import Lora
+from ltx2rt.noise import TorchGenerator
+from ltx2rt.progress import Job
+from ltx2rt.schedules import STAGE2_DISTILLED
+from ltx2rt.shapes import AudioLatentShape, VideoLatentShape, VideoPixelShape
+
+if TYPE_CHECKING:
+    from ltx2rt.pipelines.base import Pipeline
+    from ltx2rt.pipelines.clip import Clip
+
+TRANSFORMER = ("transformer_head", "transformer_block", "transformer_tail")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What one call asks for.
+
+    Attributes:
+        config: what to make.
+        guidance: how to sample; None for pipelines without guidance.
+        inputs: the pipeline's own inputs (its `Inputs`), or None.
+    """
+
+    config: GenerationConfig
+    guidance: GuidanceConfig | None = None
+    inputs: Any = None
+
+
+class Run:
+    """One generation.
+
+    Args:
+        pipeline: owns the engines.
+        request: checked, defaults filled in.
+        trace: collects intermediate tensors (parity tests).
+
+    Attributes:
+        generator: the pipeline's random generator, seeded with the request's seed; its order of
+            draws is part of the result (spec/sampling.md §8).
+        latents: `stage_1.video`, `stage_1.audio`, `upsampled.video`, ... as they were made.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, request: Request, job: Job, trace: StageTrace | None = None
+    ) -> None:
+        self.pipeline = pipeline
+        self.request = request
+        self.job = job
+        self.trace = trace
+        self.generator = TorchGenerator(request.config.seed)
+        self.latents: dict[str, Array] = {}
+
+    @property
+    def config(self) -> GenerationConfig:
+        return self.request.config
+
+    @property
+    def guidance(self) -> GuidanceConfig:
+        """How guided pipelines sample; their `prepare` fills it in."""
+        assert self.request.guidance is not None
+        return self.request.guidance
+
+    def encode(self, prompts: Sequence[str]) -> TextContext:
+        """Contexts of prompts, the first of which describes the clip; the text encoder is
+        released.
+        """
+        self.job.report("prompt", 0, 1)
+        context = self.pipeline.prompt_encoder()(prompts)
+        self.pipeline.release("text_encoder")
+        self.job.report("prompt", 1, 1)
+        if self.trace is not None:
+            self.trace.tensors["context.video"] = context.video[:1]
+            self.trace.tensors["context.audio"] = context.audio[:1]
+        return context
+
+    def keyframe_items(self) -> list[ConditioningItem]:
+        """The slots of generated keyframes, for stage 1 after the images; [] if none are asked for.
+
+        Raises:
+            UnsupportedError: the model has no keyframe embedding.
+            OptionError: the frames do not lie in the clip.
+        """
+        indices = keyframe_indices(self.config.generated_keyframes, self.config.num_frames)
+        if not indices:
+            return []
+        source = self.pipeline.source
+        if not source.options("transformer_block")["keyframes_embedding"]:
+            raise UnsupportedError(
+                f"generated keyframes were asked for, which {source.model.generation} cannot "
+                "make: its transformer has no keyframe embedding; use an LTX-2.5 model, or ask for "
+                "none."
+            )
+        return [GeneratedKeyframes(frame_indices=indices)]
+
+    def image_items(
+        self, divisors: Mapping[str, int], *, guiding: bool = False
+    ) -> dict[str, list[ConditioningItem]]:
+        """The images as conditioning of each stage; the video encoder is released.
+
+        Args:
+            divisors: stage name -> by what its height and width are smaller than the clip's.
+            guiding: attach every image as a keyframe, also one at frame 0.
+        """
+        items: dict[str, list[ConditioningItem]] = {stage: [] for stage in divisors}
+        for stage, divisor in divisors.items() if self.config.images else ():
+            self.job.report(f"images {stage}", 0, 1)
+            pixels = self.pixels(divisor)
+            items[stage] = image_items(
+                self.config.images,
+                self.pipeline.video_encoder(),
+                pixels.height,
+                pixels.width,
+                self.pipeline.source.model.image_crf,
+                guiding=guiding,
+            )
+            self.job.report(f"images {stage}", 1, 1)
+        self.pipeline.release("video_encoder")
+        return items
+
+    def pixels(self, divisor: int = 1) -> VideoPixelShape:
+        """The clip, its height and width divided."""
+        return VideoPixelShape(
+            num_frames=self.config.num_frames,
+            height=self.config.height // divisor,
+            width=self.config.width // divisor,
+            frame_rate=self.config.frame_rate,
+        )
+
+    def video(self, divisor: int = 1, **facts: Any) -> ModalityRequest[VideoLatentShape]:
+        """The video of a stage at the clip's size over `divisor`; `facts` are further fields."""
+        shape = VideoLatentShape.from_pixel_shape(
+            self.pixels(divisor),
+            self.pipeline.source.model.latent_channels,
+            self.pipeline.scale_factors,
+        )
+        return ModalityRequest(shape=shape, **facts)
+
+    def audio(self, **facts: Any) -> ModalityRequest[AudioLatentShape]:
+        """The audio of a stage, as long as the clip; `facts` are further fields."""
+        model = self.pipeline.source.model
+        shape = AudioLatentShape.from_duration(
+            self.pixels().duration_s, channels=model.audio_channels, mel_bins=model.audio_bins
+        )
+        return ModalityRequest(shape=shape, **facts)
+
+    def stage(
+        self,
+        name: str,
+        sigmas: Sequence[float],
+        context: TextContext,
+        loras: Sequence[Lora] = (),
+        *,
+        video: ModalityRequest[VideoLatentShape] | None,
+        audio: ModalityRequest[AudioLatentShape] | None,
+        guidance: Guidance | None = None,
+        frame_rate: float | None = None,
+        generator: TorchGenerator | None = None,
+        **facts: Any,
+    ) -> StageResult:
+        """Run one stage and keep its latents; `facts` are further `StageRequest` fields.
+
+        Args:
+            frame_rate: of the stage, where it is not the clip's.
+            generator: what the noise is drawn from, where it is not the run's.
+        """
+        request = StageRequest(
+            name=name,
+            sigmas=sigmas,
+            frame_rate=frame_rate or self.config.frame_rate,
+            scale_factors=self.pipeline.scale_factors,
+            video=video,
+            audio=audio,
+            **facts,
+        )
+        result = run_stage(
+            request,
+            self.pipeline.transformer(loras),
+            context,
+            generator or self.generator,
+            self.job,
+            self.trace,
+            guidance,
+        )
+        for part in ("video", "audio", "keyframes"):
+            if (latent := getattr(result, part)) is not None:
+                self.latents[f"{name}.{part}"] = latent
+        return result
+
+    def upsample(self, video: Array | None) -> Array:
+        """A video latent at twice its height and width; the upsampler is released."""
+        assert video is not None
+        self.job.report("upsample", 0, 1)
+        upsampled = self.pipeline.spatial_upsampler()(video)
+        self.pipeline.release("spatial_upsampler")
+        self.job.report("upsample", 1, 1)
+        self.latents["upsampled.video"] = upsampled
+        return upsampled
+
+    def refine(
+        self,
+        first: StageResult,
+        context: TextContext,
+        loras: Sequence[Lora] = (),
+        *,
+        video_items: Sequence[ConditioningItem] = (),
+        audio: ModalityRequest[AudioLatentShape] | None = None,
+        sampler: Sampler = "euler",
+    ) -> StageResult:
+        """Stage 2: upsample the video of stage 1 and refine it at full size in three unguided
+        steps (spec/pipelines.md §0.5).
+
+        Args:
+            audio: what to do with the audio; default: refine that of stage 1.
+        """
+        scale = STAGE2_DISTILLED[0]
+        return self.stage(
+            "stage_2",
+            STAGE2_DISTILLED,
+            context,
+            loras,
+            video=self.video(
+                initial=self.upsample(first.video), noise_scale=scale, items=video_items
+            ),
+            audio=audio or self.audio(initial=first.audio, noise_scale=scale),
+            sampler=sampler,
+        )
+
+    def clip(self, video: Array | None, audio: Array | None, **facts: Any) -> Clip:
+        """The finished clip; the transformer is released. `facts` are further `Clip` fields."""
+        from ltx2rt.pipelines.clip import Clip
+
+        self.pipeline.release(*TRANSFORMER)
+        return Clip(
+            pipeline=self.pipeline,
+            request=self.request,
+            job=self.job,
+            latents=self.latents,
+            video_latent=video,
+            audio_latent=audio,
+            generator=self.generator,
+            **facts,
+        )
