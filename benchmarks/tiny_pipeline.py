@@ -54,7 +54,9 @@ class TorchSource:
     def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
         return TorchEngine(self._components[name])
 
-    def layers(self, name: str, loras: Sequence[Lora] = ()) -> Sequence[Mapping[str, Array]]:
+    def layers(
+        self, name: str, loras: Sequence[Lora] = (), *, keep: bool = True
+    ) -> Sequence[Mapping[str, Array]]:
         return [load_weights(layer, frozenset()) for layer in self._components[name].layers]
 
     def tokenizer_path(self) -> Path:

@@ -39,7 +39,9 @@ class ModelSource(Protocol):
 
     def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine: ...
 
-    def layers(self, name: str, loras: Sequence[Lora] = ()) -> Sequence[Mapping[str, Array]]: ...
+    def layers(
+        self, name: str, loras: Sequence[Lora] = (), *, keep: bool = True
+    ) -> Sequence[Mapping[str, Array]]: ...
 
     def tokenizer_path(self) -> Path: ...
 
@@ -112,11 +114,11 @@ class Bundle:
         graph = (self.folder / entry.graph).read_bytes()
         return backend.OrtEngine(graph, entry.spec(name), weights, options)
 
-    def layers(self, name: str, loras: Sequence[Lora] = ()) -> LayerWeights:
-        """Weights of every layer of a repeated component, loaded when first used and then kept;
-        `loras` are merged while a layer is loaded.
+    def layers(self, name: str, loras: Sequence[Lora] = (), *, keep: bool = True) -> LayerWeights:
+        """Weights of every layer of a repeated component, loaded when first used and then kept
+        (or, without `keep`, loaded anew at every use); `loras` are merged while a layer is loaded.
         """
-        return LayerWeights(self, name, self._merge_of(loras))
+        return LayerWeights(self, name, self._merge_of(loras), keep=keep)
 
     def tokenizer_path(self) -> Path:
         """The text encoder's `tokenizer.json`."""
@@ -163,9 +165,12 @@ class Bundle:
 
 
 class LayerWeights(Sequence[Mapping[str, Array]]):
-    """The layers of a repeated component, each converted on first use and kept."""
+    """The layers of a repeated component, each converted on first use and (with `keep`) kept."""
 
-    def __init__(self, bundle: Bundle, name: str, loras: LoraMerger | None) -> None:
+    def __init__(
+        self, bundle: Bundle, name: str, loras: LoraMerger | None, *, keep: bool = True
+    ) -> None:
+        self._keep = keep
         self._bundle = bundle
         self._name = name
         self._entry = bundle.component(name)
@@ -179,7 +184,10 @@ class LayerWeights(Sequence[Mapping[str, Array]]):
         if index not in self._loaded:
             if not 0 <= index < len(self):
                 raise IndexError(index)
-            self._loaded[index] = self._bundle._load(self._name, self._entry, index, self._loras)
+            layer = self._bundle._load(self._name, self._entry, index, self._loras)
+            if not self._keep:
+                return layer
+            self._loaded[index] = layer
         return self._loaded[index]
 
     def __iter__(self) -> Iterator[Mapping[str, Array]]:

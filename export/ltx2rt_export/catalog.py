@@ -63,8 +63,16 @@ def _upsampler(factory: Callable[..., Component], role: str) -> Callable[[ModelF
     )
 
 
-def _text_encoder(files: ModelFiles) -> Component:
-    return text_encoder.text_encoder(
+def _text_block(files: ModelFiles, name: str = "text_block") -> Component:
+    return text_encoder.text_block(files.gemma_config, files.tensors("gemma"), name)
+
+
+def _has_full_block(files: ModelFiles) -> bool:
+    return files.has("gemma") and text_encoder.has_full_block(files.gemma_config)
+
+
+def _text_tail(files: ModelFiles) -> Component:
+    return text_encoder.text_tail(
         files.gemma_config,
         files.tensors("gemma"),
         files.config("transformer"),
@@ -73,7 +81,19 @@ def _text_encoder(files: ModelFiles) -> Component:
 
 
 COMPONENTS: tuple[Row, ...] = (
-    Row("text_encoder", ("gemma", "text"), _text_encoder),
+    Row(
+        "text_head",
+        ("gemma",),
+        lambda files: text_encoder.text_head(files.gemma_config, files.tensors("gemma")),
+    ),
+    Row("text_block", ("gemma",), _text_block),
+    Row(
+        text_encoder.FULL_BLOCK,
+        ("gemma",),
+        lambda files: _text_block(files, text_encoder.FULL_BLOCK),
+        when=_has_full_block,
+    ),
+    Row("text_tail", ("gemma", "text"), _text_tail),
     Row(
         "transformer_head",
         ("transformer",),

@@ -72,11 +72,12 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
     """
     from ltx2rt.bundle import open_bundle
     from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
+    from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 
     manifest = open_bundle(folder, weights_dir=weights_dir).manifest
     size = {n: weight_bytes(e) for n, e in manifest.components.items()}
     stages = {
-        "encode prompt": ["text_encoder"],
+        "encode prompt": [*TEXT_ENCODER, FULL_BLOCK],
         "denoise": [
             "transformer_head",
             "transformer_block",

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
-from ltx2rt.engine import Array, Engine
+from ltx2rt.components.text_encoder import OnLayer, TextContext, TextEncoder
 from ltx2rt.tokenizer import Tokenizer
 
-
-@dataclass(frozen=True, slots=True)
-class TextContext:
-    """Contexts of N prompts: video `[N, 1024, Cv]`, audio `[N, 1024, Ca]`, float32, no mask."""
-
-    video: Array
-    audio: Array
+__all__ = ["PromptEncoder", "TextContext"]
 
 
 class PromptEncoder:
-    """Encodes prompts. The engine is `text_encoder`; it is closed by its owner."""
+    """Encodes prompts; the engines of `encoder` are closed by their owner."""
 
-    def __init__(self, tokenizer: Tokenizer, engine: Engine) -> None:
+    def __init__(self, tokenizer: Tokenizer, encoder: TextEncoder) -> None:
         self._tokenizer = tokenizer
-        self._engine = engine
+        self._encoder = encoder
 
-    def __call__(self, prompts: Sequence[str]) -> TextContext:
-        """Encode prompts, one at a time: they are all 1024 tokens long and memory stays bounded."""
-        input_ids, attention_mask = self._tokenizer.encode(prompts)
-        parts = [
-            self._engine({"input_ids": ids[None], "attention_mask": mask[None]})
-            for ids, mask in zip(input_ids, attention_mask, strict=True)
-        ]
-        return TextContext(
-            np.concatenate([p["video_context"] for p in parts]),
-            np.concatenate([p["audio_context"] for p in parts]),
-        )
+    def __call__(self, prompts: Sequence[str], on_layer: OnLayer | None = None) -> TextContext:
+        """Contexts of prompts, each padded to 1024 tokens; `on_layer` as in `TextEncoder`."""
+        return self._encoder(*self._tokenizer.encode(prompts), on_layer)

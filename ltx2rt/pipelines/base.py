@@ -12,6 +12,7 @@ from ltx2rt.components.audio import AudioDecoder
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER, DiffusionVideoDecoder
 from ltx2rt.components.prompt_encoder import PromptEncoder
 from ltx2rt.components.stage_trace import StageTrace
+from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER, TextEncoder
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
@@ -32,8 +33,8 @@ __all__ = ["ONE_STAGE", "TRANSFORMER", "TWO_STAGE", "Pipeline"]
 
 _DECODERS = ("video_decoder", "audio_decoder", "vocoder")
 #: components of the text-to-clip pipelines
-ONE_STAGE = ("text_encoder", *TRANSFORMER, *_DECODERS)
-TWO_STAGE = ("text_encoder", *TRANSFORMER, "spatial_upsampler", *_DECODERS)
+ONE_STAGE = (*TEXT_ENCODER, *TRANSFORMER, *_DECODERS)
+TWO_STAGE = (*TEXT_ENCODER, *TRANSFORMER, "spatial_upsampler", *_DECODERS)
 
 
 class Pipeline:
@@ -206,9 +207,19 @@ class Pipeline:
         return VideoScaleFactors(model.time_scale, model.spatial_scale, model.spatial_scale)
 
     def prompt_encoder(self) -> PromptEncoder:
-        """Tokenizer and text encoder."""
-        tokenizer = Tokenizer.from_file(self.source.tokenizer_path())
-        return PromptEncoder(tokenizer, self.engine("text_encoder"))
+        """Tokenizer and text encoder. Unless engines stay resident, a layer's weights are let go
+        as soon as it has run.
+        """
+        source, keep = self.source, self.runtime.residency == "resident"
+        names = [name for name in ("text_block", FULL_BLOCK) if source.has(name)]
+        encoder = TextEncoder(
+            self.engine("text_head"),
+            {name: (self.engine(name), source.layers(name, keep=keep)) for name in names},
+            self.engine("text_tail"),
+            source.layers("text_head", keep=keep),
+            source.options("text_head"),
+        )
+        return PromptEncoder(Tokenizer.from_file(source.tokenizer_path()), encoder)
 
     def transformer(self, loras: Sequence[Lora] = ()) -> Transformer:
         """The diffusion transformer with LoRAs merged; one object for all stages that want the

@@ -20,6 +20,7 @@ from ltx2rt.components.diffusion_stage import (
 from ltx2rt.components.image_conditioner import image_items
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.stage_trace import StageTrace
+from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import Array
@@ -90,10 +91,11 @@ class Run:
         """Contexts of prompts, the first of which describes the clip; the text encoder is
         released.
         """
-        self.job.report("prompt", 0, 1)
-        context = self.pipeline.prompt_encoder()(prompts)
-        self.pipeline.release("text_encoder")
-        self.job.report("prompt", 1, 1)
+        encoder = self.pipeline.prompt_encoder()
+        layers = len(self.pipeline.source.options("text_head")["layers"])
+        self.job.report("prompt", 0, layers)
+        context = encoder(prompts, lambda done, total: self.job.report("prompt", done, total))
+        self.pipeline.release(*TEXT_ENCODER, FULL_BLOCK)
         if self.trace is not None:
             self.trace.tensors["context.video"] = context.video[:1]
             self.trace.tensors["context.audio"] = context.audio[:1]

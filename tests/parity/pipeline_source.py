@@ -85,7 +85,9 @@ class ComponentSource:
             return TorchEngine(merged)
         return ort_engine(dataclasses.replace(exported_graph(plain), component=merged))
 
-    def layers(self, name: str, loras: Sequence[Lora] = ()) -> Sequence[Mapping[str, Array]]:
+    def layers(
+        self, name: str, loras: Sequence[Lora] = (), *, keep: bool = True
+    ) -> Sequence[Mapping[str, Array]]:
         plain = self._component(name)
         if not loras:
             return self._runner.layers(plain)

@@ -237,12 +237,12 @@ def test_corrupt_graph_with_a_matching_hash(demo_bundle: Path, tmp_path: Path) -
     data = b"not a graph"
 
     def edit(manifest: Manifest) -> None:
-        manifest["components"]["text_encoder"]["graph_sha256"] = hashlib.sha256(data).hexdigest()
+        manifest["components"]["text_tail"]["graph_sha256"] = hashlib.sha256(data).hexdigest()
 
     bundle = edited_bundle(demo_bundle, tmp_path / "b", edit)
-    (bundle / "graphs" / "text_encoder.onnx").write_bytes(data)
-    with pytest.raises(EngineError, match="text_encoder"):
-        open_bundle(bundle).engine("text_encoder", RuntimeConfig(threads=1))
+    (bundle / "graphs" / "text_tail.onnx").write_bytes(data)
+    with pytest.raises(EngineError, match="text_tail"):
+        open_bundle(bundle).engine("text_tail", RuntimeConfig(threads=1))
 
 
 def test_weights_that_vanish_after_opening(own_bundle: tuple[Path, Path]) -> None:

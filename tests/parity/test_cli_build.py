@@ -171,7 +171,7 @@ def test_copied_weights(
     assert all(not Path(s.path).is_absolute() for s in manifest.sources)
     assert len({s.path for s in manifest.sources}) == 4  # two of them shards of Gemma
     np.testing.assert_array_equal(video_latent(Path("b")), video_latent(demo_bundle))
-    only_components(monkeypatch, "text_encoder", "spatial_upsampler", "audio_decoder")
+    only_components(monkeypatch, "text_tail", "spatial_upsampler", "audio_decoder")
     verified = ltx2rt("verify", "b", "--json")
     assert verified.code == 0, verified.err
     copied = Path("b") / str(manifest.build.checkpoint)

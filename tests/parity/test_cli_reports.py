@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ltx2rt.bundle import open_bundle
+from ltx2rt.components.text_encoder import TEXT_ENCODER
 from ltx2rt.manifest import read_manifest
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.safetensors_writer import write_safetensors
@@ -93,7 +94,7 @@ def test_doctor_plans_memory(demo_bundle: Path, demo_model: dict[str, Path]) -> 
     statistics = 2 * 128  # the video VAE's, by which latents are scaled
     elements = sum(e.num_elements for e in upsampler.values()) + statistics
     assert sizes["spatial_upsampler"] == 4 * elements
-    assert stages["encode prompt"] == sizes["text_encoder"]
+    assert stages["encode prompt"] == sum(sizes[n] for n in TEXT_ENCODER)
     assert stages["denoise"] > sizes["transformer_block"]
     text = ltx2rt("doctor", demo_bundle).out
     assert f"bundle {report['id']} is complete" in text

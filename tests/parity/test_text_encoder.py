@@ -19,10 +19,17 @@ from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.connectors import valid_first
 from ltx2rt_export.modules.gemma import gemma_root
-from ltx2rt_export.modules.text_encoder import text_encoder, text_hidden_states, text_projection
+from ltx2rt_export.modules.text_encoder import (
+    text_block,
+    text_head,
+    text_hidden_states,
+    text_projection,
+    text_tail,
+)
 from ltx2rt_export.modules.text_projection import FeatureExtractorV1, FeatureExtractorV2
 from ltx2rt_export.onnx import export_component
-from ltx2rt_export.reference import TorchEngine, ort_engine
+from ltx2rt_export.reference import TorchEngine, load_weights, ort_engine
+from tests.parity.handlers.text import text_encoder_of
 from tests.tolerances import ORT_REL_RMS, TOLERANCES
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_tiny_text.json").read_text())[
@@ -250,20 +257,35 @@ def test_text_encoder_is_the_chain_of_its_parts_on_both_backends(
     moved = {
         k if k.startswith(PROJECTION) else f"model.diffusion_model.{k}": v for k, v in names.items()
     }
-    component = text_encoder(GEMMA, gemma, {}, saved(tmp_path / "m.safetensors", moved))
+    files = (GEMMA, gemma)
+    parts = [text_head(*files), text_block(*files)]
+    parts.append(text_tail(*files, {}, saved(tmp_path / "m.safetensors", moved)))
     inputs = tokens()
     states = TorchEngine(text_hidden_states(GEMMA, gemma))(inputs)["hidden_states"]
     chain = TorchEngine(projection)(
         {"hidden_states": states, "attention_mask": inputs["attention_mask"]}
     )
-    whole = TorchEngine(component)(inputs)
-    graph = export_component(component)
-    compiled = ort_engine(graph)
-    alone = compiled({k: v[1:] for k, v in inputs.items()})
-    for name in ("video_context", "audio_context"):
-        close(whole[name], chain[name])
-        assert rel_rms(compiled(inputs)[name], whole[name]) <= ORT_REL_RMS
-        assert rel_rms(alone[name], whole[name][1:]) <= ORT_REL_RMS
+    graphs = {c.name: export_component(c) for c in parts}
+    whole = text_encoder_of(parts, TorchEngine, lambda c: weights_of(c, frozenset()))
+    compiled = text_encoder_of(
+        parts,
+        lambda c: ort_engine(graphs[c.name]),
+        lambda c: weights_of(c, graphs[c.name].transposed),
+    )
+    seen: list[tuple[int, int]] = []
+    torch_contexts = whole(**inputs)
+    contexts = compiled(**inputs, on_layer=lambda done, total: seen.append((done, total)))
+    alone = compiled(**{k: v[1:] for k, v in inputs.items()})
+    assert seen == [(1, 2), (2, 2)]
+    for name in ("video", "audio"):
+        want = getattr(torch_contexts, name)
+        close(want, chain[f"{name}_context"])
+        assert rel_rms(getattr(contexts, name), want) <= ORT_REL_RMS
+        assert rel_rms(getattr(alone, name), want[1:]) <= ORT_REL_RMS
+
+
+def weights_of(component: Component, transposed: frozenset[str]) -> list[dict[str, np.ndarray]]:
+    return [load_weights(layer, transposed) for layer in component.layers]
 
 
 def test_nested_and_packed_names_are_found() -> None:

@@ -1,8 +1,9 @@
 """Gemma as an encoder: token ids to all hidden states (spec/text_encoder.md, section 2).
 
-The decoder layers are those of `transformers`; embedding, masks, rotary tables and the loop are
-here, so that the graph holds neither caches nor mask utilities, and every constant is a real tensor
-although the weights are on `meta`.
+The decoder layers are those of `transformers`; embedding, masks and rotary tables are here, so that
+graphs hold neither caches nor mask utilities, and every constant is a real tensor although the
+weights are on `meta`. As the diffusion transformer, Gemma is a head and a block that runs once a
+layer.
 """
 
 from __future__ import annotations
@@ -128,61 +129,111 @@ def grouped_attention(
     return (weights @ value).transpose(1, 2), None
 
 
-class GemmaEncoder(nn.Module):
-    """Token ids to hidden states. State-dict names are those below `language_model.model.`."""
+class GemmaHead(nn.Module):
+    """Token ids to embeddings, with the masks and rotary tables of every kind of layer.
+
+    State-dict names are those below `language_model.model.`.
+    """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        from transformers import AttentionInterface
-
         super().__init__()
         text, model_type = _text_config(config)
-        AttentionInterface.register("ltx2rt", grouped_attention)
-        text._attn_implementation = "ltx2rt"
-        layer, norm = _class("DecoderLayer", model_type), _class("RMSNorm", model_type)
-        layer = layer or _class("TextDecoderLayer", model_type)
         rotary = _class("RotaryEmbedding", model_type) or _class("TextRotaryEmbedding", model_type)
         self.hidden_size: int = text.hidden_size
-        self.num_layers: int = text.num_hidden_layers
         self.layer_types: tuple[str, ...] = tuple(text.layer_types)
-        self.windows = {
-            kind: text.sliding_window if kind == "sliding_attention" else None
-            for kind in dict.fromkeys(self.layer_types)
-        }
+        self.kinds = tuple(dict.fromkeys(self.layer_types))
+        self.windows = {k: text.sliding_window if "sliding" in k else None for k in self.kinds}
         self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
-        self.layers = nn.ModuleList([layer(text, i) for i in range(text.num_hidden_layers)])
-        self.norm = norm(text.hidden_size, eps=text.rms_norm_eps)
+        self.head_dims: dict[str, int] = {}
         with torch.device("cpu"):
             self.register_buffer("scale", torch.tensor(text.hidden_size**0.5), persistent=False)
             tables = rotary(text)
             positions = torch.arange(MAX_TOKENS)[None]
-            for kind in self.windows:
+            for kind in self.kinds:
                 cos, sin = tables(torch.zeros(1), positions, kind)
+                self.head_dims[kind] = cos.shape[-1]
                 self.register_buffer(f"{kind}_cos", cos, persistent=False)
                 self.register_buffer(f"{kind}_sin", sin, persistent=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
-        """Encode.
+    @property
+    def num_layers(self) -> int:
+        return len(self.layer_types)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """Embed.
 
         Args:
             input_ids: `[B, S]` int64, S up to 1024.
             attention_mask: `[B, S]` int64, 0 on pads. Positions count pads too.
 
         Returns:
-            Layers + 1 tensors `[B, S, D]`: the scaled embeddings, the output of every layer but
-            the last, and the final norm of the last layer's output. Rows of pads are finite,
-            without meaning.
+            The scaled embeddings `[B, S, D]`; then for every kind of layer in order of first use
+            its additive mask `[B, 1, S, S]` and its rotary tables, cosine and sine, `[1, S, Dh]`.
         """
         x = self.embed_tokens(input_ids)
         x = x * self.scale.to(x.dtype)
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        biases, ropes = {}, {}
+        found = [x]
         for kind, window in self.windows.items():
-            biases[kind] = _causal_bias(attention_mask, positions, window).to(x.dtype)
+            found.append(_causal_bias(attention_mask, positions, window).to(x.dtype))
             cos, sin = getattr(self, f"{kind}_cos"), getattr(self, f"{kind}_sin")
-            ropes[kind] = _rows(cos, positions, x), _rows(sin, positions, x)
+            found += [_rows(cos, positions, x), _rows(sin, positions, x)]
+        return tuple(found)
+
+
+class GemmaBlock(nn.Module):
+    """One decoder layer, as `transformers` has it, behind flat tensors."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self, hidden: Tensor, attention_bias: Tensor, rope_cos: Tensor, rope_sin: Tensor
+    ) -> tuple[Tensor]:
+        """`[B, S, D]` to `[B, S, D]`; the other tensors are those of `GemmaHead` for its kind."""
+        tables = (rope_cos, rope_sin)
+        return (self.layer(hidden, attention_mask=attention_bias, position_embeddings=tables),)
+
+
+def gemma_layer(config: Mapping[str, Any], index: int) -> nn.Module:
+    """Decoder layer `index`; its state-dict names are those below `layers.<index>.`."""
+    from transformers import AttentionInterface
+
+    text, model_type = _text_config(config)
+    AttentionInterface.register("ltx2rt", grouped_attention)
+    text._attn_implementation = "ltx2rt"
+    layer = _class("DecoderLayer", model_type) or _class("TextDecoderLayer", model_type)
+    made: nn.Module = layer(text, index)
+    return made
+
+
+def gemma_norm(config: Mapping[str, Any]) -> nn.Module:
+    """The norm after the last layer."""
+    text, model_type = _text_config(config)
+    made: nn.Module = _class("RMSNorm", model_type)(text.hidden_size, eps=text.rms_norm_eps)
+    return made
+
+
+class GemmaEncoder(GemmaHead):
+    """Token ids to all hidden states in one module: for comparison, never shipped."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList([gemma_layer(config, i) for i in range(self.num_layers)])
+        self.norm = gemma_norm(config)
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        """Layers + 1 tensors `[B, S, D]`: the scaled embeddings, the output of every layer but
+        the last, and the final norm of the last layer's output. Rows of pads are finite, without
+        meaning.
+        """
+        x, *tables = super().forward(input_ids, attention_mask)
+        of_kind = {kind: tables[3 * i : 3 * i + 3] for i, kind in enumerate(self.kinds)}
         states = [x]
         for layer, kind in zip(self.layers, self.layer_types, strict=True):
-            x = layer(x, attention_mask=biases[kind], position_embeddings=ropes[kind])
+            bias, cos, sin = of_kind[kind]
+            x = layer(x, attention_mask=bias, position_embeddings=(cos, sin))
             states.append(x)
         states[-1] = self.norm(x)
         return states
@@ -210,4 +261,4 @@ class HiddenStates(nn.Module):
         self.gemma = gemma
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
-        return (torch.stack(self.gemma(input_ids, attention_mask)),)
+        return (torch.stack(self.gemma.states(input_ids, attention_mask)),)

@@ -1,4 +1,9 @@
-"""Text conditioning in one graph: token ids to contexts (spec/text_encoder.md)."""
+"""Text conditioning: token ids to contexts (spec/text_encoder.md).
+
+Three components, as the diffusion transformer: `text_head` embeds tokens, `text_block` runs once a
+layer with that layer's weights, `text_tail` turns all hidden states into contexts. Gemma 4 has
+layers of two structures, so it has a second block.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,16 @@ from ltx2rt.errors import CheckpointError
 from ltx2rt.safetensors import TensorEntry
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.connectors import Connector, ConnectorConfig
-from ltx2rt_export.modules.gemma import MAX_TOKENS, GemmaEncoder, HiddenStates, gemma_root
+from ltx2rt_export.modules.gemma import (
+    MAX_TOKENS,
+    GemmaBlock,
+    GemmaEncoder,
+    GemmaHead,
+    HiddenStates,
+    gemma_layer,
+    gemma_norm,
+    gemma_root,
+)
 from ltx2rt_export.modules.text_projection import feature_extractor
 
 #: where repacked files may hold the parts; the first entry is the official place
@@ -21,6 +35,9 @@ CONNECTOR_ROOTS = ("model.diffusion_model.", "diffusion_model.", "")
 PROJECTION_ROOTS = ("", "model.", "model.diffusion_model.", "diffusion_model.")
 
 TRACE = {"B": 2, "S": 256}
+
+#: the block of the layers with full attention, where they have a structure of their own
+FULL_BLOCK = "text_block_full"
 
 
 class TextProjection(nn.Module):
@@ -47,28 +64,133 @@ class TextProjection(nn.Module):
         return self.contexts(hidden_states.permute(1, 2, 3, 0), attention_mask)
 
 
-class TextEncoder(nn.Module):
-    """Gemma, feature extractor and connectors; the hidden states never leave the graph."""
+class TextTail(nn.Module):
+    """The final norm on the last hidden state, then features and contexts."""
 
-    def __init__(self, gemma: GemmaEncoder, projection: TextProjection) -> None:
+    def __init__(self, norm: nn.Module, projection: TextProjection) -> None:
         super().__init__()
-        self.gemma = gemma
+        self.norm = norm
         self.projection = projection
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids and mask `[B, S]` int64 to contexts `[B, S, Cv]` and `[B, S, Ca]`."""
-        states = torch.stack(self.gemma(input_ids, attention_mask), dim=-1)
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings and outputs of all layers, `[L, B, S, D]`, to contexts `[B, S, C]`."""
+        last = self.norm(hidden_states[-1:])
+        states = torch.cat([hidden_states[:-1], last]).permute(1, 2, 3, 0)
         _, _, video, audio = self.projection.contexts(states, attention_mask)
         return video, audio
 
 
-def text_encoder(
+def text_head(gemma_config: Mapping[str, Any], gemma_tensors: TensorIndex) -> Component:
+    """Token embeddings, masks and rotary tables.
+
+    Its option `layers` says for every layer which block runs it and whose masks and tables it
+    takes.
+    """
+    head = on_meta(lambda: GemmaHead(gemma_config))
+    assert isinstance(head, GemmaHead)
+    root = gemma_root(gemma_tensors)
+    outputs = [TensorSpec("hidden", "float32", ("B", "S", head.hidden_size))]
+    for kind in head.kinds:
+        rows = (1, "S", head.head_dims[kind])
+        outputs += [
+            TensorSpec(f"{kind}_bias", "float32", ("B", 1, "S", "S")),
+            TensorSpec(f"{kind}_cos", "float32", rows),
+            TensorSpec(f"{kind}_sin", "float32", rows),
+        ]
+    weights = match_weights(head, gemma_tensors, "the text encoder", root)
+    blocks = [block for block, _ in _structures(gemma_config, head)]
+    return Component(
+        name="text_head",
+        module=head,
+        inputs=_token_specs(),
+        outputs=tuple(outputs),
+        weights=weights,
+        layers=(weights,),
+        weight_binding="input",
+        trace=TRACE,
+        options={
+            "max_tokens": MAX_TOKENS,
+            "gemma": str(gemma_config.get("model_type")),
+            "vocab_size": weights["embed_tokens.weight"].shape[0],
+            "layers": [list(pair) for pair in zip(blocks, head.layer_types, strict=True)],
+        },
+    )
+
+
+def text_block(
+    gemma_config: Mapping[str, Any], gemma_tensors: TensorIndex, name: str = "text_block"
+) -> Component:
+    """The decoder layers of one structure: `text_block`, and `text_block_full` where Gemma's
+    layers of full attention have other weights than the others.
+
+    Raises:
+        CheckpointError: tensors of its layers are missing or do not fit; all are listed.
+    """
+    head = on_meta(lambda: GemmaHead(gemma_config))
+    assert isinstance(head, GemmaHead)
+    root = gemma_root(gemma_tensors)
+    structures = _structures(gemma_config, head)
+    indices = [i for i, (block, _) in enumerate(structures) if block == name]
+    layer = structures[indices[0]][1]
+    problems, layers = [], []
+    for index in indices:
+        try:
+            found = match_weights(
+                layer, gemma_tensors, "the text encoder", f"{root}layers.{index}."
+            )
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            layers.append({f"layer.{key}": entry for key, entry in found.items()})
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    width = head.hidden_size
+    rows = (1, "S", head.head_dims[head.layer_types[indices[0]]])
+    return Component(
+        name=name,
+        module=on_meta(lambda: GemmaBlock(layer)),
+        inputs=(
+            TensorSpec("hidden", "float32", ("B", "S", width)),
+            TensorSpec("attention_bias", "float32", ("B", 1, "S", "S")),
+            TensorSpec("rope_cos", "float32", rows),
+            TensorSpec("rope_sin", "float32", rows),
+        ),
+        outputs=(TensorSpec("hidden_out", "float32", ("B", "S", width)),),
+        weights=layers[0],
+        layers=tuple(layers),
+        weight_binding="input",
+        trace=TRACE,
+    )
+
+
+def has_full_block(gemma_config: Mapping[str, Any]) -> bool:
+    """Whether this Gemma has layers of two structures."""
+    head = on_meta(lambda: GemmaHead(gemma_config))
+    assert isinstance(head, GemmaHead)
+    return any(block == FULL_BLOCK for block, _ in _structures(gemma_config, head))
+
+
+def _structures(config: Mapping[str, Any], head: GemmaHead) -> list[tuple[str, nn.Module]]:
+    """For every layer the name of its block and a layer of its structure, on meta."""
+    found: dict[tuple[Any, ...], tuple[str, nn.Module]] = {}
+    of_kind: dict[str, tuple[str, nn.Module]] = {}
+    for kind in head.kinds:
+        index = head.layer_types.index(kind)
+        layer = on_meta(lambda index=index: gemma_layer(config, index))
+        structure = tuple((k, tuple(v.shape)) for k, v in layer.state_dict().items())
+        if structure not in found:
+            found[structure] = FULL_BLOCK if found else "text_block", layer
+        of_kind[kind] = found[structure]
+    return [of_kind[kind] for kind in head.layer_types]
+
+
+def text_tail(
     gemma_config: Mapping[str, Any],
     gemma_tensors: TensorIndex,
     config: Mapping[str, Any],
     tensors: TensorIndex,
 ) -> Component:
-    """The whole text encoder.
+    """Final norm, feature extractor and connectors.
 
     Args:
         gemma_config: `config.json` of the Gemma directory, or the `gemma_config` metadata of a
@@ -82,29 +204,30 @@ def text_encoder(
         CheckpointError: tensors are missing or do not fit; all parts are checked before raising.
         UnsupportedError: a configuration we do not support.
     """
-    gemma = _gemma(gemma_config)
-    root = gemma_root(gemma_tensors)
+    head = on_meta(lambda: GemmaHead(gemma_config))
+    assert isinstance(head, GemmaHead)
+    norm = on_meta(lambda: gemma_norm(gemma_config))
     merged = {**gemma_tensors, **tensors}
-    projection, parts = _projection(config, merged, gemma.hidden_size, gemma.num_layers + 1)
+    states = head.num_layers + 1
+    projection, parts = _projection(config, merged, head.hidden_size, states)
+    root = gemma_root(gemma_tensors)
     weights = _match(
         "the text encoder",
         [
-            ("gemma.", gemma, gemma_tensors, root),
+            ("norm.", norm, gemma_tensors, f"{root}norm."),
             *((f"projection.{name}", *rest) for name, *rest in parts),
         ],
     )
     return Component(
-        name="text_encoder",
-        module=on_meta(lambda: TextEncoder(gemma, projection)),
-        inputs=_token_specs(),
+        name="text_tail",
+        module=on_meta(lambda: TextTail(norm, projection)),
+        inputs=(
+            TensorSpec("hidden_states", "float32", (states, "B", "S", head.hidden_size)),
+            TensorSpec("attention_mask", "int64", ("B", "S")),
+        ),
         outputs=_context_specs(projection),
         weights=weights,
         trace=TRACE,
-        options={
-            "max_tokens": MAX_TOKENS,
-            "gemma": str(gemma_config.get("model_type")),
-            "vocab_size": weights["gemma.embed_tokens.weight"].shape[0],
-        },
     )
 
 
@@ -133,7 +256,8 @@ def text_projection(
 
 def text_hidden_states(gemma_config: Mapping[str, Any], gemma_tensors: TensorIndex) -> Component:
     """Gemma alone, with all its hidden states: for comparison with other implementations."""
-    gemma = _gemma(gemma_config)
+    gemma = on_meta(lambda: GemmaEncoder(gemma_config))
+    assert isinstance(gemma, GemmaEncoder)
     shape = (gemma.num_layers + 1, "B", "S", gemma.hidden_size)
     return Component(
         name="text_hidden_states",
@@ -146,12 +270,6 @@ def text_hidden_states(gemma_config: Mapping[str, Any], gemma_tensors: TensorInd
 
 
 Part = tuple[str, nn.Module, TensorIndex, str]
-
-
-def _gemma(config: Mapping[str, Any]) -> GemmaEncoder:
-    module = on_meta(lambda: GemmaEncoder(config))
-    assert isinstance(module, GemmaEncoder)
-    return module
 
 
 def _projection(

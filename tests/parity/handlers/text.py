@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ltx2rt.components.text_encoder import TextEncoder
+from ltx2rt.engine import Array, Engine
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.tokenizer import Tokenizer
+from ltx2rt_export.component import Component
+from ltx2rt_export.modules.text_encoder import (
+    FULL_BLOCK,
+    has_full_block,
+    text_block,
+    text_head,
+    text_hidden_states,
+    text_projection,
+    text_tail,
+)
 from tests.parity.golden import Case, Runner, Skip, handles
 
 
@@ -69,8 +81,6 @@ def contexts(case: Case, run: Runner) -> Mapping[str, Any]:
 
 
 def from_hidden(case: Case, run: Runner) -> Mapping[str, Any]:
-    from ltx2rt_export.modules.text_encoder import text_projection
-
     states = case.inputs["hidden_states"].astype(np.float32)
     component = text_projection(
         run.config(case.checkpoint).get("transformer") or {},
@@ -90,30 +100,49 @@ def from_hidden(case: Case, run: Runner) -> Mapping[str, Any]:
 
 
 def from_prompt(case: Case, run: Runner) -> Mapping[str, Any]:
-    from ltx2rt_export.modules.text_encoder import text_encoder
-
     name = gemma_of(case, run)
-    component = text_encoder(
-        *gemma_files(run, name),
-        run.config(case.checkpoint).get("transformer") or {},
-        run.tensors(case.checkpoint),
+    gemma = gemma_files(run, name)
+    config = run.config(case.checkpoint).get("transformer") or {}
+    encoder = text_encoder_of(
+        [
+            text_head(*gemma),
+            text_block(*gemma),
+            *([text_block(*gemma, FULL_BLOCK)] if has_full_block(gemma[0]) else []),
+            text_tail(*gemma, config, run.tensors(case.checkpoint)),
+        ],
+        run.engine,
+        run.layers,
     )
     input_ids, mask = tokenizer(run, name).encode([case.params["prompt"]])
     if not np.array_equal(mask, case.inputs["attention_mask"]):
         raise AssertionError(f"{case.name}: {mask.sum()} valid tokens, another mask than stored")
-    got = run.engine(component)({"input_ids": input_ids, "attention_mask": mask})
+    got = encoder(input_ids, mask)
     rows = slice(*(int(x) if x else None for x in case.params["rows"].split(":")))
     return {
-        "video_encoding": got["video_context"][:, rows],
-        "audio_encoding": got["audio_context"][:, rows],
+        "video_encoding": got.video[:, rows],
+        "audio_encoding": got.audio[:, rows],
         "attention_mask": np.ones_like(mask),
     }
 
 
+def text_encoder_of(
+    components: Sequence[Component],
+    engine: Callable[[Component], Engine],
+    layers: Callable[[Component], Sequence[Mapping[str, Array]]],
+) -> TextEncoder:
+    """The runtime's text encoder over components: head, blocks, tail."""
+    head, *blocks, tail = components
+    return TextEncoder(
+        engine(head),
+        {block.name: (engine(block), layers(block)) for block in blocks},
+        engine(tail),
+        layers(head),
+        head.options,
+    )
+
+
 @handles("gemma")
 def hidden_states(case: Case, run: Runner) -> Mapping[str, Any]:
-    from ltx2rt_export.modules.text_encoder import text_hidden_states
-
     if "hidden_states" not in case.outputs:
         raise Skip("the generating language model (prompt enhancement) is not supported yet")
     component = text_hidden_states(*gemma_files(run, case.checkpoint))
