@@ -18,7 +18,10 @@ Range = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """One optimization profile: `name` for people, and (smallest, likely, largest) per symbol."""
+    """One optimization profile: `name` for people, and (smallest, likely, largest) per symbol.
+
+    A dimension `1|X` may be named too, where not both of its sizes are allowed.
+    """
 
     name: str
     sizes: dict[str, tuple[int, ...]]
@@ -59,7 +62,7 @@ def dimension_range(dimension: int | str, bucket: Bucket) -> Range:
     """(smallest, likely, largest) of one dimension of a tensor; `1|X` is 1 or X, mostly 1."""
     if isinstance(dimension, int):
         return dimension, dimension, dimension
-    if dimension.startswith("1|"):
+    if dimension.startswith("1|") and dimension not in bucket.sizes:
         return 1, 1, bucket.sizes[dimension[2:]][2]
     low, likely, high = bucket.sizes[dimension]
     return low, likely, high
@@ -80,12 +83,12 @@ def tensor_ranges(
 def symbol_sizes(
     shapes: Mapping[str, Sequence[int | str]], given: Mapping[str, Sequence[int]]
 ) -> dict[str, int]:
-    """Sizes of the symbols of `shapes` in given shapes, by tensor name; `1|X` says nothing."""
+    """Sizes of the symbols of `shapes` in given shapes, by tensor name."""
     return {
         symbol: size
         for name, shape in shapes.items()
         for symbol, size in zip(shape, given[name], strict=True)
-        if isinstance(symbol, str) and not symbol.startswith("1|")
+        if isinstance(symbol, str)
     }
 
 

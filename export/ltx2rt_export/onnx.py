@@ -175,7 +175,7 @@ def export_component(component: Component, dtype: str = "float32") -> ExportedGr
     if component.weight_binding == "input":
         transposed = fold_weight_transposes(model, weights)
     else:
-        _inputs_to_initializers(model, weights)
+        inputs_to_initializers(model, weights)
     return ExportedGraph(component, model, weights, transposed, dtype)
 
 
@@ -260,7 +260,8 @@ def fold_weight_transposes(model: onnx.ModelProto, weights: Sequence[str]) -> fr
     return frozenset(folded)
 
 
-def _inputs_to_initializers(model: onnx.ModelProto, weights: Sequence[str]) -> None:
+def inputs_to_initializers(model: onnx.ModelProto, weights: Sequence[str]) -> None:
+    """Turn weight inputs into initializers whose values the runtime injects."""
     graph = model.graph
     names = set(weights)
     values = {v.name: v for v in graph.input if v.name in names}

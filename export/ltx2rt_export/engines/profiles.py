@@ -71,13 +71,15 @@ def component_buckets(
     make = RULES.get(name)
     if make is None:
         raise InternalError(f"no rule makes buckets for {name}")
-    symbols = {d.removeprefix("1|") for spec in inputs for d in spec.shape if isinstance(d, str)}
+    dimensions = {d for spec in inputs for d in spec.shape if isinstance(d, str)}
+    symbols = {d.removeprefix("1|") for d in dimensions}
     buckets: list[Bucket] = []
     for bucket in make(request):
         missing = symbols - set(bucket.sizes)
         if missing:
             raise InternalError(f"the buckets of {name} say nothing about {sorted(missing)}")
-        kept = Bucket(name=bucket.name, sizes={s: bucket.sizes[s] for s in sorted(symbols)})
+        used = sorted((symbols | dimensions) & set(bucket.sizes))
+        kept = Bucket(name=bucket.name, sizes={s: bucket.sizes[s] for s in used})
         if kept.sizes not in [b.sizes for b in buckets]:
             buckets.append(kept)
     return tuple(buckets)
@@ -86,6 +88,10 @@ def component_buckets(
 def _transformer(request: ProfileRequest) -> list[Bucket]:
     """Tokens of a clip, with room for what conditioning appends; down to one token, which stands
     for a stream that is off. Text is always 1024 tokens long.
+
+    Passes that run together take no `[T, T]` self-attention mask: TensorRT-RTX 1.7 fuses the
+    attention of a batch only if the number of mask rows is known (measured), and the logits of one
+    that is not fused do not fit a card.
     """
     buckets = []
     for shape in request.stages():
@@ -93,17 +99,19 @@ def _transformer(request: ProfileRequest) -> list[Bucket]:
         tokens = frames * rows * columns
         room = rows * columns * (KEYFRAMES + REFERENCES * frames)
         likely, longest = _audio_latents(shape)
-        buckets.append(
-            _bucket(
-                shape.name,
-                B=(1, request.max_batch, request.max_batch),
-                Tv=(1, tokens, tokens + room),
-                Ta=(1, likely, (1 + REFERENCES) * longest),
-                S=(MAX_TOKENS,) * 3,
-                Uv=TIMESTEPS,
-                Ua=TIMESTEPS,
-            )
-        )
+        sizes = {
+            "Tv": (1, tokens, tokens + room),
+            "Ta": (1, likely, (1 + REFERENCES) * longest),
+            "S": (MAX_TOKENS,) * 3,
+            "Uv": TIMESTEPS,
+            "Ua": TIMESTEPS,
+        }
+        buckets.append(_bucket(shape.name, B=(1, 1, 1), **sizes))
+        if request.max_batch > 1:
+            no_mask = {"1|Tv": (1, 1, 1), "1|Ta": (1, 1, 1)}
+            batch = (2, request.max_batch, request.max_batch)
+            name = f"{shape.name} batch {request.max_batch}"
+            buckets.append(_bucket(name, B=batch, **sizes, **no_mask))
     return buckets
 
 
