@@ -15,10 +15,13 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ltx2rt.buckets import Bucket
 from ltx2rt.engine import EngineSpec, TensorSpec
 from ltx2rt.errors import BundleError, join_problems
+
+T = TypeVar("T")
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -56,6 +59,26 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEntry:
+    """One engine of a component: what can load it, and the sizes it was built for.
+
+    `weights` is `input` (bound by name) or `constant` (inside); `version_compatible` engines load
+    in other versions of their backend too.
+    """
+
+    file: str
+    sha256: str
+    bytes: int
+    backend: str
+    backend_version: str
+    targets: tuple[str, ...]
+    precision: str
+    weights: str
+    version_compatible: bool
+    buckets: tuple[Bucket, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentEntry:
     """One component: its graph, boundary, weights and the facts its runtime class needs."""
 
@@ -68,6 +91,7 @@ class ComponentEntry:
     transposed: tuple[str, ...]
     layers: tuple[dict[str, WeightRef], ...]
     options: dict[str, Any]
+    engines: tuple[EngineEntry, ...] = ()
 
     def spec(self, name: str) -> EngineSpec:
         """The boundary as the engine protocol states it."""
@@ -192,11 +216,19 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has schema {schema!r}; this version of ltx2rt reads schema {SCHEMA}. "
             "Build the bundle again with `ltx2rt build`."
         )
-    problems: list[str] = []
-    manifest = _parse(Manifest, data, "manifest", problems)
-    if problems:
+    manifest, problems = parse_strict(Manifest, data, "manifest")
+    if manifest is None:
         raise BundleError(join_problems(f"{path} is not valid", problems[:20]))
-    return typing.cast(Manifest, manifest)
+    return manifest
+
+
+def parse_strict(kind: type[T], data: Any, where: str) -> tuple[T | None, list[str]]:
+    """JSON values as a dataclass: unknown keys, missing keys and wrong types are problems; None if
+    there are any.
+    """
+    problems: list[str] = []
+    value = _parse(kind, data, where, problems)
+    return (None if problems else typing.cast(T, value)), problems
 
 
 def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:

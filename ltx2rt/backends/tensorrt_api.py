@@ -118,7 +118,7 @@ def install_hint(api: Api, cuda: tuple[int, int] | None) -> str:
 def driver_cuda() -> tuple[int, int] | None:
     """CUDA version that the driver supports, or None where there is no driver or no cuda-python."""
     try:
-        from cuda.bindings import driver
+        driver = importlib.import_module("cuda.bindings.driver")
     except ImportError:
         return None
     try:
