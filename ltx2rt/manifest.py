@@ -13,7 +13,7 @@ import json
 import shlex
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,20 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentEntry:
-    """One component: its graph, boundary, weights and the facts its runtime class needs."""
+    """One component: its graph, boundary, weights and the facts its runtime class needs.
+
+    Attributes:
+        layers: weight input -> the tensor to bind, one mapping a layer. An empty mapping: another
+            component serves that layer (`transformer_block_plain`).
+        weight_dtypes: weight input -> dtype the graph takes it in; empty: all in that of
+            `precision`.
+        encodings: module -> how its weight is quantised (`codecs.encodings`); its tensors in
+            `layers` are bound as they are.
+        originals: for each layer, the official tensors (weights and the scales that belong to
+            them) that quantised tensors were made from: what LoRAs are merged into before the
+            result is encoded again. Also given for weights that the file holds quantised and the
+            graph does not take so: they are decoded on loading.
+    """
 
     graph: str
     graph_sha256: str
@@ -68,6 +81,9 @@ class ComponentEntry:
     transposed: tuple[str, ...]
     layers: tuple[dict[str, WeightRef], ...]
     options: dict[str, Any]
+    weight_dtypes: dict[str, str] = field(default_factory=dict)
+    encodings: dict[str, str] = field(default_factory=dict)
+    originals: tuple[dict[str, WeightRef], ...] = ()
 
     def spec(self, name: str) -> EngineSpec:
         """The boundary as the engine protocol states it."""
