@@ -36,14 +36,31 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightRef:
-    """One tensor: `length` bytes at `offset` of `sources[source]`."""
+class Place:
+    """One stored tensor: `length` bytes at `offset` of `sources[source]`."""
 
     source: int
     dtype: str
     shape: tuple[int, ...]
     offset: int
     length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightEncoding:
+    """How a quantised weight is stored; see `codecs.stored.Encoding`."""
+
+    format: str
+    shape: tuple[int, ...]
+    group: int
+    parts: dict[str, Place]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightRef(Place):
+    """One weight. A quantised one has an `encoding`; its `shape` is that of its values."""
+
+    encoding: WeightEncoding | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +183,7 @@ class Manifest:
 
 def bundle_id(manifest: Manifest) -> str:
     """Twelve hex digits over everything but places on disk and the id itself."""
-    data = dataclasses.asdict(manifest)
+    data = _plain(manifest)
     data.pop("bundle_id")
     data.pop("build")
     for source in data["sources"]:
@@ -175,9 +192,18 @@ def bundle_id(manifest: Manifest) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _plain(manifest: Manifest) -> dict[str, Any]:
+    """JSON values; what only quantised weights have is left out elsewhere."""
+
+    def fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {k: v for k, v in items if not (k == "encoding" and v is None)}
+
+    return dataclasses.asdict(manifest, dict_factory=fields)
+
+
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `manifest.json` atomically; it goes last, so a folder without one is no bundle."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True)
+    text = json.dumps(_plain(manifest), indent=1, sort_keys=True)
     temporary = folder / f".{FILE_NAME}.part"
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(folder / FILE_NAME)
@@ -235,6 +261,9 @@ def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
 
 
 def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, problems: list[str]) -> Any:
+    wanted = [kind for kind in kinds if kind is not types.NoneType]
+    if value is not None and len(wanted) == 1:  # its own problems say more than "not one of these"
+        return _parse(wanted[0], value, where, problems)
     for kind in kinds:
         attempt: list[str] = []
         parsed = (
