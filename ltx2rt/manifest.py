@@ -13,7 +13,7 @@ import json
 import shlex
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,14 +39,31 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightRef:
-    """One tensor: `length` bytes at `offset` of `sources[source]`."""
+class Place:
+    """One stored tensor: `length` bytes at `offset` of `sources[source]`."""
 
     source: int
     dtype: str
     shape: tuple[int, ...]
     offset: int
     length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightEncoding:
+    """How a quantised weight is stored; see `codecs.stored.Encoding`."""
+
+    format: str
+    shape: tuple[int, ...]
+    group: int
+    parts: dict[str, Place]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightRef(Place):
+    """One weight. A quantised one has an `encoding`; its `shape` is that of its values."""
+
+    encoding: WeightEncoding | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +97,20 @@ class EngineEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentEntry:
-    """One component: its graph, boundary, weights and the facts its runtime class needs."""
+    """One component: its graph, boundary, weights and the facts its runtime class needs.
+
+    Attributes:
+        layers: weight input -> the tensor to bind, one mapping a layer. An empty mapping: another
+            component serves that layer (`transformer_block_plain`).
+        weight_dtypes: weight input -> dtype the graph takes it in; empty: all in that of
+            `precision`.
+        encodings: module -> how its weight is quantised (`codecs.encodings`); its tensors in
+            `layers` are bound as they are.
+        originals: for each layer, the official tensors (weights and the scales that belong to
+            them) that quantised tensors were made from: what LoRAs are merged into before the
+            result is encoded again. Also given for weights that the file holds quantised and the
+            graph does not take so: they are decoded on loading.
+    """
 
     graph: str
     graph_sha256: str
@@ -91,6 +121,9 @@ class ComponentEntry:
     transposed: tuple[str, ...]
     layers: tuple[dict[str, WeightRef], ...]
     options: dict[str, Any]
+    weight_dtypes: dict[str, str] = field(default_factory=dict)
+    encodings: dict[str, str] = field(default_factory=dict)
+    originals: tuple[dict[str, WeightRef], ...] = ()
     engines: tuple[EngineEntry, ...] = ()
 
     def spec(self, name: str) -> EngineSpec:
@@ -174,7 +207,7 @@ class Manifest:
 
 def bundle_id(manifest: Manifest) -> str:
     """Twelve hex digits over everything but places on disk and the id itself."""
-    data = dataclasses.asdict(manifest)
+    data = _plain(manifest)
     data.pop("bundle_id")
     data.pop("build")
     for source in data["sources"]:
@@ -183,9 +216,18 @@ def bundle_id(manifest: Manifest) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _plain(manifest: Manifest) -> dict[str, Any]:
+    """JSON values; what only quantised weights have is left out elsewhere."""
+
+    def fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {k: v for k, v in items if not (k == "encoding" and v is None)}
+
+    return dataclasses.asdict(manifest, dict_factory=fields)
+
+
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `manifest.json` atomically; it goes last, so a folder without one is no bundle."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True)
+    text = json.dumps(_plain(manifest), indent=1, sort_keys=True)
     temporary = folder / f".{FILE_NAME}.part"
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(folder / FILE_NAME)
@@ -251,6 +293,9 @@ def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
 
 
 def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, problems: list[str]) -> Any:
+    wanted = [kind for kind in kinds if kind is not types.NoneType]
+    if value is not None and len(wanted) == 1:  # its own problems say more than "not one of these"
+        return _parse(wanted[0], value, where, problems)
     for kind in kinds:
         attempt: list[str] = []
         parsed = (

@@ -19,6 +19,8 @@ TABLE = decode_table(E4M3)
 TABLE[[0x7F, 0xFF]] = np.nan
 #: E5M2 is the high byte of a float16
 E5M2_TABLE = (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float32)
+#: by the names of safetensors dtypes
+TABLES = {"float8_e4m3fn": TABLE, "float8_e5m2": E5M2_TABLE}
 #: E8M0: powers of two, 0xFF is NaN
 E8M0_TABLE = np.append(np.exp2(np.arange(-127.0, 128.0)), np.nan).astype(np.float32)
 BLOCK = 128
@@ -85,10 +87,14 @@ def encode_blocks(weight: F32) -> tuple[U8, F32]:
 
 def decode_blocks(codes: U8, scales: F32) -> F32:
     """Inverse of `encode_blocks`."""
-    values = decode(codes)
-    for i in range(scales.shape[0]):
-        band = values[i * BLOCK : (i + 1) * BLOCK].reshape(BLOCK, -1, BLOCK)
-        band *= scales[i][None, :, None]
+    return scale_blocks(decode(codes), scales)
+
+
+def scale_blocks(values: F32, scales: F32) -> F32:
+    """Multiply every square tile of `[out, in]` by its scale `[out/block, in/block]`, in place."""
+    block = values.shape[0] // scales.shape[0]
+    tiles = values.reshape(scales.shape[0], block, scales.shape[1], block)
+    tiles *= scales[:, None, :, None]
     return values
 
 
@@ -147,9 +153,9 @@ def decode_mx(codes: U8, scales: U8) -> F32:
     return values
 
 
-def decode_e5m2(codes: U8) -> F32:
-    """Float32 values of E5M2 codes."""
-    return look_up(E5M2_TABLE, codes)
+def decode_dtype(codes: U8, dtype: str) -> F32:
+    """Float32 values of codes of a safetensors dtype: `float8_e4m3fn` or `float8_e5m2`."""
+    return look_up(TABLES[dtype], codes)
 
 
 def _factors(amax: ArrayLike) -> F32:

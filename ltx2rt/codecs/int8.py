@@ -92,6 +92,11 @@ def hadamard(size: int) -> F32:
     return matrix / np.float32(size**0.5)
 
 
+def is_rotation(size: int) -> bool:
+    """Whether the regular Hadamard matrix of this size exists: a power of 4."""
+    return size > 0 and size & (size - 1) == 0 and size.bit_length() % 2 == 1
+
+
 def _check_group(size: int) -> None:
-    if size < 1 or size & (size - 1) or size.bit_length() % 2 == 0:
+    if not is_rotation(size):
         raise ShapeError(f"a rotation of {size} inputs does not exist: a power of 4 is needed.")

@@ -1,7 +1,7 @@
 """FP8 E4M3 linears, W8A8: weight scales a channel, activation scales a token or from the file.
 
 TensorRT hands FP8 to the GEMM only where the scales of Quantize and Dequantize are constants, so
-both use 2^-8, and the real scales are multiplied before and after (notes in
+both use 2^-8, and the real scales are multiplied before and after (see
 docs/quantization.md). A power of two is exact in every float format (1/448 is not: rounded to
 bfloat16 it costs 0.2 %), and the largest possible sum stays below float16's limit.
 
@@ -22,7 +22,7 @@ from collections.abc import Collection
 import numpy as np
 
 from ltx2rt_export.onnx import ExportedGraph
-from ltx2rt_export.quantize.linears import ELEM_TYPES, Emitter, Linear, replace_linears
+from ltx2rt_export.quantize.linears import Emitter, Linear, replace_linears
 
 E4M3_MAX = 448.0
 
@@ -51,10 +51,7 @@ def _emit_dynamic(to: Emitter, linear: Linear) -> None:
     scale = to.op("Mul", [amax, factor], f"{name}.token_scale")
     wide = to.op("Mul", [wide, scale], f"{name}.scaled_tokens")
     wide = to.op("Mul", [wide, f"{name}.weight_scale"], f"{name}.scaled")
-    if linear.bias is not None:
-        bias = to.cast(linear.bias, "float32", to.dtype, f"{name}.bias_float32")
-        wide = to.op("Add", [wide, bias], f"{name}.biased")
-    _finish(to, wide, "float32", linear.output)
+    to.finish(linear, wide)
 
 
 def _emit_static(to: Emitter, linear: Linear) -> None:
@@ -75,11 +72,7 @@ def _emit_static(to: Emitter, linear: Linear) -> None:
     scale = to.op("Mul", [f"{name}.input_scale", factor], f"{name}.static_scale")
     scale = to.op("Mul", [f"{name}.weight_scale", scale], f"{name}.output_scale")
     wide = to.op("Mul", [wide, scale], f"{name}.scaled")
-    if linear.bias is None:
-        _finish(to, wide, "float32", linear.output)
-        return
-    y = to.cast(wide, to.dtype, "float32", f"{name}.product")
-    to.op("Add", [y, linear.bias], linear.output, outputs=[linear.output])
+    to.finish(linear, wide, round_first=True)
 
 
 def _quantized_tokens(to: Emitter, x: str) -> tuple[str, str]:
@@ -111,14 +104,6 @@ def _product(to: Emitter, linear: Linear, codes: str) -> str:
     w = to.op("DequantizeLinear", [weight, step, _zero(to)], f"{name}.w")
     y = to.op("MatMul", [x, w], f"{name}.sum")
     return to.cast(y, "float32", to.dtype, f"{name}.sum_float32")
-
-
-def _finish(to: Emitter, value: str, dtype: str, output: str) -> None:
-    """Give the linear's output its name, in the graph's dtype."""
-    if dtype == to.dtype:
-        to.nodes[-1].output[0] = output
-        return
-    to.op("Cast", [value], output, outputs=[output], to=ELEM_TYPES[to.dtype])
 
 
 def _zero(to: Emitter) -> str:

@@ -101,6 +101,24 @@ class Emitter:
         self.inputs.append((name, dtype, shape))
         return name
 
+    def finish(self, linear: Linear, value: str, *, round_first: bool = False) -> None:
+        """Add the bias to a float32 value and give the result the linear's name, in the graph's
+        dtype: rounded once after the bias, or before it and again after it.
+        """
+        name, bias = linear.module, linear.bias
+        if round_first and bias is not None:
+            value = self.cast(value, self.dtype, "float32", f"{name}.product")
+            self.op("Add", [value, bias], linear.output, outputs=[linear.output])
+            return
+        if bias is not None:
+            bias = self.cast(bias, "float32", self.dtype, f"{name}.bias_float32")
+            value = self.op("Add", [value, bias], f"{name}.biased")
+        if self.dtype == "float32":
+            self.nodes[-1].output[0] = linear.output
+        else:
+            to = ELEM_TYPES[self.dtype]
+            self.op("Cast", [value], linear.output, outputs=[linear.output], to=to)
+
     def _free(self, name: str) -> str:
         free, number = name, 0
         while free in self._taken:
@@ -151,11 +169,16 @@ def replace_linears(
     emit: Callable[[Emitter, Linear], None],
     *,
     opset: int | None = None,
+    untransposed: bool = False,
 ) -> ExportedGraph:
     """A copy of `graph` in which `emit` wrote each of `modules` anew.
 
     `emit` makes `linear.output` from `linear.x` in the graph's dtype, and names the weight inputs
     that it reads in place of `linear.weight`; the bias input stays.
+
+    Args:
+        opset: raise the model's opset to it.
+        untransposed: the runtime binds the new weights as they are stored.
 
     Raises:
         InternalError: the graph has no such linear.
@@ -188,11 +211,13 @@ def replace_linears(
     )
     if opset is not None:
         _set_opset(model, opset)
+    if any(node.domain == "trt" for node in nodes):
+        model.opset_import.append(onnx.helper.make_opsetid("trt", 1))
     return dataclasses.replace(
         graph,
         model=model,
         weights=_weights(graph, chosen, emitter.inputs),
-        transposed=graph.transposed,
+        transposed=graph.transposed - (set(chosen) if untransposed else set()),
     )
 
 

@@ -11,7 +11,10 @@ from ltx2rt.errors import InternalError, OptionError, UnsupportedError
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import ExportedGraph, export_component
 from ltx2rt_export.quantize.fp8 import quantize_fp8
+from ltx2rt_export.quantize.int4 import quantize_int4
+from ltx2rt_export.quantize.int8 import quantize_int8
 from ltx2rt_export.quantize.linears import find_linears
+from ltx2rt_export.quantize.nvfp4 import quantize_nvfp4
 
 #: components that need float32 whatever is asked for: bandwidth extension and waveforms lose
 #: audible detail in 16 bits (spec/audio.md)
@@ -73,7 +76,39 @@ SCHEMES: dict[str, Scheme] = {
             min_sm=89,
             linears=BLOCK_LINEARS,
             rewrite=partial(quantize_fp8, static=True),
-            encoding="fp8_static",
+            encoding="fp8",
+        ),
+        Scheme(
+            name="nvfp4",
+            dtype="bfloat16",
+            min_sm=100,
+            linears=VIDEO_LINEARS,
+            rewrite=partial(quantize_nvfp4, static=False),
+            encoding="nvfp4",
+        ),
+        Scheme(
+            name="nvfp4-static",
+            dtype="bfloat16",
+            min_sm=100,
+            linears=BLOCK_LINEARS,
+            rewrite=partial(quantize_nvfp4, static=True),
+            encoding="nvfp4",
+        ),
+        Scheme(
+            name="int8-wo",
+            dtype="bfloat16",
+            min_sm=80,
+            linears=BLOCK_LINEARS,
+            rewrite=quantize_int8,
+            encoding="int8",
+        ),
+        Scheme(
+            name="int4-wo",
+            dtype="bfloat16",
+            min_sm=80,
+            linears=BLOCK_LINEARS,
+            rewrite=quantize_int4,
+            encoding="int4",
         ),
     )
 }
