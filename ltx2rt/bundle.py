@@ -217,7 +217,7 @@ def open_bundle(
     if problems:
         raise BundleError(
             join_problems(f"{folder} cannot be used", problems)
-            + f"\nBuild it again: {manifest.build.command()} -o {folder} --force"
+            + f"\nBuild it again: {manifest.command()} -o {folder} --force"
         )
     return Bundle(folder, manifest, sources)
 

@@ -190,7 +190,10 @@ class Lora:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything about a bundle. `bundle_id` names its content: two equal builds have equal ids."""
+    """Everything about a bundle. `bundle_id` names its content: two equal builds have equal ids.
+
+    `build_flags` are flags of `ltx2rt build` beside the files in `build`.
+    """
 
     schema: int
     bundle_id: str
@@ -203,6 +206,11 @@ class Manifest:
     tokenizer: str
     tokenizer_sha256: str
     build: BuildInputs
+    build_flags: str = ""
+
+    def command(self) -> str:
+        """The command that builds the bundle again, but for `-o`."""
+        return " ".join(filter(None, [self.build.command(), self.build_flags]))
 
 
 def bundle_id(manifest: Manifest) -> str:

@@ -1,4 +1,4 @@
-"""GPU architectures that engines are built for, and what each can compute. Pure Python.
+"""GPU architectures that engines are built for, and cards that have them. Pure Python.
 
 Sources: the support matrices of TensorRT 11.4 and TensorRT-RTX 1.7.
 """
@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "nvfp4", "int8-wo", "int4-wo")
+#: precisions of `ltx2rt build`; the table of what each does is `ltx2rt_export.quantize.SCHEMES`
+PRECISIONS = (
+    *("fp32", "bf16", "fp16", "fp8", "fp8-static", "nvfp4", "nvfp4-static", "int8-wo", "int4-wo"),
+)
 
 #: architectures that TensorRT-RTX compiles for, without a GPU
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
@@ -21,15 +24,9 @@ TENSORRT_TARGETS = (
 #: the targets of a TensorRT-RTX build that names none
 DEFAULT_RTX_TARGETS = ("sm89", "sm120")
 
-#: first architecture with the precision in hardware; those not listed run everywhere
-FIRST_TARGET = {"bf16": 80, "fp8": 89, "nvfp4": 100}
 
-#: why, and what to use instead
-REASONS = {
-    "bf16": "bf16 needs an Ampere GPU (SM80) or newer; use --precision fp16",
-    "fp8": "fp8 needs an Ada GPU (SM89) or newer; use --precision bf16 or int8-wo",
-    "nvfp4": "nvfp4 needs a Blackwell GPU (SM100, SM120) or newer; use --precision fp8 or int4-wo",
-}
+#: clips that engines are built for where none are named
+DEFAULT_SHAPES = ("768x512x121",)
 
 
 class Card(NamedTuple):
@@ -59,32 +56,22 @@ CARDS = (
 )
 
 
-def compute_capability(target: str) -> int:
-    """`sm89` -> 89."""
-    return int(target[2:])
-
-
-def target_problems(backend: str, precision: str, targets: Sequence[str]) -> list[str]:
-    """What is wrong with these targets for a backend and a precision."""
+def target_problems(backend: str, targets: Sequence[str]) -> list[str]:
+    """What is wrong with these targets for a backend; precisions are not looked at."""
     known = RTX_TARGETS if backend == "tensorrt-rtx" else TENSORRT_TARGETS
     problems = []
     for target in targets:
         if target in known:
-            first = FIRST_TARGET.get(precision, 0)
-            if compute_capability(target) < first:
-                problems.append(
-                    f"precision {precision} cannot run on {target}: {REASONS[precision]}"
-                )
-        elif target in TENSORRT_TARGETS:
+            continue
+        if target in TENSORRT_TARGETS:
             problems.append(
                 f"TensorRT-RTX has no target {target}: it builds for {', '.join(RTX_TARGETS)}; "
-                f"use TensorRT proper (--backend tensorrt) on a GPU of that kind"
+                "use TensorRT proper (--backend tensorrt) on a GPU of that kind"
             )
         else:
             problems.append(f"unknown target {target!r}; allowed: {', '.join(known)}")
     doubled = sorted({t for t in targets if targets.count(t) > 1})
-    problems += [f"target {t} is named twice" for t in doubled]
-    return problems
+    return problems + [f"target {t} is named twice" for t in doubled]
 
 
 def fitting_card(needed_bytes: int, targets: Sequence[str]) -> Card | None:

@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from ltx2rt.errors import UnsupportedError
 
@@ -113,6 +114,53 @@ def install_hint(api: Api, cuda: tuple[int, int] | None) -> str:
         )
     package = api.package.format(cuda=min(cuda[0], newest))
     return f"the NVIDIA driver supports CUDA {found}: pip install {package}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU of this machine: its name and architecture (`sm90`)."""
+
+    name: str
+    target: str
+
+
+def local_gpu(api: Api) -> Gpu:
+    """The first GPU of this machine.
+
+    Raises:
+        UnsupportedError: there is none, or cuda-python or the driver is missing.
+    """
+    need = f"backend {api.backend} needs an NVIDIA GPU in this machine"
+    try:
+        driver = importlib.import_module("cuda.bindings.driver")
+    except ImportError as error:
+        raise UnsupportedError(f"{need} and cuda-python: pip install 'ltx2rt[cuda]'.") from error
+    try:
+        _ok(driver, driver.cuInit(0))
+        device = _ok(driver, driver.cuDeviceGet(0))
+        name = _ok(driver, driver.cuDeviceGetName(128, device))
+        attributes = driver.CUdevice_attribute
+        major, minor = (
+            _ok(driver, driver.cuDeviceGetAttribute(attribute, device))
+            for attribute in (
+                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+    except RuntimeError as error:  # what cuda-python raises where the driver's library is missing
+        raise UnsupportedError(f"{need}, and none was found ({error}).") from error
+    return Gpu(bytes(name).split(b"\0")[0].decode(), f"sm{major}{minor}")
+
+
+def _ok(driver: ModuleType, result: tuple[Any, ...]) -> Any:
+    """The value of a driver call.
+
+    Raises:
+        RuntimeError: the call failed.
+    """
+    if result[0] != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"CUDA driver: {result[0].name}")
+    return result[1] if len(result) > 1 else None
 
 
 def driver_cuda() -> tuple[int, int] | None:

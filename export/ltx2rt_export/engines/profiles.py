@@ -293,6 +293,7 @@ RULES: dict[str, Rule] = {
     "duration_head": _duration_head,
     "transformer_head": _transformer,
     "transformer_block": _transformer,
+    "transformer_block_plain": _transformer,
     "transformer_tail": _transformer,
     "video_encoder": _video_encoder,
     "video_decoder": _video_decoder,
