@@ -40,7 +40,9 @@ from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
 from ltx2rt_export.fuse_loras import fuse_loras
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.quantize.overlay import Overlays
+from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare
+from ltx2rt_export.quantize.schemes import CPU_PRECISIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ class BuildConfig:
 
     Attributes:
         backend, precision: what the engines are made for.
+        plain_layers: transformer blocks that a quantising precision leaves in 16 bits; None: what
+            the checkpoint or `quantize.plan` says.
         copy_weights: copy every needed tensor into the bundle instead of pointing at the user's
         files.
         force: replace an existing bundle.
@@ -56,14 +60,15 @@ class BuildConfig:
 
     backend: str = "onnxruntime"
     precision: str = "fp32"
+    plain_layers: tuple[int, ...] | None = None
     copy_weights: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:
-        if (self.backend, self.precision) != ("onnxruntime", "fp32"):
+        if self.backend != "onnxruntime" or self.precision not in CPU_PRECISIONS:
             raise OptionError(
                 f"backend={self.backend!r} with precision={self.precision!r} cannot be built yet; "
-                "allowed: backend 'onnxruntime' with precision 'fp32'."
+                f"allowed: backend 'onnxruntime' with precision {', '.join(CPU_PRECISIONS)}."
             )
 
 
@@ -207,30 +212,37 @@ def _fill(
     components = make_components(files, inputs.loras, work / "weights")
     (work / "graphs").mkdir()
     (work / "text").mkdir()
-    exported: list[tuple[ExportedGraph, str, str]] = []
+    table = SourceTable(work)
+    entries: dict[str, ComponentEntry] = {}
+    overlays: dict[str, Overlays] = {}
     job.report("export", 0, len(components))
     for i, component in enumerate(components):
-        graph = export_component(component)
-        data = graph.model.SerializeToString(deterministic=True)
-        name = f"graphs/{component.name}.onnx"
-        (work / name).write_bytes(data)
-        exported.append((graph, name, hashlib.sha256(data).hexdigest()))
+        for part in prepare(
+            component,
+            config.precision,
+            work / "weights",
+            job,
+            dtype="float32",  # ONNX Runtime has no other kernels on a CPU
+            plain_layers=config.plain_layers,
+        ):
+            name = part.graph.component.name
+            data = part.graph.model.SerializeToString(deterministic=True)
+            (work / f"graphs/{name}.onnx").write_bytes(data)
+            entries[name] = _entry(part, hashlib.sha256(data).hexdigest(), table)
+            overlays[name] = part.overlays
         job.report("export", i + 1, len(components), component.name)
-    table = SourceTable(work)
     (work / "text" / "tokenizer.json").write_bytes(tokenizer)
-    entries = {
-        g.component.name: _entry(g, name, digest, config, table) for g, name, digest in exported
-    }
     sources = table.sources
     if config.copy_weights:
         entries, sources, inputs = copy_weights(work, entries, sources, files, inputs, job)
+    entries, sources = attach_overlays(entries, sources, overlays, work)
     manifest = Manifest(
         schema=SCHEMA,
         bundle_id="",
         created_by=f"ltx2rt {__version__}",
         backend=config.backend,
         precision=config.precision,
-        model=model_info(files, {g.component.name: g.component.options for g, _, _ in exported}),
+        model=model_info(files, {name: entry.options for name, entry in entries.items()}),
         sources=tuple(sources),
         components=entries,
         tokenizer="text/tokenizer.json",
@@ -273,21 +285,21 @@ class SourceTable:
         )
 
 
-def _entry(
-    graph: ExportedGraph, name: str, digest: str, config: BuildConfig, table: SourceTable
-) -> ComponentEntry:
-    component = graph.component
+def _entry(part: Prepared, digest: str, table: SourceTable) -> ComponentEntry:
+    graph, component = part.graph, part.graph.component
     layers: Sequence[Mapping[str, TensorEntry]] = component.layers or (component.weights,)
     return ComponentEntry(
-        graph=name,
+        graph=f"graphs/{component.name}.onnx",
         graph_sha256=digest,
-        precision=config.precision,
+        precision=part.precision,
         inputs=tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in component.inputs),
         outputs=tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in component.outputs),
         weight_binding=component.weight_binding,
         transposed=tuple(sorted(graph.transposed)),
         layers=tuple({n: table.ref(e) for n, e in sorted(layer.items())} for layer in layers),
         options=dict(component.options),
+        weight_dtypes=part.weight_dtypes,
+        quantized=dict(part.quantized),
     )
 
 
