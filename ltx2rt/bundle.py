@@ -12,9 +12,9 @@ from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, join_problems
 from ltx2rt.lora import LORA_COMPONENTS, LoraMerger, weight_module
-from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, WeightRef, read_manifest
+from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
-from ltx2rt.weights import engine_tensors, tensor_entry, weight_problems
+from ltx2rt.weights import engine_tensors, stored_tensor, tensor_entry, weight_problems
 
 
 class ModelSource(Protocol):
@@ -103,7 +103,10 @@ class Bundle:
         weights: Mapping[str, Array] = {}
         if entry.weight_binding == "initializer":
             weights = self._load(name, entry, 0, self._merge_of(loras))
-        options = backend.OrtOptions(threads=runtime.threads)
+        options = backend.OrtOptions(
+            threads=runtime.threads,
+            full_optimization="float8_e4m3fn" not in entry.weight_dtypes.values(),
+        )
         graph = (self.folder / entry.graph).read_bytes()
         return backend.OrtEngine(graph, entry.spec(name), weights, options)
 
@@ -122,7 +125,7 @@ class Bundle:
         self._merger = None
         self._files.close()
 
-    def entry(self, name: str, ref: WeightRef) -> TensorEntry:
+    def entry(self, name: str, ref: Place) -> TensorEntry:
         """Where a referenced tensor lies on disk now."""
         return tensor_entry(name, ref, self._sources)
 
@@ -134,6 +137,7 @@ class Bundle:
             targets = {
                 weight_module(name, index, weight): ref.shape
                 for name in LORA_COMPONENTS
+                if self.has(name)
                 for index, layer in enumerate(self.component(name).layers)
                 for weight, ref in layer.items()
                 if weight.endswith(".weight") and len(ref.shape) == 2
@@ -145,13 +149,19 @@ class Bundle:
         self, name: str, entry: ComponentEntry, index: int, loras: LoraMerger | None
     ) -> dict[str, Array]:
         loaded: dict[str, Array] = {}
+        overlay = entry.overlays[index] if entry.overlays else {}
         for weight, ref in entry.layers[index].items():
             module, tensor = weight_module(name, index, weight), self.entry(weight, ref)
             if loras is not None and name in LORA_COMPONENTS and loras.changes(module):
                 values, dtype = loras.merge(module, tensor), "float32"
+            elif weight in overlay:
+                continue
             else:
                 values, dtype = self._files.values(tensor)
             loaded |= engine_tensors(entry, weight, values, dtype, f"{module} of {tensor.path}")
+        for ready in overlay.keys() - loaded.keys():
+            array = self._files.raw(self.entry(ready, overlay[ready]))
+            loaded[ready] = stored_tensor(entry, ready, array)
         return loaded
 
 

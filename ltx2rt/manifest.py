@@ -24,6 +24,8 @@ from ltx2rt.errors import BundleError, join_problems
 T = TypeVar("T")
 
 SCHEMA = 1
+#: fields that only quantised weights fill; left out where they are empty
+QUANTIZED_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays")
 FILE_NAME = "manifest.json"
 
 
@@ -100,16 +102,13 @@ class ComponentEntry:
     """One component: its graph, boundary, weights and the facts its runtime class needs.
 
     Attributes:
-        layers: weight input -> the tensor to bind, one mapping a layer. An empty mapping: another
-            component serves that layer (`transformer_block_plain`).
-        weight_dtypes: weight input -> dtype the graph takes it in; empty: all in that of
+        layers: state-dict name -> tensor of the model, one mapping a layer. An empty mapping:
+            another component serves that layer (`transformer_block_plain`).
+        weight_dtypes: weight input -> dtype the graph takes it in, where that is not the one of
             `precision`.
-        encodings: module -> how its weight is quantised (`codecs.encodings`); its tensors in
-            `layers` are bound as they are.
-        originals: for each layer, the official tensors (weights and the scales that belong to
-            them) that quantised tensors were made from: what LoRAs are merged into before the
-            result is encoded again. Also given for weights that the file holds quantised and the
-            graph does not take so: they are decoded on loading.
+        quantized: weight -> the format in which the graph takes it (`codecs.engine_formats`).
+        overlays: for each layer, weight input -> where it lies ready to be bound: quantised
+            weights, their scales. Others, and those that a LoRA changes, are made from `layers`.
     """
 
     graph: str
@@ -122,8 +121,8 @@ class ComponentEntry:
     layers: tuple[dict[str, WeightRef], ...]
     options: dict[str, Any]
     weight_dtypes: dict[str, str] = field(default_factory=dict)
-    encodings: dict[str, str] = field(default_factory=dict)
-    originals: tuple[dict[str, WeightRef], ...] = ()
+    quantized: dict[str, str] = field(default_factory=dict)
+    overlays: tuple[dict[str, Place], ...] = ()
     engines: tuple[EngineEntry, ...] = ()
 
     def spec(self, name: str) -> EngineSpec:
@@ -228,7 +227,7 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
     """JSON values; what only quantised weights have is left out elsewhere."""
 
     def fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {k: v for k, v in items if not (k == "encoding" and v is None)}
+        return {k: v for k, v in items if v or k not in QUANTIZED_FIELDS}
 
     return dataclasses.asdict(manifest, dict_factory=fields)
 

@@ -8,18 +8,29 @@ from pathlib import Path
 
 import numpy as np
 
+from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
 from ltx2rt.codecs.stored import storage_problems
 from ltx2rt.engine import Array
 from ltx2rt.manifest import ComponentEntry, Manifest, Place, WeightRef
 from ltx2rt.safetensors import DTYPES, Encoding, TensorEntry, convert
 
-#: a component's precision -> the dtype of its weights in memory
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+#: a component's precision -> the dtype of its weights that are not quantised
+PRECISIONS = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp8": "bfloat16",
+    "fp8-static": "bfloat16",
+    "nvfp4": "bfloat16",
+    "nvfp4-static": "bfloat16",
+    "int8-wo": "bfloat16",
+    "int4-wo": "bfloat16",
+}
 _ITEM_BYTES = {name: data_type.itemsize for name, data_type in DTYPES.values()}
 
 
-def tensor_entry(name: str, ref: WeightRef, sources: Sequence[Path]) -> TensorEntry:
-    """Where a referenced weight lies on disk now: `sources` are the manifest's, in order."""
+def tensor_entry(name: str, ref: Place, sources: Sequence[Path]) -> TensorEntry:
+    """Where a stored tensor lies on disk now: `sources` are the manifest's, in order."""
 
     def entry(name: str, place: Place, encoding: Encoding | None = None) -> TensorEntry:
         path = sources[place.source]
@@ -27,7 +38,7 @@ def tensor_entry(name: str, ref: WeightRef, sources: Sequence[Path]) -> TensorEn
             path, name, place.dtype, place.shape, place.offset, place.length, encoding
         )
 
-    if ref.encoding is None:
+    if not isinstance(ref, WeightRef) or ref.encoding is None:
         return entry(name, ref)
     encoding = Encoding(
         format=ref.encoding.format,
@@ -52,10 +63,19 @@ def engine_tensors(
     Returns:
         engine input or initializer -> array, contiguous.
     """
-    converted = convert(values, dtype, PRECISIONS[entry.precision], where)
-    if name in entry.transposed:
-        converted = np.ascontiguousarray(converted.T)
-    return {name: converted}
+    if name in entry.quantized:
+        parts = ENGINE_FORMATS[entry.quantized[name]].encode(
+            convert(values, dtype, "float32", where)
+        )
+        module = name.removesuffix("weight")
+        return {module + p: stored_tensor(entry, module + p, a) for p, a in parts.items()}
+    target = entry.weight_dtypes.get(name, PRECISIONS[entry.precision])
+    return {name: stored_tensor(entry, name, convert(values, dtype, target, where))}
+
+
+def stored_tensor(entry: ComponentEntry, name: str, array: Array) -> Array:
+    """A tensor that is ready but for its layout."""
+    return np.ascontiguousarray(array.T) if name in entry.transposed else array
 
 
 def weight_problems(manifest: Manifest) -> list[str]:
@@ -69,6 +89,15 @@ def weight_problems(manifest: Manifest) -> list[str]:
         for layer in entry.layers:
             for weight, ref in layer.items():
                 problems += [f"{name}: {weight} {p}" for p in _ref_problems(manifest, ref)]
+        for overlay in entry.overlays:
+            for weight, place in overlay.items():
+                found = _place_problems(manifest, place, place.shape)
+                problems += [f"{name}: {weight} (quantised) {p}" for p in found]
+        problems += [
+            f"{name}: {weight} has the unknown format {kind!r}"
+            for weight, kind in entry.quantized.items()
+            if kind not in ENGINE_FORMATS
+        ]
     return problems
 
 

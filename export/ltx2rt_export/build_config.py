@@ -12,6 +12,7 @@ from ltx2rt.errors import Ltx2rtError, OptionError, ShapeError, UnsupportedError
 from ltx2rt.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, target_problems
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.quantize import check_target as check_precision
+from ltx2rt_export.quantize.schemes import CPU_PRECISIONS
 
 BACKENDS = ("onnxruntime", *APIS)
 
@@ -29,6 +30,8 @@ class BuildConfig:
         components: what to build; empty for everything.
         weights: `input`: engines take weights by name, and hold none. `constant`: weights are
             inside the engines, but for the block's, which runs once a layer.
+        plain_layers: transformer blocks that a quantising precision leaves in 16 bits; None: what
+            the checkpoint or `quantize.plan` says.
         optimization_level: effort of the builder, 0 to 5; None is the library's choice.
         workspace_mib: scratch memory that kernels may ask for; None is the library's choice.
         aux_streams: streams that an engine may use beside its own; None is the library's choice.
@@ -53,6 +56,7 @@ class BuildConfig:
     max_batch: int = 1
     components: tuple[str, ...] = ()
     weights: str = "input"
+    plain_layers: tuple[int, ...] | None = None
     optimization_level: int | None = None
     workspace_mib: int | None = None
     aux_streams: int | None = None
@@ -111,7 +115,7 @@ class BuildConfig:
             if value is True:
                 texts.append(flag)
             else:
-                text = ",".join(value) if isinstance(value, tuple) else str(value)
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 texts.append(f"{flag} {shlex.quote(text)}")
         return " ".join(texts)
 
@@ -124,6 +128,11 @@ class BuildConfig:
         ):
             if value not in allowed:
                 problems.append(f"{name}={value!r}; allowed: {', '.join(allowed)}")
+        if self.backend == "onnxruntime" and self.precision in set(PRECISIONS) - {*CPU_PRECISIONS}:
+            problems.append(
+                f"backend onnxruntime runs no {self.precision} on a CPU; allowed: "
+                f"{', '.join(CPU_PRECISIONS)}"
+            )
         if not self.shapes:
             problems.append("no shapes are named; give e.g. 768x512x121")
         if not 1 <= self.max_batch <= 16:

@@ -43,7 +43,8 @@ from ltx2rt_export.engines.stage import engine_stage
 from ltx2rt_export.fuse_loras import fuse_loras
 from ltx2rt_export.lock import build_lock
 from ltx2rt_export.onnx import ExportedGraph
-from ltx2rt_export.quantize import component_precision, export_scheme
+from ltx2rt_export.quantize.overlay import Overlays
+from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare
 
 
 def check_target(output: Path, *, force: bool) -> None:
@@ -193,24 +194,34 @@ def _fill(
     engines = engine_stage(config, info, options)
     (work / "graphs").mkdir()
     (work / "text").mkdir()
-    exported: list[tuple[ExportedGraph, str, str]] = []
+    table = SourceTable(work)
+    graphs: list[ExportedGraph] = []
+    entries: dict[str, ComponentEntry] = {}
+    overlays: dict[str, Overlays] = {}
     job.report("export", 0, len(components))
     for i, component in enumerate(components):
-        graph = engines.layout(export_scheme(component, config.precision))
-        data = graph.model.SerializeToString(deterministic=True)
-        name = f"graphs/{component.name}.onnx"
-        (work / name).write_bytes(data)
-        exported.append((graph, name, hashlib.sha256(data).hexdigest()))
+        for part in prepare(
+            component,
+            config.precision,
+            work / "weights",
+            job,
+            dtype=engines.dtype,
+            plain_layers=config.plain_layers,
+        ):
+            graph = engines.layout(part.graph)
+            name = graph.component.name
+            data = graph.model.SerializeToString(deterministic=True)
+            (work / f"graphs/{name}.onnx").write_bytes(data)
+            graphs.append(graph)
+            entries[name] = _entry(part, graph, hashlib.sha256(data).hexdigest(), table)
+            overlays[name] = part.overlays
         job.report("export", i + 1, len(components), component.name)
-    table = SourceTable(work)
     (work / "text" / "tokenizer.json").write_bytes(tokenizer)
-    entries = {
-        g.component.name: _entry(g, name, digest, config, table) for g, name, digest in exported
-    }
     sources = table.sources
     if config.copy_weights:
         entries, sources, inputs = copy_weights(work, entries, sources, files, inputs, job)
-    entries = engines.add([g for g, _, _ in exported], entries, sources, work, job)
+    entries, sources = attach_overlays(entries, sources, overlays, work)
+    entries = engines.add(graphs, entries, sources, work, job)
     manifest = Manifest(
         schema=SCHEMA,
         bundle_id="",
@@ -275,21 +286,21 @@ class SourceTable:
         )
 
 
-def _entry(
-    graph: ExportedGraph, name: str, digest: str, config: BuildConfig, table: SourceTable
-) -> ComponentEntry:
+def _entry(part: Prepared, graph: ExportedGraph, digest: str, table: SourceTable) -> ComponentEntry:
     component = graph.component
     layers: Sequence[Mapping[str, TensorEntry]] = component.layers or (component.weights,)
     return ComponentEntry(
-        graph=name,
+        graph=f"graphs/{component.name}.onnx",
         graph_sha256=digest,
-        precision=component_precision(component.name, config.precision),
+        precision=part.precision,
         inputs=tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in component.inputs),
         outputs=tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in component.outputs),
         weight_binding=component.weight_binding,
         transposed=tuple(sorted(graph.transposed)),
         layers=tuple({n: table.ref(e) for n, e in sorted(layer.items())} for layer in layers),
         options=dict(component.options),
+        weight_dtypes=part.weight_dtypes,
+        quantized=dict(part.quantized),
     )
 
 

@@ -104,6 +104,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODE",
         help="input (default): engines take weights by name; constant: weights are inside engines",
     )
+    target.add_argument(
+        "--plain-layers",
+        type=_numbers,
+        metavar="N,...",
+        help="transformer blocks that a quantising precision leaves in 16 bits",
+    )
     expert = parser.add_argument_group("engine builder")
     for name, text in (
         ("optimization-level", "effort of the builder, 0 to 5"),
@@ -156,6 +162,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _names(text: str) -> tuple[str, ...]:
     """A list separated by commas."""
     return tuple(n for n in (part.strip() for part in text.split(",")) if n)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in _names(text))
 
 
 def inputs_of(options: argparse.Namespace) -> BuildInputs:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 TRANSFORMER = ("transformer_head", "transformer_block", "transformer_tail")
 
+#: runs the layers that a quantised bundle leaves in 16 bits
+PLAIN_BLOCK = "transformer_block_plain"
+
 
 class Pipeline:
     """Base of the pipelines: a context manager that owns engines.
@@ -107,6 +110,7 @@ class Pipeline:
             return
         if set(names) & set(TRANSFORMER):
             self._transformer = None
+            names = (*names, PLAIN_BLOCK)
         self._close(*names)
 
     def _close(self, *names: str) -> None:
@@ -134,6 +138,9 @@ class Pipeline:
             self._transformer = None
             self._close("transformer_head", "transformer_tail")  # the block engine has no weights
             head, block, tail = (self.engine(name, active) for name in TRANSFORMER)
+            plain = None
+            if self.source.has(PLAIN_BLOCK):
+                plain = (self.engine(PLAIN_BLOCK), self.source.layers(PLAIN_BLOCK, active))
             self._loras = active
             self._transformer = Transformer(
                 head,
@@ -141,6 +148,7 @@ class Pipeline:
                 tail,
                 self.source.layers("transformer_block", active),
                 self.source.options("transformer_block"),
+                plain,
             )
         return self._transformer
 

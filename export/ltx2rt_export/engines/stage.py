@@ -29,6 +29,13 @@ class EngineStage:
 
     builder: EngineBuilder | None
 
+    @property
+    def dtype(self) -> str | None:
+        """Of what a precision does not quantise, if not the precision's own: ONNX Runtime has
+        float32 kernels only on a CPU.
+        """
+        return "float32" if self.builder is None else None
+
     def layout(self, graph: ExportedGraph) -> ExportedGraph:
         """The graph with its weights laid out as the backend wants them."""
         return graph if self.builder is None else fold_transposes(graph)

@@ -74,7 +74,7 @@ class Emitter:
         domain: str = "",
         **attributes: Any,
     ) -> str:
-        """Append a node; returns the name of its (first) output, which is `name` if that is free."""
+        """Append a node; returns its first output: `name`, if that is free."""
         outputs = tuple(outputs) or (self._free(name),)
         node = onnx.helper.make_node(
             kind, list(inputs), list(outputs), name=f"{outputs[0]}/{kind}", domain=domain

@@ -45,7 +45,9 @@ class Scheme:
         min_sm: lowest compute capability that runs it, times ten; 0 for any, and for a CPU.
         linears: pattern of the module names that it changes, of `QUANTIZED_COMPONENT`; None: none.
         rewrite: the graph pass.
-        encoding: name of the weights' format in manifests.
+        format: of its weights, a key of `codecs.engine_formats.ENGINE_FORMATS`.
+        static: activation scales come from the file.
+        keep_ends: the first and the last blocks stay in 16 bits, as released files have it.
     """
 
     name: str
@@ -53,7 +55,9 @@ class Scheme:
     min_sm: int
     linears: str | None = None
     rewrite: Pass | None = None
-    encoding: str | None = None
+    format: str | None = None
+    static: bool = False
+    keep_ends: bool = False
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -68,7 +72,8 @@ SCHEMES: dict[str, Scheme] = {
             min_sm=89,
             linears=BLOCK_LINEARS,
             rewrite=partial(quantize_fp8, static=False),
-            encoding="fp8",
+            format="fp8",
+            keep_ends=True,
         ),
         Scheme(
             name="fp8-static",
@@ -76,7 +81,9 @@ SCHEMES: dict[str, Scheme] = {
             min_sm=89,
             linears=BLOCK_LINEARS,
             rewrite=partial(quantize_fp8, static=True),
-            encoding="fp8",
+            format="fp8",
+            static=True,
+            keep_ends=True,
         ),
         Scheme(
             name="nvfp4",
@@ -84,7 +91,8 @@ SCHEMES: dict[str, Scheme] = {
             min_sm=100,
             linears=VIDEO_LINEARS,
             rewrite=partial(quantize_nvfp4, static=False),
-            encoding="nvfp4",
+            format="nvfp4",
+            keep_ends=True,
         ),
         Scheme(
             name="nvfp4-static",
@@ -92,7 +100,9 @@ SCHEMES: dict[str, Scheme] = {
             min_sm=100,
             linears=BLOCK_LINEARS,
             rewrite=partial(quantize_nvfp4, static=True),
-            encoding="nvfp4",
+            format="nvfp4",
+            static=True,
+            keep_ends=True,
         ),
         Scheme(
             name="int8-wo",
@@ -100,7 +110,7 @@ SCHEMES: dict[str, Scheme] = {
             min_sm=80,
             linears=BLOCK_LINEARS,
             rewrite=quantize_int8,
-            encoding="int8",
+            format="int8",
         ),
         Scheme(
             name="int4-wo",
@@ -108,10 +118,15 @@ SCHEMES: dict[str, Scheme] = {
             min_sm=80,
             linears=BLOCK_LINEARS,
             rewrite=quantize_int4,
-            encoding="int4",
+            format="int4",
+            keep_ends=True,
         ),
     )
 }
+
+
+#: what ONNX Runtime runs on a CPU, the rest of the graph in float32
+CPU_PRECISIONS = ("fp32", "fp8", "fp8-static", "int8-wo")
 
 
 def scheme_of(name: str) -> Scheme:
@@ -156,9 +171,9 @@ def check_target(scheme: str, target: str) -> None:
         )
 
 
-def quantized_modules(graph: ExportedGraph, scheme: str) -> tuple[str, ...]:
+def quantized_modules(graph: ExportedGraph, scheme: Scheme) -> tuple[str, ...]:
     """The linears of a graph that a scheme changes, in graph order."""
-    pattern = scheme_of(scheme).linears
+    pattern = scheme.linears
     if pattern is None or graph.component.name != QUANTIZED_COMPONENT:
         return ()
     found = find_linears(graph)
@@ -172,6 +187,7 @@ def export_scheme(
     *,
     target: str | None = None,
     modules: Collection[str] | None = None,
+    dtype: str | None = None,
 ) -> ExportedGraph:
     """Export a component in a precision.
 
@@ -180,14 +196,17 @@ def export_scheme(
         scheme: a name of `SCHEMES`.
         target: GPU architecture it is for, checked first.
         modules: linears to quantise instead of the scheme's own list.
+        dtype: of what is not quantised, instead of the scheme's own: ONNX Runtime on a CPU has no
+            bfloat16 kernels.
 
     Raises:
         OptionError, UnsupportedError: unknown scheme or target, or one that cannot run the other.
     """
     if target is not None:
         check_target(scheme, target)
-    precision = component_precision(component.name, scheme)
-    return _rewrite(export_component(component, scheme_of(precision).dtype), precision, modules)
+    chosen = scheme_of(component_precision(component.name, scheme))
+    graph = export_component(component, dtype or chosen.dtype)
+    return rewrite(graph, chosen, modules)
 
 
 def apply_scheme(
@@ -202,21 +221,21 @@ def apply_scheme(
     A float32 graph is traced again in the scheme's dtype, so that the module says which values
     stay float32; a graph that has the dtype already is only rewritten.
     """
-    precision = component_precision(graph.component.name, scheme)
-    dtype = scheme_of(precision).dtype
-    if graph.dtype == dtype:
-        if target is not None:
-            check_target(scheme, target)
-        return _rewrite(graph, precision, modules)
+    if target is not None:
+        check_target(scheme, target)
+    chosen = scheme_of(component_precision(graph.component.name, scheme))
+    if graph.dtype == chosen.dtype:
+        return rewrite(graph, chosen, modules)
     if graph.dtype != "float32":
         raise InternalError(f"a {graph.dtype} graph of {graph.component.name} was given {scheme}")
-    return export_scheme(graph.component, scheme, target=target, modules=modules)
+    return export_scheme(graph.component, scheme, modules=modules)
 
 
-def _rewrite(
-    graph: ExportedGraph, precision: str, modules: Collection[str] | None
+def rewrite(
+    graph: ExportedGraph, scheme: Scheme, modules: Collection[str] | None = None
 ) -> ExportedGraph:
-    rewrite = scheme_of(precision).rewrite
-    if rewrite is None:
+    """Quantise `modules` (by default the scheme's own list) of a graph in any float dtype."""
+    if scheme.rewrite is None:
         return graph
-    return rewrite(graph, quantized_modules(graph, precision) if modules is None else modules)
+    chosen = quantized_modules(graph, scheme) if modules is None else modules
+    return scheme.rewrite(graph, chosen)

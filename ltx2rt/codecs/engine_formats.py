@@ -1,8 +1,8 @@
 """How the linears of quantised graphs take their weights: one table for builds and for LoRAs merged
 at run time, so that both give the same bits.
 
-An encoding turns a weight `[out, in]` into named tensors, laid out as bundles store them. Weights
-that the manifest lists as `transposed` are laid out `[in, out]` when they are bound.
+A format turns a weight `[out, in]` into named tensors, laid out as bundles store them. Those that
+the manifest lists as `transposed` are laid out `[in, out]` when they are bound.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Tensors = dict[str, Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Encoding:
-    """One format of quantised weights.
+class EngineFormat:
+    """One format.
 
     Attributes:
-        dtypes: part -> dtype that files store it in (`safetensors.DTYPES`).
+        dtypes: part (`weight`, `weight_scale`, ...) -> dtype that files store it in.
         shapes: part -> shape for a weight `[out, in]`.
         encode: float32 `[out, in]` to its parts.
         decode: parts to float32 `[out, in]`.
@@ -101,20 +101,21 @@ def _transpose_nibbles(codes: U8) -> U8:
     low, high = codes & np.uint8(15), codes >> np.uint8(4)
     values = np.empty((codes.shape[1] * 2, codes.shape[0]), np.uint8)
     values[0::2], values[1::2] = low.T, high.T
-    return values[:, 0::2] | (values[:, 1::2] << np.uint8(4))
+    packed: U8 = values[:, 0::2] | (values[:, 1::2] << np.uint8(4))
+    return packed
 
 
-ENCODINGS: dict[str, Encoding] = {
-    encoding.name: encoding
-    for encoding in (
-        Encoding(
+ENGINE_FORMATS: dict[str, EngineFormat] = {
+    item.name: item
+    for item in (
+        EngineFormat(
             name="fp8",
             dtypes={"weight": "float8_e4m3fn", "weight_scale": "float32"},
             shapes=lambda out, width: {"weight": (out, width), "weight_scale": (out,)},
             encode=_encode_fp8,
             decode=_decode_fp8,
         ),
-        Encoding(
+        EngineFormat(
             name="nvfp4",
             dtypes={
                 "weight": "uint8",
@@ -129,14 +130,14 @@ ENCODINGS: dict[str, Encoding] = {
             encode=_encode_nvfp4,
             decode=_decode_nvfp4,
         ),
-        Encoding(
+        EngineFormat(
             name="int8",
             dtypes={"weight": "int8", "weight_scale": "float32"},
             shapes=lambda out, width: {"weight": (out, width), "weight_scale": (out,)},
             encode=_encode_int8,
             decode=_decode_int8,
         ),
-        Encoding(
+        EngineFormat(
             name="int4",
             dtypes={"weight": "uint8", "weight_scale": "float32"},
             shapes=lambda out, width: {
