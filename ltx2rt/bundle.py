@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, join_problems
 from ltx2rt.lora import LORA_COMPONENTS, LoraMerger, weight_module
-from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, WeightRef, read_manifest
-from ltx2rt.safetensors import DTYPES, MappedFiles, SafetensorsFile, TensorEntry, convert
-
-#: a component's precision -> the dtype of its weights in memory
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
+from ltx2rt.weights import engine_tensors, stored_tensor, tensor_entry, weight_problems
 
 
 class ModelSource(Protocol):
@@ -110,7 +105,10 @@ class Bundle:
         weights: Mapping[str, Array] = {}
         if entry.weight_binding == "initializer":
             weights = self._load(name, entry, 0, self._merge_of(loras))
-        options = backend.OrtOptions(threads=runtime.threads)
+        options = backend.OrtOptions(
+            threads=runtime.threads,
+            full_optimization="float8_e4m3fn" not in entry.weight_dtypes.values(),
+        )
         graph = (self.folder / entry.graph).read_bytes()
         return backend.OrtEngine(graph, entry.spec(name), weights, options)
 
@@ -129,10 +127,9 @@ class Bundle:
         self._merger = None
         self._files.close()
 
-    def entry(self, name: str, ref: WeightRef) -> TensorEntry:
+    def entry(self, name: str, ref: Place) -> TensorEntry:
         """Where a referenced tensor lies on disk now."""
-        path = self._sources[ref.source]
-        return TensorEntry(path, name, ref.dtype, ref.shape, ref.offset, ref.length)
+        return tensor_entry(name, ref, self._sources)
 
     def _merge_of(self, loras: Sequence[Lora]) -> LoraMerger | None:
         active = tuple(lora for lora in loras if lora.strength)
@@ -142,6 +139,7 @@ class Bundle:
             targets = {
                 weight_module(name, index, weight): ref.shape
                 for name in LORA_COMPONENTS
+                if self.has(name)
                 for index, layer in enumerate(self.component(name).layers)
                 for weight, ref in layer.items()
                 if weight.endswith(".weight") and len(ref.shape) == 2
@@ -152,16 +150,21 @@ class Bundle:
     def _load(
         self, name: str, entry: ComponentEntry, index: int, loras: LoraMerger | None
     ) -> dict[str, Array]:
-        dtype = PRECISIONS[entry.precision]
-        loaded = {}
+        loaded: dict[str, Array] = {}
+        overlay = entry.overlays[index] if entry.overlays else {}
         for weight, ref in entry.layers[index].items():
             module, tensor = weight_module(name, index, weight), self.entry(weight, ref)
             if loras is not None and name in LORA_COMPONENTS and loras.changes(module):
-                loaded[weight] = convert(loras.merge(module, tensor), "float32", dtype, module)
+                values, dtype = loras.merge(module, tensor), "float32"
+            elif weight in overlay:
+                continue
             else:
-                loaded[weight] = self._files.load(tensor, dtype)
-        transposed = set(entry.transposed)
-        return {n: np.ascontiguousarray(a.T) if n in transposed else a for n, a in loaded.items()}
+                values, dtype = self._files.values(tensor)
+            loaded |= engine_tensors(entry, weight, values, dtype, f"{module} of {tensor.path}")
+        for ready in overlay.keys() - loaded.keys():
+            array = self._files.raw(self.entry(ready, overlay[ready]))
+            loaded[ready] = stored_tensor(entry, ready, array)
+        return loaded
 
 
 class LayerWeights(Sequence[Mapping[str, Array]]):
@@ -216,7 +219,7 @@ def open_bundle(
         for problem in _check_file(folder / entry.graph, entry.graph_sha256, name)
     ]
     problems += _check_file(folder / manifest.tokenizer, manifest.tokenizer_sha256, "the tokenizer")
-    problems += _check_weights(manifest)
+    problems += weight_problems(manifest)[:20]
     sources: list[Path] = []
     for source in manifest.sources:
         place = find_moved(folder / source.path, weights_dir)
@@ -232,7 +235,7 @@ def open_bundle(
     if problems:
         raise BundleError(
             join_problems(f"{folder} cannot be used", problems)
-            + f"\nBuild it again: {manifest.build.command()} -o {folder} --force"
+            + f"\nBuild it again: {manifest.command()} -o {folder} --force"
         )
     return Bundle(folder, manifest, sources)
 
@@ -253,34 +256,3 @@ def _check_file(path: Path, sha256: str, what: str) -> list[str]:
     except OSError as error:
         return [f"{what}: {path} cannot be read ({error.strerror})"]
     return [] if digest == sha256 else [f"{what}: {path} does not match its hash in the manifest"]
-
-
-def _check_weights(manifest: Manifest) -> list[str]:
-    problems = []
-    for name, entry in manifest.components.items():
-        if not entry.layers:
-            problems.append(f"{name} lists no weights")
-        if entry.precision not in PRECISIONS:
-            problems.append(f"{name} has precision {entry.precision!r}")
-        for layer in entry.layers:
-            for weight, ref in layer.items():
-                if not 0 <= ref.source < len(manifest.sources):
-                    problems.append(
-                        f"{name}: {weight} names source {ref.source}, which is not listed"
-                    )
-                elif ref.offset < 0 or ref.offset + ref.length > manifest.sources[ref.source].bytes:
-                    problems.append(
-                        f"{name}: {weight} lies outside {manifest.sources[ref.source].path}"
-                    )
-                elif ref.length != _num_bytes(ref):
-                    problems.append(
-                        f"{name}: {weight} of dtype {ref.dtype!r} and shape {list(ref.shape)} has "
-                        f"{ref.length} bytes"
-                    )
-    return problems[:20]
-
-
-def _num_bytes(ref: WeightRef) -> int | None:
-    """Size of a tensor by dtype and shape; None for a dtype that files do not have."""
-    data_type = dict(DTYPES.values()).get(ref.dtype)
-    return None if data_type is None else math.prod(ref.shape) * data_type.itemsize

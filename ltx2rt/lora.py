@@ -198,12 +198,17 @@ def _flat_names(targets: Iterable[str]) -> dict[str, str]:
 
 
 #: components that LoRAs named at run time change: as upstream, the transformer alone
-LORA_COMPONENTS = ("transformer_head", "transformer_block", "transformer_tail")
+LORA_COMPONENTS = (
+    "transformer_head",
+    "transformer_block",
+    "transformer_block_plain",
+    "transformer_tail",
+)
 
 
 def weight_module(component: str, layer: int, weight: str) -> str:
     """The official module of a component's weight: block weights are named without their layer."""
-    prefix = f"transformer_blocks.{layer}." if component == "transformer_block" else ""
+    prefix = f"transformer_blocks.{layer}." if component.startswith("transformer_block") else ""
     return prefix + weight.removesuffix(".weight")
 
 

@@ -13,14 +13,19 @@ import json
 import shlex
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ltx2rt.buckets import Bucket
 from ltx2rt.engine import EngineSpec, TensorSpec
 from ltx2rt.errors import BundleError, join_problems
 
+T = TypeVar("T")
+
 SCHEMA = 1
+#: fields that only quantised weights fill; left out where they are empty
+QUANTIZED_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays")
 FILE_NAME = "manifest.json"
 
 
@@ -36,14 +41,31 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightRef:
-    """One tensor: `length` bytes at `offset` of `sources[source]`."""
+class Place:
+    """One stored tensor: `length` bytes at `offset` of `sources[source]`."""
 
     source: int
     dtype: str
     shape: tuple[int, ...]
     offset: int
     length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightEncoding:
+    """How a quantised weight is stored; see `codecs.stored.Encoding`."""
+
+    format: str
+    shape: tuple[int, ...]
+    group: int
+    parts: dict[str, Place]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightRef(Place):
+    """One weight. A quantised one has an `encoding`; its `shape` is that of its values."""
+
+    encoding: WeightEncoding | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +78,38 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEntry:
+    """One engine of a component: what can load it, and the sizes it was built for.
+
+    `weights` is `input` (bound by name) or `constant` (inside); `version_compatible` engines load
+    in other versions of their backend too.
+    """
+
+    file: str
+    sha256: str
+    bytes: int
+    backend: str
+    backend_version: str
+    targets: tuple[str, ...]
+    precision: str
+    weights: str
+    version_compatible: bool
+    buckets: tuple[Bucket, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentEntry:
-    """One component: its graph, boundary, weights and the facts its runtime class needs."""
+    """One component: its graph, boundary, weights and the facts its runtime class needs.
+
+    Attributes:
+        layers: state-dict name -> tensor of the model, one mapping a layer. An empty mapping:
+            another component serves that layer (`transformer_block_plain`).
+        weight_dtypes: weight input -> dtype the graph takes it in, where that is not the one of
+            `precision`.
+        quantized: weight -> the format in which the graph takes it (`codecs.engine_formats`).
+        overlays: for each layer, weight input -> where it lies ready to be bound: quantised
+            weights, their scales. Others, and those that a LoRA changes, are made from `layers`.
+    """
 
     graph: str
     graph_sha256: str
@@ -68,6 +120,10 @@ class ComponentEntry:
     transposed: tuple[str, ...]
     layers: tuple[dict[str, WeightRef], ...]
     options: dict[str, Any]
+    weight_dtypes: dict[str, str] = field(default_factory=dict)
+    quantized: dict[str, str] = field(default_factory=dict)
+    overlays: tuple[dict[str, Place], ...] = ()
+    engines: tuple[EngineEntry, ...] = ()
 
     def spec(self, name: str) -> EngineSpec:
         """The boundary as the engine protocol states it."""
@@ -133,7 +189,10 @@ class Lora:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything about a bundle. `bundle_id` names its content: two equal builds have equal ids."""
+    """Everything about a bundle. `bundle_id` names its content: two equal builds have equal ids.
+
+    `build_flags` are flags of `ltx2rt build` beside the files in `build`.
+    """
 
     schema: int
     bundle_id: str
@@ -146,11 +205,16 @@ class Manifest:
     tokenizer: str
     tokenizer_sha256: str
     build: BuildInputs
+    build_flags: str = ""
+
+    def command(self) -> str:
+        """The command that builds the bundle again, but for `-o`."""
+        return " ".join(filter(None, [self.build.command(), self.build_flags]))
 
 
 def bundle_id(manifest: Manifest) -> str:
     """Twelve hex digits over everything but places on disk and the id itself."""
-    data = dataclasses.asdict(manifest)
+    data = _plain(manifest)
     data.pop("bundle_id")
     data.pop("build")
     for source in data["sources"]:
@@ -159,9 +223,18 @@ def bundle_id(manifest: Manifest) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _plain(manifest: Manifest) -> dict[str, Any]:
+    """JSON values; what only quantised weights have is left out elsewhere."""
+
+    def fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {k: v for k, v in items if v or k not in QUANTIZED_FIELDS}
+
+    return dataclasses.asdict(manifest, dict_factory=fields)
+
+
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `manifest.json` atomically; it goes last, so a folder without one is no bundle."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True)
+    text = json.dumps(_plain(manifest), indent=1, sort_keys=True)
     temporary = folder / f".{FILE_NAME}.part"
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(folder / FILE_NAME)
@@ -192,11 +265,19 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has schema {schema!r}; this version of ltx2rt reads schema {SCHEMA}. "
             "Build the bundle again with `ltx2rt build`."
         )
-    problems: list[str] = []
-    manifest = _parse(Manifest, data, "manifest", problems)
-    if problems:
+    manifest, problems = parse_strict(Manifest, data, "manifest")
+    if manifest is None:
         raise BundleError(join_problems(f"{path} is not valid", problems[:20]))
-    return typing.cast(Manifest, manifest)
+    return manifest
+
+
+def parse_strict(kind: type[T], data: Any, where: str) -> tuple[T | None, list[str]]:
+    """JSON values as a dataclass: unknown keys, missing keys and wrong types are problems; None if
+    there are any.
+    """
+    problems: list[str] = []
+    value = _parse(kind, data, where, problems)
+    return (None if problems else typing.cast(T, value)), problems
 
 
 def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
@@ -219,6 +300,9 @@ def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
 
 
 def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, problems: list[str]) -> Any:
+    wanted = [kind for kind in kinds if kind is not types.NoneType]
+    if value is not None and len(wanted) == 1:  # its own problems say more than "not one of these"
+        return _parse(wanted[0], value, where, problems)
     for kind in kinds:
         attempt: list[str] = []
         parsed = (

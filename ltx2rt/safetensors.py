@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from ltx2rt.codecs import fp8, stored
+from ltx2rt.codecs.stored import DECODED_PARTS, SCALE_CODES
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
 
@@ -47,7 +49,10 @@ DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where one tensor lies: `[offset, offset + length)` bytes of `path` (absolute offset)."""
+    """Where one tensor lies: `[offset, offset + length)` bytes of `path` (absolute offset).
+
+    A quantised tensor has an `encoding`: `shape` is that of its values, `dtype` that of its codes.
+    """
 
     path: Path
     name: str
@@ -55,10 +60,21 @@ class TensorEntry:
     shape: tuple[int, ...]
     offset: int
     length: int
+    encoding: Encoding | None = None
 
     @property
     def num_elements(self) -> int:
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """How a quantised tensor is stored; see `codecs.stored.Encoding`."""
+
+    format: str
+    shape: tuple[int, ...]
+    group: int
+    parts: Mapping[str, TensorEntry]
 
 
 class SafetensorsFile(Mapping[str, TensorEntry]):
@@ -181,7 +197,7 @@ class MappedFiles:
         self._maps: dict[Path, mmap.mmap] = {}
 
     def raw(self, entry: TensorEntry) -> Array:
-        """Map the tensor's data, `entry.shape`: read-only, no copy; dtype as in `DTYPES`."""
+        """Map the tensor's data as stored: read-only, no copy; dtype as in `DTYPES`."""
         if entry.path not in self._maps:
             try:
                 with entry.path.open("rb") as file:
@@ -189,14 +205,28 @@ class MappedFiles:
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"cannot map {entry.path}: {error}") from error
         data_type = next(t for name, t in DTYPES.values() if name == entry.dtype)
+        shape = entry.encoding.shape if entry.encoding else entry.shape
         flat = np.frombuffer(
-            self._maps[entry.path], dtype=data_type, count=entry.num_elements, offset=entry.offset
+            self._maps[entry.path], dtype=data_type, count=math.prod(shape), offset=entry.offset
         )
-        return flat.reshape(entry.shape)
+        return flat.reshape(shape)
 
     def load(self, entry: TensorEntry, dtype: str) -> Array:
         """Convert the tensor to `dtype` (a key of `engine.NUMPY_DTYPES`); no copy if it has it."""
-        return convert(self.raw(entry), entry.dtype, dtype, where=f"{entry.name} in {entry.path}")
+        values, source = self.values(entry)
+        return convert(values, source, dtype, where=f"{entry.name} in {entry.path}")
+
+    def values(self, entry: TensorEntry) -> tuple[Array, str]:
+        """The tensor's values `entry.shape` and their dtype: as stored, or decoded to float32."""
+        encoding = entry.encoding
+        if encoding is None:
+            return self.raw(entry), entry.dtype
+        parts = {n: self._part(encoding.parts[n]) for n in DECODED_PARTS if n in encoding.parts}
+        codes = self.raw(entry)
+        return stored.decode(entry.shape, entry.dtype, encoding, codes, parts), "float32"
+
+    def _part(self, entry: TensorEntry) -> Array:
+        return self.raw(entry) if entry.dtype in SCALE_CODES else self.load(entry, "float32")
 
     def close(self) -> None:
         """Forget the maps; memory is released when the last array into them is gone."""
@@ -207,6 +237,8 @@ def convert(raw: Array, source: str, target: str, where: str) -> Array:
     """Convert raw data of dtype `source` to `target`: exact or rounded to nearest even."""
     if source == target:
         return raw
+    if source in fp8.TABLES:
+        return convert(fp8.decode_dtype(raw, source), "float32", target, where)
     if source == "bfloat16":
         wide: Array = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
         return wide if target == "float32" else convert(wide, "float32", target, where)

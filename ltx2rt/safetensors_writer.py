@@ -36,6 +36,8 @@ def write_safetensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, Array | Stream],
     metadata: Mapping[str, str] | None = None,
+    *,
+    keep_order: bool = False,
 ) -> None:
     """Write `tensors` to `path`; either the whole file appears or nothing does.
 
@@ -43,13 +45,17 @@ def write_safetensors(
         path: the file to create or replace; its directory must exist.
         tensors: arrays, or `(dtype, shape, chunks)` when a tensor is made piece by piece.
         metadata: strings for the header's `__metadata__`.
+        keep_order: write tensors in the order given, for streams that are made together; sizes must
+            then keep every tensor aligned.
 
     Raises:
         CheckpointError: the disk is full, or the file cannot be written there.
     """
     target = Path(path)
     streams = {name: _stream(value) for name, value in tensors.items()}
-    order = sorted(streams, key=lambda n: (-_FILE_NAMES[streams[n][0]][1].itemsize, n))
+    order = list(streams)
+    if not keep_order:
+        order.sort(key=lambda n: (-_FILE_NAMES[streams[n][0]][1].itemsize, n))
     header, data_bytes = _header(streams, order, metadata)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:

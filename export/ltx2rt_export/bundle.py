@@ -12,7 +12,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,36 +34,17 @@ from ltx2rt.manifest import (
 )
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import SafetensorsFile, TensorEntry
+from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.catalog import rows_of
 from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
+from ltx2rt_export.engines.stage import engine_stage
 from ltx2rt_export.fuse_loras import fuse_loras
-from ltx2rt_export.onnx import ExportedGraph, export_component
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildConfig:
-    """How to build.
-
-    Attributes:
-        backend, precision: what the engines are made for.
-        copy_weights: copy every needed tensor into the bundle instead of pointing at the user's
-        files.
-        force: replace an existing bundle.
-    """
-
-    backend: str = "onnxruntime"
-    precision: str = "fp32"
-    copy_weights: bool = False
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.backend, self.precision) != ("onnxruntime", "fp32"):
-            raise OptionError(
-                f"backend={self.backend!r} with precision={self.precision!r} cannot be built yet; "
-                "allowed: backend 'onnxruntime' with precision 'fp32'."
-            )
+from ltx2rt_export.lock import build_lock
+from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.quantize.overlay import Overlays
+from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare
 
 
 def check_target(output: Path, *, force: bool) -> None:
@@ -163,16 +143,19 @@ def build_bundle(
     _check_inputs_survive(inputs, output)
     if problems := lora_problems(inputs.loras):
         raise OptionError(join_problems("cannot build", problems))
-    work = Path(
-        tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.absolute().parent)
-    )
-    try:
-        manifest = _fill(work, files, inputs, config, job)
-        work.chmod(0o755)
-        _put_in_place(work, output)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+    with build_lock(output):
+        work = Path(
+            tempfile.mkdtemp(
+                prefix=f".{output.name}.", suffix=".part", dir=output.absolute().parent
+            )
+        )
+        try:
+            manifest = _fill(work, files, inputs, config, job)
+            work.chmod(0o755)
+            _put_in_place(work, output)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
     return manifest
 
 
@@ -205,41 +188,71 @@ def _fill(
             "the text encoder has no tokenizer.json; give the whole Gemma folder."
         )
     components = make_components(files, inputs.loras, work / "weights")
+    options = {c.name: c.options for c in components}
+    info = model_info(files, options)
+    components = chosen_components(components, config.components)
+    engines = engine_stage(config, info, options)
     (work / "graphs").mkdir()
     (work / "text").mkdir()
-    exported: list[tuple[ExportedGraph, str, str]] = []
+    table = SourceTable(work)
+    graphs: list[ExportedGraph] = []
+    entries: dict[str, ComponentEntry] = {}
+    overlays: dict[str, Overlays] = {}
     job.report("export", 0, len(components))
     for i, component in enumerate(components):
-        graph = export_component(component)
-        data = graph.model.SerializeToString(deterministic=True)
-        name = f"graphs/{component.name}.onnx"
-        (work / name).write_bytes(data)
-        exported.append((graph, name, hashlib.sha256(data).hexdigest()))
+        for part in prepare(
+            component,
+            config.precision,
+            work / "weights",
+            job,
+            dtype=engines.dtype,
+            plain_layers=config.plain_layers,
+        ):
+            graph = engines.layout(part.graph)
+            name = graph.component.name
+            data = graph.model.SerializeToString(deterministic=True)
+            (work / f"graphs/{name}.onnx").write_bytes(data)
+            graphs.append(graph)
+            entries[name] = _entry(part, graph, hashlib.sha256(data).hexdigest(), table)
+            overlays[name] = part.overlays
         job.report("export", i + 1, len(components), component.name)
-    table = SourceTable(work)
     (work / "text" / "tokenizer.json").write_bytes(tokenizer)
-    entries = {
-        g.component.name: _entry(g, name, digest, config, table) for g, name, digest in exported
-    }
     sources = table.sources
     if config.copy_weights:
         entries, sources, inputs = copy_weights(work, entries, sources, files, inputs, job)
+    entries, sources = attach_overlays(entries, sources, overlays, work)
+    entries = engines.add(graphs, entries, sources, work, job)
     manifest = Manifest(
         schema=SCHEMA,
         bundle_id="",
         created_by=f"ltx2rt {__version__}",
         backend=config.backend,
         precision=config.precision,
-        model=model_info(files, {g.component.name: g.component.options for g, _, _ in exported}),
+        model=info,
         sources=tuple(sources),
         components=entries,
         tokenizer="text/tokenizer.json",
         tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest(),
         build=inputs,
+        build_flags=config.flags(),
     )
     manifest = dataclasses.replace(manifest, bundle_id=bundle_id(manifest))
     write_manifest(manifest, work)
     return manifest
+
+
+def chosen_components(components: list[Component], names: Sequence[str]) -> list[Component]:
+    """Those asked for; all if none are named.
+
+    Raises:
+        OptionError: names that this model does not have.
+    """
+    known = [c.name for c in components]
+    if unknown := sorted(set(names) - set(known)):
+        raise OptionError(
+            f"components {', '.join(unknown)} are not in this model; it has {', '.join(known)}."
+        )
+    return [c for c in components if not names or c.name in names]
 
 
 class SourceTable:
@@ -273,21 +286,21 @@ class SourceTable:
         )
 
 
-def _entry(
-    graph: ExportedGraph, name: str, digest: str, config: BuildConfig, table: SourceTable
-) -> ComponentEntry:
+def _entry(part: Prepared, graph: ExportedGraph, digest: str, table: SourceTable) -> ComponentEntry:
     component = graph.component
     layers: Sequence[Mapping[str, TensorEntry]] = component.layers or (component.weights,)
     return ComponentEntry(
-        graph=name,
+        graph=f"graphs/{component.name}.onnx",
         graph_sha256=digest,
-        precision=config.precision,
+        precision=part.precision,
         inputs=tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in component.inputs),
         outputs=tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in component.outputs),
         weight_binding=component.weight_binding,
         transposed=tuple(sorted(graph.transposed)),
         layers=tuple({n: table.ref(e) for n, e in sorted(layer.items())} for layer in layers),
         options=dict(component.options),
+        weight_dtypes=part.weight_dtypes,
+        quantized=dict(part.quantized),
     )
 
 

@@ -10,10 +10,11 @@ injects
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -49,43 +50,77 @@ TORCH_DTYPES = {
 }
 
 
+#: components whose tensors stay on the device between engines: their boundary has the dtype of the
+#: graph
+NATIVE_BOUNDARY = ("transformer_head", "transformer_block", "transformer_tail")
+
+HALF_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+#: ONNX element type -> dtype name of manifests and engines
+DTYPE_NAMES: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.INT64: "int64",
+    TensorProto.INT32: "int32",
+    TensorProto.BOOL: "bool",
+    TensorProto.FLOAT8E4M3FN: "float8_e4m3fn",
+    TensorProto.FLOAT4E2M1: "float4_e2m1",
+    TensorProto.INT8: "int8",
+    TensorProto.INT4: "int4",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ExportedGraph:
     """A component's graph.
 
     Attributes:
+        component: its boundary has the dtypes of this graph.
         model: the ONNX model; weights are inputs or external initializers, by their state-dict
         names.
         weights: state-dict names in graph order.
         transposed: weights that the graph wants as `[in, out]` although files hold `[out, in]`.
+        dtype: of weights and activations that the module does not hold in float32 itself.
     """
 
     component: Component
     model: onnx.ModelProto
     weights: tuple[str, ...]
     transposed: frozenset[str]
+    dtype: str = "float32"
 
 
 class _Flat(nn.Module):
     """Calls the module with (inputs..., weights...) so that weights are traced as inputs."""
 
-    def __init__(self, module: nn.Module, inputs: Sequence[str], weights: Sequence[str]) -> None:
+    def __init__(
+        self, module: nn.Module, inputs: Mapping[str, torch.dtype], weights: Sequence[str]
+    ) -> None:
         super().__init__()
-        self._call = (module, tuple(inputs), tuple(weights))  # in a tuple: not a submodule
+        self._call = (module, dict(inputs), tuple(weights))  # in a tuple: not a submodule
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         module, inputs, weights = self._call
-        named = dict(zip(inputs, tensors, strict=False))
+        values = (t.to(d) for t, d in zip(tensors, inputs.values(), strict=False))
+        named = dict(zip(inputs, values, strict=True))
         state = dict(zip(weights, tensors[len(inputs) :], strict=True))
         return torch.func.functional_call(module, state, kwargs=named)
 
 
-def export_component(component: Component) -> ExportedGraph:
-    """Trace `component.module` and return its float32 graph, with symbolic sizes as in its specs.
+def export_component(component: Component, dtype: str = "float32") -> ExportedGraph:
+    """Trace `component.module` and return its graph, with symbolic sizes as in its specs.
+
+    In a 16-bit `dtype` every cast that the module makes (norms, timesteps and statistics in
+    float32) becomes a node, so the graph alone decides every dtype. The transformer's boundary
+    takes that dtype, all others stay float32; so do inputs that the option `float32_inputs` names.
 
     Sizes are traced "obliviously": nothing is specialised for 0 or 1, so the graph also holds for
     single frames and tokens, and tracing symbolic shapes is about eight times as fast.
     """
+    inside = {s.name: TORCH_DTYPES[s.dtype] for s in with_dtype(component, dtype).inputs}
+    if component.name.startswith(NATIVE_BOUNDARY):
+        component = with_dtype(component, dtype)
     state = component.module.state_dict()
     weights = tuple(state)
     input_names = [spec.name for spec in component.inputs]
@@ -94,7 +129,12 @@ def export_component(component: Component) -> ExportedGraph:
             torch.zeros(trace_shape(spec, component), dtype=TORCH_DTYPES[spec.dtype])
             for spec in component.inputs
         ]
-        arguments += [torch.empty(tuple(w.shape), dtype=w.dtype) for w in state.values()]
+        arguments += [
+            torch.empty(
+                tuple(w.shape), dtype=TORCH_DTYPES[dtype] if w.is_floating_point() else w.dtype
+            )
+            for w in state.values()
+        ]
     dynamic = [
         {
             i: torch.export.Dim.DYNAMIC
@@ -103,7 +143,7 @@ def export_component(component: Component) -> ExportedGraph:
         }
         for spec in component.inputs
     ]
-    flat = _Flat(component.module, input_names, weights)
+    flat = _Flat(component.module, inside, weights)
     with _quiet(), shape_config.patch(backed_size_oblivious=True):
         program = torch.export.export(
             flat,
@@ -127,6 +167,7 @@ def export_component(component: Component) -> ExportedGraph:
     for value, spec in zip(exported.model.graph.outputs, component.outputs, strict=True):
         value.name = spec.name  # only now: until then two outputs may be one value
     model = exported.model_proto
+    component = _with_output_dtypes(component, model)
     _strip(model)
     _add_functions(model)
     _name_dimensions(model, (*component.inputs, *component.outputs))
@@ -134,8 +175,46 @@ def export_component(component: Component) -> ExportedGraph:
     if component.weight_binding == "input":
         transposed = fold_weight_transposes(model, weights)
     else:
-        _inputs_to_initializers(model, weights)
-    return ExportedGraph(component, model, weights, transposed)
+        inputs_to_initializers(model, weights)
+    return ExportedGraph(component, model, weights, transposed, dtype)
+
+
+def _with_output_dtypes(component: Component, model: onnx.ModelProto) -> Component:
+    """The component with the output dtypes of the graph; outside the transformer they become
+    float32.
+    """
+    for value in model.graph.output:
+        elem = value.type.tensor_type
+        if elem.elem_type not in HALF_FLOATS or component.name.startswith(NATIVE_BOUNDARY):
+            continue
+        inner = f"{value.name}_{DTYPE_NAMES[elem.elem_type]}"
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                for i, name in enumerate(names):
+                    if name == value.name:
+                        names[i] = inner
+        cast = onnx.helper.make_node("Cast", [inner], [value.name], to=TensorProto.FLOAT)
+        model.graph.node.append(cast)
+        elem.elem_type = TensorProto.FLOAT
+    outputs = tuple(
+        dataclasses.replace(spec, dtype=DTYPE_NAMES[value.type.tensor_type.elem_type])
+        for value, spec in zip(model.graph.output, component.outputs, strict=True)
+    )
+    return dataclasses.replace(component, outputs=outputs)
+
+
+def with_dtype(component: Component, dtype: str) -> Component:
+    """The component with float inputs of `dtype`, but for those that always are float32."""
+    exact = component.options.get("float32_inputs", ())
+    return dataclasses.replace(
+        component,
+        inputs=tuple(
+            dataclasses.replace(spec, dtype=dtype)
+            if spec.dtype == "float32" and spec.name not in exact
+            else spec
+            for spec in component.inputs
+        ),
+    )
 
 
 def trace_shape(spec: TensorSpec, component: Component) -> tuple[int, ...]:
@@ -181,7 +260,8 @@ def fold_weight_transposes(model: onnx.ModelProto, weights: Sequence[str]) -> fr
     return frozenset(folded)
 
 
-def _inputs_to_initializers(model: onnx.ModelProto, weights: Sequence[str]) -> None:
+def inputs_to_initializers(model: onnx.ModelProto, weights: Sequence[str]) -> None:
+    """Turn weight inputs into initializers whose values the runtime injects."""
     graph = model.graph
     names = set(weights)
     values = {v.name: v for v in graph.input if v.name in names}

@@ -13,12 +13,19 @@ from ltx2rt.errors import EngineError
 
 NAME = "onnxruntime"
 
+#: input types that numpy does not have -> ONNX element type; they travel as bytes
+BYTE_TYPES = {"tensor(float8e4m3fn)": 17}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrtOptions:
-    """How sessions run: `threads=0` lets ONNX Runtime use every core."""
+    """How sessions run: `threads=0` lets ONNX Runtime use every core.
+
+    `full_optimization`: false for FP8 graphs, which its later rewrites make unusable.
+    """
 
     threads: int = 0
+    full_optimization: bool = True
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
 
 
@@ -46,6 +53,8 @@ class OrtEngine(EngineBase):
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = options.threads
+        if not options.full_optimization:
+            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self._initializers = {n: np.ascontiguousarray(a) for n, a in initializers.items()}
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._initializers.values()]
         if values:
@@ -58,6 +67,9 @@ class OrtEngine(EngineBase):
             ) from error
         self._spec = spec
         self._output_names = [o.name for o in spec.outputs]
+        self._byte_inputs = {
+            i.name: BYTE_TYPES[i.type] for i in self._session.get_inputs() if i.type in BYTE_TYPES
+        }
 
     @property
     def spec(self) -> EngineSpec:
@@ -67,10 +79,23 @@ class OrtEngine(EngineBase):
         """Run once on CPU arrays; see `Engine`."""
         check_inputs(self._spec, tensors)
         try:
-            outputs = self._session.run(self._output_names, dict(tensors))
+            outputs = self._run(tensors)
         except Exception as error:  # its exceptions share no narrower base
             raise EngineError(f"ONNX Runtime failed in {self._spec.component}: {error}") from error
         return dict(zip(self._output_names, outputs, strict=True))
+
+    def _run(self, tensors: Mapping[str, Array]) -> list[Array]:
+        if not self._byte_inputs:
+            outputs: list[Array] = self._session.run(self._output_names, dict(tensors))
+            return outputs
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, self._byte_inputs[name])
+            if name in self._byte_inputs
+            else ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            for name, array in tensors.items()
+        }
+        results = self._session.run_with_ort_values(self._output_names, values)
+        return [value.numpy() for value in results]
 
     def close(self) -> None:
         """Free the session and its weights."""

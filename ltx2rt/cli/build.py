@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ltx2rt.cli.common import ProgressPrinter, export_module, parse_lora, print_json
 from ltx2rt.errors import OptionError
 from ltx2rt.manifest import BuildInputs, Lora, Manifest
 from ltx2rt.progress import Job
+from ltx2rt.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, RTX_TARGETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,17 +62,110 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fuse a LoRA (repeatable; strength 1 if omitted)",
     )
     target = parser.add_argument_group("target")
-    target.add_argument("--backend", default="onnxruntime", choices=("onnxruntime",))
-    target.add_argument("--precision", default="fp32", choices=("fp32",))
+    target.add_argument(
+        "--backend",
+        default="onnxruntime",
+        metavar="B",
+        help="onnxruntime (default), tensorrt-rtx (needs no GPU here) or tensorrt (builds for the "
+        "GPU of this machine)",
+    )
+    target.add_argument(
+        "--precision", default="fp32", metavar="P", help=f"{', '.join(PRECISIONS)} (default fp32)"
+    )
+    target.add_argument(
+        "--target",
+        type=_names,
+        default=(),
+        metavar="SM,...",
+        help=f"GPU architectures, all in one engine (TensorRT-RTX: {', '.join(RTX_TARGETS)}; "
+        f"default {','.join(DEFAULT_RTX_TARGETS)})",
+    )
+    target.add_argument(
+        "--shapes",
+        type=_names,
+        default=DEFAULT_SHAPES,
+        metavar="WxHxN,...",
+        help=f"clips that engines must take, with their half-size first stage (default "
+        f"{','.join(DEFAULT_SHAPES)})",
+    )
+    target.add_argument(
+        "--max-batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="guidance passes that may run together (default 1)",
+    )
+    target.add_argument(
+        "--components", type=_names, default=(), metavar="A,...", help="build only these"
+    )
+    target.add_argument(
+        "--weights",
+        default="input",
+        metavar="MODE",
+        help="input (default): engines take weights by name; constant: weights are inside engines",
+    )
+    target.add_argument(
+        "--plain-layers",
+        type=_numbers,
+        metavar="N,...",
+        help="transformer blocks that a quantising precision leaves in 16 bits",
+    )
+    expert = parser.add_argument_group("engine builder")
+    for name, text in (
+        ("optimization-level", "effort of the builder, 0 to 5"),
+        ("workspace-mib", "scratch memory that kernels may ask for"),
+        ("aux-streams", "streams that an engine may use beside its own"),
+    ):
+        expert.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    expert.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="kernel timings to reuse (TensorRT)"
+    )
+    expert.add_argument(
+        "--hardware-compatible",
+        action="store_true",
+        help="engines also run on other GPUs from Ampere on (TensorRT)",
+    )
+    expert.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="engines also load in other versions (TensorRT)",
+    )
+    expert.add_argument(
+        "--plugin-modules",
+        type=_names,
+        default=(),
+        metavar="M,...",
+        help="Python modules that register plugins (TensorRT)",
+    )
+    expert.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where built engines are kept (default: LTX2RT_CACHE, else the user's cache folder)",
+    )
+    target.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be built, its memory and the card it fits; build nothing",
+    )
     target.add_argument(
         "--copy-weights",
         action="store_true",
         help="copy the weights into the bundle (default: point at your files)",
     )
     target.add_argument("--force", action="store_true", help="replace an existing bundle")
-    target.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
+    target.add_argument("-o", "--output", type=Path, metavar="BUNDLE")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """A list separated by commas."""
+    return tuple(n for n in (part.strip() for part in text.split(",")) if n)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in _names(text))
 
 
 def inputs_of(options: argparse.Namespace) -> BuildInputs:
@@ -92,6 +188,10 @@ def inputs_of(options: argparse.Namespace) -> BuildInputs:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return _dry_run(options)
+    if options.output is None:
+        raise OptionError("no bundle was named; pass -o BUNDLE.")
     manifest = build(inputs_of(options), options.output, options)
     if options.json:
         print_json(
@@ -100,6 +200,13 @@ def run(options: argparse.Namespace) -> int:
                 "id": manifest.bundle_id,
                 "generation": manifest.model.generation,
                 "components": sorted(manifest.components),
+                "engines": {
+                    name: [
+                        {"file": e.file, "bytes": e.bytes, "targets": e.targets} for e in engines
+                    ]
+                    for name, entry in manifest.components.items()
+                    if (engines := entry.engines)
+                },
             }
         )
     else:
@@ -114,16 +221,29 @@ def build(inputs: BuildInputs, output: Path, options: argparse.Namespace) -> Man
     """Build a bundle; the demo takes this very path."""
     if inputs.checkpoint is None:
         raise OptionError("no checkpoint was named; pass --checkpoint FILE.")
+    config = config_of(options)
     export = export_module("bundle")
-    config = export.BuildConfig(
-        backend=options.backend,
-        precision=options.precision,
-        copy_weights=options.copy_weights,
-        force=options.force,
-    )
     export.check_target(output, force=config.force)
     files = export.open_inputs(inputs)
     manifest: Manifest = export.build_bundle(
         files, inputs, output, config, Job(ProgressPrinter(quiet=options.quiet))
     )
     return manifest
+
+
+def config_of(options: argparse.Namespace) -> Any:
+    """The `BuildConfig` that the flags ask for; every flag is a field of that name."""
+    config = export_module("build_config").BuildConfig
+    return config(**{f.name: getattr(options, f.name) for f in dataclasses.fields(config)})
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    inputs, config = inputs_of(options), config_of(options)
+    files = export_module("bundle").open_inputs(inputs)
+    plan = export_module("engines.plan")
+    report = plan.plan_build(files, inputs, config)
+    if options.json:
+        print_json(report)
+    else:
+        print(plan.plan_text(report))
+    return 0

@@ -66,7 +66,7 @@ def inspect_bundle(folder: Path) -> dict[str, Any]:
         "pipelines": {
             name: {"runs": not wants, "missing": wants} for name, wants in missing.items()
         },
-        "rebuild": manifest.build.command(),
+        "rebuild": manifest.command(),
     }
 
 

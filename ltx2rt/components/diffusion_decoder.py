@@ -126,7 +126,7 @@ class DiffusionVideoDecoder:
             )
         padded, (top, left) = self._padded(latent)
         cells = self.feature_cells(padded.shape[2:])
-        axes = self._tiles(tiling or TilingConfig.none(), cells)
+        axes = self.tiles(tiling or TilingConfig.none(), cells)
         self._check_memory(axes)
         scale = self.options.scale_factors
         frames, rows, columns = (
@@ -206,9 +206,14 @@ class DiffusionVideoDecoder:
             tiles[-2:] = [before._replace(right=shared), last._replace(start=start, left=shared)]
         return tuple(tiles)
 
-    def _tiles(
+    def tiles(
         self, tiling: TilingConfig, cells: Cells
     ) -> tuple[tuple[AxisTile, ...], tuple[AxisTile, ...], tuple[AxisTile, ...]]:
+        """Tiles of a grid of `feature_cells` along its axes.
+
+        Raises:
+            ShapeError: the tiling is not valid, or its tiles are too small for the networks.
+        """
         factors = self.options.feature_factors
         resolved = tiling.resolved(cells, factors)
         resolved.check(factors)

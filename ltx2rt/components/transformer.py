@@ -37,6 +37,8 @@ class Transformer:
         layers: weights of every layer, named and laid out as the block engine takes them. Read
             in order once a call, so a sequence may load them lazily.
         options: those of the component `transformer_block`.
+        plain: a second block engine and its layers, for those that are empty in `layers`: blocks
+            that stay in 16 bits where the others are quantised.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class Transformer:
         tail: Engine,
         layers: Sequence[Mapping[str, Array]],
         options: Mapping[str, Any],
+        plain: tuple[Engine, Sequence[Mapping[str, Array]]] | None = None,
     ) -> None:
         self._head, self._block, self._tail = head, block, tail
         self._layers = layers
+        self._plain = plain
         self._options = options
         modalities = options["modalities"]
         self._streams = ("video", "audio") if modalities == "av" else (str(modalities),)
@@ -93,7 +97,10 @@ class Transformer:
         feeds |= self._run(self._head, feeds)
         for index, weights in enumerate(self._layers):
             feeds |= self._keeps(index, batch, perturbations, both=len(present) == 2)
-            out = self._run(self._block, feeds, weights)
+            block = self._block
+            if not weights and self._plain is not None:
+                block, weights = self._plain[0], self._plain[1][index]
+            out = self._run(block, feeds, weights)
             feeds |= {f"{name}_hidden": out[f"{name}_hidden_out"] for name in self._streams}
         out = self._run(self._tail, feeds)
         return self._velocity("video", given, out), self._velocity("audio", given, out)

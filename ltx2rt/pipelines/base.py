@@ -36,6 +36,9 @@ _DECODERS = ("video_decoder", "audio_decoder", "vocoder")
 ONE_STAGE = (*TEXT_ENCODER, *TRANSFORMER, *_DECODERS)
 TWO_STAGE = (*TEXT_ENCODER, *TRANSFORMER, "spatial_upsampler", *_DECODERS)
 
+#: runs the layers that a quantised bundle leaves in 16 bits
+PLAIN_BLOCK = "transformer_block_plain"
+
 
 class Pipeline:
     """Base of the pipelines: a context manager that owns engines.
@@ -193,6 +196,7 @@ class Pipeline:
             return
         if set(names) & set(TRANSFORMER):
             self._transformer = None
+            names = (*names, PLAIN_BLOCK)
         self._close(*names)
 
     def _close(self, *names: str) -> None:
@@ -230,6 +234,9 @@ class Pipeline:
             self._transformer = None
             self._close("transformer_head", "transformer_tail")  # the block engine has no weights
             head, block, tail = (self.engine(name, active) for name in TRANSFORMER)
+            plain = None
+            if self.source.has(PLAIN_BLOCK):
+                plain = (self.engine(PLAIN_BLOCK), self.source.layers(PLAIN_BLOCK, active))
             self._loras = active
             self._transformer = Transformer(
                 head,
@@ -237,6 +244,7 @@ class Pipeline:
                 tail,
                 self.source.layers("transformer_block", active),
                 self.source.options("transformer_block"),
+                plain,
             )
         return self._transformer
 

@@ -110,7 +110,7 @@ def test_tiles_are_those_of_the_reference() -> None:
     what, pixels = decoder(SHIPPED)
     side = {"height": AxisTiling(512, 160), "width": AxisTiling(768, 160)}
     tiling = TilingConfig(frames=AxisTiling(80, 40), **side)
-    axes = what._tiles(tiling, what.feature_cells((16, 32, 48)))
+    axes = what.tiles(tiling, what.feature_cells((16, 32, 48)))
     assert [[(t.source.start, t.source.stop) for t in a] for a in axes] == [
         [(0, 40), (20, 60), (40, 61)],
         [(0, 64), (44, 108), (88, 128)],
@@ -127,7 +127,7 @@ def test_tiles_are_those_of_the_reference() -> None:
 def test_a_short_last_tile_grows_to_the_left() -> None:
     what, _ = decoder({**SHIPPED, "halo_feature_cells": [2, 2, 2]})
     tiling = TilingConfig(frames=AxisTiling(20, 4))
-    frames = what._tiles(tiling, (27, 28, 28))[0]
+    frames = what.tiles(tiling, (27, 28, 28))[0]
     assert [(t.source.start, t.source.stop) for t in frames] == [
         (0, 10),
         (8, 18),
@@ -186,7 +186,7 @@ def test_automatic_tiles_stay_within_the_budget() -> None:
     what, _ = decoder(SHIPPED)
     assert what.auto_tiling((4, 8, 8)) == TilingConfig.none()
     for cells in ((16, 16, 24), (16, 32, 48), (61, 34, 60)):
-        axes = what._tiles(what.auto_tiling(cells), what.feature_cells(cells))
+        axes = what.tiles(what.auto_tiling(cells), what.feature_cells(cells))
         sizes = [max(t.source.stop - t.source.start for t in a) for a in axes]
         assert np.prod(sizes) * 8 <= diffusion_decoder.TILE_PATCHES
 

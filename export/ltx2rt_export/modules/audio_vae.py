@@ -327,6 +327,7 @@ def _component(
         weights=match_weights(module, tensors, f"audio VAE {side}"),
         trace=trace,
         options={
+            "float32_inputs": [source.name],  # the module rounds what follows the statistics
             "sampling_rate": config.mel.sampling_rate,
             "n_fft": config.mel.n_fft,
             "mel_hop_length": config.mel.hop_length,

@@ -1,0 +1,191 @@
+"""How to build a bundle: backend, precision, GPUs, shapes; checked before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ltx2rt.backends.tensorrt_api import APIS
+from ltx2rt.errors import Ltx2rtError, OptionError, ShapeError, UnsupportedError, join_problems
+from ltx2rt.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, target_problems
+from ltx2rt_export.engines.shapes import parse_shapes
+from ltx2rt_export.quantize import check_target as check_precision
+from ltx2rt_export.quantize.schemes import CPU_PRECISIONS
+
+BACKENDS = ("onnxruntime", *APIS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildConfig:
+    """How to build.
+
+    Attributes:
+        backend, precision: what the engines are made for.
+        target: GPU architectures (`sm89`, ...). TensorRT-RTX: SM89 and SM120 if none are named, all
+            in one engine; TensorRT: the GPU of this machine.
+        shapes: clips, `WIDTHxHEIGHTxFRAMES`, whose stages the engines must take.
+        max_batch: guidance passes that may run together.
+        components: what to build; empty for everything.
+        weights: `input`: engines take weights by name, and hold none. `constant`: weights are
+            inside the engines, but for the block's, which runs once a layer.
+        plain_layers: transformer blocks that a quantising precision leaves in 16 bits; None: what
+            the checkpoint or `quantize.plan` says.
+        optimization_level: effort of the builder, 0 to 5; None is the library's choice.
+        workspace_mib: scratch memory that kernels may ask for; None is the library's choice.
+        aux_streams: streams that an engine may use beside its own; None is the library's choice.
+        timing_cache: file of kernel timings to reuse and extend (TensorRT).
+        hardware_compatible: engines also run on other GPUs from Ampere on (TensorRT).
+        version_compatible: engines also load in other versions (TensorRT).
+        plugin_modules: Python modules whose import registers plugins (TensorRT).
+        cache_dir: where built engines are kept; None: `LTX2RT_CACHE`, else the user's cache folder.
+        copy_weights: copy every needed tensor into the bundle instead of pointing at the user's
+            files.
+        force: replace an existing bundle.
+
+    Raises:
+        OptionError, ShapeError, UnsupportedError: an option is not allowed, or two do not fit; all
+            problems are named.
+    """
+
+    backend: str = "onnxruntime"
+    precision: str = "fp32"
+    target: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = DEFAULT_SHAPES
+    max_batch: int = 1
+    components: tuple[str, ...] = ()
+    weights: str = "input"
+    plain_layers: tuple[int, ...] | None = None
+    optimization_level: int | None = None
+    workspace_mib: int | None = None
+    aux_streams: int | None = None
+    timing_cache: Path | None = None
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    plugin_modules: tuple[str, ...] = ()
+    cache_dir: Path | None = field(default=None)
+    copy_weights: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [*self._value_problems(), *self._backend_problems()]
+        try:
+            parse_shapes(self.shapes)
+        except ShapeError as error:
+            if not problems:
+                raise
+            problems.append(str(error))
+        unsupported = self._target_problems()
+        if unsupported and not problems:
+            raise UnsupportedError(join_problems("cannot build", unsupported))
+        if problems := [*problems, *unsupported]:
+            raise OptionError(join_problems("build options", problems))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Architectures in order; empty: the GPU of this machine."""
+        if self.backend == "tensorrt-rtx" and not self.target:
+            return DEFAULT_RTX_TARGETS
+        return tuple(sorted(self.target, key=lambda t: (len(t), t)))
+
+    def builder_options(self) -> dict[str, int | bool]:
+        """Options of the library's builder that were set."""
+        workspace = None if self.workspace_mib is None else self.workspace_mib * 2**20
+        return {
+            name: value
+            for name, value in (
+                ("optimization_level", self.optimization_level),
+                ("workspace_bytes", workspace),
+                ("aux_streams", self.aux_streams),
+                ("hardware_compatible", self.hardware_compatible),
+                ("version_compatible", self.version_compatible),
+            )
+            if value is not None and value is not False
+        }
+
+    def flags(self) -> str:
+        """Command-line flags of what differs from the defaults, places and `force` left out."""
+        texts = []
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if value == item.default or item.name in ("cache_dir", "copy_weights", "force"):
+                continue
+            flag = f"--{item.name.replace('_', '-')}"
+            if value is True:
+                texts.append(flag)
+            else:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                texts.append(f"{flag} {shlex.quote(text)}")
+        return " ".join(texts)
+
+    def _value_problems(self) -> list[str]:
+        problems = []
+        for name, value, allowed in (
+            ("backend", self.backend, BACKENDS),
+            ("precision", self.precision, PRECISIONS),
+            ("weights", self.weights, ("input", "constant")),
+        ):
+            if value not in allowed:
+                problems.append(f"{name}={value!r}; allowed: {', '.join(allowed)}")
+        if self.backend == "onnxruntime" and self.precision in set(PRECISIONS) - {*CPU_PRECISIONS}:
+            problems.append(
+                f"backend onnxruntime runs no {self.precision} on a CPU; allowed: "
+                f"{', '.join(CPU_PRECISIONS)}"
+            )
+        if not self.shapes:
+            problems.append("no shapes are named; give e.g. 768x512x121")
+        if not 1 <= self.max_batch <= 16:
+            problems.append(f"max_batch={self.max_batch} is not in 1..16")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            problems.append(f"optimization_level={self.optimization_level} is not in 0..5")
+        for name in ("workspace_mib", "aux_streams"):
+            number = getattr(self, name)
+            if number is not None and number < 0:
+                problems.append(f"{name}={number} is negative")
+        return problems
+
+    def _backend_problems(self) -> list[str]:
+        """Options that the backend does not have."""
+        api = APIS.get(self.backend)
+        given = {
+            "target": bool(self.target),
+            "weights='constant'": self.weights == "constant",
+            "optimization_level": self.optimization_level is not None,
+            "workspace_mib": self.workspace_mib is not None,
+            "aux_streams": self.aux_streams is not None,
+            "timing_cache": self.timing_cache is not None,
+            "hardware_compatible": self.hardware_compatible,
+            "version_compatible": self.version_compatible,
+            "plugin_modules": bool(self.plugin_modules),
+        }
+        if api is None:
+            missing = set(given) if self.backend in BACKENDS else set()
+        else:
+            missing = {
+                name
+                for name, has in (
+                    ("timing_cache", api.timing_cache),
+                    ("hardware_compatible", api.hardware_compatible),
+                    ("version_compatible", api.version_compatible),
+                    ("plugin_modules", api.plugins),
+                )
+                if not has
+            }
+        return [
+            f"backend {self.backend} has no option {name}; leave it out"
+            for name, is_given in given.items()
+            if is_given and name in missing
+        ]
+
+    def _target_problems(self) -> list[str]:
+        if self.backend not in APIS:
+            return []
+        problems = target_problems(self.backend, self.targets)
+        if not problems and self.precision in PRECISIONS:
+            for target in self.targets:
+                try:
+                    check_precision(self.precision, target)
+                except Ltx2rtError as error:
+                    problems.append(str(error).rstrip("."))
+        return problems

@@ -1,0 +1,86 @@
+"""Built engines, kept by everything they depend on, so that no engine is built twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ltx2rt.engine_file import EngineInfo, read_info, sidecar_of, write_info
+from ltx2rt.errors import BundleError, OptionError
+
+#: work folders older than this belong to builds that were killed
+STALE_S = 86400.0
+
+#: bytes hashed or copied at a time
+CHUNK = 2**24
+
+
+def cache_key(facts: Mapping[str, Any]) -> str:
+    """Name of an engine: a digest of everything that decides what is in it."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class EngineCache:
+    """A folder of engines and the JSON beside each. Safe for several builds at once: files appear
+    under their names only when they are complete.
+
+    Raises:
+        OptionError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "engines"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise OptionError(
+                f"the cache folder {folder} cannot be made: something of that name is no folder; "
+                "name another with --cache-dir."
+            ) from error
+        for path in self._folder.glob(".build-*"):
+            if time.time() - path.stat().st_mtime > STALE_S:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def path(self, key: str) -> Path:
+        """Where the engine of a key lies, if it is there."""
+        return self._folder / f"{key}.engine"
+
+    def find(self, key: str) -> EngineInfo | None:
+        """What is known of a kept engine; None if it is not there, or not as it was written."""
+        engine = self.path(key)
+        try:
+            info = read_info(engine)
+            whole = file_sha256(engine) == info.engine_sha256
+        except (BundleError, FileNotFoundError):
+            return None
+        return info if whole and info.cache_key == key else None
+
+    def put(self, engine: Path, info: EngineInfo) -> None:
+        """Keep an engine that was built in a `work` folder of this cache."""
+        target = self.path(info.cache_key)
+        sidecar_of(target).unlink(missing_ok=True)
+        engine.replace(target)
+        write_info(info, target)
+
+    @contextmanager
+    def work(self) -> Iterator[Path]:
+        """A new folder for one build, on the cache's file system; removed afterwards."""
+        folder = Path(tempfile.mkdtemp(prefix=".build-", dir=self._folder))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

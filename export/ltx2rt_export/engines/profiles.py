@@ -1,0 +1,308 @@
+"""Every size a pipeline can ask of a component, as buckets: one optimization profile each.
+
+For every clip of `--shapes`, and for the half-size clip that stage 1 makes before it. The symbols
+are those of the components' `TensorSpec`s; what asks for which sizes is said at each function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ltx2rt.buckets import Bucket, Range
+from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
+from ltx2rt.engine import TensorSpec
+from ltx2rt.errors import InternalError
+from ltx2rt.shapes import AUDIO_GRID, AudioLatentShape, VideoScaleFactors
+from ltx2rt.tiling import TilingConfig
+from ltx2rt.tokenizer import MAX_TOKENS
+from ltx2rt_export.engines.shapes import ClipShape
+
+#: keyframe images that may be appended to a clip's tokens, one latent frame each
+KEYFRAMES = 8
+
+#: reference clips that may be appended, each as long as the clip
+REFERENCES = 1
+
+#: distinct noise levels among the tokens of a batch: each conditioning item has its own strength
+TIMESTEPS = (1, 2, 256)
+
+#: slowest and usual frame rate: they fix how long the sound of a clip is
+FRAME_RATES = (12.0, 24.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileRequest:
+    """What buckets are made for.
+
+    Attributes:
+        shapes: clips, at full size.
+        max_batch: guidance passes that may run together.
+        factors: pixels per latent cell of this model.
+        options: options of every component of the model, as manifests record them.
+    """
+
+    shapes: tuple[ClipShape, ...]
+    max_batch: int
+    factors: VideoScaleFactors
+    options: Mapping[str, Mapping[str, Any]]
+
+    def stages(self) -> tuple[ClipShape, ...]:
+        """The clips and their half-size stages, smallest first."""
+        halves = {half for s in self.shapes if (half := s.half(self.factors)) is not None}
+        return tuple(
+            sorted({*self.shapes, *halves}, key=lambda s: (s.width * s.height * s.num_frames, s))
+        )
+
+
+#: makes the buckets of a component
+Rule = Callable[[ProfileRequest], list[Bucket]]
+
+
+def component_buckets(
+    name: str, inputs: Sequence[TensorSpec], request: ProfileRequest
+) -> tuple[Bucket, ...]:
+    """Buckets of a component; sizes only of symbols that its inputs have.
+
+    Raises:
+        InternalError: a component, or a symbol, that no rule names.
+    """
+    make = RULES.get(name)
+    if make is None:
+        raise InternalError(f"no rule makes buckets for {name}")
+    dimensions = {d for spec in inputs for d in spec.shape if isinstance(d, str)}
+    symbols = {d.removeprefix("1|") for d in dimensions}
+    buckets: list[Bucket] = []
+    for bucket in make(request):
+        missing = symbols - set(bucket.sizes)
+        if missing:
+            raise InternalError(f"the buckets of {name} say nothing about {sorted(missing)}")
+        used = sorted((symbols | dimensions) & set(bucket.sizes))
+        kept = Bucket(name=bucket.name, sizes={s: bucket.sizes[s] for s in used})
+        if kept.sizes not in [b.sizes for b in buckets]:
+            buckets.append(kept)
+    return tuple(buckets)
+
+
+def _transformer(request: ProfileRequest) -> list[Bucket]:
+    """Tokens of a clip, with room for what conditioning appends; down to one token, which stands
+    for a stream that is off. Text is always 1024 tokens long.
+
+    Passes that run together take no `[T, T]` self-attention mask: TensorRT-RTX 1.7 fuses the
+    attention of a batch only if the number of mask rows is known (measured), and the logits of one
+    that is not fused do not fit a card.
+    """
+    buckets = []
+    for shape in request.stages():
+        frames, rows, columns = shape.cells(request.factors)
+        tokens = frames * rows * columns
+        room = rows * columns * (KEYFRAMES + REFERENCES * frames)
+        likely, longest = _audio_latents(shape)
+        sizes = {
+            "Tv": (1, tokens, tokens + room),
+            "Ta": (1, likely, (1 + REFERENCES) * longest),
+            "S": (MAX_TOKENS,) * 3,
+            "Uv": TIMESTEPS,
+            "Ua": TIMESTEPS,
+        }
+        buckets.append(_bucket(shape.name, B=(1, 1, 1), **sizes))
+        if request.max_batch > 1:
+            no_mask = {"1|Tv": (1, 1, 1), "1|Ta": (1, 1, 1)}
+            batch = (2, request.max_batch, request.max_batch)
+            name = f"{shape.name} batch {request.max_batch}"
+            buckets.append(_bucket(name, B=batch, **sizes, **no_mask))
+    return buckets
+
+
+def _audio_latents(shape: ClipShape) -> tuple[int, int]:
+    """Audio latents of a clip at the usual and at the slowest frame rate; at least one."""
+    slow, usual = (
+        max(1, AudioLatentShape.from_duration(shape.num_frames / rate, grid=AUDIO_GRID).num_frames)
+        for rate in FRAME_RATES
+    )
+    return usual, slow
+
+
+def _text_encoder(request: ProfileRequest) -> list[Bucket]:
+    """One prompt at a time, always 1024 tokens."""
+    del request
+    return [_bucket("prompt", B=(1, 1, 1), S=(MAX_TOKENS,) * 3)]
+
+
+def _duration_head(request: ProfileRequest) -> list[Bucket]:
+    del request
+    return [_bucket("prompt", B=(1, 1, 1), Sv=(MAX_TOKENS,) * 3, Sa=(MAX_TOKENS,) * 3)]
+
+
+def _video_encoder(request: ProfileRequest) -> list[Bucket]:
+    """Images in one piece at the size of either stage; clips in tiles."""
+    buckets = []
+    for shape in request.shapes:
+        stage = shape.half(request.factors) or shape
+        buckets.append(
+            _bucket(
+                f"{shape.width}x{shape.height}x1",
+                B=(1, 1, 1),
+                F=(1, 1, 1),
+                H=(stage.height, shape.height, shape.height),
+                W=(stage.width, shape.width, shape.width),
+            )
+        )
+    for shape in request.shapes:
+        if shape.num_frames > 1:
+            frames, rows, columns = _tile_sizes(shape, request, encode=True)
+            buckets.append(_bucket(f"{shape.name} tiles", B=(1, 1, 1), F=frames, H=rows, W=columns))
+    return buckets
+
+
+def _video_decoder(request: ProfileRequest) -> list[Bucket]:
+    """The tiles that pipelines cut a clip into."""
+    return [
+        _bucket(
+            f"{shape.name} tiles",
+            B=(1, 1, 1),
+            **dict(zip(("Fl", "Hl", "Wl"), _tile_sizes(shape, request), strict=True)),
+        )
+        for shape in request.stages()
+    ]
+
+
+def _tile_sizes(shape: ClipShape, request: ProfileRequest, *, encode: bool = False) -> list[Range]:
+    """Smallest, most common and largest source size of the automatic tiles, along each axis."""
+    axes = TilingConfig.auto().tiles(shape.cells(request.factors), request.factors, encode=encode)
+    frames, rows, columns = (
+        _range([t.source.stop - t.source.start for t in tiles]) for tiles in axes
+    )
+    return [(1, frames[1], frames[2]), rows, columns]
+
+
+def _audio(symbol: str, per_latent: Callable[[ProfileRequest], int], least: int = 1) -> Rule:
+    """Sound of a clip; longer than the clip if its frame rate is low."""
+
+    def make(request: ProfileRequest) -> list[Bucket]:
+        buckets = []
+        for shape in request.shapes:
+            likely, longest = (n * per_latent(request) for n in _audio_latents(shape))
+            smallest = min(least, likely)
+            buckets.append(
+                _bucket(shape.name, B=(1, 1, 1), **{symbol: (smallest, likely, longest)})
+            )
+        return buckets
+
+    return make
+
+
+def _mel_per_latent(request: ProfileRequest) -> int:
+    return int(request.options["audio_decoder"]["mel_frames_per_latent"])
+
+
+def _samples_per_latent(request: ProfileRequest) -> int:
+    facts = request.options["audio_encoder"]
+    return int(facts["mel_hop_length"]) * int(facts["mel_frames_per_latent"])
+
+
+def _audio_encoder(request: ProfileRequest) -> list[Bucket]:
+    least = int(request.options["audio_encoder"]["n_fft"]) // 2 + 1
+    return _audio("N", _samples_per_latent, least)(request)
+
+
+def _upsampler(request: ProfileRequest) -> list[Bucket]:
+    """The latent of stage 1, in one piece."""
+    buckets = []
+    for shape in request.shapes:
+        stage = shape.half(request.factors) or shape
+        frames, rows, columns = stage.cells(request.factors)
+        buckets.append(
+            _bucket(
+                stage.name,
+                B=(1, 1, 1),
+                Fl=(1, frames, frames),
+                Hl=(rows,) * 3,
+                Wl=(columns,) * 3,
+            )
+        )
+    return buckets
+
+
+def _diffusion_features(request: ProfileRequest) -> list[Bucket]:
+    """The whole latent, padded to the smallest size, with its ghost frames."""
+    decoder = _diffusion_decoder(request)
+    buckets = []
+    for shape in request.stages():
+        frames, rows, columns = _padded(decoder, shape, request)
+        frames += decoder.options.ghost_frames
+        sizes = {"Fl": (frames,) * 3, "Hl": (rows,) * 3, "Wl": (columns,) * 3}
+        buckets.append(_bucket(shape.name, B=(1, 1, 1), **sizes))
+    return buckets
+
+
+def _diffusion_tiles(symbols: Sequence[str], *, pixels: bool) -> Rule:
+    """The automatic tiles: features in, and ghost features after the last; or patches out."""
+
+    def make(request: ProfileRequest) -> list[Bucket]:
+        decoder = _diffusion_decoder(request)
+        facts = decoder.options
+        ghosts = facts.ghost_frames * facts.scale_factors.time // facts.feature_stride[0]
+        buckets = []
+        for shape in request.stages():
+            latent = _padded(decoder, shape, request)
+            axes = decoder.tiles(decoder.auto_tiling(latent), decoder.feature_cells(latent))
+            sizes = {}
+            for axis, (symbol, tiles) in enumerate(zip(symbols, axes, strict=True)):
+                if pixels:
+                    patch = facts.patch_size if axis else 1
+                    lengths = [(t.target.stop - t.target.start) // patch for t in tiles]
+                else:
+                    lengths = [t.source.stop - t.source.start for t in tiles]
+                    lengths[-1] += 0 if axis else ghosts
+                sizes[symbol] = _range(lengths)
+            buckets.append(_bucket(f"{shape.name} tiles", B=(1, 1, 1), **sizes))
+        return buckets
+
+    return make
+
+
+def _diffusion_decoder(request: ProfileRequest) -> DiffusionVideoDecoder:
+    """The decoder's arithmetic, without its engines."""
+    none: Any = None
+    return DiffusionVideoDecoder(none, none, none, request.options["diffusion_features"])
+
+
+def _padded(
+    decoder: DiffusionVideoDecoder, shape: ClipShape, request: ProfileRequest
+) -> tuple[int, int, int]:
+    least = decoder.options.min_latent_cells
+    frames, rows, columns = (
+        max(a, b) for a, b in zip(shape.cells(request.factors), least, strict=True)
+    )
+    return frames, rows, columns
+
+
+def _range(lengths: Sequence[int]) -> Range:
+    """Smallest, most common (then longest) and largest."""
+    return min(lengths), max(lengths, key=lambda n: (lengths.count(n), n)), max(lengths)
+
+
+def _bucket(name: str, **sizes: tuple[int, ...]) -> Bucket:
+    return Bucket(name=name, sizes=sizes)
+
+
+RULES: dict[str, Rule] = {
+    "text_encoder": _text_encoder,
+    "duration_head": _duration_head,
+    "transformer_head": _transformer,
+    "transformer_block": _transformer,
+    "transformer_block_plain": _transformer,
+    "transformer_tail": _transformer,
+    "video_encoder": _video_encoder,
+    "video_decoder": _video_decoder,
+    "audio_encoder": _audio_encoder,
+    "audio_decoder": _audio("Ta", lambda request: 1),
+    "vocoder": _audio("M", _mel_per_latent),
+    "spatial_upsampler": _upsampler,
+    "temporal_upsampler": _upsampler,
+    "diffusion_features": _diffusion_features,
+    "diffusion_context": _diffusion_tiles(("Fs", "Hs", "Ws"), pixels=False),
+    "diffusion_pixels": _diffusion_tiles(("F", "Hc", "Wc"), pixels=True),
+}

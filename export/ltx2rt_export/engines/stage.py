@@ -1,0 +1,108 @@
+"""The engine part of building a bundle: nothing for ONNX Runtime, engines for the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltx2rt.backends.tensorrt_api import APIS
+from ltx2rt.engine import Array
+from ltx2rt.manifest import ComponentEntry, ModelInfo, Source
+from ltx2rt.progress import Job
+from ltx2rt.safetensors import MappedFiles
+from ltx2rt.shapes import VideoScaleFactors
+from ltx2rt.weights import engine_tensors, tensor_entry
+from ltx2rt_export.build_config import BuildConfig
+from ltx2rt_export.engines.build import EngineBuilder, open_builder
+from ltx2rt_export.engines.profiles import ProfileRequest
+from ltx2rt_export.engines.shapes import parse_shapes
+from ltx2rt_export.engines.weights import fold_transposes
+from ltx2rt_export.onnx import ExportedGraph
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStage:
+    """What building a bundle asks of the backend; `builder` is None for ONNX Runtime."""
+
+    builder: EngineBuilder | None
+
+    @property
+    def dtype(self) -> str | None:
+        """Of what a precision does not quantise, if not the precision's own: ONNX Runtime has
+        float32 kernels only on a CPU.
+        """
+        return "float32" if self.builder is None else None
+
+    def layout(self, graph: ExportedGraph) -> ExportedGraph:
+        """The graph with its weights laid out as the backend wants them."""
+        return graph if self.builder is None else fold_transposes(graph)
+
+    def add(
+        self,
+        graphs: Sequence[ExportedGraph],
+        entries: Mapping[str, ComponentEntry],
+        sources: Sequence[Source],
+        bundle: Path,
+        job: Job,
+    ) -> dict[str, ComponentEntry]:
+        """The entries with their engines, built into `bundle`."""
+        done = dict(entries)
+        if self.builder is None:
+            return done
+        for graph in graphs:
+            name = graph.component.name
+            weights = None
+            if self.builder.config.weights == "constant":
+                weights = StoredWeights(done[name], [bundle / s.path for s in sources])
+            engine = self.builder.build(graph, done[name].precision, weights, bundle, job)
+            done[name] = dataclasses.replace(done[name], engines=(engine,))
+        return done
+
+
+class StoredWeights(Mapping[str, Array]):
+    """A component's weights as its engine takes them, each read when it is asked for."""
+
+    def __init__(self, entry: ComponentEntry, sources: Sequence[Path]) -> None:
+        self._entry = entry
+        self._sources = sources
+        self._files = MappedFiles()
+
+    def __getitem__(self, name: str) -> Array:
+        tensor = tensor_entry(name, self._entry.layers[0][name], self._sources)
+        values, dtype = self._files.values(tensor)
+        return engine_tensors(self._entry, name, values, dtype, f"{name} of {tensor.path}")[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entry.layers[0])
+
+    def __len__(self) -> int:
+        return len(self._entry.layers[0])
+
+
+def profile_request(
+    config: BuildConfig, model: ModelInfo, options: Mapping[str, Mapping[str, Any]]
+) -> ProfileRequest:
+    """What the buckets of a model are made for.
+
+    Raises:
+        ShapeError: a shape is not one of this model's.
+    """
+    factors = VideoScaleFactors(model.time_scale, model.spatial_scale, model.spatial_scale)
+    return ProfileRequest(
+        shapes=parse_shapes(config.shapes, factors),
+        max_batch=config.max_batch,
+        factors=factors,
+        options=options,
+    )
+
+
+def engine_stage(
+    config: BuildConfig, model: ModelInfo, options: Mapping[str, Mapping[str, Any]]
+) -> EngineStage:
+    """Check that the backend can build here; see `open_builder`."""
+    if config.backend not in APIS:
+        return EngineStage(None)
+    return EngineStage(open_builder(config, profile_request(config, model, options)))

@@ -1,0 +1,40 @@
+"""INT4 weight-only linears: a scale per block of 128 inputs and output channel.
+
+The weight is dequantised to float32 and rounded to the graph's dtype once; the GEMM is that of an
+ordinary linear. Codes lie `[in, out]`: the other way costs two transposes a call on RTX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.quantize.linears import Emitter, Linear, replace_linears
+
+BLOCK = 128
+
+#: INT4 tensors and block scales came with it
+OPSET = 21
+
+
+def quantize_int4(graph: ExportedGraph, modules: Collection[str]) -> ExportedGraph:
+    """Turn `modules` into INT4 weight-only linears.
+
+    New weight inputs of a module: `weight` int4 `[in, out]` (first element in the low nibble),
+    `weight_scale` float32 `[in/128, out]` (weight = code * scale).
+    """
+    return replace_linears(graph, modules, _emit, opset=OPSET, untransposed=True)
+
+
+def _emit(to: Emitter, linear: Linear) -> None:
+    name, outs, ins = linear.module, linear.out_features, linear.in_features
+    block = min(BLOCK, ins)
+    weight = to.weight_input(linear.weight, "int4", ins, outs)
+    scale = to.weight_input(f"{name}.weight_scale", "float32", ins // block, outs)
+    w = to.op("DequantizeLinear", [weight, scale], f"{name}.w_float32", axis=0, block_size=block)
+    w = to.cast(w, to.dtype, "float32", f"{name}.w")
+    y = to.op("MatMul", [linear.x, w], f"{name}.sum")
+    if linear.bias is None:
+        to.nodes[-1].output[0] = linear.output
+    else:
+        to.op("Add", [y, linear.bias], linear.output, outputs=[linear.output])

@@ -1,0 +1,40 @@
+"""INT8 weight-only linears: a scale an output channel, activations untouched.
+
+    out = (x @ (w * 2^-7)) * (weight_scale * 2^7) + bias      float32 after the GEMM, rounded once
+
+The constant keeps the sum in float16's range; the scale is multiplied after the GEMM, so that the
+GEMM can read the codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.quantize.linears import Emitter, Linear, replace_linears
+
+STEP = 2.0**-7
+
+
+def quantize_int8(graph: ExportedGraph, modules: Collection[str]) -> ExportedGraph:
+    """Turn `modules` into INT8 weight-only linears.
+
+    New weight inputs of a module: `weight` int8 `[in, out]`, `weight_scale` float32 `[out]`
+    (weight = code * scale).
+    """
+    return replace_linears(graph, modules, _emit)
+
+
+def _emit(to: Emitter, linear: Linear) -> None:
+    name = linear.module
+    weight = to.weight_input(linear.weight, "int8", linear.in_features, linear.out_features)
+    to.weight_input(f"{name}.weight_scale", "float32", linear.out_features)
+    step = to.constant("int8.step", np.float32(STEP), to.dtype)
+    w = to.op("DequantizeLinear", [weight, step], f"{name}.w")
+    y = to.op("MatMul", [linear.x, w], f"{name}.sum")
+    wide = to.cast(y, "float32", to.dtype, f"{name}.sum_float32")
+    factor = to.constant("int8.factor", np.float32(1 / STEP))
+    scale = to.op("Mul", [f"{name}.weight_scale", factor], f"{name}.output_scale")
+    to.finish(linear, to.op("Mul", [wide, scale], f"{name}.scaled"))

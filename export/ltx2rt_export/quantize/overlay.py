@@ -1,0 +1,136 @@
+"""Write a component's quantised weights into the bundle, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ltx2rt.codecs import nvfp4
+from ltx2rt.codecs.engine_formats import ENGINE_FORMATS, EngineFormat, nvfp4_parts
+from ltx2rt.engine import Array
+from ltx2rt.errors import InternalError
+from ltx2rt.progress import Job
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry, convert
+from ltx2rt.safetensors_writer import Stream, write_safetensors
+from ltx2rt_export.component import Component
+from ltx2rt_export.quantize.plan import QuantPlan, has_input_scale, stored_format
+
+Overlays = tuple[dict[str, TensorEntry], ...]
+
+
+def write_overlays(component: Component, plan: QuantPlan, path: Path, job: Job) -> Overlays:
+    """Quantise what `plan` names into the file `path`.
+
+    Codes and scales of a file that holds them in the engine's own format are carried over bit by
+    bit; all else is decoded, if it is quantised, and encoded.
+
+    Returns:
+        for each layer, weight input of the graph -> where it lies; empty for plain layers.
+
+    Raises:
+        CheckpointError: a tensor cannot be decoded, or the disk is full.
+    """
+    kind = ENGINE_FORMATS[str(plan.scheme.format)]
+    files = MappedFiles()
+    places: list[dict[str, str]] = [{} for _ in component.layers]
+    streams: dict[str, Array | Stream] = {}
+    todo = [i for i in range(len(component.layers)) if i not in plan.plain_layers]
+    for done, layer in enumerate(todo):
+        for module in plan.modules:
+            entry = component.layers[layer][f"{module}.weight"]
+            last = module == plan.modules[-1]
+            report = (job, done + 1, len(todo)) if last else None
+            parts = _streams(files, entry, kind, static=plan.scheme.static, report=report)
+            for part, stream in parts.items():
+                name = f"transformer_blocks.{layer}.{module}.{part}"
+                places[layer][f"{module}.{part}"] = name
+                streams[name] = stream
+    path.parent.mkdir(parents=True, exist_ok=True)
+    job.report("quantize", 0, len(todo))
+    metadata = {"precision": plan.scheme.name, "exact": str(plan.exact).lower()}
+    write_safetensors(path, streams, metadata, keep_order=True)
+    files.close()
+    written = SafetensorsFile(path)
+    return tuple({name: written[stored] for name, stored in layer.items()} for layer in places)
+
+
+def quantize_weight(files: MappedFiles, entry: TensorEntry, kind: EngineFormat) -> dict[str, Array]:
+    """The parts of one weight in an engine's format."""
+    return _carried(files, entry, kind) or _encoded(files, entry, kind)
+
+
+def _encoded(files: MappedFiles, entry: TensorEntry, kind: EngineFormat) -> dict[str, Array]:
+    values, dtype = files.values(entry)
+    return kind.encode(convert(values, dtype, "float32", entry.name))
+
+
+def _carried(files: MappedFiles, entry: TensorEntry, kind: EngineFormat) -> dict[str, Array] | None:
+    """Codes and scales as the file has them; None where its format is another."""
+    out, width = entry.shape
+    match kind.name, stored_format(entry), entry.encoding:
+        case "fp8", "fp8", _:
+            return {"weight": files.raw(entry), "weight_scale": np.ones(out, np.float32)}
+        case ("fp8", "fp8_scaled", encoding) | ("int8", "int8", encoding) if encoding is not None:
+            if kind.name == "fp8" and entry.dtype != "float8_e4m3fn":
+                return None
+            scale = files.load(encoding.parts["scale"], "float32").reshape(-1)
+            return {
+                "weight": files.raw(entry),
+                "weight_scale": np.ascontiguousarray(np.broadcast_to(scale, (out,))),
+            }
+        case "nvfp4", "nvfp4", encoding if encoding is not None:
+            scales = files.raw(encoding.parts["scale"])
+            groups = width // nvfp4.GROUP
+            if scales.shape == nvfp4.tiled_shape(out, groups):
+                scales = nvfp4.untile_scales(scales, out, groups)
+            scale = files.load(encoding.parts["tensor_scale"], "float32").reshape(-1)[0]
+            return nvfp4_parts(
+                nvfp4.Nvfp4(codes=files.raw(entry), block_scales=scales, tensor_scale=scale)
+            )
+        case _:
+            return None
+
+
+def _streams(
+    files: MappedFiles,
+    entry: TensorEntry,
+    kind: EngineFormat,
+    *,
+    static: bool,
+    report: tuple[Job, int, int] | None,
+) -> dict[str, Stream]:
+    """The parts of a weight as streams; it is quantised when its first part is written, and
+    forgotten after its last.
+    """
+    shapes = kind.shapes(*entry.shape)
+    made: dict[str, Array] = {}
+
+    def part(name: str) -> Iterator[Array]:
+        if not made:
+            made.update(quantize_weight(files, entry, kind))
+        yield made[name]
+        if name == list(shapes)[-1]:
+            made.clear()
+            if report is not None:
+                job, done, total = report
+                job.report("quantize", done, total)
+
+    streams: dict[str, Stream] = {
+        name: (kind.dtypes[name], shape, part(name)) for name, shape in shapes.items()
+    }
+    if static:
+        streams["input_scale"] = ("float32", (1,), _input_scale(files, entry))
+    return streams
+
+
+def _input_scale(files: MappedFiles, entry: TensorEntry) -> Iterator[Array]:
+    if entry.encoding is None or not has_input_scale(entry):
+        raise InternalError(f"{entry.name} has no activation scale")
+    yield files.load(entry.encoding.parts["input_scale"], "float32").reshape(1)
+
+
+def overlay_weights(plan: QuantPlan) -> Mapping[str, str]:
+    """Weight -> engine format, as manifests record it."""
+    return {f"{module}.weight": str(plan.scheme.format) for module in plan.modules}

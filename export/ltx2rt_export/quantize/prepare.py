@@ -1,0 +1,149 @@
+"""A component in a precision: its graphs and its quantised weights, ready for the bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ltx2rt.manifest import ComponentEntry, Place, Source
+from ltx2rt.progress import Job
+from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights import PRECISIONS
+from ltx2rt_export.component import Component
+from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.quantize.linears import weight_inputs
+from ltx2rt_export.quantize.overlay import Overlays, overlay_weights, write_overlays
+from ltx2rt_export.quantize.plan import QuantPlan, plan_quantization
+from ltx2rt_export.quantize.schemes import (
+    SCHEMES,
+    component_precision,
+    export_scheme,
+    rewrite,
+)
+
+#: the block of layers that stay in 16 bits, where the others are quantised
+PLAIN_BLOCK = "transformer_block_plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """One graph of a component.
+
+    Attributes:
+        precision: what the manifest says about it; a name of `SCHEMES`.
+        overlays: its quantised weights, by layer.
+        quantized: weight -> engine format.
+    """
+
+    graph: ExportedGraph
+    precision: str
+    overlays: Overlays = ()
+    quantized: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weight_dtypes(self) -> dict[str, str]:
+        """Weight input -> dtype, where it is not that of the precision."""
+        usual = PRECISIONS[self.precision]
+        found = weight_inputs(self.graph)
+        return {name: dtype for name, (dtype, _) in found.items() if dtype != usual}
+
+
+def prepare(
+    component: Component,
+    scheme: str,
+    folder: Path,
+    job: Job,
+    *,
+    dtype: str | None = None,
+    plain_layers: Collection[int] | None = None,
+) -> list[Prepared]:
+    """Export a component; a quantised one also writes its weights to `folder`.
+
+    Args:
+        scheme: a name of `SCHEMES`.
+        dtype: of what is not quantised, instead of the scheme's own.
+        plain_layers: see `plan_quantization`.
+
+    Returns:
+        one graph, or two: the quantised block and the plain one (`PLAIN_BLOCK`), each with the
+        layers that it serves.
+
+    Raises:
+        CheckpointError, OptionError, UnsupportedError: see `plan_quantization`, `write_overlays`.
+    """
+    plan = plan_quantization(component, scheme, plain_layers)
+    precision = component_precision(component.name, scheme)
+    if plan is None:
+        graph = export_scheme(component, precision, dtype=dtype)
+        return [Prepared(graph=graph, precision=_float_precision(graph.dtype))]
+    plain = export_component(component, dtype or plan.scheme.dtype)
+    overlays = write_overlays(component, plan, folder / f"{component.name}.safetensors", job)
+    quantized = rewrite(plain, plan.scheme, plan.modules)
+    prepared = [
+        Prepared(
+            graph=_serving(quantized, component.name, plan, plain=False),
+            precision=precision,
+            overlays=overlays,
+            quantized=overlay_weights(plan),
+        )
+    ]
+    if plan.plain_layers:
+        graph = _serving(plain, PLAIN_BLOCK, plan, plain=True)
+        prepared.append(Prepared(graph=graph, precision=_float_precision(graph.dtype)))
+    return prepared
+
+
+def attach_overlays(
+    entries: Mapping[str, ComponentEntry],
+    sources: Sequence[Source],
+    overlays: Mapping[str, Overlays],
+    work: Path,
+) -> tuple[dict[str, ComponentEntry], list[Source]]:
+    """Manifest entries that know where their quantised weights lie, and all sources."""
+    result, listed = dict(entries), list(sources)
+    for name, layers in overlays.items():
+        paths = {entry.path for layer in layers for entry in layer.values()}
+        numbers = {}
+        for path in sorted(paths):
+            file = SafetensorsFile(path)
+            numbers[path] = len(listed)
+            listed.append(
+                Source(
+                    path=str(path.relative_to(work)),
+                    bytes=file.file_bytes,
+                    header_sha256=file.header_sha256,
+                )
+            )
+        places = tuple(
+            {
+                weight: Place(
+                    source=numbers[e.path],
+                    dtype=e.dtype,
+                    shape=e.shape,
+                    offset=e.offset,
+                    length=e.length,
+                )
+                for weight, e in sorted(layer.items())
+            }
+            for layer in layers
+        )
+        result[name] = dataclasses.replace(result[name], overlays=places)
+    return result, listed
+
+
+def _serving(graph: ExportedGraph, name: str, plan: QuantPlan, *, plain: bool) -> ExportedGraph:
+    """The graph under a name of its own, with its own layers; an empty mapping for the others."""
+    component = graph.component
+    layers = tuple(
+        layer if (i in plan.plain_layers) == plain else {}
+        for i, layer in enumerate(component.layers)
+    )
+    return dataclasses.replace(
+        graph, component=dataclasses.replace(component, name=name, layers=layers)
+    )
+
+
+def _float_precision(dtype: str) -> str:
+    return next(s.name for s in SCHEMES.values() if s.format is None and s.dtype == dtype)
