@@ -168,14 +168,23 @@ def fuse_entry(
 ) -> Array:
     """Fuse LoRA pairs, each with its strength, into a checkpoint tensor; float32 values.
 
-    `dtype` defaults to the tensor's own where it is bfloat16, else to float32; see `fuse`.
+    `dtype` defaults to `fused_dtype`; see `fuse`.
     """
     loaded = [
         (files.load(p.down, "float32"), files.load(p.up, "float32"), strength * p.scale)
         for p, strength in updates
     ]
-    dtype = dtype or ("bfloat16" if weight.dtype == "bfloat16" else "float32")
+    dtype = dtype or fused_dtype(weight)
     return fuse(files.load(weight, "float32"), loaded, dtype=dtype, delta_dtype=delta_dtype)
+
+
+def fused_dtype(weight: TensorEntry) -> str:
+    """What a fused weight is rounded to: its own dtype, bfloat16 for quantised ones.
+
+    The runtime does not quantise fused weights again (spec/lora.md section 5 does): bfloat16 keeps
+    more of them, and the delta is a bfloat16 number anyway.
+    """
+    return "float32" if weight.dtype in {"float64", "float32", "float16"} else "bfloat16"
 
 
 def collect_updates(

@@ -19,7 +19,7 @@ from ltx2rt.lora_keys import (
 from ltx2rt.safetensors import SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.gemma_files import GemmaFiles, open_gemma
 from ltx2rt_export.kinds import KINDS, detect_kind, is_gguf, open_weights, split_components
-from ltx2rt_export.storage_format import detect_storage_format
+from ltx2rt_export.storage_format import storage_summary
 from ltx2rt_export.version import (
     GENERATIONS,
     ModelVersion,
@@ -97,12 +97,8 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
     if kind == "text_encoder":
         result["gemma"] = _gemma(open_gemma(where))
     quantized = parts.get("transformer") or parts.get("gemma") or {}
-    if stored := detect_storage_format(quantized):
-        result["storage_format"] = {
-            **asdict(stored),
-            "description": stored.description,
-            "buildable": False,
-        }
+    if stored := storage_summary(quantized):
+        result["storage_format"] = stored
     return result
 
 
@@ -127,6 +123,8 @@ def format_inspection(info: Mapping[str, Any]) -> str:
         layers = f", {stored['layers']} layers" if "layers" in stored else ""
         usable = "" if stored["buildable"] else " (cannot be built)"
         rows.append(("quantised", f"{stored['description']}{layers}{usable}"))
+        if problem := stored.get("problem"):
+            rows.append(("problem", " ".join(problem.split())))
     for section in ("lora", "upsampler", "gemma"):
         rows += [
             (key.replace("_", " "), _value(value)) for key, value in info.get(section, {}).items()
