@@ -179,6 +179,8 @@ class _Layer:
             return "nf4"
         if self._is_bitsandbytes:
             return "nf4_bitsandbytes"
+        if dtype == "uint8" and scale is not None and scale.dtype == "float8_e4m3fn":
+            return "nvfp4"
         if dtype == "uint8" and ("tensor_scale" in self.parts or named == "nvfp4"):
             return "nvfp4"
         if dtype == "int8" and (scale is not None or named is not None):
