@@ -15,6 +15,7 @@ import numpy as np
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
 from ltx2rt.floats import cast
+from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import LoraPair, read_lora_keys
 from ltx2rt.manifest import Lora
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
@@ -75,7 +76,7 @@ def parse_lora(
             f"{file.path} uses {', '.join(keys.unsupported)}; only plain LoRA pairs are supported: "
             "convert it, or bake it into a checkpoint first."
         )
-    flat = _flat_names(targets)
+    flat = flat_names(targets)
     pairs: dict[str, LoraPair] = {}
     skipped: list[str] = []
     problems = list(keys.problems)
@@ -198,7 +199,8 @@ def collect_updates(
     return updates
 
 
-def _flat_names(targets: Iterable[str]) -> dict[str, str]:
+def flat_names(targets: Iterable[str]) -> dict[str, str]:
+    """Flattened official name, as kohya files use it -> official name."""
     flat = {name.replace(".", "_"): name for name in targets}
     for name in list(flat):
         if name.startswith("video_embeddings_connector_"):
@@ -242,7 +244,7 @@ class LoraMerger:
     ) -> None:
         adapters = []
         for lora in loras:
-            adapter = parse_lora(SafetensorsFile(lora.path), targets)
+            adapter = parse_lora(open_lora(lora.path), targets)
             if adapter.skipped:
                 logger.warning(
                     "%d of %d modules of LoRA %s are not part of this transformer: ignored",

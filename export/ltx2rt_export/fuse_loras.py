@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ltx2rt.engine import Array
 from ltx2rt.lora import collect_updates, fuse_entry, fused_dtype, lora_targets, parse_lora
+from ltx2rt.lora_files import find_lora
 from ltx2rt.lora_keys import LoraPair
 from ltx2rt.manifest import Lora
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
@@ -33,7 +34,10 @@ def fuse_loras(
     """
     parts = [files.tensors(role) for role in ("transformer", "connectors", "text_projection")]
     targets = lora_targets(*parts)
-    parsed = [(parse_lora(open_weights(lora.path), targets), lora.strength) for lora in loras]
+    opened = [open_weights(find_lora(lora.path)) for lora in loras]
+    parsed = [
+        (parse_lora(file, targets), lora.strength) for file, lora in zip(opened, loras, strict=True)
+    ]
     updates = collect_updates(parsed)
     if not updates:
         return list(components)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ltx2rt.errors import CheckpointError, Ltx2rtError, UnsupportedError
+from ltx2rt.lora_info import distilled_hint
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt_export.checkpoint import REQUIRED, ROLES, open_model
 from ltx2rt_export.gemma_files import check_gemma_version, open_gemma
@@ -21,7 +22,6 @@ from ltx2rt_export.kinds import detect_kind, open_weights, split_components, tra
 from ltx2rt_export.storage_format import detect_storage_format
 from ltx2rt_export.version import (
     detect_version,
-    distilled_hint,
     generation_of_tensors,
     parse_model_version,
 )
