@@ -173,6 +173,11 @@ class _Factors:
         pairs = self._updates[module]
         downs = [self._files.load(pair.down, "float32") for pair, _ in pairs]
         ups = [self._files.load(pair.up, "float32") * np.float32(s) for pair, s in pairs]
+        if not all(np.isfinite(factor).all() for factor in (*downs, *ups)):
+            where = ", ".join(pair.down.path.name for pair, _ in pairs)
+            raise CheckpointError(
+                f"{module} has values that are no finite numbers in one of {where}."
+            )
         if self._method == "orthogonal":
             downs, ups = orthogonalize(downs, ups)
         down, up = np.concatenate(downs, axis=0), np.concatenate(ups, axis=1)
