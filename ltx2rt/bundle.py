@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, join_problems
-from ltx2rt.lora import LORA_COMPONENTS, LoraMerger, weight_module
+from ltx2rt.lora import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
 from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights import engine_tensors, stored_tensor, tensor_entry, weight_problems
@@ -136,16 +136,26 @@ class Bundle:
         if not active:
             return None
         if self._merger is None or self._merger[0] != active:
-            targets = {
-                weight_module(name, index, weight): ref.shape
-                for name in LORA_COMPONENTS
-                if self.has(name)
-                for index, layer in enumerate(self.component(name).layers)
-                for weight, ref in layer.items()
-                if weight.endswith(".weight") and len(ref.shape) == 2
-            }
-            self._merger = active, LoraMerger(active, targets)
+            self._merger = active, LoraMerger(active, self._lora_targets())
         return self._merger[1]
+
+    def match_lora(self, file: SafetensorsFile) -> Adapter:
+        """Match an opened LoRA to this bundle's transformer.
+
+        Raises:
+            CheckpointError, UnsupportedError: see `parse_lora`.
+        """
+        return parse_lora(file, self._lora_targets())
+
+    def _lora_targets(self) -> dict[str, tuple[int, ...]]:
+        return {
+            weight_module(name, index, weight): ref.shape
+            for name in LORA_COMPONENTS
+            if self.has(name)
+            for index, layer in enumerate(self.component(name).layers)
+            for weight, ref in layer.items()
+            if weight.endswith(".weight") and len(ref.shape) == 2
+        }
 
     def _load(
         self, name: str, entry: ComponentEntry, index: int, loras: LoraMerger | None
@@ -216,9 +226,9 @@ def open_bundle(
     problems = [
         problem
         for name, entry in manifest.components.items()
-        for problem in _check_file(folder / entry.graph, entry.graph_sha256, name)
+        for problem in _check_file(folder, entry.graph, entry.graph_sha256, name)
     ]
-    problems += _check_file(folder / manifest.tokenizer, manifest.tokenizer_sha256, "the tokenizer")
+    problems += _check_file(folder, manifest.tokenizer, manifest.tokenizer_sha256, "the tokenizer")
     problems += weight_problems(manifest)[:20]
     sources: list[Path] = []
     for source in manifest.sources:
@@ -250,8 +260,13 @@ def find_moved(place: Path, weights_dir: str | os.PathLike[str] | None) -> Path:
     return next((p for p in moved if p.exists()), place)
 
 
-def _check_file(path: Path, sha256: str, what: str) -> list[str]:
+def _check_file(folder: Path, name: str, sha256: str, what: str) -> list[str]:
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return [f"{what}: {name!r:.80} is not a file of the bundle"]
     try:
+        if not path.is_file():
+            return [f"{what}: {path} cannot be read (no such file)"]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         return [f"{what}: {path} cannot be read ({error.strerror})"]
