@@ -17,9 +17,11 @@ for the rounding of the sum to the graph's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.linears import Emitter, Linear, replace_linears
@@ -109,3 +111,29 @@ def _product(to: Emitter, linear: Linear, codes: str) -> str:
 def _zero(to: Emitter) -> str:
     """The zero point, which names the FP8 format; a Cast from or to FP8 does not build."""
     return to.constant("fp8.zero", np.zeros(()), "float8_e4m3fn")
+
+
+def linear_fp8(
+    x: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None, *, static: bool
+) -> Tensor:
+    """The arithmetic of the graph in PyTorch: the oracle of both passes.
+
+    Args:
+        x: `[..., in]` of the graph's dtype.
+        parts: the module's weight inputs as the graph takes them.
+        bias: `[out]`.
+    """
+    wide, dtype = x.float(), x.dtype
+    if static:
+        unit = (wide * (1 / parts["input_scale"])).to(dtype).float()
+        scale = parts["input_scale"] * (1 / STEP**2) * parts["weight_scale"]
+    else:
+        amax = wide.abs().amax(-1, keepdim=True).clamp_min(TINY)
+        unit = wide * (E4M3_MAX * STEP / amax) / STEP
+        scale = amax * (1 / (STEP**2 * E4M3_MAX)) * parts["weight_scale"]
+    codes = unit.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    left, right = ((t.float() * STEP).to(dtype) for t in (codes, parts["weight"]))
+    result = (left @ right).float() * scale
+    if bias is None:
+        return result.to(dtype)
+    return result.to(dtype) + bias if static else (result + bias.float()).to(dtype)

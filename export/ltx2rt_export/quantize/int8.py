@@ -8,9 +8,10 @@ GEMM can read the codes.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
+from torch import Tensor
 
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.linears import Emitter, Linear, replace_linears
@@ -38,3 +39,10 @@ def _emit(to: Emitter, linear: Linear) -> None:
     factor = to.constant("int8.factor", np.float32(1 / STEP))
     scale = to.op("Mul", [f"{name}.weight_scale", factor], f"{name}.output_scale")
     to.finish(linear, to.op("Mul", [wide, scale], f"{name}.scaled"))
+
+
+def linear_int8(x: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+    """The arithmetic of the graph in PyTorch; arguments as `fp8.linear_fp8`."""
+    weight = (parts["weight"].float() * STEP).to(x.dtype)
+    result = (x @ weight).float() * (parts["weight_scale"] * (1 / STEP))
+    return (result if bias is None else result + bias.float()).to(x.dtype)
