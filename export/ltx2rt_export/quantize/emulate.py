@@ -8,7 +8,8 @@ module itself in the graph's dtype.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ltx2rt.engine import Array, EngineBase, EngineSpec, check_inputs
+from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import TORCH_DTYPES, ExportedGraph, with_dtype
 from ltx2rt_export.quantize.fp8 import linear_fp8
 from ltx2rt_export.quantize.int4 import linear_int4
 from ltx2rt_export.quantize.int8 import linear_int8
 from ltx2rt_export.quantize.linears import weight_inputs
 from ltx2rt_export.quantize.nvfp4 import linear_nvfp4
+from ltx2rt_export.reference import TorchEngine
 
 #: x, parts (`weight`, `weight_scale`, ...) as the graph takes them, bias -> result in x's dtype
 EmulatedLinear = Callable[[Tensor, Mapping[str, Tensor], Tensor | None], Tensor]
@@ -118,6 +121,30 @@ class EmulatedEngine(EngineBase):
         if name in self._transposed and module not in self._quantized:
             return tensor.T
         return tensor
+
+
+def activation_maxima(
+    component: Component, calls: Iterable[Mapping[str, Array]]
+) -> dict[str, float]:
+    """The largest magnitude that each linear of a component reads, over float32 calls: what static
+    activation scales are made from (`max / 448` for FP8; spec/quantization.md section 2).
+    """
+    maxima: dict[str, float] = {}
+    module = copy.deepcopy(component.module)
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            maxima[name] = max(maxima.get(name, 0.0), float(args[0].abs().max()))
+
+        return hook
+
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear):
+            part.register_forward_pre_hook(watch(name))
+    engine = TorchEngine(dataclasses.replace(component, module=module))
+    for feeds in calls:
+        engine(feeds)
+    return maxima
 
 
 def to_torch(array: Array, dtype: str) -> Tensor:

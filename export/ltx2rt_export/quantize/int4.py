@@ -51,6 +51,6 @@ def linear_int4(x: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> 
     values = torch.stack([codes & 15, codes >> 4], -1).flatten(-2).float()
     values = torch.where(values > 7, values - 16, values)
     scale = parts["weight_scale"]
-    blocks = values.unflatten(0, (scale.shape[0], -1)) * scale.unsqueeze(1)
-    y = x @ blocks.flatten(0, 1).to(x.dtype)
+    blocks = values.reshape(scale.shape[0], -1, values.shape[1]) * scale.unsqueeze(1)
+    y: Tensor = x @ blocks.flatten(0, 1).to(x.dtype)
     return y if bias is None else y + bias

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import numpy as np
 from torch import Tensor
 
 from ltx2rt_export.onnx import ExportedGraph
@@ -32,11 +31,11 @@ def _emit(to: Emitter, linear: Linear) -> None:
     name = linear.module
     weight = to.weight_input(linear.weight, "int8", linear.in_features, linear.out_features)
     to.weight_input(f"{name}.weight_scale", "float32", linear.out_features)
-    step = to.constant("int8.step", np.float32(STEP), to.dtype)
+    step = to.constant("int8.step", STEP, to.dtype)
     w = to.op("DequantizeLinear", [weight, step], f"{name}.w")
     y = to.op("MatMul", [linear.x, w], f"{name}.sum")
     wide = to.cast(y, "float32", to.dtype, f"{name}.sum_float32")
-    factor = to.constant("int8.factor", np.float32(1 / STEP))
+    factor = to.constant("int8.factor", 1 / STEP)
     scale = to.op("Mul", [f"{name}.weight_scale", factor], f"{name}.output_scale")
     to.finish(linear, to.op("Mul", [wide, scale], f"{name}.scaled"))
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import numpy as np
 import torch
 from onnx import TensorProto
 from torch import Tensor
@@ -57,10 +56,10 @@ def _emit_dynamic(to: Emitter, linear: Linear) -> None:
     x = linear.x
     if (x, "nvfp4") not in to.shared:
         wide = to.cast(x, "float32", to.dtype, f"{x}.float32")
-        axis = to.constant("nvfp4.last_axis", np.array([-1]), "int64")
+        axis = to.constant("nvfp4.last_axis", [-1], "int64")
         amax = to.op("ReduceMax", [to.op("Abs", [wide], f"{x}.abs"), axis], f"{x}.max", keepdims=1)
-        amax = to.op("Max", [amax, to.constant("nvfp4.tiny", np.float32(TINY))], f"{x}.amax")
-        largest = to.constant("nvfp4.largest", np.float32(LARGEST))
+        amax = to.op("Max", [amax, to.constant("nvfp4.tiny", TINY)], f"{x}.amax")
+        largest = to.constant("nvfp4.largest", LARGEST)
         scale = to.op("Div", [amax, largest], f"{x}.scale")
         unit = to.op("Mul", [wide, to.op("Div", [largest, amax], f"{x}.inverse")], f"{x}.unit")
         to.shared[x, "nvfp4"] = (_fake_quantized(to, unit, x), scale)
@@ -81,7 +80,7 @@ def _fake_quantized(to: Emitter, unit: str, name: str) -> str:
     the codes instead.
     """
     narrow = to.cast(unit, to.dtype, "float32", f"{name}.unit_{to.dtype}")
-    one = to.constant("nvfp4.one", np.ones(1, np.float32))
+    one = to.constant("nvfp4.one", [1.0])
     codes, scales = f"{name}.fp4", f"{name}.fp4_scales"
     to.op(
         "TRT_FP4DynamicQuantize",
@@ -97,7 +96,7 @@ def _fake_quantized(to: Emitter, unit: str, name: str) -> str:
 
 
 def _dequantized(to: Emitter, codes: str, scales: str, name: str) -> str:
-    one = to.constant("nvfp4.one", np.ones(1, np.float32))
+    one = to.constant("nvfp4.one", [1.0])
     wide = to.op("DequantizeLinear", [scales, one], f"{name}.group_scales")
     values = to.op("DequantizeLinear", [codes, wide], f"{name}.values", axis=-1, block_size=GROUP)
     return to.cast(values, to.dtype, "float32", f"{name}.values_{to.dtype}")
