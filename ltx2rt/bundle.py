@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, join_problems
-from ltx2rt.lora import LORA_COMPONENTS, LoraMerger, weight_module
+from ltx2rt.lora import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
 from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights import engine_tensors, stored_tensor, tensor_entry, weight_problems
@@ -134,16 +134,26 @@ class Bundle:
         if not active:
             return None
         if self._merger is None or self._merger[0] != active:
-            targets = {
-                weight_module(name, index, weight): ref.shape
-                for name in LORA_COMPONENTS
-                if self.has(name)
-                for index, layer in enumerate(self.component(name).layers)
-                for weight, ref in layer.items()
-                if weight.endswith(".weight") and len(ref.shape) == 2
-            }
-            self._merger = active, LoraMerger(active, targets)
+            self._merger = active, LoraMerger(active, self._lora_targets())
         return self._merger[1]
+
+    def match_lora(self, file: SafetensorsFile) -> Adapter:
+        """Match an opened LoRA to this bundle's transformer.
+
+        Raises:
+            CheckpointError, UnsupportedError: see `parse_lora`.
+        """
+        return parse_lora(file, self._lora_targets())
+
+    def _lora_targets(self) -> dict[str, tuple[int, ...]]:
+        return {
+            weight_module(name, index, weight): ref.shape
+            for name in LORA_COMPONENTS
+            if self.has(name)
+            for index, layer in enumerate(self.component(name).layers)
+            for weight, ref in layer.items()
+            if weight.endswith(".weight") and len(ref.shape) == 2
+        }
 
     def _load(
         self, name: str, entry: ComponentEntry, index: int, loras: LoraMerger | None
