@@ -64,3 +64,26 @@ KERNEL_REL_RMS: dict[str, Bound] = {
 FP8_CODE_MISMATCH = Bound(
     5e-3, "a float32 ulp moves a value across a rounding boundary; bfloat16 inputs sit there often"
 )
+
+#: A quantised block graph in float32 against its emulation: the same codes, other summation orders.
+#: Measured 0 to 4e-7; a code that fell the other way would cost 1e-4 and more.
+QUANT_GRAPH_REL_RMS = 5e-6
+
+#: What one tiny block (random weights and inputs, widths 64 and 32) loses to a scheme, float32
+#: elsewhere: (least, most). The least shows that the scheme does something. Measured: tests print
+#: nothing, `python -m benchmarks.run --case quality` has the table.
+QUANT_LOSS = {
+    "fp8": (0.02, 0.09),
+    "fp8-static": (0.02, 0.12),
+    "nvfp4": (0.05, 0.3),
+    "nvfp4-static": (0.05, 0.4),
+    "int8-wo": (0.002, 0.015),
+    "int4-wo": (0.05, 0.2),
+}
+
+#: A 16-bit graph may lose this much more against float32 than PyTorch loses in the same dtype
+#: (spec/transformer.md section 17: engines round in other places).
+QUANT_ROUNDING = 1.5
+
+#: bfloat16 PyTorch on one tiny block against float32: 2^-9 a rounding, some 30 roundings in a row.
+BF16_REL_RMS = 0.02
