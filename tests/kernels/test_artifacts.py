@@ -14,9 +14,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ltx2rt_kernels import build, catalog, gates, ptx
+from ltx2rt_kernels.adaln_modulate import spec as adaln
 from ltx2rt_kernels.build import Artifact, compile_kernel
 from ltx2rt_kernels.errors import KernelError
-from ltx2rt_kernels.adaln_modulate import spec as adaln
 from ltx2rt_kernels.gated_residual import spec as gated
 from ltx2rt_kernels.qk_norm_rope.spec import INTERLEAVED, SPLIT, kernel
 from ltx2rt_kernels.spec import ARCHITECTURES, KernelSpec
