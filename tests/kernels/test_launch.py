@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ltx2rt_kernels import build, launch
+from ltx2rt_kernels import build, catalog, launch
 from ltx2rt_kernels.errors import KernelError
 from ltx2rt_kernels.expressions import evaluate, solve
 from ltx2rt_kernels.launch import Description, Kernel, Tensor
@@ -198,17 +198,30 @@ def test_driver_errors_name_the_call(path: Path, monkeypatch: pytest.MonkeyPatch
         Kernel(path)
 
 
+def loaded(modules: str, of: list[str]) -> str:
+    """Which of these packages a fresh interpreter has after importing modules."""
+    script = (
+        f"import sys, {modules};"
+        "print(*sorted({m.split('.')[0] for m in sys.modules} & set(sys.argv[1:])))"
+    )
+    command = [sys.executable, "-c", script, *of]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+HEAVY = ["torch", "triton", "onnx", "numpy", "cuda", "tensorrt", "ltx2rt", "ltx2rt_export"]
+
+
 def test_launch_is_lean() -> None:
     """What the runtime imports: no numpy, no CUDA, nothing heavy."""
-    script = (
-        "import sys, ltx2rt_kernels.launch;"
-        "print(sorted({m.split('.')[0] for m in sys.modules} & set(sys.argv[1:])))"
-    )
-    heavy = ["torch", "triton", "onnx", "numpy", "cuda", "tensorrt", "ltx2rt"]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *heavy], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert loaded("ltx2rt_kernels.launch", HEAVY) == ""
+
+
+def test_heavy_packages_stay_in_the_operators() -> None:
+    """Only references, Triton sources and ONNX functions import torch, triton and onnx."""
+    modules = [f"ltx2rt_kernels.{m}" for m in ("build", "gates", "plugin", "support")]
+    modules += [f"ltx2rt_kernels.{package}.spec" for package in catalog.PACKAGES]
+    assert loaded(", ".join(modules), HEAVY) == ""
 
 
 @pytest.mark.parametrize(
