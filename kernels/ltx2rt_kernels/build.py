@@ -49,13 +49,18 @@ def compile_kernel(spec: KernelSpec, arch: str) -> Artifact:
     """Compile one kernel for one architecture.
 
     Raises:
-        KernelError: the architecture is not configured, the parameters are not in TensorRT's order,
-            or the kernel needs memory that nobody would pass.
+        KernelError: Triton is missing or interprets, the architecture is not configured, the
+            parameters are not in TensorRT's order, or the kernel needs memory that nobody passes.
     """
     if arch not in spec.configs:
         known = ", ".join(spec.configs)
         raise KernelError(f"{spec.name} has no configuration for {arch}; there are: {known}")
-    import triton
+    try:
+        import triton
+    except ModuleNotFoundError:
+        raise KernelError(
+            "compiling kernels needs Triton; install it with: pip install 'ltx2rt[kernels]'"
+        ) from None
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
