@@ -58,6 +58,7 @@ def kernel(operator: Operator, dtype: str, heads: int, head_dim: int) -> KernelS
         scalars=(ScalarSpec(name="Tq", value="Tq"), ScalarSpec(name="Tk", value="Tk")),
         constexprs={"Dh": head_dim, "INTERLEAVED": operator is INTERLEAVED},
         configs=CONFIGS,
+        head_dim=head_dim,
         grid=("2 * max(Tq, Tk)", "B", "1"),
         opcodes={arch: ("LDG.E.128", "STG.E.128") for arch in CONFIGS},
     )
