@@ -86,14 +86,14 @@ def flash_attention(
     q_ptr, k_ptr, v_ptr, bias_ptr,
     T, S, H, R,
     out_ptr,
-    SCALE: tl.constexpr, Dh: tl.constexpr,
+    scale: tl.constexpr, Dh: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FULL_BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Grid `(ceil(T / BLOCK_M), B * H)`; shapes and meaning: `reference.flash_attention`.
 
     `bias_ptr` may be the constant None; R, its number of queries, is 1 or T.
     """
-    SCALE_LOG2: tl.constexpr = SCALE * LOG2_E
+    SCALE_LOG2: tl.constexpr = scale * LOG2_E
     batch = (tl.program_id(1) // H).to(tl.int64)
     head = tl.program_id(1) % H
     width = H * Dh

@@ -46,25 +46,20 @@ def quantize_tokens(x_ptr, mean_ptr, T, quantized_ptr, scale_ptr, Dh: tl.constex
 
 
 @triton.jit
-def quantize_values(v_ptr, amax_ptr, S, H, quantized_ptr, Dh: tl.constexpr):
-    """One group of tokens of one head, transposed; grid `(ceil(S / GROUP), B * H)`.
+def quantize_values(v_ptr, amax_ptr, S, W, quantized_ptr, LANES: tl.constexpr):
+    """One group of tokens, `LANES` channels, transposed; grid `(ceil(S / GROUP), W / LANES, B)`.
 
     Shapes and meaning: `reference.quantize_values`; tokens past S become zeros.
     """
-    batch = (tl.program_id(1) // H).to(tl.int64)
-    head = tl.program_id(1) % H
-    width = H * Dh
+    batch = tl.program_id(2).to(tl.int64)
     padded = tl.num_programs(0) * GROUP
     rows = tl.program_id(0) * GROUP + tl.arange(0, GROUP)
-    lanes = head * Dh + tl.arange(0, Dh)
-    v = tl.load(
-        v_ptr + batch * S * width + rows[:, None] * width + lanes[None, :],
-        mask=(rows < S)[:, None],
-        other=0.0,
-    ).to(tl.float32)
-    amax = tl.load(amax_ptr + batch * width + lanes).to(tl.float32)
+    lanes = tl.program_id(1) * LANES + tl.arange(0, LANES)
+    offsets = batch * S * W + rows[:, None] * W + lanes[None, :]
+    v = tl.load(v_ptr + offsets, mask=(rows < S)[:, None], other=0.0).to(tl.float32)
+    amax = tl.load(amax_ptr + batch * W + lanes).to(tl.float32)
     scale = tl.maximum(amax, LEAST_AMAX) / E4M3_MAX
-    target = quantized_ptr + batch * width * padded + lanes[:, None] * padded + rows[None, :]
+    target = quantized_ptr + batch * W * padded + lanes[:, None] * padded + rows[None, :]
     tl.store(target, tl.trans(to_e4m3(v / scale[None, :])))
 
 
@@ -120,7 +115,7 @@ def fp8_attention(
     q_ptr, k_ptr, v_ptr, q_scale_ptr, k_scale_ptr, v_amax_ptr, bias_ptr,
     T, S, H, R,
     out_ptr,
-    SCALE: tl.constexpr, Dh: tl.constexpr,
+    scale: tl.constexpr, Dh: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FULL_BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Grid `(ceil(T / BLOCK_M), B * H)`; shapes and meaning: `reference.fp8_attention`.
@@ -139,7 +134,7 @@ def fp8_attention(
     q = q_ptr + (batch * H + head) * T * Dh
     q_tile = tl.load(q + rows[:, None] * Dh + lanes[None, :], mask=rows_valid[:, None], other=0.0)
     scales = q_scale_ptr + tl.program_id(1) * tl.cdiv(T, GROUP) + rows // GROUP
-    row_scale = tl.load(scales, mask=rows_valid, other=0.0) * (SCALE * LOG2_E)
+    row_scale = tl.load(scales, mask=rows_valid, other=0.0) * (scale * LOG2_E)
     k = k_ptr + (batch * H + head) * S * Dh
     k_scale = k_scale_ptr + tl.program_id(1) * tl.cdiv(S, GROUP)
     if EIGHT_BIT_PV:
