@@ -10,7 +10,14 @@ from ltx2rt_kernels.errors import KernelError
 from ltx2rt_kernels.spec import KernelSpec, Operator
 
 #: folders of this package; each has `spec.py` with `OPERATORS` and `KERNELS`
-PACKAGES: tuple[str, ...] = ("qk_norm_rope", "flash_attention", "fp8_attention")
+PACKAGES: tuple[str, ...] = (
+    "qk_norm_rope",
+    "adaln_modulate",
+    "gated_residual",
+    "rms_norm_quant",
+    "flash_attention",
+    "fp8_attention",
+)
 
 
 def operators() -> dict[str, Operator]:

@@ -18,6 +18,9 @@ from ltx2rt_kernels.spec import DOMAIN, Operator
 
 OPSET = 20
 
+#: of E4M3 codes: largest, scale of QuantizeLinear, least maximum of a token
+E4M3_MAX, STEP, TINY = 448.0, 2.0**-8, 1e-20
+
 #: what the TensorRT parser looks for on a node whose plugin is to be preferred to its function
 PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
 
@@ -69,6 +72,58 @@ def attribute(operator: Operator, name: str, output: str) -> onnx.NodeProto:
     reference.type = onnx.AttributeProto.FLOAT if is_float else onnx.AttributeProto.INT
     reference.ref_attr_name = name
     return node
+
+
+def ints(name: str, values: Sequence[int]) -> onnx.NodeProto:
+    """A constant list of int64."""
+    return helper.make_node("Constant", [], [name], value_ints=list(values))
+
+
+def wide(name: str) -> onnx.NodeProto:
+    """`<name>_wide`: the float32 copy of a tensor."""
+    return helper.make_node("Cast", [name], [f"{name}_wide"], to=onnx.TensorProto.FLOAT)
+
+
+def rms_norm(x: str) -> list[onnx.NodeProto]:
+    """`<x>_unit`, float32: `x / sqrt(mean(x^2) + epsilon)` over the last axis.
+
+    Reads the constants `epsilon` and `last_axis`.
+    """
+    node = helper.make_node
+    return [
+        wide(x),
+        node("Mul", [f"{x}_wide", f"{x}_wide"], [f"{x}_squares"]),
+        node("ReduceMean", [f"{x}_squares", "last_axis"], [f"{x}_mean"], keepdims=1),
+        node("Add", [f"{x}_mean", "epsilon"], [f"{x}_power"]),
+        node("Sqrt", [f"{x}_power"], [f"{x}_rms"]),
+        node("Div", [f"{x}_wide", f"{x}_rms"], [f"{x}_unit"]),
+    ]
+
+
+def quantize_tokens(x: str, codes: str, amax: str) -> list[onnx.NodeProto]:
+    """E4M3 codes `x * 448 / amax` of a float32 tensor and the maximum of every token.
+
+    Reads the constant `last_axis`. The scale of QuantizeLinear is a constant power of two, which is
+    what TensorRT fuses; the rest is multiplied before.
+    """
+    node = helper.make_node
+
+    def constant(name: str, value: float) -> onnx.NodeProto:
+        return node("Constant", [], [name], value_float=value)
+
+    zero = helper.make_tensor("zero", onnx.TensorProto.FLOAT8E4M3FN, [], [0.0])
+    return [
+        constant("tiny", TINY),
+        constant("full_range", E4M3_MAX * STEP),
+        constant("step", STEP),
+        node("Constant", [], ["zero"], value=zero),
+        node("Abs", [x], ["magnitude"]),
+        node("ReduceMax", ["magnitude", "last_axis"], ["maximum"], keepdims=1),
+        node("Max", ["maximum", "tiny"], [amax]),
+        node("Div", ["full_range", amax], ["inverse"]),
+        node("Mul", [x, "inverse"], ["stepped"]),
+        node("QuantizeLinear", ["stepped", "step", "zero"], [codes]),
+    ]
 
 
 def function_of(operator: Operator) -> onnx.FunctionProto:

@@ -1,12 +1,13 @@
 """Run Triton kernels on a CPU, in Triton's interpreter.
 
 The interpreter must be chosen before Triton is imported, so it lives in a process of its own (the
-`interpreter` fixture); functions here marked "worker" run there. Every buffer is surrounded by NaN,
-so that a read outside shows in the result, and outputs start as NaN, so that a gap does.
+`interpreter` fixture); functions here marked "worker" run there. Buffers are surrounded by NaN, so
+that a read outside shows in the result, and outputs start as NaN, so that a gap does.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from ltx2rt_kernels import build
 from ltx2rt_kernels.expressions import evaluate, solve
 from ltx2rt_kernels.spec import KernelSpec
 
-GUARD = 256  # elements of NaN on both sides of a buffer
+GUARD = 256  # poisoned elements on both sides of a buffer
 
 TORCH_DTYPES = {
     "fp32": torch.float32,
@@ -142,8 +143,8 @@ def run_kernel(spec: KernelSpec, inputs: Mapping[str, _Packed]) -> dict[str, _Pa
             buffers[tensor.name] = guarded(value)
     for tensor in spec.operator.outputs:
         shape = tuple(evaluate(entry, sizes) for entry in tensor.shape)
-        empty = torch.full(shape, float("nan")).to(TORCH_DTYPES[spec.dtype(tensor)])
-        buffers[tensor.name] = guarded(empty)
+        empty = poisoned(math.prod(shape), TORCH_DTYPES[spec.dtype(tensor)])
+        buffers[tensor.name] = guarded(empty.view(shape))
     known = {**spec.configs[arch].tiles, **sizes}
     scalars = {s.name: evaluate(s.value, known) for s in spec.scalars}
     arguments = {
@@ -157,19 +158,19 @@ def run_kernel(spec: KernelSpec, inputs: Mapping[str, _Packed]) -> dict[str, _Pa
     return {t.name: _Packed.of(buffers[t.name]) for t in spec.operator.outputs}
 
 
+def poisoned(count: int, dtype: torch.dtype) -> Tensor:
+    """Memory in which every byte is 255: a NaN of every float type, that no arithmetic makes."""
+    return torch.full((count * dtype.itemsize,), 255, dtype=torch.uint8).view(dtype)
+
+
 def guarded(value: Tensor) -> Tensor:
-    """A copy of `value` inside a larger buffer of NaN (of a huge number, for integers)."""
-    poison = float("nan") if value.is_floating_point() else 2**30
-    buffer = torch.full((value.numel() + 2 * GUARD,), poison).to(value.dtype)
-    inside = buffer[GUARD:-GUARD].view(value.shape)
-    inside.copy_(value)
-    return inside
+    """A copy of `value` inside a larger poisoned buffer."""
+    inside = poisoned(value.numel() + 2 * GUARD, value.dtype)[GUARD:-GUARD].view(value.shape)
+    return inside.copy_(value)
 
 
 def is_guarded(inside: Tensor) -> bool:
     """Whether the surroundings of a `guarded` tensor are as they were."""
-    buffer = torch.empty(0, dtype=inside.dtype).set_(inside.untyped_storage())
-    around = torch.cat([buffer[:GUARD], buffer[-GUARD:]])
-    if inside.is_floating_point():
-        return bool(around.float().isnan().all())
-    return bool((around == 2**30).all())
+    size = GUARD * inside.dtype.itemsize
+    buffer = torch.empty(0, dtype=torch.uint8).set_(inside.untyped_storage())
+    return bool((torch.cat([buffer[:size], buffer[-size:]]) == 255).all())

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx
 from onnx import helper
 
-from ltx2rt_kernels.function import attribute, make_function
+from ltx2rt_kernels.function import attribute, ints, make_function, rms_norm, wide
 from ltx2rt_kernels.qk_norm_rope.spec import INTERLEAVED
 from ltx2rt_kernels.spec import Operator
-
-Rotate = Callable[[str], list[onnx.NodeProto]]
 
 
 def build(operator: Operator) -> onnx.FunctionProto:
@@ -20,18 +16,18 @@ def build(operator: Operator) -> onnx.FunctionProto:
     nodes = [
         attribute(operator, "epsilon", "epsilon"),
         attribute(operator, "num_heads", "heads"),
-        _ints("one", [1]),
-        _ints("last_axis", [-1]),
-        _ints("batch_and_tokens", [0, 0]),
+        ints("one", [1]),
+        ints("last_axis", [-1]),
+        ints("batch_and_tokens", [0, 0]),
         node("Reshape", ["heads", "one"], ["heads_1d"]),
         node("Concat", ["batch_and_tokens", "heads_1d", "last_axis"], ["head_shape"], axis=0),
     ]
     rotate = _rotate_interleaved if operator is INTERLEAVED else _rotate_split
     if operator is INTERLEAVED:
         nodes += [
-            _ints("two", [2]),
+            ints("two", [2]),
             node("Concat", ["batch_and_tokens", "last_axis", "two"], ["pair_shape"], axis=0),
-            _ints("flat_shape", [0, 0, -1]),
+            ints("flat_shape", [0, 0, -1]),
         ]
     for x in ("q", "k"):
         nodes += [*_norm(x), *rotate(x)]
@@ -39,25 +35,12 @@ def build(operator: Operator) -> onnx.FunctionProto:
     return make_function(operator, nodes)
 
 
-def _ints(name: str, values: list[int]) -> onnx.NodeProto:
-    return helper.make_node("Constant", [], [name], value_ints=values)
-
-
-def _wide(name: str) -> onnx.NodeProto:
-    return helper.make_node("Cast", [name], [f"{name}_wide"], to=onnx.TensorProto.FLOAT)
-
-
 def _norm(x: str) -> list[onnx.NodeProto]:
     """`x_normed` `[B, T, W]` float32, and float32 copies of the tables."""
-    node = helper.make_node
     return [
-        *(_wide(name) for name in (x, f"{x}_weight", f"{x}_cos", f"{x}_sin")),
-        node("Mul", [f"{x}_wide", f"{x}_wide"], [f"{x}_squares"]),
-        node("ReduceMean", [f"{x}_squares", "last_axis"], [f"{x}_mean"], keepdims=1),
-        node("Add", [f"{x}_mean", "epsilon"], [f"{x}_power"]),
-        node("Sqrt", [f"{x}_power"], [f"{x}_rms"]),
-        node("Div", [f"{x}_wide", f"{x}_rms"], [f"{x}_unit"]),
-        node("Mul", [f"{x}_unit", f"{x}_weight_wide"], [f"{x}_normed"]),
+        *rms_norm(x),
+        *(wide(name) for name in (f"{x}_weight", f"{x}_cos", f"{x}_sin")),
+        helper.make_node("Mul", [f"{x}_unit", f"{x}_weight_wide"], [f"{x}_normed"]),
     ]
 
 

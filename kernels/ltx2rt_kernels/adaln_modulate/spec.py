@@ -1,0 +1,80 @@
+"""Operators, shipped variants and tuned configurations of adaptive layer norm."""
+
+from __future__ import annotations
+
+from ltx2rt_kernels.spec import Config, KernelSpec, Operator, TensorSpec
+
+EPSILON = 1e-6  # `norm_eps` of every released model
+
+
+def _operator(name: str, node: str, *, gathered: bool, quantized: bool) -> Operator:
+    rows = ("U", "W") if gathered else ("B", "T", "W")
+    index = (TensorSpec(name="index", dtype="i64", shape=("B", "T")),) if gathered else ()
+    codes = (
+        TensorSpec(name="codes", dtype="fp8e4nv", shape=("B", "T", "W")),
+        TensorSpec(name="amax", dtype="fp32", shape=("B", "T", "1")),
+    )
+    return Operator(
+        name=name,
+        node=node,
+        package="adaln_modulate",
+        inputs=(
+            TensorSpec(name="x", dtype="T", shape=("B", "T", "W")),
+            TensorSpec(name="scale", dtype="T", shape=rows),
+            TensorSpec(name="shift", dtype="T", shape=rows),
+            *index,
+        ),
+        outputs=codes if quantized else (TensorSpec(name="out", dtype="T", shape=("B", "T", "W")),),
+        attributes={"epsilon": EPSILON},
+    )
+
+
+GATHERED = _operator("adaln_modulate", "AdalnModulate", gathered=True, quantized=False)
+GATHERED_QUANT = _operator(
+    "adaln_modulate_quant", "AdalnModulateQuant", gathered=True, quantized=True
+)
+PER_TOKEN = _operator(
+    "adaln_modulate_per_token", "AdalnModulatePerToken", gathered=False, quantized=False
+)
+PER_TOKEN_QUANT = _operator(
+    "adaln_modulate_per_token_quant", "AdalnModulatePerTokenQuant", gathered=False, quantized=True
+)
+OPERATORS = (GATHERED, GATHERED_QUANT, PER_TOKEN, PER_TOKEN_QUANT)
+
+ARCHS = ("80", "89", "90a", "100a", "120a")
+
+#: Not timed. With 32 values a thread `adaln_modulate_quant` spills on sm_120a.
+VALUES_PER_THREAD = 16
+
+
+def is_gathered(operator: Operator) -> bool:
+    """Whether tokens name the row they use."""
+    return any(t.name == "index" for t in operator.inputs)
+
+
+def is_quantized(operator: Operator) -> bool:
+    """Whether the result is E4M3 codes."""
+    return operator.outputs[0].name == "codes"
+
+
+def kernel(operator: Operator, dtype: str, width: int) -> KernelSpec:
+    """A variant; the width is a power of two. E4M3 exists from 8.9 on."""
+    tensors = {t.name for t in (*operator.inputs, *operator.outputs)}
+    config = Config(num_warps=max(1, width // (32 * VALUES_PER_THREAD)))
+    archs = [a for a in ARCHS if not (is_quantized(operator) and a == "80")]
+    return KernelSpec(
+        operator=operator,
+        variant=f"{dtype}-{width}",
+        function="ltx2rt_kernels.adaln_modulate.triton:adaln_modulate",
+        types={"T": dtype},
+        sizes={"W": width},
+        constexprs={
+            f"{name}_ptr": None for name in ("index", "out", "codes", "amax") if name not in tensors
+        },
+        configs=dict.fromkeys(archs, config),
+        grid=("B * T", "1", "1"),
+        opcodes={arch: ("LDG.E.128",) for arch in archs},
+    )
+
+
+KERNELS = tuple(kernel(o, "bf16", width) for o in OPERATORS for width in (4096, 2048))
