@@ -10,12 +10,6 @@ from ltx2rt_kernels.fp8_attention.reference import quantize_tokens, quantize_val
 BIASES = ("none", "keys", "full")
 
 
-def rel_rms(got: Tensor, want: Tensor) -> float:
-    """Root mean square of the difference, relative to that of `want`."""
-    want = want.double()
-    return float((got.double() - want).square().mean().sqrt() / want.square().mean().sqrt())
-
-
 def make_qkv(
     lengths: tuple[int, int], head_dim: int, dtype: torch.dtype, *, batch: int = 2, heads: int = 2
 ) -> dict[str, Tensor]:

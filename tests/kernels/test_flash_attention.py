@@ -7,8 +7,9 @@ import torch
 
 from ltx2rt_kernels.flash_attention.reference import flash_attention
 from ltx2rt_kernels.flash_attention.spec import MASKED, PLAIN, kernel
-from tests.kernels.attention_inputs import BIASES, make_bias, make_qkv, rel_rms
+from tests.kernels.attention_inputs import BIASES, make_bias, make_qkv
 from tests.kernels.interpreter import TORCH_DTYPES, Interpreter
+from tests.kernels.numerics import rel_rms
 from tests.tolerances import ATTENTION_REL_RMS
 
 #: one token; less than a block; a block and one; two blocks and a tail on both sides

@@ -15,8 +15,9 @@ from ltx2rt_kernels.fp8_attention.reference import (
     quantize_tokens,
     quantize_values,
 )
-from tests.kernels.attention_inputs import BIASES, make_bias, make_qkv, quantized, rel_rms
+from tests.kernels.attention_inputs import BIASES, make_bias, make_qkv, quantized
 from tests.kernels.interpreter import Interpreter
+from tests.kernels.numerics import rel_rms
 from tests.tolerances import ATTENTION_REL_RMS, FP8_ATTENTION_REL_RMS
 
 LENGTHS = [(1, 1), (37, 70), (129, 65), (200, 250)]

@@ -64,6 +64,20 @@ class GraphIndex:
             return None
         return node.input[0]
 
+    def norm(self, name: str) -> tuple[str, float] | None:
+        """(x, epsilon) of a value `x / sqrt(mean(x^2) + epsilon)`, with casts around it or not."""
+        unit = self.made_by(self.uncast(name), "Mul")
+        inverse = None if unit is None else self.made_by(unit.input[1], "Reciprocal")
+        root = None if inverse is None else self.made_by(inverse.input[0], "Sqrt")
+        power = None if root is None else self.made_by(root.input[0], "Add")
+        mean = None if power is None else self.made_by(power.input[0], "ReduceMean")
+        squares = None if mean is None else self.made_by(mean.input[0], "Pow")
+        if unit is None or power is None or squares is None:
+            return None
+        epsilon = self.scalar(power.input[1])
+        is_square = self.scalar(squares.input[1]) == 2 and squares.input[0] == unit.input[0]
+        return (self.uncast(unit.input[0]), epsilon) if is_square and epsilon is not None else None
+
     def last_sizes(self, shape: str, count: int) -> tuple[int, ...] | None:
         """The last `count` entries of a shape tensor, if they are constants."""
         sizes: list[int | None]

@@ -162,24 +162,16 @@ def _is_turned(index: GraphIndex, turned: str, x: str) -> bool:
 
 
 def _norm(index: GraphIndex, value: str, cos: str, sin: str, layout: str) -> NormRope | None:
-    """`x / sqrt(mean(x^2) + epsilon) * weight`, with casts to and from float32 around it."""
+    """`rms_norm(x) weight`, with casts around it or not."""
     weighted = index.made_by(index.uncast(value), "Mul")
-    unit = None if weighted is None else index.made_by(weighted.input[0], "Mul")
-    inverse = None if unit is None else index.made_by(unit.input[1], "Reciprocal")
-    root = None if inverse is None else index.made_by(inverse.input[0], "Sqrt")
-    power = None if root is None else index.made_by(root.input[0], "Add")
-    mean = None if power is None else index.made_by(power.input[0], "ReduceMean")
-    squares = None if mean is None else index.made_by(mean.input[0], "Pow")
-    if weighted is None or unit is None or power is None or squares is None:
-        return None
-    epsilon, exponent = index.scalar(power.input[1]), index.scalar(squares.input[1])
-    if epsilon is None or exponent != 2 or squares.input[0] != unit.input[0]:
+    normed = None if weighted is None else index.norm(weighted.input[0])
+    if weighted is None or normed is None:
         return None
     return NormRope(
-        x=index.uncast(unit.input[0]),
+        x=normed[0],
         weight=index.uncast(weighted.input[1]),
         cos=cos,
         sin=sin,
-        epsilon=epsilon,
+        epsilon=normed[1],
         layout=layout,
     )

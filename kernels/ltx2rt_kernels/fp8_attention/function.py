@@ -126,7 +126,7 @@ def _dequantize(x: str) -> Nodes:
         node("Unsqueeze", [f"{x}_scale", "last"], [f"{x}_scale_column"]),
         node("Expand", [f"{x}_scale_column", "expanded"], [f"{x}_scale_grid"]),
         node("Reshape", [f"{x}_scale_grid", "padded_shape"], [f"{x}_scale_padded"]),
-        node("Shape", [x], [f"{x}_tokens"], start=2, end=3),
+        node("Shape", [f"{x}_wide"], [f"{x}_tokens"], start=2, end=3),
         node("Slice", [f"{x}_scale_padded", "zero", f"{x}_tokens", "two"], [f"{x}_scale_tokens"]),
         node("Mul", [f"{x}_wide", f"{x}_scale_tokens"], [f"{x}_exact"]),
     ]
