@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
-from ltx2rt.errors import UnsupportedError, join_problems
+from ltx2rt.errors import InternalError, UnsupportedError, join_problems
 from ltx2rt_export.custom_ops.patterns import (
     INTERLEAVED,
     Attention,
@@ -59,6 +59,7 @@ def apply_custom_ops(
     Raises:
         OptionError: an unknown backend or mode.
         UnsupportedError: `on`, and a pattern has no kernel for this target, type and size.
+        InternalError: an attention of the graph does not look as expected.
     """
     names = operators_for(backend, target, precision, mode)
     if not names or graph.component.name not in COMPONENTS:
@@ -71,6 +72,9 @@ def apply_custom_ops(
             PASSES[name](rewriter)
             rewriter.refresh()
     rewriter.finish()
+    left = [n.name for n in model.graph.node if n.op_type == "Softmax"]
+    if left and FLASH_ATTENTION in names:
+        raise InternalError(f"{graph.component.name} has unknown attentions at {', '.join(left)}")
     if backend == "tensorrt":
         _check_kernels(model, ARCHITECTURES[target or ""], DTYPES[precision])
     return dataclasses.replace(graph, model=model)

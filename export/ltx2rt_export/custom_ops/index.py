@@ -76,7 +76,9 @@ class GraphIndex:
             return None
         epsilon = self.scalar(power.input[1])
         is_square = self.scalar(squares.input[1]) == 2 and squares.input[0] == unit.input[0]
-        return (self.uncast(unit.input[0]), epsilon) if is_square and epsilon is not None else None
+        if epsilon is None or not is_square:
+            return None
+        return self.uncast(unit.input[0]), float(f"{epsilon:.2g}")  # as written, not as rounded
 
     def last_sizes(self, shape: str, count: int) -> tuple[int, ...] | None:
         """The last `count` entries of a shape tensor, if they are constants."""
