@@ -124,6 +124,7 @@ class KernelSpec:
         configs: architecture name to configuration; what is missing is not supported.
         grid: three expressions of dimension names, scalars and tiles.
         opcodes: architecture name to instruction prefixes that must appear in the machine code.
+        head_dim: width of a head, where there are heads.
     """
 
     operator: Operator
@@ -137,6 +138,7 @@ class KernelSpec:
     scalars: tuple[ScalarSpec, ...] = ()
     constexprs: Mapping[str, int | float | bool | str | None] = field(default_factory=dict)
     opcodes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    head_dim: int | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted({*self.configs, *self.opcodes} - ARCHITECTURES.keys())

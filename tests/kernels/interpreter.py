@@ -22,7 +22,11 @@ from ltx2rt_kernels import build
 from ltx2rt_kernels.expressions import evaluate, solve
 from ltx2rt_kernels.spec import KernelSpec
 
-GUARD = 256  # poisoned elements on both sides of a buffer
+GUARD = 256  # elements on both sides of a buffer
+
+#: a NaN of every float type, for what must not be read; a number, which no NaN read outside equals,
+#: for what must not be written
+NAN_BYTE, PLAIN_BYTE = 0xFF, 0x55
 
 TORCH_DTYPES = {
     "fp32": torch.float32,
@@ -34,6 +38,9 @@ TORCH_DTYPES = {
 }
 
 R = TypeVar("R")
+
+#: worker: the repairs in force
+APPLIED: list[Repairs] = []
 
 
 class Interpreter:
@@ -108,6 +115,7 @@ class Repairs:
 
 def repair(repairs: Repairs) -> None:
     """Worker: apply them."""
+    APPLIED.append(repairs)
     from triton.runtime import interpreter
 
     def create_dot(builder: Any, *arguments: Any) -> Any:
@@ -140,11 +148,11 @@ def run_kernel(spec: KernelSpec, inputs: Mapping[str, _Packed]) -> dict[str, _Pa
             value = inputs[tensor.name].tensor()
             assert value.dtype == TORCH_DTYPES[spec.dtype(tensor)], tensor.name
             assert not solve(tensor.shape, tuple(value.shape), sizes), tensor.name
-            buffers[tensor.name] = guarded(value)
+            buffers[tensor.name] = guarded(value, NAN_BYTE)
     for tensor in spec.operator.outputs:
         shape = tuple(evaluate(entry, sizes) for entry in tensor.shape)
-        empty = poisoned(math.prod(shape), TORCH_DTYPES[spec.dtype(tensor)])
-        buffers[tensor.name] = guarded(empty.view(shape))
+        empty = filled(math.prod(shape), TORCH_DTYPES[spec.dtype(tensor)], NAN_BYTE)
+        buffers[tensor.name] = guarded(empty.view(shape), PLAIN_BYTE)
     known = {**spec.configs[arch].tiles, **sizes}
     scalars = {s.name: evaluate(s.value, known) for s in spec.scalars}
     arguments = {
@@ -158,19 +166,20 @@ def run_kernel(spec: KernelSpec, inputs: Mapping[str, _Packed]) -> dict[str, _Pa
     return {t.name: _Packed.of(buffers[t.name]) for t in spec.operator.outputs}
 
 
-def poisoned(count: int, dtype: torch.dtype) -> Tensor:
-    """Memory in which every byte is 255: a NaN of every float type, that no arithmetic makes."""
-    return torch.full((count * dtype.itemsize,), 255, dtype=torch.uint8).view(dtype)
+def filled(count: int, dtype: torch.dtype, byte: int) -> Tensor:
+    """Memory full of one byte."""
+    return torch.full((count * dtype.itemsize,), byte, dtype=torch.uint8).view(dtype)
 
 
-def guarded(value: Tensor) -> Tensor:
-    """A copy of `value` inside a larger poisoned buffer."""
-    inside = poisoned(value.numel() + 2 * GUARD, value.dtype)[GUARD:-GUARD].view(value.shape)
-    return inside.copy_(value)
+def guarded(value: Tensor, byte: int) -> Tensor:
+    """A copy of `value` inside a larger buffer full of `byte`."""
+    inside = filled(value.numel() + 2 * GUARD, value.dtype, byte)[GUARD:-GUARD]
+    return inside.view(value.shape).copy_(value)
 
 
 def is_guarded(inside: Tensor) -> bool:
-    """Whether the surroundings of a `guarded` tensor are as they were."""
+    """Whether the surroundings of a `guarded` tensor are as they were: all one byte."""
     size = GUARD * inside.dtype.itemsize
     buffer = torch.empty(0, dtype=torch.uint8).set_(inside.untyped_storage())
-    return bool((torch.cat([buffer[:size], buffer[-size:]]) == 255).all())
+    around = torch.cat([buffer[:size], buffer[-size:]])
+    return bool((around == around[0]).all())

@@ -77,4 +77,7 @@ def kernel(operator: Operator, dtype: str, width: int) -> KernelSpec:
     )
 
 
-KERNELS = tuple(kernel(o, "bf16", width) for o in OPERATORS for width in (4096, 2048))
+#: widths of the streams; our graphs gather
+KERNELS = tuple(
+    kernel(o, "bf16", width) for o in (GATHERED, GATHERED_QUANT) for width in (4096, 2048)
+)

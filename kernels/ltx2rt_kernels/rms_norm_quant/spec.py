@@ -41,4 +41,5 @@ def kernel(dtype: str, width: int) -> KernelSpec:
     )
 
 
+#: widths of the streams
 KERNELS = tuple(kernel("bf16", width) for width in (4096, 2048))
