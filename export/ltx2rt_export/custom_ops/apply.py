@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import onnx
@@ -19,7 +20,6 @@ from ltx2rt_export.custom_ops.rows import find_gated_residuals, find_modulations
 from ltx2rt_export.custom_ops.table import (
     ADALN_MODULATE,
     ARCHITECTURES,
-    DTYPES,
     FLASH_ATTENTION,
     FP8_ATTENTION,
     GATED_RESIDUAL,
@@ -34,6 +34,7 @@ from ltx2rt_kernels.flash_attention import spec as flash
 from ltx2rt_kernels.fp8_attention import spec as fp8
 from ltx2rt_kernels.gated_residual.spec import GATHERED as GATED
 from ltx2rt_kernels.qk_norm_rope import spec as qk
+from ltx2rt_kernels.spec import DOMAIN, KernelSpec
 
 __all__ = ["MODES", "apply_custom_ops", "operators_for"]
 
@@ -76,7 +77,7 @@ def apply_custom_ops(
     if left and FLASH_ATTENTION in names:
         raise InternalError(f"{graph.component.name} has unknown attentions at {', '.join(left)}")
     if backend == "tensorrt":
-        _check_kernels(model, ARCHITECTURES[target or ""], DTYPES[precision])
+        _check_kernels(model, ARCHITECTURES[target or ""])
     return dataclasses.replace(graph, model=model)
 
 
@@ -169,25 +170,27 @@ def _fp8_call(rewriter: Rewriter, site: Attention, keys: str, out: str) -> None:
     rewriter.call(operator, inputs, [out], scale=flash.scale_of(site.head_dim))
 
 
-def _check_kernels(model: onnx.ModelProto, arch: str, dtype: str) -> None:
-    """Every attention and q/k norm has a kernel of its head dim and heads."""
-    problems = []
+def _check_kernels(model: onnx.ModelProto, arch: str) -> None:
+    """Every attention, norm and quantiser has a bfloat16 kernel for its attributes."""
+    operators = {o.node: o for o in catalog.operators().values()}
+    problems = set()
     for node in model.graph.node:
-        operator = next((o for o in catalog.operators().values() if o.node == node.op_type), None)
-        if operator is None or node.domain != "ltx2rt":
+        if node.domain != DOMAIN:
             continue
-        asked = {a.name: a.f if a.type == a.FLOAT else a.i for a in node.attribute}
-        kernels = catalog.kernels([operator.name])
-        if not any(
-            arch in kernel.configs
-            and kernel.types["T"] == dtype
-            and all(abs(asked[n] - v) <= 1e-6 * abs(v) for n, v in kernel.attributes.items())
-            for kernel in kernels
-        ):
+        operator = operators[node.op_type]
+        asked = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        kernels = [k for k in catalog.kernels([operator.name]) if arch in k.configs]
+        if not any(_fits(kernel, asked) for kernel in kernels):
             given = ", ".join(f"{n}={asked[n]:g}" for n in operator.attributes)
-            there = ", ".join(k.variant for k in kernels)
-            problems.append(f"{node.op_type} ({given}, {dtype}); there are: {there}")
+            there = ", ".join(k.variant for k in kernels) or "none"
+            problems.add(f"{node.op_type} ({given}); there are: {there}")
     if problems:
-        raise UnsupportedError(
-            join_problems(f"custom_ops='on': no kernel on {arch} for", sorted(set(problems)))
-        )
+        what = f"custom_ops='on': no bfloat16 kernel on {arch} for"
+        raise UnsupportedError(join_problems(what, sorted(problems)))
+
+
+def _fits(kernel: KernelSpec, asked: Mapping[str, int | float]) -> bool:
+    values = kernel.attributes.items()
+    return kernel.types["T"] == "bf16" and all(
+        math.isclose(asked[n], v, rel_tol=1e-6) for n, v in values
+    )

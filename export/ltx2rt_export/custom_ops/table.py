@@ -30,12 +30,8 @@ ARCHITECTURES = {
     "sm120": "120a",
 }
 
-#: precisions whose 16-bit type has kernels, and their name for it
-DTYPES = {
-    "bf16": "bf16",
-    "fp16": "fp16",
-    **dict.fromkeys(("fp8", "fp8-static", "nvfp4", "nvfp4-static", "int8-wo", "int4-wo"), "bf16"),
-}
+#: precisions whose activations are bfloat16, the type that kernels ship for
+_BF16_PRECISIONS = ("bf16", "fp8", "fp8-static", "nvfp4", "nvfp4-static", "int8-wo", "int4-wo")
 
 #: precisions that accept 8-bit errors: their video self-attention is 8-bit too
 _EIGHT_BIT_PRECISIONS = ("fp8", "fp8-static", "nvfp4", "nvfp4-static")
@@ -75,8 +71,8 @@ def operators_for(backend: str, target: str | None, precision: str, mode: str) -
         return row.auto
     if not row.on:
         raise UnsupportedError(
-            f"custom_ops='on' was asked for {backend}, {target or 'no target'}, {precision}, but "
-            f"there are kernels for {', '.join(ARCHITECTURES)} and {', '.join(DTYPES)} only; use "
+            f"custom_ops='on' was asked for {backend}, {target or 'no target'}, {precision}; there "
+            f"are kernels for {', '.join(ARCHITECTURES)} in {', '.join(_BF16_PRECISIONS)}; use "
             "custom_ops='auto' or 'off'."
         )
     return row.on
@@ -89,7 +85,7 @@ def _row(backend: str, target: str | None, precision: str) -> Row:
         case "tensorrt-rtx":  # no plugins: bodies are inlined; it refuses casts to E4M3
             return Row(on=_SIXTEEN_BIT)
         case "tensorrt":
-            if target not in ARCHITECTURES or precision not in DTYPES:
+            if target not in ARCHITECTURES or precision not in _BF16_PRECISIONS:
                 return Row(on=())
             eight = ARCHITECTURES[target] != "80" and precision in _EIGHT_BIT_PRECISIONS
             return Row(on=_EIGHT_BIT if eight else _SIXTEEN_BIT)
