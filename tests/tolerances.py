@@ -60,6 +60,18 @@ KERNEL_REL_RMS: dict[str, Bound] = {
     "bf16": Bound(3e-3, "one rounding: half an ulp is 2^-8 relative, uniform; measured 1.7e-3"),
 }
 
+#: Attention kernels against their float32 reference on the same rounded inputs: relative RMS.
+ATTENTION_REL_RMS: dict[str, Bound] = {
+    "fp16": Bound(5e-4, "weights and result are rounded once each; measured 3.0e-4"),
+    "bf16": Bound(8e-3, "weights and result are rounded once each; measured 5.5e-3"),
+}
+
+#: 8-bit attention against float32 attention, on inputs with outlier channels and drifting keys.
+FP8_ATTENTION_REL_RMS: dict[str, Bound] = {
+    "v16": Bound(8e-2, "E4M3 keeps 4 significant bits of q and k: 2.6 % an element"),
+    "v8": Bound(1e-1, "E4M3 weights and values besides: 2.6 % an element each"),
+}
+
 #: E4M3 codes of a kernel against the reference's: share that may differ, by one code.
 FP8_CODE_MISMATCH = Bound(
     5e-3, "a float32 ulp moves a value across a rounding boundary; bfloat16 inputs sit there often"
@@ -87,3 +99,6 @@ QUANT_ROUNDING = 1.5
 
 #: bfloat16 PyTorch on one tiny block against float32: 2^-9 a rounding, some 30 roundings in a row.
 BF16_REL_RMS = 0.02
+
+#: Velocities of the tiny transformer with 8-bit video self-attention against float32: relative RMS.
+FP8_BLOCK_REL_RMS = 2e-2  # 5 % of one of six attentions' update a block

@@ -15,6 +15,8 @@ PACKAGES: tuple[str, ...] = (
     "adaln_modulate",
     "gated_residual",
     "rms_norm_quant",
+    "flash_attention",
+    "fp8_attention",
 )
 
 

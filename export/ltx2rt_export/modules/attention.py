@@ -125,12 +125,11 @@ class Attention(nn.Module):
         """
         q = self._rotated_heads(self.q_norm(self.to_q(x)), rope_q)
         k = self._rotated_heads(self.k_norm(self.to_k(context)), rope_k)
-        v = self.split_heads(self.to_v(context))
-        out = attend(q, k, v, bias)
+        values = self.to_v(context).unflatten(-1, (self.heads, self.head_dim))
+        out = attend(q, k, values.transpose(1, 2), bias).transpose(1, 2)
         if keep is not None:
             share = keep.reshape(-1, 1, 1, 1)
-            out = out * share + v * (1 - share)
-        out = out.transpose(1, 2)
+            out = out * share + values * (1 - share)
         if self.to_gate_logits is not None:
             out = out * (2 * torch.sigmoid(self.to_gate_logits(x))).unsqueeze(-1)
         return self.to_out[0](out.flatten(-2))

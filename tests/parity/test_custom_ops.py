@@ -1,0 +1,241 @@
+"""The graph pass: every site is replaced, and ONNX Runtime gives the golden numbers through the
+operators' bodies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from benchmarks.real_size import LTX23, transformer_components
+from ltx2rt.backends.onnxruntime import OrtOptions
+from ltx2rt.components.transformer import ModalityInput, Perturbations, Transformer
+from ltx2rt.errors import InternalError, OptionError, UnsupportedError
+from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt_export.custom_ops import apply_custom_ops, operators_for
+from ltx2rt_export.modules.transformer import (
+    transformer_block,
+    transformer_head,
+    transformer_tail,
+)
+from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.reference import TorchEngine, load_weights, ort_engine
+from tests.kernels.graphs import rtx_kernels
+from tests.parity import tiny_transformer as tiny
+from tests.parity.test_transformer import GOLDEN, case_inputs
+from tests.tolerances import FP8_BLOCK_REL_RMS, ORT_REL_RMS, TOLERANCES
+
+#: generation, RoPE layout -> custom nodes of a block
+SITES = {
+    ("19b", "interleaved"): {
+        "AdalnModulate": 8,
+        "GatedResidual": 4,
+        "QkNormRopeInterleaved": 4,
+        "MaskedFlashAttention": 4,
+        "FlashAttention": 2,
+    },
+    ("2.3", "split"): {
+        "AdalnModulate": 10,
+        "GatedResidual": 6,
+        "QkNormRope": 4,
+        "MaskedFlashAttention": 4,
+        "FlashAttention": 2,
+    },
+    ("2.5", "split"): {
+        "AdalnModulate": 10,
+        "GatedResidual": 6,
+        "QkNormRope": 4,
+        "MaskedFlashAttention": 4,
+        "FlashAttention": 2,
+    },
+}
+Streams = tuple[ModalityInput | None, ModalityInput | None, Perturbations]
+DIT = TOLERANCES["dit"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tiny:
+    """A tiny transformer's file and its block's graph."""
+
+    generation: str
+    rope: str
+    file: SafetensorsFile
+    block: ExportedGraph
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        return {**tiny.METADATA, "rope_type": self.rope}
+
+    def model(self, block: ExportedGraph) -> Transformer:
+        """The runtime class with this block on ONNX Runtime, its ends in PyTorch."""
+        engines = (
+            TorchEngine(transformer_head(self.metadata, self.file)),
+            ort_engine(block, OrtOptions(threads=1)),
+            TorchEngine(transformer_tail(self.metadata, self.file)),
+        )
+        layers = [load_weights(entry, block.transposed) for entry in block.component.layers]
+        return Transformer(*engines, layers, block.component.options)
+
+
+@pytest.fixture(scope="module", params=SITES, ids="-".join)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    generation, rope = request.param
+    path = tmp_path_factory.mktemp("custom_ops") / "tiny.safetensors"
+    file = tiny.write_checkpoint(path, tiny.tiny_config(generation, rope_type=rope))
+    component = transformer_block({**tiny.METADATA, "rope_type": rope}, file)
+    return Tiny(generation, rope, file, export_component(component))
+
+
+def custom_nodes(graph: ExportedGraph) -> dict[str, int]:
+    return dict(Counter(n.op_type for n in graph.model.graph.node if n.domain == "ltx2rt"))
+
+
+def on(graph: ExportedGraph, precision: str = "fp32") -> ExportedGraph:
+    return apply_custom_ops(
+        graph, backend="onnxruntime", target=None, precision=precision, mode="on"
+    )
+
+
+def rel_rms(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def run(model: Transformer, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
+    video, audio = model(*streams)
+    assert video is not None
+    assert audio is not None
+    return video, audio
+
+
+def test_every_site_is_replaced_and_the_numbers_stay(case: Tiny) -> None:
+    before = case.block.model.SerializeToString()
+    custom = on(case.block)
+    onnx.checker.check_model(custom.model)
+    assert custom_nodes(custom) == SITES[case.generation, case.rope]
+    assert {n.op_type for n in custom.model.graph.node} & {"Softmax", "ReduceMean"} == {
+        "ReduceMean"
+    }
+    streams = case_inputs(case.generation, "masked_stg")
+    results = [run(case.model(graph), streams) for graph in (case.block, custom)]
+    for want, got in zip(*results, strict=True):
+        assert rel_rms(got, want) <= ORT_REL_RMS
+    assert case.block.model.SerializeToString() == before
+
+
+def test_specification_vectors(case: Tiny) -> None:
+    if case.rope == "interleaved":
+        pytest.skip("the vectors are of the split layout")
+    model = case.model(on(case.block))
+    for plan in ("plain", "masked_stg"):
+        name = f"{case.generation}/{plan}"
+        velocities = run(model, case_inputs(case.generation, plan))
+        for stream, velocity in zip(("video", "audio"), velocities, strict=True):
+            want = GOLDEN["transformer"][name][stream]
+            flat = velocity.reshape(2, -1)
+            assert np.linalg.norm(velocity) == pytest.approx(want["l2"], rel=DIT.rtol)
+            for got, key in ((flat[0, :8], "first8_sample0"), (flat[1, -8:], "last8_sample1")):
+                np.testing.assert_allclose(got, want[key], rtol=DIT.rtol, atol=DIT.atol)
+
+
+def test_eight_bits_for_the_long_attention_alone(case: Tiny) -> None:
+    custom = on(case.block, "fp8")
+    onnx.checker.check_model(custom.model)
+    expected = dict(SITES[case.generation, case.rope])
+    expected["MaskedFlashAttention"] -= 1
+    for node in ("QuantizeQueries", "QuantizeKeys", "QuantizeValues", "MaskedFp8Attention"):
+        expected[node] = 1
+    assert custom_nodes(custom) == expected
+    streams = case_inputs(case.generation, "plain")
+    exact, got = (run(case.model(graph), streams)[0] for graph in (case.block, custom))
+    assert 1e-5 < rel_rms(got, exact) <= FP8_BLOCK_REL_RMS
+
+
+def test_off_and_auto_change_nothing(case: Tiny) -> None:
+    for mode in ("off", "auto"):
+        for backend in ("onnxruntime", "tensorrt-rtx", "tensorrt"):
+            arguments = {"backend": backend, "target": "sm90", "precision": "bf16", "mode": mode}
+            assert apply_custom_ops(case.block, **arguments) is case.block
+
+
+def test_sizes_without_a_kernel_are_named(case: Tiny) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        apply_custom_ops(case.block, backend="tensorrt", target="sm90", precision="bf16", mode="on")
+    for words in ("kernel on 90a", "MaskedFlashAttention (scale=0.25)", "bf16-128"):
+        assert words in str(caught.value)
+
+
+def test_an_unknown_attention_is_an_error(case: Tiny) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(case.block.model)
+    softmax = next(n for n in model.graph.node if n.op_type == "Softmax")
+    scores = next(n for n in model.graph.node if n.output[0] == softmax.input[0])
+    scores.op_type = "Sub"
+    with pytest.raises(InternalError, match="unknown attentions"):
+        on(dataclasses.replace(case.block, model=model))
+
+
+def test_table() -> None:
+    assert operators_for("tensorrt", "sm90", "bf16", "on")[-1] == "flash_attention"
+    assert "fp8_attention" not in operators_for("tensorrt", "sm90", "bf16", "on")
+    assert "fp8_attention" in operators_for("tensorrt", "sm90", "fp8", "on")
+    assert "fp8_attention" not in operators_for("tensorrt", "sm80", "int8-wo", "on")
+    assert "fp8_attention" not in operators_for("tensorrt-rtx", "sm89", "fp8", "on")
+    with pytest.raises(UnsupportedError, match="sm75"):
+        operators_for("tensorrt", "sm75", "bf16", "on")
+    with pytest.raises(UnsupportedError, match="fp32"):
+        operators_for("tensorrt", "sm90", "fp32", "on")
+    with pytest.raises(OptionError, match="custom_ops='maybe'"):
+        operators_for("tensorrt", "sm90", "bf16", "maybe")
+    with pytest.raises(OptionError, match="backend='cuda'"):
+        operators_for("cuda", "sm90", "bf16", "on")
+
+
+@pytest.fixture(scope="module")
+def real_block() -> ExportedGraph:
+    """A block of LTX-2.3 at its real size, in bfloat16."""
+    graph = export_component(transformer_components(dataclasses.replace(LTX23, num_layers=1))[1])
+    return dataclasses.replace(graph, model=bfloat16(graph.model))
+
+
+def bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with bfloat16 in the place of float32."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for value in (*changed.graph.input, *changed.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    for tensor in changed.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            numbers = numpy_helper.to_array(tensor).reshape(-1).tolist()
+            dims = list(tensor.dims)
+            bf16 = onnx.helper.make_tensor(tensor.name, TensorProto.BFLOAT16, dims, numbers)
+            tensor.CopyFrom(bf16)
+    return changed
+
+
+def test_real_sizes_have_kernels(real_block: ExportedGraph) -> None:
+    for target in ("sm80", "sm89", "sm90", "sm100", "sm120"):
+        for precision in ("bf16", "fp8"):
+            if (target, precision) == ("sm80", "fp8"):
+                continue
+            custom = apply_custom_ops(
+                real_block, backend="tensorrt", target=target, precision=precision, mode="on"
+            )
+            assert ("MaskedFp8Attention" in custom_nodes(custom)) == (precision == "fp8")
+
+
+@pytest.mark.parametrize("mode", ["off", "on"])
+def test_rtx_fuses_every_attention(real_block: ExportedGraph, mode: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13")
+    custom = apply_custom_ops(
+        real_block, backend="tensorrt-rtx", target="sm89", precision="bf16", mode=mode
+    )
+    names = rtx_kernels(custom.model, tmp_path)
+    assert sum(n.startswith("_gemm_mha_v2") for n in names) == 6
+    assert not [n for n in names if "MaxrSubExpSum" in n]
