@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, join_problems
@@ -99,12 +100,18 @@ class Bundle:
         """Load a component's engine on this bundle's backend; weights come from the mapped
         files, with `loras` merged in memory.
         """
-        from ltx2rt.backends import onnxruntime as backend
-
         entry = self.component(name)
         weights: Mapping[str, Array] = {}
-        if entry.weight_binding == "initializer":
+        inside = any(e.weights == "constant" for e in entry.engines)
+        if entry.weight_binding == "initializer" and not inside:
             weights = self._load(name, entry, 0, self._merge_of(loras))
+        if entry.engines:
+            from ltx2rt.backends.tensorrt import TrtEngine
+
+            path = self.folder / entry.engines[0].file
+            return TrtEngine(path, entry.spec(name), weights, self.manifest.command())
+        from ltx2rt.backends import onnxruntime as backend
+
         options = backend.OrtOptions(
             threads=runtime.threads,
             full_optimization="float8_e4m3fn" not in entry.weight_dtypes.values(),
@@ -230,6 +237,7 @@ def open_bundle(
     ]
     problems += _check_file(folder, manifest.tokenizer, manifest.tokenizer_sha256, "the tokenizer")
     problems += weight_problems(manifest)[:20]
+    problems += engine_problems(folder, manifest)
     sources: list[Path] = []
     for source in manifest.sources:
         place = find_moved(folder / source.path, weights_dir)
@@ -258,6 +266,31 @@ def find_moved(place: Path, weights_dir: str | os.PathLike[str] | None) -> Path:
         return place
     moved = (Path(weights_dir) / place.name, Path(weights_dir) / place.parent.name / place.name)
     return next((p for p in moved if p.exists()), place)
+
+
+def engine_problems(folder: Path, manifest: Manifest) -> list[str]:
+    """Engines that are missing, changed, or of another version than is installed. GPUs are not
+    looked at.
+    """
+    problems = []
+    for name, entry in manifest.components.items():
+        if manifest.backend != "onnxruntime" and not entry.engines:
+            problems.append(f"{name} has no engine for backend {manifest.backend!r}")
+        for engine in entry.engines:
+            problems += _check_file(folder, engine.file, engine.sha256, f"the engine of {name}")
+            if engine.backend not in APIS or engine.backend != manifest.backend:
+                problems.append(
+                    f"the engine of {name} is for backend {engine.backend!r}, the bundle for "
+                    f"{manifest.backend!r}"
+                )
+                continue
+            version = installed_version(engine.backend)
+            if version not in (None, engine.backend_version) and not engine.version_compatible:
+                problems.append(
+                    f"the engine of {name} was built by {APIS[engine.backend].label} "
+                    f"{engine.backend_version} and {version} is installed"
+                )
+    return problems
 
 
 def _check_file(folder: Path, name: str, sha256: str, what: str) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from ltx2rt.cuda import driver_cuda
 from ltx2rt.errors import UnsupportedError
 
 #: CUDA versions that both libraries are published for; the last is assumed where there is no driver
@@ -116,61 +117,20 @@ def install_hint(api: Api, cuda: tuple[int, int] | None) -> str:
     return f"the NVIDIA driver supports CUDA {found}: pip install {package}"
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A GPU of this machine: its name and architecture (`sm90`)."""
+def make_logger(trt: ModuleType) -> Any:
+    """A logger that keeps errors and warnings for messages."""
 
-    name: str
-    target: str
+    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
 
+        def log(self, severity: Any, message: str) -> None:
+            """Called by the library, on any of its threads."""
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message)
+            elif severity == trt.ILogger.WARNING and len(self.warnings) < 100:
+                self.warnings.append(message)
 
-def local_gpu(api: Api) -> Gpu:
-    """The first GPU of this machine.
-
-    Raises:
-        UnsupportedError: there is none, or cuda-python or the driver is missing.
-    """
-    need = f"backend {api.backend} needs an NVIDIA GPU in this machine"
-    try:
-        driver = importlib.import_module("cuda.bindings.driver")
-    except ImportError as error:
-        raise UnsupportedError(f"{need} and cuda-python: pip install 'ltx2rt[cuda]'.") from error
-    try:
-        _ok(driver, driver.cuInit(0))
-        device = _ok(driver, driver.cuDeviceGet(0))
-        name = _ok(driver, driver.cuDeviceGetName(128, device))
-        attributes = driver.CUdevice_attribute
-        major, minor = (
-            _ok(driver, driver.cuDeviceGetAttribute(attribute, device))
-            for attribute in (
-                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-            )
-        )
-    except RuntimeError as error:  # what cuda-python raises where the driver's library is missing
-        raise UnsupportedError(f"{need}, and none was found ({error}).") from error
-    return Gpu(bytes(name).split(b"\0")[0].decode(), f"sm{major}{minor}")
-
-
-def _ok(driver: ModuleType, result: tuple[Any, ...]) -> Any:
-    """The value of a driver call.
-
-    Raises:
-        RuntimeError: the call failed.
-    """
-    if result[0] != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"CUDA driver: {result[0].name}")
-    return result[1] if len(result) > 1 else None
-
-
-def driver_cuda() -> tuple[int, int] | None:
-    """CUDA version that the driver supports, or None where there is no driver or no cuda-python."""
-    try:
-        driver = importlib.import_module("cuda.bindings.driver")
-    except ImportError:
-        return None
-    try:
-        status, version = driver.cuDriverGetVersion()
-    except RuntimeError:  # what cuda-python raises where the driver's library is missing
-        return None
-    return None if int(status) else (int(version) // 1000, int(version) % 1000 // 10)
+    return Logger()

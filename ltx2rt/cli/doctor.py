@@ -12,12 +12,27 @@ from typing import Any
 
 from ltx2rt import __version__
 from ltx2rt.cli.common import print_json
+from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
+from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.manifest import ComponentEntry
 
 PACKAGES = {
     "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow"),
     "export": ("torch", "onnx", "onnxscript", "transformers"),
     "GPU backends": ("tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "cupy-cuda13x"),
+}
+
+
+#: components whose weights are held at once, by stage of the distilled pipeline
+STAGES = {
+    "encode prompt": (*TEXT_ENCODER, FULL_BLOCK),
+    "denoise": (
+        "transformer_head",
+        "transformer_block",
+        "transformer_tail",
+        "spatial_upsampler",
+    ),
+    "decode": ("video_decoder", *DIFFUSION_DECODER, "audio_decoder", "vocoder"),
 }
 
 
@@ -71,28 +86,16 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
     bundle.
     """
     from ltx2rt.bundle import open_bundle
-    from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
-    from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 
     manifest = open_bundle(folder, weights_dir=weights_dir).manifest
     size = {n: weight_bytes(e) for n, e in manifest.components.items()}
-    stages = {
-        "encode prompt": [*TEXT_ENCODER, FULL_BLOCK],
-        "denoise": [
-            "transformer_head",
-            "transformer_block",
-            "transformer_tail",
-            "spatial_upsampler",
-        ],
-        "decode": ["video_decoder", *DIFFUSION_DECODER, "audio_decoder", "vocoder"],
-    }
     return {
         "id": manifest.bundle_id,
         "backend": manifest.backend,
         "precision": manifest.precision,
         "component_weight_bytes": size,
         "stage_weight_bytes": {
-            s: sum(size.get(n, 0) for n in names) for s, names in stages.items()
+            s: sum(size.get(n, 0) for n in names) for s, names in STAGES.items()
         },
     }
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.buckets import Bucket
 from ltx2rt.cli.common import export_module, print_json
 from ltx2rt.cli.doctor import gib, weight_bytes
+from ltx2rt.engine_file import kernels_in, read_info
+from ltx2rt.errors import BundleError
 from ltx2rt.manifest import FILE_NAME, read_manifest
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="a safetensors file, a Gemma folder or a bundle")
+    parser.add_argument(
+        "path", type=Path, help="a safetensors file, a Gemma folder, a bundle or an engine in one"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -21,6 +27,9 @@ def run(options: argparse.Namespace) -> int:
     if (options.path / FILE_NAME).exists():
         report = inspect_bundle(options.path)
         text = bundle_text(report)
+    elif options.path.suffix == ".engine":
+        report = inspect_engine(options.path)
+        text = engine_text(report)
     else:
         inspect = export_module("inspect")
         report = inspect.inspect_path(options.path)
@@ -45,6 +54,18 @@ def inspect_bundle(folder: Path) -> dict[str, Any]:
             else None,
             "inputs": {t.name: [t.dtype, *t.shape] for t in entry.inputs},
             "outputs": {t.name: [t.dtype, *t.shape] for t in entry.outputs},
+            "engines": [
+                {
+                    "file": e.file,
+                    "bytes": e.bytes,
+                    "backend": f"{e.backend} {e.backend_version}",
+                    "targets": list(e.targets),
+                    "precision": e.precision,
+                    "weights": e.weights,
+                    "buckets": [b.text() for b in e.buckets],
+                }
+                for e in entry.engines
+            ],
         }
         for name, entry in manifest.components.items()
     }
@@ -79,10 +100,77 @@ def bundle_text(report: dict[str, Any]) -> str:
     for name, item in report["components"].items():
         layers = f" in {item['layers']} layers" if item["layers"] > 1 else ""
         lines.append(f"  {name:20} {item['parameters']:>14,} parameters{layers}")
+        for engine in item["engines"]:
+            lines.append(
+                f"    {engine['backend']} for {', '.join(engine['targets'])}, "
+                f"{engine['precision']}, {engine['bytes'] / 1e6:.1f} MB; buckets:"
+            )
+            lines += [f"      {bucket}" for bucket in engine["buckets"]]
     lines += [f"  weights {s['path']} ({gib(s['bytes'])})" for s in report["sources"]]
     lines += [f"  LoRA {x['path']} at {x['strength']:g}" for x in report["loras"]]
     for name, item in report["pipelines"].items():
         state = "runs" if item["runs"] else f"needs {', '.join(item['missing'])}"
         lines.append(f"  pipeline {name}: {state}")
     lines.append(f"  rebuild: {report['rebuild']} -o BUNDLE")
+    return "\n".join(lines)
+
+
+def inspect_engine(path: Path) -> dict[str, Any]:
+    """What an engine file and the JSON beside it say; no GPU and no library is needed.
+
+    Raises:
+        BundleError: there is no JSON beside it, or the two do not belong together.
+    """
+    info = read_info(path)
+    if not path.is_file() or path.stat().st_size != info.engine_bytes:
+        raise BundleError(
+            f"{path} is not the engine that {path.name}.json describes ({info.engine_bytes} bytes);"
+            " copy both, or build the engine again."
+        )
+    kernels = kernels_in(path, info.backend, info.backend_version)
+    attentions = info.attentions * len(info.buckets)
+    findings = []
+    if kernels.known:
+        if info.precision != "fp32" and kernels.fused_attentions < attentions:
+            findings.append(
+                f"{attentions - kernels.fused_attentions} of {attentions} attentions are not fused"
+            )
+        if info.precision != "fp32" and kernels.unfused_softmax:
+            findings.append(f"{kernels.unfused_softmax} softmax kernels write attention logits out")
+        if kernels.stray_transposes:
+            findings.append(f"{kernels.stray_transposes} kernels only transpose")
+    return {
+        "kind": "engine",
+        **dataclasses.asdict(info),
+        "buckets": [dataclasses.asdict(b) for b in info.buckets],
+        "attentions": attentions,
+        "kernels": dataclasses.asdict(kernels),
+        "findings": findings,
+    }
+
+
+def engine_text(report: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [
+        f"engine of {report['component']}: {report['backend']} {report['backend_version']}, "
+        f"{report['precision']}, for {', '.join(report['targets'])}, "
+        f"{report['engine_bytes'] / 1e6:.1f} MB, weights as {report['weights']}",
+        f"  built in {report['build_s']:.1f} s with {gib(report['peak_memory_bytes'])}",
+    ]
+    lines += [f"  bucket {Bucket(**b).text()}" for b in report["buckets"]]
+    for way in ("inputs", "outputs"):
+        lines += [
+            f"  {way[:-1]} {t['name']} {t['dtype']} [{', '.join(map(str, t['shape']))}]"
+            for t in report[way]
+        ]
+    lines.append(f"  {len(report['weight_inputs'])} weights are bound by name")
+    kernels = report["kernels"]
+    if kernels["known"]:
+        lines.append(
+            f"  {kernels['kernels']} kernels; attentions fused: {kernels['fused_attentions']} of "
+            f"{report['attentions']} over all buckets"
+        )
+        lines += [f"  warning: {text}" for text in report["findings"]]
+    else:
+        lines.append("  kernels: not known for this backend and version")
     return "\n".join(lines)

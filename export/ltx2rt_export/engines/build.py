@@ -13,8 +13,9 @@ from typing import Any
 
 import onnx
 
-from ltx2rt.backends.tensorrt_api import APIS, load, local_gpu
+from ltx2rt.backends.tensorrt_api import APIS, load
 from ltx2rt.buckets import Bucket, tensor_ranges
+from ltx2rt.cuda import local_gpu
 from ltx2rt.engine import Array, TensorSpec
 from ltx2rt.engine_file import SIDECAR_SCHEMA, EngineInfo, write_info
 from ltx2rt.env import cache_dir
@@ -207,7 +208,7 @@ def open_builder(config: BuildConfig, profiles: ProfileRequest) -> EngineBuilder
     version = str(load(config.backend).__version__)
     targets, device = config.targets, ""
     if not api.names_targets:
-        gpu = local_gpu(api)
+        gpu = local_gpu(f"backend {api.backend}")
         device = gpu.name
         if targets and targets != (gpu.target,):
             raise OptionError(

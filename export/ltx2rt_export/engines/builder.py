@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ltx2rt.backends.tensorrt_api import APIS, load
+from ltx2rt.backends.tensorrt_api import APIS, load, make_logger
 from ltx2rt.errors import EngineError
 
 #: called with (phase, step, steps) as the builder goes on
@@ -80,7 +80,7 @@ def build_engine(request: EngineRequest, on_step: OnStep | None = None) -> Built
     trt = load(request.backend)
     for module in request.plugin_modules:
         import_module(module)
-    logger = _make_logger(trt)
+    logger = make_logger(trt)
     start = time.perf_counter()
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt))
@@ -190,24 +190,6 @@ DTYPE_NAMES = {
 def dtype_name(data_type: Any) -> str:
     """The manifest's name of a `DataType` of the library."""
     return DTYPE_NAMES[data_type.name]
-
-
-def _make_logger(trt: ModuleType) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
-        """Keeps errors and warnings for messages."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.errors.append(message)
-            elif severity == trt.ILogger.WARNING and len(self.warnings) < 100:
-                self.warnings.append(message)
-
-    return Logger()
 
 
 def _make_monitor(trt: ModuleType, on_step: OnStep) -> Any:

@@ -289,7 +289,10 @@ def _bucket(name: str, **sizes: tuple[int, ...]) -> Bucket:
 
 
 RULES: dict[str, Rule] = {
-    "text_encoder": _text_encoder,
+    "text_head": _text_encoder,
+    "text_block": _text_encoder,
+    "text_block_full": _text_encoder,
+    "text_tail": _text_encoder,
     "duration_head": _duration_head,
     "transformer_head": _transformer,
     "transformer_block": _transformer,

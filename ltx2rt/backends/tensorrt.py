@@ -1,0 +1,243 @@
+"""TensorRT and TensorRT-RTX engines behind the `Engine` protocol.
+
+Arrays go in and come out on the host. Weights are uploaded once and stay on the device; everything
+runs in order on one stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ltx2rt.backends.tensorrt_api import APIS, load, make_logger
+from ltx2rt.buckets import choose_bucket, symbol_sizes
+from ltx2rt.cuda import CudaDevice, Device
+from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, check_inputs
+from ltx2rt.engine_file import EngineInfo, read_info
+from ltx2rt.errors import BundleError, EngineError, InternalError
+from ltx2rt.manifest import Tensor
+
+#: bits of one element, by dtype name; weights come in more dtypes than other tensors
+BITS = {
+    "float32": 32,
+    "float16": 16,
+    "bfloat16": 16,
+    "int64": 64,
+    "int32": 32,
+    "int8": 8,
+    "uint8": 8,
+    "bool": 8,
+    "float8_e4m3fn": 8,
+    "float4_e2m1": 4,
+    "int4": 4,
+}
+
+#: the target of engines that run on every GPU from Ampere on
+AMPERE_AND_NEWER = "sm80+"
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Memory of a tensor of fixed shape."""
+    elements = math.prod(d for d in tensor.shape if isinstance(d, int))
+    return -(-elements * BITS[tensor.dtype] // 8)
+
+
+def runs_on(targets: tuple[str, ...], gpu: str) -> bool:
+    """Whether an engine for these targets runs on a GPU of that architecture."""
+    return gpu in targets or (AMPERE_AND_NEWER in targets and int(gpu[2:]) >= 80)
+
+
+class TrtEngine(EngineBase):
+    """One engine with its context and device memory.
+
+    Args:
+        path: the engine file; its JSON lies beside it.
+        spec: the component's boundary; inputs that `spec` does not list are weights.
+        weights: those bound once, by name; the others are given at every call. The arrays must
+            live as long as the engine.
+        rebuild: command that builds the engine again, for errors.
+        make_device: tests give another.
+
+    Raises:
+        UnsupportedError: the library, cuda-python, the driver or the GPU is missing.
+        BundleError: the engine is of another version, or for other GPUs.
+        EngineError: the library refuses the engine, or the device has too little memory.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: EngineSpec,
+        weights: Mapping[str, Array],
+        rebuild: str,
+        make_device: Callable[[str], Device] = CudaDevice,
+    ) -> None:
+        self._spec = spec
+        self._info = read_info(path)
+        trt = load(self._info.backend)
+        self._label = f"{APIS[self._info.backend].label} {trt.__version__}"
+        check_version(self._info, str(trt.__version__), rebuild)
+        self._device = make_device(f"backend {self._info.backend}")
+        self._buffers: dict[str, tuple[int, int]] = {}
+        self._resident: dict[tuple[int, int], tuple[Array, int]] = {}
+        self._bound = dict(weights)
+        self._profile = -1
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._context: Any = None
+        try:
+            check_gpu(self._info, self._device.gpu.target, self._device.gpu.name, rebuild)
+            self._load(trt, path)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self._spec
+
+    def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once on host arrays; see `Engine`."""
+        check_inputs(self._spec, tensors)
+        shapes = {t.name: t.shape for t in self._spec.inputs}
+        sizes = symbol_sizes(shapes, {name: tensors[name].shape for name in shapes})
+        self._choose_profile(choose_bucket(self._spec.component, self._info.buckets, sizes))
+        kept = []  # uploads read these until the stream is synchronized
+        for name in shapes.keys() & self._names:
+            array = np.ascontiguousarray(tensors[name])
+            kept.append(array)
+            self._ok(self._context.set_input_shape(name, array.shape), f"the shape of {name}")
+            address = self._buffer(name, array.nbytes)
+            self._device.upload(address, array)
+            self._bind(name, address)
+        self._bind_weights(tensors)
+        outputs = self._prepare_outputs()
+        self._set_scratch()
+        self._ok(self._context.execute_async_v3(self._device.stream), "the run")
+        for name, array in outputs.items():
+            self._device.download(array, self._buffers[name][0])
+        self._device.synchronize()
+        return outputs
+
+    def close(self) -> None:
+        """Free the context, the engine and all device memory."""
+        self._context = self._engine = self._runtime = None
+        for address, _ in self._buffers.values():
+            self._device.free(address)
+        for _, address in self._resident.values():
+            self._device.free(address)
+        self._buffers, self._resident, self._bound = {}, {}, {}
+        self._device.close()
+
+    def _load(self, trt: ModuleType, path: Path) -> None:
+        self._logger = make_logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise EngineError(f"{self._label} cannot load {path}: {self._said()}")
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._context = self._engine.create_execution_context(strategy)
+        if self._context is None:
+            raise EngineError(f"{self._label} cannot run {path}: {self._said()}")
+        count = self._engine.num_io_tensors
+        self._names = {self._engine.get_tensor_name(i) for i in range(count)}
+
+    def _choose_profile(self, index: int) -> None:
+        if index != self._profile:
+            done = self._context.set_optimization_profile_async(index, self._device.stream)
+            self._ok(done, f"profile {index}")
+            self._profile = index
+
+    def _bind_weights(self, tensors: Mapping[str, Array]) -> None:
+        for weight in self._info.weight_inputs:
+            array = tensors.get(weight.name, self._bound.get(weight.name))
+            if weight.name not in self._names:
+                continue
+            if array is None:
+                raise InternalError(f"{self._spec.component} got no weight {weight.name}")
+            if array.nbytes != tensor_bytes(weight):
+                raise InternalError(
+                    f"{self._spec.component}: weight {weight.name} has {array.nbytes} bytes, its "
+                    f"engine takes {tensor_bytes(weight)}"
+                )
+            self._bind(weight.name, self._address_of(array))
+
+    def _address_of(self, array: Array) -> int:
+        """Where a weight is on the device; uploaded when it is seen for the first time."""
+        key = (array.ctypes.data, array.nbytes)
+        if key not in self._resident:
+            whole = np.ascontiguousarray(array)
+            address = self._device.allocate(whole.nbytes)
+            self._resident[key] = (array, address)  # the array lives on, so the key stays its own
+            self._device.upload(address, whole)
+            self._device.synchronize()
+        return self._resident[key][1]
+
+    def _prepare_outputs(self) -> dict[str, Array]:
+        outputs = {}
+        for tensor in self._spec.outputs:
+            shape = tuple(self._context.get_tensor_shape(tensor.name))
+            array = np.empty(shape, NUMPY_DTYPES[tensor.dtype])
+            self._bind(tensor.name, self._buffer(tensor.name, array.nbytes))
+            outputs[tensor.name] = array
+        return outputs
+
+    def _set_scratch(self) -> None:
+        """Give the context the memory that its activations need at these shapes."""
+        size = int(self._context.update_device_memory_size_for_shapes())
+        self._context.set_device_memory(self._buffer("", size), size)
+
+    def _buffer(self, name: str, size: int) -> int:
+        """Device memory of that name, at least `size` bytes; grows, never shrinks."""
+        address, held = self._buffers.get(name, (0, -1))
+        if held < size:
+            if held >= 0:
+                del self._buffers[name]
+                self._device.free(address)
+            address = self._device.allocate(size)
+            self._buffers[name] = (address, size)
+        return address
+
+    def _bind(self, name: str, address: int) -> None:
+        self._ok(self._context.set_tensor_address(name, address), f"the address of {name}")
+
+    def _ok(self, done: bool, what: str) -> None:
+        if not done:
+            raise EngineError(
+                f"{self._label} refuses {what} in {self._spec.component}: {self._said()}"
+            )
+
+    def _said(self) -> str:
+        return " ".join(self._logger.errors[-1].split()) if self._logger.errors else "no reason"
+
+
+def check_version(info: EngineInfo, version: str, rebuild: str) -> None:
+    """Refuse an engine of another version of its backend.
+
+    Raises:
+        BundleError: names both versions and the command that builds it again.
+    """
+    if info.backend_version != version and not info.version_compatible:
+        raise BundleError(
+            f"the engine of {info.component} was built by {APIS[info.backend].label} "
+            f"{info.backend_version} and {version} is installed: install that version, or build "
+            f"again: {rebuild}"
+        )
+
+
+def check_gpu(info: EngineInfo, target: str, name: str, rebuild: str) -> None:
+    """Refuse an engine for other GPUs.
+
+    Raises:
+        BundleError: names both and the command that builds it again.
+    """
+    if not runs_on(info.targets, target):
+        raise BundleError(
+            f"the engine of {info.component} was built for {', '.join(info.targets)} and this GPU "
+            f"({name}) is {target}; build again for it: {rebuild}"
+        )

@@ -1,0 +1,177 @@
+"""A library with TensorRT's runtime API and a device in host memory: `y = x + w`, `z` counts runs."""
+
+from __future__ import annotations
+
+import ctypes
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltx2rt.buckets import Bucket
+from ltx2rt.cuda import Gpu
+from ltx2rt.engine import Array, EngineSpec, TensorSpec
+from ltx2rt.engine_file import SIDECAR_SCHEMA, EngineInfo, write_info
+from ltx2rt.manifest import Tensor
+
+VERSION = "1.7.1.116"
+SPEC = EngineSpec(
+    "toy",
+    (TensorSpec("x", "float32", ("B", 4)), TensorSpec("unread", "float32", ("B",))),
+    (TensorSpec("y", "float32", ("B", 4)),),
+)
+BUCKETS = (
+    Bucket(name="small", sizes={"B": (1, 2, 4)}),
+    Bucket(name="large", sizes={"B": (1, 16, 32)}),
+)
+
+
+class FakeDevice:
+    """Device memory is host memory; every address is checked before it is used."""
+
+    def __init__(self, purpose: str, target: str = "sm89", memory: int = 2**20) -> None:
+        self.gpu = Gpu("a card", target)
+        self.stream = 7
+        self.memory = memory
+        self.blocks: dict[int, Any] = {}
+        self.uploads: list[int] = []
+        self.closed = False
+
+    def allocate(self, size: int) -> int:
+        block = ctypes.create_string_buffer(max(size, 1))
+        self.blocks[ctypes.addressof(block)] = block
+        return ctypes.addressof(block)
+
+    def free(self, address: int) -> None:
+        del self.blocks[address]
+
+    def upload(self, address: int, array: Array) -> None:
+        assert array.nbytes <= len(self.blocks[address])
+        assert array.flags.c_contiguous
+        self.uploads.append(array.nbytes)
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+
+    def download(self, array: Array, address: int) -> None:
+        assert array.nbytes <= len(self.blocks[address])
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+    def synchronize(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+    def read(self, address: int, shape: tuple[int, ...]) -> Array:
+        buffer = self.blocks[address]
+        return np.frombuffer(buffer, np.float32, int(np.prod(shape))).reshape(shape)
+
+
+class FakeContext:
+    def __init__(self, device: FakeDevice) -> None:
+        self.device = device
+        self.profiles: list[int] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.scratch = (0, -1)
+        self.fail = False
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        assert stream == self.device.stream
+        self.profiles.append(index)
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = tuple(shape)
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shapes["x"]
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return 100 * self.shapes["x"][0]
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert len(self.device.blocks[address]) >= size
+        self.scratch = (address, size)
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if self.fail:
+            return False
+        assert self.scratch[1] == self.update_device_memory_size_for_shapes()
+        shape = self.shapes["x"]
+        x = self.device.read(self.addresses["x"], shape)
+        w = self.device.read(self.addresses["w"], (4,))
+        out = (x + w).astype(np.float32)
+        ctypes.memmove(self.addresses["y"], out.ctypes.data, out.nbytes)
+        return True
+
+
+def make_library(device: FakeDevice, context: FakeContext, *, loads: bool = True) -> Any:
+    """The module that `tensorrt_api.load` finds."""
+
+    class Logger:
+        INTERNAL_ERROR, ERROR, WARNING = "internal", "error", "warning"
+
+    class Engine:
+        num_io_tensors = 3
+
+        def get_tensor_name(self, index: int) -> str:
+            return ("x", "w", "y")[index]
+
+        def create_execution_context(self, strategy: str) -> FakeContext:
+            assert strategy == "user"
+            return context
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+            if not loads:
+                self.logger.log(Logger.ERROR, "the engine\nis broken")
+            return Engine() if loads else None
+
+    return types.SimpleNamespace(
+        __version__=VERSION,
+        ILogger=Logger,
+        Runtime=Runtime,
+        ExecutionContextAllocationStrategy=types.SimpleNamespace(USER_MANAGED="user"),
+    )
+
+
+def write_engine(folder: Path, **changes: Any) -> Path:
+    """An engine file and its JSON."""
+    path = folder / "toy.engine"
+    path.write_bytes(b"engine")
+    facts: dict[str, Any] = {
+        "schema": SIDECAR_SCHEMA,
+        "component": "toy",
+        "backend": "tensorrt-rtx",
+        "backend_version": VERSION,
+        "targets": ("sm89", "sm120"),
+        "precision": "fp32",
+        "weights": "input",
+        "inputs": tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in SPEC.inputs),
+        "outputs": tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in SPEC.outputs),
+        "weight_inputs": (
+            Tensor(name="w", dtype="float32", shape=(4,)),
+            Tensor(name="dropped", dtype="float32", shape=(2,)),
+        ),
+        "buckets": BUCKETS,
+        "attentions": 0,
+        "graph_sha256": "0" * 64,
+        "cache_key": "1" * 32,
+        "options": {},
+        "version_compatible": False,
+        "build_s": 1.0,
+        "peak_memory_bytes": 2**28,
+        "engine_bytes": 6,
+        "engine_sha256": "2" * 64,
+    }
+    write_info(EngineInfo(**{**facts, **changes}), path)
+    return path

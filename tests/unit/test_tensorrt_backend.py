@@ -1,0 +1,157 @@
+"""The TensorRT runtime engine against a library of the same API: profiles, memory, weights, errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ltx2rt.backends.tensorrt import BITS, TrtEngine, runs_on, tensor_bytes
+from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
+from ltx2rt.errors import BundleError, EngineError, InternalError, ShapeError, UnsupportedError
+from ltx2rt.manifest import Tensor
+from tests.unit.fake_tensorrt import SPEC, FakeContext, FakeDevice, make_library, write_engine
+
+REBUILD = "ltx2rt build --checkpoint x"
+Make = Callable[..., TrtEngine]
+
+
+@pytest.fixture
+def device() -> FakeDevice:
+    return FakeDevice("")
+
+
+@pytest.fixture
+def context(device: FakeDevice) -> FakeContext:
+    return FakeContext(device)
+
+
+@pytest.fixture
+def make(
+    device: FakeDevice, context: FakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Make:
+    def make(weights: dict[str, Any] | None = None, **changes: Any) -> TrtEngine:
+        loads = changes.pop("loads", True)
+        monkeypatch.setitem(
+            sys.modules, "tensorrt_rtx", make_library(device, context, loads=loads)
+        )
+        path = write_engine(tmp_path, **changes)
+        return TrtEngine(path, SPEC, weights or {}, REBUILD, lambda purpose: device)
+
+    return make
+
+
+def feeds(batch: int, start: float = 0.0) -> dict[str, Any]:
+    x = np.arange(batch * 4, dtype=np.float32).reshape(batch, 4) + np.float32(start)
+    return {"x": x, "unread": np.zeros(batch, np.float32)}
+
+
+def test_values_come_back_and_profiles_follow_the_shapes(
+    make: Make, context: FakeContext, device: FakeDevice
+) -> None:
+    w = np.array([1, 2, 3, 4], np.float32)
+    with make({"w": w}) as engine:
+        for batch in (2, 3, 16, 1):
+            x = feeds(batch)
+            np.testing.assert_array_equal(engine(x)["y"], x["x"] + w)
+        assert context.profiles == [0, 1, 0]  # 2 and 3 share one; 16 needs the other
+        assert context.scratch[1] == 100  # of the last run: one row
+    assert device.blocks == {}
+    assert device.closed
+
+
+def test_weights_are_uploaded_once_and_told_apart_by_place(make: Make, device: FakeDevice) -> None:
+    layers = [np.full(4, n, np.float32) for n in (10, 20)]
+    with make() as engine:
+        for _ in range(3):
+            for w in layers:
+                out = engine({**feeds(1), "w": w})["y"]
+                np.testing.assert_array_equal(out, feeds(1)["x"] + w)
+        assert device.uploads.count(16) == 6 + 2  # x every time, w once a layer
+
+
+def test_inputs_that_the_engine_does_not_read_stay_on_the_host(
+    make: Make, context: FakeContext
+) -> None:
+    with make({"w": np.zeros(4, np.float32)}) as engine:
+        engine(feeds(2))
+    assert set(context.shapes) == {"x"}
+    assert set(context.addresses) == {"x", "w", "y"}
+
+
+def test_requests_outside_every_bucket_are_refused(make: Make) -> None:
+    with (
+        make({"w": np.zeros(4, np.float32)}) as engine,
+        pytest.raises(ShapeError, match=r"toy.*nearest is large: B=33 is not in 1\.\.32"),
+    ):
+        engine(feeds(33))
+
+
+def test_wrong_weights_are_our_bug(make: Make) -> None:
+    with make() as engine:
+        with pytest.raises(InternalError, match="no weight w"):
+            engine(feeds(1))
+        with pytest.raises(InternalError, match="has 8 bytes, its engine takes 16"):
+            engine({**feeds(1), "w": np.zeros(2, np.float32)})
+
+
+def test_a_failed_run_names_component_and_backend(make: Make, context: FakeContext) -> None:
+    context.fail = True
+    with (
+        make({"w": np.zeros(4, np.float32)}) as engine,
+        pytest.raises(EngineError, match=r"TensorRT-RTX 1\.7\.1\.116 refuses the run in toy"),
+    ):
+        engine(feeds(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "said"),
+    [
+        ({"backend_version": "1.6.0.5"}, BundleError, r"1\.6\.0\.5 and 1\.7\.1\.116.*ltx2rt build"),
+        ({"targets": ("sm120",)}, BundleError, "sm120 and this GPU .a card. is sm89.*ltx2rt build"),
+        ({"loads": False}, EngineError, "cannot load .*the engine is broken"),
+        ({"schema": 9}, BundleError, "schema 9"),
+        ({"targets": "sm89"}, BundleError, "targets"),
+    ],
+)
+def test_engines_that_cannot_run_here(
+    make: Make, device: FakeDevice, changes: dict[str, Any], kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        make(**changes)
+    assert device.blocks == {}
+
+
+def test_version_compatible_engines_load_in_other_versions(make: Make) -> None:
+    make({}, backend_version="1.6.0.5", version_compatible=True).close()
+
+
+def test_missing_library_and_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = write_engine(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(UnsupportedError, match="pip install tensorrt-rtx-cu1"):
+        TrtEngine(path, SPEC, {}, REBUILD)
+    device = FakeDevice("")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_library(device, FakeContext(device)))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    with pytest.raises(UnsupportedError, match=r"cuda-python.*pip install 'ltx2rt\[cuda\]'"):
+        TrtEngine(path, SPEC, {}, REBUILD)
+
+
+def test_targets() -> None:
+    assert runs_on(("sm89", "sm120"), "sm120")
+    assert not runs_on(("sm89",), "sm90")
+    assert runs_on(("sm80+",), "sm90")
+    assert not runs_on(("sm80+",), "sm75")
+
+
+def test_bytes_of_weights() -> None:
+    assert tensor_bytes(Tensor(name="w", dtype="bfloat16", shape=(3, 5))) == 30
+    assert tensor_bytes(Tensor(name="w", dtype="float8_e4m3fn", shape=(3, 5))) == 15
+    assert tensor_bytes(Tensor(name="w", dtype="int4", shape=(3, 5))) == 8
+    assert ENGINE_FORMATS  # the formats whose dtypes must be in the table
+    assert {"float8_e4m3fn", "float4_e2m1", "int8", "int4"} <= set(BITS)
