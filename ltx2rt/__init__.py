@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ltx2rt.config import RuntimeConfig as RuntimeConfig
     from ltx2rt.guidance import GuiderParams as GuiderParams
     from ltx2rt.manifest import Lora as Lora
+    from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline as AudioToVideoPipeline
     from ltx2rt.pipelines.clip import Clip as Clip
     from ltx2rt.pipelines.distilled import DistilledPipeline as DistilledPipeline
     from ltx2rt.pipelines.keyframe import (
@@ -43,6 +44,7 @@ _NAMES = {
     "ImageCondition": "ltx2rt.config",
     "RuntimeConfig": "ltx2rt.config",
     "Clip": "ltx2rt.pipelines.clip",
+    "AudioToVideoPipeline": "ltx2rt.pipelines.audio_to_video",
     "DistilledPipeline": "ltx2rt.pipelines.distilled",
     "KeyframeInterpolationPipeline": "ltx2rt.pipelines.keyframe",
     "OneStagePipeline": "ltx2rt.pipelines.one_stage",

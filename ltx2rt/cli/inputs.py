@@ -8,7 +8,10 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ltx2rt.pipelines.catalog import pipeline_class
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline
@@ -35,7 +38,39 @@ class Flag:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-FLAGS: tuple[Flag, ...] = ()
+FLAGS: tuple[Flag, ...] = (
+    Flag(
+        name="--audio",
+        target="audio",
+        pipelines=("audio-to-video",),
+        help="a sound or video file; its sound is kept as it is (mono is doubled to stereo)",
+        options={"type": Path, "metavar": "FILE"},
+    ),
+    Flag(
+        name="--audio-start-time",
+        target="audio_start_time",
+        pipelines=("audio-to-video",),
+        help="where in the file the clip begins; default 0",
+        options={"type": float, "metavar": "SECONDS"},
+    ),
+    Flag(
+        name="--audio-max-duration",
+        target="audio_max_duration",
+        pipelines=("audio-to-video",),
+        help="read no more than this; default: as long as the clip",
+        options={"type": float, "metavar": "SECONDS"},
+    ),
+)
+
+#: fields of `GenerationConfig` that some pipelines have no use for -> their flags
+COMMON = {
+    "height": "--height",
+    "width": "--width",
+    "num_frames": "--num-frames",
+    "frame_rate": "--frame-rate",
+    "images": "--image",
+    "generated_keyframes": "--num-generated-keyframes",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +86,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def problems_of(options: argparse.Namespace) -> list[str]:
-    """Flags that this pipeline does not take."""
-    return [
+    """Flags that this pipeline does not take, and those that it needs."""
+    cls = pipeline_class(options.pipeline)
+    problems = [
+        f"--pipeline {options.pipeline} has no use for {flag}"
+        for name, flag in COMMON.items()
+        if name in cls.unused and getattr(options, name, None) not in (None, [], 0)
+    ]
+    required = cls.required_inputs()
+    problems += [
+        f"--pipeline {options.pipeline} needs {flag.name}"
+        for flag in FLAGS
+        if flag.target in required and getattr(options, flag.target, None) is None
+    ]
+    return problems + [
         f"{flag.name} is for --pipeline {' and '.join(flag.pipelines)}, not for "
         f"{options.pipeline}; leave it out or choose another pipeline"
         for flag in FLAGS

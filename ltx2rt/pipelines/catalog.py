@@ -15,6 +15,7 @@ PIPELINES: dict[str, tuple[str, str]] = {
     "two-stage": ("two_stages", "TwoStagesPipeline"),
     "two-stage-hq": ("two_stages_hq", "TwoStagesHQPipeline"),
     "keyframe": ("keyframe", "KeyframeInterpolationPipeline"),
+    "audio-to-video": ("audio_to_video", "AudioToVideoPipeline"),
 }
 
 

@@ -1,0 +1,46 @@
+"""Steps of pipelines that begin with sound or video of the user's: read, encode, fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx2rt.components.audio import as_stereo
+from ltx2rt.engine import Array
+from ltx2rt.errors import MediaError
+from ltx2rt.media.reader import AudioInfo, probe_audio, read_audio
+from ltx2rt.pipelines.run import Run
+
+Sound = tuple[NDArray[np.float32], int]
+
+
+def check_sound(path: Path) -> AudioInfo:
+    """The facts of a file's sound.
+
+    Raises:
+        MediaError: no such file, not a media file, no audio stream, or more than two channels.
+    """
+    info = probe_audio(path)
+    if info.channels > 2:
+        raise MediaError(
+            f"the sound of '{path}' has {info.channels} channels; mono or stereo is needed: mix it "
+            "down to two channels first."
+        )
+    return info
+
+
+def read_sound(path: Path, start_s: float = 0.0, max_duration_s: float | None = None) -> Sound:
+    """A window of a file's sound, `[2, N]` float32, and its own rate in Hz; mono is doubled."""
+    waveform, rate = read_audio(path, start_s, max_duration_s)
+    return as_stereo(waveform), rate
+
+
+def encode_sound(run: Run, sound: Sound) -> Array:
+    """Latent of sound, as long as it is; the audio encoder is released."""
+    run.job.report("encode audio", 0, 1)
+    latent = run.pipeline.audio_encoder()(*sound)
+    run.pipeline.release("audio_encoder")
+    run.job.report("encode audio", 1, 1)
+    return latent
