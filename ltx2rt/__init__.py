@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         KeyframeInterpolationPipeline as KeyframeInterpolationPipeline,
     )
     from ltx2rt.pipelines.one_stage import OneStagePipeline as OneStagePipeline
+    from ltx2rt.pipelines.retake import GuidedRetakePipeline as GuidedRetakePipeline
+    from ltx2rt.pipelines.retake import RetakePipeline as RetakePipeline
     from ltx2rt.pipelines.two_stages import TwoStagesPipeline as TwoStagesPipeline
     from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline as TwoStagesHQPipeline
 
@@ -48,6 +50,8 @@ _NAMES = {
     "DistilledPipeline": "ltx2rt.pipelines.distilled",
     "KeyframeInterpolationPipeline": "ltx2rt.pipelines.keyframe",
     "OneStagePipeline": "ltx2rt.pipelines.one_stage",
+    "GuidedRetakePipeline": "ltx2rt.pipelines.retake",
+    "RetakePipeline": "ltx2rt.pipelines.retake",
     "TwoStagesPipeline": "ltx2rt.pipelines.two_stages",
     "TwoStagesHQPipeline": "ltx2rt.pipelines.two_stages_hq",
     "Progress": "ltx2rt.progress",

@@ -38,6 +38,8 @@ class Flag:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+RETAKE = ("retake", "retake-guided")
+
 FLAGS: tuple[Flag, ...] = (
     Flag(
         name="--audio",
@@ -59,6 +61,37 @@ FLAGS: tuple[Flag, ...] = (
         pipelines=("audio-to-video",),
         help="read no more than this; default: as long as the clip",
         options={"type": float, "metavar": "SECONDS"},
+    ),
+    Flag(
+        name="--video",
+        target="video",
+        pipelines=RETAKE,
+        help="the clip to change; it gives size, frames and frame rate",
+        options={"type": Path, "metavar": "FILE"},
+    ),
+    Flag(
+        name="--start-time",
+        target="start_time",
+        pipelines=RETAKE,
+        help="where the part that is made anew begins",
+        options={"type": float, "metavar": "SECONDS"},
+    ),
+    Flag(
+        name="--end-time",
+        target="end_time",
+        pipelines=RETAKE,
+        help="where it ends",
+        options={"type": float, "metavar": "SECONDS"},
+    ),
+    *(
+        Flag(
+            name=f"--no-regenerate-{modality}",
+            target=f"regenerate_{modality}",
+            pipelines=RETAKE,
+            help=f"keep the {modality} of the source",
+            options={"action": "store_const", "const": False},
+        )
+        for modality in ("video", "audio")
     ),
 )
 

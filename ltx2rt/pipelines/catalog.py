@@ -16,6 +16,8 @@ PIPELINES: dict[str, tuple[str, str]] = {
     "two-stage-hq": ("two_stages_hq", "TwoStagesHQPipeline"),
     "keyframe": ("keyframe", "KeyframeInterpolationPipeline"),
     "audio-to-video": ("audio_to_video", "AudioToVideoPipeline"),
+    "retake": ("retake", "RetakePipeline"),
+    "retake-guided": ("retake", "GuidedRetakePipeline"),
 }
 
 

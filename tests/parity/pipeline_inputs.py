@@ -13,9 +13,14 @@ FIELDS = {
     "audio_path": "audio",
     "audio_start_time": "audio_start_time",
     "audio_max_duration": "audio_max_duration",
+    "video_path": "video",
+    "start_time": "start_time",
+    "end_time": "end_time",
+    "regenerate_video": "regenerate_video",
+    "regenerate_audio": "regenerate_audio",
 }
 #: those of them that name a file of `inputs/`
-FILES = {"audio_path"}
+FILES = {"audio_path", "video_path"}
 INPUT_ARGUMENTS = frozenset(FIELDS)
 
 

@@ -20,6 +20,7 @@ from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.keyframe import KeyframeInterpolationPipeline
 from ltx2rt.pipelines.one_stage import OneStagePipeline
+from ltx2rt.pipelines.retake import GuidedRetakePipeline, RetakePipeline
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline
 from ltx2rt.safetensors import SafetensorsFile
@@ -39,6 +40,7 @@ PIPELINES = {
     "A2VidPipelineTwoStage": AudioToVideoPipeline,
     "DistilledPipeline": DistilledPipeline,
     "KeyframeInterpolationPipeline": KeyframeInterpolationPipeline,
+    "RetakePipeline": RetakePipeline,
     "TI2VidOneStagePipeline": OneStagePipeline,
     "TI2VidTwoStagesHQPipeline": TwoStagesHQPipeline,
     "TI2VidTwoStagesPipeline": TwoStagesPipeline,
@@ -91,6 +93,8 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
     if case.get("native_bf16"):
         raise Skip("bfloat16 arithmetic is informative, not a gate; it is not run on a CPU")
     call = dict(case["call"])
+    if call.pop("distilled", True) is False:
+        pipeline = GuidedRetakePipeline
     unknown = sorted(k for k in set(call) - KNOWN_ARGUMENTS if call[k])
     if unknown:
         raise Skip(f"option {', '.join(unknown)} of {case['pipeline']} is not supported yet")
