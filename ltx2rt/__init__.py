@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ltx2rt.config import GuidanceConfig as GuidanceConfig
     from ltx2rt.config import ImageCondition as ImageCondition
     from ltx2rt.config import RuntimeConfig as RuntimeConfig
+    from ltx2rt.duration import AutoDuration as AutoDuration
     from ltx2rt.guidance import GuiderParams as GuiderParams
     from ltx2rt.manifest import Lora as Lora
     from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline as AudioToVideoPipeline
@@ -33,12 +34,14 @@ if TYPE_CHECKING:
     from ltx2rt.pipelines.one_stage import OneStagePipeline as OneStagePipeline
     from ltx2rt.pipelines.retake import GuidedRetakePipeline as GuidedRetakePipeline
     from ltx2rt.pipelines.retake import RetakePipeline as RetakePipeline
+    from ltx2rt.pipelines.text_to_audio import TextToAudioPipeline as TextToAudioPipeline
     from ltx2rt.pipelines.two_stages import TwoStagesPipeline as TwoStagesPipeline
     from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline as TwoStagesHQPipeline
 
 _NAMES = {
     "Bundle": "ltx2rt.bundle",
     "open_bundle": "ltx2rt.bundle",
+    "AutoDuration": "ltx2rt.duration",
     "GenerationConfig": "ltx2rt.config",
     "GuidanceConfig": "ltx2rt.config",
     "GuiderParams": "ltx2rt.guidance",
@@ -52,6 +55,7 @@ _NAMES = {
     "OneStagePipeline": "ltx2rt.pipelines.one_stage",
     "GuidedRetakePipeline": "ltx2rt.pipelines.retake",
     "RetakePipeline": "ltx2rt.pipelines.retake",
+    "TextToAudioPipeline": "ltx2rt.pipelines.text_to_audio",
     "TwoStagesPipeline": "ltx2rt.pipelines.two_stages",
     "TwoStagesHQPipeline": "ltx2rt.pipelines.two_stages_hq",
     "Progress": "ltx2rt.progress",

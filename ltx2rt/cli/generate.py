@@ -12,6 +12,7 @@ from ltx2rt.cli import guidance as guidance_flags
 from ltx2rt.cli import inputs as input_flags
 from ltx2rt.cli.common import ProgressPrinter, parse_lora, print_json
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
+from ltx2rt.duration import AutoDuration
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.progress import Job
@@ -34,7 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="pixels, a multiple of 64 (one-stage: 32); default 1536 (one-stage 768, HQ 1920)",
     )
-    what.add_argument("--num-frames", type=int, help=f"8k+1; default {defaults['num_frames']}")
+    what.add_argument(
+        "--num-frames",
+        type=frame_count,
+        metavar="N",
+        help=f"8k+1, or auto (LTX-2.5: as the prompt needs); default {defaults['num_frames']}",
+    )
+    what.add_argument(
+        "--auto-duration",
+        type=float,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="limits of --num-frames auto, which this implies, in seconds; default 1 20",
+    )
     what.add_argument(
         "--frame-rate",
         type=float,
@@ -105,6 +118,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def frame_count(text: str) -> int | AutoDuration:
+    """`N` or `auto`."""
+    return AutoDuration() if text == "auto" else int(text)
+
+
 def parse_image(text: str) -> ImageCondition:
     """`FILE[@FRAME[:STRENGTH[:CRF]]]`."""
     path, at, rest = text.rpartition("@")
@@ -135,6 +153,14 @@ def config_of(options: argparse.Namespace) -> GenerationConfig:
     names = [f.name for f in dataclasses.fields(GenerationConfig) if hasattr(options, f.name)]
     images = tuple(parse_image(text) for text in options.images)
     values = {n: value for n in names if (value := getattr(options, n)) is not None}
+    if options.auto_duration is not None:
+        low, high = options.auto_duration
+        if isinstance(options.num_frames, int):
+            raise OptionError(
+                f"--auto-duration leaves the number of frames open, --num-frames "
+                f"{options.num_frames} fixes it; give one of them."
+            )
+        values["num_frames"] = AutoDuration(min_s=low, max_s=high)
     size = zip(("height", "width"), pipeline_class(options.pipeline).default_size, strict=True)
     values = dict(size) | values
     loras = tuple(parse_lora(text) for text in options.loras)
@@ -146,10 +172,15 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(result)
     else:
-        size = f"{result['width']}x{result['height']}"
+        if "width" in result:
+            what = (
+                f"{result['num_frames']} frames of {result['width']}x{result['height']} at "
+                f"{result['frame_rate']:g} fps"
+            )
+        else:
+            what = f"{result['duration_s']:.2f} s of sound"
         print(
-            f"{result['output']}: {result['num_frames']} frames of {size} at "
-            f"{result['frame_rate']:g} fps, seed {result['seed']}, bundle {result['bundle']}, "
+            f"{result['output']}: {what}, seed {result['seed']}, bundle {result['bundle']}, "
             f"ltx2rt {result['ltx2rt_version']}"
         )
     return 0
@@ -160,14 +191,13 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
     took.
     """
     from ltx2rt.media.files import check_file_path, check_fragmented, check_output_path
-    from ltx2rt.media.writer import write_audio
     from ltx2rt.pipelines.guided import GuidedPipeline
 
     pipeline = pipeline_class(options.pipeline)
     config = config_of(options)
     guidance_flags.check_flags(options)
     inputs = input_flags.inputs_of(options, pipeline)
-    check_output_path(options.output, "video")
+    check_output_path(options.output, pipeline.makes)
     if options.fragmented:
         check_fragmented(options.output)
     if options.audio_output is not None:
@@ -190,14 +220,19 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
             clip.save_latents(options.save_latents)
         clip.save(options.output, fragmented=options.fragmented)
         if options.audio_output is not None:
-            write_audio(options.audio_output, clip.audio, clip.audio_sampling_rate)
+            clip.save_audio(options.audio_output)
+        if pipeline.makes == "video":
+            size = {"num_frames": clip.num_frames, "height": clip.height, "width": clip.width}
+        else:
+            size = {
+                "num_frames": clip.config.frame_count,
+                "duration_s": clip.audio.shape[1] / clip.audio_sampling_rate,
+            }
         return {
             "output": str(options.output),
             **clip.metadata(),
             "seed": config.seed,
-            "num_frames": clip.num_frames,
-            "height": clip.height,
-            "width": clip.width,
+            **size,
             "frame_rate": clip.frame_rate,
             "timings_s": {k: round(v, 3) for k, v in job.timings_s.items()},
         }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltx2rt.duration import AutoDuration
 from ltx2rt.pipelines.catalog import pipeline_class
 
 if TYPE_CHECKING:
@@ -126,6 +127,12 @@ def problems_of(options: argparse.Namespace) -> list[str]:
         for name, flag in COMMON.items()
         if name in cls.unused and getattr(options, name, None) not in (None, [], 0)
     ]
+    if not cls.auto_duration and (options.auto_duration or options.num_frames == AutoDuration()):
+        problems.append(f"--pipeline {options.pipeline} cannot choose its duration")
+    if cls.makes == "audio" and options.fragmented:
+        problems.append(
+            f"--pipeline {options.pipeline} writes sound, which --fragmented is not for"
+        )
     required = cls.required_inputs()
     problems += [
         f"--pipeline {options.pipeline} needs {flag.name}"

@@ -65,6 +65,8 @@ class AudioToVideoPipeline(TwoStagesPipeline):
     )
     Inputs: ClassVar[type[Any] | None] = AudioInput
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes",)
+    auto_duration: ClassVar[bool] = False
+    guides: ClassVar[tuple[str, ...]] = ("video",)
 
     def default_guiders(self) -> tuple[GuiderParams, GuiderParams]:
         """Those of the model version for the video; none for the sound."""
@@ -79,12 +81,6 @@ class AudioToVideoPipeline(TwoStagesPipeline):
             OptionError: guidance of the sound, or a sampling rate that mp4 cannot hold.
         """
         request = super().prepare(request)
-        assert request.guidance is not None
-        if request.guidance.audio != GuiderParams():
-            raise OptionError(
-                f"the {self.name} pipeline takes no guidance for the audio, which is given; leave "
-                "it out (--audio-*-guidance-*, --audio-rescale-scale, --v2a-guidance-scale)."
-            )
         check_aac_rate(check_sound(request.inputs.audio).sampling_rate)
         self._check_length(request)
         return request
@@ -117,12 +113,12 @@ class AudioToVideoPipeline(TwoStagesPipeline):
     def _check_length(self, request: Request) -> None:
         waveform, rate = _sound_of(request)
         found = audio_steps(waveform.shape[1], rate)
-        duration_s = request.config.num_frames / request.config.frame_rate
+        duration_s = request.config.frame_count / request.config.frame_rate
         if found >= AudioLatentShape.from_duration(duration_s).num_frames:
             return
         longest = longest_clip(found, request.config.frame_rate, self.scale_factors.time)
         raise ShapeError(
-            f"num_frames={request.config.num_frames} at {request.config.frame_rate:g} frames per "
+            f"num_frames={request.config.frame_count} at {request.config.frame_rate:g} frames per "
             f"second needs more sound than the {waveform.shape[1] / rate:.3f} s found in "
             f"'{request.inputs.audio}'; "
             + (f"the longest possible is num_frames={longest}." if longest else "use longer sound.")
@@ -131,5 +127,5 @@ class AudioToVideoPipeline(TwoStagesPipeline):
 
 def _sound_of(request: Request) -> Sound:
     own = request.inputs
-    seconds = own.audio_max_duration or request.config.num_frames / request.config.frame_rate
+    seconds = own.audio_max_duration or request.config.frame_count / request.config.frame_rate
     return read_sound(own.audio, own.audio_start_time, seconds)

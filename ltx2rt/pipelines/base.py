@@ -5,20 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ltx2rt.bundle import ModelSource
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER, DiffusionVideoDecoder
+from ltx2rt.components.duration_head import DurationHead
 from ltx2rt.components.prompt_encoder import PromptEncoder
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
+from ltx2rt.conditioning import keyframe_indices
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
+from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Engine
-from ltx2rt.errors import BundleError, InternalError, OptionError, join_problems
+from ltx2rt.errors import (
+    BundleError,
+    InternalError,
+    OptionError,
+    UnsupportedError,
+    join_problems,
+)
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.run import TRANSFORMER, Request, Run
 from ltx2rt.progress import Job
@@ -59,6 +68,10 @@ class Pipeline:
     default_size: ClassVar[tuple[int, int]] = (1024, 1536)
     #: fields of `GenerationConfig` that mean nothing here; naming one is refused
     unused: ClassVar[tuple[str, ...]] = ()
+    #: whether `num_frames` may be an `AutoDuration`
+    auto_duration: ClassVar[bool] = False
+    #: what a clip of it is: a picture (with sound), or sound alone
+    makes: ClassVar[Literal["video", "audio"]] = "video"
 
     def __init__(self, source: ModelSource, runtime: RuntimeConfig | None = None) -> None:
         missing = self.missing(source.has)
@@ -158,10 +171,53 @@ class Pipeline:
         ]
         if problems:
             raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
-        check_generation_size(
-            config.height, config.width, config.num_frames, self.two_stage, self.scale_factors
-        )
+        self._check_duration(config)
+        if self.makes == "video":
+            frames = 1 if isinstance(config.num_frames, AutoDuration) else config.num_frames
+            check_generation_size(
+                config.height, config.width, frames, self.two_stage, self.scale_factors
+            )
+        self.check_keyframes(config)
         return request
+
+    def _check_duration(self, config: GenerationConfig) -> None:
+        if not isinstance(config.num_frames, AutoDuration):
+            return
+        if not self.auto_duration:
+            raise OptionError(
+                f"the {self.name} pipeline cannot choose its duration; give num_frames as a number."
+            )
+        if not self.source.has("duration_head"):
+            raise UnsupportedError(
+                f"an automatic duration needs a duration head, which this bundle of "
+                f"{self.source.model.generation} does not hold; give num_frames as a number, or "
+                "build an LTX-2.5 bundle with one (ltx2rt build --duration-head FILE)."
+            )
+        limit = config.num_frames.limits(config.frame_rate)[1]
+        late = [i for i in config.images if i.frame >= limit]
+        if late:
+            raise OptionError(
+                f"image {late[0].path} is placed at frame {late[0].frame}; the clip has at most "
+                f"{limit} frames."
+            )
+
+    def check_keyframes(self, config: GenerationConfig) -> None:
+        """Refuse generated keyframes that this model or this clip cannot have.
+
+        Raises:
+            UnsupportedError: the model has no keyframe embedding.
+            OptionError: the frames do not lie in the clip.
+        """
+        if not config.generated_keyframes:
+            return
+        if not self.source.options("transformer_block")["keyframes_embedding"]:
+            raise UnsupportedError(
+                f"generated keyframes were asked for, which {self.source.model.generation} cannot "
+                "make: its transformer has no keyframe embedding; use an LTX-2.5 model, or ask for "
+                "none."
+            )
+        if isinstance(config.num_frames, int):
+            keyframe_indices(config.generated_keyframes, config.num_frames)
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """LoRAs of each stage."""
@@ -228,6 +284,9 @@ class Pipeline:
         """Tokenizer and text encoder."""
         tokenizer = Tokenizer.from_file(self.source.tokenizer_path())
         return PromptEncoder(tokenizer, self.engine("text_encoder"))
+
+    def duration_head(self) -> DurationHead:
+        return DurationHead(self.engine("duration_head"))
 
     def transformer(self, loras: Sequence[Lora] = ()) -> Transformer:
         """The diffusion transformer with LoRAs merged; one object for all stages that want the

@@ -16,6 +16,7 @@ PIPELINES: dict[str, tuple[str, str]] = {
     "two-stage-hq": ("two_stages_hq", "TwoStagesHQPipeline"),
     "keyframe": ("keyframe", "KeyframeInterpolationPipeline"),
     "audio-to-video": ("audio_to_video", "AudioToVideoPipeline"),
+    "text-to-audio": ("text_to_audio", "TextToAudioPipeline"),
     "retake": ("retake", "RetakePipeline"),
     "retake-guided": ("retake", "GuidedRetakePipeline"),
 }

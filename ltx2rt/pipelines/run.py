@@ -6,7 +6,7 @@ The steps that pipelines are put together from are methods here; their order is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ltx2rt.components.denoisers import Guidance
@@ -22,8 +22,8 @@ from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
 from ltx2rt.config import GenerationConfig, GuidanceConfig
+from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Array
-from ltx2rt.errors import UnsupportedError
 from ltx2rt.manifest import Lora
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.progress import Job
@@ -88,7 +88,10 @@ class Run:
 
     def encode(self, prompts: Sequence[str]) -> TextContext:
         """Contexts of prompts, the first of which describes the clip; the text encoder is
-        released.
+        released. An automatic duration is predicted from it: from here on, `config` has a number.
+
+        Raises:
+            OptionError: an image is placed behind the end of the predicted clip.
         """
         self.job.report("prompt", 0, 1)
         context = self.pipeline.prompt_encoder()(prompts)
@@ -97,25 +100,30 @@ class Run:
         if self.trace is not None:
             self.trace.tensors["context.video"] = context.video[:1]
             self.trace.tensors["context.audio"] = context.audio[:1]
+        if isinstance(self.config.num_frames, AutoDuration):
+            self._predict_duration(self.config.num_frames, context)
         return context
+
+    def _predict_duration(self, asked: AutoDuration, context: TextContext) -> None:
+        self.job.report("duration", 0, 1)
+        audio_only = self.pipeline.makes == "audio"
+        seconds = self.pipeline.duration_head()(context, audio_only=audio_only)
+        self.pipeline.release("duration_head")
+        frames = asked.frames(seconds, self.config.frame_rate)
+        self.request = replace(self.request, config=replace(self.config, num_frames=frames))
+        self.job.report("duration", 1, 1, f"{frames} frames")
 
     def keyframe_items(self) -> list[ConditioningItem]:
         """The slots of generated keyframes, for stage 1 after the images; [] if none are asked for.
+        Prompts are encoded before: the duration must be known.
 
         Raises:
-            UnsupportedError: the model has no keyframe embedding.
-            OptionError: the frames do not lie in the clip.
+            UnsupportedError, OptionError: see `Pipeline.check_keyframes`.
         """
-        indices = keyframe_indices(self.config.generated_keyframes, self.config.num_frames)
+        self.pipeline.check_keyframes(self.config)
+        indices = keyframe_indices(self.config.generated_keyframes, self.config.frame_count)
         if not indices:
             return []
-        source = self.pipeline.source
-        if not source.options("transformer_block")["keyframes_embedding"]:
-            raise UnsupportedError(
-                f"generated keyframes were asked for, which {source.model.generation} cannot "
-                "make: its transformer has no keyframe embedding; use an LTX-2.5 model, or ask for "
-                "none."
-            )
         return [GeneratedKeyframes(frame_indices=indices)]
 
     def image_items(
@@ -146,7 +154,7 @@ class Run:
     def pixels(self, divisor: int = 1) -> VideoPixelShape:
         """The clip, its height and width divided."""
         return VideoPixelShape(
-            num_frames=self.config.num_frames,
+            num_frames=self.config.frame_count,
             height=self.config.height // divisor,
             width=self.config.width // divisor,
             frame_rate=self.config.frame_rate,

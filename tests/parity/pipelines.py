@@ -13,6 +13,7 @@ import numpy as np
 
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
+from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Array
 from ltx2rt.guidance import GuiderParams
 from ltx2rt.manifest import Lora
@@ -21,11 +22,12 @@ from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.keyframe import KeyframeInterpolationPipeline
 from ltx2rt.pipelines.one_stage import OneStagePipeline
 from ltx2rt.pipelines.retake import GuidedRetakePipeline, RetakePipeline
+from ltx2rt.pipelines.text_to_audio import TextToAudioPipeline
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline
 from ltx2rt.safetensors import SafetensorsFile
 from tests.parity.golden import Result, Runner, Skip, read_arrays
-from tests.parity.pipeline_inputs import INPUT_ARGUMENTS, inputs_of
+from tests.parity.media_inputs import INPUT_ARGUMENTS, inputs_of
 from tests.parity.pipeline_source import ComponentSource, find_model
 from tests.tolerances import (
     PIPELINE_FRAME_MAX,
@@ -41,6 +43,7 @@ PIPELINES = {
     "DistilledPipeline": DistilledPipeline,
     "KeyframeInterpolationPipeline": KeyframeInterpolationPipeline,
     "RetakePipeline": RetakePipeline,
+    "T2AOneStagePipeline": TextToAudioPipeline,
     "TI2VidOneStagePipeline": OneStagePipeline,
     "TI2VidTwoStagesHQPipeline": TwoStagesHQPipeline,
     "TI2VidTwoStagesPipeline": TwoStagesPipeline,
@@ -98,8 +101,8 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
     unknown = sorted(k for k in set(call) - KNOWN_ARGUMENTS if call[k])
     if unknown:
         raise Skip(f"option {', '.join(unknown)} of {case['pipeline']} is not supported yet")
-    if not isinstance(call.get("num_frames", 0), int):
-        raise Skip("automatic duration is not supported yet")
+    if isinstance(limits := call.get("num_frames"), dict):
+        call["num_frames"] = AutoDuration(min_s=limits["min_seconds"], max_s=limits["max_seconds"])
     model = find_model(case["model"], runner, conv_decoder=call.get("vae") == "conv")
     source = ComponentSource(model, runner)
     if call.get("ancestral"):
