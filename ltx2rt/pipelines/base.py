@@ -335,10 +335,9 @@ class Pipeline:
             self.source.model.audio_sampling_rate,
         )
 
-    def spatial_upsampler(self) -> LatentUpsampler:
-        return LatentUpsampler.from_options(
-            self.engine("spatial_upsampler"), self.source.options("spatial_upsampler")
-        )
+    def upsampler(self, name: str) -> LatentUpsampler:
+        """`spatial_upsampler` or `temporal_upsampler`."""
+        return LatentUpsampler.from_options(self.engine(name), self.source.options(name))
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Refuse LoRAs that do not fit, before anything is loaded (`ModelSource.check_loras`)."""
