@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline as AudioToVideoPipeline
     from ltx2rt.pipelines.clip import Clip as Clip
     from ltx2rt.pipelines.distilled import DistilledPipeline as DistilledPipeline
+    from ltx2rt.pipelines.dub_it import DubItPipeline as DubItPipeline
     from ltx2rt.pipelines.keyframe import (
         KeyframeInterpolationPipeline as KeyframeInterpolationPipeline,
     )
@@ -51,6 +52,7 @@ _NAMES = {
     "Clip": "ltx2rt.pipelines.clip",
     "AudioToVideoPipeline": "ltx2rt.pipelines.audio_to_video",
     "DistilledPipeline": "ltx2rt.pipelines.distilled",
+    "DubItPipeline": "ltx2rt.pipelines.dub_it",
     "KeyframeInterpolationPipeline": "ltx2rt.pipelines.keyframe",
     "OneStagePipeline": "ltx2rt.pipelines.one_stage",
     "GuidedRetakePipeline": "ltx2rt.pipelines.retake",

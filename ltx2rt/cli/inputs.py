@@ -94,6 +94,20 @@ FLAGS: tuple[Flag, ...] = (
         )
         for modality in ("video", "audio")
     ),
+    Flag(
+        name="--reference-video",
+        target="reference_video",
+        pipelines=("dub-it",),
+        help="the clip whose picture and voice are followed; it gives frames and frame rate",
+        options={"type": Path, "metavar": "FILE"},
+    ),
+    Flag(
+        name="--reference-strength",
+        target="reference_strength",
+        pipelines=("dub-it",),
+        help="how strictly the picture follows it, 0 to 1; default 1",
+        options={"type": float, "metavar": "X"},
+    ),
 )
 
 #: fields of `GenerationConfig` that some pipelines have no use for -> their flags

@@ -19,6 +19,7 @@ PIPELINES: dict[str, tuple[str, str]] = {
     "text-to-audio": ("text_to_audio", "TextToAudioPipeline"),
     "retake": ("retake", "RetakePipeline"),
     "retake-guided": ("retake", "GuidedRetakePipeline"),
+    "dub-it": ("dub_it", "DubItPipeline"),
 }
 
 

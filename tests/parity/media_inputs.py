@@ -18,9 +18,11 @@ FIELDS = {
     "end_time": "end_time",
     "regenerate_video": "regenerate_video",
     "regenerate_audio": "regenerate_audio",
+    "reference_video_path": "reference_video",
+    "reference_strength": "reference_strength",
 }
 #: those of them that name a file of `inputs/`
-FILES = {"audio_path", "video_path"}
+FILES = {"audio_path", "video_path", "reference_video_path"}
 INPUT_ARGUMENTS = frozenset(FIELDS)
 
 

@@ -19,6 +19,7 @@ from ltx2rt.guidance import GuiderParams
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline
 from ltx2rt.pipelines.distilled import DistilledPipeline
+from ltx2rt.pipelines.dub_it import DubItPipeline
 from ltx2rt.pipelines.keyframe import KeyframeInterpolationPipeline
 from ltx2rt.pipelines.one_stage import OneStagePipeline
 from ltx2rt.pipelines.retake import GuidedRetakePipeline, RetakePipeline
@@ -41,6 +42,7 @@ from tests.tolerances import (
 PIPELINES = {
     "A2VidPipelineTwoStage": AudioToVideoPipeline,
     "DistilledPipeline": DistilledPipeline,
+    "DubItPipeline": DubItPipeline,
     "KeyframeInterpolationPipeline": KeyframeInterpolationPipeline,
     "RetakePipeline": RetakePipeline,
     "T2AOneStagePipeline": TextToAudioPipeline,
