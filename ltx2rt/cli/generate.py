@@ -86,7 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guidance_flags.add_arguments(parser)
     input_flags.add_arguments(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("-o", "--output", type=Path, required=True, help=".mp4, .mov or .mkv")
+    output.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help=".mp4, .mov or .mkv; .wav or .flac for text-to-audio",
+    )
     output.add_argument(
         "--fragmented", action="store_true", help="write a file that plays while it grows"
     )

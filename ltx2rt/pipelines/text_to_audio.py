@@ -10,6 +10,7 @@ from ltx2rt.guidance import GuiderParams
 from ltx2rt.pipelines.base import TRANSFORMER
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.run import Request, Run
+from ltx2rt.shapes import AudioLatentShape
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
@@ -40,7 +41,7 @@ class TextToAudioPipeline(GuidedPipeline):
         """
         request = super().prepare(request)
         frames, rate = request.config.num_frames, request.config.frame_rate
-        if isinstance(frames, int) and round(frames / rate * 25) < 1:
+        if isinstance(frames, int) and AudioLatentShape.from_duration(frames / rate).num_frames < 1:
             raise ShapeError(
                 f"num_frames={frames} at {rate:g} frames per second is less than one step of sound "
                 "(0.04 s); use more."
