@@ -22,20 +22,27 @@ if TYPE_CHECKING:
     from ltx2rt.config import GuidanceConfig as GuidanceConfig
     from ltx2rt.config import ImageCondition as ImageCondition
     from ltx2rt.config import RuntimeConfig as RuntimeConfig
+    from ltx2rt.duration import AutoDuration as AutoDuration
     from ltx2rt.guidance import GuiderParams as GuiderParams
     from ltx2rt.manifest import Lora as Lora
+    from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline as AudioToVideoPipeline
     from ltx2rt.pipelines.clip import Clip as Clip
     from ltx2rt.pipelines.distilled import DistilledPipeline as DistilledPipeline
+    from ltx2rt.pipelines.dub_it import DubItPipeline as DubItPipeline
     from ltx2rt.pipelines.keyframe import (
         KeyframeInterpolationPipeline as KeyframeInterpolationPipeline,
     )
     from ltx2rt.pipelines.one_stage import OneStagePipeline as OneStagePipeline
+    from ltx2rt.pipelines.retake import GuidedRetakePipeline as GuidedRetakePipeline
+    from ltx2rt.pipelines.retake import RetakePipeline as RetakePipeline
+    from ltx2rt.pipelines.text_to_audio import TextToAudioPipeline as TextToAudioPipeline
     from ltx2rt.pipelines.two_stages import TwoStagesPipeline as TwoStagesPipeline
     from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline as TwoStagesHQPipeline
 
 _NAMES = {
     "Bundle": "ltx2rt.bundle",
     "open_bundle": "ltx2rt.bundle",
+    "AutoDuration": "ltx2rt.duration",
     "GenerationConfig": "ltx2rt.config",
     "GuidanceConfig": "ltx2rt.config",
     "GuiderParams": "ltx2rt.guidance",
@@ -43,9 +50,14 @@ _NAMES = {
     "ImageCondition": "ltx2rt.config",
     "RuntimeConfig": "ltx2rt.config",
     "Clip": "ltx2rt.pipelines.clip",
+    "AudioToVideoPipeline": "ltx2rt.pipelines.audio_to_video",
     "DistilledPipeline": "ltx2rt.pipelines.distilled",
+    "DubItPipeline": "ltx2rt.pipelines.dub_it",
     "KeyframeInterpolationPipeline": "ltx2rt.pipelines.keyframe",
     "OneStagePipeline": "ltx2rt.pipelines.one_stage",
+    "GuidedRetakePipeline": "ltx2rt.pipelines.retake",
+    "RetakePipeline": "ltx2rt.pipelines.retake",
+    "TextToAudioPipeline": "ltx2rt.pipelines.text_to_audio",
     "TwoStagesPipeline": "ltx2rt.pipelines.two_stages",
     "TwoStagesHQPipeline": "ltx2rt.pipelines.two_stages_hq",
     "Progress": "ltx2rt.progress",

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.duration import AutoDuration
+from ltx2rt.errors import InternalError, OptionError, join_problems
 from ltx2rt.guidance import GuiderParams
 from ltx2rt.manifest import Lora
 from ltx2rt.schedules import sigma_table
@@ -84,13 +85,14 @@ class GenerationConfig:
     `loras` are merged into the transformer in memory, in order, for every stage of this clip.
     `generated_keyframes` (LTX-2.5) are single frames that stage 1 makes along with the clip: a
     number of them, evenly spread, or their pixel frame indices.
+    `num_frames` may be an `AutoDuration` (LTX-2.5): the model then chooses it for the prompt.
     """
 
     prompt: str
     seed: int = 10
     height: int = 1024
     width: int = 1536
-    num_frames: int = 121
+    num_frames: int | AutoDuration = 121
     frame_rate: float = 24.0
     images: tuple[ImageCondition, ...] = ()
     tiling: str = "auto"
@@ -109,14 +111,23 @@ class GenerationConfig:
             problems.append(f"frame_rate={self.frame_rate} is not in [1, 240]")
         if self.tiling not in ("auto", "none"):
             problems.append(f"tiling={self.tiling!r}; allowed: auto, none")
-        problems += [
-            f"image {i.path} is placed at frame {i.frame}; the clip has {self.num_frames} frames"
-            for i in self.images
-            if i.frame >= self.num_frames
-        ]
+        if isinstance(self.num_frames, int):
+            problems += [
+                f"image {i.path} is placed at frame {i.frame}; the clip has {self.num_frames} "
+                "frames"
+                for i in self.images
+                if i.frame >= self.num_frames
+            ]
         problems += lora_problems(self.loras)
         if problems:
             raise OptionError(join_problems("cannot generate", problems))
+
+    @property
+    def frame_count(self) -> int:
+        """`num_frames` as a number, which an automatic duration has once it was predicted."""
+        if not isinstance(self.num_frames, int):
+            raise InternalError("the number of frames was asked for before it was predicted")
+        return self.num_frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -193,6 +193,7 @@ def check_generation_size(
     num_frames: int,
     two_stage: bool,
     scale_factors: VideoScaleFactors = VIDEO_SCALE_FACTORS,
+    subject: str = "The requested size",
 ) -> None:
     """Check a requested size once, at the edge.
 
@@ -202,6 +203,7 @@ def check_generation_size(
         num_frames: pixel frames, `8k+1`.
         two_stage: whether the first stage runs at half height and width.
         scale_factors: pixels per latent cell.
+        subject: whose size it is, for the message.
 
     Raises:
         ShapeError: lists every problem, each with the nearest valid values.
@@ -222,4 +224,4 @@ def check_generation_size(
         wrong = "positive" if num_frames < 1 else f"{scale_factors.time}k+1"
         problems.append(f"num_frames={num_frames} is not {wrong}. Nearest valid: {valid}.")
     if problems:
-        raise ShapeError(join_problems("The requested size is not valid", problems))
+        raise ShapeError(join_problems(f"{subject} is not valid", problems))

@@ -46,13 +46,15 @@ _PARTS: dict[str, str] = {
 PIPELINES: dict[str, tuple[str, ...]] = {
     "one-stage": (),
     "text-to-audio": (),
-    "retake": (),
+    "retake": ("distilled transformer",),
+    "retake-guided": (),
     "two-stage": ("spatial upsampler", "distilled LoRA"),
     "two-stage-hq": ("spatial upsampler", "distilled LoRA"),
     "keyframe": ("spatial upsampler", "distilled LoRA"),
     "audio-to-video": ("spatial upsampler", "distilled LoRA"),
     "distilled": ("distilled transformer", "spatial upsampler"),
     "ic-lora": ("distilled transformer", "spatial upsampler", "IC-LoRA"),
+    "dub-it": ("distilled transformer", "spatial upsampler", "IC-LoRA"),
 }
 _MODEL = ("transformer", "connectors", "text_projection", "video_vae", "audio_vae", "vocoder")
 

@@ -12,6 +12,7 @@ from ltx2rt.cli import guidance as guidance_flags
 from ltx2rt.cli import inputs as input_flags
 from ltx2rt.cli.common import ProgressPrinter, parse_lora, print_json
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
+from ltx2rt.duration import AutoDuration
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.progress import Job
@@ -35,13 +36,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixels, a multiple of 64 (one-stage: 32); default 1536 (one-stage 768, HQ 1920)",
     )
     what.add_argument(
-        "--num-frames", type=int, default=defaults["num_frames"], help="8k+1; default %(default)s"
+        "--num-frames",
+        type=frame_count,
+        metavar="N",
+        help=f"8k+1, or auto (LTX-2.5: as the prompt needs); default {defaults['num_frames']}",
+    )
+    what.add_argument(
+        "--auto-duration",
+        type=float,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="limits of --num-frames auto, which this implies, in seconds; default 1 20",
     )
     what.add_argument(
         "--frame-rate",
         type=float,
-        default=defaults["frame_rate"],
-        help="frames per second; default %(default)s",
+        help=f"frames per second; default {defaults['frame_rate']:g}",
     )
     what.add_argument(
         "--image",
@@ -76,7 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guidance_flags.add_arguments(parser)
     input_flags.add_arguments(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("-o", "--output", type=Path, required=True, help=".mp4, .mov or .mkv")
+    output.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help=".mp4, .mov or .mkv; .wav or .flac for text-to-audio",
+    )
     output.add_argument(
         "--fragmented", action="store_true", help="write a file that plays while it grows"
     )
@@ -108,6 +124,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def frame_count(text: str) -> int | AutoDuration:
+    """`N` or `auto`."""
+    return AutoDuration() if text == "auto" else int(text)
+
+
 def parse_image(text: str) -> ImageCondition:
     """`FILE[@FRAME[:STRENGTH[:CRF]]]`."""
     path, at, rest = text.rpartition("@")
@@ -137,9 +158,17 @@ def config_of(options: argparse.Namespace) -> GenerationConfig:
     """
     names = [f.name for f in dataclasses.fields(GenerationConfig) if hasattr(options, f.name)]
     images = tuple(parse_image(text) for text in options.images)
-    values = {n: getattr(options, n) for n in names}
+    values = {n: value for n in names if (value := getattr(options, n)) is not None}
+    if options.auto_duration is not None:
+        low, high = options.auto_duration
+        if isinstance(options.num_frames, int):
+            raise OptionError(
+                f"--auto-duration leaves the number of frames open, --num-frames "
+                f"{options.num_frames} fixes it; give one of them."
+            )
+        values["num_frames"] = AutoDuration(min_s=low, max_s=high)
     size = zip(("height", "width"), pipeline_class(options.pipeline).default_size, strict=True)
-    values |= {side: default for side, default in size if values[side] is None}
+    values = dict(size) | values
     loras = tuple(parse_lora(text) for text in options.loras)
     return GenerationConfig(**{**values, "images": images, "loras": loras})
 
@@ -149,10 +178,15 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(result)
     else:
-        size = f"{result['width']}x{result['height']}"
+        if "width" in result:
+            what = (
+                f"{result['num_frames']} frames of {result['width']}x{result['height']} at "
+                f"{result['frame_rate']:g} fps"
+            )
+        else:
+            what = f"{result['duration_s']:.2f} s of sound"
         print(
-            f"{result['output']}: {result['num_frames']} frames of {size} at "
-            f"{result['frame_rate']:g} fps, seed {result['seed']}, bundle {result['bundle']}, "
+            f"{result['output']}: {what}, seed {result['seed']}, bundle {result['bundle']}, "
             f"ltx2rt {result['ltx2rt_version']}"
         )
     return 0
@@ -163,14 +197,13 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
     took.
     """
     from ltx2rt.media.files import check_file_path, check_fragmented, check_output_path
-    from ltx2rt.media.writer import write_audio
     from ltx2rt.pipelines.guided import GuidedPipeline
 
     pipeline = pipeline_class(options.pipeline)
     config = config_of(options)
     guidance_flags.check_flags(options)
     inputs = input_flags.inputs_of(options, pipeline)
-    check_output_path(options.output, "video")
+    check_output_path(options.output, pipeline.makes)
     if options.fragmented:
         check_fragmented(options.output)
     if options.audio_output is not None:
@@ -193,14 +226,19 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
             clip.save_latents(options.save_latents)
         clip.save(options.output, fragmented=options.fragmented)
         if options.audio_output is not None:
-            write_audio(options.audio_output, clip.audio, clip.audio_sampling_rate)
+            clip.save_audio(options.audio_output)
+        if pipeline.makes == "video":
+            size = {"num_frames": clip.num_frames, "height": clip.height, "width": clip.width}
+        else:
+            size = {
+                "num_frames": clip.config.frame_count,
+                "duration_s": clip.audio.shape[1] / clip.audio_sampling_rate,
+            }
         return {
             "output": str(options.output),
             **clip.metadata(),
             "seed": config.seed,
-            "num_frames": clip.num_frames,
-            "height": clip.height,
-            "width": clip.width,
+            **size,
             "frame_rate": clip.frame_rate,
             "timings_s": {k: round(v, 3) for k, v in job.timings_s.items()},
         }

@@ -8,7 +8,11 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ltx2rt.duration import AutoDuration
+from ltx2rt.pipelines.catalog import pipeline_class
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline
@@ -35,7 +39,86 @@ class Flag:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-FLAGS: tuple[Flag, ...] = ()
+RETAKE = ("retake", "retake-guided")
+
+FLAGS: tuple[Flag, ...] = (
+    Flag(
+        name="--audio",
+        target="audio",
+        pipelines=("audio-to-video",),
+        help="a sound or video file; its sound is kept as it is (mono is doubled to stereo)",
+        options={"type": Path, "metavar": "FILE"},
+    ),
+    Flag(
+        name="--audio-start-time",
+        target="audio_start_time",
+        pipelines=("audio-to-video",),
+        help="where in the file the clip begins; default 0",
+        options={"type": float, "metavar": "SECONDS"},
+    ),
+    Flag(
+        name="--audio-max-duration",
+        target="audio_max_duration",
+        pipelines=("audio-to-video",),
+        help="read no more than this; default: as long as the clip",
+        options={"type": float, "metavar": "SECONDS"},
+    ),
+    Flag(
+        name="--video",
+        target="video",
+        pipelines=RETAKE,
+        help="the clip to change; it gives size, frames and frame rate",
+        options={"type": Path, "metavar": "FILE"},
+    ),
+    Flag(
+        name="--start-time",
+        target="start_time",
+        pipelines=RETAKE,
+        help="where the part that is made anew begins",
+        options={"type": float, "metavar": "SECONDS"},
+    ),
+    Flag(
+        name="--end-time",
+        target="end_time",
+        pipelines=RETAKE,
+        help="where it ends",
+        options={"type": float, "metavar": "SECONDS"},
+    ),
+    *(
+        Flag(
+            name=f"--no-regenerate-{modality}",
+            target=f"regenerate_{modality}",
+            pipelines=RETAKE,
+            help=f"keep the {modality} of the source",
+            options={"action": "store_const", "const": False},
+        )
+        for modality in ("video", "audio")
+    ),
+    Flag(
+        name="--reference-video",
+        target="reference_video",
+        pipelines=("dub-it",),
+        help="the clip whose picture and voice are followed; it gives frames and frame rate",
+        options={"type": Path, "metavar": "FILE"},
+    ),
+    Flag(
+        name="--reference-strength",
+        target="reference_strength",
+        pipelines=("dub-it",),
+        help="how strictly the picture follows it, 0 to 1; default 1",
+        options={"type": float, "metavar": "X"},
+    ),
+)
+
+#: fields of `GenerationConfig` that some pipelines have no use for -> their flags
+COMMON = {
+    "height": "--height",
+    "width": "--width",
+    "num_frames": "--num-frames",
+    "frame_rate": "--frame-rate",
+    "images": "--image",
+    "generated_keyframes": "--num-generated-keyframes",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +134,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def problems_of(options: argparse.Namespace) -> list[str]:
-    """Flags that this pipeline does not take."""
-    return [
+    """Flags that this pipeline does not take, and those that it needs."""
+    cls = pipeline_class(options.pipeline)
+    problems = [
+        f"--pipeline {options.pipeline} has no use for {flag}"
+        for name, flag in COMMON.items()
+        if name in cls.unused and getattr(options, name, None) not in (None, [], 0)
+    ]
+    if not cls.auto_duration and (options.auto_duration or options.num_frames == AutoDuration()):
+        problems.append(f"--pipeline {options.pipeline} cannot choose its duration")
+    if cls.makes == "audio" and options.fragmented:
+        problems.append(
+            f"--pipeline {options.pipeline} writes sound, which --fragmented is not for"
+        )
+    required = cls.required_inputs()
+    problems += [
+        f"--pipeline {options.pipeline} needs {flag.name}"
+        for flag in FLAGS
+        if flag.target in required and getattr(options, flag.target, None) is None
+    ]
+    return problems + [
         f"{flag.name} is for --pipeline {' and '.join(flag.pipelines)}, not for "
         f"{options.pipeline}; leave it out or choose another pipeline"
         for flag in FLAGS

@@ -43,6 +43,9 @@ def check_waveform(waveform: NDArray[Any], sampling_rate: int) -> None:
 def to_int16(waveform: NDArray[Any]) -> NDArray[np.int16]:
     """Clip to [-1, 1], scale by 32767, truncate toward zero; NaN becomes silence and warns.
 
+    Sound that was read from 16 bits (every sample a whole number of 1/32768) is written as those
+    bits, so that it stays what it was.
+
     Args:
         waveform: `[C, N]` float.
 
@@ -54,6 +57,9 @@ def to_int16(waveform: NDArray[Any]) -> NDArray[np.int16]:
     if not_numbers:
         warnings.warn(f"{not_numbers} audio samples are NaN; written as silence.", stacklevel=2)
         values = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0)
+    steps = values * np.float32(32768)
+    if bool(((steps == np.rint(steps)) & (steps >= -32768) & (steps <= 32767)).all()):
+        return np.ascontiguousarray(steps.astype(np.int16).T)
     scaled = np.clip(values, -1, 1) * np.float32(32767)
     return np.ascontiguousarray(scaled.astype(np.int16).T)
 

@@ -65,6 +65,14 @@ class VideoInfo:
         return self.audio_sampling_rate > 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioInfo:
+    """Facts about the first audio stream of a file: its rate in Hz and its channels."""
+
+    sampling_rate: int
+    channels: int
+
+
 @contextmanager
 def _reading(path: str | Path, kind: str) -> Iterator[InputContainer]:
     """Open a media file; what libav raises inside becomes a MediaError about `path`."""
@@ -104,6 +112,12 @@ def _video_frames(container: InputContainer, path: str | Path) -> Iterator[Video
         yield from packet.decode()
 
 
+def _audio_stream(container: InputContainer, path: str | Path) -> AudioStream:
+    if not container.streams.audio:
+        raise MediaError(f"cannot read audio from '{path}': the file has no audio stream.")
+    return container.streams.audio[0]
+
+
 def _rgb(frame: VideoFrame) -> NDArray[np.uint8]:
     return frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
@@ -139,6 +153,17 @@ def probe_video(path: str | Path) -> VideoInfo:
             colour_range=int(colour_range),
             metadata=metadata,
         )
+
+
+def probe_audio(path: str | Path) -> AudioInfo:
+    """Read the facts of a file's sound.
+
+    Raises:
+        MediaError: missing, not a media file, or without an audio stream.
+    """
+    with _reading(path, "audio") as container:
+        context = _audio_stream(container, path).codec_context
+        return AudioInfo(sampling_rate=context.sample_rate, channels=context.channels)
 
 
 def iterate_video_frames(
@@ -249,9 +274,7 @@ def read_audio(
     blocks: list[NDArray[np.float32]] = []
     first_time = 0.0
     with _reading(path, "audio") as container:
-        if not container.streams.audio:
-            raise MediaError(f"cannot read audio from '{path}': the file has no audio stream.")
-        stream = container.streams.audio[0]
+        stream = _audio_stream(container, path)
         rate = stream.codec_context.sample_rate
         end_s = None if max_duration_s is None else start_s + max_duration_s
         if start_s > 0 and not _seek(container, stream, max(0.0, start_s - _PREROLL_S)):

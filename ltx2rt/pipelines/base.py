@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ltx2rt.bundle import ModelSource
-from ltx2rt.components.audio import AudioDecoder
+from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER, DiffusionVideoDecoder
+from ltx2rt.components.duration_head import DurationHead
 from ltx2rt.components.prompt_encoder import PromptEncoder
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER, TextEncoder
@@ -17,9 +18,17 @@ from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
+from ltx2rt.conditioning import keyframe_indices
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
+from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Engine
-from ltx2rt.errors import BundleError, InternalError, OptionError, join_problems
+from ltx2rt.errors import (
+    BundleError,
+    InternalError,
+    OptionError,
+    UnsupportedError,
+    join_problems,
+)
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.run import TRANSFORMER, Request, Run
 from ltx2rt.progress import Job
@@ -61,6 +70,12 @@ class Pipeline:
     Inputs: ClassVar[type[Any] | None] = None
     #: height and width where none are asked for
     default_size: ClassVar[tuple[int, int]] = (1024, 1536)
+    #: fields of `GenerationConfig` that mean nothing here; naming one is refused
+    unused: ClassVar[tuple[str, ...]] = ()
+    #: whether `num_frames` may be an `AutoDuration`
+    auto_duration: ClassVar[bool] = False
+    #: what a clip of it is: a picture (with sound), or sound alone
+    makes: ClassVar[Literal["video", "audio"]] = "video"
 
     def __init__(self, source: ModelSource, runtime: RuntimeConfig | None = None) -> None:
         missing = self.missing(source.has)
@@ -129,9 +144,12 @@ class Pipeline:
         names = {f.name for f in dataclasses.fields(GenerationConfig)}
         own = {f.name for f in dataclasses.fields(self.Inputs)} if self.Inputs else set()
         problems = [f"{name} is not an option" for name in sorted(options.keys() - names - own)]
+        problems += [f"it has no use for {n}" for n in self.unused if n in options]
         if config is not None:
             problems += [f"{n} was given beside config" for n in sorted(options.keys() & names)]
-        if inputs is not None:
+        if inputs is None:
+            problems += [f"{n} is missing" for n in self.required_inputs() if n not in options]
+        else:
             problems += [f"{n} was given beside inputs" for n in sorted(options.keys() & own)]
             if self.Inputs is None or not isinstance(inputs, self.Inputs):
                 problems.append(f"inputs of type {type(inputs).__name__} are not for this pipeline")
@@ -150,14 +168,71 @@ class Pipeline:
     def prepare(self, request: Request) -> Request:
         """The request with every default filled in, checked before anything is loaded."""
         config = request.config
-        check_generation_size(
-            config.height, config.width, config.num_frames, self.two_stage, self.scale_factors
-        )
+        problems = [
+            f"it has no use for {name}"
+            for name in ("images", "generated_keyframes")
+            if name in self.unused and getattr(config, name)
+        ]
+        if problems:
+            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+        self._check_duration(config)
+        if self.makes == "video":
+            frames = 1 if isinstance(config.num_frames, AutoDuration) else config.num_frames
+            check_generation_size(
+                config.height, config.width, frames, self.two_stage, self.scale_factors
+            )
+        self.check_keyframes(config)
         return request
+
+    def _check_duration(self, config: GenerationConfig) -> None:
+        if not isinstance(config.num_frames, AutoDuration):
+            return
+        if not self.auto_duration:
+            raise OptionError(
+                f"the {self.name} pipeline cannot choose its duration; give num_frames as a number."
+            )
+        if not self.source.has("duration_head"):
+            raise UnsupportedError(
+                f"an automatic duration needs a duration head, which this bundle of "
+                f"{self.source.model.generation} does not hold; give num_frames as a number, or "
+                "build an LTX-2.5 bundle with one (ltx2rt build --duration-head FILE)."
+            )
+        limit = config.num_frames.limits(config.frame_rate)[1]
+        late = [i for i in config.images if i.frame >= limit]
+        if late:
+            raise OptionError(
+                f"image {late[0].path} is placed at frame {late[0].frame}; the clip has at most "
+                f"{limit} frames."
+            )
+
+    def check_keyframes(self, config: GenerationConfig) -> None:
+        """Refuse generated keyframes that this model or this clip cannot have.
+
+        Raises:
+            UnsupportedError: the model has no keyframe embedding.
+            OptionError: the frames do not lie in the clip.
+        """
+        if not config.generated_keyframes:
+            return
+        if not self.source.options("transformer_block")["keyframes_embedding"]:
+            raise UnsupportedError(
+                f"generated keyframes were asked for, which {self.source.model.generation} cannot "
+                "make: its transformer has no keyframe embedding; use an LTX-2.5 model, or ask for "
+                "none."
+            )
+        if isinstance(config.num_frames, int):
+            keyframe_indices(config.generated_keyframes, config.num_frames)
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """LoRAs of each stage."""
         return [request.config.loras]
+
+    @classmethod
+    def required_inputs(cls) -> list[str]:
+        """The fields of `Inputs` that have no default."""
+        absent = dataclasses.MISSING
+        fields = dataclasses.fields(cls.Inputs) if cls.Inputs else ()
+        return [f.name for f in fields if f.default is absent and f.default_factory is absent]
 
     @classmethod
     def missing(cls, has: Callable[..., bool]) -> list[str]:
@@ -225,6 +300,9 @@ class Pipeline:
         )
         return PromptEncoder(Tokenizer.from_file(source.tokenizer_path()), encoder)
 
+    def duration_head(self) -> DurationHead:
+        return DurationHead(self.engine("duration_head"))
+
     def transformer(self, loras: Sequence[Lora] = ()) -> Transformer:
         """The diffusion transformer with LoRAs merged; one object for all stages that want the
         same ones, so that its tables are cached. Only one set of merged weights is held.
@@ -263,6 +341,12 @@ class Pipeline:
             self.engine("video_decoder"), self.source.options("video_decoder")
         )
 
+    def audio_encoder(self) -> AudioEncoder:
+        options = self.source.options("audio_encoder")
+        return AudioEncoder(
+            self.engine("audio_encoder"), options["sampling_rate"], options["n_fft"]
+        )
+
     def audio_decoder(self) -> AudioDecoder:
         return AudioDecoder(
             self.engine("audio_decoder"),
@@ -270,10 +354,9 @@ class Pipeline:
             self.source.model.audio_sampling_rate,
         )
 
-    def spatial_upsampler(self) -> LatentUpsampler:
-        return LatentUpsampler.from_options(
-            self.engine("spatial_upsampler"), self.source.options("spatial_upsampler")
-        )
+    def upsampler(self, name: str) -> LatentUpsampler:
+        """`spatial_upsampler` or `temporal_upsampler`."""
+        return LatentUpsampler.from_options(self.engine(name), self.source.options(name))
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Refuse LoRAs that do not fit, before anything is loaded (`ModelSource.check_loras`)."""

@@ -15,6 +15,11 @@ PIPELINES: dict[str, tuple[str, str]] = {
     "two-stage": ("two_stages", "TwoStagesPipeline"),
     "two-stage-hq": ("two_stages_hq", "TwoStagesHQPipeline"),
     "keyframe": ("keyframe", "KeyframeInterpolationPipeline"),
+    "audio-to-video": ("audio_to_video", "AudioToVideoPipeline"),
+    "text-to-audio": ("text_to_audio", "TextToAudioPipeline"),
+    "retake": ("retake", "RetakePipeline"),
+    "retake-guided": ("retake", "GuidedRetakePipeline"),
+    "dub-it": ("dub_it", "DubItPipeline"),
 }
 
 

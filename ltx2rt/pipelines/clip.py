@@ -147,12 +147,15 @@ class Clip:
         """Write video and sound of equal length; decoding and encoding overlap.
 
         Args:
-            path: `.mp4`, `.mov` or `.mkv`. Nothing is left behind when decoding or writing fails.
-            fragmented: write a file that plays while it grows.
+            path: `.mp4`, `.mov` or `.mkv`; `.wav` or `.flac` for a clip without a picture. Nothing
+                is left behind when decoding or writing fails.
+            fragmented: write a video file that plays while it grows.
 
         Raises:
             MediaError: the file cannot be written.
         """
+        if self.video_latent is None:
+            return self.save_audio(path)
         from ltx2rt.media.writer import VideoWriter
 
         with VideoWriter(
@@ -167,6 +170,16 @@ class Clip:
             for chunk in prefetch(self.float_frames()):
                 writer.write(chunk)
 
+    def save_audio(self, path: str | Path) -> None:
+        """Write the whole sound as `.wav` or `.flac`, 16 bits.
+
+        Raises:
+            MediaError: the file cannot be written.
+        """
+        from ltx2rt.media.audio import write_audio
+
+        write_audio(path, self.audio, self.audio_sampling_rate, self.metadata())
+
     def save_latents(self, path: str | Path) -> None:
         """Write `latents` as safetensors, to decode or compare later."""
         write_safetensors(path, self.latents, {"ltx2rt": __version__, **self.metadata()})
@@ -178,13 +191,15 @@ class Clip:
             "prompt": config.prompt,
             "pipeline": self.pipeline.name,
             "seed": config.seed,
-            "num_frames": self.num_frames,
+            "num_frames": self.num_frames or self.config.frame_count,
             "frame_rate": self.frame_rate,
             "height": self.height,
             "width": self.width,
             "bundle": self.pipeline.source.bundle_id,
             "ltx2rt_version": __version__,
         }
+        if self.video_latent is None:
+            del facts["height"], facts["width"]
         if config.loras:
             facts["loras"] = lora_text(config.loras)
         if config.generated_keyframes:

@@ -21,12 +21,13 @@ class DistilledPipeline(Pipeline):
     name: ClassVar[str] = "distilled"
     requires: ClassVar[tuple[str, ...]] = TWO_STAGE
     two_stage: ClassVar[bool] = True
+    auto_duration: ClassVar[bool] = True
 
     def generate(self, run: Run) -> Clip:
         loras = run.config.loras
-        keyframes = run.keyframe_items()
         items = run.image_items({"stage_1": 2, "stage_2": 1})
         context = run.encode([run.config.prompt])
+        keyframes = run.keyframe_items()
         first = run.stage(
             "stage_1",
             DISTILLED,

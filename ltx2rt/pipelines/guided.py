@@ -20,6 +20,8 @@ class GuidedPipeline(Pipeline):
     """Base of the guided pipelines."""
 
     guided: ClassVar[bool] = True
+    #: what guidance applies to; a modality that is given or absent takes none
+    guides: ClassVar[tuple[str, ...]] = ("video", "audio")
 
     def default_guiders(self) -> tuple[GuiderParams, GuiderParams]:
         """Guidance of video and audio for this bundle; a model with fewer blocks than its version
@@ -81,6 +83,8 @@ class GuidedPipeline(Pipeline):
         problems = []
         count = self._block_count()
         for modality, params in zip(("video", "audio"), guiders_of(guidance), strict=True):
+            if modality not in self.guides and params != GuiderParams():
+                problems.append(f"the {self.name} pipeline takes no guidance for the {modality}")
             wrong = [b for b in params.stg_blocks if not 0 <= b < count]
             if wrong and params.needs_perturbed:
                 problems.append(

@@ -15,6 +15,7 @@ class KeyframeInterpolationPipeline(TwoStagesPipeline):
     """
 
     name: ClassVar[str] = "keyframe"
+    auto_duration: ClassVar[bool] = False
     guiding_images: ClassVar[bool] = True
     audio_stage: ClassVar[str] = "stage_2"
 

@@ -17,12 +17,13 @@ class OneStagePipeline(GuidedPipeline):
 
     name: ClassVar[str] = "one-stage"
     requires: ClassVar[tuple[str, ...]] = ONE_STAGE
+    auto_duration: ClassVar[bool] = True
     default_size: ClassVar[tuple[int, int]] = (512, 768)
 
     def generate(self, run: Run) -> Clip:
-        keyframes = run.keyframe_items()
         items = run.image_items({"stage_1": 1})
         context, guidance = self.encode(run)
+        keyframes = run.keyframe_items()
         result = run.stage(
             "stage_1",
             self.sigmas(run.guidance),

@@ -6,7 +6,7 @@ The steps that pipelines are put together from are methods here; their order is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ltx2rt.components.denoisers import Guidance
@@ -17,14 +17,15 @@ from ltx2rt.components.diffusion_stage import (
     StageResult,
     run_stage,
 )
-from ltx2rt.components.image_conditioner import image_items
+from ltx2rt.components.image_conditioner import EncodedImage, encode_images
 from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.reference_conditioner import ReferenceFile, reference_item
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
 from ltx2rt.config import GenerationConfig, GuidanceConfig
+from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Array
-from ltx2rt.errors import UnsupportedError
 from ltx2rt.manifest import Lora
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.progress import Job
@@ -64,6 +65,8 @@ class Run:
     Attributes:
         generator: the pipeline's random generator, seeded with the request's seed; its order of
             draws is part of the result (spec/sampling.md §8).
+        canvas: the clip that stages work on; a pipeline sets it where that is larger, longer or
+            faster than what was asked for. An automatic duration is one frame until `encode`.
         latents: `stage_1.video`, `stage_1.audio`, `upsampled.video`, ... as they were made.
     """
 
@@ -76,6 +79,13 @@ class Run:
         self.trace = trace
         self.generator = TorchGenerator(request.config.seed)
         self.latents: dict[str, Array] = {}
+        frames = request.config.num_frames
+        self.canvas = VideoPixelShape(
+            num_frames=frames if isinstance(frames, int) else 1,
+            height=request.config.height,
+            width=request.config.width,
+            frame_rate=request.config.frame_rate,
+        )
 
     @property
     def config(self) -> GenerationConfig:
@@ -89,7 +99,10 @@ class Run:
 
     def encode(self, prompts: Sequence[str]) -> TextContext:
         """Contexts of prompts, the first of which describes the clip; the text encoder is
-        released.
+        released. An automatic duration is predicted from it: from here on, `config` has a number.
+
+        Raises:
+            OptionError: an image is placed behind the end of the predicted clip.
         """
         encoder = self.pipeline.prompt_encoder()
         layers = len(self.pipeline.source.options("text_head")["layers"])
@@ -99,59 +112,91 @@ class Run:
         if self.trace is not None:
             self.trace.tensors["context.video"] = context.video[:1]
             self.trace.tensors["context.audio"] = context.audio[:1]
+        if isinstance(self.config.num_frames, AutoDuration):
+            self._predict_duration(self.config.num_frames, context)
         return context
+
+    def _predict_duration(self, asked: AutoDuration, context: TextContext) -> None:
+        self.job.report("duration", 0, 1)
+        audio_only = self.pipeline.makes == "audio"
+        seconds = self.pipeline.duration_head()(context, audio_only=audio_only)
+        self.pipeline.release("duration_head")
+        frames = asked.frames(seconds, self.config.frame_rate)
+        self.request = replace(self.request, config=replace(self.config, num_frames=frames))
+        self.canvas = replace(self.canvas, num_frames=frames)
+        self.job.report("duration", 1, 1, f"{frames} frames")
 
     def keyframe_items(self) -> list[ConditioningItem]:
         """The slots of generated keyframes, for stage 1 after the images; [] if none are asked for.
+        Prompts are encoded before: the duration must be known.
 
         Raises:
-            UnsupportedError: the model has no keyframe embedding.
-            OptionError: the frames do not lie in the clip.
+            UnsupportedError, OptionError: see `Pipeline.check_keyframes`.
         """
-        indices = keyframe_indices(self.config.generated_keyframes, self.config.num_frames)
+        self.pipeline.check_keyframes(self.config)
+        indices = keyframe_indices(self.config.generated_keyframes, self.config.frame_count)
         if not indices:
             return []
-        source = self.pipeline.source
-        if not source.options("transformer_block")["keyframes_embedding"]:
-            raise UnsupportedError(
-                f"generated keyframes were asked for, which {source.model.generation} cannot "
-                "make: its transformer has no keyframe embedding; use an LTX-2.5 model, or ask for "
-                "none."
-            )
         return [GeneratedKeyframes(frame_indices=indices)]
 
     def image_items(
         self, divisors: Mapping[str, int], *, guiding: bool = False
     ) -> dict[str, list[ConditioningItem]]:
-        """The images as conditioning of each stage; the video encoder is released.
+        """The images as conditioning of each stage (`encode_images`).
+
+        Args:
+            guiding: attach every image as a keyframe, also one at frame 0.
+        """
+        encoded = self.encode_images(divisors)
+        return {k: [image.item(guiding=guiding) for image in v] for k, v in encoded.items()}
+
+    def encode_images(self, divisors: Mapping[str, int]) -> dict[str, list[EncodedImage]]:
+        """The images at the size of each stage; the video encoder is released.
 
         Args:
             divisors: stage name -> by what its height and width are smaller than the clip's.
-            guiding: attach every image as a keyframe, also one at frame 0.
         """
-        items: dict[str, list[ConditioningItem]] = {stage: [] for stage in divisors}
+        encoded: dict[str, list[EncodedImage]] = {stage: [] for stage in divisors}
         for stage, divisor in divisors.items() if self.config.images else ():
             self.job.report(f"images {stage}", 0, 1)
             pixels = self.pixels(divisor)
-            items[stage] = image_items(
+            encoded[stage] = encode_images(
                 self.config.images,
                 self.pipeline.video_encoder(),
                 pixels.height,
                 pixels.width,
                 self.pipeline.source.model.image_crf,
-                guiding=guiding,
             )
             self.job.report(f"images {stage}", 1, 1)
+        self.pipeline.release("video_encoder")
+        return encoded
+
+    def reference_items(
+        self, stage: str, references: Sequence[ReferenceFile], divisor: int = 1, **facts: Any
+    ) -> list[ConditioningItem]:
+        """Reference videos as conditioning of a stage; the video encoder is released.
+
+        Args:
+            stage: its name, for progress.
+            divisor: by what its height and width are smaller than the clip's.
+            facts: further arguments of `reference_item`.
+        """
+        items: list[ConditioningItem] = []
+        for index, reference in enumerate(references):
+            self.job.report(f"references {stage}", index, len(references))
+            encoder = self.pipeline.video_encoder()
+            items.append(reference_item(reference, encoder, self.pixels(divisor), **facts))
+            self.job.report(f"references {stage}", index + 1, len(references))
         self.pipeline.release("video_encoder")
         return items
 
     def pixels(self, divisor: int = 1) -> VideoPixelShape:
-        """The clip, its height and width divided."""
+        """The canvas, its height and width divided."""
         return VideoPixelShape(
-            num_frames=self.config.num_frames,
-            height=self.config.height // divisor,
-            width=self.config.width // divisor,
-            frame_rate=self.config.frame_rate,
+            num_frames=self.canvas.num_frames,
+            height=self.canvas.height // divisor,
+            width=self.canvas.width // divisor,
+            frame_rate=self.canvas.frame_rate,
         )
 
     def video(self, divisor: int = 1, **facts: Any) -> ModalityRequest[VideoLatentShape]:
@@ -194,7 +239,7 @@ class Run:
         request = StageRequest(
             name=name,
             sigmas=sigmas,
-            frame_rate=frame_rate or self.config.frame_rate,
+            frame_rate=frame_rate or self.canvas.frame_rate,
             scale_factors=self.pipeline.scale_factors,
             video=video,
             audio=audio,
@@ -214,14 +259,19 @@ class Run:
                 self.latents[f"{name}.{part}"] = latent
         return result
 
-    def upsample(self, video: Array | None) -> Array:
-        """A video latent at twice its height and width; the upsampler is released."""
+    def upsample(self, video: Array | None, upsampler: str = "spatial_upsampler") -> Array:
+        """A video latent with more rows and columns, or with more frames (`temporal_upsampler`);
+        the upsampler is released.
+        """
         assert video is not None
         self.job.report("upsample", 0, 1)
-        upsampled = self.pipeline.spatial_upsampler()(video)
-        self.pipeline.release("spatial_upsampler")
+        upsampled = self.pipeline.upsampler(upsampler)(video)
+        self.pipeline.release(upsampler)
         self.job.report("upsample", 1, 1)
         self.latents["upsampled.video"] = upsampled
+        if self.trace is not None:
+            number = self.trace.count("upsample") + 1
+            self.trace.tensors[f"upsample{number}.out"] = upsampled
         return upsampled
 
     def refine(

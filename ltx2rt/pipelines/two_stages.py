@@ -25,6 +25,7 @@ class TwoStagesPipeline(GuidedPipeline):
     name: ClassVar[str] = "two-stage"
     requires: ClassVar[tuple[str, ...]] = TWO_STAGE
     two_stage: ClassVar[bool] = True
+    auto_duration: ClassVar[bool] = True
     sampler: ClassVar[Sampler] = "euler"
     #: attach every image as a keyframe, also one at frame 0
     guiding_images: ClassVar[bool] = False
@@ -44,9 +45,9 @@ class TwoStagesPipeline(GuidedPipeline):
 
     def generate(self, run: Run) -> Clip:
         loras = self.stage_loras(run.request)
-        keyframes = run.keyframe_items()
         items = run.image_items({"stage_1": 2, "stage_2": 1}, guiding=self.guiding_images)
         context, guidance = self.encode(run)
+        keyframes = run.keyframe_items()
         first = run.stage(
             "stage_1",
             self.stage_1_sigmas(run),

@@ -13,17 +13,22 @@ import numpy as np
 
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
+from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Array
 from ltx2rt.guidance import GuiderParams
 from ltx2rt.manifest import Lora
+from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline
 from ltx2rt.pipelines.distilled import DistilledPipeline
-from ltx2rt.pipelines.guided import GuidedPipeline
+from ltx2rt.pipelines.dub_it import DubItPipeline
 from ltx2rt.pipelines.keyframe import KeyframeInterpolationPipeline
 from ltx2rt.pipelines.one_stage import OneStagePipeline
+from ltx2rt.pipelines.retake import GuidedRetakePipeline, RetakePipeline
+from ltx2rt.pipelines.text_to_audio import TextToAudioPipeline
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline
 from ltx2rt.safetensors import SafetensorsFile
 from tests.parity.golden import Result, Runner, Skip, read_arrays
+from tests.parity.media_inputs import INPUT_ARGUMENTS, inputs_of
 from tests.parity.pipeline_source import ComponentSource, find_model
 from tests.tolerances import (
     PIPELINE_FRAME_MAX,
@@ -35,8 +40,12 @@ from tests.tolerances import (
 
 #: official class -> ours
 PIPELINES = {
+    "A2VidPipelineTwoStage": AudioToVideoPipeline,
     "DistilledPipeline": DistilledPipeline,
+    "DubItPipeline": DubItPipeline,
     "KeyframeInterpolationPipeline": KeyframeInterpolationPipeline,
+    "RetakePipeline": RetakePipeline,
+    "T2AOneStagePipeline": TextToAudioPipeline,
     "TI2VidOneStagePipeline": OneStagePipeline,
     "TI2VidTwoStagesHQPipeline": TwoStagesHQPipeline,
     "TI2VidTwoStagesPipeline": TwoStagesPipeline,
@@ -46,8 +55,12 @@ PIPELINES = {
 KNOWN_ARGUMENTS = {
     "seed", "num_frames", "frame_rate", "height", "width", "images", "tiling_config", "ancestral",
     "video_guider_params", "audio_guider_params", "num_inference_steps", "distilled_strength",
-    "s1", "s2", "generated_keyframes", "vae",
+    "s1", "s2", "generated_keyframes", "vae", *INPUT_ARGUMENTS,
 }  # fmt: skip
+
+
+#: guidance of a modality that has none
+NEUTRAL = dataclasses.asdict(GuiderParams())
 
 
 def pipeline_files(root: Path) -> list[Path]:
@@ -85,11 +98,13 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
     if case.get("native_bf16"):
         raise Skip("bfloat16 arithmetic is informative, not a gate; it is not run on a CPU")
     call = dict(case["call"])
+    if call.pop("distilled", True) is False:
+        pipeline = GuidedRetakePipeline
     unknown = sorted(k for k in set(call) - KNOWN_ARGUMENTS if call[k])
     if unknown:
         raise Skip(f"option {', '.join(unknown)} of {case['pipeline']} is not supported yet")
-    if not isinstance(call["num_frames"], int):
-        raise Skip("automatic duration is not supported yet")
+    if isinstance(limits := call.get("num_frames"), dict):
+        call["num_frames"] = AutoDuration(min_s=limits["min_seconds"], max_s=limits["max_seconds"])
     model = find_model(case["model"], runner, conv_decoder=call.get("vae") == "conv")
     source = ComponentSource(model, runner)
     if call.get("ancestral"):
@@ -104,20 +119,20 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
         prompt=case["prompts"]["p0"],
         images=tuple(
             ImageCondition(path=inputs / name, frame=frame, strength=strength, crf=crf)
-            for name, frame, strength, crf in call["images"]
+            for name, frame, strength, crf in call.get("images", ())
         ),
         tiling="none",
         generated_keyframes=call.get("generated_keyframes", 0),
         loras=tuple(loras[-1]),
-        **{k: call[k] for k in ("seed", "num_frames", "frame_rate", "height", "width")},
+        **{
+            k: call[k] for k in ("seed", "num_frames", "frame_rate", "height", "width") if k in call
+        },
     )
     trace = StageTrace()
     runtime = RuntimeConfig(residency="resident")
-    if issubclass(pipeline, GuidedPipeline):
-        clip = pipeline(source, runtime)(config, _guidance(case, distilled), trace=trace)
-    else:
-        clip = pipeline(source, runtime)(config, trace=trace)
-    frames = np.concatenate(list(clip.float_frames()))
+    guidance = _guidance(case, distilled) if pipeline.guided else None
+    own = inputs_of(pipeline, call, inputs)
+    clip = pipeline(source, runtime)(config, guidance, own, trace=trace)
     got = {k.replace("stage_", "stage"): v for k, v in trace.tensors.items()}
     for name, latent in clip.latents.items():
         if name.endswith(".keyframes"):
@@ -126,8 +141,11 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
             got[f"{name.replace('stage_', 'stage')}.out"] = latent
     if "upsampled.video" in clip.latents:
         got["upsample1.out"] = clip.latents["upsampled.video"]
-    got["decode.video_latent"], got["decode.audio_latent"] = clip.video_latent, clip.audio_latent
-    got["video_u16"] = frames[case["saved_frames"]]
+    if clip.audio_latent is not None:
+        got["decode.audio_latent"] = clip.audio_latent
+    if clip.video_latent is not None:
+        got["decode.video_latent"] = clip.video_latent
+        got["video_u16"] = np.concatenate(list(clip.float_frames()))[case["saved_frames"]]
     got["audio.waveform"] = clip.audio
     return got, clip.audio_sampling_rate
 
@@ -136,7 +154,7 @@ def _guidance(case: Mapping[str, Any], distilled: Lora | None) -> GuidanceConfig
     call = case["call"]
     video, audio = (
         GuiderParams(**{**params, "stg_blocks": tuple(params["stg_blocks"])})
-        for params in (call["video_guider_params"], call["audio_guider_params"])
+        for params in (call.get(f"{m}_guider_params", NEUTRAL) for m in ("video", "audio"))
     )
     return GuidanceConfig(
         negative_prompt=case["prompts"]["n0"],

@@ -1,0 +1,136 @@
+"""A clip that says something else (spec/pipelines.md §10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
+from ltx2rt.conditioning import ReferenceAudio
+from ltx2rt.errors import MediaError, OptionError, join_problems
+from ltx2rt.lora_keys import file_reference_factors
+from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
+from ltx2rt.pipelines.media_steps import check_video, encode_sound, read_sound
+from ltx2rt.pipelines.run import Request
+from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.schedules import DISTILLED
+from ltx2rt.tiling import TilingConfig
+
+if TYPE_CHECKING:
+    from ltx2rt.pipelines.clip import Clip
+    from ltx2rt.pipelines.run import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DubItInputs:
+    """The clip to dub.
+
+    Attributes:
+        reference_video: picture and voice to follow; it gives frames (cut to `8k+1`) and frame
+            rate.
+        reference_strength: how strictly the picture follows it, 0 to 1.
+    """
+
+    reference_video: Path
+    reference_strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.reference  # noqa: B018 (checks the strength)
+
+    @property
+    def reference(self) -> ReferenceFile:
+        """The picture, as every reference video is given."""
+        return ReferenceFile(path=self.reference_video, strength=self.reference_strength)
+
+
+class DubItPipeline(Pipeline):
+    """Make a clip anew that follows a clip and its voice, with a distilled model and one IC-LoRA
+    in both stages. Stage 1 speaks; stage 2 sees its sound and refines the picture.
+    """
+
+    name: ClassVar[str] = "dub-it"
+    requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, "video_encoder", "audio_encoder")
+    two_stage: ClassVar[bool] = True
+    Inputs: ClassVar[type[Any] | None] = DubItInputs
+    unused: ClassVar[tuple[str, ...]] = ("num_frames", "frame_rate", "generated_keyframes")
+
+    def prepare(self, request: Request) -> Request:
+        """As `Pipeline.prepare`, with the reference's frames and frame rate.
+
+        Raises:
+            MediaError: the reference cannot be read, or is silent.
+            OptionError: not one LoRA, or a size that its reference does not divide.
+            CheckpointError: the LoRA cannot be read.
+        """
+        own: DubItInputs = request.inputs
+        info = check_video(own.reference_video)
+        if not info.has_audio:
+            raise MediaError(
+                f"'{own.reference_video}' has no audio stream; the {self.name} pipeline needs the "
+                "voice of its reference."
+            )
+        time = self.scale_factors.time
+        config = replace(
+            request.config,
+            num_frames=(info.num_frames - 1) // time * time + 1,
+            frame_rate=float(info.frame_rate),
+        )
+        request = super().prepare(replace(request, config=config))
+        if len(config.loras) != 1:
+            raise OptionError(
+                f"the {self.name} pipeline needs exactly one LoRA (--lora FILE), its IC-LoRA; "
+                f"{len(config.loras)} were given."
+            )
+        multiple = 2 * self.scale_factors.height * _downscale(request)
+        problems = reference_problems([], config.height, config.width, multiple)
+        if problems:
+            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+        return request
+
+    def generate(self, run: Run) -> Clip:
+        own: DubItInputs = run.request.inputs
+        loras = run.config.loras
+        stages = {"stage_1": 2, "stage_2": 1}
+        images = run.image_items(stages)
+        references = {
+            stage: run.reference_items(
+                stage,
+                [own.reference],
+                divisor,
+                downscale=_downscale(run.request),
+                tiling=TilingConfig.default(),
+            )
+            for stage, divisor in stages.items()
+        }
+        voice = encode_sound(run, read_sound(own.reference_video))
+        context = run.encode([run.config.prompt])
+        first = run.stage(
+            "stage_1",
+            DISTILLED,
+            context,
+            loras,
+            video=run.video(2, items=[*images["stage_1"], *references["stage_1"]]),
+            audio=run.audio(items=[ReferenceAudio.before_start(voice)]),
+        )
+        assert first.audio is not None
+        second = run.refine(
+            first,
+            context,
+            loras,
+            video_items=[*images["stage_2"], *references["stage_2"]],
+            audio=run.audio(
+                initial=first.audio,
+                noise_scale=0.0,
+                frozen=True,
+                items=[ReferenceAudio.before_start(first.audio)],
+            ),
+        )
+        return run.clip(second.video, first.audio)
+
+
+def _downscale(request: Request) -> int:
+    """How much smaller than the clip the LoRA wants the reference; that it may want it slower too
+    means nothing here.
+    """
+    return file_reference_factors(SafetensorsFile(request.config.loras[0].path))[0]

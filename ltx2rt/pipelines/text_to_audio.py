@@ -1,0 +1,62 @@
+"""Sound without a picture (spec/pipelines.md §11)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from ltx2rt.errors import ShapeError
+from ltx2rt.guidance import GuiderParams
+from ltx2rt.pipelines.base import TRANSFORMER
+from ltx2rt.pipelines.guided import GuidedPipeline
+from ltx2rt.pipelines.run import Request, Run
+from ltx2rt.shapes import AudioLatentShape
+
+if TYPE_CHECKING:
+    from ltx2rt.pipelines.clip import Clip
+
+
+class TextToAudioPipeline(GuidedPipeline):
+    """Prompt to sound of `num_frames / frame_rate` seconds, in one guided stage of the audio half
+    of the transformer.
+    """
+
+    name: ClassVar[str] = "text-to-audio"
+    requires: ClassVar[tuple[str, ...]] = ("text_encoder", *TRANSFORMER, "audio_decoder", "vocoder")
+    unused: ClassVar[tuple[str, ...]] = ("height", "width", "images", "generated_keyframes")
+    auto_duration: ClassVar[bool] = True
+    makes: ClassVar[Literal["video", "audio"]] = "audio"
+    guides: ClassVar[tuple[str, ...]] = ("audio",)
+
+    def default_guiders(self) -> tuple[GuiderParams, GuiderParams]:
+        """Those of the model version for the sound, which has no other modality to turn from."""
+        return GuiderParams(), replace(super().default_guiders()[1], modality_scale=1.0)
+
+    def prepare(self, request: Request) -> Request:
+        """As `GuidedPipeline.prepare`; `num_frames` need not be `8k+1`.
+
+        Raises:
+            ShapeError: the sound would be shorter than one latent step.
+            OptionError: guidance of a picture, or guidance that this model cannot do.
+        """
+        request = super().prepare(request)
+        frames, rate = request.config.num_frames, request.config.frame_rate
+        if isinstance(frames, int) and AudioLatentShape.from_duration(frames / rate).num_frames < 1:
+            raise ShapeError(
+                f"num_frames={frames} at {rate:g} frames per second is less than one step of sound "
+                "(0.04 s); use more."
+            )
+        return request
+
+    def generate(self, run: Run) -> Clip:
+        context, guidance = self.encode(run)
+        result = run.stage(
+            "stage_1",
+            self.sigmas(run.guidance),
+            context,
+            run.config.loras,
+            video=None,
+            audio=run.audio(),
+            guidance=guidance,
+        )
+        return run.clip(None, result.audio)

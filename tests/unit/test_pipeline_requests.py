@@ -1,0 +1,105 @@
+"""Requests of the pipelines with inputs of their own: what is missing or means nothing is refused
+in one message.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ltx2rt.config import GenerationConfig, ImageCondition
+from ltx2rt.duration import AutoDuration
+from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.pipelines.audio_to_video import AudioInput, AudioToVideoPipeline
+from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.retake import RetakeInputs, RetakePipeline
+from ltx2rt.pipelines.run import Request
+
+
+def source(*parts: str) -> Any:
+    """A model with everything but a duration head, or with these parts."""
+    return SimpleNamespace(
+        has=lambda *names: all(n in parts if parts else n != "duration_head" for n in names),
+        options=lambda name: {"keyframes_embedding": False, "num_layers": 2},
+        model=SimpleNamespace(generation="LTX-2.3", time_scale=8, spatial_scale=32),
+    )
+
+
+class Plain(Pipeline):
+    name = "plain"
+    requires = ()
+    auto_duration = True
+
+
+def test_all_problems_of_the_keywords_at_once() -> None:
+    pipe = RetakePipeline(source())
+    given = {"prompt": "a", "height": 64, "fps": 24, "start_time": 0.0}
+    with pytest.raises(OptionError) as error:
+        pipe.make_request(None, None, None, given)
+    for part in (
+        "fps is not an option",
+        "it has no use for height",
+        "video is missing",
+        "end_time is missing",
+    ):
+        assert part in str(error.value)
+    assert "start_time is missing" not in str(error.value)
+
+
+def test_keywords_or_an_object() -> None:
+    pipe = AudioToVideoPipeline(source())
+    own = AudioInput(audio=Path("a.wav"), audio_start_time=1.0)
+    words = {"prompt": "a", "audio": Path("a.wav"), "audio_start_time": 1.0}
+    assert pipe.make_request(None, None, None, words).inputs == own
+    assert pipe.make_request(None, None, own, {"prompt": "a"}).inputs is own
+    with pytest.raises(OptionError, match="audio was given beside inputs"):
+        pipe.make_request(None, None, own, words)
+    other = RetakeInputs(video=Path("a.mp4"), start_time=0, end_time=1)
+    with pytest.raises(OptionError, match="inputs of type RetakeInputs are not for this pipeline"):
+        pipe.make_request(None, None, other, {"prompt": "a"})
+
+
+def test_fields_of_a_config_that_mean_nothing() -> None:
+    image = ImageCondition(path=Path("x.png"))
+    config = GenerationConfig(prompt="a", images=(image,), generated_keyframes=1)
+    inputs = AudioInput(audio=Path("a.wav"))
+    pipe = AudioToVideoPipeline(source())
+    pipe.with_defaults = lambda guidance: guidance  # type: ignore[method-assign]
+    with pytest.raises(OptionError, match="it has no use for generated_keyframes"):
+        pipe.prepare(Request(config=config, inputs=inputs))
+
+
+def test_automatic_duration_needs_a_head_and_a_range() -> None:
+    config = GenerationConfig(prompt="a", height=64, width=64, num_frames=AutoDuration())
+    with pytest.raises(UnsupportedError, match=r"needs a duration head.*bundle of LTX-2\.3"):
+        Plain(source()).prepare(Request(config=config))
+    request = Request(config=config)
+    assert Plain(source("duration_head")).prepare(request) is request
+    narrow = GenerationConfig(
+        prompt="a", height=64, width=64, num_frames=AutoDuration(min_s=0.4, max_s=0.5)
+    )
+    with pytest.raises(OptionError, match=r"no 8k\+1 between"):
+        Plain(source("duration_head")).prepare(Request(config=narrow))
+
+    class Fixed(Plain):
+        auto_duration = False
+
+    with pytest.raises(OptionError, match="cannot choose its duration"):
+        Fixed(source("duration_head")).prepare(request)
+
+
+def test_generated_keyframes_are_refused_before_the_prompt_is_encoded() -> None:
+    config = GenerationConfig(prompt="a", height=64, width=64, generated_keyframes=1)
+    with pytest.raises(UnsupportedError, match=r"LTX-2\.3 cannot make"):
+        Plain(source()).prepare(Request(config=config))
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(-1, 1), (1, 1), (2, 1), (float("nan"), 1), (0, float("inf"))]
+)
+def test_retake_window(start: float, end: float) -> None:
+    with pytest.raises(OptionError, match="are not 0 <= start < end"):
+        RetakeInputs(video=Path("a.mp4"), start_time=start, end_time=end)
