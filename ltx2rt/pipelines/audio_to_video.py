@@ -14,7 +14,7 @@ from ltx2rt.duration import audio_steps, longest_clip
 from ltx2rt.errors import OptionError, ShapeError, join_problems
 from ltx2rt.guidance import GuiderParams
 from ltx2rt.media.audio import check_aac_rate
-from ltx2rt.pipelines.base import TRANSFORMER
+from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER
 from ltx2rt.pipelines.media_steps import Sound, check_sound, encode_sound, read_sound
 from ltx2rt.pipelines.run import Request, Run
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
@@ -57,7 +57,7 @@ class AudioToVideoPipeline(TwoStagesPipeline):
 
     name: ClassVar[str] = "audio-to-video"
     requires: ClassVar[tuple[str, ...]] = (
-        "text_encoder",
+        *TEXT_ENCODER,
         *TRANSFORMER,
         "spatial_upsampler",
         "video_decoder",

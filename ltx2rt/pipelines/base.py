@@ -38,7 +38,7 @@ from ltx2rt.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
 
-__all__ = ["ONE_STAGE", "TRANSFORMER", "TWO_STAGE", "Pipeline"]
+__all__ = ["ONE_STAGE", "TEXT_ENCODER", "TRANSFORMER", "TWO_STAGE", "Pipeline"]
 
 _DECODERS = ("video_decoder", "audio_decoder", "vocoder")
 #: components of the text-to-clip pipelines

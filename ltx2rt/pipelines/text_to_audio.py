@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ltx2rt.errors import ShapeError
 from ltx2rt.guidance import GuiderParams
-from ltx2rt.pipelines.base import TRANSFORMER
+from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.run import Request, Run
 from ltx2rt.shapes import AudioLatentShape
@@ -22,7 +22,7 @@ class TextToAudioPipeline(GuidedPipeline):
     """
 
     name: ClassVar[str] = "text-to-audio"
-    requires: ClassVar[tuple[str, ...]] = ("text_encoder", *TRANSFORMER, "audio_decoder", "vocoder")
+    requires: ClassVar[tuple[str, ...]] = (*TEXT_ENCODER, *TRANSFORMER, "audio_decoder", "vocoder")
     unused: ClassVar[tuple[str, ...]] = ("height", "width", "images", "generated_keyframes")
     auto_duration: ClassVar[bool] = True
     makes: ClassVar[Literal["video", "audio"]] = "audio"
