@@ -145,7 +145,7 @@ def test_changed_engines_and_other_versions_are_refused(
 
 
 def test_vocoder_and_its_local_functions_build_in_float32(cache_dir: Path, tmp_path: Path) -> None:
-    part = vocoder(BWE, tiny_vocoder(tmp_path / "v.safetensors", BWE).tensors)
+    part = vocoder(BWE, tiny_vocoder(tmp_path / "v.safetensors", BWE))
     graph = fold_transposes(export_scheme(part, "bf16"))
     assert graph.dtype == "float32"
     assert graph.model.functions  # the activation is a function, which RTX inlines
