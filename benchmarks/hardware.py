@@ -10,7 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("ltx2rt", "numpy", "onnxruntime", "torch", "onnx", "onnxscript", "transformers")
+PACKAGES = (
+    *("ltx2rt", "numpy", "onnxruntime", "torch", "onnx", "onnxscript", "transformers"),
+    *("tensorrt-rtx-cu13", "tensorrt-cu13"),
+)
 
 
 def environment() -> dict[str, Any]:
@@ -28,8 +31,16 @@ def environment() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+        "versions": {p: v for p in PACKAGES if (v := installed(p)) is not None},
     }
+
+
+def installed(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str:

@@ -20,6 +20,18 @@ ROWS = {
         "real-size LTX-2.3 transformer (head, block, tail) to ONNX from `meta`",
         "120 s, 3 GB",
     ),
+    "engines-ltx23-transformer-768x512x121": (
+        "TensorRT-RTX engines of it: BF16 and FP8, each for SM89 and SM120, buckets of both stages",
+        "60 s, 3 GB, 40 MB",
+    ),
+    "engines-ltx23-block-weights": (
+        "TensorRT-RTX engine of one LTX-2.3 block in BF16, weights as inputs; constants beside it",
+        "none",
+    ),
+    "engines-ltx23-text-encoder": (
+        "TensorRT-RTX engine of the real-size text encoder (Gemma 3 12B) in BF16",
+        "none",
+    ),
     "tiny-distilled-256x384-25f": (
         "tiny distilled pipeline 256x384, 25 frames, decoded; ONNX Runtime",
         "faster than PyTorch",
@@ -45,8 +57,19 @@ def remarks(record: dict[str, Any]) -> str:
         )
     if "peak_memory_bytes" in record:
         parts.append(
-            f"peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB, "
-            f"graphs {record['graph_bytes'] / 1e3:.0f} kB"
+            f"peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB"
+            + (f", graphs {record['graph_bytes'] / 1e3:.0f} kB" if "graph_bytes" in record else "")
+        )
+    if "engine_bytes" in record:
+        parts.append(
+            f"engines {record['engine_bytes'] / 1e6:.1f} MB, attentions fused "
+            f"{record['fused_attentions']} of {record['attentions']}"
+        )
+    if "constant" in record:
+        other = record["constant"]
+        parts.append(
+            f"as constants {other['build_s']:.1f} s, {other['peak_memory_bytes'] / 1e9:.2f} GB, "
+            f"{other['engine_bytes'] / 1e6:.0f} MB"
         )
     if "ratio" in record:
         parts.append(

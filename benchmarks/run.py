@@ -12,20 +12,27 @@ import json
 from pathlib import Path
 
 from benchmarks.cases import CASES
+from benchmarks.engines import ENGINE_CASES
 from benchmarks.hardware import environment
 
 RESULTS = Path(__file__).parent / "results" / "foundation.jsonl"
 
+ALL_CASES = {**CASES, **ENGINE_CASES}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", action="append", choices=sorted(CASES), help="default: all")
+    parser.add_argument("--case", action="append", choices=sorted(ALL_CASES), help="default: all")
     parser.add_argument("--no-record", action="store_true", help="don't append to the results file")
     options = parser.parse_args()
     where = environment()
     records = []
-    for name in options.case or CASES:
-        record = {"case": name, **CASES[name](), "environment": where}
+    for name in options.case or ALL_CASES:
+        result = ALL_CASES[name]()
+        if "skipped" in result:
+            print(f"{name:32} skipped: {result['skipped']}")
+            continue
+        record = {"case": name, **result, "environment": where}
         records.append(record)
         print(f"{name:32} {record['median_s']:8.3f} s")
     lines = [json.dumps(r, sort_keys=True, default=str) for r in records]

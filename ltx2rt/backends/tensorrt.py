@@ -103,11 +103,24 @@ class TrtEngine(EngineBase):
 
     def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Run once on host arrays; see `Engine`."""
+        outputs = self.bind(tensors)
+        self.enqueue()
+        for name, array in outputs.items():
+            self._device.download(array, self._buffers[name][0])
+        self._device.synchronize()
+        return outputs
+
+    def bind(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """Choose the profile, upload the inputs and set every address.
+
+        Returns:
+            empty arrays of the outputs' shapes.
+        """
         check_inputs(self._spec, tensors)
         shapes = {t.name: t.shape for t in self._spec.inputs}
         sizes = symbol_sizes(shapes, {name: tensors[name].shape for name in shapes})
         self._choose_profile(choose_bucket(self._spec.component, self._info.buckets, sizes))
-        kept = []  # uploads read these until the stream is synchronized
+        kept = []  # uploads read these until the stream is synchronized below
         for name in shapes.keys() & self._names:
             array = np.ascontiguousarray(tensors[name])
             kept.append(array)
@@ -118,11 +131,16 @@ class TrtEngine(EngineBase):
         self._bind_weights(tensors)
         outputs = self._prepare_outputs()
         self._set_scratch()
-        self._ok(self._context.execute_async_v3(self._device.stream), "the run")
-        for name, array in outputs.items():
-            self._device.download(array, self._buffers[name][0])
-        self._device.synchronize()
+        self._device.synchronize()  # the arrays that were uploaded may go
         return outputs
+
+    def enqueue(self) -> None:
+        """Run on the stream with what `bind` set, without waiting."""
+        self._ok(self._context.execute_async_v3(self._device.stream), "the run")
+
+    def synchronize(self) -> None:
+        """Wait for what is enqueued."""
+        self._device.synchronize()
 
     def close(self) -> None:
         """Free the context, the engine and all device memory."""

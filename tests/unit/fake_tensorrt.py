@@ -1,4 +1,4 @@
-"""A library with TensorRT's runtime API and a device in host memory: `y = x + w`, `z` counts runs."""
+"""A library with TensorRT's runtime API and a device in host memory: `y = x + w`."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_an_engine_without_its_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot be read"):
         read_info(path)
     sidecar_of(path).unlink()
-    with pytest.raises(BundleError, match="has no toy.engine.json beside it"):
+    with pytest.raises(BundleError, match=r"has no toy\.engine\.json beside it"):
         read_info(path)
 
 

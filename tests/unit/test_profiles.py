@@ -146,18 +146,14 @@ def test_every_component_has_a_rule() -> None:
     with pytest.raises(InternalError, match="no rule"):
         component_buckets("unknown", [], request("64x64x9"))
     with pytest.raises(InternalError, match="Q"):
-        component_buckets(
-            "vocoder", [TensorSpec("mel", "float32", ("B", "Q"))], request("64x64x9")
-        )
+        component_buckets("vocoder", [TensorSpec("mel", "float32", ("B", "Q"))], request("64x64x9"))
 
 
 SMALL = Bucket(name="small", sizes={"B": (1, 1, 1), "T": (1, 100, 200)})
 LARGE = Bucket(name="large", sizes={"B": (1, 1, 1), "T": (1, 1000, 2000)})
 
 
-@pytest.mark.parametrize(
-    ("tokens", "index"), [(1, 0), (200, 0), (201, 1), (500, 1), (2000, 1)]
-)
+@pytest.mark.parametrize(("tokens", "index"), [(1, 0), (200, 0), (201, 1), (500, 1), (2000, 1)])
 def test_the_bucket_made_for_the_likest_size_is_chosen(tokens: int, index: int) -> None:
     assert choose_bucket("block", [SMALL, LARGE], {"B": 1, "T": tokens}) == index
 

@@ -1,4 +1,4 @@
-"""The TensorRT runtime engine against a library of the same API: profiles, memory, weights, errors."""
+"""The TensorRT engine against a library of the same API: profiles, memory, weights, errors."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ def make(
 ) -> Make:
     def make(weights: dict[str, Any] | None = None, **changes: Any) -> TrtEngine:
         loads = changes.pop("loads", True)
-        monkeypatch.setitem(
-            sys.modules, "tensorrt_rtx", make_library(device, context, loads=loads)
-        )
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_library(device, context, loads=loads))
         path = write_engine(tmp_path, **changes)
         return TrtEngine(path, SPEC, weights or {}, REBUILD, lambda purpose: device)
 

@@ -1,0 +1,210 @@
+"""Engine cases: real-size engines built without a GPU, and the same block timed on one.
+
+Each case runs in a process of its own, so that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SHAPE = "768x512x121"
+TARGETS = ("sm89", "sm120")
+
+
+def in_own_process(name: str) -> Callable[[], dict[str, Any]]:
+    """A case that runs as `python -m benchmarks.engines NAME`."""
+
+    def run() -> dict[str, Any]:
+        command = [sys.executable, "-m", "benchmarks.engines", name]
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        result: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
+        return result
+
+    return run
+
+
+def make_builder(cache: Path, precision: str, **config: Any) -> Any:
+    """A TensorRT-RTX builder for `SHAPE`, with an empty cache."""
+    from ltx2rt.shapes import VIDEO_SCALE_FACTORS
+    from ltx2rt_export.build_config import BuildConfig
+    from ltx2rt_export.engines.build import open_builder
+    from ltx2rt_export.engines.profiles import ProfileRequest
+    from ltx2rt_export.engines.shapes import parse_shapes
+
+    given = {"backend": "tensorrt-rtx", "target": TARGETS, **config}
+    made = BuildConfig(precision=precision, shapes=(SHAPE,), cache_dir=cache, **given)
+    request = ProfileRequest(
+        shapes=parse_shapes(made.shapes), max_batch=1, factors=VIDEO_SCALE_FACTORS, options={}
+    )
+    return open_builder(made, request)
+
+
+def measured(
+    builder: Any, graph: Any, precision: str, weights: Any, folder: Path
+) -> dict[str, Any]:
+    """Build one engine; what it took and what is in it."""
+    from ltx2rt.cli.inspect import inspect_engine
+    from ltx2rt.progress import Job
+
+    start = time.perf_counter()
+    entry = builder.build(graph, precision, weights, folder, Job())
+    seconds = time.perf_counter() - start
+    report = inspect_engine(folder / entry.file)
+    return {
+        "build_s": seconds,
+        "peak_memory_bytes": report["peak_memory_bytes"],
+        "engine_bytes": report["engine_bytes"],
+        "engine_sha256": report["engine_sha256"],
+        "attentions": report["attentions"],
+        "fused_attentions": report["kernels"]["fused_attentions"],
+        "findings": report["findings"],
+    }
+
+
+def total(engines: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """One record: seconds and bytes add up (a shared engine counts once), memory is the largest."""
+    distinct = {e["engine_sha256"]: e for e in engines.values()}
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "median_s": sum(e["build_s"] for e in engines.values()),
+        "peak_memory_bytes": max(own, *(e["peak_memory_bytes"] for e in engines.values())),
+        "engine_bytes": sum(e["engine_bytes"] for e in distinct.values()),
+        "attentions": sum(e["attentions"] for e in engines.values()),
+        "fused_attentions": sum(e["fused_attentions"] for e in engines.values()),
+        "findings": sorted({f for e in engines.values() for f in e["findings"]}),
+        "engines": engines,
+        **more,
+    }
+
+
+def transformer() -> dict[str, Any]:
+    """Head, block and tail of LTX-2.3 in BF16 and FP8; export is not timed here."""
+    from benchmarks.real_size import LTX23, transformer_components
+    from ltx2rt_export.engines.weights import fold_transposes
+    from ltx2rt_export.quantize import component_precision, export_scheme
+
+    engines = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for component in transformer_components(LTX23):
+            for asked in ("bf16", "fp8"):
+                precision = component_precision(component.name, asked)
+                graph = fold_transposes(export_scheme(component, precision))
+                builder = make_builder(folder / "cache", asked)
+                engines[f"{component.name}-{asked}"] = measured(
+                    builder, graph, precision, None, folder
+                )
+    return total(engines)
+
+
+def block_weights() -> dict[str, Any]:
+    """One LTX-2.3 block in BF16: weights as inputs, and (random) as constants."""
+    graph, weights = random_block("bf16")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        builder = make_builder(folder / "cache", "bf16")
+        bound = measured(builder, graph, "bf16", None, folder / "input")
+        builder = make_builder(folder / "cache", "bf16", weights="constant")
+        constant = measured(builder, as_constants(graph), "bf16", weights, folder / "constant")
+    return total({"input": bound}, constant=constant)
+
+
+def random_block(precision: str) -> tuple[Any, dict[str, Any]]:
+    """The graph of an LTX-2.3 block, and random weights for it, about as large as real ones."""
+    import numpy as np
+
+    from benchmarks.real_size import LTX23, transformer_components
+    from ltx2rt.safetensors import convert
+    from ltx2rt_export.onnx import DTYPE_NAMES
+    from ltx2rt_export.quantize import export_scheme
+
+    component = transformer_components(LTX23)[1]
+    graph = export_scheme(component, precision)
+    names = {spec.name for spec in component.inputs}
+    rng = np.random.default_rng(0)
+    weights = {}
+    for value in graph.model.graph.input:
+        if value.name in names:
+            continue
+        tensor = value.type.tensor_type
+        shape = tuple(d.dim_value for d in tensor.shape.dim)
+        dtype = DTYPE_NAMES[tensor.elem_type]
+        if dtype == "float8_e4m3fn":  # codes of ordinary numbers, neither NaN nor zero
+            weights[value.name] = rng.integers(0x20, 0x60, shape, np.uint8)
+            continue
+        values = rng.standard_normal(shape, np.float32) / np.sqrt(max(shape[0], 1))
+        weights[value.name] = convert(values, "float32", dtype, value.name)
+    return graph, weights
+
+
+def as_constants(graph: Any) -> Any:
+    """A block whose weight inputs are initializers, so that they can be put inside an engine."""
+    import dataclasses
+
+    import onnx
+
+    from ltx2rt_export.onnx import inputs_to_initializers
+
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    names = {spec.name for spec in graph.component.inputs}
+    inputs_to_initializers(model, [v.name for v in model.graph.input if v.name not in names])
+    component = dataclasses.replace(graph.component, weight_binding="initializer")
+    return dataclasses.replace(graph, model=model, component=component)
+
+
+def text_encoder() -> dict[str, Any]:
+    """The text encoder at its real size, from `meta`."""
+    from benchmarks.real_size import text_encoder_component
+    from ltx2rt_export.engines.weights import fold_transposes
+    from ltx2rt_export.quantize import export_scheme
+
+    start = time.perf_counter()
+    graph = fold_transposes(export_scheme(text_encoder_component(), "bf16"))
+    export_s = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        builder = make_builder(folder / "cache", "bf16")
+        engines = {"text_encoder": measured(builder, graph, "bf16", None, folder)}
+    return total(engines, export_s=export_s)
+
+
+def block_on_gpu() -> dict[str, Any]:
+    """The block of `block_weights` timed on this machine's GPU, in every way that it can hold its
+    weights.
+    """
+    from ltx2rt.cuda import local_gpu
+    from ltx2rt.errors import UnsupportedError
+
+    try:
+        local_gpu("this case")
+    except UnsupportedError as error:
+        return {"skipped": str(error)}
+    from benchmarks.block_on_gpu import compare
+
+    return compare()
+
+
+LOCAL = {
+    "transformer": transformer,
+    "block-weights": block_weights,
+    "text-encoder": text_encoder,
+    "block-on-gpu": block_on_gpu,
+}
+ENGINE_CASES = {
+    "engines-ltx23-transformer-768x512x121": in_own_process("transformer"),
+    "engines-ltx23-block-weights": in_own_process("block-weights"),
+    "engines-ltx23-text-encoder": in_own_process("text-encoder"),
+    "engines-ltx23-block-on-gpu": in_own_process("block-on-gpu"),
+}
+
+if __name__ == "__main__":
+    print(json.dumps(LOCAL[sys.argv[1]]()))

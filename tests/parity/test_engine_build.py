@@ -1,0 +1,184 @@
+"""Real TensorRT-RTX engines, built without a GPU: every attention fused, nothing transposed; the
+cache; and how builds fail.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ltx2rt.cli.inspect import inspect_engine
+from ltx2rt.errors import EngineError
+from ltx2rt.progress import Cancelled, Job, Progress
+from ltx2rt_export.engines import build as build_module
+from ltx2rt_export.engines import process
+from ltx2rt_export.engines.builder import EngineRequest
+from ltx2rt_export.engines.process import run_build
+from ltx2rt_export.engines.weights import injected
+from tests.parity.engine_models import builder, part_graph
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+
+#: clips of one bucket (no half-size stage) and of two
+ONE, TWO = "96x64x9", "768x512x121"
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("target", ["sm89", "sm120"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("model", ["tiny", "real"])
+def test_every_attention_of_the_block_is_fused(
+    model: str, precision: str, target: str, cache_dir: Path, tmp_path: Path
+) -> None:
+    graph = part_graph(model, "transformer_block", precision)
+    made = builder(cache_dir, TWO, precision=precision, target=(target,))
+    entry = made.build(graph, precision, None, tmp_path, Job())
+    report = inspect_engine(tmp_path / entry.file)
+    assert report["attentions"] == 12  # six in each of two buckets
+    assert report["kernels"]["fused_attentions"] == 12
+    assert report["findings"] == []
+    assert entry.targets == (target,)
+    assert entry.bytes < 25e6
+    # weights are inputs, in the layout and dtype that the loader gives
+    weights = {t["name"]: (t["dtype"], t["shape"]) for t in report["weight_inputs"]}
+    width = 4096 if model == "real" else 256
+    dtype = "float8_e4m3fn" if precision == "fp8" else "bfloat16"
+    assert weights["ff.net.0.proj.weight"] == (dtype, (width, 4 * width))
+
+
+def test_one_bucket_and_a_batch_of_passes(cache_dir: Path, tmp_path: Path) -> None:
+    graph = part_graph("tiny", "transformer_block", "bf16")
+    for batch, attentions in ((1, 6), (3, 12)):
+        made = builder(cache_dir, ONE, precision="bf16", max_batch=batch)
+        entry = made.build(graph, "bf16", None, tmp_path, Job())
+        report = inspect_engine(tmp_path / entry.file)
+        assert report["attentions"] == report["kernels"]["fused_attentions"] == attentions
+        assert report["findings"] == []
+
+
+def test_head_and_tail_transpose_nothing(cache_dir: Path, tmp_path: Path) -> None:
+    for name in ("transformer_head", "transformer_tail"):
+        graph = part_graph("tiny", name, "bf16")
+        assert graph.transposed  # linear weights are laid out once, not at every call
+        made = builder(cache_dir, ONE, precision="bf16")
+        entry = made.build(graph, "bf16", None, tmp_path, Job())
+        assert inspect_engine(tmp_path / entry.file)["findings"] == []
+
+
+def test_second_build_comes_from_the_cache(
+    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = part_graph("tiny", "transformer_tail", "bf16")
+    said: list[Progress] = []
+    first = builder(cache_dir, ONE, precision="bf16").build(
+        graph, "bf16", None, tmp_path / "a", Job()
+    )
+    monkeypatch.setattr(build_module, "run_build", lambda *_: pytest.fail("built again"))
+    start = time.perf_counter()
+    second = builder(cache_dir, ONE, precision="bf16").build(
+        graph, "bf16", None, tmp_path / "b", Job(said.append)
+    )
+    assert time.perf_counter() - start < 2
+    assert said[-1].detail == "from the cache"
+    assert first == second
+    assert (tmp_path / "a" / first.file).read_bytes() == (tmp_path / "b" / second.file).read_bytes()
+
+
+def test_an_interrupted_build_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_all(job: Job) -> list[str]:
+        made = builder(tmp_path / "cache", ONE, precision="bf16")
+        return [
+            made.build(part_graph("tiny", name, "bf16"), "bf16", None, tmp_path, job).file
+            for name in ("transformer_head", "transformer_tail")
+        ]
+
+    job = Job()
+
+    def stop_in_tail(progress: Progress) -> None:
+        if progress.stage == "build transformer_tail" and progress.detail:
+            job.cancel.set()
+
+    job.on_progress = stop_in_tail
+    with pytest.raises(Cancelled):
+        build_all(job)
+    assert not list((tmp_path / "cache/engines").glob(".build-*"))
+    said: list[Progress] = []
+    assert len(build_all(Job(said.append))) == 2
+    last = {p.stage: p.detail for p in said}
+    assert last["build transformer_head"] == "from the cache"
+    assert last["build transformer_tail"] != "from the cache"
+
+
+def test_weights_as_constants(cache_dir: Path, tmp_path: Path) -> None:
+    graph = part_graph("tiny", "transformer_tail", "bf16")
+    made = builder(cache_dir, ONE, precision="bf16", weights="constant")
+    rng = np.random.default_rng(0)
+
+    def weights() -> dict[str, np.ndarray]:
+        return {
+            t.name: (rng.integers(0, 2**14, tuple(t.dims))).astype(np.uint16)
+            for t in injected(graph.model)
+        }
+
+    one = weights()
+    first = made.build(graph, "bf16", one, tmp_path / "a", Job())
+    again = made.build(graph, "bf16", one, tmp_path / "b", Job())
+    other = made.build(graph, "bf16", weights(), tmp_path / "c", Job())
+    assert first.weights == "constant"
+    assert first.sha256 == again.sha256 != other.sha256
+    report = inspect_engine(tmp_path / "a" / first.file)
+    assert report["weight_inputs"] == ()
+    assert [t["name"] for t in report["inputs"]] == [s.name for s in graph.component.inputs]
+
+
+@pytest.fixture
+def request_of_tail(tmp_path: Path) -> EngineRequest:
+    graph = tmp_path / "graph.onnx"
+    graph.write_bytes(part_graph("tiny", "transformer_tail", "bf16").model.SerializeToString())
+    return EngineRequest(backend="tensorrt-rtx", graph=str(graph), output=str(tmp_path / "engine"))
+
+
+def test_a_refused_graph_gives_the_librarys_words(request_of_tail: EngineRequest) -> None:
+    with pytest.raises(EngineError, match=r"building toy: TensorRT-RTX 1\.\S+ refuses the graph"):
+        run_build("toy", request_of_tail)  # weights that are nowhere
+    assert not Path(request_of_tail.output).exists()
+
+
+def test_a_crash_of_the_builder_is_one_sentence(
+    request_of_tail: EngineRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash = "import os, sys; sys.stderr.write('plugin: no such tactic\\n'); os.abort()"
+    monkeypatch.setattr(process, "WORKER", (sys.executable, "-c", crash))
+    with pytest.raises(EngineError) as error:
+        run_build("toy", request_of_tail)
+    assert str(error.value) == (
+        "building toy: the TensorRT-RTX builder was ended by SIGABRT: plugin: no such tactic"
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_an_error_of_the_system(
+    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_full_disk(component: str, request: EngineRequest, on_step: object) -> object:
+        Path(request.output).symlink_to("/dev/full")
+        return run_build(component, request)
+
+    monkeypatch.setattr(build_module, "run_build", on_full_disk)
+    made = builder(tmp_path / "cache", ONE, precision="bf16")
+    with pytest.raises(OSError, match="No space left") as error:
+        made.build(part_graph("tiny", "transformer_tail", "bf16"), "bf16", None, tmp_path, Job())
+    assert error.value.errno == errno.ENOSPC
+    assert list((tmp_path / "cache/engines").iterdir()) == []
+    assert Path("/dev/full").exists()

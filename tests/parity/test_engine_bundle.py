@@ -1,0 +1,206 @@
+"""Bundles with TensorRT-RTX engines, through the command line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import ltx2rt.bundle as bundle_module
+from ltx2rt.bundle import open_bundle
+from ltx2rt.config import RuntimeConfig
+from ltx2rt.engine_file import read_info
+from ltx2rt.errors import BundleError, UnsupportedError
+from ltx2rt.manifest import read_manifest
+from ltx2rt.progress import Job
+from ltx2rt_export.engines.weights import fold_transposes
+from ltx2rt_export.modules.vocoder import vocoder
+from ltx2rt_export.quantize import export_scheme
+from tests.parity.audio_models import BWE
+from tests.parity.command_line import (
+    build_flags,
+    edited_bundle,
+    expect_user_error,
+    ltx2rt,
+    unchanged,
+)
+from tests.parity.engine_models import builder
+from tests.parity.test_audio_vae import tiny_vocoder
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+
+#: all of the demo model but its vocoder, whose 200 activations take half a minute to build
+COMPONENTS = (
+    "text_encoder",
+    "transformer_head",
+    "transformer_block",
+    "transformer_tail",
+    "video_encoder",
+    "video_decoder",
+    "audio_encoder",
+    "audio_decoder",
+    "spatial_upsampler",
+)
+RTX = ("--backend", "tensorrt-rtx", "--precision", "bf16", "--shapes", "64x64x9")
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def rtx_bundle(
+    demo_model: dict[str, Path], cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Built in earnest, once; read-only."""
+    bundle = tmp_path_factory.mktemp("rtx") / "rtx.bundle"
+    outcome = ltx2rt(
+        "build", *build_flags(demo_model), *RTX, "--components", ",".join(COMPONENTS),
+        "--cache-dir", cache_dir, "-o", bundle, "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert set(outcome.json["engines"]) == {
+        f"engines/{name}/tensorrt-rtx-sm89-sm120-bf16.engine" for name in COMPONENTS
+    }
+    for name in COMPONENTS:
+        assert f"build {name}: 1/1" in outcome.err
+    return bundle
+
+
+@pytest.mark.slow
+def test_every_component_builds_opens_and_inspects(rtx_bundle: Path) -> None:
+    bundle = open_bundle(rtx_bundle)
+    assert set(bundle.manifest.components) == set(COMPONENTS)
+    assert [p.name for p in rtx_bundle.parent.iterdir()] == ["rtx.bundle"]  # no lock is left
+    for name, entry in bundle.manifest.components.items():
+        (engine,) = entry.engines
+        assert engine.targets == ("sm89", "sm120")
+        info = read_info(rtx_bundle / engine.file)
+        assert info.engine_sha256 == engine.sha256
+        assert info.buckets == engine.buckets
+        assert [t.name for t in info.inputs] == [t.name for t in entry.inputs]
+        # every weight that the engine takes is one that the loader gives, in its layout
+        for weight in info.weight_inputs:
+            ref = entry.layers[0][weight.name]
+            shape = ref.shape[::-1] if weight.name in entry.transposed else ref.shape
+            assert weight.shape == shape, (name, weight.name)
+        report = ltx2rt("inspect", rtx_bundle / engine.file, "--json").json
+        assert report["kernels"]["known"]
+        assert report["component"] == name
+    text = ltx2rt("inspect", rtx_bundle).out
+    assert "tensorrt-rtx 1." in text
+    assert "      32x32x9: B 1, S 1024" in text
+    assert "--backend tensorrt-rtx --precision bf16 --shapes 64x64x9 --components" in text
+
+
+@pytest.mark.slow
+def test_weights_are_loaded_as_engines_take_them(rtx_bundle: Path) -> None:
+    bundle = open_bundle(rtx_bundle)
+    entry = bundle.component("transformer_block")
+    info = read_info(rtx_bundle / entry.engines[0].file)
+    for layer in bundle.layers("transformer_block"):
+        found = {
+            w.name: (layer[w.name].shape, layer[w.name].dtype.name) for w in info.weight_inputs
+        }
+        wanted = {w.name: (w.shape, "uint16") for w in info.weight_inputs}
+        assert found == wanted
+    bundle.close()
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_gpu_says_so(rtx_bundle: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(rtx_bundle)
+    with pytest.raises(UnsupportedError, match="needs an NVIDIA GPU"):
+        bundle.engine("transformer_tail", RuntimeConfig())
+
+
+@pytest.mark.slow
+def test_changed_engines_and_other_versions_are_refused(
+    rtx_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.bundle"
+    shutil.copytree(rtx_bundle, broken)
+    engine = next(broken.glob("engines/transformer_tail/*.engine"))
+    engine.write_bytes(engine.read_bytes()[:-1])
+    next(broken.glob("engines/transformer_head/*.engine")).unlink()
+    with pytest.raises(BundleError) as error:
+        open_bundle(broken)
+    assert "engine of transformer_tail" in str(error.value)
+    assert "engine of transformer_head" in str(error.value)
+    assert "--backend tensorrt-rtx --precision bf16" in str(error.value)
+
+    def other_backend(manifest: dict) -> None:
+        manifest["components"]["transformer_tail"]["engines"][0]["backend"] = "tensorrt"
+        manifest["components"]["transformer_head"]["engines"] = []
+
+    with pytest.raises(BundleError, match="for backend 'tensorrt', the bundle for 'tensorrt-rtx'"):
+        open_bundle(edited_bundle(rtx_bundle, tmp_path / "other.bundle", other_backend))
+    monkeypatch.setattr(bundle_module, "installed_version", lambda backend: "1.6.0.1")
+    with pytest.raises(BundleError, match=r"1\.6\.0\.1 is installed"):
+        open_bundle(rtx_bundle)
+    monkeypatch.setattr(bundle_module, "installed_version", lambda backend: None)
+    assert open_bundle(rtx_bundle).manifest == read_manifest(rtx_bundle)
+
+
+def test_vocoder_and_its_local_functions_build_in_float32(cache_dir: Path, tmp_path: Path) -> None:
+    part = vocoder(BWE, tiny_vocoder(tmp_path / "v.safetensors", BWE))
+    graph = fold_transposes(export_scheme(part, "bf16"))
+    assert graph.dtype == "float32"
+    assert graph.model.functions  # the activation is a function, which RTX inlines
+    made = builder(
+        cache_dir,
+        "64x64x9",
+        precision="bf16",
+        options={"audio_decoder": {"mel_frames_per_latent": 4}},
+    )
+    entry = made.build(graph, "fp32", None, tmp_path, Job())
+    assert entry.buckets[0].sizes["M"] == (1, 36, 76)
+
+
+def test_dry_run_builds_nothing(demo_model: dict[str, Path], tmp_path: Path) -> None:
+    with unchanged(tmp_path):
+        command = ("build", *build_flags(demo_model), *RTX, "--dry-run", "--cache-dir", tmp_path)
+        outcome = ltx2rt(*command, "--components", "transformer_block,video_decoder", "--json")
+        assert outcome.code == 0, outcome.err
+        text = ltx2rt(*command).out
+    report = outcome.json
+    block = report["components"]["transformer_block"]
+    assert block["layers"] == 3
+    # two bytes an element
+    manifest_elements = 296_904
+    assert block["weight_bytes"] == 2 * manifest_elements
+    assert block["buckets"][1].startswith("64x64x9: B 1, S 1024, Ta 1..38 (9), Tv 1..48 (8)")
+    # at least its inputs and outputs of one run; far less than a card
+    assert 1e5 < block["activation_bytes"] < 1e8
+    assert report["card"] == "RTX 4060 (8 GiB)"
+    assert "nothing was built" in text
+    assert "fits: RTX 4060 (8 GiB) and larger" in text
+    assert "vocoder: fp32" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--components", "vocoder,decoder"), "components decoder are not in this model; it has"),
+        (("--shapes", "70x64x9"), "Nearest valid: 64x64x9"),
+        (("--target", "sm90"), "--backend tensorrt"),
+        (("--precision", "fp8", "--target", "sm86"), "sm86"),
+        (("--backend", "tensorrt"), "pip install tensorrt-cu13"),
+        (("--cache-dir", "FILE"), "--cache-dir"),
+    ],
+)
+def test_bad_requests_write_nothing(
+    demo_model: dict[str, Path], tmp_path: Path, flags: tuple[str, ...], said: str
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    given = [str(file) if f == "FILE" else f for f in flags]
+    with unchanged(tmp_path):
+        outcome = ltx2rt("build", *build_flags(demo_model), *RTX, *given, "-o", tmp_path / "x")
+        expect_user_error(outcome, said)
+
+
+def test_build_needs_a_name(demo_model: dict[str, Path]) -> None:
+    expect_user_error(ltx2rt("build", *build_flags(demo_model)), "-o BUNDLE")
