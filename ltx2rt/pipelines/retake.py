@@ -11,10 +11,12 @@ from ltx2rt.components.audio import fit_latent
 from ltx2rt.components.diffusion_stage import ModalityRequest
 from ltx2rt.conditioning import TemporalRegion
 from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.media.audio import check_aac_rate
 from ltx2rt.media.reader import probe_video, read_video_window
 from ltx2rt.pipelines.base import ONE_STAGE, Pipeline
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.media_steps import (
+    Sound,
     check_video,
     encode_sound,
     encode_video,
@@ -45,9 +47,9 @@ class RetakeInputs:
         video: the source; it gives height, width, frames and frame rate.
         start_time, end_time: the part that is made anew, in seconds; a latent frame (8 frames) or
             step of sound (0.04 s) that only touches it is made anew as a whole.
-        regenerate_video, regenerate_audio: False keeps that of the source, as far as its VAE can
-            give it back. A source without sound gets sound over its whole length, or stays
-            silent if `regenerate_audio` is False.
+        regenerate_video, regenerate_audio: False keeps that of the source: its sound as it is, its
+            picture as the VAE gives it back. A source without sound gets sound over its whole
+            length, or stays silent if `regenerate_audio` is False.
     """
 
     video: Path
@@ -91,7 +93,7 @@ class RetakePipeline(Pipeline):
         result = run.stage(
             "stage_1", DISTILLED, context, run.config.loras, video=video, audio=audio
         )
-        return run.clip(result.video, result.audio)
+        return run.clip(result.video, result.audio, waveform=_kept_sound(run))
 
 
 class GuidedRetakePipeline(GuidedPipeline):
@@ -118,7 +120,7 @@ class GuidedRetakePipeline(GuidedPipeline):
             audio=audio,
             guidance=guidance,
         )
-        return run.clip(result.video, result.audio)
+        return run.clip(result.video, result.audio, waveform=_kept_sound(run))
 
 
 def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
@@ -133,6 +135,8 @@ def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
         scale_factors=scale_factors,
         subject=f"The size of the source '{own.video}'",
     )
+    if info.has_audio and not own.regenerate_audio:
+        check_aac_rate(info.audio_sampling_rate)
     if own.start_time >= info.duration_s:
         raise OptionError(
             f"start_time={own.start_time:g} lies behind the end of '{own.video}', which lasts "
@@ -155,15 +159,25 @@ def _targets(
     as upstream does it; the sampler brings it back to the source.
     """
     own: RetakeInputs = run.request.inputs
-    seconds = run.pixels().duration_s
     region = {"items": [TemporalRegion(start_s=own.start_time, end_s=own.end_time)]}
     kept = {"frozen": True}
     video = run.video(**(region if own.regenerate_video else kept))
-    frames = read_video_window(own.video, 0.0, seconds)
+    frames = read_video_window(own.video, 0.0, run.pixels().duration_s)
     latent = encode_video(run, frames, run.config.height, run.config.width)
     video = replace(video, initial=fit_video(latent, video.shape.num_frames))
     if not probe_video(own.video).has_audio:
         return video, run.audio() if own.regenerate_audio else None
     audio = run.audio(**(region if own.regenerate_audio else kept))
-    latent = encode_sound(run, read_sound(own.video, 0.0, seconds))
+    latent = encode_sound(run, _source_sound(run))
     return video, replace(audio, initial=fit_latent(latent, audio.shape.num_frames))
+
+
+def _source_sound(run: Run) -> Sound:
+    return read_sound(run.request.inputs.video, 0.0, run.pixels().duration_s)
+
+
+def _kept_sound(run: Run) -> Sound | None:
+    """The source's own sound where it is not made anew. Upstream ships what the VAE makes of it."""
+    own: RetakeInputs = run.request.inputs
+    kept = not own.regenerate_audio and probe_video(own.video).has_audio
+    return _source_sound(run) if kept else None

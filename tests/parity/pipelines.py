@@ -133,6 +133,8 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
     guidance = _guidance(case, distilled) if pipeline.guided else None
     own = inputs_of(pipeline, call, inputs)
     clip = pipeline(source, runtime)(config, guidance, own, trace=trace)
+    if clip.audio_latent is not None:  # sound that a retake keeps: upstream decodes its latent
+        clip.waveform = None
     got = {k.replace("stage_", "stage"): v for k, v in trace.tensors.items()}
     for name, latent in clip.latents.items():
         if name.endswith(".keyframes"):

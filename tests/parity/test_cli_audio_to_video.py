@@ -77,7 +77,7 @@ def test_sound_is_context_for_both_stages(made: Outcome, folder: Path) -> None:
     assert saved["stage_1.audio"].std() > 0
 
 
-def test_mono_of_a_video_file_steers_the_picture(
+def test_mono_is_doubled_and_steers_the_picture(
     made: Outcome, flags: list[object], folder: Path
 ) -> None:
     mono = mono_file(folder / "mono.wav", 0.5)

@@ -48,7 +48,10 @@ def both(demo_bundle: Path, folder: Path, source: Path) -> dict[str, np.ndarray]
 
 @pytest.fixture(scope="module")
 def video_only(demo_bundle: Path, folder: Path, source: Path) -> dict[str, np.ndarray]:
-    return retake(demo_bundle, source, folder / "video.mp4", "--no-regenerate-audio")
+    return retake(
+        demo_bundle, source, folder / "video.mp4", "--no-regenerate-audio",
+        "--audio-output", folder / "video.wav",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,15 @@ def test_modalities_are_independent(
     # inside, what was kept is the source, what was not is new
     assert not close(both["stage_1.video"][:, :, 2:], audio_only["stage_1.video"][:, :, 2:])
     assert not close(both["stage_1.audio"][:, :, 10:], video_only["stage_1.audio"][:, :, 10:])
+
+
+def test_kept_sound_is_the_source_s(
+    video_only: dict[str, np.ndarray], folder: Path, source: Path
+) -> None:
+    want, rate = read_audio(source, 0.0, 17 / 24)
+    wave, found = read_audio(folder / "video.wav")
+    assert found == rate
+    np.testing.assert_allclose(wave, want, atol=2 / 32768)  # AAC gives floats, the file 16 bits
 
 
 def test_silent_source(demo_bundle: Path, folder: Path) -> None:
