@@ -1,0 +1,124 @@
+"""Reference videos to conditioning items (spec/conditioning.md §4.1 and §4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx2rt.components.video_encoder import VideoEncoder
+from ltx2rt.conditioning import ReferenceVideo, mask_latent, subsample_indices
+from ltx2rt.errors import OptionError, ShapeError
+from ltx2rt.media.image import resize_and_crop, to_vae_input
+from ltx2rt.media.reader import iterate_video_frames
+from ltx2rt.shapes import VideoLatentShape, VideoPixelShape
+from ltx2rt.tiling import TilingConfig
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceFile:
+    """A video that guides the whole clip.
+
+    Attributes:
+        path: the video file.
+        strength: 1 shows it clean, 0 as noise.
+    """
+
+    path: Path
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.strength <= 1.0:
+            raise OptionError(
+                f"strength={self.strength} of the reference {self.path} is not in [0, 1]."
+            )
+
+
+def reference_item(
+    reference: ReferenceFile,
+    encoder: VideoEncoder,
+    pixels: VideoPixelShape,
+    *,
+    downscale: int = 1,
+    temporal_scale: int = 1,
+    tiling: TilingConfig | None = None,
+    attention_strength: float = 1.0,
+    attention_mask: F32 | None = None,
+) -> ReferenceVideo:
+    """Encode a reference video for one stage.
+
+    Args:
+        reference: the file; one shorter than the clip guides its beginning.
+        encoder: of the bundle.
+        pixels: the stage's clip.
+        downscale, temporal_scale: how much smaller and slower than the clip the LoRA wants the
+            reference (`lora_keys.reference_factors`).
+        tiling: of the encoder; None encodes in one piece.
+        attention_strength: how much reference and clip attend to each other.
+        attention_mask: `[1, 1, n, H, W]` float32 in [0, 1], where they do (`load_mask`); its frames
+            are those of the reference before it is encoded.
+
+    Raises:
+        MediaError: the file cannot be read.
+        ShapeError: a size does not divide, or the mask's frames do not fit the reference's.
+    """
+    video = load_reference(
+        reference.path, pixels, downscale=downscale, temporal_scale=temporal_scale
+    )
+    latent = encoder.encode(video, tiling)
+    weights: float | F32 | None = None if attention_strength == 1 else attention_strength
+    if attention_mask is not None:
+        shape = VideoLatentShape.from_sizes(latent.shape)
+        weights = mask_latent(attention_mask, shape) * np.float32(attention_strength)
+    return ReferenceVideo(
+        latent=latent,
+        strength=reference.strength,
+        downscale=downscale,
+        temporal_scale=temporal_scale,
+        attention_strength=weights,
+    )
+
+
+def load_reference(
+    path: Path, pixels: VideoPixelShape, *, downscale: int = 1, temporal_scale: int = 1
+) -> F32:
+    """The first frames of a video at the size of a stage over `downscale`, centre-cropped.
+
+    Returns:
+        `[1, 3, n, H, W]` float32 in [-1, 1]; n is at most the clip's frames, and with a
+        `temporal_scale` the first frame and every so many-th of the others.
+
+    Raises:
+        MediaError, ShapeError: see `reference_item`.
+    """
+    if pixels.height % downscale or pixels.width % downscale:
+        raise ShapeError(
+            f"a reference {downscale} times smaller than {pixels.width}x{pixels.height} pixels has "
+            f"no whole size; use a height and width that {downscale} divides."
+        )
+    kept = set(subsample_indices(pixels.num_frames, temporal_scale))
+    frames = (
+        frame
+        for index, frame in enumerate(iterate_video_frames(path, pixels.num_frames))
+        if index in kept
+    )
+    return _fitted(frames, pixels.height // downscale, pixels.width // downscale)
+
+
+def load_mask(path: Path, pixels: VideoPixelShape) -> F32:
+    """A mask video at the size of a stage: `[1, 1, n, H, W]` float32 in [0, 1], mean over RGB."""
+    frames = iterate_video_frames(path, pixels.num_frames)
+    video = _fitted(frames, pixels.height, pixels.width)
+    grey = (video.mean(axis=1, keepdims=True) + np.float32(1)) / np.float32(2)
+    return np.clip(grey, 0, 1).astype(np.float32)
+
+
+def _fitted(frames: Iterator[NDArray[np.uint8]], height: int, width: int) -> F32:
+    """Frames cropped one by one, so that only the small ones are held."""
+    small = [resize_and_crop(frame[None], height, width) for frame in frames]
+    return to_vae_input(np.concatenate(small))
