@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ltx2rt.bundle import Bundle as Bundle
     from ltx2rt.bundle import open_bundle as open_bundle
+    from ltx2rt.components.reference_conditioner import ReferenceFile as ReferenceFile
     from ltx2rt.config import GenerationConfig as GenerationConfig
     from ltx2rt.config import GuidanceConfig as GuidanceConfig
     from ltx2rt.config import ImageCondition as ImageCondition
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from ltx2rt.guidance import GuiderParams as GuiderParams
     from ltx2rt.manifest import Lora as Lora
     from ltx2rt.pipelines.clip import Clip as Clip
+    from ltx2rt.pipelines.dfr import DFRInputs as DFRInputs
+    from ltx2rt.pipelines.dfr import DFRPipeline as DFRPipeline
     from ltx2rt.pipelines.distilled import DistilledPipeline as DistilledPipeline
+    from ltx2rt.pipelines.ic_lora import ICLoraInputs as ICLoraInputs
+    from ltx2rt.pipelines.ic_lora import ICLoraPipeline as ICLoraPipeline
     from ltx2rt.pipelines.keyframe import (
         KeyframeInterpolationPipeline as KeyframeInterpolationPipeline,
     )
@@ -43,8 +48,13 @@ _NAMES = {
     "ImageCondition": "ltx2rt.config",
     "RuntimeConfig": "ltx2rt.config",
     "Clip": "ltx2rt.pipelines.clip",
+    "DFRInputs": "ltx2rt.pipelines.dfr",
+    "DFRPipeline": "ltx2rt.pipelines.dfr",
     "DistilledPipeline": "ltx2rt.pipelines.distilled",
+    "ICLoraInputs": "ltx2rt.pipelines.ic_lora",
+    "ICLoraPipeline": "ltx2rt.pipelines.ic_lora",
     "KeyframeInterpolationPipeline": "ltx2rt.pipelines.keyframe",
+    "ReferenceFile": "ltx2rt.components.reference_conditioner",
     "OneStagePipeline": "ltx2rt.pipelines.one_stage",
     "TwoStagesPipeline": "ltx2rt.pipelines.two_stages",
     "TwoStagesHQPipeline": "ltx2rt.pipelines.two_stages_hq",

@@ -34,14 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="pixels, a multiple of 64 (one-stage: 32); default 1536 (one-stage 768, HQ 1920)",
     )
-    what.add_argument(
-        "--num-frames", type=int, default=defaults["num_frames"], help="8k+1; default %(default)s"
-    )
+    what.add_argument("--num-frames", type=int, help=f"8k+1; default {defaults['num_frames']}")
     what.add_argument(
         "--frame-rate",
         type=float,
-        default=defaults["frame_rate"],
-        help="frames per second; default %(default)s",
+        help=f"frames per second; default {defaults['frame_rate']:g}",
     )
     what.add_argument(
         "--image",
@@ -137,9 +134,9 @@ def config_of(options: argparse.Namespace) -> GenerationConfig:
     """
     names = [f.name for f in dataclasses.fields(GenerationConfig) if hasattr(options, f.name)]
     images = tuple(parse_image(text) for text in options.images)
-    values = {n: getattr(options, n) for n in names}
+    values = {n: value for n in names if (value := getattr(options, n)) is not None}
     size = zip(("height", "width"), pipeline_class(options.pipeline).default_size, strict=True)
-    values |= {side: default for side, default in size if values[side] is None}
+    values = dict(size) | values
     loras = tuple(parse_lora(text) for text in options.loras)
     return GenerationConfig(**{**values, "images": images, "loras": loras})
 

@@ -8,7 +8,11 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ltx2rt.cli.common import parse_lora, split_strength
+from ltx2rt.pipelines.catalog import pipeline_class
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline
@@ -35,7 +39,70 @@ class Flag:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-FLAGS: tuple[Flag, ...] = ()
+def read_references(texts: list[str]) -> tuple[Any, ...]:
+    """`FILE[:STRENGTH]` each."""
+    from ltx2rt.components.reference_conditioner import ReferenceFile
+
+    found = [split_strength(text) for text in texts]
+    return tuple(ReferenceFile(path=Path(path), strength=strength) for path, strength in found)
+
+
+FLAGS: tuple[Flag, ...] = (
+    Flag(
+        name="--reference",
+        target="references",
+        pipelines=("ic-lora",),
+        help="a video that the clip follows (repeatable); strength 1 if omitted",
+        read=read_references,
+        options={"action": "append", "metavar": "FILE[:STRENGTH]"},
+    ),
+    Flag(
+        name="--attention-strength",
+        target="attention_strength",
+        pipelines=("ic-lora",),
+        help="how much clip and references attend to each other, 0 to 1; default 1",
+        options={"type": float, "metavar": "X"},
+    ),
+    Flag(
+        name="--attention-mask",
+        target="attention_mask",
+        pipelines=("ic-lora",),
+        help="a video, white where clip and references attend to each other",
+        options={"type": Path, "metavar": "FILE"},
+    ),
+    Flag(
+        name="--skip-stage-2",
+        target="skip_stage_2",
+        pipelines=("ic-lora",),
+        help="stop after stage 1, at half height and width",
+        options={"action": "store_true"},
+    ),
+    Flag(
+        name="--temporal-upsample-rounds",
+        target="temporal_upsample_rounds",
+        pipelines=("dfr",),
+        help="how often the frame rate is doubled; default 0",
+        options={"type": int, "choices": (0, 1, 2)},
+    ),
+    Flag(
+        name="--detailing-lora",
+        target="detailing_lora",
+        pipelines=("dfr",),
+        help="sharpens stage 2; strength 1 if omitted",
+        read=parse_lora,
+        options={"metavar": "FILE[:STRENGTH]"},
+    ),
+)
+
+#: fields of `GenerationConfig` that some pipelines have no use for -> their flags
+COMMON = {
+    "height": "--height",
+    "width": "--width",
+    "num_frames": "--num-frames",
+    "frame_rate": "--frame-rate",
+    "images": "--image",
+    "generated_keyframes": "--num-generated-keyframes",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +118,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def problems_of(options: argparse.Namespace) -> list[str]:
-    """Flags that this pipeline does not take."""
-    return [
+    """Flags that this pipeline does not take, and those that it needs."""
+    cls = pipeline_class(options.pipeline)
+    problems = [
+        f"--pipeline {options.pipeline} has no use for {flag}"
+        for name, flag in COMMON.items()
+        if name in cls.unused and getattr(options, name, None) not in (None, [], 0)
+    ]
+    required = cls.required_inputs()
+    problems += [
+        f"--pipeline {options.pipeline} needs {flag.name}"
+        for flag in FLAGS
+        if flag.target in required and getattr(options, flag.target, None) is None
+    ]
+    return problems + [
         f"{flag.name} is for --pipeline {' and '.join(flag.pipelines)}, not for "
         f"{options.pipeline}; leave it out or choose another pipeline"
         for flag in FLAGS

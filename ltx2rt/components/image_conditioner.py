@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.conditioning import ConditioningItem, Keyframe, ReplaceLatent
 from ltx2rt.config import ImageCondition
+from ltx2rt.engine import Array
 from ltx2rt.media.image import image_to_vae_input
 
 
-def image_items(
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EncodedImage:
+    """An image as a latent `[1, C, 1, H, W]`, to be shown at a pixel frame."""
+
+    latent: Array
+    frame: int
+    strength: float
+
+    def item(self, *, guiding: bool = False) -> ConditioningItem:
+        """As conditioning: at frame 0 it replaces the first latent frame, unless `guiding`; else it
+        is appended as a keyframe.
+        """
+        if self.frame == 0 and not guiding:
+            return ReplaceLatent(latent=self.latent, strength=self.strength)
+        return Keyframe(latent=self.latent, frame_index=self.frame, strength=self.strength)
+
+
+def encode_images(
     images: Sequence[ImageCondition],
     encoder: VideoEncoder,
     height: int,
     width: int,
     default_crf: int,
-    *,
-    guiding: bool = False,
-) -> list[ConditioningItem]:
+) -> list[EncodedImage]:
     """Encode images for one stage, in the order given.
-
-    An image at frame 0 replaces the first latent frame; any other is appended as a keyframe.
 
     Args:
         images: what the user asked for.
         encoder: of the bundle.
         height, width: pixels of the stage.
         default_crf: compression of images that name none (a fact of the model version).
-        guiding: append every image as a keyframe.
     """
-    items: list[ConditioningItem] = []
+    encoded = []
     for image in images:
         crf = default_crf if image.crf is None else image.crf
         latent = encoder.encode(image_to_vae_input(image.path, height, width, crf))
-        if image.frame == 0 and not guiding:
-            items.append(ReplaceLatent(latent=latent, strength=image.strength))
-        else:
-            items.append(Keyframe(latent=latent, frame_index=image.frame, strength=image.strength))
-    return items
+        encoded.append(EncodedImage(latent=latent, frame=image.frame, strength=image.strength))
+    return encoded

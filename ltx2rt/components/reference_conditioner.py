@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.conditioning import ReferenceVideo, mask_latent, subsample_indices
-from ltx2rt.errors import OptionError, ShapeError
+from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media.image import resize_and_crop, to_vae_input
-from ltx2rt.media.reader import iterate_video_frames
-from ltx2rt.shapes import VideoLatentShape, VideoPixelShape
+from ltx2rt.media.reader import iterate_video_frames, probe_video
+from ltx2rt.shapes import VideoLatentShape, VideoPixelShape, nearest_multiples
 from ltx2rt.tiling import TilingConfig
 
 F32 = NDArray[np.float32]
@@ -37,6 +37,26 @@ class ReferenceFile:
             raise OptionError(
                 f"strength={self.strength} of the reference {self.path} is not in [0, 1]."
             )
+
+
+def reference_problems(paths: Iterable[Path], height: int, width: int, multiple: int) -> list[str]:
+    """Videos that cannot be read, and sides of the clip that are no multiple of what its references
+    need: the VAE's factor times `downscale` times the divisor of the stage.
+    """
+    problems = []
+    for path in paths:
+        try:
+            probe_video(path)
+        except MediaError as error:
+            problems.append(str(error))
+    for side, value in (("height", height), ("width", width)):
+        if value % multiple:
+            valid = ", ".join(str(v) for v in nearest_multiples(value, multiple))
+            problems.append(
+                f"{side}={value} is not a multiple of {multiple}, which references of the size "
+                f"that the LoRA wants need. Nearest valid: {valid}"
+            )
+    return problems
 
 
 def reference_item(

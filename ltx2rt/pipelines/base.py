@@ -57,6 +57,8 @@ class Pipeline:
     Inputs: ClassVar[type[Any] | None] = None
     #: height and width where none are asked for
     default_size: ClassVar[tuple[int, int]] = (1024, 1536)
+    #: fields of `GenerationConfig` that mean nothing here; naming one is refused
+    unused: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, source: ModelSource, runtime: RuntimeConfig | None = None) -> None:
         missing = self.missing(source.has)
@@ -125,9 +127,12 @@ class Pipeline:
         names = {f.name for f in dataclasses.fields(GenerationConfig)}
         own = {f.name for f in dataclasses.fields(self.Inputs)} if self.Inputs else set()
         problems = [f"{name} is not an option" for name in sorted(options.keys() - names - own)]
+        problems += [f"it has no use for {n}" for n in self.unused if n in options]
         if config is not None:
             problems += [f"{n} was given beside config" for n in sorted(options.keys() & names)]
-        if inputs is not None:
+        if inputs is None:
+            problems += [f"{n} is missing" for n in self.required_inputs() if n not in options]
+        else:
             problems += [f"{n} was given beside inputs" for n in sorted(options.keys() & own)]
             if self.Inputs is None or not isinstance(inputs, self.Inputs):
                 problems.append(f"inputs of type {type(inputs).__name__} are not for this pipeline")
@@ -146,6 +151,13 @@ class Pipeline:
     def prepare(self, request: Request) -> Request:
         """The request with every default filled in, checked before anything is loaded."""
         config = request.config
+        problems = [
+            f"it has no use for {name}"
+            for name in ("images", "generated_keyframes")
+            if name in self.unused and getattr(config, name)
+        ]
+        if problems:
+            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
         check_generation_size(
             config.height, config.width, config.num_frames, self.two_stage, self.scale_factors
         )
@@ -154,6 +166,13 @@ class Pipeline:
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """LoRAs of each stage."""
         return [request.config.loras]
+
+    @classmethod
+    def required_inputs(cls) -> list[str]:
+        """The fields of `Inputs` that have no default."""
+        absent = dataclasses.MISSING
+        fields = dataclasses.fields(cls.Inputs) if cls.Inputs else ()
+        return [f.name for f in fields if f.default is absent and f.default_factory is absent]
 
     @classmethod
     def missing(cls, has: Callable[..., bool]) -> list[str]:
@@ -251,10 +270,9 @@ class Pipeline:
             self.source.model.audio_sampling_rate,
         )
 
-    def spatial_upsampler(self) -> LatentUpsampler:
-        return LatentUpsampler.from_options(
-            self.engine("spatial_upsampler"), self.source.options("spatial_upsampler")
-        )
+    def upsampler(self, name: str) -> LatentUpsampler:
+        """`spatial_upsampler` or `temporal_upsampler`."""
+        return LatentUpsampler.from_options(self.engine(name), self.source.options(name))
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Refuse LoRAs that do not fit, before anything is loaded (`ModelSource.check_loras`)."""

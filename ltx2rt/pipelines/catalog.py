@@ -15,6 +15,8 @@ PIPELINES: dict[str, tuple[str, str]] = {
     "two-stage": ("two_stages", "TwoStagesPipeline"),
     "two-stage-hq": ("two_stages_hq", "TwoStagesHQPipeline"),
     "keyframe": ("keyframe", "KeyframeInterpolationPipeline"),
+    "dfr": ("dfr", "DFRPipeline"),
+    "ic-lora": ("ic_lora", "ICLoraPipeline"),
 }
 
 

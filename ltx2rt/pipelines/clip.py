@@ -46,6 +46,7 @@ class Clip:
         frame_rate: frames per second, where it is not that of the request.
         waveform: sound that is finished, `[2, N]` float32 and its rate in Hz, instead of
             `audio_latent`.
+        cut_audio: `audio` ends with the picture, where `audio_latent` lasts longer.
     """
 
     pipeline: Pipeline
@@ -57,6 +58,7 @@ class Clip:
     generator: TorchGenerator
     frame_rate: float = 0.0
     waveform: tuple[NDArray[np.float32], int] | None = None
+    cut_audio: bool = False
 
     def __post_init__(self) -> None:
         self.frame_rate = self.frame_rate or self.config.frame_rate
@@ -131,7 +133,10 @@ class Clip:
             if self.audio_latent is None:
                 return np.zeros((2, 0), np.float32)
             self.job.report("decode audio", 0, 1)
-            self.waveform = self.pipeline.audio_decoder()(self.audio_latent)
+            waveform, rate = self.pipeline.audio_decoder()(self.audio_latent)
+            if self.cut_audio:
+                waveform = waveform[:, : round(self.num_frames / self.frame_rate * rate)]
+            self.waveform = waveform, rate
             self.pipeline.release("audio_decoder", "vocoder")
             self.job.report("decode audio", 1, 1)
         return self.waveform[0]

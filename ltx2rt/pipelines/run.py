@@ -17,8 +17,9 @@ from ltx2rt.components.diffusion_stage import (
     StageResult,
     run_stage,
 )
-from ltx2rt.components.image_conditioner import image_items
+from ltx2rt.components.image_conditioner import EncodedImage, encode_images
 from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.reference_conditioner import ReferenceFile, reference_item
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
 from ltx2rt.config import GenerationConfig, GuidanceConfig
@@ -63,6 +64,8 @@ class Run:
     Attributes:
         generator: the pipeline's random generator, seeded with the request's seed; its order of
             draws is part of the result (spec/sampling.md §8).
+        canvas: the clip that stages work on; a pipeline sets it where that is larger, longer or
+            faster than what was asked for.
         latents: `stage_1.video`, `stage_1.audio`, `upsampled.video`, ... as they were made.
     """
 
@@ -75,6 +78,12 @@ class Run:
         self.trace = trace
         self.generator = TorchGenerator(request.config.seed)
         self.latents: dict[str, Array] = {}
+        self.canvas = VideoPixelShape(
+            num_frames=request.config.num_frames,
+            height=request.config.height,
+            width=request.config.width,
+            frame_rate=request.config.frame_rate,
+        )
 
     @property
     def config(self) -> GenerationConfig:
@@ -121,35 +130,61 @@ class Run:
     def image_items(
         self, divisors: Mapping[str, int], *, guiding: bool = False
     ) -> dict[str, list[ConditioningItem]]:
-        """The images as conditioning of each stage; the video encoder is released.
+        """The images as conditioning of each stage (`encode_images`).
+
+        Args:
+            guiding: attach every image as a keyframe, also one at frame 0.
+        """
+        encoded = self.encode_images(divisors)
+        return {k: [image.item(guiding=guiding) for image in v] for k, v in encoded.items()}
+
+    def encode_images(self, divisors: Mapping[str, int]) -> dict[str, list[EncodedImage]]:
+        """The images at the size of each stage; the video encoder is released.
 
         Args:
             divisors: stage name -> by what its height and width are smaller than the clip's.
-            guiding: attach every image as a keyframe, also one at frame 0.
         """
-        items: dict[str, list[ConditioningItem]] = {stage: [] for stage in divisors}
+        encoded: dict[str, list[EncodedImage]] = {stage: [] for stage in divisors}
         for stage, divisor in divisors.items() if self.config.images else ():
             self.job.report(f"images {stage}", 0, 1)
             pixels = self.pixels(divisor)
-            items[stage] = image_items(
+            encoded[stage] = encode_images(
                 self.config.images,
                 self.pipeline.video_encoder(),
                 pixels.height,
                 pixels.width,
                 self.pipeline.source.model.image_crf,
-                guiding=guiding,
             )
             self.job.report(f"images {stage}", 1, 1)
+        self.pipeline.release("video_encoder")
+        return encoded
+
+    def reference_items(
+        self, stage: str, references: Sequence[ReferenceFile], divisor: int = 1, **facts: Any
+    ) -> list[ConditioningItem]:
+        """Reference videos as conditioning of a stage; the video encoder is released.
+
+        Args:
+            stage: its name, for progress.
+            divisor: by what its height and width are smaller than the clip's.
+            facts: further arguments of `reference_item`.
+        """
+        items: list[ConditioningItem] = []
+        for index, reference in enumerate(references):
+            self.job.report(f"references {stage}", index, len(references))
+            encoder = self.pipeline.video_encoder()
+            items.append(reference_item(reference, encoder, self.pixels(divisor), **facts))
+            self.job.report(f"references {stage}", index + 1, len(references))
         self.pipeline.release("video_encoder")
         return items
 
     def pixels(self, divisor: int = 1) -> VideoPixelShape:
-        """The clip, its height and width divided."""
+        """The canvas, its height and width divided."""
         return VideoPixelShape(
-            num_frames=self.config.num_frames,
-            height=self.config.height // divisor,
-            width=self.config.width // divisor,
-            frame_rate=self.config.frame_rate,
+            num_frames=self.canvas.num_frames,
+            height=self.canvas.height // divisor,
+            width=self.canvas.width // divisor,
+            frame_rate=self.canvas.frame_rate,
         )
 
     def video(self, divisor: int = 1, **facts: Any) -> ModalityRequest[VideoLatentShape]:
@@ -192,7 +227,7 @@ class Run:
         request = StageRequest(
             name=name,
             sigmas=sigmas,
-            frame_rate=frame_rate or self.config.frame_rate,
+            frame_rate=frame_rate or self.canvas.frame_rate,
             scale_factors=self.pipeline.scale_factors,
             video=video,
             audio=audio,
@@ -212,14 +247,19 @@ class Run:
                 self.latents[f"{name}.{part}"] = latent
         return result
 
-    def upsample(self, video: Array | None) -> Array:
-        """A video latent at twice its height and width; the upsampler is released."""
+    def upsample(self, video: Array | None, upsampler: str = "spatial_upsampler") -> Array:
+        """A video latent with more rows and columns, or with more frames (`temporal_upsampler`);
+        the upsampler is released.
+        """
         assert video is not None
         self.job.report("upsample", 0, 1)
-        upsampled = self.pipeline.spatial_upsampler()(video)
-        self.pipeline.release("spatial_upsampler")
+        upsampled = self.pipeline.upsampler(upsampler)(video)
+        self.pipeline.release(upsampler)
         self.job.report("upsample", 1, 1)
         self.latents["upsampled.video"] = upsampled
+        if self.trace is not None:
+            number = self.trace.count("upsample") + 1
+            self.trace.tensors[f"upsample{number}.out"] = upsampled
         return upsampled
 
     def refine(

@@ -16,14 +16,17 @@ from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, Runt
 from ltx2rt.engine import Array
 from ltx2rt.guidance import GuiderParams
 from ltx2rt.manifest import Lora
+from ltx2rt.pipelines.dfr import DFRPipeline
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.guided import GuidedPipeline
+from ltx2rt.pipelines.ic_lora import ICLoraPipeline
 from ltx2rt.pipelines.keyframe import KeyframeInterpolationPipeline
 from ltx2rt.pipelines.one_stage import OneStagePipeline
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline
 from ltx2rt.safetensors import SafetensorsFile
 from tests.parity.golden import Result, Runner, Skip, read_arrays
+from tests.parity.pipeline_inputs import OWN_INPUTS, own_inputs
 from tests.parity.pipeline_source import ComponentSource, find_model
 from tests.tolerances import (
     PIPELINE_FRAME_MAX,
@@ -35,7 +38,9 @@ from tests.tolerances import (
 
 #: official class -> ours
 PIPELINES = {
+    "DFRPipeline": DFRPipeline,
     "DistilledPipeline": DistilledPipeline,
+    "ICLoraPipeline": ICLoraPipeline,
     "KeyframeInterpolationPipeline": KeyframeInterpolationPipeline,
     "TI2VidOneStagePipeline": OneStagePipeline,
     "TI2VidTwoStagesHQPipeline": TwoStagesHQPipeline,
@@ -46,7 +51,9 @@ PIPELINES = {
 KNOWN_ARGUMENTS = {
     "seed", "num_frames", "frame_rate", "height", "width", "images", "tiling_config", "ancestral",
     "video_guider_params", "audio_guider_params", "num_inference_steps", "distilled_strength",
-    "s1", "s2", "generated_keyframes", "vae",
+    "s1", "s2", "generated_keyframes", "vae", "video_conditioning",
+    "conditioning_attention_strength", "attn_mask", "skip_stage_2",
+    "detailing", "temporal_upsample_rounds",
 }  # fmt: skip
 
 
@@ -59,7 +66,7 @@ def pipeline_files(root: Path) -> list[Path]:
 
 def run_pipeline_case(path: Path, runner: Runner) -> Result:
     """Replay one case and compare everything that it stores and we produce."""
-    case = json.loads(path.read_text())
+    case = {"name": path.stem, **json.loads(path.read_text())}
     try:
         got, audio_rate = _run(case, runner)
     except Skip as reason:
@@ -90,6 +97,7 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
         raise Skip(f"option {', '.join(unknown)} of {case['pipeline']} is not supported yet")
     if not isinstance(call["num_frames"], int):
         raise Skip("automatic duration is not supported yet")
+    own = own_inputs(case, runner)
     model = find_model(case["model"], runner, conv_decoder=call.get("vae") == "conv")
     source = ComponentSource(model, runner)
     if call.get("ancestral"):
@@ -99,6 +107,8 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
         [Lora(path=str(runner.checkpoint(name)), strength=s) for name, s in stage["loras"]]
         for stage in case["stages"]
     ]
+    if case["pipeline"] in OWN_INPUTS:
+        loras = loras[:1]
     distilled = loras[-1].pop() if issubclass(pipeline, TwoStagesPipeline) else None
     config = GenerationConfig(
         prompt=case["prompts"]["p0"],
@@ -116,17 +126,24 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
     if issubclass(pipeline, GuidedPipeline):
         clip = pipeline(source, runtime)(config, _guidance(case, distilled), trace=trace)
     else:
-        clip = pipeline(source, runtime)(config, trace=trace)
+        clip = pipeline(source, runtime)(config, inputs=own, trace=trace)
     frames = np.concatenate(list(clip.float_frames()))
-    got = {k.replace("stage_", "stage"): v for k, v in trace.tensors.items()}
-    for name, latent in clip.latents.items():
-        if name.endswith(".keyframes"):
-            got[name.replace("stage_", "stage").replace(".keyframes", ".video.keyframes")] = latent
-        elif name.startswith("stage_"):
-            got[f"{name.replace('stage_', 'stage')}.out"] = latent
-    if "upsampled.video" in clip.latents:
-        got["upsample1.out"] = clip.latents["upsampled.video"]
-    got["decode.video_latent"], got["decode.audio_latent"] = clip.video_latent, clip.audio_latent
+    # stages by number, whatever they are called
+    stages = [k.removesuffix(".sigmas") for k in trace.tensors if k.endswith(".sigmas")]
+    numbers = {stage: f"stage{i}" for i, stage in enumerate(stages, 1)}
+    got = {}
+    for key, value in trace.tensors.items():
+        stage, _, rest = key.partition(".")
+        got[f"{numbers.get(stage, stage)}.{rest}"] = value
+    for key, latent in clip.latents.items():
+        stage, _, part = key.partition(".")
+        if stage in numbers:
+            name = "video.keyframes" if part == "keyframes" else f"{part}.out"
+            got[f"{numbers[stage]}.{name}"] = latent
+    if clip.video_latent is not None:
+        got["decode.video_latent"] = clip.video_latent
+    if clip.audio_latent is not None:
+        got["decode.audio_latent"] = clip.audio_latent
     got["video_u16"] = frames[case["saved_frames"]]
     got["audio.waveform"] = clip.audio
     return got, clip.audio_sampling_rate

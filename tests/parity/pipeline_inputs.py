@@ -1,0 +1,74 @@
+"""The golden cases' arguments as the `Inputs` of the pipelines that take some."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+
+from ltx2rt.components.reference_conditioner import ReferenceFile
+from ltx2rt.engine import Array
+from ltx2rt.manifest import Lora
+from ltx2rt.pipelines.dfr import DFRInputs
+from ltx2rt.pipelines.ic_lora import ICLoraInputs
+from ltx2rt.safetensors import SafetensorsFile
+from tests.parity.golden import Runner, read_arrays
+
+
+def own_inputs(case: Mapping[str, Any], runner: Runner) -> Any:
+    """The `Inputs` of a case; None for a pipeline without."""
+    make = OWN_INPUTS.get(case["pipeline"])
+    return None if make is None else make(case, runner)
+
+
+def _references(case: Mapping[str, Any], runner: Runner) -> tuple[ReferenceFile, ...]:
+    folder = runner.root / "pipelines" / "inputs"
+    given = case["call"]["video_conditioning"]
+    return tuple(ReferenceFile(path=folder / name, strength=strength) for name, strength in given)
+
+
+def _ic_lora(case: Mapping[str, Any], runner: Runner) -> ICLoraInputs:
+    call = case["call"]
+    mask = None
+    if call.get("attn_mask"):
+        stored = runner.root / "pipelines" / f"{case['name']}.safetensors"
+        values = read_arrays(SafetensorsFile(stored))["attention_mask_u8"][0, 0]
+        mask = write_lossless(Path(tempfile.mkdtemp()) / "mask.mkv", values)
+    return ICLoraInputs(
+        references=_references(case, runner),
+        attention_strength=call["conditioning_attention_strength"],
+        attention_mask=mask,
+        skip_stage_2=call.get("skip_stage_2", False),
+    )
+
+
+def _dfr(case: Mapping[str, Any], runner: Runner) -> DFRInputs:
+    detailing = None
+    if case["call"].get("detailing"):
+        name, strength = case["stages"][1]["loras"][-1]
+        detailing = Lora(path=str(runner.checkpoint(name)), strength=strength)
+    return DFRInputs(
+        temporal_upsample_rounds=case["call"]["temporal_upsample_rounds"], detailing_lora=detailing
+    )
+
+
+def write_lossless(path: Path, frames: Array) -> Path:
+    """Grey frames `[n, H, W]` uint8 as a video that gives back every value."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=24)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "bgr0"
+        for frame in frames:
+            rgb = np.repeat(frame[..., None], 3, axis=-1)
+            picture = VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="bgr0")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+#: official class -> what makes our inputs
+OWN_INPUTS = {"DFRPipeline": _dfr, "ICLoraPipeline": _ic_lora}
