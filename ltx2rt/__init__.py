@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ltx2rt.pipelines.dfr import DFRInputs as DFRInputs
     from ltx2rt.pipelines.dfr import DFRPipeline as DFRPipeline
     from ltx2rt.pipelines.distilled import DistilledPipeline as DistilledPipeline
+    from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs as HDRICLoraInputs
+    from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraPipeline as HDRICLoraPipeline
     from ltx2rt.pipelines.ic_lora import ICLoraInputs as ICLoraInputs
     from ltx2rt.pipelines.ic_lora import ICLoraPipeline as ICLoraPipeline
     from ltx2rt.pipelines.keyframe import (
@@ -51,6 +53,8 @@ _NAMES = {
     "DFRInputs": "ltx2rt.pipelines.dfr",
     "DFRPipeline": "ltx2rt.pipelines.dfr",
     "DistilledPipeline": "ltx2rt.pipelines.distilled",
+    "HDRICLoraInputs": "ltx2rt.pipelines.hdr_ic_lora",
+    "HDRICLoraPipeline": "ltx2rt.pipelines.hdr_ic_lora",
     "ICLoraInputs": "ltx2rt.pipelines.ic_lora",
     "ICLoraPipeline": "ltx2rt.pipelines.ic_lora",
     "KeyframeInterpolationPipeline": "ltx2rt.pipelines.keyframe",

@@ -51,7 +51,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         name="--reference",
         target="references",
-        pipelines=("ic-lora",),
+        pipelines=("ic-lora", "hdr-ic-lora"),
         help="a video that the clip follows (repeatable); strength 1 if omitted",
         read=read_references,
         options={"action": "append", "metavar": "FILE[:STRENGTH]"},
@@ -75,6 +75,13 @@ FLAGS: tuple[Flag, ...] = (
         target="skip_stage_2",
         pipelines=("ic-lora",),
         help="stop after stage 1, at half height and width",
+        options={"action": "store_true"},
+    ),
+    Flag(
+        name="--high-quality",
+        target="high_quality",
+        pipelines=("hdr-ic-lora",),
+        help="make every frame twice over and keep one: steadier, at twice the work",
         options={"action": "store_true"},
     ),
     Flag(

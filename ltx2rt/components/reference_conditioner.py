@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.conditioning import ReferenceVideo, mask_latent, subsample_indices
 from ltx2rt.errors import MediaError, OptionError, ShapeError
-from ltx2rt.media.image import resize_and_crop, to_vae_input
+from ltx2rt.media.image import resize_and_crop, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import iterate_video_frames, probe_video
 from ltx2rt.shapes import VideoLatentShape, VideoPixelShape, nearest_multiples
 from ltx2rt.tiling import TilingConfig
@@ -105,9 +105,15 @@ def reference_item(
 
 
 def load_reference(
-    path: Path, pixels: VideoPixelShape, *, downscale: int = 1, temporal_scale: int = 1
+    path: Path,
+    pixels: VideoPixelShape,
+    *,
+    downscale: int = 1,
+    temporal_scale: int = 1,
+    pad: bool = False,
 ) -> F32:
-    """The first frames of a video at the size of a stage over `downscale`, centre-cropped.
+    """The first frames of a video at the size of a stage over `downscale`: centre-cropped, or with
+    `pad` fitted and filled by reflection.
 
     Returns:
         `[1, 3, n, H, W]` float32 in [-1, 1]; n is at most the clip's frames, and with a
@@ -127,7 +133,7 @@ def load_reference(
         for index, frame in enumerate(iterate_video_frames(path, pixels.num_frames))
         if index in kept
     )
-    return _fitted(frames, pixels.height // downscale, pixels.width // downscale)
+    return _fitted(frames, pixels.height // downscale, pixels.width // downscale, pad=pad)
 
 
 def load_mask(path: Path, pixels: VideoPixelShape) -> F32:
@@ -138,7 +144,10 @@ def load_mask(path: Path, pixels: VideoPixelShape) -> F32:
     return np.clip(grey, 0, 1).astype(np.float32)
 
 
-def _fitted(frames: Iterator[NDArray[np.uint8]], height: int, width: int) -> F32:
-    """Frames cropped one by one, so that only the small ones are held."""
-    small = [resize_and_crop(frame[None], height, width) for frame in frames]
+def _fitted(
+    frames: Iterator[NDArray[np.uint8]], height: int, width: int, *, pad: bool = False
+) -> F32:
+    """Frames fitted one by one, so that only the small ones are held."""
+    fit = resize_and_pad if pad else resize_and_crop
+    small = [fit(frame[None], height, width) for frame in frames]
     return to_vae_input(np.concatenate(small))

@@ -57,6 +57,8 @@ class Pipeline:
     Inputs: ClassVar[type[Any] | None] = None
     #: height and width where none are asked for
     default_size: ClassVar[tuple[int, int]] = (1024, 1536)
+    #: whether height and width need not be multiples of the model's factor
+    any_size: ClassVar[bool] = False
     #: fields of `GenerationConfig` that mean nothing here; naming one is refused
     unused: ClassVar[tuple[str, ...]] = ()
 
@@ -158,9 +160,11 @@ class Pipeline:
         ]
         if problems:
             raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
-        check_generation_size(
-            config.height, config.width, config.num_frames, self.two_stage, self.scale_factors
-        )
+        step = self.scale_factors.height * (2 if self.two_stage else 1)
+        sides = [config.height, config.width]
+        if self.any_size:
+            sides = [-(-side // step) * step for side in sides]
+        check_generation_size(*sides, config.num_frames, self.two_stage, self.scale_factors)
         return request
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:

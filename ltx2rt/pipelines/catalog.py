@@ -16,6 +16,7 @@ PIPELINES: dict[str, tuple[str, str]] = {
     "two-stage-hq": ("two_stages_hq", "TwoStagesHQPipeline"),
     "keyframe": ("keyframe", "KeyframeInterpolationPipeline"),
     "dfr": ("dfr", "DFRPipeline"),
+    "hdr-ic-lora": ("hdr_ic_lora", "HDRICLoraPipeline"),
     "ic-lora": ("ic_lora", "ICLoraPipeline"),
 }
 

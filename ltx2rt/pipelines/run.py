@@ -291,12 +291,20 @@ class Run:
             sampler=sampler,
         )
 
-    def clip(self, video: Array | None, audio: Array | None, **facts: Any) -> Clip:
-        """The finished clip; the transformer is released. `facts` are further `Clip` fields."""
+    def clip(
+        self,
+        video: Array | None,
+        audio: Array | None,
+        kind: type[Clip] | None = None,
+        **facts: Any,
+    ) -> Clip:
+        """The finished clip, of class `kind` if given; the transformer is released. `facts` are
+        further fields of it.
+        """
         from ltx2rt.pipelines.clip import Clip
 
         self.pipeline.release(*TRANSFORMER)
-        return Clip(
+        return (kind or Clip)(
             pipeline=self.pipeline,
             request=self.request,
             job=self.job,

@@ -15,6 +15,7 @@ from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.engine import Array
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.dfr import DFRInputs
+from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs
 from ltx2rt.pipelines.ic_lora import ICLoraInputs
 from ltx2rt.safetensors import SafetensorsFile
 from tests.parity.golden import Runner, read_arrays
@@ -57,6 +58,10 @@ def _dfr(case: Mapping[str, Any], runner: Runner) -> DFRInputs:
     )
 
 
+def _hdr_ic_lora(case: Mapping[str, Any], runner: Runner) -> HDRICLoraInputs:
+    return HDRICLoraInputs(references=_references(case, runner))
+
+
 def write_lossless(path: Path, frames: Array) -> Path:
     """Grey frames `[n, H, W]` uint8 as a video that gives back every value."""
     with av.open(str(path), "w") as container:
@@ -71,4 +76,4 @@ def write_lossless(path: Path, frames: Array) -> Path:
 
 
 #: official class -> what makes our inputs
-OWN_INPUTS = {"DFRPipeline": _dfr, "ICLoraPipeline": _ic_lora}
+OWN_INPUTS = {"DFRPipeline": _dfr, "HDRICLoraPipeline": _hdr_ic_lora, "ICLoraPipeline": _ic_lora}

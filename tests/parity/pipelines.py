@@ -19,6 +19,8 @@ from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.dfr import DFRPipeline
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.guided import GuidedPipeline
+from ltx2rt.pipelines.hdr_clip import HdrClip
+from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraPipeline
 from ltx2rt.pipelines.ic_lora import ICLoraPipeline
 from ltx2rt.pipelines.keyframe import KeyframeInterpolationPipeline
 from ltx2rt.pipelines.one_stage import OneStagePipeline
@@ -40,6 +42,7 @@ from tests.tolerances import (
 PIPELINES = {
     "DFRPipeline": DFRPipeline,
     "DistilledPipeline": DistilledPipeline,
+    "HDRICLoraPipeline": HDRICLoraPipeline,
     "ICLoraPipeline": ICLoraPipeline,
     "KeyframeInterpolationPipeline": KeyframeInterpolationPipeline,
     "TI2VidOneStagePipeline": OneStagePipeline,
@@ -77,8 +80,10 @@ def run_pipeline_case(path: Path, runner: Runner) -> Result:
         stored = read_arrays(SafetensorsFile(contexts))
         want.update({f"context.{m}": stored[f"p0.{m}"] for m in ("video", "audio")})
     failures, worst, relative = _compare(got, want)
-    if audio_rate != case["audio_rate"]:
+    if audio_rate != case.get("audio_rate", audio_rate):
         failures.append(f"audio rate {audio_rate}, expected {case['audio_rate']}")
+    if list(got["audio.waveform"].shape) != case.get("audio_shape", [2, 0]):
+        failures.append(f"audio of shape {got['audio.waveform'].shape}")
     detail = "; ".join(failures[:4])
     return Result(
         path.stem, runner.backend, not failures, None, worst, relative, "pipeline", detail
@@ -114,7 +119,7 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
         prompt=case["prompts"]["p0"],
         images=tuple(
             ImageCondition(path=inputs / name, frame=frame, strength=strength, crf=crf)
-            for name, frame, strength, crf in call["images"]
+            for name, frame, strength, crf in call.get("images", [])
         ),
         tiling="none",
         generated_keyframes=call.get("generated_keyframes", 0),
@@ -127,7 +132,8 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
         clip = pipeline(source, runtime)(config, _guidance(case, distilled), trace=trace)
     else:
         clip = pipeline(source, runtime)(config, inputs=own, trace=trace)
-    frames = np.concatenate(list(clip.float_frames()))
+    is_hdr = isinstance(clip, HdrClip)
+    frames = np.concatenate(list(clip.exr_frames() if is_hdr else clip.float_frames()))
     # stages by number, whatever they are called
     stages = [k.removesuffix(".sigmas") for k in trace.tensors if k.endswith(".sigmas")]
     numbers = {stage: f"stage{i}" for i, stage in enumerate(stages, 1)}
@@ -144,7 +150,8 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
         got["decode.video_latent"] = clip.video_latent
     if clip.audio_latent is not None:
         got["decode.audio_latent"] = clip.audio_latent
-    got["video_u16"] = frames[case["saved_frames"]]
+    saved = frames[case["saved_frames"]]
+    got |= {"video_linear_s2": saved[:, ::2, ::2]} if is_hdr else {"video_u16": saved}
     got["audio.waveform"] = clip.audio
     return got, clip.audio_sampling_rate
 
@@ -170,7 +177,9 @@ def _compare(got: Mapping[str, Array], want: Mapping[str, Array]) -> tuple[list[
     worst = relative = 0.0
     compared = sorted(set(got) & set(want))
     inside = {
-        n for n in want if re.search(r"^stage\d.*(sigmas|noise|x0|mask|out)$|\.eval\d+\.|_u16$", n)
+        n
+        for n in want
+        if re.search(r"^stage\d.*(sigmas|noise|x0|mask|out)$|\.eval\d+\.|_u16$|_linear", n)
     }
     failures += [f"{name} was not compared" for name in sorted(inside - set(compared))]
     for name in compared:
@@ -194,6 +203,8 @@ def _within(name: str, difference: Array, target: Array, rel: float) -> bool:
         return bool(
             difference.max() <= PIPELINE_FRAME_MAX and difference.mean() <= PIPELINE_FRAME_MEAN
         )
+    if name == "video_linear_s2":  # light is exponential in what the decoder gives
+        return rel <= PIPELINE_LATENT_REL_L2
     if name == "audio.waveform":
         return bool(difference.max() <= PIPELINE_WAVEFORM_MAX)
     if name.endswith((".out", ".video.keyframes", ".x0", ".clean", "_latent")) or ".eval" in name:
