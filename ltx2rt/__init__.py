@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from ltx2rt.pipelines.one_stage import OneStagePipeline as OneStagePipeline
     from ltx2rt.pipelines.two_stages import TwoStagesPipeline as TwoStagesPipeline
     from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline as TwoStagesHQPipeline
+    from ltx2rt.pipelines.upscale import UpscaleInputs as UpscaleInputs
+    from ltx2rt.pipelines.upscale import UpscalePipeline as UpscalePipeline
 
 _NAMES = {
     "Bundle": "ltx2rt.bundle",
@@ -62,6 +64,8 @@ _NAMES = {
     "OneStagePipeline": "ltx2rt.pipelines.one_stage",
     "TwoStagesPipeline": "ltx2rt.pipelines.two_stages",
     "TwoStagesHQPipeline": "ltx2rt.pipelines.two_stages_hq",
+    "UpscaleInputs": "ltx2rt.pipelines.upscale",
+    "UpscalePipeline": "ltx2rt.pipelines.upscale",
     "Progress": "ltx2rt.progress",
     "Cancelled": "ltx2rt.progress",
     "Ltx2rtError": "ltx2rt.errors",

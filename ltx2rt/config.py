@@ -86,7 +86,7 @@ class GenerationConfig:
     number of them, evenly spread, or their pixel frame indices.
     """
 
-    prompt: str
+    prompt: str = ""
     seed: int = 10
     height: int = 1024
     width: int = 1536
@@ -99,7 +99,7 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        if not self.prompt.strip():
+        if self.prompt and not self.prompt.strip():
             problems.append("the prompt is empty; describe the clip in a sentence")
         if not self.prompt.isascii() and any(0xD800 <= ord(c) <= 0xDFFF for c in self.prompt):
             problems.append("the prompt is not valid UTF-8 text")

@@ -90,7 +90,7 @@ def temporal_tiles(seams: Sequence[int], count: int) -> tuple[TemporalTile, ...]
             f"and at least {2 * _TIME} are needed."
         )
     size, rest = divmod(len(seams), min(count, len(seams)))
-    tiles = []
+    tiles: list[TemporalTile] = []
     first = 0
     while first < len(seams):
         stop = first + size + (len(tiles) < rest)

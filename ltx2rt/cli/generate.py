@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--pipeline", default="distilled", choices=PIPELINES)
     what = parser.add_argument_group("what to make")
-    what.add_argument("--prompt", required=True)
+    what.add_argument("--prompt", metavar="TEXT", help="describes the clip")
     what.add_argument("--seed", type=int, default=defaults["seed"], help="default %(default)s")
     what.add_argument(
         "--height",
@@ -73,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guidance_flags.add_arguments(parser)
     input_flags.add_arguments(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("-o", "--output", type=Path, required=True, help=".mp4, .mov or .mkv")
+    output.add_argument(
+        "-o", "--output", type=Path, required=True, help=".mp4, .mov or .mkv (an image: .png)"
+    )
     output.add_argument(
         "--fragmented", action="store_true", help="write a file that plays while it grows"
     )
@@ -167,7 +169,7 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
     config = config_of(options)
     guidance_flags.check_flags(options)
     inputs = input_flags.inputs_of(options, pipeline)
-    check_output_path(options.output, "video")
+    check_output_path(options.output, *pipeline.output_kinds(inputs))
     if options.fragmented:
         check_fragmented(options.output)
     if options.audio_output is not None:

@@ -85,6 +85,27 @@ FLAGS: tuple[Flag, ...] = (
         options={"action": "store_true"},
     ),
     Flag(
+        name="--source",
+        target="source",
+        pipelines=("upscale",),
+        help="the video, whose sound is kept, or the image to upscale",
+        options={"type": Path, "metavar": "FILE"},
+    ),
+    Flag(
+        name="--upscale",
+        target="upscale",
+        pipelines=("upscale",),
+        help="what is raised; default spatial",
+        options={"choices": ("spatial", "temporal", "both")},
+    ),
+    Flag(
+        name="--refine",
+        target="refine",
+        pipelines=("upscale",),
+        help="refine the result with --prompt: its first noise level, 0 to 1",
+        options={"type": float, "metavar": "SIGMA"},
+    ),
+    Flag(
         name="--temporal-upsample-rounds",
         target="temporal_upsample_rounds",
         pipelines=("dfr",),
@@ -132,6 +153,8 @@ def problems_of(options: argparse.Namespace) -> list[str]:
         for name, flag in COMMON.items()
         if name in cls.unused and getattr(options, name, None) not in (None, [], 0)
     ]
+    if cls.needs_prompt and not options.prompt:
+        problems.append(f"--pipeline {options.pipeline} needs --prompt TEXT")
     required = cls.required_inputs()
     problems += [
         f"--pipeline {options.pipeline} needs {flag.name}"

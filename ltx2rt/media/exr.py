@@ -133,7 +133,7 @@ def read_exr(path: Path) -> F32:
     frame = np.stack([channels[name] for name in names], axis=-1).astype(np.float32)
     if np.isnan(frame).any():
         warnings.warn(f"'{path}' holds NaN; read as 0.", stacklevel=2)
-        frame = np.nan_to_num(frame, nan=0.0, posinf=HALF_MAX, neginf=-HALF_MAX)
+        frame = np.nan_to_num(frame, nan=0.0, posinf=float(HALF_MAX), neginf=-float(HALF_MAX))
     return frame
 
 

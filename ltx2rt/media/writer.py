@@ -8,6 +8,7 @@ when it is complete. NaN in a frame is written as black, in sound as silence; bo
 
 from __future__ import annotations
 
+import io
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media.audio import AudioTrack, audio_samples, check_aac_rate, check_waveform
@@ -254,6 +256,31 @@ class VideoWriter:
             pass  # the trailer of a file that is thrown away
         finally:
             self._sink.discard()
+
+
+def write_image(
+    path: str | Path, frame: NDArray[Any], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a still as PNG (8-bit RGB, rounded); it takes its name when it is complete.
+
+    Args:
+        path: the file; an existing one is replaced.
+        frame: `[H, W, 3]`, float in [0, 1] (clamped; NaN is black) or uint8.
+        metadata: text chunks of the file.
+
+    Raises:
+        MediaError: the file cannot be written.
+        ShapeError: not a frame.
+    """
+    check_frames(frame[None])
+    pixels, _ = to_uint8(frame)
+    texts = PngInfo()
+    for name, text in (metadata or {}).items():
+        texts.add_itxt(name, text)
+    memory = io.BytesIO()
+    Image.fromarray(pixels).save(memory, "PNG", pnginfo=texts)
+    with OutputFile(Path(path)) as sink, sink.guard():
+        sink.write(memory.getvalue())
 
 
 def write_frames(directory: str | Path, chunks: Iterable[Frames]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ltx2rt.bundle import ModelSource
 from ltx2rt.components.audio import AudioDecoder
@@ -20,6 +20,7 @@ from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.engine import Engine
 from ltx2rt.errors import BundleError, InternalError, OptionError, join_problems
 from ltx2rt.manifest import Lora
+from ltx2rt.media.files import OutputKind
 from ltx2rt.pipelines.run import TRANSFORMER, Request, Run
 from ltx2rt.progress import Job
 from ltx2rt.shapes import VideoScaleFactors, check_generation_size
@@ -57,6 +58,10 @@ class Pipeline:
     Inputs: ClassVar[type[Any] | None] = None
     #: height and width where none are asked for
     default_size: ClassVar[tuple[int, int]] = (1024, 1536)
+    #: what a clip of it is: a picture (with sound), or sound alone
+    makes: ClassVar[Literal["video", "audio"]] = "video"
+    #: whether it cannot do without a prompt
+    needs_prompt: ClassVar[bool] = True
     #: whether height and width need not be multiples of the model's factor
     any_size: ClassVar[bool] = False
     #: fields of `GenerationConfig` that mean nothing here; naming one is refused
@@ -153,7 +158,10 @@ class Pipeline:
     def prepare(self, request: Request) -> Request:
         """The request with every default filled in, checked before anything is loaded."""
         config = request.config
-        problems = [
+        problems = []
+        if self.needs_prompt and not config.prompt.strip():
+            problems.append("the prompt is empty; describe the clip in a sentence")
+        problems += [
             f"it has no use for {name}"
             for name in ("images", "generated_keyframes")
             if name in self.unused and getattr(config, name)
@@ -161,15 +169,20 @@ class Pipeline:
         if problems:
             raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
         step = self.scale_factors.height * (2 if self.two_stage else 1)
-        sides = [config.height, config.width]
+        height, width = config.height, config.width
         if self.any_size:
-            sides = [-(-side // step) * step for side in sides]
-        check_generation_size(*sides, config.num_frames, self.two_stage, self.scale_factors)
+            height, width = height + -height % step, width + -width % step
+        check_generation_size(height, width, config.num_frames, self.two_stage, self.scale_factors)
         return request
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """LoRAs of each stage."""
         return [request.config.loras]
+
+    @classmethod
+    def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
+        """What a clip of these `Inputs` can be saved as."""
+        return (cls.makes,)
 
     @classmethod
     def required_inputs(cls) -> list[str]:

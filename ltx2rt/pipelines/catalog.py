@@ -18,6 +18,7 @@ PIPELINES: dict[str, tuple[str, str]] = {
     "dfr": ("dfr", "DFRPipeline"),
     "hdr-ic-lora": ("hdr_ic_lora", "HDRICLoraPipeline"),
     "ic-lora": ("ic_lora", "ICLoraPipeline"),
+    "upscale": ("upscale", "UpscalePipeline"),
 }
 
 

@@ -123,7 +123,8 @@ class DFRPipeline(Pipeline):
         slots = replace(slots, latents=run.upsample(first.keyframes))
         items = [*(i.item() for i in images["stage_2"]), slots, *self.details(run, first)]
         second = run.refine(first, context, stage_2_loras, video_items=items)
-        video, keyframes = second.video, by_frame(canvas.keyframes, second.keyframes)
+        video = second.video
+        keyframes: Keyframes = by_frame(canvas.keyframes, second.keyframes)
         for number in range(1, rounds + 1):
             video, keyframes = self.double(
                 run, number, video, keyframes, context, images["stage_2"]

@@ -103,8 +103,8 @@ class HDRICLoraPipeline(Pipeline):
     def aligned(self, request: Request) -> tuple[int, int]:
         """Height and width of the canvas."""
         factor = 2 * self.scale_factors.height
-        config = request.config
-        return -(-config.height // factor) * factor, -(-config.width // factor) * factor
+        height, width = request.config.height, request.config.width
+        return height + -height % factor, width + -width % factor
 
     def generate(self, run: Run) -> Clip:
         from ltx2rt.pipelines.hdr_clip import HdrClip
@@ -163,7 +163,7 @@ class HDRICLoraPipeline(Pipeline):
         axes = refine_tiles(upsampled.shape[2:], TILES, OVERLAPS)
         result = np.zeros_like(upsampled)
         for index, tile in enumerate(product(*axes)):
-            box = (..., *(axis.source for axis in tile))
+            box = latent_box(*(axis.source for axis in tile))
             latent = upsampled[box]
             refined = run.stage(
                 f"stage_2_tile_{index + 1}",
@@ -179,6 +179,7 @@ class HDRICLoraPipeline(Pipeline):
                 audio=None,
                 generator=TorchGenerator(run.config.seed + index),
             )
+            assert refined.video is not None
             time, row, column = (axis.weights for axis in tile)
             result[box] += refined.video * (time[:, None, None] * row[:, None] * column)
         run.latents["stage_2.video"] = result
@@ -191,7 +192,12 @@ def cut_reference(reference: ReferenceVideo, tile: Sequence[AxisTile]) -> Refere
     scaled = [
         slice(side.start // reference.downscale, side.stop // reference.downscale) for side in sides
     ]
-    return replace(reference, latent=reference.latent[(..., time, *scaled)])
+    return replace(reference, latent=reference.latent[latent_box(time, *scaled)])
+
+
+def latent_box(time: slice, rows: slice, columns: slice) -> tuple[slice, ...]:
+    """The index of a part of a latent `[B, C, F, H, W]`."""
+    return (slice(None), slice(None), time, rows, columns)
 
 
 def lora_files(loras: Sequence[Lora]) -> list[SafetensorsFile]:
