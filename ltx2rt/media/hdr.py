@@ -110,7 +110,7 @@ class HdrFormat:
         """What a file holds, `[..., 3]`, as codes in [0, 1]."""
         if self.files == "codes":
             return np.clip(values, 0, 1).astype(np.float32)
-        compress, _, primaries = _TRANSFERS[self.transfer]
+        compress, _, primaries = TRANSFERS[self.transfer]
         if primaries == "ap1" and self.files == "rec709":
             values = convert_primaries(values, REC709_TO_AP1)
         elif primaries == "rec709" and self.files == "ap1":
@@ -126,7 +126,7 @@ class HdrFormat:
         return self._linear(codes, "rec709")
 
     def _linear(self, codes: F32, wanted: str) -> F32:
-        _, decompress, primaries = _TRANSFERS[self.transfer]
+        _, decompress, primaries = TRANSFERS[self.transfer]
         light = decompress(codes)
         if primaries != wanted:
             light = convert_primaries(light, AP1_TO_REC709 if wanted == "rec709" else REC709_TO_AP1)
@@ -134,7 +134,7 @@ class HdrFormat:
 
 
 #: transfer -> its curve, the inverse, and the primaries it belongs to
-_TRANSFERS: dict[str, tuple[Callable[[F32], F32], Callable[[F32], F32], str]] = {
+TRANSFERS: dict[str, tuple[Callable[[F32], F32], Callable[[F32], F32], str]] = {
     "acescct": (acescct_compress, acescct_decompress, "ap1"),
     "logc3": (logc3_compress, logc3_decompress, "rec709"),
 }

@@ -5,6 +5,7 @@ ones.
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_canvas_holds_the_clip_and_ends_with_a_keyframe(eighths: int) -> None:
     canvas = keyframe_canvas(frames)
     assert frames <= canvas.num_frames < frames + 24
     assert canvas.keyframes[-1] == canvas.num_frames - 1
-    assert {b - a for a, b in zip((0, *canvas.keyframes), canvas.keyframes)} <= {24, 32}
+    assert {b - a for a, b in pairwise((0, *canvas.keyframes))} <= {24, 32}
 
 
 @given(st.lists(st.integers(2, 8), min_size=1, max_size=20), st.sampled_from([1, 2, 4, 7]))
@@ -81,7 +82,7 @@ def test_tiles_cover_every_latent_frame_once(eighths: list[int], count: int) -> 
     kept = [f for t in tiles for f in range(t.latents.start + t.drop, t.latents.stop)]
     assert kept == list(range(seams[-1] // 8 + 1))
     slots = {slot for tile in tiles for slot in tile.slots}
-    assert slots == {(a + b) // 2 for a, b in zip((0, *seams), seams)}  # one between any two
+    assert slots == {(a + b) // 2 for a, b in pairwise((0, *seams))}  # one between any two
     for tile in tiles:
         assert set(tile.anchors) <= set(seams)
         assert all(tile.start < slot < tile.end for slot in tile.slots)
