@@ -11,7 +11,7 @@ from ltx2rt.bundle import open_bundle
 from ltx2rt.cli import guidance as guidance_flags
 from ltx2rt.cli import inputs as input_flags
 from ltx2rt.cli.common import ProgressPrinter, parse_lora, print_json
-from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
+from ltx2rt.config import HDR_MODES, GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.progress import Job
@@ -61,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=defaults["tiling"],
         choices=("auto", "none"),
         help="tiled decoding bounds memory; default %(default)s",
+    )
+    what.add_argument(
+        "--hdr",
+        type=str.upper,
+        choices=HDR_MODES,
+        help="high dynamic range: EXR images and references in, EXR frames and an HLG video out",
     )
     what.add_argument(
         "--lora",
@@ -163,15 +169,21 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
     """
     from ltx2rt.media.files import check_file_path, check_fragmented, check_output_path
     from ltx2rt.media.writer import write_audio
+    from ltx2rt.pipelines.exr_checks import exr_folder
     from ltx2rt.pipelines.guided import GuidedPipeline
 
     pipeline = pipeline_class(options.pipeline)
     config = config_of(options)
     guidance_flags.check_flags(options)
     inputs = input_flags.inputs_of(options, pipeline)
-    check_output_path(options.output, *pipeline.output_kinds(inputs))
+    kind = check_output_path(options.output, *pipeline.output_kinds(inputs))
+    is_hdr = config.hdr is not None or pipeline.makes_exr
+    if is_hdr:
+        check_output_path(exr_folder(options.output), "frames")
     if options.fragmented:
         check_fragmented(options.output)
+        if is_hdr or kind == "image":
+            raise OptionError("--fragmented is for video of ordinary dynamic range; leave it out.")
     if options.audio_output is not None:
         check_output_path(options.audio_output, "audio")
     if options.save_latents is not None:

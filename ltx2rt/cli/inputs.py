@@ -129,6 +129,7 @@ COMMON = {
     "num_frames": "--num-frames",
     "frame_rate": "--frame-rate",
     "images": "--image",
+    "hdr": "--hdr",
     "generated_keyframes": "--num-generated-keyframes",
 }
 

@@ -147,6 +147,11 @@ HDR_FORMATS: dict[str, HdrFormat] = {
 }
 
 
+def codes_to_vae_input(codes: F32) -> F32:
+    """Codes `[f, H, W, 3]` in [0, 1] to `[1, 3, f, H, W]` in [-1, 1]."""
+    return np.ascontiguousarray(np.moveaxis(2 * codes - np.float32(1), -1, 0)[None])
+
+
 def srgb_signal(linear: F32) -> F32:
     """Linear Rec.709 light to the sRGB signal in [0, 1]; light above diffuse white is cut."""
     light = np.clip(linear, 0, 1)

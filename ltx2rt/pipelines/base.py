@@ -21,6 +21,7 @@ from ltx2rt.engine import Engine
 from ltx2rt.errors import BundleError, InternalError, OptionError, join_problems
 from ltx2rt.manifest import Lora
 from ltx2rt.media.files import OutputKind
+from ltx2rt.pipelines.exr_checks import exr_problems
 from ltx2rt.pipelines.run import TRANSFORMER, Request, Run
 from ltx2rt.progress import Job
 from ltx2rt.shapes import VideoScaleFactors, check_generation_size
@@ -60,6 +61,8 @@ class Pipeline:
     default_size: ClassVar[tuple[int, int]] = (1024, 1536)
     #: what a clip of it is: a picture (with sound), or sound alone
     makes: ClassVar[Literal["video", "audio"]] = "video"
+    #: whether it writes EXR frames beside the video, whatever `hdr` says
+    makes_exr: ClassVar[bool] = False
     #: whether it cannot do without a prompt
     needs_prompt: ClassVar[bool] = True
     #: whether height and width need not be multiples of the model's factor
@@ -163,9 +166,10 @@ class Pipeline:
             problems.append("the prompt is empty; describe the clip in a sentence")
         problems += [
             f"it has no use for {name}"
-            for name in ("images", "generated_keyframes")
+            for name in ("images", "generated_keyframes", "hdr")
             if name in self.unused and getattr(config, name)
         ]
+        problems += exr_problems(request)
         if problems:
             raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
         step = self.scale_factors.height * (2 if self.two_stage else 1)

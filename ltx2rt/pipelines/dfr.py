@@ -72,7 +72,7 @@ class DFRPipeline(Pipeline):
     name: ClassVar[str] = "dfr"
     requires: ClassVar[tuple[str, ...]] = TWO_STAGE
     two_stage: ClassVar[bool] = True
-    unused: ClassVar[tuple[str, ...]] = ("generated_keyframes",)
+    unused: ClassVar[tuple[str, ...]] = ("generated_keyframes", "hdr")
     Inputs: ClassVar[type[Any] | None] = DFRInputs
 
     def prepare(self, request: Request) -> Request:

@@ -14,6 +14,7 @@ from ltx2rt.media.exr import ExrFolder
 from ltx2rt.media.hdr import HdrFormat, srgb_signal
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.clip import Clip, prefetch
+from ltx2rt.pipelines.exr_checks import exr_folder
 
 F32 = NDArray[np.float32]
 
@@ -54,7 +55,10 @@ class HdrClip(Clip):
 
     def writer(self, path: str | Path) -> VideoWriter:
         """Of the video file."""
-        return VideoWriter(
+        return self._writer(VideoWriter, path)
+
+    def _writer(self, kind: type[VideoWriter], path: str | Path) -> VideoWriter:
+        return kind(
             path,
             self.width,
             self.height,
@@ -68,7 +72,14 @@ class HdrClip(Clip):
         return srgb_signal(self.hdr.linear_rec709(codes))
 
 
-def exr_folder(path: str | Path) -> Path:
-    """Where the EXR frames of a video file go."""
-    path = Path(path)
-    return path.with_name(f"{path.stem}_exr")
+@dataclass(slots=True, kw_only=True, eq=False)
+class HlgClip(HdrClip):
+    """A clip of high dynamic range whose video file is an HLG master."""
+
+    def writer(self, path: str | Path) -> VideoWriter:
+        from ltx2rt.media.hlg_writer import HlgWriter
+
+        return self._writer(HlgWriter, path)
+
+    def video_frames(self, codes: F32) -> F32:
+        return self.hdr.linear_rec709(codes)

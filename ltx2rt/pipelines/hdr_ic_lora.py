@@ -73,7 +73,8 @@ class HDRICLoraPipeline(Pipeline):
     )
     two_stage: ClassVar[bool] = True
     any_size: ClassVar[bool] = True
-    unused: ClassVar[tuple[str, ...]] = ("images", "generated_keyframes")
+    makes_exr: ClassVar[bool] = True
+    unused: ClassVar[tuple[str, ...]] = ("images", "generated_keyframes", "hdr")
     Inputs: ClassVar[type[Any] | None] = HDRICLoraInputs
 
     def prepare(self, request: Request) -> Request:

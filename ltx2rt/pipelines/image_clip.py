@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ltx2rt.errors import OptionError
-from ltx2rt.media.writer import write_image
+from ltx2rt.media.still_writer import write_image
 from ltx2rt.pipelines.clip import Clip
 
 

@@ -85,7 +85,7 @@ class UpscalePipeline(Pipeline):
     name: ClassVar[str] = "upscale"
     requires: ClassVar[tuple[str, ...]] = ("video_encoder", "video_decoder")
     unused: ClassVar[tuple[str, ...]] = (
-        "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes",
+        "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes", "hdr",
     )  # fmt: skip
     needs_prompt: ClassVar[bool] = False
     Inputs: ClassVar[type[Any] | None] = UpscaleInputs
