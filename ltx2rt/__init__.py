@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ltx2rt.bundle import Bundle as Bundle
     from ltx2rt.bundle import open_bundle as open_bundle
+    from ltx2rt.components.reference_conditioner import ReferenceFile as ReferenceFile
     from ltx2rt.config import GenerationConfig as GenerationConfig
     from ltx2rt.config import GuidanceConfig as GuidanceConfig
     from ltx2rt.config import ImageCondition as ImageCondition
@@ -27,8 +28,14 @@ if TYPE_CHECKING:
     from ltx2rt.manifest import Lora as Lora
     from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline as AudioToVideoPipeline
     from ltx2rt.pipelines.clip import Clip as Clip
+    from ltx2rt.pipelines.dfr import DFRInputs as DFRInputs
+    from ltx2rt.pipelines.dfr import DFRPipeline as DFRPipeline
     from ltx2rt.pipelines.distilled import DistilledPipeline as DistilledPipeline
     from ltx2rt.pipelines.dub_it import DubItPipeline as DubItPipeline
+    from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs as HDRICLoraInputs
+    from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraPipeline as HDRICLoraPipeline
+    from ltx2rt.pipelines.ic_lora import ICLoraInputs as ICLoraInputs
+    from ltx2rt.pipelines.ic_lora import ICLoraPipeline as ICLoraPipeline
     from ltx2rt.pipelines.keyframe import (
         KeyframeInterpolationPipeline as KeyframeInterpolationPipeline,
     )
@@ -38,6 +45,8 @@ if TYPE_CHECKING:
     from ltx2rt.pipelines.text_to_audio import TextToAudioPipeline as TextToAudioPipeline
     from ltx2rt.pipelines.two_stages import TwoStagesPipeline as TwoStagesPipeline
     from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline as TwoStagesHQPipeline
+    from ltx2rt.pipelines.upscale import UpscaleInputs as UpscaleInputs
+    from ltx2rt.pipelines.upscale import UpscalePipeline as UpscalePipeline
 
 _NAMES = {
     "Bundle": "ltx2rt.bundle",
@@ -51,15 +60,24 @@ _NAMES = {
     "RuntimeConfig": "ltx2rt.config",
     "Clip": "ltx2rt.pipelines.clip",
     "AudioToVideoPipeline": "ltx2rt.pipelines.audio_to_video",
+    "DFRInputs": "ltx2rt.pipelines.dfr",
+    "DFRPipeline": "ltx2rt.pipelines.dfr",
     "DistilledPipeline": "ltx2rt.pipelines.distilled",
     "DubItPipeline": "ltx2rt.pipelines.dub_it",
+    "HDRICLoraInputs": "ltx2rt.pipelines.hdr_ic_lora",
+    "HDRICLoraPipeline": "ltx2rt.pipelines.hdr_ic_lora",
+    "ICLoraInputs": "ltx2rt.pipelines.ic_lora",
+    "ICLoraPipeline": "ltx2rt.pipelines.ic_lora",
     "KeyframeInterpolationPipeline": "ltx2rt.pipelines.keyframe",
+    "ReferenceFile": "ltx2rt.components.reference_conditioner",
     "OneStagePipeline": "ltx2rt.pipelines.one_stage",
     "GuidedRetakePipeline": "ltx2rt.pipelines.retake",
     "RetakePipeline": "ltx2rt.pipelines.retake",
     "TextToAudioPipeline": "ltx2rt.pipelines.text_to_audio",
     "TwoStagesPipeline": "ltx2rt.pipelines.two_stages",
     "TwoStagesHQPipeline": "ltx2rt.pipelines.two_stages_hq",
+    "UpscaleInputs": "ltx2rt.pipelines.upscale",
+    "UpscalePipeline": "ltx2rt.pipelines.upscale",
     "Progress": "ltx2rt.progress",
     "Cancelled": "ltx2rt.progress",
     "Ltx2rtError": "ltx2rt.errors",

@@ -20,6 +20,9 @@ DEFAULT_NEGATIVE_PROMPT = (
     "muffled voice, hiss, hum, clipped sound, echo, lips out of step with the words, silence"
 )
 
+#: linear light of Rec.709 or AP1, or ACEScct codes (spec/media_io.md §6)
+HDR_MODES = ("SRGB_LINEAR", "ACESCG", "ACESCCT")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
@@ -86,9 +89,11 @@ class GenerationConfig:
     `generated_keyframes` (LTX-2.5) are single frames that stage 1 makes along with the clip: a
     number of them, evenly spread, or their pixel frame indices.
     `num_frames` may be an `AutoDuration` (LTX-2.5): the model then chooses it for the prompt.
+    `hdr` makes a clip of high dynamic range, and says what the EXR files hold that it takes and
+    writes (`HDR_MODES`).
     """
 
-    prompt: str
+    prompt: str = ""
     seed: int = 10
     height: int = 1024
     width: int = 1536
@@ -98,10 +103,11 @@ class GenerationConfig:
     tiling: str = "auto"
     loras: tuple[Lora, ...] = ()
     generated_keyframes: int | tuple[int, ...] = 0
+    hdr: str | None = None
 
     def __post_init__(self) -> None:
         problems = []
-        if not self.prompt.strip():
+        if self.prompt and not self.prompt.strip():
             problems.append("the prompt is empty; describe the clip in a sentence")
         if not self.prompt.isascii() and any(0xD800 <= ord(c) <= 0xDFFF for c in self.prompt):
             problems.append("the prompt is not valid UTF-8 text")
@@ -109,6 +115,8 @@ class GenerationConfig:
             problems.append(f"seed={self.seed} does not fit 64 bits")
         if not (math.isfinite(self.frame_rate) and 1 <= self.frame_rate <= 240):
             problems.append(f"frame_rate={self.frame_rate} is not in [1, 240]")
+        if self.hdr not in (None, *HDR_MODES):
+            problems.append(f"hdr={self.hdr!r}; allowed: {', '.join(HDR_MODES)}")
         if self.tiling not in ("auto", "none"):
             problems.append(f"tiling={self.tiling!r}; allowed: auto, none")
         if isinstance(self.num_frames, int):

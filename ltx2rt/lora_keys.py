@@ -139,6 +139,14 @@ def file_reference_factors(file: SafetensorsFile) -> tuple[int, int]:
     return spatial, _factor(file, "reference_temporal_scale_factor")
 
 
+def detailing_factor(file: SafetensorsFile) -> int:
+    """How much smaller than stage 2 a detailing LoRA wants its reference; 2, the size of stage 1,
+    unless its metadata says otherwise (spec/pipelines.md §12).
+    """
+    named = "reference_downscale_factor" in file.metadata
+    return file_reference_factors(file)[0] if named else 2
+
+
 def lora_generations(file: SafetensorsFile, keys: LoraKeys) -> tuple[str, ...]:
     """Generations whose modules a LoRA can belong to; shapes alone often fit all three."""
     fits = ["LTX-2", "LTX-2.3", "LTX-2.5"]

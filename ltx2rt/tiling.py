@@ -166,6 +166,30 @@ def normalized(tiles: Sequence[AxisTile]) -> tuple[AxisTile, ...]:
     )
 
 
+def refine_tiles(
+    cells: Sequence[int], counts: Sequence[int], overlaps: Sequence[int]
+) -> list[tuple[AxisTile, ...]]:
+    """Tiles along each axis of a latent that is refined tile by tile; source and target are the
+    same cells.
+
+    Args:
+        cells: of the latent: frames, height, width.
+        counts: tiles along each axis; an axis with fewer cells stays in one piece.
+        overlaps: cells shared by neighbours, fewer where the axis is too short for them.
+    """
+    axes = []
+    for length, count, overlap in zip(cells, counts, overlaps, strict=True):
+        if length < count:
+            count = 1
+        tiles = []
+        for interval in split_by_count(length, count, min(overlap, length - count)):
+            where = slice(interval.start, interval.stop)
+            size = interval.stop - interval.start
+            tiles.append(AxisTile(where, where, trapezoid(size, interval.left, interval.right)))
+        axes.append(normalized(tiles))
+    return axes
+
+
 @dataclass(frozen=True, slots=True)
 class AxisTiling:
     """How one axis is split: into tiles of `size` frames or pixels (0: untiled), or into `count`.

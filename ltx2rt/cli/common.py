@@ -67,13 +67,19 @@ def export_module(name: str) -> ModuleType:
 
 def parse_lora(text: str) -> Lora:
     """`FILE` or `FILE:STRENGTH`."""
+    path, strength = split_strength(text)
+    return Lora(path=path, strength=strength)
+
+
+def split_strength(text: str) -> tuple[str, float]:
+    """`FILE` or `FILE:STRENGTH` as its parts; a file of the whole name wins."""
     path, colon, strength = text.rpartition(":")
     if not colon or not path or Path(text).exists():
-        return Lora(path=text, strength=1.0)
+        return text, 1.0
     try:
-        return Lora(path=path, strength=float(strength))
+        return path, float(strength)
     except ValueError:
-        return Lora(path=text, strength=1.0)
+        return text, 1.0
 
 
 def print_json(value: Any) -> None:

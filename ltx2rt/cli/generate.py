@@ -11,7 +11,7 @@ from ltx2rt.bundle import open_bundle
 from ltx2rt.cli import guidance as guidance_flags
 from ltx2rt.cli import inputs as input_flags
 from ltx2rt.cli.common import ProgressPrinter, parse_lora, print_json
-from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
+from ltx2rt.config import HDR_MODES, GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.duration import AutoDuration
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--pipeline", default="distilled", choices=PIPELINES)
     what = parser.add_argument_group("what to make")
-    what.add_argument("--prompt", required=True)
+    what.add_argument("--prompt", metavar="TEXT", help="describes the clip")
     what.add_argument("--seed", type=int, default=defaults["seed"], help="default %(default)s")
     what.add_argument(
         "--height",
@@ -76,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tiled decoding bounds memory; default %(default)s",
     )
     what.add_argument(
+        "--hdr",
+        type=str.upper,
+        choices=HDR_MODES,
+        help="high dynamic range: EXR images and references in, EXR frames and an HLG video out",
+    )
+    what.add_argument(
         "--lora",
         dest="loras",
         action="append",
@@ -91,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         required=True,
-        help=".mp4, .mov or .mkv; .wav or .flac for text-to-audio",
+        help=".mp4, .mov or .mkv; .wav or .flac for text-to-audio; .png for an upscaled image",
     )
     output.add_argument(
         "--fragmented", action="store_true", help="write a file that plays while it grows"
@@ -197,15 +203,21 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
     took.
     """
     from ltx2rt.media.files import check_file_path, check_fragmented, check_output_path
+    from ltx2rt.pipelines.exr_checks import exr_folder
     from ltx2rt.pipelines.guided import GuidedPipeline
 
     pipeline = pipeline_class(options.pipeline)
     config = config_of(options)
     guidance_flags.check_flags(options)
     inputs = input_flags.inputs_of(options, pipeline)
-    check_output_path(options.output, pipeline.makes)
+    kind = check_output_path(options.output, *pipeline.output_kinds(inputs))
+    is_hdr = config.hdr is not None or pipeline.makes_exr
+    if is_hdr:
+        check_output_path(exr_folder(options.output), "frames")
     if options.fragmented:
         check_fragmented(options.output)
+        if is_hdr or kind == "image":
+            raise OptionError("--fragmented is for video of ordinary dynamic range; leave it out.")
     if options.audio_output is not None:
         check_output_path(options.audio_output, "audio")
     if options.save_latents is not None:

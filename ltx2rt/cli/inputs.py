@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltx2rt.cli.common import parse_lora, split_strength
 from ltx2rt.duration import AutoDuration
 from ltx2rt.pipelines.catalog import pipeline_class
 
@@ -37,6 +38,14 @@ class Flag:
     help: str
     read: Callable[[Any], Any] = lambda value: value
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_references(texts: list[str]) -> tuple[Any, ...]:
+    """`FILE[:STRENGTH]` each."""
+    from ltx2rt.components.reference_conditioner import ReferenceFile
+
+    found = [split_strength(text) for text in texts]
+    return tuple(ReferenceFile(path=Path(path), strength=strength) for path, strength in found)
 
 
 RETAKE = ("retake", "retake-guided")
@@ -108,6 +117,78 @@ FLAGS: tuple[Flag, ...] = (
         help="how strictly the picture follows it, 0 to 1; default 1",
         options={"type": float, "metavar": "X"},
     ),
+    Flag(
+        name="--reference",
+        target="references",
+        pipelines=("ic-lora", "hdr-ic-lora"),
+        help="a video that the clip follows (repeatable); strength 1 if omitted",
+        read=read_references,
+        options={"action": "append", "metavar": "FILE[:STRENGTH]"},
+    ),
+    Flag(
+        name="--attention-strength",
+        target="attention_strength",
+        pipelines=("ic-lora",),
+        help="how much clip and references attend to each other, 0 to 1; default 1",
+        options={"type": float, "metavar": "X"},
+    ),
+    Flag(
+        name="--attention-mask",
+        target="attention_mask",
+        pipelines=("ic-lora",),
+        help="a video, white where clip and references attend to each other",
+        options={"type": Path, "metavar": "FILE"},
+    ),
+    Flag(
+        name="--skip-stage-2",
+        target="skip_stage_2",
+        pipelines=("ic-lora",),
+        help="stop after stage 1, at half height and width",
+        options={"action": "store_true"},
+    ),
+    Flag(
+        name="--high-quality",
+        target="high_quality",
+        pipelines=("hdr-ic-lora",),
+        help="make every frame twice over and keep one: steadier, at twice the work",
+        options={"action": "store_true"},
+    ),
+    Flag(
+        name="--source",
+        target="source",
+        pipelines=("upscale",),
+        help="the video, whose sound is kept, or the image to upscale",
+        options={"type": Path, "metavar": "FILE"},
+    ),
+    Flag(
+        name="--upscale",
+        target="upscale",
+        pipelines=("upscale",),
+        help="what is raised; default spatial",
+        options={"choices": ("spatial", "temporal", "both")},
+    ),
+    Flag(
+        name="--refine",
+        target="refine",
+        pipelines=("upscale",),
+        help="refine the result with --prompt: its first noise level, 0 to 1",
+        options={"type": float, "metavar": "SIGMA"},
+    ),
+    Flag(
+        name="--temporal-upsample-rounds",
+        target="temporal_upsample_rounds",
+        pipelines=("dfr",),
+        help="how often the frame rate is doubled; default 0",
+        options={"type": int, "choices": (0, 1, 2)},
+    ),
+    Flag(
+        name="--detailing-lora",
+        target="detailing_lora",
+        pipelines=("dfr",),
+        help="sharpens stage 2; strength 1 if omitted",
+        read=parse_lora,
+        options={"metavar": "FILE[:STRENGTH]"},
+    ),
 )
 
 #: fields of `GenerationConfig` that some pipelines have no use for -> their flags
@@ -117,6 +198,7 @@ COMMON = {
     "num_frames": "--num-frames",
     "frame_rate": "--frame-rate",
     "images": "--image",
+    "hdr": "--hdr",
     "generated_keyframes": "--num-generated-keyframes",
 }
 
@@ -147,6 +229,8 @@ def problems_of(options: argparse.Namespace) -> list[str]:
         problems.append(
             f"--pipeline {options.pipeline} writes sound, which --fragmented is not for"
         )
+    if cls.needs_prompt and not options.prompt:
+        problems.append(f"--pipeline {options.pipeline} needs --prompt TEXT")
     required = cls.required_inputs()
     problems += [
         f"--pipeline {options.pipeline} needs {flag.name}"

@@ -9,7 +9,9 @@ from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.conditioning import ConditioningItem, Keyframe, ReplaceLatent
 from ltx2rt.config import ImageCondition
 from ltx2rt.engine import Array
-from ltx2rt.media.image import image_to_vae_input
+from ltx2rt.media.exr import is_exr, read_exr
+from ltx2rt.media.hdr import HdrFormat, codes_to_vae_input
+from ltx2rt.media.image import image_to_vae_input, resize_and_crop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,6 +37,7 @@ def encode_images(
     height: int,
     width: int,
     default_crf: int,
+    hdr: HdrFormat | None = None,
 ) -> list[EncodedImage]:
     """Encode images for one stage, in the order given.
 
@@ -42,11 +45,18 @@ def encode_images(
         images: what the user asked for.
         encoder: of the bundle.
         height, width: pixels of the stage.
-        default_crf: compression of images that name none (a fact of the model version).
+        default_crf: compression of images that name none (a fact of the model version); EXR files
+            are not compressed.
+        hdr: what EXR files hold.
     """
     encoded = []
     for image in images:
         crf = default_crf if image.crf is None else image.crf
-        latent = encoder.encode(image_to_vae_input(image.path, height, width, crf))
+        if hdr is not None and is_exr(image.path):
+            light = resize_and_crop(read_exr(image.path)[None], height, width)
+            pixels = codes_to_vae_input(hdr.encode(light))
+        else:
+            pixels = image_to_vae_input(image.path, height, width, crf)
+        latent = encoder.encode(pixels)
         encoded.append(EncodedImage(latent=latent, frame=image.frame, strength=image.strength))
     return encoded

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.conditioning import ReferenceVideo, mask_latent, subsample_indices
 from ltx2rt.errors import MediaError, OptionError, ShapeError
+from ltx2rt.media.exr import exr_files, exr_size, iterate_exr_frames
+from ltx2rt.media.hdr import HdrFormat, codes_to_vae_input
 from ltx2rt.media.image import resize_and_crop, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import iterate_video_frames, probe_video
 from ltx2rt.shapes import VideoLatentShape, VideoPixelShape, nearest_multiples
@@ -25,7 +27,7 @@ class ReferenceFile:
     """A video that guides the whole clip.
 
     Attributes:
-        path: the video file.
+        path: the video file, or with an HDR format a folder of EXR frames.
         strength: 1 shows it clean, 0 as noise.
     """
 
@@ -46,7 +48,10 @@ def reference_problems(paths: Iterable[Path], height: int, width: int, multiple:
     problems = []
     for path in paths:
         try:
-            probe_video(path)
+            if path.is_dir():
+                exr_size(exr_files(path)[0])
+            else:
+                probe_video(path)
         except MediaError as error:
             problems.append(str(error))
     for side, value in (("height", height), ("width", width)):
@@ -69,6 +74,7 @@ def reference_item(
     tiling: TilingConfig | None = None,
     attention_strength: float = 1.0,
     attention_mask: F32 | None = None,
+    hdr: HdrFormat | None = None,
 ) -> ReferenceVideo:
     """Encode a reference video for one stage.
 
@@ -82,13 +88,14 @@ def reference_item(
         attention_strength: how much reference and clip attend to each other.
         attention_mask: `[1, 1, n, H, W]` float32 in [0, 1], where they do (`load_mask`); its frames
             are those of the reference before it is encoded.
+        hdr: what EXR files hold.
 
     Raises:
         MediaError: the file cannot be read.
         ShapeError: a size does not divide, or the mask's frames do not fit the reference's.
     """
     video = load_reference(
-        reference.path, pixels, downscale=downscale, temporal_scale=temporal_scale
+        reference.path, pixels, downscale=downscale, temporal_scale=temporal_scale, hdr=hdr
     )
     latent = encoder.encode(video, tiling)
     weights: float | F32 | None = None if attention_strength == 1 else attention_strength
@@ -111,9 +118,10 @@ def load_reference(
     downscale: int = 1,
     temporal_scale: int = 1,
     pad: bool = False,
+    hdr: HdrFormat | None = None,
 ) -> F32:
     """The first frames of a video at the size of a stage over `downscale`: centre-cropped, or with
-    `pad` fitted and filled by reflection.
+    `pad` fitted and filled by reflection, as EXR frames always are.
 
     Returns:
         `[1, 3, n, H, W]` float32 in [-1, 1]; n is at most the clip's frames, and with a
@@ -128,21 +136,22 @@ def load_reference(
             f"no whole size; use a height and width that {downscale} divides."
         )
     kept = set(subsample_indices(pixels.num_frames, temporal_scale))
-    frames = (
-        frame
-        for index, frame in enumerate(iterate_video_frames(path, pixels.num_frames))
-        if index in kept
-    )
-    return _fitted(frames, pixels.height // downscale, pixels.width // downscale, pad=pad)
+    height, width = pixels.height // downscale, pixels.width // downscale
+    if hdr is not None and path.is_dir():
+        light = (f for i, f in enumerate(iterate_exr_frames(path, max(kept) + 1)) if i in kept)
+        fitted = [resize_and_pad(frame[None], height, width) for frame in light]
+        return codes_to_vae_input(hdr.encode(np.concatenate(fitted)))
+    read = iterate_video_frames(path, pixels.num_frames)
+    frames = (frame for index, frame in enumerate(read) if index in kept)
+    return _fitted(frames, height, width, pad=pad)
 
 
 def load_mask(path: Path, pixels: VideoPixelShape) -> F32:
     """A mask video at the size of a stage: `[1, 1, n, H, W]` float32 in [0, 1], mean over RGB."""
     frames = iterate_video_frames(path, pixels.num_frames)
     video = _fitted(frames, pixels.height, pixels.width)
-    grey = (video.mean(axis=1, keepdims=True) + np.float32(1)) / np.float32(2)
-    clipped: F32 = np.clip(grey, 0, 1).astype(np.float32)
-    return clipped
+    grey: F32 = (video.mean(axis=1, keepdims=True) + np.float32(1)) / np.float32(2)
+    return np.clip(grey, 0, 1)
 
 
 def _fitted(

@@ -16,13 +16,14 @@ import av
 
 from ltx2rt.errors import MediaError, OptionError
 
-OutputKind = Literal["video", "audio", "frames"]
+OutputKind = Literal["video", "audio", "frames", "image"]
 
 VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 AUDIO_FORMATS = {".wav": "wav", ".flac": "flac"}
 _ALLOWED = {
     "video": f"{', '.join(VIDEO_FORMATS)} for video",
     "audio": f"{', '.join(AUDIO_FORMATS)} for audio",
+    "image": ".png for an image",
     "frames": "a directory (no extension) for single frames",
 }
 
@@ -32,7 +33,7 @@ def check_output_path(path: str | Path, *kinds: OutputKind) -> OutputKind:
 
     Args:
         path: the output file, or the directory that will hold PNG frames.
-        kinds: what the caller can write; all three if none is given.
+        kinds: what the caller can write; video, audio and frames if none is given.
 
     Returns:
         The kind named by the extension; no extension means "frames".
@@ -87,6 +88,8 @@ def _kind_of(path: Path) -> OutputKind | None:
         return "video"
     if suffix in AUDIO_FORMATS:
         return "audio"
+    if suffix == ".png":
+        return "image"
     return "frames" if not suffix else None
 
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 import av
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -144,19 +145,26 @@ class VideoWriter:
         options = {} if self._format == "matroska" else {"movflags": flags}
         self._container = av.open(self._sink, "w", format=self._format, options=options)
         self._container.metadata.update(self._metadata)
-        stream = self._container.add_stream(
-            "libx264", rate=self.frame_rate, options={"crf": "19", "preset": "veryfast"}
-        )
+        stream = self._add_video()
         context = stream.codec_context
-        context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
+        context.width, context.height = self.width, self.height
         context.time_base = 1 / self.frame_rate
         context.thread_type = "FRAME"
-        context.color_range = LIMITED_RANGE
-        context.colorspace = context.color_primaries = context.color_trc = BT709
         if self._fragmented:  # a fragment starts at a key frame
             context.gop_size = max(1, round(self.frame_rate))
         self._video = stream
         self._track = self._audio and AudioTrack(self._container, "aac", *self._audio)
+
+    def _add_video(self) -> VideoStream:
+        """The picture's stream: codec, pixel format and colour tags."""
+        stream = self._container.add_stream(
+            "libx264", rate=self.frame_rate, options={"crf": "19", "preset": "veryfast"}
+        )
+        context = stream.codec_context
+        context.pix_fmt = "yuv420p"
+        context.color_range = LIMITED_RANGE
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        return stream
 
     def write(self, chunk: Frames) -> None:
         """Append frames and the sound that goes with them.
@@ -169,15 +177,17 @@ class VideoWriter:
             MediaError: the file cannot be written, e.g. the disk is full.
         """
         check_frames(chunk)
-        if chunk.shape[1:3] != (self.height, self.width):
-            raise ShapeError(
-                f"frames of {chunk.shape[2]}x{chunk.shape[1]} were given to a video of"
-                f" {self.width}x{self.height}."
-            )
+        self._check_size(chunk.shape[2], chunk.shape[1])
         for start in range(len(chunk)):  # one by one: bounds memory, and encoding overlaps
             packed, not_numbers = rgb_to_i420(chunk[start : start + 1])
             self.nan_values += not_numbers
             self.write_i420(packed)
+
+    def _check_size(self, width: int, height: int) -> None:
+        if (width, height) != (self.width, self.height):
+            raise ShapeError(
+                f"frames of {width}x{height} were given to a video of {self.width}x{self.height}."
+            )
 
     def write_i420(self, chunk: NDArray[np.uint8]) -> None:
         """Append frames that are converted already (see `color.rgb_to_i420`).
@@ -197,12 +207,15 @@ class VideoWriter:
             )
         with self._sink.guard():
             for packed in chunk:
-                frame = VideoFrame.from_ndarray(packed, format="yuv420p")
-                frame.pts, frame.time_base = self.num_frames, 1 / self.frame_rate
-                self.num_frames += 1
-                self._encode_video(frame)
-                if self._track:
-                    self._track.write_until(self._audio_end(self._track))
+                self._append(VideoFrame.from_ndarray(packed, format="yuv420p"))
+
+    def _append(self, frame: VideoFrame) -> None:
+        """Encode the next frame, and the sound up to its end."""
+        frame.pts, frame.time_base = self.num_frames, 1 / self.frame_rate
+        self.num_frames += 1
+        self._encode_video(frame)
+        if self._track:
+            self._track.write_until(self._audio_end(self._track))
 
     def _audio_end(self, track: AudioTrack) -> int:
         """Where the sound has to be now: level with the picture, within its own length if kept."""

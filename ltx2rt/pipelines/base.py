@@ -30,6 +30,8 @@ from ltx2rt.errors import (
     join_problems,
 )
 from ltx2rt.manifest import Lora
+from ltx2rt.media.files import OutputKind
+from ltx2rt.pipelines.exr_checks import exr_problems
 from ltx2rt.pipelines.run import TRANSFORMER, Request, Run
 from ltx2rt.progress import Job
 from ltx2rt.shapes import VideoScaleFactors, check_generation_size
@@ -76,6 +78,12 @@ class Pipeline:
     auto_duration: ClassVar[bool] = False
     #: what a clip of it is: a picture (with sound), or sound alone
     makes: ClassVar[Literal["video", "audio"]] = "video"
+    #: whether it writes EXR frames beside the video, whatever `hdr` says
+    makes_exr: ClassVar[bool] = False
+    #: whether it cannot do without a prompt
+    needs_prompt: ClassVar[bool] = True
+    #: whether height and width need not be multiples of the model's factor
+    any_size: ClassVar[bool] = False
 
     def __init__(self, source: ModelSource, runtime: RuntimeConfig | None = None) -> None:
         missing = self.missing(source.has)
@@ -168,21 +176,30 @@ class Pipeline:
     def prepare(self, request: Request) -> Request:
         """The request with every default filled in, checked before anything is loaded."""
         config = request.config
-        problems = [
+        problems = []
+        if self.needs_prompt and not config.prompt.strip():
+            problems.append("the prompt is empty; describe the clip in a sentence")
+        problems += [
             f"it has no use for {name}"
-            for name in ("images", "generated_keyframes")
+            for name in ("images", "generated_keyframes", "hdr")
             if name in self.unused and getattr(config, name)
         ]
+        problems += exr_problems(request)
         if problems:
             raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
         self._check_duration(config)
         if self.makes == "video":
-            frames = 1 if isinstance(config.num_frames, AutoDuration) else config.num_frames
-            check_generation_size(
-                config.height, config.width, frames, self.two_stage, self.scale_factors
-            )
+            self._check_size(config)
         self.check_keyframes(config)
         return request
+
+    def _check_size(self, config: GenerationConfig) -> None:
+        frames = 1 if isinstance(config.num_frames, AutoDuration) else config.num_frames
+        height, width = config.height, config.width
+        if self.any_size:
+            step = self.scale_factors.height * (2 if self.two_stage else 1)
+            height, width = height + -height % step, width + -width % step
+        check_generation_size(height, width, frames, self.two_stage, self.scale_factors)
 
     def _check_duration(self, config: GenerationConfig) -> None:
         if not isinstance(config.num_frames, AutoDuration):
@@ -226,6 +243,11 @@ class Pipeline:
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """LoRAs of each stage."""
         return [request.config.loras]
+
+    @classmethod
+    def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
+        """What a clip of these `Inputs` can be saved as."""
+        return (cls.makes,)
 
     @classmethod
     def required_inputs(cls) -> list[str]:

@@ -20,6 +20,10 @@ PIPELINES: dict[str, tuple[str, str]] = {
     "retake": ("retake", "RetakePipeline"),
     "retake-guided": ("retake", "GuidedRetakePipeline"),
     "dub-it": ("dub_it", "DubItPipeline"),
+    "dfr": ("dfr", "DFRPipeline"),
+    "hdr-ic-lora": ("hdr_ic_lora", "HDRICLoraPipeline"),
+    "ic-lora": ("ic_lora", "ICLoraPipeline"),
+    "upscale": ("upscale", "UpscalePipeline"),
 }
 
 

@@ -46,6 +46,9 @@ class Clip:
         frame_rate: frames per second, where it is not that of the request.
         waveform: sound that is finished, `[2, N]` float32 and its rate in Hz, instead of
             `audio_latent`.
+        crop: frames, height and width of the finished picture, where the decoded one is larger.
+        frame_step: every so many-th decoded frame is kept.
+        cut_audio: `audio` ends with the picture, where `audio_latent` lasts longer.
     """
 
     pipeline: Pipeline
@@ -57,6 +60,9 @@ class Clip:
     generator: TorchGenerator
     frame_rate: float = 0.0
     waveform: tuple[NDArray[np.float32], int] | None = None
+    crop: tuple[int, int, int] | None = None
+    frame_step: int = 1
+    cut_audio: bool = False
 
     def __post_init__(self) -> None:
         self.frame_rate = self.frame_rate or self.config.frame_rate
@@ -87,6 +93,8 @@ class Clip:
     def _pixels(self) -> tuple[int, int, int]:
         if self.video_latent is None:
             return 0, 0, 0
+        if self.crop is not None:
+            return self.crop
         time, rows, columns = self.pipeline.scale_factors
         frames, height, width = self.video_latent.shape[2:]
         return (frames - 1) * time + 1, height * rows, width * columns
@@ -100,6 +108,20 @@ class Clip:
         """Chunks of float32 `[f, H, W, 3]` in [0, 1]; finished frames come while later tiles
         decode. Nothing for a clip without a picture.
         """
+        return self.decoded_frames()
+
+    def decoded_frames(self) -> Iterator[NDArray[np.float32]]:
+        """As `float_frames`: what the decoder gives, cropped."""
+        frames, height, width = self._pixels()
+        seen = kept = 0
+        for chunk in self._decode():
+            chosen = chunk[-seen % self.frame_step :: self.frame_step, :height, :width]
+            chosen = chosen[: frames - kept]
+            seen, kept = seen + len(chunk), kept + len(chosen)
+            if len(chosen):
+                yield chosen
+
+    def _decode(self) -> Iterator[NDArray[np.float32]]:
         if self.video_latent is None:
             return
         tiling = TilingConfig.auto() if self.config.tiling == "auto" else TilingConfig.none()
@@ -131,7 +153,10 @@ class Clip:
             if self.audio_latent is None:
                 return np.zeros((2, 0), np.float32)
             self.job.report("decode audio", 0, 1)
-            self.waveform = self.pipeline.audio_decoder()(self.audio_latent)
+            waveform, rate = self.pipeline.audio_decoder()(self.audio_latent)
+            if self.cut_audio:
+                waveform = waveform[:, : round(self.num_frames / self.frame_rate * rate)]
+            self.waveform = waveform, rate
             self.pipeline.release("audio_decoder", "vocoder")
             self.job.report("decode audio", 1, 1)
         return self.waveform[0]

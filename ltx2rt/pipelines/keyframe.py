@@ -18,17 +18,11 @@ class KeyframeInterpolationPipeline(TwoStagesPipeline):
     auto_duration: ClassVar[bool] = False
     guiding_images: ClassVar[bool] = True
     audio_stage: ClassVar[str] = "stage_2"
+    unused: ClassVar[tuple[str, ...]] = ("generated_keyframes",)
 
     def prepare(self, request: Request) -> Request:
-        """As `GuidedPipeline.prepare`; also refuses a request without images, and generated
-        keyframes.
-        """
+        """As `GuidedPipeline.prepare`; also refuses a request without images."""
         request = super().prepare(request)
         if not request.config.images:
             raise OptionError(f"the {self.name} pipeline needs at least one image.")
-        if request.config.generated_keyframes:
-            raise OptionError(
-                f"the {self.name} pipeline generates no keyframes; use the one-stage, two-stage or "
-                "distilled pipeline, or leave generated_keyframes out."
-            )
         return request

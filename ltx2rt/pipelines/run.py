@@ -27,6 +27,7 @@ from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Array
 from ltx2rt.manifest import Lora
+from ltx2rt.media.hdr import HDR_FORMATS, HdrFormat
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.progress import Job
 from ltx2rt.schedules import STAGE2_DISTILLED
@@ -90,6 +91,11 @@ class Run:
     @property
     def config(self) -> GenerationConfig:
         return self.request.config
+
+    @property
+    def hdr(self) -> HdrFormat | None:
+        """What the EXR files of this clip hold; None for one of ordinary range."""
+        return HDR_FORMATS[self.config.hdr] if self.config.hdr else None
 
     @property
     def guidance(self) -> GuidanceConfig:
@@ -166,6 +172,7 @@ class Run:
                 pixels.height,
                 pixels.width,
                 self.pipeline.source.model.image_crf,
+                self.hdr,
             )
             self.job.report(f"images {stage}", 1, 1)
         self.pipeline.release("video_encoder")
@@ -185,7 +192,9 @@ class Run:
         for index, reference in enumerate(references):
             self.job.report(f"references {stage}", index, len(references))
             encoder = self.pipeline.video_encoder()
-            items.append(reference_item(reference, encoder, self.pixels(divisor), **facts))
+            items.append(
+                reference_item(reference, encoder, self.pixels(divisor), hdr=self.hdr, **facts)
+            )
             self.job.report(f"references {stage}", index + 1, len(references))
         self.pipeline.release("video_encoder")
         return items
@@ -303,12 +312,23 @@ class Run:
             sampler=sampler,
         )
 
-    def clip(self, video: Array | None, audio: Array | None, **facts: Any) -> Clip:
-        """The finished clip; the transformer is released. `facts` are further `Clip` fields."""
+    def clip(
+        self,
+        video: Array | None,
+        audio: Array | None,
+        kind: type[Clip] | None = None,
+        **facts: Any,
+    ) -> Clip:
+        """The finished clip, of class `kind` if given; the transformer is released. `facts` are
+        further fields of it.
+        """
         from ltx2rt.pipelines.clip import Clip
+        from ltx2rt.pipelines.hdr_clip import HlgClip
 
+        if self.hdr is not None:
+            kind, facts = HlgClip, {**facts, "hdr": self.hdr}
         self.pipeline.release(*TRANSFORMER)
-        return Clip(
+        return (kind or Clip)(
             pipeline=self.pipeline,
             request=self.request,
             job=self.job,

@@ -189,6 +189,8 @@ def _split_files(generation: str, runner: Runner, conv_decoder: bool) -> dict[st
     files = {role: options[0].path for role, options in choices.items() if options}
     for upsampler in _upsamplers(runner)[:1]:
         files["spatial_upsampler"] = upsampler
+    for file in found.get("temporal_upsampler", []):
+        files["temporal_upsampler"] = file.path
     return files
 
 

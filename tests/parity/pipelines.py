@@ -18,8 +18,12 @@ from ltx2rt.engine import Array
 from ltx2rt.guidance import GuiderParams
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline
+from ltx2rt.pipelines.dfr import DFRPipeline
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.dub_it import DubItPipeline
+from ltx2rt.pipelines.hdr_clip import HdrClip
+from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraPipeline
+from ltx2rt.pipelines.ic_lora import ICLoraPipeline
 from ltx2rt.pipelines.keyframe import KeyframeInterpolationPipeline
 from ltx2rt.pipelines.one_stage import OneStagePipeline
 from ltx2rt.pipelines.retake import GuidedRetakePipeline, RetakePipeline
@@ -28,7 +32,7 @@ from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline
 from ltx2rt.safetensors import SafetensorsFile
 from tests.parity.golden import Result, Runner, Skip, read_arrays
-from tests.parity.media_inputs import INPUT_ARGUMENTS, inputs_of
+from tests.parity.pipeline_inputs import KNOWN_INPUTS, OWN_INPUTS, own_inputs
 from tests.parity.pipeline_source import ComponentSource, find_model
 from tests.tolerances import (
     PIPELINE_FRAME_MAX,
@@ -41,8 +45,11 @@ from tests.tolerances import (
 #: official class -> ours
 PIPELINES = {
     "A2VidPipelineTwoStage": AudioToVideoPipeline,
+    "DFRPipeline": DFRPipeline,
     "DistilledPipeline": DistilledPipeline,
     "DubItPipeline": DubItPipeline,
+    "HDRICLoraPipeline": HDRICLoraPipeline,
+    "ICLoraPipeline": ICLoraPipeline,
     "KeyframeInterpolationPipeline": KeyframeInterpolationPipeline,
     "RetakePipeline": RetakePipeline,
     "T2AOneStagePipeline": TextToAudioPipeline,
@@ -55,7 +62,7 @@ PIPELINES = {
 KNOWN_ARGUMENTS = {
     "seed", "num_frames", "frame_rate", "height", "width", "images", "tiling_config", "ancestral",
     "video_guider_params", "audio_guider_params", "num_inference_steps", "distilled_strength",
-    "s1", "s2", "generated_keyframes", "vae", *INPUT_ARGUMENTS,
+    "s1", "s2", "generated_keyframes", "vae", *KNOWN_INPUTS,
 }  # fmt: skip
 
 
@@ -72,7 +79,7 @@ def pipeline_files(root: Path) -> list[Path]:
 
 def run_pipeline_case(path: Path, runner: Runner) -> Result:
     """Replay one case and compare everything that it stores and we produce."""
-    case = json.loads(path.read_text())
+    case = {"name": path.stem, **json.loads(path.read_text())}
     try:
         got, audio_rate = _run(case, runner)
     except Skip as reason:
@@ -83,8 +90,10 @@ def run_pipeline_case(path: Path, runner: Runner) -> Result:
         stored = read_arrays(SafetensorsFile(contexts))
         want.update({f"context.{m}": stored[f"p0.{m}"] for m in ("video", "audio")})
     failures, worst, relative = _compare(got, want)
-    if audio_rate != case["audio_rate"]:
+    if audio_rate != case.get("audio_rate", audio_rate):
         failures.append(f"audio rate {audio_rate}, expected {case['audio_rate']}")
+    if list(got["audio.waveform"].shape) != case.get("audio_shape", [2, 0]):
+        failures.append(f"audio of shape {got['audio.waveform'].shape}")
     detail = "; ".join(failures[:4])
     return Result(
         path.stem, runner.backend, not failures, None, worst, relative, "pipeline", detail
@@ -114,6 +123,8 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
         [Lora(path=str(runner.checkpoint(name)), strength=s) for name, s in stage["loras"]]
         for stage in case["stages"]
     ]
+    if case["pipeline"] in OWN_INPUTS:
+        loras = loras[:1]
     distilled = loras[-1].pop() if issubclass(pipeline, TwoStagesPipeline) else None
     config = GenerationConfig(
         prompt=case["prompts"]["p0"],
@@ -131,23 +142,32 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
     trace = StageTrace()
     runtime = RuntimeConfig(residency="resident")
     guidance = _guidance(case, distilled) if pipeline.guided else None
-    own = inputs_of(pipeline, call, inputs)
+    own = own_inputs(pipeline, case, runner)
     clip = pipeline(source, runtime)(config, guidance, own, trace=trace)
     if clip.audio_latent is not None:  # sound that a retake keeps: upstream decodes its latent
         clip.waveform = None
-    got = {k.replace("stage_", "stage"): v for k, v in trace.tensors.items()}
-    for name, latent in clip.latents.items():
-        if name.endswith(".keyframes"):
-            got[name.replace("stage_", "stage").replace(".keyframes", ".video.keyframes")] = latent
-        elif name.startswith("stage_"):
-            got[f"{name.replace('stage_', 'stage')}.out"] = latent
+    # stages by number, whatever they are called
+    stages = [k.removesuffix(".sigmas") for k in trace.tensors if k.endswith(".sigmas")]
+    numbers = {stage: f"stage{i}" for i, stage in enumerate(stages, 1)}
+    got = {}
+    for key, value in trace.tensors.items():
+        stage, _, rest = key.partition(".")
+        got[f"{numbers.get(stage, stage)}.{rest}"] = value
+    for key, latent in clip.latents.items():
+        stage, _, part = key.partition(".")
+        if stage in numbers:
+            name = "video.keyframes" if part == "keyframes" else f"{part}.out"
+            got[f"{numbers[stage]}.{name}"] = latent
     if "upsampled.video" in clip.latents:
         got["upsample1.out"] = clip.latents["upsampled.video"]
     if clip.audio_latent is not None:
         got["decode.audio_latent"] = clip.audio_latent
     if clip.video_latent is not None:
         got["decode.video_latent"] = clip.video_latent
-        got["video_u16"] = np.concatenate(list(clip.float_frames()))[case["saved_frames"]]
+        is_hdr = isinstance(clip, HdrClip)
+        frames = np.concatenate(list(clip.exr_frames() if is_hdr else clip.float_frames()))
+        saved = frames[case["saved_frames"]]
+        got |= {"video_linear_s2": saved[:, ::2, ::2]} if is_hdr else {"video_u16": saved}
     got["audio.waveform"] = clip.audio
     return got, clip.audio_sampling_rate
 
@@ -173,7 +193,9 @@ def _compare(got: Mapping[str, Array], want: Mapping[str, Array]) -> tuple[list[
     worst = relative = 0.0
     compared = sorted(set(got) & set(want))
     inside = {
-        n for n in want if re.search(r"^stage\d.*(sigmas|noise|x0|mask|out)$|\.eval\d+\.|_u16$", n)
+        n
+        for n in want
+        if re.search(r"^stage\d.*(sigmas|noise|x0|mask|out)$|\.eval\d+\.|_u16$|_linear", n)
     }
     failures += [f"{name} was not compared" for name in sorted(inside - set(compared))]
     for name in compared:
@@ -197,6 +219,8 @@ def _within(name: str, difference: Array, target: Array, rel: float) -> bool:
         return bool(
             difference.max() <= PIPELINE_FRAME_MAX and difference.mean() <= PIPELINE_FRAME_MEAN
         )
+    if name == "video_linear_s2":  # light is exponential in what the decoder gives
+        return rel <= PIPELINE_LATENT_REL_L2
     if name == "audio.waveform":
         return bool(difference.max() <= PIPELINE_WAVEFORM_MAX)
     if name.endswith((".out", ".video.keyframes", ".x0", ".clean", "_latent")) or ".eval" in name:

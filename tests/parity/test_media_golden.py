@@ -10,6 +10,14 @@ import pytest
 import torch
 
 from ltx2rt.media.color import rgb_to_i420
+from ltx2rt.media.hdr import (
+    AP1_TO_REC2020,
+    REC709_TO_REC2020,
+    TRANSFERS,
+    HdrFormat,
+    hlg_planes,
+    hlg_signal,
+)
 from ltx2rt.media.image import (
     crf_roundtrip,
     image_to_vae_input,
@@ -26,6 +34,8 @@ from tests.tolerances import TOLERANCES
 # Two roundings of float32 at 255 (values 0..255), one at 1 (values -1..1): torch adds the four
 # neighbours in another order.
 RESIZE_ATOL = 5e-5
+#: codes and signals lie in [0, 1]; light is exponential in them
+CODE_ATOL, LIGHT_RTOL = TOLERANCES["scalar"].atol, TOLERANCES["scalar"].rtol
 VAE_INPUT_ATOL = TOLERANCES["scalar"].atol
 
 
@@ -82,6 +92,37 @@ def test_yuv(golden):
     got, nan_values = rgb_to_i420(golden["color.rgb"])
     np.testing.assert_array_equal(got, golden["color.yuv420p_bt709_u8"])
     assert nan_values == 0
+
+
+def test_log_curves(golden):
+    linear, codes = golden["color.curve.linear_in"], golden["color.curve.code_in"]
+    for (name,) in names(golden, r"color\.curve\.(\w+)\.compress"):
+        compress, decompress, _ = TRANSFERS[name]
+        want = golden[f"color.curve.{name}.compress"]
+        np.testing.assert_allclose(compress(linear), want, rtol=0, atol=CODE_ATOL)
+        want = golden[f"color.curve.{name}.decompress"]
+        np.testing.assert_allclose(decompress(codes), want, rtol=LIGHT_RTOL, atol=CODE_ATOL)
+
+
+def test_hdr_formats(golden):
+    linear = golden["color.linear"][0]
+    for (name,) in names(golden, r"color\.(\w+)\.working_from_rec709"):
+        codes = np.moveaxis(golden[f"color.{name}.working_from_rec709"][0, :, 0], 0, -1)
+        got = HdrFormat(transfer=name, files="rec709").encode(linear)
+        np.testing.assert_allclose(got, codes, rtol=0, atol=CODE_ATOL)
+        light = np.moveaxis(golden[f"color.{name}.linear_acescg"][0, :, 0], 0, -1)
+        got = HdrFormat(transfer=name, files="ap1").decode(codes)
+        np.testing.assert_allclose(got, light, rtol=LIGHT_RTOL, atol=CODE_ATOL)
+
+
+def test_hlg(golden):
+    matrices = {"rec709": REC709_TO_REC2020, "acescg": AP1_TO_REC2020}
+    for (name,) in names(golden, r"color\.hlg\.(\w+)\.signal"):
+        signal = np.moveaxis(golden[f"color.hlg.{name}.signal"][0], 0, -1)
+        got = hlg_signal(golden["color.linear"][0], matrices[name])
+        np.testing.assert_allclose(got, signal, rtol=0, atol=CODE_ATOL)
+        for plane, values in zip("yuv", hlg_planes(got), strict=True):
+            np.testing.assert_array_equal(values, golden[f"color.hlg.{name}.{plane}"][0])
 
 
 def test_audio_window(golden, inputs):

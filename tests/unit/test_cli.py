@@ -68,7 +68,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["gnerate"], "invalid choice: 'gnerate'"),
         (["doctor", "--jsno"], "unrecognized arguments: --jsno"),
         (["doctor", "--js"], "unrecognized arguments: --js"),
-        (["generate", "b", "-o", "x.mp4"], "required: --prompt"),
         (["generate", "b", "--prompt", "a", "-o", "x.mp4", "--seed", "x"], "invalid int value"),
         (["generate", "b", "--prompt", "a", "-o", "x.mp4", "--tiling", "x"], "invalid choice"),
         (["build", "-o", "b"], "required: --checkpoint"),

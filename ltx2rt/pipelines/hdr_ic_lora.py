@@ -1,0 +1,223 @@
+"""A video in high dynamic range, made from one without (spec/pipelines.md §9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from ltx2rt.components.diffusion_stage import ModalityRequest
+from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.reference_conditioner import (
+    ReferenceFile,
+    load_reference,
+    reference_problems,
+)
+from ltx2rt.conditioning import ReferenceVideo
+from ltx2rt.engine import Array
+from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.lora_keys import reference_factors
+from ltx2rt.manifest import Lora
+from ltx2rt.media.exr import openexr
+from ltx2rt.media.hdr import HdrFormat
+from ltx2rt.noise import TorchGenerator
+from ltx2rt.pipelines.base import TRANSFORMER, Pipeline
+from ltx2rt.pipelines.run import Request
+from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.schedules import DISTILLED, HDR_STAGE2
+from ltx2rt.shapes import VideoLatentShape
+from ltx2rt.tiling import AxisTile, TilingConfig, refine_tiles
+
+if TYPE_CHECKING:
+    from ltx2rt.pipelines.clip import Clip
+    from ltx2rt.pipelines.run import Run
+
+#: references with more pixels are encoded in tiles
+UNTILED_PIXELS = 512 * 768
+#: tiles of stage 2 along frames, rows and columns, and their overlaps in latent cells
+TILES, OVERLAPS = (2, 2, 2), (8, 6, 6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HDRICLoraInputs:
+    """What the HDR IC-LoRA pipeline takes besides `GenerationConfig`.
+
+    Attributes:
+        references: the videos that are turned into high dynamic range (one, as a rule).
+        high_quality: make every frame twice over and keep one: steadier, at twice the work.
+    """
+
+    references: tuple[ReferenceFile, ...]
+    high_quality: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.references:
+            raise OptionError("the hdr-ic-lora pipeline needs a reference video.")
+
+
+class HDRICLoraPipeline(Pipeline):
+    """A reference video and an HDR LoRA to linear light, without sound. Any size is possible: what
+    is missing to multiples of 64 is filled by reflection and cut off in the end.
+    """
+
+    name: ClassVar[str] = "hdr-ic-lora"
+    requires: ClassVar[tuple[str, ...]] = (
+        "text_encoder",
+        *TRANSFORMER,
+        "spatial_upsampler",
+        "video_encoder",
+        "video_decoder",
+    )
+    two_stage: ClassVar[bool] = True
+    any_size: ClassVar[bool] = True
+    makes_exr: ClassVar[bool] = True
+    unused: ClassVar[tuple[str, ...]] = ("images", "generated_keyframes", "hdr")
+    Inputs: ClassVar[type[Any] | None] = HDRICLoraInputs
+
+    def prepare(self, request: Request) -> Request:
+        """As `Pipeline.prepare`, for any even height and width.
+
+        Raises:
+            OptionError: references cannot be read, or LoRAs contradict each other.
+            UnsupportedError: OpenEXR is not installed.
+        """
+        request = super().prepare(request)
+        openexr()
+        config, files = request.config, lora_files(request.config.loras)
+        hdr_transfer(files)
+        height, width = self.aligned(request)
+        multiple = 2 * reference_factors(files)[0] * self.scale_factors.height
+        paths = [reference.path for reference in request.inputs.references]
+        problems = reference_problems(paths, height, width, multiple)
+        if config.height % 2 or config.width % 2:
+            problems.append(
+                f"the preview of {config.width}x{config.height} pixels cannot be written; height "
+                "and width must be even"
+            )
+        if problems:
+            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+        return request
+
+    def aligned(self, request: Request) -> tuple[int, int]:
+        """Height and width of the canvas."""
+        factor = 2 * self.scale_factors.height
+        height, width = request.config.height, request.config.width
+        return height + -height % factor, width + -width % factor
+
+    def generate(self, run: Run) -> Clip:
+        from ltx2rt.pipelines.hdr_clip import HdrClip
+
+        config, inputs = run.config, run.request.inputs
+        files = lora_files(config.loras)
+        frames = 2 * config.frame_count - 1 if inputs.high_quality else config.frame_count
+        height, width = self.aligned(run.request)
+        run.canvas = replace(run.canvas, num_frames=frames, height=height, width=width)
+        downscale, _ = reference_factors(files)
+        half, full = (self.references(run, divisor, downscale) for divisor in (2, 1))
+        self.release("video_encoder")
+        context = run.encode([config.prompt])
+        first = run.stage(
+            "stage_1",
+            DISTILLED,
+            context,
+            config.loras,
+            video=run.video(2, items=half),
+            audio=None,
+        )
+        video = self.refine_tiles(run, run.upsample(first.video), full, context)
+        return run.clip(
+            video,
+            None,
+            kind=HdrClip,
+            hdr=HdrFormat(transfer=hdr_transfer(files), files="rec709"),
+            crop=(config.num_frames, config.height, config.width),
+            frame_step=2 if inputs.high_quality else 1,
+        )
+
+    def references(self, run: Run, divisor: int, downscale: int) -> list[ReferenceVideo]:
+        """The references at the canvas over `divisor`, filled by reflection."""
+        pixels = run.pixels(divisor)
+        items = []
+        for reference in run.request.inputs.references:
+            shown = pixels.num_frames
+            if run.request.inputs.high_quality:
+                shown = (shown + 1) // 2
+            video = load_reference(
+                reference.path, replace(pixels, num_frames=shown), downscale=downscale, pad=True
+            )
+            if run.request.inputs.high_quality:
+                video = np.repeat(video, 2, axis=2)[:, :, : pixels.num_frames]
+            tiled = video.shape[3] * video.shape[4] > UNTILED_PIXELS
+            latent = self.video_encoder().encode(video, TilingConfig.default() if tiled else None)
+            items.append(
+                ReferenceVideo(latent=latent, strength=reference.strength, downscale=downscale)
+            )
+        return items
+
+    def refine_tiles(
+        self, run: Run, upsampled: Array, references: Sequence[ReferenceVideo], context: TextContext
+    ) -> Array:
+        """Stage 2: overlapping tiles of the clip, each with noise of its own."""
+        axes = refine_tiles(upsampled.shape[2:], TILES, OVERLAPS)
+        result = np.zeros_like(upsampled)
+        for index, tile in enumerate(product(*axes)):
+            box = latent_box(*(axis.source for axis in tile))
+            latent = upsampled[box]
+            refined = run.stage(
+                f"stage_2_tile_{index + 1}",
+                HDR_STAGE2,
+                context,
+                run.config.loras,
+                video=ModalityRequest(
+                    shape=VideoLatentShape.from_sizes(latent.shape),
+                    initial=latent,
+                    noise_scale=HDR_STAGE2[0],
+                    items=[cut_reference(reference, tile) for reference in references],
+                ),
+                audio=None,
+                generator=TorchGenerator(run.config.seed + index),
+            )
+            assert refined.video is not None
+            time, row, column = (axis.weights for axis in tile)
+            result[box] += refined.video * (time[:, None, None] * row[:, None] * column)
+        run.latents["stage_2.video"] = result
+        return result
+
+
+def cut_reference(reference: ReferenceVideo, tile: Sequence[AxisTile]) -> ReferenceVideo:
+    """The part of a reference that lies under a tile."""
+    time, *sides = (axis.source for axis in tile)
+    scaled = [
+        slice(side.start // reference.downscale, side.stop // reference.downscale) for side in sides
+    ]
+    return replace(reference, latent=reference.latent[latent_box(time, *scaled)])
+
+
+def latent_box(time: slice, rows: slice, columns: slice) -> tuple[slice, ...]:
+    """The index of a part of a latent `[B, C, F, H, W]`."""
+    return (slice(None), slice(None), time, rows, columns)
+
+
+def lora_files(loras: Sequence[Lora]) -> list[SafetensorsFile]:
+    """The headers of LoRA files."""
+    return [SafetensorsFile(lora.path) for lora in loras]
+
+
+def hdr_transfer(files: Sequence[SafetensorsFile]) -> Literal["acescct", "logc3"]:
+    """The curve that the LoRAs were trained with; LogC3 unless their metadata names ACEScct.
+
+    Raises:
+        OptionError: they name different curves, or one that is not known.
+    """
+    keys = ("hdr_transform", "use_hdr_transform")
+    named = {file.metadata[key].lower() for file in files for key in keys if key in file.metadata}
+    found = {"logc3" if name == "true" else name for name in named}
+    if found - {"logc3", "acescct"} or len(found) > 1:
+        raise OptionError(
+            f"the LoRAs name the HDR curves {', '.join(sorted(named))}; one is needed: logc3 or "
+            "acescct."
+        )
+    return "acescct" if "acescct" in found else "logc3"

@@ -1,0 +1,238 @@
+"""A video or image with more pixels or frames, by the latent upsamplers; no model of the text is
+needed unless the result is refined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx2rt.engine import Array
+from ltx2rt.errors import BundleError, OptionError, join_problems
+from ltx2rt.media.files import OutputKind
+from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
+from ltx2rt.media.reader import VideoInfo, probe_video, read_audio, read_video_frames
+from ltx2rt.pipelines.base import TRANSFORMER, Pipeline
+from ltx2rt.pipelines.run import Request
+from ltx2rt.schedules import DISTILLED
+from ltx2rt.shapes import VideoScaleFactors
+from ltx2rt.tiling import TilingConfig
+
+if TYPE_CHECKING:
+    from ltx2rt.pipelines.clip import Clip
+    from ltx2rt.pipelines.run import Run
+
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpscaleInputs:
+    """What is upscaled, and how.
+
+    Attributes:
+        source: a video, whose sound is kept, or an image.
+        upscale: raise height and width by the bundle's spatial upsampler, double the frame rate by
+            its temporal one, or both.
+        refine: noise that a distilled model takes out again, guided by the prompt: its first noise
+            level, above 0 and at most 1 (two-stage pipelines use 0.909375); None: no refinement.
+    """
+
+    source: Path
+    upscale: Literal["spatial", "temporal", "both"] = "spatial"
+    refine: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.refine is not None and not 0 < self.refine <= 1:
+            problems.append(f"refine={self.refine} is not above 0 and at most 1")
+        if self.upscale not in ("spatial", "temporal", "both"):
+            problems.append(f"upscale={self.upscale!r}; allowed: spatial, temporal, both")
+        if self.temporal and self.is_image:
+            problems.append(f"'{self.source}' is an image, which has no frame rate to double")
+        if problems:
+            raise OptionError(join_problems("the upscale pipeline cannot run", problems))
+
+    @property
+    def spatial(self) -> bool:
+        return self.upscale != "temporal"
+
+    @property
+    def temporal(self) -> bool:
+        return self.upscale != "spatial"
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the source is a still, by its extension."""
+        return self.source.suffix.lower() in IMAGES
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise levels of the refinement: from `refine` on down the distilled table."""
+        assert self.refine is not None
+        return (self.refine, *(s for s in DISTILLED if s < self.refine))
+
+
+class UpscalePipeline(Pipeline):
+    """Encode, upsample, (refine,) decode. Any size and any number of frames: what is missing to the
+    model's multiples is filled by reflection or by the last frame, and cut off in the end.
+    """
+
+    name: ClassVar[str] = "upscale"
+    requires: ClassVar[tuple[str, ...]] = ("video_encoder", "video_decoder")
+    unused: ClassVar[tuple[str, ...]] = (
+        "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes", "hdr",
+    )  # fmt: skip
+    needs_prompt: ClassVar[bool] = False
+    Inputs: ClassVar[type[Any] | None] = UpscaleInputs
+
+    @classmethod
+    def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
+        """A video makes a video, an image an image."""
+        return ("image",) if inputs.is_image else ("video",)
+
+    def prepare(self, request: Request) -> Request:
+        """The request at the source's size, frames and frame rate.
+
+        Raises:
+            MediaError: the source cannot be read.
+            BundleError: the bundle lacks an upsampler, or parts that refining takes.
+            OptionError: refining without a prompt, or a result that no video can hold.
+        """
+        inputs: UpscaleInputs = request.inputs
+        needed = ["spatial_upsampler"] * inputs.spatial + ["temporal_upsampler"] * inputs.temporal
+        if inputs.refine is not None:
+            needed += ["text_encoder", *TRANSFORMER]
+        missing = [name for name in needed if not self.source.has(name)]
+        if missing:
+            raise BundleError(
+                f"this request needs {', '.join(missing)}, which the bundle does not hold; build "
+                "it again with the files that hold them, or ask for less."
+            )
+        info = source_info(inputs)
+        problems = []
+        if inputs.refine is not None and not request.config.prompt.strip():
+            problems.append("refining takes a prompt that describes the picture")
+        height, width = self.output_size(inputs, info)
+        if not inputs.is_image and (height % 2 or width % 2):
+            problems.append(
+                f"the result of {width}x{height} pixels is odd, which a video cannot hold; crop "
+                "the source to even sides"
+            )
+        if problems:
+            raise OptionError(join_problems(f"the {self.name} pipeline cannot run", problems))
+        frame_rate = float(info.frame_rate) * (2 if inputs.temporal else 1)
+        config = replace(
+            request.config,
+            height=height,
+            width=width,
+            num_frames=2 * info.num_frames - 1 if inputs.temporal else info.num_frames,
+            frame_rate=frame_rate,
+        )
+        return replace(request, config=config)
+
+    def output_size(self, inputs: UpscaleInputs, info: VideoInfo) -> tuple[int, int]:
+        """Height and width of the result."""
+        if not inputs.spatial:
+            return info.height, info.width
+        numerator, denominator = self._spatial_scale()
+        return info.height * numerator // denominator, info.width * numerator // denominator
+
+    def _spatial_scale(self) -> tuple[int, int]:
+        numerator, denominator = self.source.options("spatial_upsampler")["spatial_scale"]
+        return int(numerator), int(denominator)
+
+    def generate(self, run: Run) -> Clip:
+        from ltx2rt.pipelines.clip import Clip
+        from ltx2rt.pipelines.image_clip import ImageClip
+
+        inputs: UpscaleInputs = run.request.inputs
+        run.job.report("encode video", 0, 1)
+        pixels = to_vae_input(padded(read_source(inputs), self.scale_factors))
+        latent = self.video_encoder().encode(pixels, TilingConfig.default())
+        self.release("video_encoder")
+        run.job.report("encode video", 1, 1)
+        run.latents["source.video"] = latent
+        if inputs.spatial:
+            latent = run.upsample(latent)
+        if inputs.temporal:
+            latent = run.upsample(latent, "temporal_upsampler")
+        if inputs.refine is not None:
+            latent = self.refine(run, latent)
+        config = run.config
+        return run.clip(
+            latent,
+            None,
+            kind=ImageClip if inputs.is_image else Clip,
+            crop=(config.num_frames, config.height, config.width),
+            waveform=sound_of(inputs),
+        )
+
+    def refine(self, run: Run, latent: Array) -> Array:
+        """Add noise and take it out again, with the prompt; the video alone."""
+        time, rows, columns = self.scale_factors
+        frames, height, width = latent.shape[2:]
+        run.canvas = replace(
+            run.canvas,
+            num_frames=(frames - 1) * time + 1,
+            height=height * rows,
+            width=width * columns,
+        )
+        sigmas = run.request.inputs.sigmas
+        context = run.encode([run.config.prompt])
+        video = run.video(initial=latent, noise_scale=sigmas[0])
+        result = run.stage("refine", sigmas, context, run.config.loras, video=video, audio=None)
+        assert result.video is not None
+        return result.video
+
+
+def source_info(inputs: UpscaleInputs) -> VideoInfo:
+    """The facts of the source; an image is a clip of one frame."""
+    if not inputs.is_image:
+        return probe_video(inputs.source)
+    height, width = load_image(inputs.source).shape[:2]
+    return VideoInfo(
+        width=width,
+        height=height,
+        num_frames=1,
+        frame_rate=Fraction(24),
+        duration_s=1 / 24,
+        audio_sampling_rate=0,
+        audio_channels=0,
+        colour_matrix=1,
+        colour_range=2,
+        metadata={},
+    )
+
+
+def read_source(inputs: UpscaleInputs) -> NDArray[np.uint8]:
+    """The source's frames, `[n, H, W, 3]` uint8."""
+    if inputs.is_image:
+        return load_image(inputs.source)[None]
+    return read_video_frames(inputs.source)
+
+
+def sound_of(inputs: UpscaleInputs) -> tuple[NDArray[np.float32], int] | None:
+    """The source's own sound, untouched; mono is doubled."""
+    if inputs.is_image or not probe_video(inputs.source).has_audio:
+        return None
+    from ltx2rt.components.audio import as_stereo
+
+    waveform, rate = read_audio(inputs.source)
+    return as_stereo(waveform), rate
+
+
+def padded(frames: NDArray[np.uint8], factors: VideoScaleFactors) -> NDArray[np.float32]:
+    """Frames `[n, H, W, 3]` filled up to what the encoder takes: sides by reflection, frames by the
+    last one.
+    """
+    count, height, width = frames.shape[:3]
+    missing = -(count - 1) % factors.time
+    height += -height % factors.height
+    width += -width % factors.width
+    filled = resize_and_pad(frames, height, width)
+    return np.concatenate([filled, np.repeat(filled[-1:], missing, axis=0)])

@@ -1,0 +1,62 @@
+"""Fixtures of the parity tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import ltx2rt_export.bundle as export
+from ltx2rt.manifest import BuildInputs, read_manifest
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.safetensors_writer import bfloat16, write_safetensors
+from ltx2rt_export.onnx import ExportedGraph
+from tests.parity.golden import REPOSITORY, Runner
+
+KEYFRAMES = "model.diffusion_model.keyframes_abs_pos_embedding"
+
+
+@pytest.fixture(scope="session")
+def keyframe_bundle(
+    demo_model: dict[str, Path], demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The demo model with a keyframe embedding and a temporal upsampler, as a bundle; read-only.
+
+    Only what differs from the demo bundle is exported.
+    """
+    folder = tmp_path_factory.mktemp("keyframes")
+    file, maps = SafetensorsFile(demo_model["checkpoint"]), MappedFiles()
+    tensors: dict[str, Any] = {n: (e.dtype, e.shape, (maps.raw(e),)) for n, e in file.items()}
+    width = file["model.diffusion_model.patchify_proj.weight"].shape[0]
+    embedding = np.random.default_rng(0).standard_normal((1, width)).astype(np.float32)
+    tensors[KEYFRAMES] = bfloat16(embedding)
+    checkpoint = folder / "ltx-2.5-demo-distilled.safetensors"
+    write_safetensors(checkpoint, tensors, file.metadata)
+    names = {
+        "checkpoint": checkpoint,
+        "gemma": demo_model["gemma"],
+        "spatial_upsampler": demo_model["spatial_upsampler"],
+        "temporal_upsampler": Runner(REPOSITORY / "tests/golden", "torch").checkpoint(
+            "ltx-2.3-tiny-temporal-upscaler-x2.safetensors"
+        ),
+    }
+    inputs = BuildInputs(**{name: str(path) for name, path in names.items()})
+    manifest = read_manifest(demo_bundle)
+    real = export.export_component
+
+    def reuse(component: Any) -> ExportedGraph:
+        entry = manifest.components.get(component.name)
+        if entry is None or component.name == "transformer_head":
+            return real(component)
+        graph = onnx.load(demo_bundle / entry.graph, load_external_data=False)
+        return ExportedGraph(component, graph, (), frozenset(entry.transposed))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "export_component", reuse)
+        export.build_bundle(
+            export.open_inputs(inputs), inputs, folder / "demo.bundle", export.BuildConfig()
+        )
+    return folder / "demo.bundle"

@@ -1,0 +1,180 @@
+"""`--pipeline ic-lora` on the demo bundle: what the LoRA's metadata and the flags do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ltx2rt.bundle import open_bundle
+from ltx2rt.components.reference_conditioner import ReferenceFile
+from ltx2rt.components.stage_trace import StageTrace
+from ltx2rt.config import GenerationConfig, RuntimeConfig
+from ltx2rt.errors import OptionError
+from ltx2rt.manifest import Lora
+from ltx2rt.media.reader import probe_video
+from ltx2rt.media.writer import VideoWriter
+from ltx2rt.pipelines.ic_lora import ICLoraInputs, ICLoraPipeline
+from tests.parity.command_line import expect_user_error, unchanged
+from tests.parity.command_line import ltx2rt as run
+from tests.parity.demo_loras import write_demo_lora
+
+SIZE = ("--height", 128, "--width", 128, "--num-frames", 9, "--threads", 1, "--quiet")
+ASK = ("generate", "--pipeline", "ic-lora", "--prompt", "a lake", "--seed", 5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ic_lora")
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Path:
+    frames = np.random.default_rng(0).random((9, 96, 160, 3), np.float32)
+    with VideoWriter(folder / "reference.mp4", 160, 96, 24) as writer:
+        writer.write(frames)
+    return folder / "reference.mp4"
+
+
+@pytest.fixture(scope="module")
+def pipe(demo_bundle: Path) -> Iterator[ICLoraPipeline]:
+    runtime = RuntimeConfig(threads=1, residency="resident")
+    with ICLoraPipeline(open_bundle(demo_bundle), runtime) as pipeline:
+        yield pipeline
+
+
+def lora(
+    folder: Path, model: dict[str, Path], name: str, metadata: dict[str, str] | None = None
+) -> Path:
+    path = folder / f"{name}.safetensors"
+    return path if path.exists() else write_demo_lora(path, model, 1, metadata)
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "tokens", "end_s"),
+    [
+        # the clip has 2 latent frames of 2x2 cells in stage 1, and so has a plain reference
+        ("detailer", {}, 8, 9 / 24),
+        ("union", {"reference_downscale_factor": "2"}, 2, 9 / 24),
+        ("depth", {"reference_spatial_scale_factor": "2"}, 2, 9 / 24),
+        # frames 0, 1, 5 of the reference: its one latent frame is the first of the clip
+        ("motion-track", {"reference_temporal_scale_factor": "4"}, 4, 1 / 24),
+    ],
+)
+def test_metadata_of_the_lora_sets_the_size_of_its_references(
+    pipe: ICLoraPipeline, demo_model: dict[str, Path], folder: Path, reference: Path,
+    name: str, metadata: dict[str, str], tokens: int, end_s: float,
+) -> None:  # fmt: skip
+    path = lora(folder, demo_model, name, metadata)
+    trace = StageTrace()
+    pipe(
+        prompt="a lake", height=128, width=128, num_frames=9,
+        loras=(Lora(path=str(path), strength=1.0),),
+        references=(ReferenceFile(path=reference, strength=0.75),),
+        skip_stage_2=True,
+        trace=trace,
+    )  # fmt: skip
+    positions = trace.tensors["stage_1.video.positions"][0, :, 8:]
+    assert positions.shape == (3, tokens, 2)
+    np.testing.assert_allclose(positions[1:].max(), 64)  # it covers the whole picture
+    np.testing.assert_allclose(positions[0].max(), end_s, rtol=1e-6)
+    np.testing.assert_array_equal(trace.tensors["stage_1.video.mask"][0, 8:], 0.25)
+    assert "stage_1.video.attention_mask" not in trace.tensors
+
+
+def test_attention_strength_and_mask(pipe: ICLoraPipeline, folder: Path, reference: Path) -> None:
+    white_left = np.zeros((9, 128, 128, 3), np.uint8)
+    white_left[:, :, :64] = 255
+    with VideoWriter(folder / "mask.mp4", 128, 128, 24) as writer:
+        writer.write(white_left)
+    weights = []
+    for mask in (None, folder / "mask.mp4"):
+        trace = StageTrace()
+        pipe(
+            GenerationConfig(prompt="a lake", height=128, width=128, num_frames=9),
+            inputs=ICLoraInputs(
+                references=(ReferenceFile(path=reference),),
+                attention_strength=0.5,
+                attention_mask=mask,
+                skip_stage_2=True,
+            ),
+            trace=trace,
+        )
+        weights.append(trace.tensors["stage_1.video.attention_mask"][0, 0, 8:])
+    np.testing.assert_array_equal(weights[0], 0.5)
+    # the columns of the 2x2 cells, twice over rows and latent frames; H.264 blurs the edge a little
+    np.testing.assert_allclose(weights[1], np.tile([0.5, 0.0], 4), atol=0.02)
+
+
+def test_stage_2_shows_neither_lora_nor_references(
+    demo_bundle: Path, demo_model: dict[str, Path], folder: Path, reference: Path
+) -> None:
+    path = lora(folder, demo_model, "union", {"reference_downscale_factor": "2"})
+    outcome = run(
+        *ASK[:1], demo_bundle, *ASK[1:], *SIZE, "--reference", f"{reference}:0.9",
+        "--lora", f"{path}:0.8", "-o", folder / "full.mp4", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["pipeline"] == "ic-lora"
+    assert outcome.json["loras"] == f"{path}:0.8"
+    info = probe_video(folder / "full.mp4")
+    assert (info.width, info.height, info.num_frames) == (128, 128, 9)
+    assert info.has_audio
+    outcome = run(
+        *ASK[:1], demo_bundle, *ASK[1:], *SIZE, "--reference", reference, "--skip-stage-2",
+        "-o", folder / "half.mp4", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert (outcome.json["width"], outcome.json["height"]) == (64, 64)
+    info = probe_video(folder / "half.mp4")
+    assert (info.width, info.height, info.num_frames) == (64, 64, 9)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ([], ["--pipeline ic-lora needs --reference"]),
+        (["--reference", "absent.mp4"], ["absent.mp4", "no such file"]),
+        (["--reference", "REFERENCE:1.5"], ["strength=1.5 of the reference"]),
+        (["--reference", "REFERENCE", "--attention-strength", 2], ["attention_strength=2.0"]),
+        (
+            ["--reference", "a.mp4", "--attention-mask", "b.mp4", "--height", 64, "--lora", "LORA"],
+            ["'a.mp4'", "'b.mp4'", "height=64 is not a multiple of 128"],
+        ),
+        (["--reference", "REFERENCE", "--num-generated-keyframes", 1], ["has no use for"]),
+        (
+            ["--reference", "REFERENCE", "--lora", "LORA", "--lora", "OTHER"],
+            ["different spatial reference factors"],
+        ),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_is_loaded(
+    demo_bundle: Path, demo_model: dict[str, Path], folder: Path, reference: Path, tmp_path: Path,
+    flags: list, parts: list[str],
+) -> None:  # fmt: skip
+    union = lora(folder, demo_model, "union", {"reference_downscale_factor": "2"})
+    other = lora(folder, demo_model, "other", {"reference_downscale_factor": "3"})
+    names = {"REFERENCE": reference, "LORA": union, "OTHER": other}
+    filled = [
+        next((str(f).replace(k, str(v)) for k, v in names.items() if str(f).startswith(k)), f)
+        for f in flags
+    ]
+    with unchanged(tmp_path):
+        outcome = run(
+            "generate", demo_bundle, *ASK[1:], *SIZE[:-1], *filled, "-o", tmp_path / "x.mp4"
+        )
+    expect_user_error(outcome, *parts)
+    assert "references stage_1" not in outcome.err
+
+
+def test_other_pipelines_take_no_references(demo_bundle: Path, tmp_path: Path) -> None:
+    outcome = run(
+        "generate", demo_bundle, "--prompt", "a", "--reference", "x.mp4", "-o", tmp_path / "x.mp4"
+    )
+    expect_user_error(outcome, "--reference is for --pipeline ic-lora")
+    with pytest.raises(OptionError, match="it has no use for generated_keyframes"):
+        ICLoraPipeline(open_bundle(demo_bundle))(
+            prompt="a", generated_keyframes=2, references=(ReferenceFile(path=Path("x.mp4")),)
+        )
