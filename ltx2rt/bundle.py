@@ -31,7 +31,12 @@ class ModelSource(Protocol):
     @property
     def bundle_id(self) -> str: ...
 
+    @property
+    def text_encoder_id(self) -> str: ...
+
     def has(self, *names: str) -> bool: ...
+
+    def context_widths(self) -> Mapping[str, int]: ...
 
     def options(self, name: str) -> Mapping[str, Any]: ...
 
@@ -65,6 +70,22 @@ class Bundle:
     def bundle_id(self) -> str:
         """Names the bundle's content."""
         return self.manifest.bundle_id
+
+    @property
+    def text_encoder_id(self) -> str:
+        """Names the text encoder's graph, weights and tokenizer; "" where the bundle has none."""
+        entry = self.manifest.components.get("text_encoder")
+        if entry is None:
+            return ""
+        digest = hashlib.sha256(f"{entry.graph_sha256} {self.manifest.tokenizer_sha256}".encode())
+        for source in sorted({ref.source for layer in entry.layers for ref in layer.values()}):
+            digest.update(self.manifest.sources[source].header_sha256.encode())
+        return digest.hexdigest()[:16]
+
+    def context_widths(self) -> dict[str, int]:
+        """`video_context`, `audio_context` -> their width in the transformer."""
+        shapes = {t.name: t.shape for t in self.component("transformer_head").inputs}
+        return {name: int(shapes[name][-1]) for name in ("video_context", "audio_context")}
 
     def options(self, name: str) -> Mapping[str, Any]:
         """The facts a component's runtime class needs."""

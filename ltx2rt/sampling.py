@@ -7,10 +7,11 @@ absent modality is None throughout.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,9 @@ OnStep = Callable[[int, LatentState | None, LatentState | None], None]
 #: modality -> the unconditional prediction that belongs to the last denoised one
 UnconditionalOf = Callable[[str], Array]
 States = tuple[LatentState | None, LatentState | None]
+
+Sampler = Literal["euler", "euler_ancestral", "res_2s", "gradient_estimation", "cfg_pp"]
+SAMPLERS: tuple[Sampler, ...] = typing.get_args(Sampler)
 
 _ONE = np.float32(1)
 

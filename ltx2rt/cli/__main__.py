@@ -17,6 +17,8 @@ COMMANDS = {
     "demo": "make a clip from a tiny random model in the official format; downloads nothing",
     "build": "turn official checkpoint files into a bundle",
     "generate": "generate a clip with sound from a bundle",
+    "batch": "generate many clips from a file of jobs, engines loaded once",
+    "pipelines": "list the pipelines: what each takes and needs",
     "inspect": "explain a checkpoint, LoRA, upsampler, Gemma folder or bundle",
     "verify": "run the parity ladder on a bundle: PyTorch against its engines",
     "doctor": "report what this machine and a bundle can do",
@@ -61,9 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except Ltx2rtError as error:
         print(f"ltx2rt: error: {error}", file=sys.stderr)
+        print_notes(error)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nltx2rt: interrupted; partial output was removed.", file=sys.stderr)
+        print_notes(error)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,6 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"ltx2rt: error: {error.strerror}{where}.", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def print_notes(error: BaseException) -> None:
+    """Print what was added to an error on its way, such as how to go on."""
+    for note in getattr(error, "__notes__", ()):
+        print(f"ltx2rt: {note}", file=sys.stderr)
 
 
 if __name__ == "__main__":

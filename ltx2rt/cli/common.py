@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.manifest import Lora
@@ -76,6 +76,6 @@ def parse_lora(text: str) -> Lora:
         return Lora(path=text, strength=1.0)
 
 
-def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(value, indent=2, default=str))
+def print_json(value: Any, stream: TextIO | None = None) -> None:
+    """One JSON document, on stdout if nothing else is said."""
+    print(json.dumps(value, indent=2, default=str), file=stream or sys.stdout)

@@ -61,8 +61,9 @@ def problems_of(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def inputs_of(options: argparse.Namespace, pipeline: type[Pipeline]) -> Any:
-    """The pipeline's `Inputs` from the command line; None for a pipeline without.
+def inputs_of(options: argparse.Namespace, pipeline: type[Pipeline], base: Any = None) -> Any:
+    """The pipeline's `Inputs` from the command line, what is not given as in `base`; None for a
+    pipeline without.
 
     Raises:
         OptionError: a value cannot be read, or the `Inputs` refuse it.
@@ -75,4 +76,4 @@ def inputs_of(options: argparse.Namespace, pipeline: type[Pipeline]) -> Any:
         for flag in FLAGS
         if flag.target in names and (value := getattr(options, flag.target, None)) is not None
     }
-    return pipeline.Inputs(**given)
+    return pipeline.Inputs(**given) if base is None else dataclasses.replace(base, **given)

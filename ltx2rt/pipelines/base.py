@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ltx2rt.bundle import ModelSource
 from ltx2rt.components.audio import AudioDecoder
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER, DiffusionVideoDecoder
-from ltx2rt.components.prompt_encoder import PromptEncoder
+from ltx2rt.components.embeddings import write_embeddings
+from ltx2rt.components.prompt_encoder import PromptEncoder, TextContext
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.upsampler import LatentUpsampler
@@ -20,9 +22,13 @@ from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.engine import Engine
 from ltx2rt.errors import BundleError, InternalError, OptionError, join_problems
 from ltx2rt.manifest import Lora
+from ltx2rt.pipelines.checkpointing import StageStore
+from ltx2rt.pipelines.record import record_of
+from ltx2rt.pipelines.request_checks import check_stage_options, with_embedded_prompts
 from ltx2rt.pipelines.run import TRANSFORMER, Request, Run
 from ltx2rt.progress import Job
 from ltx2rt.shapes import VideoScaleFactors, check_generation_size
+from ltx2rt.tiling import TilingConfig
 from ltx2rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -59,18 +65,15 @@ class Pipeline:
     default_size: ClassVar[tuple[int, int]] = (1024, 1536)
 
     def __init__(self, source: ModelSource, runtime: RuntimeConfig | None = None) -> None:
-        missing = self.missing(source.has)
-        if missing:
-            raise BundleError(
-                f"the {self.name} pipeline needs {', '.join(missing)}, which this bundle does not "
-                "hold; build it again with the files that hold them (`ltx2rt inspect BUNDLE` lists "
-                "what it has)."
-            )
+        # a request may bring its text contexts along: `prepare` looks for the text encoder
+        self._refuse_missing([c for c in self.missing(source.has) if c != "text_encoder"])
         self.source = source
         self.runtime = runtime or RuntimeConfig()
         self._engines: dict[str, Engine] = {}
         self._transformer: Transformer | None = None
         self._loras: tuple[Lora, ...] = ()
+        #: the last prompts and their contexts: encoded once for several clips
+        self.contexts: tuple[tuple[str, ...], TextContext] | None = None
 
     def __call__(
         self,
@@ -80,6 +83,8 @@ class Pipeline:
         *,
         job: Job | None = None,
         trace: StageTrace | None = None,
+        work_dir: Path | None = None,
+        resume: bool = False,
         **options: Any,
     ) -> Clip:
         """Generate one clip.
@@ -91,6 +96,8 @@ class Pipeline:
             inputs: further inputs of this pipeline, an `Inputs`; or pass its fields by keyword.
             job: progress, cancelling and timings.
             trace: collects intermediate tensors (parity tests).
+            work_dir: keeps every finished stage here.
+            resume: take over the finished stages that `work_dir` has from this same request.
 
         Returns:
             A clip whose latents are done; frames and sound are decoded when asked for.
@@ -103,7 +110,29 @@ class Pipeline:
         request = self.prepare(self.make_request(config, guidance, inputs, options))
         for loras in self.stage_loras(request):
             self.check_loras(loras)
-        return self.generate(Run(self, request, job or Job(), trace))
+        store = None
+        if work_dir is not None:
+            store = StageStore(work_dir, record_of(self, request, {}), resume=resume)
+        return self.generate(Run(self, request, job or Job(), trace, store))
+
+    def generate_many(
+        self,
+        seeds: Iterable[int],
+        config: GenerationConfig | None = None,
+        guidance: GuidanceConfig | None = None,
+        inputs: Any = None,
+        **options: Any,
+    ) -> Iterator[Clip]:
+        """One clip for every seed, made when it is asked for; prompts are encoded once.
+
+        Arguments as a call's; save or decode a clip before the next one, or run with
+        `residency="resident"`.
+        """
+        for seed in seeds:
+            if config is None:
+                yield self(None, guidance, inputs, seed=seed, **options)
+            else:
+                yield self(dataclasses.replace(config, seed=seed), guidance, inputs, **options)
 
     def generate(self, run: Run) -> Clip:
         """The pipeline itself, for a request that was checked."""
@@ -149,7 +178,24 @@ class Pipeline:
         check_generation_size(
             config.height, config.width, config.num_frames, self.two_stage, self.scale_factors
         )
+        if not self.source.has(*DIFFUSION_DECODER):
+            TilingConfig.parse(config.tiling).check(self.scale_factors)
+        check_stage_options(config, self.name, guided=self.guided, two_stage=self.two_stage)
+        if config.embeddings is not None:
+            return with_embedded_prompts(request, self.source)
+        self._refuse_missing([c for c in self.missing(self.source.has) if c == "text_encoder"])
         return request
+
+    def save_embeddings(self, path: str | Path) -> None:
+        """Write the text contexts of the last clip, for `GenerationConfig.embeddings`.
+
+        Raises:
+            OptionError: no prompt was encoded yet.
+        """
+        if self.contexts is None:
+            raise OptionError("there are no text contexts to save: generate a clip from a prompt.")
+        prompts, context = self.contexts
+        write_embeddings(path, context, prompts, self.source.text_encoder_id)
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """LoRAs of each stage."""
@@ -162,6 +208,14 @@ class Pipeline:
         if has(*DIFFUSION_DECODER):
             missing = [c for c in missing if c != "video_decoder"]
         return missing
+
+    def _refuse_missing(self, missing: Sequence[str]) -> None:
+        if missing:
+            raise BundleError(
+                f"the {self.name} pipeline needs {', '.join(missing)}, which this bundle does not "
+                "hold; build it again with the files that hold them (`ltx2rt inspect BUNDLE` lists "
+                "what it has)."
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -6,9 +6,9 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import Array
 from ltx2rt.manifest import Lora
 from ltx2rt.noise import TorchGenerator
+from ltx2rt.pipelines.record import RECORD_TAG, Record, record_of, record_text
 from ltx2rt.progress import Job
 from ltx2rt.safetensors_writer import write_safetensors
 from ltx2rt.tiling import TilingConfig
@@ -46,6 +47,7 @@ class Clip:
         frame_rate: frames per second, where it is not that of the request.
         waveform: sound that is finished, `[2, N]` float32 and its rate in Hz, instead of
             `audio_latent`.
+        stages: what every stage did: its sigmas, sampler and LoRAs.
     """
 
     pipeline: Pipeline
@@ -57,6 +59,7 @@ class Clip:
     generator: TorchGenerator
     frame_rate: float = 0.0
     waveform: tuple[NDArray[np.float32], int] | None = None
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.frame_rate = self.frame_rate or self.config.frame_rate
@@ -102,7 +105,7 @@ class Clip:
         """
         if self.video_latent is None:
             return
-        tiling = TilingConfig.auto() if self.config.tiling == "auto" else TilingConfig.none()
+        tiling = TilingConfig.parse(self.config.tiling)
 
         def on_tile(done: int, total: int) -> None:
             self.job.report("decode video", done, total)
@@ -143,17 +146,25 @@ class Clip:
             return self.waveform[1]
         return self.pipeline.source.model.audio_sampling_rate
 
-    def save(self, path: str | Path, *, fragmented: bool = False) -> None:
+    def save(
+        self,
+        path: str | Path | BinaryIO,
+        *,
+        fragmented: bool = False,
+        frames: str | Path | None = None,
+    ) -> None:
         """Write video and sound of equal length; decoding and encoding overlap.
 
         Args:
-            path: `.mp4`, `.mov` or `.mkv`. Nothing is left behind when decoding or writing fails.
+            path: `.mp4`, `.mov` or `.mkv`; or a binary stream, which gets a fragmented mp4.
+                Nothing is left behind when decoding or writing fails.
             fragmented: write a file that plays while it grows.
+            frames: also write the frames into this folder (`save_frames`).
 
         Raises:
             MediaError: the file cannot be written.
         """
-        from ltx2rt.media.writer import VideoWriter
+        from ltx2rt.media.writer import VideoWriter, write_frames
 
         with VideoWriter(
             path,
@@ -162,17 +173,58 @@ class Clip:
             self.frame_rate,
             audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
             fragmented=fragmented,
-            metadata=self.metadata(),
+            metadata=self.tags(),
         ) as writer:
-            for chunk in prefetch(self.float_frames()):
-                writer.write(chunk)
+
+            def written() -> Iterator[NDArray[np.float32]]:
+                for chunk in prefetch(self.float_frames()):
+                    writer.write(chunk)
+                    yield chunk
+
+            if frames is not None:
+                write_frames(frames, written(), self.tags())
+            for _ in written() if frames is None else ():
+                pass
+
+    def save_frames(self, folder: str | Path) -> None:
+        """Write the frames as PNG files into a new or empty folder.
+
+        Raises:
+            MediaError: they cannot be written.
+        """
+        from ltx2rt.media.writer import write_frames
+
+        write_frames(folder, prefetch(self.float_frames()), self.tags())
+
+    def save_audio(self, path: str | Path) -> None:
+        """Write the whole sound: `.wav`, `.flac`, `.mp3` or `.m4a`.
+
+        Raises:
+            MediaError: the file cannot be written.
+        """
+        from ltx2rt.media.writer import write_audio
+
+        tags = self.tags()
+        if Path(path).suffix.lower() == ".wav":  # it has few tags, none of them free
+            tags = {"comment": tags[RECORD_TAG]}
+        write_audio(path, self.audio, self.audio_sampling_rate, tags)
 
     def save_latents(self, path: str | Path) -> None:
         """Write `latents` as safetensors, to decode or compare later."""
-        write_safetensors(path, self.latents, {"ltx2rt": __version__, **self.metadata()})
+        write_safetensors(path, self.latents, {"ltx2rt": __version__, **self.tags()})
+
+    def tags(self) -> dict[str, str]:
+        """What a file of this clip says about itself: `metadata`, and the `record` from which the
+        same clip is made again.
+        """
+        return {**self.metadata(), RECORD_TAG: record_text(self.record())}
+
+    def record(self) -> Record:
+        """Everything that decides this clip."""
+        return record_of(self.pipeline, self.request, self.stages)
 
     def metadata(self) -> dict[str, str]:
-        """What is needed to make this clip again, as strings."""
+        """The main facts, for people, as strings."""
         config = self.config
         facts: dict[str, Any] = {
             "prompt": config.prompt,
@@ -187,6 +239,9 @@ class Clip:
         }
         if config.loras:
             facts["loras"] = lora_text(config.loras)
+        for name in ("sampler", "sigmas", "stage_2_sampler", "stage_2_sigmas", "user_prompt"):
+            if (value := getattr(config, name)) is not None:
+                facts[name] = value
         if config.generated_keyframes:
             facts["generated_keyframes"] = config.generated_keyframes
         if self.guidance is not None:
@@ -199,7 +254,7 @@ def guidance_facts(guidance: GuidanceConfig) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "negative_prompt": guidance.negative_prompt,
         "num_inference_steps": guidance.num_inference_steps,
-        "sigmas": guidance.sigmas,
+        "scheduler": None if guidance.scheduler == "ltx2" else guidance.scheduler,
         "distilled_strengths": guidance.distilled_strengths,
     }
     if guidance.distilled_lora is not None:

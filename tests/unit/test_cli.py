@@ -19,7 +19,7 @@ from ltx2rt.cli.__main__ import COMMANDS, main
 from ltx2rt.cli.build import parse_lora
 from ltx2rt.cli.common import ProgressPrinter
 from ltx2rt.cli.demo import generate_options
-from ltx2rt.cli.generate import config_of, parse_image
+from ltx2rt.cli.requests import config_of, parse_image, runtime_of, seeds_of
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.manifest import Lora
@@ -68,9 +68,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["gnerate"], "invalid choice: 'gnerate'"),
         (["doctor", "--jsno"], "unrecognized arguments: --jsno"),
         (["doctor", "--js"], "unrecognized arguments: --js"),
-        (["generate", "b", "-o", "x.mp4"], "required: --prompt"),
+        (["generate", "-o", "x.mp4"], "required: bundle"),
         (["generate", "b", "--prompt", "a", "-o", "x.mp4", "--seed", "x"], "invalid int value"),
-        (["generate", "b", "--prompt", "a", "-o", "x.mp4", "--tiling", "x"], "invalid choice"),
+        (["generate", "b", "--prompt", "a", "-o", "x.mp4", "--sampler", "x"], "invalid choice"),
         (["build", "-o", "b"], "required: --checkpoint"),
     ],
 )
@@ -85,7 +85,10 @@ def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFix
 def test_generate_defaults_are_those_of_the_configs() -> None:
     parsed = options("generate", "bundle", "--prompt", "a lake", "-o", "x.mp4")
     assert config_of(parsed) == GenerationConfig(prompt="a lake")
-    assert RuntimeConfig(threads=parsed.threads, residency=parsed.residency) == RuntimeConfig()
+    assert runtime_of(parsed) == RuntimeConfig()
+    assert seeds_of(parsed) == (GenerationConfig(prompt="a").seed,)
+    given = {k: v for k, v in vars(parsed).items() if v is not None}
+    assert given.keys() == {"bundle", "prompt", "output"}  # the rest is the classes' to say
 
 
 def test_generate_flags_reach_the_config() -> None:
@@ -149,7 +152,7 @@ def test_demo_asks_for_a_valid_clip_and_passes_everything_on() -> None:
     check_generation_size(parsed.height, parsed.width, parsed.num_frames, two_stage=True)
     passed = generate_options(parsed, Path("-bundle"))
     assert (passed.bundle, passed.output) == (Path("-bundle"), Path("-x.mp4"))
-    assert (passed.prompt, passed.seed) == ("-- a", -7)
+    assert (passed.prompt, passed.seeds) == ("-- a", [-7])
     assert (passed.height, passed.width) == (parsed.height, parsed.width)
     assert passed.quiet
     assert passed.json
