@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.cli import enhancement as enhancement_flags
 from ltx2rt.cli import guidance as guidance_flags
 from ltx2rt.cli import inputs as input_flags
 from ltx2rt.cli import job_file
@@ -20,6 +21,7 @@ from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.pipelines.checkpointing import kept_stages, remove_stages
+from ltx2rt.pipelines.run import Request
 from ltx2rt.progress import Job
 from ltx2rt.sampling import SAMPLERS
 
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dump-job", type=Path, metavar="FILE", help="write these flags as a job, and stop"
     )
     _add_what(parser)
+    enhancement_flags.add_arguments(parser)
     _add_sampling(parser)
     guidance_flags.add_arguments(parser)
     input_flags.add_arguments(parser)
@@ -246,6 +249,9 @@ def make(
     """Generate and write one clip."""
     options = asked.options
     job = Job(ProgressPrinter(quiet=bool(options.quiet)))
+    if options.enhance_prompt:  # refuse a bad request before anybody is asked
+        pipe.prepare(Request(config=config, guidance=guidance, inputs=asked.inputs))
+        config = enhancement_flags.enhanced(config, options, asked.config.seed)
     try:
         clip = pipe(
             config,

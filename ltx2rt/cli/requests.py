@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltx2rt.cli import enhancement as enhancement_flags
 from ltx2rt.cli import guidance as guidance_flags
 from ltx2rt.cli import inputs as input_flags
 from ltx2rt.cli.common import parse_lora
@@ -70,7 +71,7 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
     pipeline = pipeline_class(name)
     base = record.request if record else None
     same = base is not None and record is not None and record.pipeline == name
-    problems = input_flags.problems_of(options)
+    problems = input_flags.problems_of(options) + enhancement_flags.problems_of(options)
     config, inputs = None, None
     try:
         config = config_of(options, base.config if base else None)

@@ -1,0 +1,29 @@
+"""The only reader of environment variables: `LTX2RT_*` names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ltx2rt.errors import OptionError
+
+
+def cache_dir() -> Path:
+    """Where built engines are kept: `LTX2RT_CACHE`, else `ltx2rt` in the user's cache folder.
+
+    Raises:
+        OptionError: `LTX2RT_CACHE` names a file.
+    """
+    named = os.environ.get("LTX2RT_CACHE")
+    if named:
+        path = Path(named).expanduser()
+        if path.exists() and not path.is_dir():
+            raise OptionError(f"LTX2RT_CACHE={named} is a file; name a folder.")
+        return path
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "ltx2rt"
+
+
+def enhance_key() -> str | None:
+    """The key of the prompt enhancer's endpoint: `LTX2RT_ENHANCE_KEY`; None if it is not set."""
+    return os.environ.get("LTX2RT_ENHANCE_KEY") or None
