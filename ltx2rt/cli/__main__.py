@@ -46,9 +46,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((a for a in arguments if not a.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        sub = commands.add_parser(
+            name, help=summary, description=summary, allow_abbrev=False, add_help=name != chosen
+        )
         if name == chosen:
-            importlib.import_module(f"ltx2rt.cli.{name}").add_arguments(sub)
+            module = importlib.import_module(f"ltx2rt.cli.{name}")
+            action = getattr(module, "HelpAction", "help")  # a command may explain itself
+            sub.add_argument("-h", "--help", action=action, help="show this help and exit")
+            module.add_arguments(sub)
     return parser.parse_args(arguments)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from ltx2rt.cli import job_file
 from ltx2rt.cli import outputs as output_flags
 from ltx2rt.cli.common import ProgressPrinter, print_json
 from ltx2rt.cli.outputs import Outputs
+from ltx2rt.cli.pipelines import facts_of
 from ltx2rt.cli.requests import DEFAULT_PIPELINE, Asked, asked_of, parse_seeds, runtime_of
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.errors import OptionError
-from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.pipelines.checkpointing import kept_stages, remove_stages
 from ltx2rt.pipelines.run import Request
 from ltx2rt.progress import Job
@@ -29,8 +30,43 @@ if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline
 
 
+class HelpAction(argparse.Action):
+    """`--help`; after `--pipeline NAME` only what that pipeline takes."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if namespace.pipeline is not None:
+            for action in parser._actions:
+                if action.dest in not_for(namespace.pipeline):
+                    action.help = argparse.SUPPRESS
+            parser.description = facts_of(namespace.pipeline)["summary"]
+        parser.print_help()
+        parser.exit()
+
+
+def not_for(pipeline: str) -> set[str]:
+    """Flags (their `dest`) that a pipeline does not take."""
+    cls = pipeline_class(pipeline)
+    others = {f.target for f in input_flags.FLAGS if pipeline not in f.pipelines}
+    others -= {f.target for f in input_flags.FLAGS if pipeline in f.pipelines}
+    if not cls.guided:
+        others |= guidance_flags.flag_names().keys()
+    if not cls.two_stage:
+        others |= {"stage_2_sampler", "stage_2_sigmas"}
+    return others
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Every flag defaults to None, so that a job file can fill in what is not given."""
+    parser.usage = "%(prog)s BUNDLE [--pipeline NAME] --prompt TEXT -o FILE [...]"
     parser.add_argument("bundle", type=Path)
     parser.add_argument(
         "--pipeline", choices=PIPELINES, help=f"default {DEFAULT_PIPELINE}; see `ltx2rt pipelines`"

@@ -44,12 +44,9 @@ _BOTH: dict[str, tuple[dict[str, Any], str]] = {
 _PLAIN = ("negative_prompt", "num_inference_steps", "scheduler", "guidance_schedule")
 
 
-TITLE = "guidance (for guided pipelines)"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that the guided pipelines take; all default to those of pipeline and model version."""
-    group = parser.add_argument_group(TITLE)
+    group = parser.add_argument_group("guidance (for guided pipelines)")
     group.add_argument("--negative-prompt", metavar="TEXT", help="what the clip must not be")
     group.add_argument("--num-inference-steps", type=int, metavar="N", help="steps of stage 1")
     group.add_argument(
@@ -216,15 +213,20 @@ def _params(options: argparse.Namespace, modality: str) -> dict[str, Any]:
     return {k: read[k](v) if k in read else v for k, v in values.items() if v is not None}
 
 
-def _given(options: argparse.Namespace) -> list[str]:
-    """The guidance flags on this command line."""
+def flag_names() -> dict[str, str]:
+    """Every guidance flag: its `dest` and its name."""
     names = [*_PLAIN, *_BOTH, "distilled_lora"]
     names += [f"distilled_lora_strength_stage_{n}" for n in (1, 2)]
     flags = {name: f"--{name.replace('_', '-')}" for name in names}
     for modality in _CROSS:
         flags |= {f"{modality}_{name}": _flag(modality, name) for name in _SCALES}
         flags[f"{modality}_stg_blocks"] = f"--{modality}-stg-blocks"
-    return [flag for name, flag in flags.items() if getattr(options, name) is not None]
+    return flags
+
+
+def _given(options: argparse.Namespace) -> list[str]:
+    """The guidance flags on this command line."""
+    return [flag for name, flag in flag_names().items() if getattr(options, name) is not None]
 
 
 def _flag(modality: str, name: str) -> str:

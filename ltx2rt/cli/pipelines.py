@@ -35,7 +35,7 @@ def facts_of(name: str) -> dict[str, Any]:
     cls = pipeline_class(name)
     return {
         "name": name,
-        "summary": " ".join((cls.__doc__ or "").split("\n\n")[0].split()),
+        "summary": cls.summary or " ".join((cls.__doc__ or "").split("\n\n")[0].split()),
         "guided": cls.guided,
         "two_stage": cls.two_stage,
         "default_size": list(cls.default_size),

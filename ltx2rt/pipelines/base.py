@@ -55,6 +55,8 @@ class Pipeline:
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]]
+    #: one sentence for `ltx2rt pipelines`, where the docstring's first paragraph does not serve
+    summary: ClassVar[str] = ""
     #: whether it samples with guidance (`GuidanceConfig`)
     guided: ClassVar[bool] = False
     #: whether stage 1 works at half size and a second stage refines it

@@ -15,6 +15,7 @@ class KeyframeInterpolationPipeline(TwoStagesPipeline):
     """
 
     name: ClassVar[str] = "keyframe"
+    summary: ClassVar[str] = "A clip that passes through images; otherwise as two-stage."
     guiding_images: ClassVar[bool] = True
     audio_stage: ClassVar[str] = "stage_2"
 

@@ -23,6 +23,10 @@ class TwoStagesPipeline(GuidedPipeline):
     """
 
     name: ClassVar[str] = "two-stage"
+    summary: ClassVar[str] = (
+        "Prompt (and images) to a clip with sound: "
+        "guided at half size, refined with a distilled LoRA."
+    )
     requires: ClassVar[tuple[str, ...]] = TWO_STAGE
     two_stage: ClassVar[bool] = True
     sampler: ClassVar[Sampler] = "euler"
