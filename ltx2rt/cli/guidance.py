@@ -176,19 +176,15 @@ def guidance_of(
 
 
 def _schedule_file(path: Path) -> dict[str, Any]:
-    """The parsed file of `--guidance-schedule`; its values are checked with the defaults."""
+    """The parsed file of `--guidance-schedule`, checked as far as it goes without the defaults."""
     data = read_job(path)
-    names = {f.name for f in dataclasses.fields(GuiderParams)}
     for modality, bins in data.items():
         if modality not in _CROSS:
             raise OptionError(f"{path}: {unknown_name(modality, _CROSS)}.")
-        if not isinstance(bins, dict) or not all(isinstance(b, dict) for b in bins.values()):
-            raise OptionError(f"{path}: {modality} is not a table of noise levels and parameters.")
-        for bound, params in bins.items():
-            from_plain(GuiderSchedule, {"bins": {bound: {}}}, str(path))
-            unknown = [unknown_name(n, names) for n in params if n not in names]
-            if unknown:
-                raise OptionError(f"{path}: {'; '.join(unknown)}.")
+        if isinstance(bins, dict):  # APG's numbers need its mode, which a flag may set
+            apg = {"cfg_mode": "apg"}
+            bins = {b: {**apg, **p} if isinstance(p, dict) else p for b, p in bins.items()}
+        from_plain(GuiderSchedule, {"bins": bins}, f"{path}: {modality}")
     return data
 
 

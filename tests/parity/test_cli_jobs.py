@@ -23,7 +23,13 @@ from ltx2rt.media.reader import probe_video, read_audio, read_tags
 from ltx2rt.pipelines.record_files import record_in
 from ltx2rt.progress import Progress
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from tests.parity.command_line import SMALL, Outcome, expect_user_error, unchanged
+from tests.parity.command_line import (
+    SMALL,
+    Outcome,
+    edited_bundle,
+    expect_user_error,
+    unchanged,
+)
 from tests.parity.command_line import ltx2rt as run
 
 GUIDED = (
@@ -124,6 +130,21 @@ def test_embeddings_stand_in_for_the_text_encoder(
     expect_user_error(refused, "--embeddings and --save-embeddings exclude each other")
     refused = run(*common, "--embeddings", folder / "a.safetensors", "--save-latents", target)
     expect_user_error(refused, "it holds no video_context", "it holds no audio_context")
+
+
+def test_a_bundle_without_a_text_encoder(made: Outcome, demo_bundle: Path, folder: Path) -> None:
+    def remove(manifest: dict[str, Any]) -> None:
+        del manifest["components"]["text_encoder"]
+
+    bundle = edited_bundle(demo_bundle, folder / "no_text.bundle", remove)
+    target = folder / "n.safetensors"
+    common = ("generate", bundle, *GUIDED, "--max-batch-size", 2, "--save-latents", target)
+    image = ("--image", f"{folder / 'photo.png'}@0:0.7:0")
+    text = ("--embeddings", folder / "text.safetensors")
+    expect_user_error(run(*common, "--quiet"), "the one-stage pipeline needs text_encoder")
+    outcome = run(*common, *image, *text)
+    assert outcome.code == 0, outcome.err
+    assert_same_latents(folder / "a.safetensors", target)
 
 
 def test_several_clips_share_one_text_encoding(
