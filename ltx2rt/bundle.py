@@ -73,11 +73,13 @@ class Bundle:
 
     @property
     def text_encoder_id(self) -> str:
-        """Names the text encoder's graph, weights and tokenizer; "" where the bundle has none."""
+        """Names the text encoder's weight files and tokenizer, whatever the precision; "" where
+        the bundle has none.
+        """
         entry = self.manifest.components.get("text_encoder")
         if entry is None:
             return ""
-        digest = hashlib.sha256(f"{entry.graph_sha256} {self.manifest.tokenizer_sha256}".encode())
+        digest = hashlib.sha256(self.manifest.tokenizer_sha256.encode())
         for source in sorted({ref.source for layer in entry.layers for ref in layer.values()}):
             digest.update(self.manifest.sources[source].header_sha256.encode())
         return digest.hexdigest()[:16]

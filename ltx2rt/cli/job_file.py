@@ -132,13 +132,15 @@ def dump_job(path: Path, options: argparse.Namespace, record: Record | None, fla
     job: dict[str, Any] = {} if record is None else {RECORD_KEY: plain_record(record)}
     for key, action in flags.actions.items():
         value = getattr(options, action.dest, None)
-        if value is not None:
+        if value is not None and (action.nargs != 0 or value == action.const):
             job[key] = _plain(action, value)
     path.write_text(json.dumps(job, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _plain(action: argparse.Action, value: Any) -> Any:
     """A parsed value as a job holds it."""
+    if action.nargs == 0:
+        return True
     if isinstance(action, argparse._AppendAction):
         return [_plain_item(action, item) for item in value]
     return _plain_item(action, value)
@@ -157,7 +159,7 @@ def _value(action: argparse.Action, value: Any, folder: Path) -> Any:
     if action.nargs == 0:
         if type(value) is not bool:
             raise OptionError(f"{_shown(value)} is not true or false")
-        return value or None
+        return action.const if value else None
     if isinstance(action, argparse._AppendAction):
         items = value if isinstance(value, list) else [value]
         if action.nargs is not None and items and not isinstance(items[0], list):

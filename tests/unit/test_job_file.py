@@ -108,6 +108,22 @@ def test_dumped_jobs_give_the_same_flags(tmp_path: Path) -> None:
     assert vars(completed(tmp_path / "other" / "dump.json")) == vars(first)
 
 
+def test_flags_that_store_another_constant(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--no-sound", dest="sound", action="store_const", const=False)
+    parser.add_argument("--pair", action="append", nargs=2, metavar=("FILE", "X"))
+    known = job_file.Flags.of(parser)
+    given = parser.parse_args(["--no-sound", "--pair", "/a.mp4", "0.5"])
+    job_file.dump_job(tmp_path / "job.json", given, None, known)
+    job = job_file.read_job(tmp_path / "job.json")
+    assert job == {"no_sound": True, "pair": [["/a.mp4", "0.5"]]}
+    read, _ = job_file.with_job(parser.parse_args([]), job, Path("/"), known, "job")
+    assert vars(read) == vars(given)
+    job = {"no_sound": False, "pair": ["b.mp4", 1]}
+    read, _ = job_file.with_job(parser.parse_args([]), job, Path("/f"), known, "job")
+    assert (read.sound, read.pair) == (None, [["/f/b.mp4", "1"]])
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
