@@ -23,6 +23,8 @@ MAX_JOBS = 100_000
 EXIT_FAILED_JOBS = 1
 #: keys of a job that name what it writes
 OUTPUTS = {"output", "frames", "audio_output", "save_latents"}
+#: keys that a job of a batch may not have; a stream is under its name before it is complete
+REFUSED = {"resume", "work_dir", "save_embeddings", "stream", "fragmented"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="skip jobs whose output is there already"
     )
+    parser.add_argument("--json", action="store_true", help="results are lines of JSON anyway")
     generate_command.add_runtime_arguments(parser)
 
 
@@ -160,7 +163,7 @@ def _asked(
     if not isinstance(job, dict):
         raise OptionError("it is not an object of flags")
     job = {name.replace("-", "_"): value for name, value in job.items()}
-    refused = sorted({"resume", "work_dir", "save_embeddings"} & job.keys())
+    refused = sorted(REFUSED & job.keys())
     if refused:
         raise OptionError(f"{', '.join(refused)} cannot be used in a batch")
     outputs = {"output": f"{number:04d}.mp4", **{k: job.pop(k) for k in OUTPUTS & job.keys()}}

@@ -88,6 +88,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     input_flags.add_arguments(parser)
     output_flags.add_arguments(parser)
     add_runtime_arguments(parser)
+    parser.add_argument(
+        "--residency",
+        choices=("stage", "resident"),
+        help=f"stage frees engines when their part is done; default {RuntimeConfig().residency}",
+    )
+    parser.add_argument(
+        "--json", action="store_true", default=None, help="print the result as JSON"
+    )
     how = parser.add_argument_group("long runs")
     how.add_argument(
         "--work-dir",
@@ -201,11 +209,6 @@ def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, metavar="N", help=f"0 uses every core; default {defaults.threads}"
     )
     how.add_argument(
-        "--residency",
-        choices=("stage", "resident"),
-        help=f"stage frees engines when their part is done; default {defaults.residency}",
-    )
-    how.add_argument(
         "--max-batch-size",
         type=int,
         metavar="N",
@@ -215,7 +218,6 @@ def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights-dir", type=Path, metavar="DIR", help="where weight files are now, if they moved"
     )
     how.add_argument("--quiet", action="store_true", default=None, help="no progress on stderr")
-    how.add_argument("--json", action="store_true", default=None, help="print the result as JSON")
 
 
 def flags() -> job_file.Flags:

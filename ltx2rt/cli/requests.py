@@ -119,6 +119,8 @@ def config_of(
         if name in given:
             given[name] = given[name].replace("-", "_")
     if base is not None:
+        if "prompt" in given:  # another prompt has neither the old one's contexts nor its origin
+            given = {"embeddings": None, "user_prompt": None, **given}
         return dataclasses.replace(base, **given)
     height, width = pipeline_class(options.pipeline or DEFAULT_PIPELINE).default_size
     return GenerationConfig(**{"height": height, "width": width, **given})

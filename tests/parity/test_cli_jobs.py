@@ -224,14 +224,14 @@ def test_batch_refuses_bad_lines_before_any_work(demo_bundle: Path, tmp_path: Pa
     jobs.write_text(
         '{"prompt": "a", "promt": 1}\n{\n[]\n{"prompt": "a", "output": "../x.mp4"}\n'
         '{"prompt": "a", "output": "/x.mp4"}\n{"prompt": "a", "output": "y.mp4"}\n'
-        '{"prompt": "b", "output": "y.mp4"}\n{"prompt": "a", "resume": true}\n'
+        '{"prompt": "b", "output": "y.mp4"}\n{"prompt": "a", "resume": true, "stream": true}\n'
     )
     with unchanged(tmp_path):
         expect_user_error(
             run("batch", demo_bundle, jobs, "-o", tmp_path / "out"),
             "line 1", "'promt' is unknown", "line 2: it is not JSON", "line 3", "line 4: output",
             "is not inside", "line 5: output /x.mp4", "y.mp4 is the output of several jobs",
-            "line 8: resume cannot be used in a batch",
+            "line 8: resume, stream cannot be used in a batch",
         )  # fmt: skip
 
 

@@ -100,6 +100,12 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
     assert merged.prompt == "a lake"
 
 
+def test_another_prompt_forgets_where_the_old_one_came_from() -> None:
+    base = GenerationConfig(prompt="long", user_prompt="short", embeddings=Path("/e.safetensors"))
+    assert config_of(options("--seed", "3"), base) == dataclasses.replace(base, seed=3)
+    assert config_of(options("--prompt", "new"), base) == GenerationConfig(prompt="new")
+
+
 def test_dumped_jobs_give_the_same_flags(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps(JSON_JOB))
     first = completed(tmp_path / "job.json")
