@@ -53,11 +53,19 @@ def from_plain(kind: type[T], data: Any, what: str) -> T:
     Raises:
         OptionError: lists everything that is wrong.
     """
-    problems: list[str] = []
-    value = _read(kind, data, "", problems)
-    if problems:
+    value, problems = read_plain(kind, data)
+    if value is None:
         raise OptionError(join_problems(what, problems))
-    return typing.cast(T, value)
+    return value
+
+
+def read_plain(kind: type[T], data: Any, where: str = "") -> tuple[T | None, list[str]]:
+    """As `from_plain`, but gives the problems back; None if there are any. `where` names the data
+    in them.
+    """
+    problems: list[str] = []
+    value = _read(kind, data, where, problems)
+    return (None if problems else typing.cast(T, value)), problems
 
 
 def parse_json(text: str) -> Any:
