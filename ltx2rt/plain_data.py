@@ -80,11 +80,12 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def unknown_name(name: str, known: Iterable[str]) -> str:
-    """`'sead' is unknown; did you mean 'seed'?`"""
+def unknown_name(name: str, known: Iterable[str], where: str = "") -> str:
+    """`'sead' is unknown; did you mean 'seed'?`, or `x has an unknown option 'sead'; did ...`."""
     near = difflib.get_close_matches(name, list(known), 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{name[:_SHOWN]!r} is unknown{hint}"
+    shown = repr(name[:_SHOWN])
+    return f"{where} has an unknown option {shown}{hint}" if where else f"{shown} is unknown{hint}"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -185,15 +186,14 @@ def _read_dataclass(kind: type[Any], data: Any, where: str, problems: list[str])
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     hints = typing.get_type_hints(kind)
     before = len(problems)
-    inside = f" in {where}" if where else ""
-    problems += [f"{unknown_name(n, fields)}{inside}" for n in data if n not in fields]
+    problems += [unknown_name(n, fields, where) for n in data if n not in fields]
     values = {}
     for name, field in fields.items():
         if name in data:
             place = f"{where}.{name}" if where else name
             values[name] = _read(hints[name], data[name], place, problems)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            problems.append(f"{name} is missing{inside}")
+            problems.append(f"{where} lacks {name!r}" if where else f"{name!r} is missing")
     if len(problems) > before:
         return None
     try:

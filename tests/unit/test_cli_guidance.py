@@ -87,7 +87,10 @@ def test_a_schedule_fills_in_what_its_bins_leave_out(tmp_path: Path) -> None:
         ({"video": {}}, "needs at least one bin"),
         ({"video": {"x": {}}}, "expected a number as key"),
         ({"video": {"2.0": {}}}, "upper bounds of sigma in (0, 1]"),
-        ({"video": {"1.0": {"cfg_scal": 3}}}, "'cfg_scal' is unknown; did you mean 'cfg_scale'?"),
+        (
+            {"video": {"1.0": {"cfg_scal": 3}}},
+            "unknown option 'cfg_scal'; did you mean 'cfg_scale'?",
+        ),
         ({"video": {"1.0": {"cfg_scale": "3"}}}, "cfg_scale is '3'; expected a number"),
         ([], "holds no table"),
     ],

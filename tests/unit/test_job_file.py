@@ -285,7 +285,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         (changed("request.config.images", [{"path": ""}]), "path is ''; expected a path"),
         (changed("request.config.loras", {}), "expected a list"),
         (changed("request.config.sampler", "x"), "expected one of euler"),
-        (changed("request.config.more", 1), "'more' is unknown in request.config"),
+        (changed("request.config.more", 1), "request.config has an unknown option 'more'"),
         (changed("request.guidance.distilled_strengths", [1.0]), "expected a list of 2"),
         (changed("request.guidance.audio_schedule.bins", {"x": {}}), "a number as key"),
         (changed("request.guidance.audio_schedule.bins", {"nan": {}}), "upper bounds"),
