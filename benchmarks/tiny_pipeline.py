@@ -39,10 +39,13 @@ class TorchSource:
         self._components = {c.name: c for c in made}
         self._bundle = bundle
         self.model = bundle.model
-        self.bundle_id = "torch"
+        self.bundle_id = self.text_encoder_id = "torch"
 
     def has(self, *names: str) -> bool:
         return all(n in self._components for n in names)
+
+    def context_widths(self) -> Mapping[str, int]:
+        return self._bundle.context_widths()
 
     def options(self, name: str) -> Mapping[str, Any]:
         return self._bundle.options(name)
@@ -65,6 +68,7 @@ class TorchSource:
 
 def run(pipe: DistilledPipeline) -> tuple[float, Mapping[str, Array]]:
     """One clip, decoded; engines are loaded already."""
+    pipe.contexts = None  # the prompt is encoded every time
     start = time.perf_counter()
     clip = pipe(CONFIG)
     for _ in clip.float_frames():

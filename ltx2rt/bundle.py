@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
+from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, join_problems
@@ -27,7 +28,12 @@ class ModelSource(Protocol):
     @property
     def bundle_id(self) -> str: ...
 
+    @property
+    def text_encoder_id(self) -> str: ...
+
     def has(self, *names: str) -> bool: ...
+
+    def context_widths(self) -> Mapping[str, int]: ...
 
     def options(self, name: str) -> Mapping[str, Any]: ...
 
@@ -63,6 +69,25 @@ class Bundle:
     def bundle_id(self) -> str:
         """Names the bundle's content."""
         return self.manifest.bundle_id
+
+    @property
+    def text_encoder_id(self) -> str:
+        """Names the text encoder's weight files and tokenizer, whatever the precision; "" where
+        the bundle has none.
+        """
+        parts = [self.manifest.components.get(name) for name in (*TEXT_ENCODER, FULL_BLOCK)]
+        refs = [ref for e in parts if e for layer in e.layers for ref in layer.values()]
+        if not refs:
+            return ""
+        digest = hashlib.sha256(self.manifest.tokenizer_sha256.encode())
+        for source in sorted({ref.source for ref in refs}):
+            digest.update(self.manifest.sources[source].header_sha256.encode())
+        return digest.hexdigest()[:16]
+
+    def context_widths(self) -> dict[str, int]:
+        """`video_context`, `audio_context` -> their width in the transformer."""
+        shapes = {t.name: t.shape for t in self.component("transformer_head").inputs}
+        return {name: int(shapes[name][-1]) for name in ("video_context", "audio_context")}
 
     def options(self, name: str) -> Mapping[str, Any]:
         """The facts a component's runtime class needs."""

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltx2rt.duration import AutoDuration
-from ltx2rt.errors import InternalError, OptionError, join_problems
-from ltx2rt.guidance import GuiderParams
+from ltx2rt.errors import InternalError, OptionError, ShapeError, join_problems
+from ltx2rt.guidance import GuiderParams, GuiderSchedule
 from ltx2rt.manifest import Lora
-from ltx2rt.schedules import sigma_table
+from ltx2rt.sampling import SAMPLERS, Sampler
+from ltx2rt.schedules import SCHEDULERS, Scheduler, sigma_table
+from ltx2rt.tiling import TilingConfig
 
 DEFAULT_NEGATIVE_PROMPT = (
     "out of focus, grainy, overexposed, muddy colours, compression blocks, flickering light, "
@@ -85,12 +87,25 @@ class ImageCondition:
 class GenerationConfig:
     """What to make. Sizes are checked by the pipeline, which knows what it can do.
 
-    `loras` are merged into the transformer in memory, in order, for every stage of this clip.
-    `generated_keyframes` (LTX-2.5) are single frames that stage 1 makes along with the clip: a
-    number of them, evenly spread, or their pixel frame indices.
-    `num_frames` may be an `AutoDuration` (LTX-2.5): the model then chooses it for the prompt.
-    `hdr` makes a clip of high dynamic range, and says what the EXR files hold that it takes and
-    writes (`HDR_MODES`).
+    Attributes:
+        prompt: describes the clip; may be left out where `embeddings` are given, and by pipelines
+            that need none.
+        seed: of all noise.
+        height, width: pixels.
+        num_frames: pixel frames, or an `AutoDuration` (LTX-2.5): the model then chooses them for
+            the prompt.
+        frame_rate: frames per second.
+        images: what the clip must show.
+        tiling: of the decoder: `auto`, `none` or sizes, see `TilingConfig.parse`.
+        loras: merged into the transformer in memory, in order, for every stage of this clip.
+        generated_keyframes: LTX-2.5: single frames that stage 1 makes along with the clip: a
+            number of them, evenly spread, or their pixel frame indices.
+        hdr: makes a clip of high dynamic range, and says what the EXR files hold that it takes
+            and writes (`HDR_MODES`).
+        sampler, stage_2_sampler: of stages 1 and 2 instead of the pipeline's.
+        sigmas, stage_2_sigmas: noise levels of stages 1 and 2 instead of the pipeline's.
+        embeddings: a file of text contexts instead of the text encoder (`read_embeddings`).
+        user_prompt: what the user wrote, where `prompt` is an enhanced one; only recorded.
     """
 
     prompt: str = ""
@@ -104,6 +119,12 @@ class GenerationConfig:
     loras: tuple[Lora, ...] = ()
     generated_keyframes: int | tuple[int, ...] = 0
     hdr: str | None = None
+    sampler: Sampler | None = None
+    sigmas: tuple[float, ...] | None = None
+    stage_2_sampler: Sampler | None = None
+    stage_2_sigmas: tuple[float, ...] | None = None
+    embeddings: Path | None = None
+    user_prompt: str | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -117,8 +138,15 @@ class GenerationConfig:
             problems.append(f"frame_rate={self.frame_rate} is not in [1, 240]")
         if self.hdr not in (None, *HDR_MODES):
             problems.append(f"hdr={self.hdr!r}; allowed: {', '.join(HDR_MODES)}")
-        if self.tiling not in ("auto", "none"):
-            problems.append(f"tiling={self.tiling!r}; allowed: auto, none")
+        try:
+            TilingConfig.parse(self.tiling)
+        except (OptionError, ShapeError) as error:
+            problems.append(str(error))
+        for name in ("sampler", "stage_2_sampler"):
+            if (sampler := getattr(self, name)) not in (None, *SAMPLERS):
+                problems.append(f"{name}={sampler!r}; allowed: {', '.join(SAMPLERS)}")
+        for name in ("sigmas", "stage_2_sigmas"):
+            problems += sigma_problems(name, getattr(self, name))
         if isinstance(self.num_frames, int):
             problems += [
                 f"image {i.path} is placed at frame {i.frame}; the clip has {self.num_frames} "
@@ -145,8 +173,9 @@ class GuidanceConfig:
     Attributes:
         negative_prompt: what the clip must not be; used where a `cfg_scale` is not 1.
         num_inference_steps: steps of stage 1.
+        scheduler: makes the noise levels of stage 1.
         video, audio: guidance of stage 1.
-        sigmas: noise levels of stage 1 instead of the schedule, ending in 0.
+        video_schedule, audio_schedule: guidance that depends on the noise level, instead.
         distilled_lora: makes stage 2 of the two-stage pipelines work in 3 steps; they need it.
         distilled_strengths: its strengths in stages 1 and 2 of the HQ pipeline, which ignores the
             LoRA's own.
@@ -156,7 +185,9 @@ class GuidanceConfig:
     num_inference_steps: int | None = None
     video: GuiderParams | None = None
     audio: GuiderParams | None = None
-    sigmas: tuple[float, ...] | None = None
+    video_schedule: GuiderSchedule | None = None
+    audio_schedule: GuiderSchedule | None = None
+    scheduler: Scheduler = "ltx2"
     distilled_lora: Lora | None = None
     distilled_strengths: tuple[float, float] | None = None
 
@@ -166,16 +197,27 @@ class GuidanceConfig:
             problems.append("the negative prompt is not valid UTF-8 text")
         if self.num_inference_steps is not None and self.num_inference_steps < 1:
             problems.append(f"num_inference_steps={self.num_inference_steps} is less than 1")
-        if self.num_inference_steps is not None and self.sigmas is not None:
-            problems.append("num_inference_steps and sigmas exclude each other")
-        if self.sigmas is not None:
-            sigma_table(self.sigmas)
+        if self.scheduler not in SCHEDULERS:
+            problems.append(f"scheduler={self.scheduler!r}; allowed: {', '.join(SCHEDULERS)}")
         if self.distilled_lora is not None:
             problems += lora_problems([self.distilled_lora])
         if not all(math.isfinite(s) for s in self.distilled_strengths or ()):
             problems.append(f"distilled_strengths={self.distilled_strengths} are not numbers")
         if problems:
             raise OptionError(join_problems("guidance options", problems))
+
+
+def sigma_problems(name: str, sigmas: tuple[float, ...] | None) -> list[str]:
+    """What is wrong with noise levels that replace a pipeline's."""
+    if sigmas is None:
+        return []
+    try:
+        table = sigma_table(sigmas)
+    except OptionError as error:
+        return [f"{name}: {error}"]
+    if table[0] > 1 or table[-1] != 0:
+        return [f"{name} must start at 1 or below and end at 0, found {table.tolist()}"]
+    return []
 
 
 def lora_problems(loras: Iterable[Lora]) -> list[str]:

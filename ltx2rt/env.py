@@ -22,3 +22,8 @@ def cache_dir() -> Path:
         return path
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "ltx2rt"
+
+
+def enhance_key() -> str | None:
+    """The key of the prompt enhancer's endpoint: `LTX2RT_ENHANCE_KEY`; None if it is not set."""
+    return os.environ.get("LTX2RT_ENHANCE_KEY") or None

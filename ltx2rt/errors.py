@@ -43,6 +43,10 @@ class MediaError(Ltx2rtError):
     """An image, video or audio file could not be read or written."""
 
 
+class EnhanceError(Ltx2rtError):
+    """The prompt enhancer failed, could not be reached, or gave nothing usable."""
+
+
 class InternalError(Exception):
     """An invariant of ours is broken: please report it. Never raised for bad input."""
 

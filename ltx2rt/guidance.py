@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,14 @@ from ltx2rt.floats import cast
 
 Array = NDArray[Any]
 F32 = NDArray[np.float32]
+
+#: how the difference to the negative prompt is used: as it is, against the part of the negative
+#: estimate that is parallel to the positive one, or projected and bounded
+CfgMode = Literal["cfg", "cfg_star", "apg"]
+CFG_MODES: tuple[CfgMode, ...] = typing.get_args(CfgMode)
+
+_APG = ("apg_eta", "apg_norm_threshold", "apg_momentum")
+_NUMBERS = ("cfg_scale", "stg_scale", "rescale_scale", "modality_scale", *_APG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +38,10 @@ class GuiderParams:
             prediction; 0 is off.
         modality_scale: pull away from the prediction without the other modality; 1 is off.
         skip_step: run the model only every `skip_step + 1` steps; 0 runs it always.
+        cfg_mode: `cfg`, `cfg_star` or `apg` (spec/sampling.md 7.5); scaled by `cfg_scale - 1`.
+        apg_eta: APG: share that is kept of the difference's part along the prediction.
+        apg_norm_threshold: APG: largest 2-norm of the difference; 0 is off.
+        apg_momentum: APG: weight of the running sum of the differences of earlier steps.
     """
 
     cfg_scale: float = 1.0
@@ -37,13 +50,30 @@ class GuiderParams:
     rescale_scale: float = 0.0
     modality_scale: float = 1.0
     skip_step: int = 0
+    cfg_mode: CfgMode = "cfg"
+    apg_eta: float = 1.0
+    apg_norm_threshold: float = 0.0
+    apg_momentum: float = 0.0
 
     def __post_init__(self) -> None:
         problems = [
             f"{name}={value} is not a number"
-            for name in ("cfg_scale", "stg_scale", "rescale_scale", "modality_scale")
+            for name in _NUMBERS
             if not math.isfinite(value := getattr(self, name))
         ]
+        if self.cfg_mode not in CFG_MODES:
+            problems.append(f"cfg_mode={self.cfg_mode!r}; allowed: {', '.join(CFG_MODES)}")
+        elif self.cfg_mode != "apg":
+            unused = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
+            problems += [
+                f"{name} is for cfg_mode='apg', not {self.cfg_mode!r}"
+                for name, off in unused.items()
+                if getattr(self, name) != off
+            ]
+        if self.apg_norm_threshold < 0:
+            problems.append(f"apg_norm_threshold={self.apg_norm_threshold} is negative; 0 is off")
+        if abs(self.apg_momentum) >= 1:
+            problems.append(f"apg_momentum={self.apg_momentum} is not between -1 and 1")
         if self.skip_step < 0:
             problems.append(f"skip_step={self.skip_step} is negative; 0 runs every step")
         if problems:
@@ -75,6 +105,15 @@ class GuiderSchedule:
     def __post_init__(self) -> None:
         if not self.bins:
             raise OptionError("A guider schedule needs at least one bin.")
+        wrong = [bound for bound in self.bins if not 0 < bound <= 1]
+        if wrong:
+            raise OptionError(
+                f"A guider schedule's bins are upper bounds of sigma in (0, 1], found {wrong}."
+            )
+
+    @property
+    def needs_uncond(self) -> bool:
+        return any(p.needs_uncond for p in self.bins.values())
 
     def at(self, sigma: float) -> GuiderParams:
         """Parameters of the smallest bound that is not below `sigma`, else of the largest."""
@@ -107,6 +146,7 @@ def guided(
     uncond: Array | None = None,
     perturbed: Array | None = None,
     isolated: Array | None = None,
+    difference: Array | None = None,
     dtype: str = "float32",
 ) -> Array:
     """Combine one modality's clean estimates.
@@ -118,6 +158,7 @@ def guided(
             the other modality has weight 0.
         perturbed: with perturbed self-attention.
         isolated: without cross-modality attention.
+        difference: what APG projects instead of `cond - uncond` (see `running_difference`).
         dtype: type the result is rounded to.
 
     Raises:
@@ -125,8 +166,11 @@ def guided(
     """
     c = cond.astype(np.float32, copy=False)
     result = c
+    if params.needs_uncond and uncond is None:
+        raise OptionError("Guidance needs the uncond prediction, which was not computed.")
+    if uncond is not None:
+        result = result + _cfg(params, c, uncond.astype(np.float32, copy=False), difference)
     for name, needed, scale, other in (
-        ("uncond", params.needs_uncond, params.cfg_scale - 1.0, uncond),
         ("perturbed", params.needs_perturbed, params.stg_scale, perturbed),
         ("isolated", params.needs_isolated, params.modality_scale - 1.0, isolated),
     ):
@@ -139,6 +183,25 @@ def guided(
         rescale = np.float32(params.rescale_scale)
         result = result * (rescale * factor + np.float32(1 - params.rescale_scale))
     return cast(result, dtype)
+
+
+def _cfg(params: GuiderParams, cond: F32, uncond: F32, difference: Array | None) -> F32:
+    """The correction of `cond` by the negative prompt."""
+    if params.cfg_mode == "cfg_star":
+        return cfg_star_delta(params.cfg_scale, cond, uncond)
+    if params.cfg_mode == "cfg":
+        return cfg_delta(params.cfg_scale, cond, uncond)
+    used = cond - uncond if difference is None else difference
+    projected = _projected(used, cond, params.apg_eta, params.apg_norm_threshold)
+    return projected * np.float32(params.cfg_scale - 1.0)
+
+
+def running_difference(params: GuiderParams, cond: Array, uncond: Array, before: F32 | None) -> F32:
+    """What stateful APG projects: `cond - uncond` plus the momentum of the steps before."""
+    difference: F32 = cond.astype(np.float32, copy=False) - uncond.astype(np.float32, copy=False)
+    if before is None or not params.apg_momentum:
+        return difference
+    return np.float32(params.apg_momentum) * before + difference
 
 
 def _deviation(values: F32) -> np.float32:
@@ -166,9 +229,14 @@ def apg_delta(
     scale: float, cond: F32, uncond: F32, *, eta: float = 1.0, norm_threshold: float = 0.0
 ) -> F32:
     """Adaptive projected guidance: bound the difference, damp its part parallel to `cond`."""
-    difference = _limit_norm(cond - uncond, norm_threshold)
-    parallel = _per_item(projection_coefficient(difference, cond), cond) * cond
-    return (parallel * np.float32(eta) + (difference - parallel)) * np.float32(scale - 1.0)
+    return _projected(cond - uncond, cond, eta, norm_threshold) * np.float32(scale - 1.0)
+
+
+def _projected(difference: F32, cond: F32, eta: float, norm_threshold: float) -> F32:
+    bounded = _limit_norm(difference, norm_threshold)
+    parallel = _per_item(projection_coefficient(bounded, cond), cond) * cond
+    projected: F32 = parallel * np.float32(eta) + (bounded - parallel)
+    return projected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,9 +253,7 @@ class MomentumApg:
         difference = cond - uncond
         if average is not None:
             difference = np.float32(self.momentum) * average + difference
-        bounded = _limit_norm(difference, self.norm_threshold)
-        parallel = _per_item(projection_coefficient(bounded, cond), cond) * cond
-        correction = parallel * np.float32(self.eta) + (bounded - parallel)
+        correction = _projected(difference, cond, self.eta, self.norm_threshold)
         return correction * np.float32(self.scale), difference
 
 

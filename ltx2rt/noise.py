@@ -203,6 +203,24 @@ class TorchGenerator:
         """A generator in the same state: both give the same values from here on."""
         return copy.deepcopy(self)
 
+    @property
+    def state(self) -> NDArray[np.uint64]:
+        """`[627]`: everything that decides the next values; assign it to go on from there."""
+        inner = self._engine.state["state"]
+        cached = np.array([self._cached or 0.0], np.float64).view(np.uint64)
+        tail = np.array([inner["pos"], self._cached is not None, cached[0]], np.uint64)
+        return np.concatenate([inner["key"].astype(np.uint64), tail])
+
+    @state.setter
+    def state(self, values: NDArray[np.uint64]) -> None:
+        if values.shape != (627,) or values.dtype != np.uint64 or values[624] > 624:
+            raise OptionError("this is not the state of a random generator.")
+        self._engine.state = {
+            "bit_generator": "MT19937",
+            "state": {"key": values[:624].astype(np.uint32), "pos": int(values[624])},
+        }
+        self._cached = float(values[626:].view(np.float64)[0]) if values[625] else None
+
     def _words(self, count: int) -> NDArray[np.uint64]:
         words: NDArray[np.uint64] = self._engine.random_raw(count)
         return words

@@ -7,10 +7,11 @@ absent modality is None throughout.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +33,15 @@ Denoise = Callable[
 DrawNoise = Callable[[tuple[int, ...]], Array]
 #: (step index, video state, audio state) after every step; may raise to cancel
 OnStep = Callable[[int, LatentState | None, LatentState | None], None]
+#: (modality, state, prediction, sigma, next sigma) -> new latent
+Step = Callable[[str, LatentState, Array, Sigma, Sigma], Array]
+#: (modality, latent, denoised, sigma, next sigma, noise or None) -> new latent
+Move = Callable[[str, Array, Array, Sigma, Sigma, Array | None], F32]
 #: modality -> the unconditional prediction that belongs to the last denoised one
 UnconditionalOf = Callable[[str], Array]
 States = tuple[LatentState | None, LatentState | None]
+Sampler = Literal["euler", "euler_ancestral", "res_2s", "gradient_estimation", "cfg_pp"]
+SAMPLERS: tuple[Sampler, ...] = typing.get_args(Sampler)
 
 _ONE = np.float32(1)
 
@@ -237,16 +244,26 @@ def sample_euler_ancestral(
         dtype: type the latents are rounded to after each step; None keeps each state's own.
     """
 
-    def step(_: str, state: LatentState, prediction: Array, s: Sigma, t: Sigma) -> Array:
+    def move(_: str, x: Array, denoised: Array, s: Sigma, t: Sigma, noise: Array | None) -> F32:
+        return ancestral_step(x, denoised, s, t, noise, eta=eta, s_noise=s_noise)
+
+    step = _noisy_step(move, draw_noise, eta, dtype)
+    return drive(denoise, video, audio, sigmas, step, on_step)
+
+
+def _noisy_step(move: Move, draw_noise: DrawNoise, eta: float, dtype: str | None) -> Step:
+    """A step that draws fresh noise unless it is the last, and keeps clean tokens clean."""
+
+    def step(modality: str, state: LatentState, prediction: Array, s: Sigma, t: Sigma) -> Array:
         fixed = blend_clean(_f32(prediction), state)
         needs_noise = bool(t != 0) and eta > 0
         noise = draw_noise(state.latent.shape) if needs_noise else None
-        moved: Array = ancestral_step(state.latent, fixed, s, t, noise, eta=eta, s_noise=s_noise)
+        moved: Array = move(modality, state.latent, fixed, s, t, noise)
         if needs_noise:
             moved = blend_clean(moved, state)
         return cast(moved, dtype or state.dtype)
 
-    return drive(denoise, video, audio, sigmas, step, on_step)
+    return step
 
 
 def cfg_pp_step(
@@ -301,28 +318,11 @@ def sample_euler_cfg_pp(
     `unconditional("video" | "audio")` returns the last unconditional prediction of `denoise`.
     """
 
-    def step(modality: str, state: LatentState, prediction: Array, s: Sigma, t: Sigma) -> Array:
-        fixed = blend_clean(_f32(prediction), state)
-        needs_noise = bool(t != 0) and eta > 0
-        moved: Array = cfg_pp_step(
-            state.latent,
-            fixed,
-            unconditional(modality),
-            s,
-            t,
-            draw_noise(state.latent.shape) if needs_noise else None,
-            eta=eta,
-            s_noise=s_noise,
-        )
-        if needs_noise:
-            moved = blend_clean(moved, state)
-        return cast(moved, dtype or state.dtype)
+    def move(m: str, x: Array, denoised: Array, s: Sigma, t: Sigma, noise: Array | None) -> F32:
+        return cfg_pp_step(x, denoised, unconditional(m), s, t, noise, eta=eta, s_noise=s_noise)
 
+    step = _noisy_step(move, draw_noise, eta, dtype)
     return drive(denoise, video, audio, sigmas, step, on_step)
-
-
-#: (modality, state, prediction, sigma, next sigma) -> new latent
-Step = Callable[[str, LatentState, Array, Sigma, Sigma], Array]
 
 
 def drive(

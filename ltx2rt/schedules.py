@@ -8,6 +8,8 @@ operations below matters.
 from __future__ import annotations
 
 import math
+import typing
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +23,9 @@ STAGE2_DISTILLED = (0.909375, 0.725, 0.421875, 0.0)
 TILED_STAGE2 = (0.625, 0.4, 0.0)
 TEMPORAL_ROUND = DISTILLED[-5:]
 HDR_STAGE2 = (0.909375, 0.725, 0.0)
+
+Scheduler = Literal["ltx2", "linear_quadratic", "beta"]
+SCHEDULERS: tuple[Scheduler, ...] = typing.get_args(Scheduler)
 
 _BASE_TOKENS = 1024
 _MAX_TOKENS = 4096
@@ -40,6 +45,15 @@ def sigma_table(values: ArrayLike) -> F32:
             f"sigmas must fall strictly and end at 0 or above, found {sigmas.tolist()}."
         )
     return sigmas
+
+
+def scheduled_sigmas(scheduler: Scheduler, steps: int, token_count: int | None = None) -> F32:
+    """Noise levels of `steps` steps; `token_count` shifts only those of the LTX-2 scheduler."""
+    if scheduler == "linear_quadratic":
+        return linear_quadratic_sigmas(steps)
+    if scheduler == "beta":
+        return beta_sigmas(steps)
+    return ltx2_sigmas(steps, token_count)
 
 
 def ltx2_sigmas(

@@ -7,6 +7,7 @@ Intervals are in latent cells; the pixels of a tile and its weights follow from 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.errors import ShapeError, join_problems
+from ltx2rt.errors import OptionError, ShapeError, join_problems
 from ltx2rt.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
 
 Weights = NDArray[np.float32]
@@ -269,6 +270,30 @@ class TilingConfig:
         """The pipelines' default: frames 80/24 and a 768-pixel long side, shared by aspect."""
         side = AxisTiling(*DEFAULT_SIDE)
         return cls(frames=AxisTiling(*DEFAULT_FRAMES), height=side, width=side, by_aspect=True)
+
+    @classmethod
+    def parse(cls, text: str) -> TilingConfig:
+        """`auto`, `none`, or `SIDExFRAMES[:OVERLAPxOVERLAP]`: tiles of SIDE pixels in height and
+        width and of FRAMES frames, 0 for an axis that is not split; overlaps are 64 pixels and 24
+        frames if left out.
+
+        Raises:
+            OptionError: it is none of these.
+        """
+        if text in ("auto", "none"):
+            return cls.auto() if text == "auto" else cls.none()
+        number = "([0-9]{1,5})"
+        match = re.fullmatch(f"{number}x{number}(?::{number}x{number})?", text)
+        if match is None:
+            raise OptionError(
+                f"tiling={text[:40]!r}; allowed: auto, none, SIDExFRAMES or "
+                "SIDExFRAMES:OVERLAPxOVERLAP, an example: 512x64:64x24"
+            )
+        side, frames = int(match[1]), int(match[2])
+        overlaps = (int(match[3] or DEFAULT_SIDE[1]), int(match[4] or DEFAULT_FRAMES[1]))
+        spatial = AxisTiling(side, overlaps[0] if side else 0)
+        temporal = AxisTiling(frames, overlaps[1] if frames else 0)
+        return cls(frames=temporal, height=spatial, width=spatial)
 
     def resolved(
         self, cells: Sequence[int], scale_factors: VideoScaleFactors = VIDEO_SCALE_FACTORS

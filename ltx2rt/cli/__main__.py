@@ -17,6 +17,8 @@ COMMANDS = {
     "demo": "make a clip from a tiny random model in the official format; downloads nothing",
     "build": "turn official checkpoint files into a bundle",
     "generate": "generate a clip with sound from a bundle",
+    "batch": "generate many clips from a file of jobs, engines loaded once",
+    "pipelines": "list the pipelines: what each takes and needs",
     "inspect": "explain a checkpoint, LoRA, upsampler, Gemma folder, bundle or engine",
     "lora": "merge LoRA files into one, or explain one",
     "verify": "run the parity ladder on a bundle: PyTorch against its engines",
@@ -45,9 +47,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((a for a in arguments if not a.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        sub = commands.add_parser(
+            name, help=summary, description=summary, allow_abbrev=False, add_help=name != chosen
+        )
         if name == chosen:
-            importlib.import_module(f"ltx2rt.cli.{name}").add_arguments(sub)
+            module = importlib.import_module(f"ltx2rt.cli.{name}")
+            action = getattr(module, "HelpAction", "help")  # a command may explain itself
+            sub.add_argument("-h", "--help", action=action, help="show this help and exit")
+            module.add_arguments(sub)
     return parser.parse_args(arguments)
 
 
@@ -62,9 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except Ltx2rtError as error:
         print(f"ltx2rt: error: {error}", file=sys.stderr)
+        print_notes(error)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nltx2rt: interrupted; partial output was removed.", file=sys.stderr)
+        print_notes(error)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,6 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"ltx2rt: error: {error.strerror}{where}.", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def print_notes(error: BaseException) -> None:
+    """Print what was added to an error on its way, such as how to go on."""
+    for note in getattr(error, "__notes__", ()):
+        print(f"ltx2rt: {note}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.manifest import Lora
@@ -82,6 +82,6 @@ def split_strength(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
-def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(value, indent=2, default=str))
+def print_json(value: Any, stream: TextIO | None = None) -> None:
+    """One JSON document, on stdout if nothing else is said."""
+    print(json.dumps(value, indent=2, default=str), file=stream or sys.stdout)

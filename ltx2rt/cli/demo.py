@@ -10,6 +10,7 @@ from pathlib import Path
 from ltx2rt.cli import build as build_command
 from ltx2rt.cli import generate as generate_command
 from ltx2rt.cli.common import export_module
+from ltx2rt.cli.requests import asked_of
 from ltx2rt.errors import OptionError
 from ltx2rt.shapes import check_generation_size
 
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     if options.keep is not None and options.keep.exists():
         raise OptionError(f"{options.keep} exists; name a new folder for --keep.")
     generate = generate_options(options, Path("bundle"))
-    generate_command.config_of(generate)  # refuse a bad request before any work
+    asked_of(generate)  # refuse a bad request before any work
     check_generation_size(options.height, options.width, options.num_frames, two_stage=True)
     from ltx2rt.media.files import check_output_path
 

@@ -3,43 +3,149 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.cli import enhancement as enhancement_flags
 from ltx2rt.cli import guidance as guidance_flags
 from ltx2rt.cli import inputs as input_flags
-from ltx2rt.cli.common import ProgressPrinter, parse_lora, print_json
-from ltx2rt.config import HDR_MODES, GenerationConfig, ImageCondition, RuntimeConfig
-from ltx2rt.duration import AutoDuration
+from ltx2rt.cli import job_file
+from ltx2rt.cli import outputs as output_flags
+from ltx2rt.cli.common import ProgressPrinter, print_json
+from ltx2rt.cli.outputs import Outputs
+from ltx2rt.cli.pipelines import facts_of
+from ltx2rt.cli.requests import (
+    DEFAULT_PIPELINE,
+    Asked,
+    asked_of,
+    parse_frames,
+    parse_seeds,
+    runtime_of,
+)
+from ltx2rt.config import HDR_MODES, GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
+from ltx2rt.pipelines.checkpointing import kept_stages, remove_stages
+from ltx2rt.pipelines.run import Request
 from ltx2rt.progress import Job
+from ltx2rt.sampling import SAMPLERS
+
+if TYPE_CHECKING:
+    from ltx2rt.pipelines.base import Pipeline
+
+
+class HelpAction(argparse.Action):
+    """`--help`; after `--pipeline NAME` only what that pipeline takes."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if namespace.pipeline is not None:
+            for action in parser._actions:
+                if action.dest in not_for(namespace.pipeline):
+                    action.help = argparse.SUPPRESS
+            parser.description = facts_of(namespace.pipeline)["summary"]
+        parser.print_help()
+        parser.exit()
+
+
+def not_for(pipeline: str) -> set[str]:
+    """Flags (their `dest`) that a pipeline does not take."""
+    cls = pipeline_class(pipeline)
+    others = {f.target for f in input_flags.FLAGS if pipeline not in f.pipelines}
+    others -= {f.target for f in input_flags.FLAGS if pipeline in f.pipelines}
+    if not cls.guided:
+        others |= guidance_flags.flag_names().keys()
+    if not cls.two_stage:
+        others |= {"stage_2_sampler", "stage_2_sigmas"}
+    return others
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    defaults = {f.name: f.default for f in dataclasses.fields(GenerationConfig)}
+    """Every flag defaults to None, so that a job file can fill in what is not given."""
+    parser.usage = "%(prog)s BUNDLE [--pipeline NAME] --prompt TEXT -o FILE [...]"
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--pipeline", default="distilled", choices=PIPELINES)
+    parser.add_argument(
+        "--pipeline", choices=PIPELINES, help=f"default {DEFAULT_PIPELINE}; see `ltx2rt pipelines`"
+    )
+    parser.add_argument(
+        "--job",
+        type=Path,
+        metavar="FILE",
+        help="flags from a .json or .toml file, or repeat what made an .mp4, .wav, .png, ...; "
+        "flags given here win",
+    )
+    parser.add_argument(
+        "--dump-job", type=Path, metavar="FILE", help="write these flags as a job, and stop"
+    )
+    _add_what(parser)
+    enhancement_flags.add_arguments(parser)
+    _add_sampling(parser)
+    guidance_flags.add_arguments(parser)
+    input_flags.add_arguments(parser)
+    output_flags.add_arguments(parser)
+    add_runtime_arguments(parser)
+    parser.add_argument(
+        "--residency",
+        choices=("stage", "resident"),
+        help=f"stage frees engines when their part is done; default {RuntimeConfig().residency}",
+    )
+    parser.add_argument(
+        "--json", action="store_true", default=None, help="print the result as JSON"
+    )
+    how = parser.add_argument_group("long runs")
+    how.add_argument(
+        "--work-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep every finished stage here; with --resume OUTPUT.work if left out",
+    )
+    how.add_argument(
+        "--resume",
+        action="store_true",
+        default=None,
+        help="go on after the last finished stage of this same request",
+    )
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    defaults = GenerationConfig.__dataclass_fields__
     what = parser.add_argument_group("what to make")
     what.add_argument("--prompt", metavar="TEXT", help="describes the clip")
-    what.add_argument("--seed", type=int, default=defaults["seed"], help="default %(default)s")
     what.add_argument(
-        "--height",
-        type=int,
-        help="pixels, a multiple of 64 (one-stage: 32); default 1024 (one-stage 512, HQ 1088)",
+        "--seed",
+        dest="seeds",
+        type=parse_seeds,
+        action="extend",
+        metavar="N[,N...]",
+        help=f"one a clip (repeatable); default {defaults['seed'].default}",
     )
     what.add_argument(
-        "--width",
-        type=int,
-        help="pixels, a multiple of 64 (one-stage: 32); default 1536 (one-stage 768, HQ 1920)",
+        "--num-videos", type=int, metavar="N", help="clips, with seeds counted up from --seed"
     )
+    for side in ("height", "width"):
+        what.add_argument(
+            f"--{side}",
+            type=int,
+            metavar="N",
+            help="pixels, a multiple of 64 (one stage: 32); default: the pipeline's",
+        )
     what.add_argument(
         "--num-frames",
-        type=frame_count,
+        type=parse_frames,
         metavar="N",
-        help=f"8k+1, or auto (LTX-2.5: as the prompt needs); default {defaults['num_frames']}",
+        help="8k+1, or auto (LTX-2.5: as the prompt needs); default "
+        f"{defaults['num_frames'].default}",
     )
     what.add_argument(
         "--auto-duration",
@@ -51,13 +157,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--frame-rate",
         type=float,
-        help=f"frames per second; default {defaults['frame_rate']:g}",
+        metavar="X",
+        help=f"frames per second; default {defaults['frame_rate'].default}",
     )
     what.add_argument(
         "--image",
         dest="images",
         action="append",
-        default=[],
         metavar="FILE[@FRAME[:STRENGTH[:CRF]]]",
         help="show an image at a frame (repeatable); default frame 0, strength 1",
     )
@@ -65,15 +171,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-generated-keyframes",
         dest="generated_keyframes",
         type=int,
-        default=defaults["generated_keyframes"],
         metavar="N",
-        help="LTX-2.5: single frames that stage 1 makes along with the clip; default %(default)s",
+        help="LTX-2.5: single frames that stage 1 makes along with the clip; default "
+        f"{defaults['generated_keyframes'].default}",
     )
     what.add_argument(
         "--tiling",
-        default=defaults["tiling"],
-        choices=("auto", "none"),
-        help="tiled decoding bounds memory; default %(default)s",
+        metavar="HOW",
+        help="decode in tiles to bound memory: auto, none, or SIDExFRAMES[:OVERLAPxOVERLAP] such "
+        f"as 512x64:64x24; default {defaults['tiling'].default}",
     )
     what.add_argument(
         "--hdr",
@@ -85,172 +191,207 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lora",
         dest="loras",
         action="append",
-        default=[],
         metavar="FILE[:STRENGTH]",
         help="merge a LoRA in memory (repeatable); strength 1 if omitted",
     )
-    guidance_flags.add_arguments(parser)
-    input_flags.add_arguments(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        help=".mp4, .mov or .mkv; .wav or .flac for text-to-audio; .png for an upscaled image",
-    )
-    output.add_argument(
-        "--fragmented", action="store_true", help="write a file that plays while it grows"
-    )
-    output.add_argument(
-        "--audio-output", type=Path, metavar="FILE", help="also write the sound: .wav or .flac"
-    )
-    output.add_argument(
-        "--save-latents",
+    what.add_argument(
+        "--embeddings",
         type=Path,
         metavar="FILE",
-        help="write every stage's latents (safetensors)",
+        help="text contexts from a file instead of --prompt and the text encoder",
     )
+    what.add_argument(
+        "--save-embeddings", type=Path, metavar="FILE", help="write the text contexts of the clip"
+    )
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling (default: the pipeline's)")
+    for stage, flag in ((1, ""), (2, "stage-2-")):
+        group.add_argument(
+            f"--{flag}sampler",
+            choices=[s.replace("_", "-") for s in SAMPLERS],
+            help=f"how steps of stage {stage} are taken",
+        )
+        group.add_argument(
+            f"--{flag}sigmas",
+            type=float,
+            nargs="+",
+            metavar="X",
+            help=f"noise levels of stage {stage}, falling, ending in 0",
+        )
+
+
+def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
+    """How to run; shared with `ltx2rt batch`."""
+    defaults = RuntimeConfig()
     how = parser.add_argument_group("how to run")
     how.add_argument(
-        "--threads", type=int, default=RuntimeConfig().threads, help="0 uses every core"
-    )
-    how.add_argument(
-        "--residency", default=RuntimeConfig().residency, choices=("stage", "resident")
+        "--threads", type=int, metavar="N", help=f"0 uses every core; default {defaults.threads}"
     )
     how.add_argument(
         "--max-batch-size",
         type=int,
-        default=RuntimeConfig().max_batch_size,
         metavar="N",
-        help="guidance passes that run together; default %(default)s",
+        help=f"guidance passes that run together; default {defaults.max_batch_size}",
     )
-    how.add_argument("--weights-dir", type=Path, help="where weight files are now, if they moved")
-    how.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    how.add_argument("--json", action="store_true", help="print the result as JSON")
+    how.add_argument(
+        "--weights-dir", type=Path, metavar="DIR", help="where weight files are now, if they moved"
+    )
+    how.add_argument("--quiet", action="store_true", default=None, help="no progress on stderr")
 
 
-def frame_count(text: str) -> int | AutoDuration:
-    """`N` or `auto`."""
-    return AutoDuration() if text == "auto" else int(text)
-
-
-def parse_image(text: str) -> ImageCondition:
-    """`FILE[@FRAME[:STRENGTH[:CRF]]]`."""
-    path, at, rest = text.rpartition("@")
-    if not at or not path or Path(text).exists():  # a name like photo@2x.png
-        return ImageCondition(path=Path(text))
-    parts = rest.split(":")
-    try:
-        if len(parts) > 3:
-            raise ValueError(rest)
-        return ImageCondition(
-            path=Path(path),
-            frame=int(parts[0]),
-            strength=float(parts[1]) if len(parts) > 1 else 1.0,
-            crf=int(parts[2]) if len(parts) > 2 else None,
-        )
-    except OptionError:
-        raise
-    except ValueError as error:
-        raise OptionError(
-            f"--image {text!r} is not FILE[@FRAME[:STRENGTH[:CRF]]]; an example: photo.png@0:0.8"
-        ) from error
-
-
-def config_of(options: argparse.Namespace) -> GenerationConfig:
-    """The command line as a `GenerationConfig`; what has no flag keeps its default, and the size
-    is the pipeline's.
-    """
-    names = [f.name for f in dataclasses.fields(GenerationConfig) if hasattr(options, f.name)]
-    images = tuple(parse_image(text) for text in options.images)
-    values = {n: value for n in names if (value := getattr(options, n)) is not None}
-    if options.auto_duration is not None:
-        low, high = options.auto_duration
-        if isinstance(options.num_frames, int):
-            raise OptionError(
-                f"--auto-duration leaves the number of frames open, --num-frames "
-                f"{options.num_frames} fixes it; give one of them."
-            )
-        values["num_frames"] = AutoDuration(min_s=low, max_s=high)
-    size = zip(("height", "width"), pipeline_class(options.pipeline).default_size, strict=True)
-    values = dict(size) | values
-    loras = tuple(parse_lora(text) for text in options.loras)
-    return GenerationConfig(**{**values, "images": images, "loras": loras})
+def flags() -> job_file.Flags:
+    """The flags that a job may hold."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    return job_file.Flags.of(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    result = generate(options)
+    options, record = job_file.complete(options, options.job, flags())
+    if options.dump_job is not None:
+        from ltx2rt.media.files import check_file_path
+
+        check_file_path(options.dump_job)
+        asked_of(options, record)
+        job_file.dump_job(options.dump_job, options, record, flags())
+        return 0
+    asked = asked_of(options, record)
+    results = generate(asked)
+    stream = sys.stderr if options.output == output_flags.STDOUT else sys.stdout
+    made = []
+    for result in results:
+        made.append(result)
+        if not options.json:
+            print(_sentence(result), file=stream, flush=True)
     if options.json:
-        print_json(result)
-    else:
-        if "width" in result:
-            what = (
-                f"{result['num_frames']} frames of {result['width']}x{result['height']} at "
-                f"{result['frame_rate']:g} fps"
-            )
-        else:
-            what = f"{result['duration_s']:.2f} s of sound"
-        print(
-            f"{result['output']}: {what}, seed {result['seed']}, bundle {result['bundle']}, "
-            f"ltx2rt {result['ltx2rt_version']}"
-        )
+        print_json(made[0] if len(asked.seeds) == 1 else made, stream)
     return 0
 
 
-def generate(options: argparse.Namespace) -> dict[str, Any]:
-    """Check everything that can be checked, generate, write; returns what was made and how long it
-    took.
-    """
-    from ltx2rt.media.files import check_file_path, check_fragmented, check_output_path
-    from ltx2rt.pipelines.exr_checks import exr_folder
-    from ltx2rt.pipelines.guided import GuidedPipeline
-
-    pipeline = pipeline_class(options.pipeline)
-    config = config_of(options)
-    guidance_flags.check_flags(options)
-    inputs = input_flags.inputs_of(options, pipeline)
-    kind = check_output_path(options.output, *pipeline.output_kinds(inputs))
-    is_hdr = config.hdr is not None or pipeline.makes_exr
-    if is_hdr:
-        check_output_path(exr_folder(options.output), "frames")
-    if options.fragmented:
-        check_fragmented(options.output)
-        if is_hdr or kind == "image":
-            raise OptionError("--fragmented is for video of ordinary dynamic range; leave it out.")
-    if options.audio_output is not None:
-        check_output_path(options.audio_output, "audio")
-    if options.save_latents is not None:
-        check_file_path(options.save_latents)
-    runtime = RuntimeConfig(
-        threads=options.threads,
-        residency=options.residency,
-        max_batch_size=options.max_batch_size,
+def _sentence(result: dict[str, Any]) -> str:
+    if "width" in result:
+        what = (
+            f"{result['num_frames']} frames of {result['width']}x{result['height']} at "
+            f"{result['frame_rate']:g} fps"
+        )
+    else:
+        what = f"{result['duration_s']:.2f} s of sound"
+    return (
+        f"{result['output']}: {what}, seed {result['seed']}, bundle {result['bundle']}, "
+        f"ltx2rt {result['ltx2rt_version']}"
     )
+
+
+def generate(asked: Asked) -> Iterator[dict[str, Any]]:
+    """Check everything that can be checked, then generate and write clip by clip; yields what was
+    made and how long it took.
+    """
+    options, count = asked.options, len(asked.seeds)
+    every = Outputs.of(options)
+    outputs = [every.numbered(i) if count > 1 else every for i in range(1, count + 1)]
+    for output in outputs:
+        output.check(asked.pipeline, asked.inputs, asked.config)
+    check_files(options)
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
-    job = Job(ProgressPrinter(quiet=options.quiet))
-    with pipeline(bundle, runtime) as pipe:
-        guidance = None
-        if isinstance(pipe, GuidedPipeline):
-            guidance = guidance_flags.guidance_of(options, pipe)
-        clip = pipe(config, guidance, inputs, job=job)
-        if options.save_latents is not None:
-            clip.save_latents(options.save_latents)
-        clip.save(options.output, fragmented=options.fragmented)
-        if options.audio_output is not None:
-            clip.save_audio(options.audio_output)
-        if pipeline.makes == "video":
-            size = {"num_frames": clip.num_frames, "height": clip.height, "width": clip.width}
-        else:
-            size = {
-                "num_frames": clip.config.frame_count,
-                "duration_s": clip.audio.shape[1] / clip.audio_sampling_rate,
-            }
-        return {
-            "output": str(options.output),
-            **clip.metadata(),
-            "seed": config.seed,
-            **size,
-            "frame_rate": clip.frame_rate,
-            "timings_s": {k: round(v, 3) for k, v in job.timings_s.items()},
+    with asked.pipeline(bundle, runtime_of(options, asked.record)) as pipe:
+        warn_of_other_bundle(asked, bundle)
+        guidance = asked.guidance(pipe)
+        for number, (config, output) in enumerate(zip(asked.configs, outputs, strict=True), 1):
+            work_dir = work_dir_of(options, output, number if count > 1 else None)
+            yield make(pipe, asked, config, guidance, output, work_dir)
+
+
+def make(
+    pipe: Pipeline,
+    asked: Asked,
+    config: GenerationConfig,
+    guidance: GuidanceConfig | None,
+    output: Outputs,
+    work_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Generate and write one clip."""
+    options = asked.options
+    job = Job(ProgressPrinter(quiet=bool(options.quiet)))
+    if options.enhance_prompt:  # refuse a bad request before anybody is asked
+        pipe.prepare(Request(config=config, guidance=guidance, inputs=asked.inputs))
+        config = enhancement_flags.enhanced(config, options, asked.config.seed)
+    try:
+        clip = pipe(
+            config,
+            guidance,
+            asked.inputs,
+            job=job,
+            work_dir=work_dir,
+            resume=bool(options.resume),
+        )
+        if options.save_embeddings is not None:
+            pipe.save_embeddings(options.save_embeddings)
+        output.write(clip)
+    except BaseException as error:
+        if work_dir is not None and kept_stages(work_dir):
+            error.add_note(
+                f"finished stages ({', '.join(kept_stages(work_dir))}) are kept in {work_dir}: "
+                "repeat the command with --resume to go on after them."
+            )
+        raise
+    if work_dir is not None and options.work_dir is None:
+        remove_stages(work_dir)
+    if pipe.makes == "video":
+        size = {"num_frames": clip.num_frames, "height": clip.height, "width": clip.width}
+    else:
+        size = {
+            "num_frames": clip.config.frame_count,
+            "duration_s": clip.audio.shape[1] / clip.audio_sampling_rate,
         }
+    return {
+        "output": str(output.paths[0]),
+        **clip.metadata(),
+        "seed": config.seed,
+        **size,
+        "frame_rate": clip.frame_rate,
+        "timings_s": {k: round(v, 3) for k, v in job.timings_s.items()},
+    }
+
+
+def check_files(options: argparse.Namespace) -> None:
+    """Refuse further files that cannot be written, and flags that do not go together.
+
+    Raises:
+        OptionError, MediaError: says what is wrong.
+    """
+    from ltx2rt.media.files import check_file_path, check_writable
+
+    if options.save_embeddings is not None:
+        if options.embeddings is not None:
+            raise OptionError("--embeddings and --save-embeddings exclude each other.")
+        check_file_path(options.save_embeddings)
+    if options.work_dir is not None:
+        check_writable(options.work_dir)
+    if options.resume and options.work_dir is None and options.output == output_flags.STDOUT:
+        raise OptionError("--resume needs --work-dir DIR when the clip goes to standard output.")
+
+
+def work_dir_of(
+    options: argparse.Namespace, output: Outputs, number: int | None = None
+) -> Path | None:
+    """Where the finished stages of a clip are kept; None: nowhere."""
+    if options.work_dir is not None:
+        folder: Path = options.work_dir
+        return folder if number is None else folder / f"{number:04d}"
+    if not options.resume:
+        return None
+    target = output.paths[0]
+    return target.with_name(f"{target.name}.work")
+
+
+def warn_of_other_bundle(asked: Asked, bundle: Bundle) -> None:
+    """Say on stderr that a record was made with another bundle."""
+    record = asked.record
+    if record is not None and record.bundle != bundle.bundle_id and not asked.options.quiet:
+        print(
+            f"ltx2rt: note: this was made with bundle {record.bundle or 'unknown'}, not with "
+            f"{bundle.bundle_id}: the clip will differ.",
+            file=sys.stderr,
+        )

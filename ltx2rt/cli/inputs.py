@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx2rt.cli.common import parse_lora, split_strength
-from ltx2rt.duration import AutoDuration
 from ltx2rt.pipelines.catalog import pipeline_class
 
 if TYPE_CHECKING:
@@ -223,7 +222,7 @@ def problems_of(options: argparse.Namespace) -> list[str]:
         for name, flag in COMMON.items()
         if name in cls.unused and getattr(options, name, None) not in (None, [], 0)
     ]
-    if not cls.auto_duration and (options.auto_duration or options.num_frames == AutoDuration()):
+    if not cls.auto_duration and (options.auto_duration or options.num_frames == "auto"):
         problems.append(f"--pipeline {options.pipeline} cannot choose its duration")
     if cls.makes == "audio" and options.fragmented:
         problems.append(
@@ -246,8 +245,9 @@ def problems_of(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def inputs_of(options: argparse.Namespace, pipeline: type[Pipeline]) -> Any:
-    """The pipeline's `Inputs` from the command line; None for a pipeline without.
+def inputs_of(options: argparse.Namespace, pipeline: type[Pipeline], base: Any = None) -> Any:
+    """The pipeline's `Inputs` from the command line, what is not given as in `base`; None for a
+    pipeline without.
 
     Raises:
         OptionError: a value cannot be read, or the `Inputs` refuse it.
@@ -260,4 +260,4 @@ def inputs_of(options: argparse.Namespace, pipeline: type[Pipeline]) -> Any:
         for flag in FLAGS
         if flag.target in names and (value := getattr(options, flag.target, None)) is not None
     }
-    return pipeline.Inputs(**given)
+    return pipeline.Inputs(**given) if base is None else dataclasses.replace(base, **given)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.transformer_inputs import AttentionKind, ModalityInput, Perturbations
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError
-from ltx2rt.guidance import GuiderParams, GuiderSchedule, guided
+from ltx2rt.guidance import GuiderParams, GuiderSchedule, guided, running_difference
 from ltx2rt.latent_state import LatentState
 from ltx2rt.sampling import Denoise, Sigma, modality_sigma, to_denoised, token_timesteps
 
@@ -95,6 +96,9 @@ class GuidedDenoiser:
     Args:
         context: contexts of the positive prompt, `[1, S, C]` each.
         on_passes: gets every pass's estimate.
+
+    Attributes:
+        unconditional: modality -> its last estimate with the negative prompt (CFG++).
     """
 
     def __init__(
@@ -114,6 +118,8 @@ class GuidedDenoiser:
         self._max_batch_size = guidance.max_batch_size
         self._on_passes = on_passes
         self._last: dict[str, Array] = {}
+        self._differences: dict[str, NDArray[np.float32]] = {}
+        self.unconditional: dict[str, Array] = {}
 
     def __call__(
         self, video_latent: Array | None, audio_latent: Array | None, sigma: Sigma, index: int
@@ -140,15 +146,28 @@ class GuidedDenoiser:
                     self._on_passes(modality, found)
                 if modality not in active:
                     continue
-                self._last[modality] = guided(
-                    active[modality],
-                    found["cond"],
-                    uncond=found.get("uncond"),
-                    perturbed=found.get("ptb"),
-                    isolated=found.get("mod"),
-                )
+                self._last[modality] = self._combine(modality, active[modality], found)
         video, audio = (None if latents[m] is None else self._last[m] for m in MODALITIES)
         return video, audio
+
+    def _combine(self, modality: str, params: GuiderParams, found: Mapping[str, Array]) -> Array:
+        """The guided estimate of a modality from those of its passes."""
+        difference = None
+        if "uncond" in found:
+            self.unconditional[modality] = found["uncond"]
+            if params.cfg_mode == "apg":
+                difference = running_difference(
+                    params, found["cond"], found["uncond"], self._differences.get(modality)
+                )
+                self._differences[modality] = difference
+        return guided(
+            params,
+            found["cond"],
+            uncond=found.get("uncond"),
+            perturbed=found.get("ptb"),
+            isolated=found.get("mod"),
+            difference=difference,
+        )
 
     def _input(
         self, modality: str, latent: Array | None, sigma: Sigma, *, skipped: bool

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +33,14 @@ from ltx2rt.sampling import (
     add_noise,
     sample_euler,
     sample_euler_ancestral,
+    sample_euler_cfg_pp,
+    sample_gradient_estimation,
 )
+from ltx2rt.sampling import Sampler as Sampler
 from ltx2rt.schedules import sigma_table
 from ltx2rt.shapes import AudioLatentShape, VideoLatentShape, VideoScaleFactors
 
 Shape = TypeVar("Shape", VideoLatentShape, AudioLatentShape)
-Sampler = Literal["euler", "euler_ancestral", "res_2s"]
 
 #: seed of the ancestral sampler's own generator, relative to the pipeline's (spec/sampling.md §5.3)
 ANCESTRAL_SEED_OFFSET = 10000
@@ -75,7 +77,7 @@ class StageRequest:
         scale_factors: pixels per latent cell.
         video, audio: what to do with each modality; None leaves it out (one at least is given).
         sampler: how steps are taken.
-        ancestral_seed, ancestral_eta: the ancestral sampler's own noise.
+        ancestral_seed, ancestral_eta: the own noise of the ancestral sampler and of CFG++.
     """
 
     name: str
@@ -102,6 +104,12 @@ class StageResult:
     video: Array | None
     audio: Array | None
     keyframes: Array | None = None
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """What there is, by name."""
+        parts = {"video": self.video, "audio": self.audio, "keyframes": self.keyframes}
+        return {name: array for name, array in parts.items() if array is not None}
 
 
 def run_stage(
@@ -134,14 +142,18 @@ def run_stage(
         tracer = StageTracer(request.name, trace)
         trace.tensors[f"{request.name}.sigmas"] = sigmas
     denoise: Denoise
+    unconditional: Mapping[str, Array] = {}
     if guidance is None:
         denoise = simple_denoise(transformer, video, audio, context)
     else:
         on_passes = None if tracer is None else tracer.on_passes
         denoise = GuidedDenoiser(transformer, video, audio, context, guidance, on_passes)
+        unconditional = denoise.unconditional
     if tracer is not None:
         denoise = tracer.denoise(denoise)
-    final_video, final_audio = _sample(request, denoise, video, audio, sigmas, tracer, on_step)
+    final_video, final_audio = _sample(
+        request, denoise, unconditional, video, audio, sigmas, tracer, on_step
+    )
     return StageResult(
         video=None if final_video is None else target_latent(final_video),
         audio=None if final_audio is None else target_latent(final_audio),
@@ -180,21 +192,29 @@ def _start(
 def _sample(
     request: StageRequest,
     denoise: Denoise,
+    unconditional: Mapping[str, Array],
     video: LatentState | None,
     audio: LatentState | None,
     sigmas: NDArray[np.float32],
     tracer: StageTracer | None,
     on_step: OnStep,
 ) -> States:
-    if request.sampler == "euler":
-        return sample_euler(denoise, video, audio, sigmas, on_step=on_step)
-    if request.sampler == "euler_ancestral":
-        draws = TorchGenerator(request.ancestral_seed)
-        return sample_euler_ancestral(
-            denoise, video, audio, sigmas, draws.randn, eta=request.ancestral_eta, on_step=on_step
-        )
-    step, substep = (normalised_noise_source(seed) for seed in (STEP_SEED, SUBSTEP_SEED))
-    if tracer is not None:
-        step, substep = tracer.draw(step), tracer.draw(substep)
-    dtype = next(state.dtype for state in (video, audio) if state is not None)
-    return sample_res_2s(denoise, video, audio, sigmas, step, substep, dtype=dtype, on_step=on_step)
+    states = (video, audio, sigmas)
+    draw, eta = TorchGenerator(request.ancestral_seed).randn, request.ancestral_eta
+    match request.sampler:
+        case "euler":
+            return sample_euler(denoise, *states, on_step=on_step)
+        case "gradient_estimation":
+            return sample_gradient_estimation(denoise, *states, on_step=on_step)
+        case "euler_ancestral":
+            return sample_euler_ancestral(denoise, *states, draw, eta=eta, on_step=on_step)
+        case "cfg_pp":
+            return sample_euler_cfg_pp(
+                denoise, unconditional.__getitem__, *states, draw, eta=eta, on_step=on_step
+            )
+        case "res_2s":
+            step, substep = (normalised_noise_source(seed) for seed in (STEP_SEED, SUBSTEP_SEED))
+            if tracer is not None:
+                step, substep = tracer.draw(step), tracer.draw(substep)
+            dtype = next(state.dtype for state in (video, audio) if state is not None)
+            return sample_res_2s(denoise, *states, step, substep, dtype=dtype, on_step=on_step)

@@ -23,6 +23,15 @@ from ltx2rt.media.files import AUDIO_FORMATS, OutputFile, check_output_path
 _BLOCK = 65536  # samples per encoder call in files: bounds the copies, no influence on the result
 
 
+Codec = Literal["aac", "flac", "libmp3lame", "pcm_s16le"]
+_CODECS: dict[str, Codec] = {
+    ".wav": "pcm_s16le",
+    ".flac": "flac",
+    ".mp3": "libmp3lame",
+    ".m4a": "aac",
+}
+
+
 def check_waveform(waveform: NDArray[Any], sampling_rate: int) -> None:
     """Refuse anything but a non-empty float `[2, N]` waveform with a positive rate.
 
@@ -75,7 +84,7 @@ class AudioTrack:
     def __init__(
         self,
         container: OutputContainer,
-        codec: Literal["aac", "flac", "pcm_s16le"],
+        codec: Codec,
         waveform: NDArray[Any],
         sampling_rate: int,
     ) -> None:
@@ -112,16 +121,17 @@ class AudioTrack:
         self._container.mux(self._stream.encode(None))
 
 
-def check_aac_rate(sampling_rate: int) -> None:
-    """Refuse a sampling rate that AAC cannot carry.
+def check_rate(sampling_rate: int, codec: Codec = "aac") -> None:
+    """Refuse a sampling rate that a codec cannot carry.
 
     Raises:
         OptionError: naming the allowed rates.
     """
-    allowed = sorted(av.Codec("aac", "w").audio_rates or [])
-    if sampling_rate not in allowed:
+    allowed = sorted(av.Codec(codec, "w").audio_rates or [])
+    if allowed and sampling_rate not in allowed:
+        name = {"aac": "AAC", "libmp3lame": "MP3"}.get(codec, codec)
         raise OptionError(
-            f"sampling_rate={sampling_rate} Hz cannot be stored as AAC;"
+            f"sampling_rate={sampling_rate} Hz cannot be stored as {name};"
             f" allowed: {', '.join(map(str, allowed))}."
         )
 
@@ -132,7 +142,8 @@ def write_audio(
     sampling_rate: int,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a stereo sound file, 16 bit: `.wav` (PCM) or `.flac`, by the extension.
+    """Write a stereo sound file by the extension: `.wav` and `.flac` keep 16 bits exactly, `.mp3`
+    and `.m4a` (AAC) are lossy.
 
     The file appears under its name only when it is complete.
 
@@ -145,15 +156,16 @@ def write_audio(
     Raises:
         MediaError: the path cannot be written or the disk is full.
         ShapeError: the waveform is not `[2, N]` with N >= 1.
-        OptionError: the sampling rate is not a positive whole number.
+        OptionError: the sampling rate is not a positive whole number, or not one of the codec's.
     """
     path = Path(path)
     check_output_path(path, "audio")
     check_waveform(waveform, sampling_rate)
-    container_format = AUDIO_FORMATS[path.suffix.lower()]
-    codec: Literal["flac", "pcm_s16le"] = "flac" if container_format == "flac" else "pcm_s16le"
+    container_format, codec = AUDIO_FORMATS[path.suffix.lower()], _CODECS[path.suffix.lower()]
+    check_rate(sampling_rate, codec)
+    options = {"movflags": "faststart+use_metadata_tags"} if container_format == "ipod" else {}
     with OutputFile(path) as sink, sink.guard():
-        with av.open(sink, "w", format=container_format) as container:
+        with av.open(sink, "w", format=container_format, options=options) as container:
             container.metadata.update(metadata or {})
             track = AudioTrack(container, codec, waveform, sampling_rate)
             track.write_until(track.length)

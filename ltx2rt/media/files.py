@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import BinaryIO, Literal, Self
 
 import av
 
@@ -19,7 +19,7 @@ from ltx2rt.errors import MediaError, OptionError
 OutputKind = Literal["video", "audio", "frames", "image"]
 
 VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-AUDIO_FORMATS = {".wav": "wav", ".flac": "flac"}
+AUDIO_FORMATS = {".wav": "wav", ".flac": "flac", ".mp3": "mp3", ".m4a": "ipod"}
 _ALLOWED = {
     "video": f"{', '.join(VIDEO_FORMATS)} for video",
     "audio": f"{', '.join(AUDIO_FORMATS)} for audio",
@@ -146,6 +146,51 @@ def writing(path: str | Path) -> Iterator[None]:
         else:
             text = f"cannot write '{path}': {error.strerror or error}."
         raise MediaError(text) from error
+
+
+class OutputPipe:
+    """Standard output or a pipe for libav: bytes leave as they are made and cannot be taken back.
+
+    As `OutputFile`, without `seek`, so libav knows that it cannot go back.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.error: BaseException | None = None
+        self.complete = False
+
+    def write(self, data: bytes) -> int:
+        """Write all of `data` at once, or keep the error for `guard`."""
+        if self.error is None:
+            try:
+                self._stream.write(data)
+                self._stream.flush()
+            except BaseException as error:  # also KeyboardInterrupt: guard raises it
+                self.error = error
+        return len(data)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Run libav calls, then raise the error that a write had in one of them.
+
+        Raises:
+            BrokenPipeError: nobody reads any more.
+            MediaError: instead of other errors of the system and of libav.
+        """
+        try:
+            with writing("-"):
+                yield
+        except MediaError as error:
+            raise self.error or error from error
+        if self.error is not None:
+            raise self.error
+
+    def commit(self) -> None:
+        """All bytes left."""
+        self.complete = True
+
+    def discard(self) -> None:
+        """What left cannot be taken back."""
 
 
 class OutputFile:

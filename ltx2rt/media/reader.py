@@ -122,6 +122,16 @@ def _rgb(frame: VideoFrame) -> NDArray[np.uint8]:
     return frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
+def read_tags(path: str | Path) -> dict[str, str]:
+    """Read the tags of a video or sound file, names in lower case.
+
+    Raises:
+        MediaError: missing, or not a media file.
+    """
+    with _reading(path, "tags") as container:
+        return {name.lower(): text for name, text in container.metadata.items()}
+
+
 def probe_video(path: str | Path) -> VideoInfo:
     """Read the facts of a video file.
 

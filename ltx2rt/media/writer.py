@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import av
 import numpy as np
@@ -22,14 +22,16 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ltx2rt.errors import MediaError, OptionError, ShapeError
-from ltx2rt.media.audio import AudioTrack, audio_samples, check_aac_rate, check_waveform
+from ltx2rt.media.audio import AudioTrack, audio_samples, check_rate, check_waveform
 from ltx2rt.media.audio import write_audio as write_audio
 from ltx2rt.media.color import Frames, check_frames, rgb_to_i420, to_uint8
 from ltx2rt.media.files import (
     VIDEO_FORMATS,
     OutputFile,
+    OutputPipe,
     check_fragmented,
     check_output_path,
     temporary_name,
@@ -79,7 +81,7 @@ class VideoWriter:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | BinaryIO,
         width: int,
         height: int,
         frame_rate: float | Fraction,
@@ -92,7 +94,8 @@ class VideoWriter:
         """Check everything that can be checked before work; nothing is written yet.
 
         Args:
-            path: `.mp4`, `.mov` or `.mkv`; an existing file is replaced.
+            path: `.mp4`, `.mov` or `.mkv`; an existing file is replaced. Or a binary stream (a
+                pipe), which gets a fragmented mp4.
             width, height: pixels, even.
             frame_rate: frames per second, see `exact_frame_rate`.
             audio: `[2, N]` float waveform and its sampling rate (kept; one that AAC knows).
@@ -106,8 +109,10 @@ class VideoWriter:
             ShapeError: an odd size, or a waveform that is not stereo.
             OptionError: frame rate, sampling rate or a combination of options is not allowed.
         """
-        self.path = Path(path)
-        check_output_path(self.path, "video")
+        self._pipe = None if isinstance(path, str | Path) else path
+        self.path = Path(path) if isinstance(path, str | Path) else Path("-")
+        if self._pipe is None:
+            check_output_path(self.path, "video")
         if width < 2 or height < 2 or width % 2 or height % 2:
             raise ShapeError(
                 f"video of {width}x{height} pixels cannot be written; width and height must be"
@@ -115,8 +120,9 @@ class VideoWriter:
             )
         if audio is not None:
             check_waveform(*audio)
-            check_aac_rate(audio[1])
-        self._format = VIDEO_FORMATS[self.path.suffix.lower()]
+            check_rate(audio[1])
+        fragmented = fragmented or self._pipe is not None
+        self._format = "mp4" if self._pipe else VIDEO_FORMATS[self.path.suffix.lower()]
         if fragmented:
             check_fragmented(self.path)
         self.width, self.height = width, height
@@ -129,7 +135,11 @@ class VideoWriter:
         self._metadata = dict(metadata or {})
 
     def __enter__(self) -> Self:
-        self._sink = OutputFile(self.path, in_place=self._fragmented)
+        self._sink: OutputFile | OutputPipe
+        if self._pipe is not None:
+            self._sink = OutputPipe(self._pipe)
+        else:
+            self._sink = OutputFile(self.path, in_place=self._fragmented)
         try:
             with self._sink.guard():
                 self._open()
@@ -269,7 +279,9 @@ class VideoWriter:
             self._sink.discard()
 
 
-def write_frames(directory: str | Path, chunks: Iterable[Frames]) -> int:
+def write_frames(
+    directory: str | Path, chunks: Iterable[Frames], metadata: Mapping[str, str] | None = None
+) -> int:
     """Write frames as `frame_00000.png`, `frame_00001.png`, ... (8-bit RGB, rounded).
 
     The directory appears only when all frames are written.
@@ -277,6 +289,7 @@ def write_frames(directory: str | Path, chunks: Iterable[Frames]) -> int:
     Args:
         directory: a new or empty directory whose parent exists.
         chunks: `[f, H, W, 3]` each, float in [0, 1] (clamped; NaN is black) or uint8.
+        metadata: text chunks of the first frame.
 
     Returns:
         The number of frames.
@@ -290,6 +303,9 @@ def write_frames(directory: str | Path, chunks: Iterable[Frames]) -> int:
     target = target.resolve()
     part = temporary_name(target)
     count = not_numbers = 0
+    tags = PngInfo()
+    for name, text in (metadata or {}).items():
+        tags.add_itxt(name, text)
     try:
         with writing(directory):
             part.mkdir()
@@ -299,7 +315,9 @@ def write_frames(directory: str | Path, chunks: Iterable[Frames]) -> int:
             not_numbers += bad
             for frame in pixels:
                 with writing(directory):
-                    Image.fromarray(frame).save(part / f"frame_{count:05d}.png")
+                    Image.fromarray(frame).save(
+                        part / f"frame_{count:05d}.png", pnginfo=None if count else tags
+                    )
                 count += 1
         if not count:
             raise MediaError(f"cannot write frames to '{directory}': no frames were given.")

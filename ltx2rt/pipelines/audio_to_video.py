@@ -13,7 +13,7 @@ from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.duration import audio_steps, longest_clip
 from ltx2rt.errors import OptionError, ShapeError, join_problems
 from ltx2rt.guidance import GuiderParams
-from ltx2rt.media.audio import check_aac_rate
+from ltx2rt.media.audio import check_rate
 from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER
 from ltx2rt.pipelines.media_steps import Sound, check_sound, encode_sound, read_sound
 from ltx2rt.pipelines.run import Request, Run
@@ -81,7 +81,7 @@ class AudioToVideoPipeline(TwoStagesPipeline):
             OptionError: guidance of the sound, or a sampling rate that mp4 cannot hold.
         """
         request = super().prepare(request)
-        check_aac_rate(check_sound(request.inputs.audio).sampling_rate)
+        check_rate(check_sound(request.inputs.audio).sampling_rate)
         self._check_length(request)
         return request
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -11,7 +12,8 @@ from ltx2rt.bundle import ModelSource
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER, DiffusionVideoDecoder
 from ltx2rt.components.duration_head import DurationHead
-from ltx2rt.components.prompt_encoder import PromptEncoder
+from ltx2rt.components.embeddings import write_embeddings
+from ltx2rt.components.prompt_encoder import PromptEncoder, TextContext
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER, TextEncoder
 from ltx2rt.components.transformer import Transformer
@@ -31,10 +33,14 @@ from ltx2rt.errors import (
 )
 from ltx2rt.manifest import Lora
 from ltx2rt.media.files import OutputKind
+from ltx2rt.pipelines.checkpointing import StageStore
 from ltx2rt.pipelines.exr_checks import exr_problems
+from ltx2rt.pipelines.record import record_of
+from ltx2rt.pipelines.request_checks import check_stage_options, with_embedded_prompts
 from ltx2rt.pipelines.run import TRANSFORMER, Request, Run
 from ltx2rt.progress import Job
 from ltx2rt.shapes import VideoScaleFactors, check_generation_size
+from ltx2rt.tiling import TilingConfig
 from ltx2rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -64,6 +70,8 @@ class Pipeline:
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]]
+    #: one sentence for `ltx2rt pipelines`, where the docstring's first paragraph does not serve
+    summary: ClassVar[str] = ""
     #: whether it samples with guidance (`GuidanceConfig`)
     guided: ClassVar[bool] = False
     #: whether stage 1 works at half size and a second stage refines it
@@ -86,18 +94,15 @@ class Pipeline:
     any_size: ClassVar[bool] = False
 
     def __init__(self, source: ModelSource, runtime: RuntimeConfig | None = None) -> None:
-        missing = self.missing(source.has)
-        if missing:
-            raise BundleError(
-                f"the {self.name} pipeline needs {', '.join(missing)}, which this bundle does not "
-                "hold; build it again with the files that hold them (`ltx2rt inspect BUNDLE` lists "
-                "what it has)."
-            )
+        # a request may bring its text contexts along: `prepare` looks for the text encoder
+        self._refuse_missing([c for c in self.missing(source.has) if c not in TEXT_ENCODER])
         self.source = source
         self.runtime = runtime or RuntimeConfig()
         self._engines: dict[str, Engine] = {}
         self._transformer: Transformer | None = None
         self._loras: tuple[Lora, ...] = ()
+        #: the last prompts and their contexts: encoded once for several clips
+        self.contexts: tuple[tuple[str, ...], TextContext] | None = None
 
     def __call__(
         self,
@@ -107,6 +112,8 @@ class Pipeline:
         *,
         job: Job | None = None,
         trace: StageTrace | None = None,
+        work_dir: Path | None = None,
+        resume: bool = False,
         **options: Any,
     ) -> Clip:
         """Generate one clip.
@@ -118,6 +125,8 @@ class Pipeline:
             inputs: further inputs of this pipeline, an `Inputs`; or pass its fields by keyword.
             job: progress, cancelling and timings.
             trace: collects intermediate tensors (parity tests).
+            work_dir: keeps every finished stage here.
+            resume: take over the finished stages that `work_dir` has from this same request.
 
         Returns:
             A clip whose latents are done; frames and sound are decoded when asked for.
@@ -130,7 +139,29 @@ class Pipeline:
         request = self.prepare(self.make_request(config, guidance, inputs, options))
         for loras in self.stage_loras(request):
             self.check_loras(loras)
-        return self.generate(Run(self, request, job or Job(), trace))
+        store = None
+        if work_dir is not None:
+            store = StageStore(work_dir, record_of(self, request, {}), resume=resume)
+        return self.generate(Run(self, request, job or Job(), trace, store))
+
+    def generate_many(
+        self,
+        seeds: Iterable[int],
+        config: GenerationConfig | None = None,
+        guidance: GuidanceConfig | None = None,
+        inputs: Any = None,
+        **options: Any,
+    ) -> Iterator[Clip]:
+        """One clip for every seed, made when it is asked for; prompts are encoded once.
+
+        Arguments as a call's; save or decode a clip before the next one, or run with
+        `residency="resident"`.
+        """
+        for seed in seeds:
+            if config is None:
+                yield self(None, guidance, inputs, seed=seed, **options)
+            else:
+                yield self(dataclasses.replace(config, seed=seed), guidance, inputs, **options)
 
     def generate(self, run: Run) -> Clip:
         """The pipeline itself, for a request that was checked."""
@@ -177,7 +208,7 @@ class Pipeline:
         """The request with every default filled in, checked before anything is loaded."""
         config = request.config
         problems = []
-        if self.needs_prompt and not config.prompt.strip():
+        if self.needs_prompt and not config.prompt.strip() and config.embeddings is None:
             problems.append("the prompt is empty; describe the clip in a sentence")
         problems += [
             f"it has no use for {name}"
@@ -190,8 +221,25 @@ class Pipeline:
         self._check_duration(config)
         if self.makes == "video":
             self._check_size(config)
+            if not self.source.has(*DIFFUSION_DECODER):
+                TilingConfig.parse(config.tiling).check(self.scale_factors)
         self.check_keyframes(config)
+        check_stage_options(config, self.name, guided=self.guided, two_stage=self.two_stage)
+        if config.embeddings is not None:
+            return with_embedded_prompts(request, self.source)
+        self._refuse_missing([c for c in self.missing(self.source.has) if c in TEXT_ENCODER])
         return request
+
+    def save_embeddings(self, path: str | Path) -> None:
+        """Write the text contexts of the last clip, for `GenerationConfig.embeddings`.
+
+        Raises:
+            OptionError: no prompt was encoded yet.
+        """
+        if self.contexts is None:
+            raise OptionError("there are no text contexts to save: generate a clip from a prompt.")
+        prompts, context = self.contexts
+        write_embeddings(path, context, prompts, self.source.text_encoder_id)
 
     def _check_size(self, config: GenerationConfig) -> None:
         frames = 1 if isinstance(config.num_frames, AutoDuration) else config.num_frames
@@ -263,6 +311,14 @@ class Pipeline:
         if has(*DIFFUSION_DECODER):
             missing = [c for c in missing if c != "video_decoder"]
         return missing
+
+    def _refuse_missing(self, missing: Sequence[str]) -> None:
+        if missing:
+            raise BundleError(
+                f"the {self.name} pipeline needs {', '.join(missing)}, which this bundle does not "
+                "hold; build it again with the files that hold them (`ltx2rt inspect BUNDLE` lists "
+                "what it has)."
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -6,9 +6,9 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import Array
 from ltx2rt.manifest import Lora
 from ltx2rt.noise import TorchGenerator
+from ltx2rt.pipelines.record import RECORD_TAG, Record, record_of, record_text
 from ltx2rt.progress import Job
 from ltx2rt.safetensors_writer import write_safetensors
 from ltx2rt.tiling import TilingConfig
@@ -49,6 +50,7 @@ class Clip:
         crop: frames, height and width of the finished picture, where the decoded one is larger.
         frame_step: every so many-th decoded frame is kept.
         cut_audio: `audio` ends with the picture, where `audio_latent` lasts longer.
+        stages: what every stage did: its sigmas, sampler and LoRAs.
     """
 
     pipeline: Pipeline
@@ -63,6 +65,7 @@ class Clip:
     crop: tuple[int, int, int] | None = None
     frame_step: int = 1
     cut_audio: bool = False
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.frame_rate = self.frame_rate or self.config.frame_rate
@@ -124,7 +127,7 @@ class Clip:
     def _decode(self) -> Iterator[NDArray[np.float32]]:
         if self.video_latent is None:
             return
-        tiling = TilingConfig.auto() if self.config.tiling == "auto" else TilingConfig.none()
+        tiling = TilingConfig.parse(self.config.tiling)
 
         def on_tile(done: int, total: int) -> None:
             self.job.report("decode video", done, total)
@@ -168,20 +171,28 @@ class Clip:
             return self.waveform[1]
         return self.pipeline.source.model.audio_sampling_rate
 
-    def save(self, path: str | Path, *, fragmented: bool = False) -> None:
+    def save(
+        self,
+        path: str | Path | BinaryIO,
+        *,
+        fragmented: bool = False,
+        frames: str | Path | None = None,
+    ) -> None:
         """Write video and sound of equal length; decoding and encoding overlap.
 
         Args:
-            path: `.mp4`, `.mov` or `.mkv`; `.wav` or `.flac` for a clip without a picture. Nothing
-                is left behind when decoding or writing fails.
+            path: `.mp4`, `.mov` or `.mkv`; a sound file (`save_audio`) for a clip without a
+                picture; or a binary stream, which gets a fragmented mp4. Nothing is left behind
+                when decoding or writing fails.
             fragmented: write a video file that plays while it grows.
+            frames: also write the frames into this folder (`save_frames`).
 
         Raises:
             MediaError: the file cannot be written.
         """
-        if self.video_latent is None:
+        if self.video_latent is None and isinstance(path, str | Path):
             return self.save_audio(path)
-        from ltx2rt.media.writer import VideoWriter
+        from ltx2rt.media.writer import VideoWriter, write_frames
 
         with VideoWriter(
             path,
@@ -190,27 +201,58 @@ class Clip:
             self.frame_rate,
             audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
             fragmented=fragmented,
-            metadata=self.metadata(),
+            metadata=self.tags(),
         ) as writer:
-            for chunk in prefetch(self.float_frames()):
-                writer.write(chunk)
+
+            def written() -> Iterator[NDArray[np.float32]]:
+                for chunk in prefetch(self.float_frames()):
+                    writer.write(chunk)
+                    yield chunk
+
+            if frames is not None:
+                write_frames(frames, written(), self.tags())
+            for _ in written() if frames is None else ():
+                pass
+
+    def save_frames(self, folder: str | Path) -> None:
+        """Write the frames as PNG files into a new or empty folder.
+
+        Raises:
+            MediaError: they cannot be written.
+        """
+        from ltx2rt.media.writer import write_frames
+
+        write_frames(folder, prefetch(self.float_frames()), self.tags())
 
     def save_audio(self, path: str | Path) -> None:
-        """Write the whole sound as `.wav` or `.flac`, 16 bits.
+        """Write the whole sound: `.wav`, `.flac`, `.mp3` or `.m4a`.
 
         Raises:
             MediaError: the file cannot be written.
         """
-        from ltx2rt.media.audio import write_audio
+        from ltx2rt.media.writer import write_audio
 
-        write_audio(path, self.audio, self.audio_sampling_rate, self.metadata())
+        tags = self.tags()
+        if Path(path).suffix.lower() == ".wav":  # it has few tags, none of them free
+            tags = {"comment": tags[RECORD_TAG]}
+        write_audio(path, self.audio, self.audio_sampling_rate, tags)
 
     def save_latents(self, path: str | Path) -> None:
         """Write `latents` as safetensors, to decode or compare later."""
-        write_safetensors(path, self.latents, {"ltx2rt": __version__, **self.metadata()})
+        write_safetensors(path, self.latents, {"ltx2rt": __version__, **self.tags()})
+
+    def tags(self) -> dict[str, str]:
+        """What a file of this clip says about itself: `metadata`, and the `record` from which the
+        same clip is made again.
+        """
+        return {**self.metadata(), RECORD_TAG: record_text(self.record())}
+
+    def record(self) -> Record:
+        """Everything that decides this clip."""
+        return record_of(self.pipeline, self.request, self.stages)
 
     def metadata(self) -> dict[str, str]:
-        """What is needed to make this clip again, as strings."""
+        """The main facts, for people, as strings."""
         config = self.config
         facts: dict[str, Any] = {
             "prompt": config.prompt,
@@ -227,6 +269,9 @@ class Clip:
             del facts["height"], facts["width"]
         if config.loras:
             facts["loras"] = lora_text(config.loras)
+        for name in ("sampler", "sigmas", "stage_2_sampler", "stage_2_sigmas", "user_prompt"):
+            if (value := getattr(config, name)) is not None:
+                facts[name] = value
         if config.generated_keyframes:
             facts["generated_keyframes"] = config.generated_keyframes
         if self.guidance is not None:
@@ -239,7 +284,7 @@ def guidance_facts(guidance: GuidanceConfig) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "negative_prompt": guidance.negative_prompt,
         "num_inference_steps": guidance.num_inference_steps,
-        "sigmas": guidance.sigmas,
+        "scheduler": None if guidance.scheduler == "ltx2" else guidance.scheduler,
         "distilled_strengths": guidance.distilled_strengths,
     }
     if guidance.distilled_lora is not None:

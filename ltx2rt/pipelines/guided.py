@@ -8,12 +8,12 @@ from typing import ClassVar
 
 from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.prompt_encoder import TextContext
-from ltx2rt.config import GuidanceConfig
+from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.guidance import GuiderParams, GuiderSchedule, default_guiders
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.run import Request, Run
-from ltx2rt.schedules import ltx2_sigmas
+from ltx2rt.schedules import scheduled_sigmas
 
 
 class GuidedPipeline(Pipeline):
@@ -41,15 +41,20 @@ class GuidedPipeline(Pipeline):
             OptionError: guidance that this model cannot do, or no distilled LoRA.
         """
         request = super().prepare(request)
-        guidance = self.with_defaults(request.guidance or GuidanceConfig())
-        self._check(guidance)
+        asked = request.guidance or GuidanceConfig()
+        guidance = self.with_defaults(asked)
+        if request.config.sigmas is not None:
+            if asked.num_inference_steps is not None:
+                raise OptionError("num_inference_steps and sigmas exclude each other.")
+            guidance = replace(guidance, num_inference_steps=None)
+        self._check(request.config, guidance)
         return replace(request, guidance=guidance)
 
     def with_defaults(self, guidance: GuidanceConfig) -> GuidanceConfig:
         """Guidance with nothing left open."""
         video, audio = self.default_guiders()
         guidance = replace(guidance, video=guidance.video or video, audio=guidance.audio or audio)
-        if guidance.sigmas is None and guidance.num_inference_steps is None:
+        if guidance.num_inference_steps is None:
             guidance = replace(guidance, num_inference_steps=self.default_steps())
         return guidance
 
@@ -57,32 +62,37 @@ class GuidedPipeline(Pipeline):
         """The prompt's contexts, and stage 1's guidance with those of the negative prompt; that
         one is encoded only if a guider needs it.
         """
-        video, audio = guiders_of(run.guidance)
+        video, audio = schedules_of(run.guidance)
         needed = video.needs_uncond or audio.needs_uncond
         prompts = [run.config.prompt, run.guidance.negative_prompt][: 1 + needed]
         both = run.encode(prompts)
         return TextContext(both.video[:1], both.audio[:1]), Guidance(
-            video=GuiderSchedule(bins={1.0: video}),
-            audio=GuiderSchedule(bins={1.0: audio}),
+            video=video,
+            audio=audio,
             negative_video=both.video[1:] if needed else None,
             negative_audio=both.audio[1:] if needed else None,
             max_batch_size=self.runtime.max_batch_size,
         )
 
     def sigmas(self, guidance: GuidanceConfig, token_count: int | None = None) -> Sequence[float]:
-        """Noise levels of stage 1: those asked for, or the schedule."""
-        if guidance.sigmas is not None:
-            return guidance.sigmas
+        """Noise levels of stage 1 by the scheduler; those of the request replace them."""
         steps = guidance.num_inference_steps or self.default_steps()
-        return [float(s) for s in ltx2_sigmas(steps, token_count)]
+        return [float(s) for s in scheduled_sigmas(guidance.scheduler, steps, token_count)]
 
     def _block_count(self) -> int:
         return int(self.source.options("transformer_block")["num_layers"])
 
-    def _check(self, guidance: GuidanceConfig) -> None:
+    def _check(self, config: GenerationConfig, guidance: GuidanceConfig) -> None:
         problems = []
         count = self._block_count()
-        for modality, params in zip(("video", "audio"), guiders_of(guidance), strict=True):
+        schedules = dict(zip(("video", "audio"), schedules_of(guidance), strict=True))
+        if config.sampler == "cfg_pp" and not any(s.needs_uncond for s in schedules.values()):
+            problems.append("sampler=cfg_pp needs a negative prompt: a cfg_scale that is not 1")
+        for modality, params in (
+            (modality, params)
+            for modality, schedule in schedules.items()
+            for params in schedule.bins.values()
+        ):
             if modality not in self.guides and params != GuiderParams():
                 problems.append(f"the {self.name} pipeline takes no guidance for the {modality}")
             wrong = [b for b in params.stg_blocks if not 0 <= b < count]
@@ -109,6 +119,12 @@ class GuidedPipeline(Pipeline):
             )
         if problems:
             raise OptionError(join_problems("cannot generate", problems))
+
+
+def schedules_of(guidance: GuidanceConfig) -> tuple[GuiderSchedule, GuiderSchedule]:
+    """Video and audio guidance by noise level; one for all levels where no schedule is set."""
+    video, audio = (GuiderSchedule(bins={1.0: params}) for params in guiders_of(guidance))
+    return guidance.video_schedule or video, guidance.audio_schedule or audio
 
 
 def guiders_of(guidance: GuidanceConfig) -> tuple[GuiderParams, GuiderParams]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,16 +38,25 @@ class HdrClip(Clip):
         """The picture for an ordinary screen: light above diffuse white is cut."""
         return (srgb_signal(self.hdr.linear_rec709(codes)) for codes in self.decoded_frames())
 
-    def save(self, path: str | Path, *, fragmented: bool = False) -> None:
+    def save(
+        self,
+        path: str | Path | BinaryIO,
+        *,
+        fragmented: bool = False,
+        frames: str | Path | None = None,
+    ) -> None:
         """Write `<stem>_exr/frame_00000.exr`, ... and a video file beside them in one pass.
 
         Raises:
             MediaError: a path cannot be written, or the folder is not empty.
             UnsupportedError: OpenEXR is not installed.
-            OptionError: a fragmented file was asked for.
+            OptionError: a fragmented file, a stream or PNG frames were asked for.
         """
-        if fragmented:
-            raise OptionError("a clip of high dynamic range is not written in fragments.")
+        if fragmented or frames is not None or not isinstance(path, str | Path):
+            raise OptionError(
+                "a clip of high dynamic range goes to a file with EXR frames beside it, not to a "
+                "stream, fragments or PNG frames."
+            )
         folder = ExrFolder(exr_folder(path), self.hdr.exr_attributes)
         with folder, self.writer(path) as writer:
             for codes in prefetch(self.decoded_frames()):
@@ -64,7 +74,7 @@ class HdrClip(Clip):
             self.height,
             self.frame_rate,
             audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
-            metadata=self.metadata(),
+            metadata=self.tags(),
         )
 
     def video_frames(self, codes: F32) -> F32:

@@ -24,7 +24,7 @@ from ltx2rt.manifest import Lora
 from ltx2rt.media.exr import openexr
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.noise import TorchGenerator
-from ltx2rt.pipelines.base import TRANSFORMER, Pipeline
+from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
 from ltx2rt.pipelines.run import Request
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.schedules import DISTILLED, HDR_STAGE2
@@ -65,7 +65,7 @@ class HDRICLoraPipeline(Pipeline):
 
     name: ClassVar[str] = "hdr-ic-lora"
     requires: ClassVar[tuple[str, ...]] = (
-        "text_encoder",
+        *TEXT_ENCODER,
         *TRANSFORMER,
         "spatial_upsampler",
         "video_encoder",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -16,14 +17,20 @@ from ltx2rt.pipelines.clip import Clip
 class ImageClip(Clip):
     """A clip whose first frame is the result."""
 
-    def save(self, path: str | Path, *, fragmented: bool = False) -> None:
+    def save(
+        self,
+        path: str | Path | BinaryIO,
+        *,
+        fragmented: bool = False,
+        frames: str | Path | None = None,
+    ) -> None:
         """Write a PNG; it appears when it is complete.
 
         Raises:
             MediaError: the file cannot be written.
-            OptionError: a fragmented file was asked for.
+            OptionError: a fragmented file, a stream or single frames were asked for.
         """
-        if fragmented:
-            raise OptionError("an image is not written in fragments; leave --fragmented out.")
-        frames = np.concatenate(list(self.float_frames()))
-        write_image(path, frames[0], self.metadata())
+        if fragmented or frames is not None or not isinstance(path, str | Path):
+            raise OptionError("an image goes to a .png file, not to a stream, fragments or frames.")
+        picture = np.concatenate(list(self.float_frames()))
+        write_image(path, picture[0], self.tags())

@@ -16,6 +16,7 @@ class KeyframeInterpolationPipeline(TwoStagesPipeline):
 
     name: ClassVar[str] = "keyframe"
     auto_duration: ClassVar[bool] = False
+    summary: ClassVar[str] = "A clip that passes through images; otherwise as two-stage."
     guiding_images: ClassVar[bool] = True
     audio_stage: ClassVar[str] = "stage_2"
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes",)

@@ -11,7 +11,7 @@ from ltx2rt.components.audio import fit_latent
 from ltx2rt.components.diffusion_stage import ModalityRequest
 from ltx2rt.conditioning import TemporalRegion
 from ltx2rt.errors import OptionError, join_problems
-from ltx2rt.media.audio import check_aac_rate
+from ltx2rt.media.audio import check_rate
 from ltx2rt.media.reader import probe_video, read_video_window
 from ltx2rt.pipelines.base import ONE_STAGE, Pipeline
 from ltx2rt.pipelines.guided import GuidedPipeline
@@ -136,7 +136,7 @@ def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
         subject=f"The size of the source '{own.video}'",
     )
     if info.has_audio and not own.regenerate_audio:
-        check_aac_rate(info.audio_sampling_rate)
+        check_rate(info.audio_sampling_rate)
     if own.start_time >= info.duration_s:
         raise OptionError(
             f"start_time={own.start_time:g} lies behind the end of '{own.video}', which lasts "

@@ -5,18 +5,20 @@ The steps that pipelines are put together from are methods here; their order is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.diffusion_stage import (
+    ANCESTRAL_SEED_OFFSET,
     ModalityRequest,
-    Sampler,
+    Shape,
     StageRequest,
     StageResult,
     run_stage,
 )
+from ltx2rt.components.embeddings import read_embeddings
 from ltx2rt.components.image_conditioner import EncodedImage, encode_images
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_item
@@ -30,11 +32,13 @@ from ltx2rt.manifest import Lora
 from ltx2rt.media.hdr import HDR_FORMATS, HdrFormat
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.progress import Job
+from ltx2rt.sampling import Sampler
 from ltx2rt.schedules import STAGE2_DISTILLED
 from ltx2rt.shapes import AudioLatentShape, VideoLatentShape, VideoPixelShape
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline
+    from ltx2rt.pipelines.checkpointing import StageStore
     from ltx2rt.pipelines.clip import Clip
 
 TRANSFORMER = ("transformer_head", "transformer_block", "transformer_tail")
@@ -62,6 +66,7 @@ class Run:
         pipeline: owns the engines.
         request: checked, defaults filled in.
         trace: collects intermediate tensors (parity tests).
+        store: keeps finished stages, and has those of a run that was cut off.
 
     Attributes:
         generator: the pipeline's random generator, seeded with the request's seed; its order of
@@ -69,16 +74,23 @@ class Run:
         canvas: the clip that stages work on; a pipeline sets it where that is larger, longer or
             faster than what was asked for. An automatic duration is one frame until `encode`.
         latents: `stage_1.video`, `stage_1.audio`, `upsampled.video`, ... as they were made.
+        stages: what every stage did: its sigmas, sampler and LoRAs.
     """
 
     def __init__(
-        self, pipeline: Pipeline, request: Request, job: Job, trace: StageTrace | None = None
+        self,
+        pipeline: Pipeline,
+        request: Request,
+        job: Job,
+        trace: StageTrace | None = None,
+        store: StageStore | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.request = request
         self.job = job
         self.trace = trace
         self.generator = TorchGenerator(request.config.seed)
+        self.store = store
         self.latents: dict[str, Array] = {}
         frames = request.config.num_frames
         self.canvas = VideoPixelShape(
@@ -87,6 +99,7 @@ class Run:
             width=request.config.width,
             frame_rate=request.config.frame_rate,
         )
+        self.stages: dict[str, dict[str, Any]] = {}
 
     @property
     def config(self) -> GenerationConfig:
@@ -105,21 +118,47 @@ class Run:
 
     def encode(self, prompts: Sequence[str]) -> TextContext:
         """Contexts of prompts, the first of which describes the clip; the text encoder is
-        released. An automatic duration is predicted from it: from here on, `config` has a number.
+        released. They come from the request's embeddings if it names some, from the clip before
+        if its prompts were the same, or from a run that was cut off. An automatic duration is
+        predicted from them: from here on, `config` has a number.
 
         Raises:
             OptionError: an image is placed behind the end of the predicted clip.
         """
-        encoder = self.pipeline.prompt_encoder()
-        layers = len(self.pipeline.source.options("text_head")["layers"])
-        self.job.report("prompt", 0, layers)
-        context = encoder(prompts, lambda done, total: self.job.report("prompt", done, total))
-        self.pipeline.release(*TEXT_ENCODER, FULL_BLOCK)
+        embeddings, pipeline, key = self.config.embeddings, self.pipeline, tuple(prompts)
+        if embeddings is not None:
+            context = self._ready(lambda: read_embeddings(embeddings, len(prompts)))
+        elif (known := pipeline.contexts) is not None and known[0] == key:
+            context = self._ready(lambda: known[1])
+        else:
+            context = self._encoded(prompts)
+            pipeline.contexts = key, context
         if self.trace is not None:
             self.trace.tensors["context.video"] = context.video[:1]
             self.trace.tensors["context.audio"] = context.audio[:1]
         if isinstance(self.config.num_frames, AutoDuration):
             self._predict_duration(self.config.num_frames, context)
+        return context
+
+    def _ready(self, context: Callable[[], TextContext]) -> TextContext:
+        """Contexts that need no text encoder."""
+        self.job.report("prompt", 0, 1)
+        ready = context()
+        self.job.report("prompt", 1, 1)
+        return ready
+
+    def _encoded(self, prompts: Sequence[str]) -> TextContext:
+        facts = {"prompts": list(prompts)}
+        kept = None if self.store is None else self.store.load("context", facts)
+        if kept is not None:
+            return self._ready(lambda: TextContext(kept["video"], kept["audio"]))
+        encoder = self.pipeline.prompt_encoder()
+        layers = len(self.pipeline.source.options("text_head")["layers"])
+        self.job.report("prompt", 0, layers)
+        context = encoder(prompts, lambda done, total: self.job.report("prompt", done, total))
+        self.pipeline.release(*TEXT_ENCODER, FULL_BLOCK)
+        if self.store is not None:
+            self.store.save("context", facts, {"video": context.video, "audio": context.audio})
         return context
 
     def _predict_duration(self, asked: AutoDuration, context: TextContext) -> None:
@@ -241,32 +280,78 @@ class Run:
     ) -> StageResult:
         """Run one stage and keep its latents; `facts` are further `StageRequest` fields.
 
+        The request's own sampler and sigmas for this stage replace those given. A stage that the
+        run's store has is not run again.
+
         Args:
             frame_rate: of the stage, where it is not the clip's.
             generator: what the noise is drawn from, where it is not the run's.
         """
-        request = StageRequest(
-            name=name,
-            sigmas=sigmas,
-            frame_rate=frame_rate or self.canvas.frame_rate,
-            scale_factors=self.pipeline.scale_factors,
-            video=video,
-            audio=audio,
-            **facts,
+        request = self._with_overrides(
+            StageRequest(
+                name=name,
+                sigmas=sigmas,
+                frame_rate=frame_rate or self.canvas.frame_rate,
+                scale_factors=self.pipeline.scale_factors,
+                video=video,
+                audio=audio,
+                **facts,
+            )
         )
-        result = run_stage(
-            request,
-            self.pipeline.transformer(loras),
-            context,
-            generator or self.generator,
-            self.job,
-            self.trace,
-            guidance,
-        )
-        for part in ("video", "audio", "keyframes"):
-            if (latent := getattr(result, part)) is not None:
-                self.latents[f"{name}.{part}"] = latent
+        self.stages[name] = {
+            "sigmas": [float(s) for s in request.sigmas],
+            "sampler": request.sampler,
+            "loras": [f"{lora.path}:{lora.strength:g}" for lora in loras],
+        }
+        generator = generator or self.generator
+        result = self._kept(name, generator)
+        if result is None:
+            result = run_stage(
+                request,
+                self.pipeline.transformer(loras),
+                context,
+                generator,
+                self.job,
+                self.trace,
+                guidance,
+            )
+            if self.store is not None:
+                self.store.save(name, self.stages[name], result.arrays, generator)
+        self.latents |= {f"{name}.{part}": latent for part, latent in result.arrays.items()}
         return result
+
+    def _kept(self, name: str, generator: TorchGenerator) -> StageResult | None:
+        """What a run that was cut off had of this stage; `generator` goes on after it."""
+        if self.store is None:
+            return None
+        kept = self.store.load(name, self.stages[name], generator)
+        if kept is None:
+            return None
+        self.job.report(name, 1, 1, "kept from before")
+        return StageResult(**{"video": None, "audio": None, **kept})
+
+    def _with_overrides(self, request: StageRequest) -> StageRequest:
+        """A stage with the sampler and sigmas that the user asked for. What starts at the first
+        noise level starts at the new one.
+        """
+        config = self.config
+        sampler, sigmas = {
+            "stage_1": (config.sampler, config.sigmas),
+            "stage_2": (config.stage_2_sampler, config.stage_2_sigmas),
+        }.get(request.name, (None, None))
+        if sampler is not None:
+            turn = 1 if request.name == "stage_1" else 2
+            seed = config.seed + turn * ANCESTRAL_SEED_OFFSET
+            request = replace(request, sampler=sampler, ancestral_seed=seed)
+        if sigmas is None:
+            return request
+        first, start = request.sigmas[0], sigmas[0]
+        return replace(
+            request,
+            sigmas=sigmas,
+            video=_restarted(request.video, first, start),
+            audio=_restarted(request.audio, first, start),
+        )
 
     def upsample(self, video: Array | None, upsampler: str = "spatial_upsampler") -> Array:
         """A video latent with more rows and columns, or with more frames (`temporal_upsampler`);
@@ -336,5 +421,15 @@ class Run:
             video_latent=video,
             audio_latent=audio,
             generator=self.generator,
+            stages=self.stages,
             **facts,
         )
+
+
+def _restarted(
+    modality: ModalityRequest[Shape] | None, first: float, start: float
+) -> ModalityRequest[Shape] | None:
+    """A modality that refines a latent from noise level `first`, to do so from `start`."""
+    if modality is None or modality.initial is None or modality.noise_scale != first:
+        return modality
+    return replace(modality, noise_scale=start)

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from ltx2rt.components.diffusion_stage import Sampler
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.base import TWO_STAGE
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.run import Request, Run
+from ltx2rt.sampling import Sampler
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
@@ -23,6 +23,10 @@ class TwoStagesPipeline(GuidedPipeline):
     """
 
     name: ClassVar[str] = "two-stage"
+    summary: ClassVar[str] = (
+        "Prompt (and images) to a clip with sound: "
+        "guided at half size, refined with a distilled LoRA."
+    )
     requires: ClassVar[tuple[str, ...]] = TWO_STAGE
     two_stage: ClassVar[bool] = True
     auto_duration: ClassVar[bool] = True

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from ltx2rt.components.diffusion_stage import Sampler
 from ltx2rt.config import GuidanceConfig
 from ltx2rt.guidance import HQ_AUDIO_GUIDER, HQ_VIDEO_GUIDER, GuiderParams
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.run import Request, Run
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
+from ltx2rt.sampling import Sampler
 
 #: of the distilled LoRA, in stages 1 and 2
 DISTILLED_STRENGTHS = (0.25, 0.5)
@@ -26,6 +26,7 @@ class TwoStagesHQPipeline(TwoStagesPipeline):
     """
 
     name: ClassVar[str] = "two-stage-hq"
+    summary: ClassVar[str] = "As two-stage, with the second-order sampler res-2s in both stages."
     default_size: ClassVar[tuple[int, int]] = (1088, 1920)
     sampler: ClassVar[Sampler] = "res_2s"
 

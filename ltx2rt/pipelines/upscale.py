@@ -17,7 +17,7 @@ from ltx2rt.errors import BundleError, OptionError, join_problems
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import VideoInfo, probe_video, read_audio, read_video_frames
-from ltx2rt.pipelines.base import TRANSFORMER, Pipeline
+from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
 from ltx2rt.pipelines.run import Request
 from ltx2rt.schedules import DISTILLED
 from ltx2rt.shapes import VideoScaleFactors
@@ -106,7 +106,7 @@ class UpscalePipeline(Pipeline):
         inputs: UpscaleInputs = request.inputs
         needed = ["spatial_upsampler"] * inputs.spatial + ["temporal_upsampler"] * inputs.temporal
         if inputs.refine is not None:
-            needed += ["text_encoder", *TRANSFORMER]
+            needed += [*TEXT_ENCODER, *TRANSFORMER]
         missing = [name for name in needed if not self.source.has(name)]
         if missing:
             raise BundleError(

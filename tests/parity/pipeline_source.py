@@ -58,7 +58,11 @@ class ComponentSource:
         names = ("video_encoder", "audio_decoder", "vocoder")
         self.model: ModelInfo = model_info(files, {n: self._component(n).options for n in names})
 
-    bundle_id = "golden"
+    bundle_id = text_encoder_id = "golden"
+
+    def context_widths(self) -> Mapping[str, int]:
+        shapes = {t.name: t.shape for t in self._component("transformer_head").inputs}
+        return {name: int(shapes[name][-1]) for name in ("video_context", "audio_context")}
 
     def _component(self, name: str) -> Component:
         if name not in self._components:

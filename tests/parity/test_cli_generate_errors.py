@@ -67,7 +67,7 @@ def test_requests(
         (("-o", "x"), "the extension '' is not allowed"),
         (("-o", "kept.mp4/x.mp4"), "does not exist"),
         (("-o", "x.mkv", "--fragmented"), "fragmented=True is for .mp4 and .mov"),
-        (("-o", "x.mp4", "--audio-output", "x.mp3"), "'.mp3' is not allowed"),
+        (("-o", "x.mp4", "--audio-output", "x.ogg"), "'.ogg' is not allowed"),
         (("-o", "x.mp4", "--audio-output", "missing/x.wav"), "does not exist"),
         (("-o", "x.mp4", "--save-latents", "missing/x.safetensors"), "does not exist"),
         (("-o", "x.mp4", "--save-latents", "../out"), "not a regular file"),

@@ -19,10 +19,16 @@ from ltx2rt.cli.__main__ import COMMANDS, main
 from ltx2rt.cli.build import parse_lora
 from ltx2rt.cli.common import ProgressPrinter
 from ltx2rt.cli.demo import generate_options
-from ltx2rt.cli.generate import config_of, parse_image
-from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
+from ltx2rt.cli.enhancement import DEFAULT_TIMEOUT_S
+from ltx2rt.cli.inputs import FLAGS
+from ltx2rt.cli.requests import config_of, parse_image, runtime_of, seeds_of
+from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
+from ltx2rt.enhance import EnhanceConfig
 from ltx2rt.errors import OptionError
+from ltx2rt.guidance import GuiderParams
 from ltx2rt.manifest import Lora
+from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
+from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.progress import Progress
 from ltx2rt.shapes import check_generation_size
 
@@ -56,6 +62,69 @@ def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixtur
     assert "--json" in out
 
 
+def test_help_of_one_pipeline_shows_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["generate", "--help"]) == 0
+    everything = capsys.readouterr().out
+    assert exit_code(["generate", "--pipeline", "distilled", "--help"]) == 0
+    distilled = capsys.readouterr().out
+    assert exit_code(["generate", "--pipeline", "one-stage", "-h"]) == 0
+    one_stage = capsys.readouterr().out
+    for flag, shown in (
+        ("--prompt", (True, True, True)),
+        ("--negative-prompt", (True, False, True)),
+        ("--video-stg-blocks", (True, False, True)),
+        ("--stage-2-sigmas", (True, True, False)),
+    ):
+        assert tuple(flag in text for text in (everything, distilled, one_stage)) == shown, flag
+    assert "guidance (for guided pipelines)" not in distilled
+    assert DistilledPipeline.__doc__ in " ".join(distilled.split())
+
+
+def test_pipelines_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pipelines", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == list(PIPELINES)
+    for name, row in rows.items():
+        cls = pipeline_class(name)
+        assert 20 < len(row["summary"]) < 200
+        assert (row["guided"], row["two_stage"]) == (cls.guided, cls.two_stage)
+        assert (tuple(row["default_size"]), tuple(row["requires"])) == (
+            cls.default_size, cls.requires,
+        )  # fmt: skip
+        assert row["flags"] == [f.name for f in FLAGS if name in f.pipelines]
+    assert main(["pipelines"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n{name} " in f"\n{text}" for name in PIPELINES)
+
+
+def test_every_flag_of_a_job_has_one_name_and_no_default() -> None:
+    """Defaults are the dataclasses'; paths are known by their metavar."""
+    parser = argparse.ArgumentParser()
+    importlib.import_module("ltx2rt.cli.generate").add_arguments(parser)
+    actions = [a for a in parser._actions if a.option_strings and a.dest != "help"]
+    assert {a.dest: a.default for a in actions if a.default is not None} == {}
+    assert all(a.help for a in actions)
+    names = [o for a in actions for o in a.option_strings]
+    assert len(set(names)) == len(names)
+
+
+def test_help_tells_the_defaults_of_the_dataclasses(capsys: pytest.CaptureFixture[str]) -> None:
+    exit_code(["generate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    config, runtime = GenerationConfig(prompt="a"), RuntimeConfig()
+    for flag, default in (
+        ("--seed", config.seed), ("--num-frames", config.num_frames),
+        ("--frame-rate", config.frame_rate), ("--tiling", config.tiling),
+        ("--threads", runtime.threads), ("--residency", runtime.residency),
+        ("--max-batch-size", runtime.max_batch_size), ("--scheduler", GuidanceConfig().scheduler),
+        ("--cfg-mode", GuiderParams().cfg_mode),
+        ("--apg-eta", f"{GuiderParams().apg_eta:g}"),
+    ):  # fmt: skip
+        described = text.split(f" {flag} ", 1)[1].split(" --")[0]
+        assert f"default {default}" in described, flag
+    assert EnhanceConfig(model=".").timeout_s == DEFAULT_TIMEOUT_S
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["--version"]) == 0
     assert capsys.readouterr().out == f"ltx2rt {ltx2rt.__version__}\n"
@@ -68,8 +137,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["gnerate"], "invalid choice: 'gnerate'"),
         (["doctor", "--jsno"], "unrecognized arguments: --jsno"),
         (["doctor", "--js"], "unrecognized arguments: --js"),
+        (["generate", "-o", "x.mp4"], "required: bundle"),
         (["generate", "b", "--prompt", "a", "-o", "x.mp4", "--seed", "x"], "invalid int value"),
-        (["generate", "b", "--prompt", "a", "-o", "x.mp4", "--tiling", "x"], "invalid choice"),
+        (["generate", "b", "--prompt", "a", "-o", "x.mp4", "--sampler", "x"], "invalid choice"),
         (["build", "-o", "b"], "required: --checkpoint"),
     ],
 )
@@ -84,7 +154,10 @@ def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFix
 def test_generate_defaults_are_those_of_the_configs() -> None:
     parsed = options("generate", "bundle", "--prompt", "a lake", "-o", "x.mp4")
     assert config_of(parsed) == GenerationConfig(prompt="a lake")
-    assert RuntimeConfig(threads=parsed.threads, residency=parsed.residency) == RuntimeConfig()
+    assert runtime_of(parsed) == RuntimeConfig()
+    assert seeds_of(parsed) == (GenerationConfig(prompt="a").seed,)
+    given = {k: v for k, v in vars(parsed).items() if v is not None}
+    assert given.keys() == {"bundle", "prompt", "output"}  # the rest is the classes' to say
 
 
 def test_generate_flags_reach_the_config() -> None:
@@ -148,7 +221,7 @@ def test_demo_asks_for_a_valid_clip_and_passes_everything_on() -> None:
     check_generation_size(parsed.height, parsed.width, parsed.num_frames, two_stage=True)
     passed = generate_options(parsed, Path("-bundle"))
     assert (passed.bundle, passed.output) == (Path("-bundle"), Path("-x.mp4"))
-    assert (passed.prompt, passed.seed) == ("-- a", -7)
+    assert (passed.prompt, passed.seeds) == ("-- a", [-7])
     assert (passed.height, passed.width) == (parsed.height, parsed.width)
     assert passed.quiet
     assert passed.json

@@ -1,0 +1,194 @@
+"""`ltx2rt batch BUNDLE JOBS.jsonl -o DIR`: one job a line, engines loaded once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.cli import generate as generate_command
+from ltx2rt.cli import job_file
+from ltx2rt.cli.outputs import Outputs
+from ltx2rt.cli.requests import Asked, asked_of, runtime_of
+from ltx2rt.config import RuntimeConfig
+from ltx2rt.errors import Ltx2rtError, OptionError, join_problems
+from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.plain_data import parse_json
+
+MAX_JOBS = 100_000
+EXIT_FAILED_JOBS = 1
+#: keys of a job that name what it writes
+OUTPUTS = {"output", "frames", "audio_output", "save_latents"}
+#: keys that a job of a batch may not have; a stream is under its name before it is complete
+REFUSED = {"resume", "work_dir", "save_embeddings", "stream", "fragmented"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "jobs",
+        type=Path,
+        metavar="JOBS",
+        help="one JSON object a line: the flags of `ltx2rt generate` (`output` is a name in -o)",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the clips"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="skip jobs whose output is there already"
+    )
+    parser.add_argument("--json", action="store_true", help="results are lines of JSON anyway")
+    generate_command.add_runtime_arguments(parser)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchJob:
+    """One clip of a batch: the number of its line, what is asked, and where it goes."""
+
+    number: int
+    asked: Asked
+    seed: int
+    output: Outputs
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every output is there; files appear under their names only when complete."""
+        return all(path.exists() for path in self.output.paths)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Every result is a line of JSON on stdout; 1 if a job failed."""
+    jobs = read_jobs(options)
+    options.output.mkdir(parents=True, exist_ok=True)
+    bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
+    failed = False
+    pipes: dict[tuple[str, RuntimeConfig], Pipeline] = {}
+    try:
+        for job in jobs:
+            result = {"job": job.number, "output": str(job.output.paths[0])}
+            if options.resume and job.is_done:
+                result["skipped"] = True
+            else:
+                try:
+                    result |= _made(job, bundle, pipes)
+                except Ltx2rtError as error:
+                    failed = True
+                    result["error"] = str(error)
+            print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+    return EXIT_FAILED_JOBS if failed else 0
+
+
+def _made(
+    job: BatchJob, bundle: Bundle, pipes: dict[tuple[str, RuntimeConfig], Pipeline]
+) -> dict[str, Any]:
+    """Generate one clip; the engines of one pipeline at a time stay loaded."""
+    asked = job.asked
+    job.output.check(asked.pipeline, asked.inputs, asked.config)
+    runtime = replace(runtime_of(asked.options, asked.record), residency="resident")
+    key = (asked.pipeline.name, runtime)
+    if key not in pipes:
+        while pipes:
+            pipes.popitem()[1].close()
+        pipes[key] = asked.pipeline(bundle, runtime)
+    pipe = pipes[key]
+    config = replace(asked.config, seed=job.seed)
+    return generate_command.make(pipe, asked, config, asked.guidance(pipe), job.output)
+
+
+def read_jobs(options: argparse.Namespace) -> list[BatchJob]:
+    """Every line of the file, checked.
+
+    Raises:
+        OptionError: lists what is wrong in every line.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    generate_command.add_arguments(parser)
+    known = job_file.Flags.of(parser)
+    shared = {n: getattr(options, n) for n in ("threads", "max_batch_size", "weights_dir", "quiet")}
+    defaults = argparse.Namespace(**vars(parser.parse_args([str(options.bundle)])))
+    given = {k: v for k, v in shared.items() if v is not None}
+    jobs: list[BatchJob] = []
+    problems = []
+    for number, line in _lines(options.jobs):
+        try:
+            asked = _asked(line, number, options, defaults, known)
+            merged = argparse.Namespace(**{**vars(asked.options), **given})
+            jobs += _clips(replace(asked, options=merged), number, options.output)
+        except Ltx2rtError as error:
+            problems.append(f"line {number}: {error}")
+    paths = Counter(p for job in jobs for p in job.output.paths)
+    problems += [f"{p} is the output of several jobs" for p, count in paths.items() if count > 1]
+    if problems:
+        raise OptionError(join_problems(f"{options.jobs} cannot be run", problems[:20]))
+    if not jobs:
+        raise OptionError(f"{options.jobs} holds no jobs.")
+    return jobs
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Numbered lines that are not empty."""
+    try:
+        if path.stat().st_size > MAX_JOBS * 10_000:
+            raise OptionError(f"{path} is too large for a file of jobs.")
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise OptionError(f"cannot read {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise OptionError(f"cannot read {path}: it is not UTF-8 text.") from error
+    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if len(lines) > MAX_JOBS:
+        raise OptionError(f"{path} has {len(lines)} jobs; at most {MAX_JOBS} run in one batch.")
+    return lines
+
+
+def _asked(
+    line: str,
+    number: int,
+    options: argparse.Namespace,
+    defaults: argparse.Namespace,
+    known: job_file.Flags,
+) -> Asked:
+    """A line as a request; its outputs are in the batch's folder, other paths beside the file."""
+    try:
+        job = parse_json(line)
+    except ValueError as error:
+        raise OptionError(f"it is not JSON: {error}") from error
+    if not isinstance(job, dict):
+        raise OptionError("it is not an object of flags")
+    job = {name.replace("-", "_"): value for name, value in job.items()}
+    refused = sorted(REFUSED & job.keys())
+    if refused:
+        raise OptionError(f"{', '.join(refused)} cannot be used in a batch")
+    outputs = {"output": f"{number:04d}.mp4", **{k: job.pop(k) for k in OUTPUTS & job.keys()}}
+    where = f"{options.jobs} line {number}"
+    named, _ = job_file.with_job(defaults, outputs, options.output.absolute(), known, where)
+    return asked_of(*job_file.with_job(named, job, options.jobs.absolute().parent, known, where))
+
+
+def _clips(asked: Asked, number: int, folder: Path) -> list[BatchJob]:
+    """The clips of one line.
+
+    Raises:
+        OptionError: a name that leads out of the batch's folder.
+    """
+    every, count = Outputs.of(asked.options), len(asked.seeds)
+    inside = folder.resolve()
+    outside = [str(p) for p in every.paths if not p.resolve().is_relative_to(inside)]
+    if outside or every.is_stdout:
+        raise OptionError(f"output {', '.join(outside) or '-'} is not inside {folder}")
+    return [
+        BatchJob(
+            number=number,
+            asked=asked,
+            seed=seed,
+            output=every.numbered(i) if count > 1 else every,
+        )
+        for i, seed in enumerate(asked.seeds, 1)
+    ]

@@ -1,0 +1,180 @@
+"""What `ltx2rt generate` and `ltx2rt batch` write: checked before any work, then written."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ltx2rt.errors import OptionError, join_problems
+
+if TYPE_CHECKING:
+    from ltx2rt.config import GenerationConfig
+    from ltx2rt.pipelines.base import Pipeline
+    from ltx2rt.pipelines.clip import Clip
+
+STDOUT = Path("-")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help=".mp4, .mov or .mkv; .wav, .flac, .mp3 or .m4a: only the sound; .png for an upscaled "
+        "image; -: an mp4 on stdout",
+    )
+    output.add_argument(
+        "--stream",
+        "--fragmented",
+        dest="stream",
+        action="store_true",
+        default=None,
+        help="write an .mp4 or .mov that plays while the clip is decoded",
+    )
+    output.add_argument(
+        "--frames", type=Path, metavar="DIR", help="also (or only) write the frames as PNG files"
+    )
+    output.add_argument(
+        "--audio-output",
+        type=Path,
+        metavar="FILE",
+        help="also write the whole sound: .wav, .flac, .mp3 or .m4a",
+    )
+    output.add_argument(
+        "--save-latents",
+        type=Path,
+        metavar="FILE",
+        help="write every stage's latents (safetensors)",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Where the parts of one clip go; None: not written.
+
+    Attributes:
+        clip: a video or sound file, or `-`.
+        stream: write a file that plays while it grows.
+        frames: folder of PNG files.
+        audio, latents: further files.
+    """
+
+    clip: Path | None = None
+    stream: bool = False
+    frames: Path | None = None
+    audio: Path | None = None
+    latents: Path | None = None
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Outputs:
+        """The outputs that the flags name.
+
+        Raises:
+            OptionError: they name none.
+        """
+        outputs = cls(
+            clip=options.output,
+            stream=bool(options.stream),
+            frames=options.frames,
+            audio=options.audio_output,
+            latents=options.save_latents,
+        )
+        if not outputs.paths:
+            raise OptionError(
+                "nothing is to be written: name an output (-o out.mp4, --frames DIR, "
+                "--audio-output FILE or --save-latents FILE)."
+            )
+        return outputs
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files and folders, the clip first."""
+        return [p for p in (self.clip, self.frames, self.audio, self.latents) if p is not None]
+
+    @property
+    def is_stdout(self) -> bool:
+        return self.clip == STDOUT
+
+    def numbered(self, number: int) -> Outputs:
+        """The outputs of one of several clips: `out-0001.mp4`, ...
+
+        Raises:
+            OptionError: several clips cannot go to standard output.
+        """
+        if self.is_stdout:
+            raise OptionError(
+                "-o - takes one clip; name a file for several (--num-videos, --seed)."
+            )
+
+        def name(path: Path | None) -> Path | None:
+            return path and path.with_name(f"{path.stem}-{number:04d}{path.suffix}")
+
+        return replace(
+            self,
+            clip=name(self.clip),
+            frames=name(self.frames),
+            audio=name(self.audio),
+            latents=name(self.latents),
+        )
+
+    def check(self, pipeline: type[Pipeline], inputs: Any, config: GenerationConfig) -> None:
+        """Find out, before any work, that everything can be written, and that a clip of this
+        request has it.
+
+        Raises:
+            MediaError, OptionError: see `check_output_path`.
+        """
+        from ltx2rt.media.files import check_file_path, check_fragmented, check_output_path
+        from ltx2rt.pipelines.exr_checks import exr_folder
+
+        makes = pipeline.output_kinds(inputs)
+        allowed = (*makes, "audio") if "video" in makes else makes
+        kind = makes[0]
+        if self.clip is not None and not self.is_stdout:
+            kind = check_output_path(self.clip, *allowed)
+        is_hdr = kind == "video" and (config.hdr is not None or pipeline.makes_exr)
+        problems = []
+        if kind != "video" and self.stream:
+            problems.append(f"--stream is for video, not for '{self.clip}'")
+        if kind != "video" and self.is_stdout:
+            problems.append(f"-o - takes video; this request makes {kind}")
+        if "video" not in makes and self.frames is not None:
+            problems.append(f"--frames is for video; this request makes {kind}")
+        if is_hdr and (self.stream or self.frames is not None or self.is_stdout):
+            problems.append(
+                "a clip of high dynamic range goes to an ordinary file with EXR frames beside it; "
+                "leave --stream, --frames and -o - out"
+            )
+        if problems:
+            raise OptionError(join_problems("cannot write", problems))
+        if self.stream and self.clip is not None:
+            check_fragmented(self.clip)
+        if is_hdr and self.clip is not None:
+            check_output_path(exr_folder(self.clip), "frames")
+        if self.frames is not None:
+            check_output_path(self.frames, "frames")
+        if self.audio is not None:
+            check_output_path(self.audio, "audio")
+        if self.latents is not None:
+            check_file_path(self.latents)
+
+    def write(self, clip: Clip) -> None:
+        """Decode the clip and write everything."""
+        from ltx2rt.media.files import AUDIO_FORMATS
+
+        if self.latents is not None:
+            clip.save_latents(self.latents)
+        sound_only = self.clip is not None and self.clip.suffix.lower() in AUDIO_FORMATS
+        if self.clip is not None and not sound_only:
+            target = sys.stdout.buffer if self.is_stdout else self.clip
+            clip.save(target, fragmented=self.stream, frames=self.frames)
+        elif self.frames is not None:
+            clip.save_frames(self.frames)
+        if self.clip is not None and sound_only:
+            clip.save_audio(self.clip)
+        if self.audio is not None:
+            clip.save_audio(self.audio)

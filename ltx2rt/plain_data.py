@@ -1,0 +1,203 @@
+"""Frozen dataclasses as plain JSON data and back, driven by their type hints.
+
+Understood are str, int, float, bool, None, `Path`, `Literal`, unions, tuples, string- or
+number-keyed mappings and dataclasses of these. Reading is strict: unknown, missing and mistyped
+entries are all named, and the dataclasses check their values themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from ltx2rt.errors import Ltx2rtError, OptionError, join_problems
+
+T = TypeVar("T")
+
+_SHOWN = 60  # characters of a bad value in a message
+
+
+def to_plain(value: Any) -> Any:
+    """JSON data of a dataclass, tuple, mapping or scalar.
+
+    Paths, and text fields that are called `path`, become absolute.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(plain.get("path"), str):
+            plain["path"] = str(Path(plain["path"]).absolute())
+        return plain
+    if isinstance(value, Path):
+        return str(value.absolute())
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    return value
+
+
+def from_plain(kind: type[T], data: Any, what: str) -> T:
+    """The dataclass `kind` from JSON data.
+
+    Args:
+        kind: a dataclass.
+        data: an object with its fields; those with a default may be left out.
+        what: names the data in a message.
+
+    Raises:
+        OptionError: lists everything that is wrong.
+    """
+    value, problems = read_plain(kind, data)
+    if value is None:
+        raise OptionError(join_problems(what, problems))
+    return value
+
+
+def read_plain(kind: type[T], data: Any, where: str = "") -> tuple[T | None, list[str]]:
+    """As `from_plain`, but gives the problems back; None if there are any. `where` names the data
+    in them.
+    """
+    problems: list[str] = []
+    value = _read(kind, data, where, problems)
+    return (None if problems else typing.cast(T, value)), problems
+
+
+def parse_json(text: str) -> Any:
+    """JSON without repeated keys, NaN or infinity.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def unknown_name(name: str, known: Iterable[str], where: str = "") -> str:
+    """`'sead' is unknown; did you mean 'seed'?`, or `x has an unknown option 'sead'; did ...`."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    shown = repr(name[:_SHOWN])
+    return f"{where} has an unknown option {shown}{hint}" if where else f"{shown} is unknown{hint}"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [k for k, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is given twice")
+    return found
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
+    """`data` as `kind`; what does not fit is added to `problems`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _read_union(arguments, data, where, problems)
+    if origin is Literal:
+        if any(type(data) is type(a) and data == a for a in arguments):
+            return data
+        return _wrong(f"one of {', '.join(map(str, arguments))}", data, where, problems)
+    if origin is tuple:
+        return _read_tuple(arguments, data, where, problems)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(data, dict):
+            return _wrong("an object", data, where, problems)
+        return _read_mapping(arguments, data, where, problems)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, data, where, problems)
+    if kind is Any:
+        return data
+    if kind is float and type(data) is int:
+        return float(data) if abs(data) < 2**53 else _wrong("a number", data, where, problems)
+    if kind is Path:
+        if isinstance(data, str) and data and "\0" not in data:
+            return Path(data)
+        return _wrong("a path", data, where, problems)
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    if kind in names and type(data) is kind:  # bool is an int to Python
+        return data
+    if kind is type(None) and data is None:
+        return None
+    return _wrong(names.get(kind, "null"), data, where, problems)
+
+
+def _wrong(expected: str, data: Any, where: str, problems: list[str]) -> None:
+    shown = repr(data)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    problems.append(f"{where or 'the record'} is {shown}; expected {expected}")
+
+
+def _read_union(kinds: tuple[Any, ...], data: Any, where: str, problems: list[str]) -> Any:
+    """The first member that fits; the messages of the last one (the innermost) if none does."""
+    if data is None and type(None) in kinds:
+        return None
+    tried: list[str] = []
+    for kind in (k for k in kinds if k is not type(None)):
+        tried = []
+        value = _read(kind, data, where, tried)
+        if not tried:
+            return value
+    problems += tried
+    return None
+
+
+def _read_tuple(kinds: tuple[Any, ...], data: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(data, list):
+        return _wrong("a list", data, where, problems)
+    if kinds[1:] == (...,):
+        kinds = (kinds[0],) * len(data)
+    if len(kinds) != len(data):
+        return _wrong(f"a list of {len(kinds)}", data, where, problems)
+    pairs = zip(kinds, data, strict=True)
+    return tuple(_read(k, d, f"{where}[{i}]", problems) for i, (k, d) in enumerate(pairs))
+
+
+def _read_mapping(
+    kinds: tuple[Any, ...], data: dict[str, Any], where: str, problems: list[str]
+) -> dict[Any, Any]:
+    found = {}
+    for name, item in data.items():
+        key: Any = name
+        if kinds[0] in (int, float):
+            try:
+                key = kinds[0](name)
+            except ValueError:
+                _wrong("a number as key", name, where, problems)
+                continue
+        found[key] = _read(kinds[1], item, f"{where}.{name}" if where else name, problems)
+    return found
+
+
+def _read_dataclass(kind: type[Any], data: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(data, dict):
+        return _wrong("an object", data, where, problems)
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    hints = typing.get_type_hints(kind)
+    before = len(problems)
+    problems += [unknown_name(n, fields, where) for n in data if n not in fields]
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            place = f"{where}.{name}" if where else name
+            values[name] = _read(hints[name], data[name], place, problems)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            problems.append(f"{where} lacks {name!r}" if where else f"{name!r} is missing")
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**values)
+    except Ltx2rtError as error:
+        problems.append(str(error))
+        return None

@@ -1,0 +1,308 @@
+"""Job files and records: the same as the flags, and nothing that a bad file could do."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ltx2rt.cli import generate as generate_command
+from ltx2rt.cli import job_file
+from ltx2rt.cli.requests import asked_of, config_of
+from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition
+from ltx2rt.errors import Ltx2rtError, OptionError
+from ltx2rt.guidance import GuiderParams, GuiderSchedule
+from ltx2rt.manifest import Lora
+from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
+from ltx2rt.pipelines.record import Record, read_record, record_text
+from ltx2rt.pipelines.record_files import record_in
+from ltx2rt.pipelines.run import Request
+from ltx2rt.plain_data import from_plain, parse_json, to_plain
+
+FLAGS = generate_command.flags()
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    generate_command.add_arguments(parser)
+    return parser.parse_args(["bundle", *arguments])
+
+
+def completed(path: Path, *arguments: str) -> argparse.Namespace:
+    return job_file.complete(options(*arguments), path, FLAGS)[0]
+
+
+JSON_JOB = {
+    "prompt": "a lake", "pipeline": "two-stage", "seed": [3, 4], "num-frames": 17, "height": 64,
+    "frame_rate": 30, "image": ["p.png@0:0.5", "/abs/q.png"], "lora": "l.safetensors:0.5",
+    "distilled_lora": "d.safetensors", "video_stg_blocks": [1, 2], "sigmas": [1, 0.5, 0],
+    "stage_2_sampler": "gradient-estimation", "cfg_mode": "apg", "apg_eta": 0.5, "stream": True,
+    "quiet": False, "output": "out.mp4", "tiling": "512x64",
+}  # fmt: skip
+TOML_JOB = """
+prompt = "a lake"
+pipeline = "two-stage"
+seed = [3, 4]
+num-frames = 17
+height = 64
+frame_rate = 30
+image = ["p.png@0:0.5", "/abs/q.png"]
+lora = "l.safetensors:0.5"
+distilled_lora = "d.safetensors"
+video_stg_blocks = [1, 2]
+sigmas = [1, 0.5, 0]
+stage_2_sampler = "gradient-estimation"
+cfg_mode = "apg"
+apg_eta = 0.5
+stream = true
+quiet = false
+output = "out.mp4"
+tiling = "512x64"
+"""
+
+
+def test_a_job_equals_the_flags(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(JSON_JOB))
+    (tmp_path / "job.toml").write_text(TOML_JOB)
+    flags = options(
+        "--prompt", "a lake", "--pipeline", "two-stage", "--seed", "3,4", "--num-frames", "17",
+        "--height", "64", "--frame-rate", "30", "--image", f"{tmp_path}/p.png@0:0.5",
+        "--image", "/abs/q.png", "--lora", f"{tmp_path}/l.safetensors:0.5",
+        "--distilled-lora", f"{tmp_path}/d.safetensors", "--video-stg-blocks", "1", "2",
+        "--sigmas", "1", "0.5", "0", "--stage-2-sampler", "gradient-estimation",
+        "--cfg-mode", "apg", "--apg-eta", "0.5", "--stream", "-o", f"{tmp_path}/out.mp4",
+        "--tiling", "512x64",
+    )  # fmt: skip
+    for name in ("job.json", "job.toml"):
+        assert vars(completed(tmp_path / name)) == vars(flags)
+    config = config_of(flags)
+    assert (config.width, config.sigmas, config.stage_2_sampler) == (
+        1536,
+        (1.0, 0.5, 0.0),
+        "gradient_estimation",
+    )
+
+
+def test_the_command_line_wins(tmp_path: Path) -> None:
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps(JSON_JOB))
+    merged = completed(job, "--seed", "9", "--image", "z.png", "--pipeline", "keyframe")
+    assert (merged.seeds, merged.images, merged.pipeline) == ([9], ["z.png"], "keyframe")
+    assert merged.prompt == "a lake"
+
+
+def test_another_prompt_forgets_where_the_old_one_came_from() -> None:
+    base = GenerationConfig(prompt="long", user_prompt="short", embeddings=Path("/e.safetensors"))
+    assert config_of(options("--seed", "3"), base) == dataclasses.replace(base, seed=3)
+    assert config_of(options("--prompt", "new"), base) == GenerationConfig(prompt="new")
+
+
+def test_dumped_jobs_give_the_same_flags(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(JSON_JOB))
+    first = completed(tmp_path / "job.json")
+    (tmp_path / "other").mkdir()
+    job_file.dump_job(tmp_path / "other" / "dump.json", first, None, FLAGS)
+    assert vars(completed(tmp_path / "other" / "dump.json")) == vars(first)
+
+
+def test_flags_that_store_another_constant(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--no-sound", dest="sound", action="store_const", const=False)
+    parser.add_argument("--pair", action="append", nargs=2, metavar=("FILE", "X"))
+    known = job_file.Flags.of(parser)
+    given = parser.parse_args(["--no-sound", "--pair", "/a.mp4", "0.5"])
+    job_file.dump_job(tmp_path / "job.json", given, None, known)
+    job = job_file.read_job(tmp_path / "job.json")
+    assert job == {"no_sound": True, "pair": [["/a.mp4", "0.5"]]}
+    read, _ = job_file.with_job(parser.parse_args([]), job, Path("/"), known, "job")
+    assert vars(read) == vars(given)
+    job = {"no_sound": False, "pair": ["b.mp4", 1]}
+    read, _ = job_file.with_job(parser.parse_args([]), job, Path("/f"), known, "job")
+    assert (read.sound, read.pair) == (None, [["/f/b.mp4", "1"]])
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ('{"promt": "a", "sede": 1}', ["'promt' is unknown; did you mean 'prompt'?", "'sede'"]),
+        ('{"seed": "x", "height": 6.5, "stream": 1}', ["3 problems", "6.5 is not a whole number"]),
+        ('{"height": "64"}', ["'64' is not a whole number"]),
+        ('{"height": true}', ["True is not a whole number"]),
+        ('{"frame_rate": NaN}', ["NaN is not a number"]),
+        ('{"prompt": "a", "prompt": "b"}', ["'prompt' is given twice"]),
+        ('{"sampler": "ddim"}', ["allowed: euler, euler-ancestral, res-2s"]),
+        ('{"sigmas": []}', ["the list is empty"]),
+        ('{"sigmas": 1}', ["1 is not a list"]),
+        ('{"image": [1, {"a": 2}]}', ["{'a': 2} is not text"]),
+        ('{"output": "a\\u0000b.mp4"}', ["is not a path"]),
+        ('{"job": "x", "help": true, "bundle": "b"}', ["3 problems"]),
+        ("[1]", ["holds no table"]),
+        ('{"prompt": ', ["is not JSON"]),
+        ("[" * 100_000, ["nested too deeply"]),
+        ("\xff", ["is not JSON"]),
+        ('{"record": {"pipeline": "x"}}', ["pipeline 'x' is unknown"]),
+    ],
+)
+def test_bad_jobs_say_everything_at_once(tmp_path: Path, text: str, parts: list[str]) -> None:
+    job = tmp_path / "job.json"
+    job.write_bytes(text.encode("latin-1"))
+    with pytest.raises(OptionError) as error:
+        completed(job)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_job_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match=r"cannot read .*absent.json"):
+        completed(tmp_path / "absent.json")
+    with pytest.raises(OptionError, match="is not a job: name a"):
+        completed(tmp_path / "job.yaml")
+    (tmp_path / "d.json").mkdir()
+    with pytest.raises(OptionError, match="Is a directory"):
+        completed(tmp_path / "d.json")
+    big = tmp_path / "big.json"
+    big.write_text(" " * 100)
+    monkeypatch.setattr(job_file, "MAX_JOB_BYTES", 50)
+    with pytest.raises(OptionError, match="too large"):
+        completed(big)
+    (tmp_path / "x.toml").write_text("a = ")
+    with pytest.raises(OptionError, match="is not TOML"):
+        completed(tmp_path / "x.toml")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from([*FLAGS.actions, "record", "x"]), JSON_VALUES, max_size=4))
+def test_any_job_is_taken_or_refused_in_words(job: dict[str, Any]) -> None:
+    with contextlib.suppress(Ltx2rtError):
+        asked_of(*job_file.with_job(options(), job, Path("/f"), FLAGS, "job"))
+
+
+REQUEST = Request(
+    config=GenerationConfig(
+        prompt='né ☂ "q" \n',
+        seed=2**63,
+        frame_rate=29.97,
+        images=(ImageCondition(path=Path("/a/b.png"), frame=8, strength=0.1, crf=0),),
+        loras=(Lora(path="/l.safetensors", strength=-0.3),),
+        generated_keyframes=(8, 16),
+        sampler="res_2s",
+        stage_2_sigmas=(0.9, 0.1, 0.0),
+    ),
+    guidance=GuidanceConfig(
+        video=GuiderParams(cfg_scale=2.0, stg_blocks=(1, 2)),
+        audio_schedule=GuiderSchedule(bins={1.0: GuiderParams(), 0.25: GuiderParams(cfg_scale=9)}),
+        distilled_strengths=(0.1, 0.7),
+    ),
+)
+
+
+def test_records_come_back_as_they_were() -> None:
+    record = Record(pipeline="two-stage", request=REQUEST, bundle="b", stages={"stage_1": {}})
+    assert read_record(record_text(record), "x.mp4") == record
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.builds(
+        GenerationConfig,
+        prompt=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip),
+        seed=st.integers(-(2**63), 2**64 - 1),
+        frame_rate=st.floats(1, 240),
+        generated_keyframes=st.integers(0, 9) | st.lists(st.integers(0, 99)).map(tuple),
+    )
+)
+def test_any_config_survives_json(config: GenerationConfig) -> None:
+    text = json.dumps(to_plain(config))
+    assert from_plain(GenerationConfig, parse_json(text), "config") == config
+
+
+def example(kind: Any, place: int = 1) -> Any:
+    """Some value of a type; numbers grow with their place among the fields."""
+    if typing.get_origin(kind) is tuple:
+        return (example(typing.get_args(kind)[0]),)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        required = [
+            f.name
+            for f in dataclasses.fields(kind)
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        ]
+        return kind(**{name: example(hints[name], i) for i, name in enumerate(required, 1)})
+    return {Path: Path("/a.mp4"), float: place / 8, int: place, str: "a", bool: True}[kind]
+
+
+def test_the_inputs_of_every_pipeline_come_back() -> None:
+    for name in PIPELINES:
+        inputs = pipeline_class(name).Inputs
+        request = dataclasses.replace(REQUEST, inputs=None if inputs is None else example(inputs))
+        record = Record(pipeline=name, request=request)
+        assert read_record(record_text(record), "x.mp4") == record
+
+
+GOOD = to_plain(Record(pipeline="two-stage", request=REQUEST))
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    data = json.loads(json.dumps(GOOD))
+    *parents, last = path.split(".")
+    inner = data
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [
+        ("{", "is damaged"),
+        ("[]", "names no pipeline"),
+        ('{"pipeline": 3}', "names no pipeline"),
+        (changed("request", None), "request is None; expected an object"),
+        (changed("request.inputs", {}), "takes no inputs"),
+        (changed("request.config.seed", 1.5), "request.config.seed is 1.5; expected a whole"),
+        (changed("request.config.seed", True), "expected a whole number"),
+        (changed("request.config.height", "64"), "request.config.height is '64'"),
+        (changed("request.config.frame_rate", math.nan), "frame_rate=nan"),
+        (changed("request.config.frame_rate", 10**400), "expected a number"),
+        (changed("request.config.images", [{"path": ""}]), "path is ''; expected a path"),
+        (changed("request.config.loras", {}), "expected a list"),
+        (changed("request.config.sampler", "x"), "expected one of euler"),
+        (changed("request.config.more", 1), "request.config has an unknown option 'more'"),
+        (changed("request.guidance.distilled_strengths", [1.0]), "expected a list of 2"),
+        (changed("request.guidance.audio_schedule.bins", {"x": {}}), "a number as key"),
+        (changed("request.guidance.audio_schedule.bins", {"nan": {}}), "upper bounds"),
+        (changed("max_batch_size", None), "max_batch_size is None"),
+    ],
+)
+def test_bad_records_say_what_is_wrong(data: Any, part: str) -> None:
+    with pytest.raises(OptionError, match=r"x\.mp4") as error:
+        read_record(data, "x.mp4")
+    assert part in str(error.value)
+
+
+def test_files_without_a_usable_record(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"\0" * 100)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)
+    (tmp_path / "a.safetensors").write_bytes(b"\x02" + b"\0" * 7 + b"{}")
+    for name in ("a.mp4", "a.png", "a.safetensors", "absent.mp4", "absent.png"):
+        with pytest.raises(Ltx2rtError) as error:
+            record_in(tmp_path / name)
+        assert name in str(error.value)
