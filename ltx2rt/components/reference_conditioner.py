@@ -140,8 +140,8 @@ def load_mask(path: Path, pixels: VideoPixelShape) -> F32:
     """A mask video at the size of a stage: `[1, 1, n, H, W]` float32 in [0, 1], mean over RGB."""
     frames = iterate_video_frames(path, pixels.num_frames)
     video = _fitted(frames, pixels.height, pixels.width)
-    grey = (video.mean(axis=1, keepdims=True) + np.float32(1)) / np.float32(2)
-    return np.clip(grey, 0, 1).astype(np.float32)
+    grey: F32 = (video.mean(axis=1, keepdims=True) + np.float32(1)) / np.float32(2)
+    return np.clip(grey, 0, 1)
 
 
 def _fitted(
