@@ -218,9 +218,7 @@ def orthogonalize(downs: Sequence[Array], ups: Sequence[Array]) -> tuple[list[Ar
 def _basis(columns: Array) -> Array:
     """Orthonormal basis of a column space, `[n, dimensions]` float64."""
     q, r = np.linalg.qr(columns.astype(np.float64))
-    left, values, _ = np.linalg.svd(
-        r, full_matrices=False
-    )  # small: its rank is that of the columns
+    left, values, _ = np.linalg.svd(r, full_matrices=False)  # small, of the same rank
     basis: Array = q @ left[:, : np.sum(values > _RANK_TOLERANCE * values.max(initial=0.0))]
     return basis
 

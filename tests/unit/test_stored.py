@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltx2rt.codecs import fp8, nvfp4
-from ltx2rt.codecs.stored import LAYOUTS, decode, storage_problems
+from ltx2rt.codecs.stored import GROUPS, LAYOUTS, decode, storage_problems
 from ltx2rt.safetensors import DTYPES, Encoding, MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.safetensors_writer import write_safetensors
 
@@ -29,12 +29,18 @@ def entry(dtype: str, shape: tuple[int, ...]) -> TensorEntry:
 def encodings(draw: st.DrawFn) -> tuple[tuple[int, ...], str, Encoding]:
     """Mostly shapes that fit a format, with one thing or another wrong."""
     kind = draw(st.sampled_from([*LAYOUTS, "fp3"]))
-    rows, columns, group = draw(SIZES), draw(SIZES), draw(st.sampled_from([0, 1, 16, 32, 64]))
+    rows, columns = draw(SIZES), draw(SIZES)
+    group = draw(st.sampled_from([0, 1, 16, 32, 64, *[GROUPS.get(kind, 16)] * 5]))
     layout = LAYOUTS.get(kind)
     shape: tuple[int, ...] = (rows, columns)
     codes = (rows, columns // (layout.per_byte if layout else 1))
     fitting = list(layout.scale_shapes(rows, columns, group)) if layout and group else [()]
-    parts = {"scale": entry(draw(SCALE_DTYPES), draw(st.sampled_from([*fitting, (3,)])))}
+    dtypes = st.sampled_from(layout.scale_dtypes) if layout else SCALE_DTYPES
+    parts = {
+        "scale": entry(
+            draw(dtypes | dtypes | SCALE_DTYPES), draw(st.sampled_from([*fitting, (3,)]))
+        )
+    }
     if draw(st.booleans()):
         parts["tensor_scale"] = entry("float32", draw(st.sampled_from([(), (1,), (2,)])))
     if draw(st.integers(0, 9)) == 0:
