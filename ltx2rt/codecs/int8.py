@@ -71,7 +71,7 @@ def _rotate(weight: F32, group: int) -> F32:
 
     Works on the transposed groups, so that every step is along long rows.
     """
-    values = np.ascontiguousarray(weight.reshape(-1, group).T)
+    values = weight.reshape(-1, group).T.copy()
     stride = 1
     while stride < group:
         a, b, c, d = np.moveaxis(values.reshape(-1, 4, stride, values.shape[1]), 1, 0)
