@@ -251,7 +251,7 @@ def _check_file(folder: Path, name: str, sha256: str, what: str) -> list[str]:
             return [f"{what}: {path} is not a file"]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        return [f"{what}: {str(path):.300} cannot be read ({error.strerror})"]
+        return [f"{what}: {path!s:.300} cannot be read ({error.strerror})"]
     except ValueError as error:
         return [f"{what}: {str(path)!r:.300} cannot be read ({error})"]
     return [] if digest == sha256 else [f"{what}: {path} does not match its hash in the manifest"]
