@@ -323,9 +323,11 @@ def _check_file(folder: Path, name: str, sha256: str, what: str) -> list[str]:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         return [f"{what}: {name!r:.80} is not a file of the bundle"]
     try:
-        if not path.is_file():
-            return [f"{what}: {path} cannot be read (no such file)"]
+        if path.exists() and not path.is_file():
+            return [f"{what}: {path} is not a file"]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        return [f"{what}: {path} cannot be read ({error.strerror})"]
+        return [f"{what}: {path!s:.300} cannot be read ({error.strerror})"]
+    except ValueError as error:
+        return [f"{what}: {str(path)!r:.300} cannot be read ({error})"]
     return [] if digest == sha256 else [f"{what}: {path} does not match its hash in the manifest"]
