@@ -67,3 +67,6 @@ QUANT_ROUNDING = 1.5
 
 #: bfloat16 PyTorch on one tiny block against float32: 2^-9 a rounding, some 30 roundings in a row.
 BF16_REL_RMS = 0.02
+
+#: FP8 on two of the demo model's three blocks, whole distilled clip. Measured 2.5e-2.
+FP8_DEMO_LATENT_REL_L2 = 6e-2
