@@ -20,7 +20,7 @@ from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, UnsupportedError
-from ltx2rt.manifest import Lora, write_manifest
+from ltx2rt.manifest import Lora, Tensor, write_manifest
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile
@@ -35,7 +35,7 @@ from tests.parity import tiny_transformer as tiny
 from tests.parity.command_line import use_graphs_of
 from tests.parity.demo_loras import write_demo_lora
 from tests.parity.quantized_models import quantize_file
-from tests.tolerances import FP8_DEMO_LATENT_REL_L2
+from tests.tolerances import FP8_DEMO_LATENT_REL_L2, LORA_INPUTS_REL_L2
 
 #: the linears of one block of two
 BLOCK_1 = re.compile(
@@ -182,7 +182,13 @@ def test_memory_stays_at_one_tensor(scheme: str, tmp_path: Path) -> None:
 
 
 def quantized_copy(
-    source: Path, model: dict[str, Path], target: Path, scheme: str, plain_layers: tuple[int, ...]
+    source: Path,
+    model: dict[str, Path],
+    target: Path,
+    scheme: str,
+    plain_layers: tuple[int, ...] = (),
+    *,
+    lora_inputs: bool = False,
 ) -> Path:
     """A copy of a float32 bundle with its block quantised; everything else stays."""
     from ltx2rt_export.catalog import COMPONENTS
@@ -196,7 +202,13 @@ def quantized_copy(
     entries = dict(manifest.components)
     overlays = {}
     for part in prepare(
-        component, scheme, target / "weights", Job(), dtype="float32", plain_layers=plain_layers
+        component,
+        scheme,
+        target / "weights",
+        Job(),
+        dtype="float32",
+        plain_layers=plain_layers,
+        lora_inputs=lora_inputs,
     ):
         name, data = part.graph.component.name, part.graph.model.SerializeToString()
         (target / f"graphs/{name}.onnx").write_bytes(data)
@@ -206,6 +218,11 @@ def quantized_copy(
             graph=f"graphs/{name}.onnx",
             graph_sha256=hashlib.sha256(data).hexdigest(),
             precision=part.precision,
+            inputs=tuple(
+                Tensor(name=t.name, dtype=t.dtype, shape=t.shape)
+                for t in part.graph.component.inputs
+            ),
+            options=dict(part.graph.component.options),
             transposed=tuple(sorted(part.graph.transposed)),
             layers=tuple(
                 refs if layer else {}
@@ -298,3 +315,34 @@ def test_a_clip_on_two_block_engines(
     assert np.abs(other - first).max() > 1e-3
     error = np.linalg.norm(first - exact) / np.linalg.norm(exact)
     assert 1e-3 < error < FP8_DEMO_LATENT_REL_L2
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "fp8"])
+def test_low_rank_inputs_give_what_merging_gives(
+    scheme: str,
+    demo_bundle: Path,
+    demo_model: dict[str, Path],
+    loras: list[Lora],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two LoRAs on ONNX Runtime; with FP8 the base weight is quantised without them."""
+    use_graphs_of(demo_bundle, monkeypatch)
+    copy = quantized_copy(demo_bundle, demo_model, tmp_path / "b", scheme, lora_inputs=True)
+    bundle, merged = open_bundle(copy), open_bundle(demo_bundle)
+    assert len(bundle.options("transformer_block")["lora_inputs"]) == 34
+    request = GenerationConfig(
+        prompt="a lake", seed=3, height=64, width=64, num_frames=9, tiling="none"
+    )
+    with_loras = dataclasses.replace(request, loras=tuple(loras))
+    runtime = RuntimeConfig(threads=1)
+    with DistilledPipeline(merged, runtime) as pipe:
+        want, base = pipe(with_loras).video_latent, pipe(request).video_latent
+    with DistilledPipeline(bundle, runtime) as pipe:
+        first, adapted, again = (pipe(r).video_latent for r in (request, with_loras, request))
+    np.testing.assert_array_equal(first, again)
+    bound = {"fp32": LORA_INPUTS_REL_L2, "fp8": FP8_DEMO_LATENT_REL_L2}[scheme]
+    assert np.linalg.norm(adapted - want) / np.linalg.norm(want) < bound
+    assert np.linalg.norm(want - base) / np.linalg.norm(base) > 5 * LORA_INPUTS_REL_L2
+    if scheme == "fp32":
+        np.testing.assert_allclose(first, base, rtol=1e-4, atol=1e-4)
