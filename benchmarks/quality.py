@@ -218,10 +218,12 @@ def distilled_clips() -> dict[str, dict[str, float]]:
     runtime = RuntimeConfig(residency="resident")
     with tempfile.TemporaryDirectory() as folder:
         bundle = open_bundle(demo_bundle(Path(folder)))
-        made = make_components(
-            open_inputs(inputs_in(bundle.manifest.build, bundle.folder)), (), Path(folder)
-        )
-        components = {c.name: c for c in made}
+        files = open_inputs(inputs_in(bundle.manifest.build, bundle.folder))
+        graphs = {
+            c.name: export_component(c, "bfloat16")
+            for c in make_components(files, (), Path(folder))
+            if c.name in TRANSFORMER
+        }
         with DistilledPipeline(bundle, runtime) as pipe:
             clip = pipe(CLIP)
             want = [clip.video_latent, clip.audio_latent]
