@@ -12,10 +12,16 @@ from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, join_problems
-from ltx2rt.lora import LORA_COMPONENTS, LoraMerger, weight_module
+from ltx2rt.lora import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
 from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
-from ltx2rt.weights import engine_tensors, stored_tensor, tensor_entry, weight_problems
+from ltx2rt.weights import (
+    engine_tensors,
+    lora_tensors,
+    stored_tensor,
+    tensor_entry,
+    weight_problems,
+)
 
 
 class ModelSource(Protocol):
@@ -141,25 +147,40 @@ class Bundle:
         if not active:
             return None
         if self._merger is None or self._merger[0] != active:
-            targets = {
-                weight_module(name, index, weight): ref.shape
-                for name in LORA_COMPONENTS
-                if self.has(name)
-                for index, layer in enumerate(self.component(name).layers)
-                for weight, ref in layer.items()
-                if weight.endswith(".weight") and len(ref.shape) == 2
-            }
-            self._merger = active, LoraMerger(active, targets)
+            self._merger = active, LoraMerger(active, self._lora_targets())
         return self._merger[1]
+
+    def match_lora(self, file: SafetensorsFile) -> Adapter:
+        """Match an opened LoRA to this bundle's transformer.
+
+        Raises:
+            CheckpointError, UnsupportedError: see `parse_lora`.
+        """
+        return parse_lora(file, self._lora_targets())
+
+    def _lora_targets(self) -> dict[str, tuple[int, ...]]:
+        return {
+            weight_module(name, index, weight): ref.shape
+            for name in LORA_COMPONENTS
+            if self.has(name)
+            for index, layer in enumerate(self.component(name).layers)
+            for weight, ref in layer.items()
+            if weight.endswith(".weight") and len(ref.shape) == 2
+        }
 
     def _load(
         self, name: str, entry: ComponentEntry, index: int, loras: LoraMerger | None
     ) -> dict[str, Array]:
         loaded: dict[str, Array] = {}
         overlay = entry.overlays[index] if entry.overlays else {}
+        adapted = {f"{module}.weight" for module in entry.options.get("lora_inputs", ())}
+        if name not in LORA_COMPONENTS:
+            loras = None
         for weight, ref in entry.layers[index].items():
             module, tensor = weight_module(name, index, weight), self.entry(weight, ref)
-            if loras is not None and name in LORA_COMPONENTS and loras.changes(module):
+            if weight in adapted:
+                loaded |= lora_tensors(entry, weight, ref.shape, module, loras)
+            if loras is not None and loras.changes(module) and weight not in adapted:
                 values, dtype = loras.merge(module, tensor), "float32"
             elif weight in overlay:
                 continue

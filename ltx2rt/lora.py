@@ -15,6 +15,7 @@ import numpy as np
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
 from ltx2rt.floats import cast
+from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import LoraPair, read_lora_keys
 from ltx2rt.manifest import Lora
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
@@ -75,7 +76,7 @@ def parse_lora(
             f"{file.path} uses {', '.join(keys.unsupported)}; only plain LoRA pairs are supported: "
             "convert it, or bake it into a checkpoint first."
         )
-    flat = _flat_names(targets)
+    flat = flat_names(targets)
     pairs: dict[str, LoraPair] = {}
     skipped: list[str] = []
     problems = list(keys.problems)
@@ -168,14 +169,23 @@ def fuse_entry(
 ) -> Array:
     """Fuse LoRA pairs, each with its strength, into a checkpoint tensor; float32 values.
 
-    `dtype` defaults to the tensor's own where it is bfloat16, else to float32; see `fuse`.
+    `dtype` defaults to `fused_dtype`; see `fuse`.
     """
     loaded = [
         (files.load(p.down, "float32"), files.load(p.up, "float32"), strength * p.scale)
         for p, strength in updates
     ]
-    dtype = dtype or ("bfloat16" if weight.dtype == "bfloat16" else "float32")
+    dtype = dtype or fused_dtype(weight)
     return fuse(files.load(weight, "float32"), loaded, dtype=dtype, delta_dtype=delta_dtype)
+
+
+def fused_dtype(weight: TensorEntry) -> str:
+    """What a fused weight is rounded to: its own dtype, bfloat16 for quantised ones.
+
+    The runtime does not quantise fused weights again (spec/lora.md section 5 does): bfloat16 keeps
+    more of them, and the delta is a bfloat16 number anyway.
+    """
+    return "float32" if weight.dtype in {"float64", "float32", "float16"} else "bfloat16"
 
 
 def collect_updates(
@@ -189,7 +199,8 @@ def collect_updates(
     return updates
 
 
-def _flat_names(targets: Iterable[str]) -> dict[str, str]:
+def flat_names(targets: Iterable[str]) -> dict[str, str]:
+    """Flattened official name, as kohya files use it -> official name."""
     flat = {name.replace(".", "_"): name for name in targets}
     for name in list(flat):
         if name.startswith("video_embeddings_connector_"):
@@ -210,6 +221,13 @@ def weight_module(component: str, layer: int, weight: str) -> str:
     """The official module of a component's weight: block weights are named without their layer."""
     prefix = f"transformer_blocks.{layer}." if component.startswith("transformer_block") else ""
     return prefix + weight.removesuffix(".weight")
+
+
+def factor_names(module: str) -> tuple[str, str]:
+    """Inputs A `[in, r]` and B `[r, out]` of graphs that take LoRAs unmerged: the names of the
+    official format.
+    """
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
 class LoraMerger:
@@ -238,7 +256,7 @@ class LoraMerger:
     ) -> None:
         adapters = []
         for lora in loras:
-            adapter = parse_lora(SafetensorsFile(lora.path), targets)
+            adapter = parse_lora(open_lora(lora.path), targets)
             if adapter.skipped:
                 logger.warning(
                     "%d of %d modules of LoRA %s are not part of this transformer: ignored",
@@ -264,3 +282,30 @@ class LoraMerger:
             dtype=self._dtype,
             delta_dtype=self._delta_dtype,
         )
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of all updates of one module together; at least 1."""
+        sums = (sum(pair.rank for pair, _ in pairs) for pairs in self._updates.values())
+        return max(sums, default=1)
+
+    def factors(self, module: str, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """All updates of a module as one, for graphs that take them unmerged.
+
+        Args:
+            shape: of the module's weight, `[out, in]`.
+
+        Returns:
+            A `[in, rank]` and B `[rank, out]` with the strengths, float32; zeros where ranks are
+            left over (spec/lora.md section 4: ranks side by side).
+        """
+        out, width = shape
+        down = np.zeros((self.rank, width), np.float32)
+        up = np.zeros((out, self.rank), np.float32)
+        begin = 0
+        for pair, strength in self._updates.get(module, ()):
+            rows = slice(begin, begin + pair.rank)
+            down[rows] = self._files.load(pair.down, "float32")
+            up[:, rows] = self._files.load(pair.up, "float32") * np.float32(strength * pair.scale)
+            begin += pair.rank
+        return np.ascontiguousarray(down.T), np.ascontiguousarray(up.T)

@@ -7,11 +7,12 @@ Only headers and scalar alphas are read.
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from pathlib import Path
 
 from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.safetensors import (
@@ -34,6 +35,8 @@ _WEIGHT = re.compile(
     r"^(.+?)\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(\.\w+)?\.weight$"
 )
 _DOWN = {"lora_A", "lora_down", "lora.down"}
+_DTYPES = ("float32", "bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2")
+_MAX_CONFIG_BYTES = 1 << 20
 _UNSUPPORTED = {
     "DoRA": re.compile(r"\.(dora_scale|lora_magnitude_vector)"),
     "LoHa": re.compile(r"\.hada_\w+$"),
@@ -75,18 +78,26 @@ def read_lora_keys(file: SafetensorsFile, *, honour_alpha: bool = False) -> Lora
     Args:
         honour_alpha: scale by alpha/rank in official-style files too. The official loader ignores
             alpha there; kohya, PEFT and diffusers files always use it.
+
+    Raises:
+        CheckpointError: an alpha is not a finite number.
     """
     unsupported = tuple(
         kind for kind, pattern in _UNSUPPORTED.items() if any(pattern.search(n) for n in file)
     )
     halves: dict[str, dict[str, TensorEntry]] = {}
+    problems: list[str] = []
     for name, entry in file.items():
         if match := _WEIGHT.match(name):
             side = "down" if match[2] in _DOWN else "up"
-            halves.setdefault(match[1], {})[side] = entry
+            if side in halves.setdefault(match[1], {}):
+                problems.append(f"{match[1]} has two {side} halves")
+            halves[match[1]][side] = entry
+            if entry.dtype not in _DTYPES:
+                problems.append(f"{name} is {entry.dtype}, expected {', '.join(_DTYPES)}")
     style = _style(list(halves), file)
+    scales = _Scales(file, style, honour_alpha=honour_alpha)
     pairs: dict[str, LoraPair] = {}
-    problems: list[str] = []
     for module, half in halves.items():
         if len(half) < 2:
             problems.append(f"{module} has only its {next(iter(half))} half")
@@ -97,8 +108,7 @@ def read_lora_keys(file: SafetensorsFile, *, honour_alpha: bool = False) -> Lora
                 f"{module} has shapes {list(down.shape)} and {list(up.shape)}, which do not chain"
             )
             continue
-        scaled = honour_alpha or style not in {"official", "bare"}
-        pairs[module] = LoraPair(down, up, _scale(file, module, down.shape[0]) if scaled else 1.0)
+        pairs[module] = LoraPair(down, up, scales.of(module, down.shape[0]))
     return LoraKeys(style, pairs, unsupported, tuple(problems))
 
 
@@ -159,22 +169,61 @@ def _style(modules: Sequence[str], file: SafetensorsFile) -> str:
     return "diffusers" if "lora_adapter_metadata" in file.metadata else "bare"
 
 
-def _scale(file: SafetensorsFile, module: str, rank: int) -> float:
-    entry = file.get(f"{module}.alpha")
-    if entry is not None:
-        files = MappedFiles()
-        value = np.ravel(convert(files.raw(entry), entry.dtype, "float32", f"{module}.alpha"))
-        if value.size != 1:
-            raise CheckpointError(f"{file.path} is corrupt: {module}.alpha is not one number.")
-        return float(value[0]) / max(rank, 1)
-    adapter = read_metadata(file, "lora_adapter_metadata")
-    if not isinstance(adapter, dict):
-        return 1.0
-    config = {str(key).rsplit(".", 1)[-1]: value for key, value in adapter.items()}
-    alpha = config.get("lora_alpha", rank)
-    if not isinstance(alpha, int | float):
-        raise CheckpointError(f"{file.path} is corrupt: lora_alpha={alpha!r} is not a number.")
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+class _Scales:
+    """Where a file's scales come from: alpha tensors, else the trainer's configuration."""
+
+    def __init__(self, file: SafetensorsFile, style: str, *, honour_alpha: bool) -> None:
+        self._file = file
+        self._folded = style in {"official", "bare"} and not honour_alpha
+        self._files = MappedFiles()
+        config = read_metadata(file, "lora_adapter_metadata")
+        if config is None and style == "peft":
+            config = _adapter_config(file.path.with_name("adapter_config.json"))
+        config = config if isinstance(config, dict) else {}
+        #: keys may name the component that they are for: `transformer.lora_alpha`
+        self._config = {str(key).rsplit(".", 1)[-1]: value for key, value in config.items()}
+
+    def of(self, module: str, rank: int) -> float:
+        """The scale of one update of this rank."""
+        if self._folded:
+            return 1.0
+        entry = self._file.get(f"{module}.alpha")
+        if entry is not None:
+            return self._number(self._read(entry), f"{module}.alpha") / max(rank, 1)
+        patterns = self._config.get("alpha_pattern")
+        alpha = self._config.get("lora_alpha", rank)
+        if isinstance(patterns, dict):
+            named = (v for key, v in patterns.items() if f".{module}".endswith(f".{key}"))
+            alpha = next(named, alpha)
+        root = self._config.get("use_rslora") is True
+        return self._number(alpha, "lora_alpha") / float(max(rank, 1) ** (0.5 if root else 1.0))
+
+    def _read(self, entry: TensorEntry) -> object:
+        if entry.num_elements != 1:
+            return entry.shape
+        raw = self._files.raw(entry)
+        if raw.dtype.kind in "iu" and entry.dtype.startswith(("int", "uint")):
+            return float(raw.reshape(-1)[0])
+        return float(convert(raw, entry.dtype, "float32", entry.name).reshape(-1)[0])
+
+    def _number(self, value: object, name: str) -> float:
+        try:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            number = float(value) if is_number else math.nan  # type: ignore[arg-type]
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise CheckpointError(f"{self._file.path} is corrupt: {name} is not one finite number.")
+        return number
+
+
+def _adapter_config(path: Path) -> object:
+    """What PEFT writes beside its weights; None when it is not there or not readable."""
+    try:
+        with path.open("rb") as file:
+            return json.loads(file.read(_MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _factor(file: SafetensorsFile, key: str) -> int:

@@ -44,3 +44,33 @@ PIPELINE_LATENT_REL_L2 = 2e-4  # what RoPE evaluated in another order may cost
 PIPELINE_FRAME_MAX = 2e-3
 PIPELINE_FRAME_MEAN = 1e-4
 PIPELINE_WAVEFORM_MAX = 1e-3
+
+#: A quantised block graph in float32 against its emulation: the same codes, other summation orders.
+#: Measured 0 to 4e-7; a code that fell the other way would cost 1e-4 and more.
+QUANT_GRAPH_REL_RMS = 5e-6
+
+#: What one tiny block (random weights and inputs, widths 64 and 32) loses to a scheme, float32
+#: elsewhere: (least, most). The least shows that the scheme does something. Measured: tests print
+#: nothing, `python -m benchmarks.run --case quality` has the table.
+QUANT_LOSS = {
+    "fp8": (0.02, 0.09),
+    "fp8-static": (0.02, 0.12),
+    "nvfp4": (0.05, 0.3),
+    "nvfp4-static": (0.05, 0.4),
+    "int8-wo": (0.002, 0.015),
+    "int4-wo": (0.05, 0.2),
+}
+
+#: A 16-bit graph may lose this much more against float32 than PyTorch loses in the same dtype
+#: (spec/transformer.md section 17: engines round in other places).
+QUANT_ROUNDING = 1.5
+
+#: bfloat16 PyTorch on one tiny block against float32: 2^-9 a rounding, some 30 roundings in a row.
+BF16_REL_RMS = 0.02
+
+#: FP8 on two of the demo model's three blocks, whole distilled clip. Measured 2.5e-2.
+FP8_DEMO_LATENT_REL_L2 = 6e-2
+
+#: LoRAs as inputs against merged ones, whole clip: merging rounds the factors, the delta and the
+#: weight to bfloat16 (spec/lora.md section 2 gives 3.5e-3 on a toy), the inputs round nothing.
+LORA_INPUTS_REL_L2 = 1e-2

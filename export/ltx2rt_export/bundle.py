@@ -26,8 +26,10 @@ from ltx2rt.manifest import (
     Lora,
     Manifest,
     ModelInfo,
+    Place,
     Source,
     Tensor,
+    WeightEncoding,
     WeightRef,
     bundle_id,
     write_manifest,
@@ -265,6 +267,20 @@ class SourceTable:
 
     def ref(self, entry: TensorEntry) -> WeightRef:
         """The manifest's form of a tensor's place."""
+        encoding = entry.encoding
+        if encoding is None:
+            return WeightRef(**self._place(entry))
+        return WeightRef(
+            **self._place(entry),
+            encoding=WeightEncoding(
+                format=encoding.format,
+                shape=encoding.shape,
+                group=encoding.group,
+                parts={n: Place(**self._place(e)) for n, e in sorted(encoding.parts.items())},
+            ),
+        )
+
+    def _place(self, entry: TensorEntry) -> dict[str, Any]:
         path = entry.path.absolute()
         if path not in self._numbers:
             file = SafetensorsFile(path)
@@ -277,13 +293,13 @@ class SourceTable:
                     header_sha256=file.header_sha256,
                 )
             )
-        return WeightRef(
-            source=self._numbers[path],
-            dtype=entry.dtype,
-            shape=entry.shape,
-            offset=entry.offset,
-            length=entry.length,
-        )
+        return {
+            "source": self._numbers[path],
+            "dtype": entry.dtype,
+            "shape": entry.shape,
+            "offset": entry.offset,
+            "length": entry.length,
+        }
 
 
 def _entry(part: Prepared, graph: ExportedGraph, digest: str, table: SourceTable) -> ComponentEntry:

@@ -6,17 +6,18 @@ upsamplers. Only headers are read, so opening a 46 GB file takes milliseconds.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, join_problems
 from ltx2rt.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.gemma_files import GemmaFiles, check_gemma_version, open_gemma
 from ltx2rt_export.kinds import KINDS, detect_kind, open_weights, split_components
-from ltx2rt_export.storage_format import StorageFormat, detect_storage_format
+from ltx2rt_export.storage_format import StorageFormat, detect_storage_format, with_encodings
 from ltx2rt_export.version import ModelVersion, detect_version, read_config
 
 StrPath = str | os.PathLike[str]
@@ -114,7 +115,6 @@ def open_model(
     loras: Sequence[StrPath] = (),
     *,
     need: Collection[str] = tuple(REQUIRED),
-    allow_quantized: bool = False,
 ) -> ModelFiles:
     """Resolve a model from its files and check that they belong together.
 
@@ -126,11 +126,10 @@ def open_model(
         text_encoder: a packed Gemma with projections, or a file of projections and connectors.
         loras: adapters, in the order they are fused.
         need: parts that must be found, from `REQUIRED`.
-        allow_quantized: accept a transformer or Gemma whose weights are quantised.
 
     Raises:
         CheckpointError: a file is broken or of another model, or parts are missing: all are named.
-        UnsupportedError: the weights are in a quantised format, or Gemma is of another family.
+        UnsupportedError: weights are in a format that is not read, or Gemma is of another family.
     """
     main = _open_as(checkpoint, "checkpoint", ("checkpoint", "transformer"))
     given = {
@@ -158,8 +157,11 @@ def open_model(
             parts[role], files[role] = dict(file), file
         else:
             _take(file, (role,), parts, files)
+    stored = detect_storage_format(parts.get("transformer", {}))
+    parts = {role: with_encodings(tensors) for role, tensors in parts.items()}
     encoder = open_gemma(gemma or packed_gemma) if gemma or packed_gemma else None
     if encoder is not None:
+        encoder = dataclasses.replace(encoder, tensors=with_encodings(encoder.tensors))
         parts["gemma"] = encoder.tensors
     _check_complete(main, parts, need)
     version = detect_version(main, parts["transformer"], files.get("video_vae"))
@@ -167,11 +169,6 @@ def open_model(
     if encoder is not None:
         warning = check_gemma_version(main, encoder, version.generation)
         _check_gemma_size(encoder, parts.get("text_projection", {}))
-    stored = detect_storage_format(parts["transformer"])
-    if not allow_quantized:
-        _refuse_quantized(main.path, stored)
-        if encoder is not None:
-            _refuse_quantized(encoder.path, detect_storage_format(encoder.tensors))
     parts["text"] = {
         **{f"model.diffusion_model.{k}": e for k, e in parts.get("connectors", {}).items()},
         **parts.get("text_projection", {}),
@@ -238,11 +235,3 @@ def _check_gemma_size(gemma: GemmaFiles, projection: Tensors) -> None:
                 f"gives {found} features; {name} of {entry.path} takes {entry.shape[1]}: give the "
                 "Gemma size that the model was trained with (12B for the released ones)."
             )
-
-
-def _refuse_quantized(path: Path, stored: StorageFormat | None) -> None:
-    if stored is not None:
-        raise UnsupportedError(
-            f"{path} stores {stored.layers} layers as {stored.description} ({stored.name}), which "
-            "cannot be built: give the bf16 file and choose --precision instead."
-        )

@@ -8,12 +8,14 @@ import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from ltx2rt.manifest import BuildInputs, ComponentEntry, Lora, Source, WeightRef
+from ltx2rt.manifest import BuildInputs, ComponentEntry, Lora, Place, Source, WeightRef
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.safetensors_writer import write_safetensors
 from ltx2rt_export.checkpoint import ModelFiles
+from ltx2rt_export.storage_format import is_companion_of
 
 #: bytes copied at a time: a tensor is never held in memory as a whole
 CHUNK_BYTES = 16 * 2**20
@@ -27,7 +29,8 @@ GEMMA_FILES = (
 )
 
 #: where a tensor lies: file, offset and length (an empty tensor shares its offset with another)
-Place = tuple[Path, int, int]
+Location = tuple[Path, int, int]
+P = TypeVar("P", bound=Place)
 
 
 def copy_weights(
@@ -50,14 +53,19 @@ def copy_weights(
     assets = files.gemma.assets.values() if files.gemma else ()
     used |= {_place(e) for e in assets if isinstance(e, TensorEntry)}
     copied: list[Source] = []
-    moved: dict[Place, tuple[int, int]] = {}
+    moved: dict[Location, tuple[int, int]] = {}
     places: dict[Path, str] = {}
     originals = _originals(sources, files, fused)
     job.report("copy weights", 0, len(originals))
     for number, path in enumerate(originals):
         file = SafetensorsFile(path)
+        copied_names = {e.name for e in file.values() if _place(e) in used}
         wanted = [
-            fused.get(e.name, e) for e in file.values() if e.name in fused or _place(e) in used
+            fused.get(e.name, e)
+            for e in file.values()
+            if e.name in fused
+            or e.name in copied_names
+            or is_companion_of(e.name, copied_names - fused.keys())
         ]
         place = _new_name(files, path, set(places.values()) | {s.path for s in sources}, number)
         (work / place).parent.mkdir(parents=True, exist_ok=True)
@@ -92,22 +100,23 @@ def _originals(
     return list(dict.fromkeys([*paths, *replaced]))
 
 
-def _place(entry: TensorEntry) -> Place:
+def _place(entry: TensorEntry) -> Location:
     return entry.path.absolute(), entry.offset, entry.length
 
 
-def _ref_place(work: Path, sources: Sequence[Source], ref: WeightRef) -> Place:
+def _ref_place(work: Path, sources: Sequence[Source], ref: Place) -> Location:
     return work / sources[ref.source].path, ref.offset, ref.length
 
 
 def _used_places(
     work: Path, entries: Mapping[str, ComponentEntry], sources: Sequence[Source]
-) -> set[Place]:
+) -> set[Location]:
     return {
-        _ref_place(work, sources, ref)
+        _ref_place(work, sources, place)
         for entry in entries.values()
         for layer in entry.layers
         for ref in layer.values()
+        for place in (ref, *(ref.encoding.parts.values() if ref.encoding else ()))
     }
 
 
@@ -115,12 +124,19 @@ def _move(
     layer: Mapping[str, WeightRef],
     work: Path,
     sources: Sequence[Source],
-    moved: Mapping[Place, tuple[int, int]],
+    moved: Mapping[Location, tuple[int, int]],
 ) -> dict[str, WeightRef]:
+    def move(place: P) -> P:
+        source, offset = moved[_ref_place(work, sources, place)]
+        return dataclasses.replace(place, source=source, offset=offset)
+
     result = {}
     for name, ref in layer.items():
-        source, offset = moved[_ref_place(work, sources, ref)]
-        result[name] = dataclasses.replace(ref, source=source, offset=offset)
+        result[name] = move(ref)
+        if ref.encoding is not None:
+            parts = {part: move(place) for part, place in ref.encoding.parts.items()}
+            encoding = dataclasses.replace(ref.encoding, parts=parts)
+            result[name] = dataclasses.replace(result[name], encoding=encoding)
     return result
 
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ltx2rt.engine import Array
-from ltx2rt.lora import collect_updates, fuse_entry, lora_targets, parse_lora
+from ltx2rt.lora import collect_updates, fuse_entry, fused_dtype, lora_targets, parse_lora
+from ltx2rt.lora_files import find_lora
 from ltx2rt.lora_keys import LoraPair
 from ltx2rt.manifest import Lora
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry, convert
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.safetensors_writer import write_safetensors
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
@@ -33,7 +34,10 @@ def fuse_loras(
     """
     parts = [files.tensors(role) for role in ("transformer", "connectors", "text_projection")]
     targets = lora_targets(*parts)
-    parsed = [(parse_lora(open_weights(lora.path), targets), lora.strength) for lora in loras]
+    opened = [open_weights(find_lora(lora.path)) for lora in loras]
+    parsed = [
+        (parse_lora(file, targets), lora.strength) for file, lora in zip(opened, loras, strict=True)
+    ]
     updates = collect_updates(parsed)
     if not updates:
         return list(components)
@@ -49,7 +53,7 @@ def fuse_loras(
     write_safetensors(
         folder / OVERLAY,
         {
-            entry.name: (entry.dtype, entry.shape, _fused(maps, entry, updates[module]))
+            entry.name: (fused_dtype(entry), entry.shape, _fused(maps, entry, updates[module]))
             for module, entry in changed.items()
         },
         {"loras": "; ".join(f"{Path(x.path).name}:{x.strength:g}" for x in loras)},
@@ -71,8 +75,7 @@ def _fused(
     entry: TensorEntry,
     updates: Sequence[tuple[LoraPair, float]],
 ) -> Iterator[Array]:
-    fused = fuse_entry(maps, entry, updates)
-    yield convert(fused, "float32", entry.dtype, entry.name)
+    yield fuse_entry(maps, entry, updates)
 
 
 def _move(

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError
-from ltx2rt.lora_keys import (
-    STYLES,
-    file_reference_factors,
-    lora_generations,
-    read_lora_keys,
-)
+from ltx2rt.lora_info import describe_lora
 from ltx2rt.safetensors import SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.gemma_files import GemmaFiles, open_gemma
-from ltx2rt_export.kinds import KINDS, detect_kind, is_gguf, open_weights, split_components
-from ltx2rt_export.storage_format import detect_storage_format
+from ltx2rt_export.kinds import (
+    KINDS,
+    detect_kind,
+    is_gguf,
+    is_lora,
+    open_weights,
+    split_components,
+)
+from ltx2rt_export.storage_format import storage_summary
 from ltx2rt_export.version import (
     GENERATIONS,
     ModelVersion,
     detect_version,
-    is_distilled_lora,
     read_config,
 )
 
@@ -65,6 +65,8 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     where = Path(path)
     if where.is_dir():
+        where = _only_lora(where) or where
+    if where.is_dir():
         gemma = open_gemma(where)
         return {**_summary(where, "gemma", gemma.tensors, gemma.files), "gemma": _gemma(gemma)}
     if is_gguf(where):
@@ -80,7 +82,7 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
     result = _summary(where, kind, file, [file])
     parts = split_components(file)
     if kind == "lora":
-        return {**result, "lora": _lora(file)}
+        return {**result, "lora": describe_lora(file)}
     result["components"] = [
         {"name": name, **_size(parts[name].values())} for name in _PARTS if name in parts
     ]
@@ -97,12 +99,8 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
     if kind == "text_encoder":
         result["gemma"] = _gemma(open_gemma(where))
     quantized = parts.get("transformer") or parts.get("gemma") or {}
-    if stored := detect_storage_format(quantized):
-        result["storage_format"] = {
-            **asdict(stored),
-            "description": stored.description,
-            "buildable": False,
-        }
+    if stored := storage_summary(quantized):
+        result["storage_format"] = stored
     return result
 
 
@@ -127,6 +125,8 @@ def format_inspection(info: Mapping[str, Any]) -> str:
         layers = f", {stored['layers']} layers" if "layers" in stored else ""
         usable = "" if stored["buildable"] else " (cannot be built)"
         rows.append(("quantised", f"{stored['description']}{layers}{usable}"))
+        if problem := stored.get("problem"):
+            rows.append(("problem", " ".join(problem.split())))
     for section in ("lora", "upsampler", "gemma"):
         rows += [
             (key.replace("_", " "), _value(value)) for key, value in info.get(section, {}).items()
@@ -169,6 +169,12 @@ def _size(entries: Iterable[TensorEntry]) -> dict[str, int]:
     }
 
 
+def _only_lora(folder: Path) -> Path | None:
+    """The LoRA file that is alone in a folder; None for a Gemma folder."""
+    files = list(folder.glob("*.safetensors"))
+    return files[0] if len(files) == 1 and is_lora(open_weights(files[0])) else None
+
+
 def _pipelines(
     version: ModelVersion, parts: Mapping[str, Mapping[str, TensorEntry]]
 ) -> list[dict[str, Any]]:
@@ -187,29 +193,6 @@ def _pipelines(
                 needs.append(extra)
         result.append({"name": name, "needs": needs})
     return result
-
-
-def _lora(file: SafetensorsFile) -> dict[str, Any]:
-    keys = read_lora_keys(file)
-    spatial, temporal = file_reference_factors(file)
-    alphas = sorted({round(p.scale * p.rank, 4) for p in keys.pairs.values()})
-    info: dict[str, Any] = {
-        "key_style": STYLES[keys.style],
-        "ranks": sorted({p.rank for p in keys.pairs.values()}),
-        "alphas": alphas if keys.style not in {"official", "bare"} else [],
-        "target_modules": len(keys.pairs),
-        "layers": len({m[1] for n in keys.pairs if (m := re.search(r"blocks[._](\d+)[._]", n))}),
-        "fits": list(lora_generations(file, keys)),
-        "distilled": is_distilled_lora(file),
-        "reference_downscale_factor": spatial,
-        "reference_temporal_scale_factor": temporal,
-        "unsupported": list(keys.unsupported),
-        "problems": list(keys.problems),
-    }
-    for key in ("lora_rank", "lora_alpha"):
-        if key in file.metadata:
-            info[key] = read_metadata(file, key)
-    return info
 
 
 def _upsampler(tensors: Mapping[str, TensorEntry], config: Mapping[str, Any]) -> dict[str, Any]:

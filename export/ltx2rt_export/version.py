@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ltx2rt.errors import CheckpointError
+from ltx2rt.lora_info import distilled_hint
 from ltx2rt.safetensors import SafetensorsFile, read_metadata
 
 Number = tuple[int, ...]
@@ -130,16 +131,3 @@ def generation_of_number(number: Number) -> str:
     if number >= (2, 4):
         return "LTX-2.5"
     return "LTX-2.3" if number >= (2, 3) else "LTX-2"
-
-
-def distilled_hint(file_name: str) -> bool | None:
-    """Whether a file name says distilled (True) or dev (False); None when it says neither."""
-    words = set(file_name.lower().replace(".", "-").replace("_", "-").split("-"))
-    if "distilled" in words:
-        return "lora" not in words
-    return False if "dev" in words else None
-
-
-def is_distilled_lora(file: SafetensorsFile) -> bool:
-    """Whether the file name says that this LoRA distils a model (a hint, nothing more)."""
-    return distilled_hint(file.path.name.lower().replace("lora", "")) is True

@@ -18,6 +18,7 @@ COMMANDS = {
     "build": "turn official checkpoint files into a bundle",
     "generate": "generate a clip with sound from a bundle",
     "inspect": "explain a checkpoint, LoRA, upsampler, Gemma folder, bundle or engine",
+    "lora": "merge LoRA files into one, or explain one",
     "verify": "run the parity ladder on a bundle: PyTorch against its engines",
     "doctor": "report what this machine and a bundle can do",
 }

@@ -19,6 +19,12 @@ _FLOATS = ("float32", "bfloat16", "float16")
 _BYTES = ("uint8", "float8_e8m0fnu")
 #: dtypes of scales that are codes themselves
 SCALE_CODES = (*_BYTES, "float8_e4m3fn")
+#: parts as messages call them: with their usual name in files
+_NAMES = {
+    "scale": "scale (weight_scale)",
+    "tensor_scale": "tensor scale (weight_scale_2)",
+    "input_scale": "input_scale",
+}
 #: parts that `decode` takes
 DECODED_PARTS = ("scale", "tensor_scale")
 
@@ -125,13 +131,11 @@ def storage_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:
     for name, (dtypes, shapes) in wanted.items():
         part = encoding.parts.get(name)
         if part is None:
-            problems.append(f"it has no {name}")
+            problems.append(f"it has no {_NAMES[name]}")
         elif part.dtype not in dtypes or tuple(part.shape) not in shapes:
             allowed = " or ".join(str(list(s)) for s in dict.fromkeys(shapes))
-            problems.append(
-                f"its {name} is {part.dtype} {list(part.shape)}, expected {' or '.join(dtypes)} "
-                f"{allowed}"
-            )
+            found = f"its {_NAMES[name]} is {part.dtype} {list(part.shape)}"
+            problems.append(f"{found}, expected {' or '.join(dtypes)} {allowed}")
     return problems
 
 

@@ -20,11 +20,12 @@ KINDS: tuple[AttentionKind, ...] = (
     "video_to_audio",
 )
 
-#: most negative finite value by dtype name: the additive bias of a masked position
+#: the additive bias of a masked position by dtype name: the most negative finite value, but for
+#: float16, where a score below it would make infinities (exp of -1e4 is zero all the same)
 LOWEST = {
     "float32": -3.4028234663852886e38,
     "bfloat16": -3.3895313892515355e38,
-    "float16": -65504.0,
+    "float16": -1e4,
 }
 TINY = np.finfo(np.float32).tiny
 
@@ -113,7 +114,7 @@ def attention_bias(mask: Array | None, batch: int, tokens: int, dtype: str = "fl
     Args:
         mask: `[B, T, T]` or broadcastable, 0..1; None for no mask.
         batch, tokens: B and T.
-        dtype: whose lowest value masks.
+        dtype: of the engine; see `LOWEST`.
 
     Returns:
         float32 `[B, 1, 1, T]` (no mask, or one row for all) or `[B, 1, T, T]`.

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 import ltx2rt_export.bundle as export_bundle
 from ltx2rt.cli.__main__ import main
+from ltx2rt.manifest import read_manifest
 from ltx2rt_export.component import Component
+from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.quantize import prepare, schemes
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,21 @@ def build_flags(model: dict[str, Path]) -> list[object]:
         "--gemma", model["gemma"],
         "--spatial-upsampler", model["spatial_upsampler"],
     ]  # fmt: skip
+
+
+def use_graphs_of(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting gives this bundle's own graphs: the model must have the same shapes."""
+    entries = read_manifest(bundle).components
+
+    def export(component: Component, dtype: str = "float32") -> ExportedGraph:
+        assert dtype == "float32"
+        entry = entries[component.name]
+        model = onnx.load(str(bundle / entry.graph), load_external_data=False)
+        names = tuple(component.module.state_dict())
+        return ExportedGraph(component, model, names, frozenset(entry.transposed))
+
+    for module in (prepare, schemes):
+        monkeypatch.setattr(module, "export_component", export)
 
 
 def only_components(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 import ltx2rt_export.bundle as export_bundle
@@ -36,6 +35,7 @@ from tests.parity.command_line import (
     ltx2rt,
     only_components,
     unchanged,
+    use_graphs_of,
 )
 
 TO_Q = "transformer_blocks.0.attn1.to_q"
@@ -61,15 +61,7 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def ready_graphs(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting gives the demo bundle's own graphs."""
-    entries = read_manifest(demo_bundle).components
-
-    def export(component: Component) -> ExportedGraph:
-        entry = entries[component.name]
-        model = onnx.load(str(demo_bundle / entry.graph), load_external_data=False)
-        names = tuple(component.module.state_dict())
-        return ExportedGraph(component, model, names, frozenset(entry.transposed))
-
-    monkeypatch.setattr(export_bundle, "export_component", export)
+    use_graphs_of(demo_bundle, monkeypatch)
 
 
 @pytest.fixture

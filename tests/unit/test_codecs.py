@@ -134,7 +134,8 @@ def test_mxfp8_multiplies_groups_by_powers_of_two() -> None:
 def test_e5m2_examples() -> None:
     # 1 00000 01 is -2^-16, 0 01111 10 is 1.5, 0 11110 11 the largest
     np.testing.assert_array_equal(
-        fp8.decode_dtype(np.array([0x81, 0x3E, 0x7B], np.uint8), "float8_e5m2"), f32(-(2.0**-16), 1.5, 57344)
+        fp8.decode_dtype(np.array([0x81, 0x3E, 0x7B], np.uint8), "float8_e5m2"),
+        f32(-(2.0**-16), 1.5, 57344),
     )
 
 

@@ -101,7 +101,12 @@ def test_quantised_and_gguf_files_are_described(tmp_path: Path) -> None:
     specs[f"{PREFIX}{base}attn1.to_q.weight_scale"] = ("float32", ())
     info, text = report(write_names(tmp_path / "fp8.safetensors", specs).path)
     assert info["storage_format"]["name"] == "fp8_scaled"
+    assert "FP8 with a scale per tensor or row, 1 layers\n" in text
+    specs[f"{PREFIX}{base}attn1.to_q.weight_scale"] = ("float32", (3,))
+    info, text = report(write_names(tmp_path / "broken.safetensors", specs).path)
+    assert info["storage_format"]["buildable"] is False
     assert "1 layers (cannot be built)" in text
+    assert "to_q.weight: its scale (weight_scale) is float32 [3]" in text
     path = tmp_path / "x.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
     info, text = report(path)

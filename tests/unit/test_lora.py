@@ -10,11 +10,11 @@ import pytest
 
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
 from ltx2rt.lora import collect_updates, fuse, fuse_entry, lora_targets, parse_lora
+from ltx2rt.lora_info import is_distilled_lora
 from ltx2rt.lora_keys import lora_generations, read_lora_keys, reference_factors
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, convert
 from ltx2rt.safetensors_writer import bfloat16, write_safetensors
 from ltx2rt_export.checkpoint import open_model
-from ltx2rt_export.version import is_distilled_lora
 from tests.unit.checkpoint_files import write_names
 
 Q = "transformer_blocks.0.attn1.to_q"
@@ -168,7 +168,7 @@ def test_half_pairs_and_broken_alphas_are_refused(tmp_path: Path) -> None:
         parse_lora(write_names(tmp_path / "chain", specs), TARGETS)
     extra = {f"{kohya(Q)}.alpha": np.zeros(3, np.float32)}
     file = lora_file(tmp_path / "a", {kohya(Q): Q}, down="lora_down", up="lora_up", extra=extra)
-    with pytest.raises(CheckpointError, match="alpha is not one number"):
+    with pytest.raises(CheckpointError, match="alpha is not one finite number"):
         parse_lora(file, TARGETS)
 
 

@@ -17,9 +17,10 @@ for the rounding of the sum to the graph's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.linears import Emitter, Linear, replace_linears
@@ -47,7 +48,7 @@ def _emit_dynamic(to: Emitter, linear: Linear) -> None:
     codes, amax = _quantized_tokens(to, linear.x)
     wide = _product(to, linear, codes)
     name = linear.module
-    factor = to.constant("fp8.output_factor", np.float32(1 / (STEP * STEP * E4M3_MAX)))
+    factor = to.constant("fp8.output_factor", 1 / (STEP * STEP * E4M3_MAX))
     scale = to.op("Mul", [amax, factor], f"{name}.token_scale")
     wide = to.op("Mul", [wide, scale], f"{name}.scaled_tokens")
     wide = to.op("Mul", [wide, f"{name}.weight_scale"], f"{name}.scaled")
@@ -58,17 +59,17 @@ def _emit_static(to: Emitter, linear: Linear) -> None:
     name = linear.module
     to.weight_input(f"{name}.input_scale", "float32", 1)
     x = to.cast(linear.x, "float32", to.dtype, f"{name}.x_float32")
-    one = to.constant("fp8.one", np.float32(1))
+    one = to.constant("fp8.one", 1)
     inverse = to.op("Div", [one, f"{name}.input_scale"], f"{name}.input_scale_inverse")
     rounded = to.op("Mul", [x, inverse], f"{name}.x_scaled")
     rounded = to.cast(rounded, to.dtype, "float32", f"{name}.x_rounded")
-    limits = [to.constant(f"fp8.limit{s:+}", np.float32(s * E4M3_MAX), to.dtype) for s in (-1, 1)]
+    limits = [to.constant(f"fp8.limit{s:+}", s * E4M3_MAX, to.dtype) for s in (-1, 1)]
     rounded = to.op("Clip", [rounded, *limits], f"{name}.x_clipped")
-    step = to.constant(f"fp8.step_{to.dtype}", np.float32(STEP), to.dtype)
+    step = to.constant(f"fp8.step_{to.dtype}", STEP, to.dtype)
     stepped = to.op("Mul", [rounded, step], f"{name}.x_stepped")
     codes = to.op("QuantizeLinear", [stepped, step, _zero(to)], f"{name}.x_codes")
     wide = _product(to, linear, codes)
-    factor = to.constant("fp8.static_factor", np.float32(1 / (STEP * STEP)))
+    factor = to.constant("fp8.static_factor", 1 / (STEP * STEP))
     scale = to.op("Mul", [f"{name}.input_scale", factor], f"{name}.static_scale")
     scale = to.op("Mul", [f"{name}.weight_scale", scale], f"{name}.output_scale")
     wide = to.op("Mul", [wide, scale], f"{name}.scaled")
@@ -80,12 +81,12 @@ def _quantized_tokens(to: Emitter, x: str) -> tuple[str, str]:
     key = (x, "fp8")
     if key not in to.shared:
         wide = to.cast(x, "float32", to.dtype, f"{x}.float32")
-        axis = to.constant("fp8.last_axis", np.array([-1]), "int64")
+        axis = to.constant("fp8.last_axis", [-1], "int64")
         amax = to.op("ReduceMax", [to.op("Abs", [wide], f"{x}.abs"), axis], f"{x}.max", keepdims=1)
-        amax = to.op("Max", [amax, to.constant("fp8.tiny", np.float32(TINY))], f"{x}.amax")
-        full = to.constant("fp8.full_range", np.float32(E4M3_MAX * STEP))
+        amax = to.op("Max", [amax, to.constant("fp8.tiny", TINY)], f"{x}.amax")
+        full = to.constant("fp8.full_range", E4M3_MAX * STEP)
         unit = to.op("Mul", [wide, to.op("Div", [full, amax], f"{x}.inverse")], f"{x}.unit")
-        step = to.constant("fp8.step_float32", np.float32(STEP))
+        step = to.constant("fp8.step_float32", STEP)
         codes = to.op("QuantizeLinear", [unit, step, _zero(to)], f"{x}.codes")
         to.shared[key] = (codes, amax)
     codes, amax = to.shared[key]
@@ -99,7 +100,7 @@ def _product(to: Emitter, linear: Linear, codes: str) -> str:
         linear.weight, "float8_e4m3fn", linear.in_features, linear.out_features
     )
     to.weight_input(f"{name}.weight_scale", "float32", linear.out_features)
-    step = to.constant(f"fp8.step_{to.dtype}", np.float32(STEP), to.dtype)
+    step = to.constant(f"fp8.step_{to.dtype}", STEP, to.dtype)
     x = to.op("DequantizeLinear", [codes, step, _zero(to)], f"{name}.x")
     w = to.op("DequantizeLinear", [weight, step, _zero(to)], f"{name}.w")
     y = to.op("MatMul", [x, w], f"{name}.sum")
@@ -108,4 +109,30 @@ def _product(to: Emitter, linear: Linear, codes: str) -> str:
 
 def _zero(to: Emitter) -> str:
     """The zero point, which names the FP8 format; a Cast from or to FP8 does not build."""
-    return to.constant("fp8.zero", np.zeros(()), "float8_e4m3fn")
+    return to.constant("fp8.zero", 0.0, "float8_e4m3fn")
+
+
+def linear_fp8(
+    x: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None, *, static: bool
+) -> Tensor:
+    """The arithmetic of the graph in PyTorch: the oracle of both passes.
+
+    Args:
+        x: `[..., in]` of the graph's dtype.
+        parts: the module's weight inputs as the graph takes them.
+        bias: `[out]`.
+    """
+    wide, dtype = x.float(), x.dtype
+    if static:
+        unit = (wide * (1 / parts["input_scale"])).to(dtype).float()
+        scale = parts["input_scale"] * (1 / STEP**2) * parts["weight_scale"]
+    else:
+        amax = wide.abs().amax(-1, keepdim=True).clamp_min(TINY)
+        unit = wide * (E4M3_MAX * STEP / amax) / STEP
+        scale = amax * (1 / (STEP**2 * E4M3_MAX)) * parts["weight_scale"]
+    codes = unit.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    left, right = ((t.float() * STEP).to(dtype) for t in (codes, parts["weight"]))
+    result = (left @ right).float() * scale
+    if bias is None:
+        return result.to(dtype)
+    return result.to(dtype) + bias if static else (result + bias.float()).to(dtype)

@@ -6,7 +6,10 @@ ordinary linear. Codes lie `[in, out]`: the other way costs two transposes a cal
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
 
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.linears import Emitter, Linear, replace_linears
@@ -38,3 +41,16 @@ def _emit(to: Emitter, linear: Linear) -> None:
         to.nodes[-1].output[0] = linear.output
     else:
         to.op("Add", [y, linear.bias], linear.output, outputs=[linear.output])
+
+
+def linear_int4(x: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+    """The arithmetic of the graph in PyTorch; arguments as `fp8.linear_fp8`, codes as packed
+    bytes.
+    """
+    codes = parts["weight"]
+    values = torch.stack([codes & 15, codes >> 4], -1).flatten(-2).float()
+    values = torch.where(values > 7, values - 16, values)
+    scale = parts["weight_scale"]
+    blocks = values.reshape(scale.shape[0], -1, values.shape[1]) * scale.unsqueeze(1)
+    y: Tensor = x @ blocks.flatten(0, 1).to(x.dtype)
+    return y if bias is None else y + bias

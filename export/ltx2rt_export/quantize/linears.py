@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import ArrayLike
 from onnx import NodeProto, TensorProto
 
-from ltx2rt.engine import Array
 from ltx2rt.errors import InternalError
 from ltx2rt_export.onnx import DTYPE_NAMES, ExportedGraph
 
@@ -87,7 +87,7 @@ class Emitter:
         """`value` in `dtype`; no node where it has it."""
         return value if dtype == source else self.op("Cast", [value], name, to=ELEM_TYPES[dtype])
 
-    def constant(self, name: str, values: Array, dtype: str = "float32") -> str:
+    def constant(self, name: str, values: ArrayLike, dtype: str = "float32") -> str:
         """An initializer, made once for each name; float values are rounded to `dtype`."""
         if name not in self.initializers:
             array = np.asarray(values)

@@ -16,18 +16,21 @@ dtype first, and so is `x / s`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-import numpy as np
+import torch
 from onnx import TensorProto
+from torch import Tensor
 
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.linears import Emitter, Linear, replace_linears
 
 GROUP = 16
 
-#: largest E4M3 group scale times largest E2M1 element
-LARGEST = 448.0 * 6.0
+E4M3_MAX = 448.0
+
+#: largest group scale times largest element
+LARGEST = E4M3_MAX * 6.0
 
 #: smallest maximum of a token; below it the token counts as zero
 TINY = 1e-20
@@ -53,10 +56,10 @@ def _emit_dynamic(to: Emitter, linear: Linear) -> None:
     x = linear.x
     if (x, "nvfp4") not in to.shared:
         wide = to.cast(x, "float32", to.dtype, f"{x}.float32")
-        axis = to.constant("nvfp4.last_axis", np.array([-1]), "int64")
+        axis = to.constant("nvfp4.last_axis", [-1], "int64")
         amax = to.op("ReduceMax", [to.op("Abs", [wide], f"{x}.abs"), axis], f"{x}.max", keepdims=1)
-        amax = to.op("Max", [amax, to.constant("nvfp4.tiny", np.float32(TINY))], f"{x}.amax")
-        largest = to.constant("nvfp4.largest", np.float32(LARGEST))
+        amax = to.op("Max", [amax, to.constant("nvfp4.tiny", TINY)], f"{x}.amax")
+        largest = to.constant("nvfp4.largest", LARGEST)
         scale = to.op("Div", [amax, largest], f"{x}.scale")
         unit = to.op("Mul", [wide, to.op("Div", [largest, amax], f"{x}.inverse")], f"{x}.unit")
         to.shared[x, "nvfp4"] = (_fake_quantized(to, unit, x), scale)
@@ -77,7 +80,7 @@ def _fake_quantized(to: Emitter, unit: str, name: str) -> str:
     the codes instead.
     """
     narrow = to.cast(unit, to.dtype, "float32", f"{name}.unit_{to.dtype}")
-    one = to.constant("nvfp4.one", np.ones(1, np.float32))
+    one = to.constant("nvfp4.one", [1.0])
     codes, scales = f"{name}.fp4", f"{name}.fp4_scales"
     to.op(
         "TRT_FP4DynamicQuantize",
@@ -93,7 +96,7 @@ def _fake_quantized(to: Emitter, unit: str, name: str) -> str:
 
 
 def _dequantized(to: Emitter, codes: str, scales: str, name: str) -> str:
-    one = to.constant("nvfp4.one", np.ones(1, np.float32))
+    one = to.constant("nvfp4.one", [1.0])
     wide = to.op("DequantizeLinear", [scales, one], f"{name}.group_scales")
     values = to.op("DequantizeLinear", [codes, wide], f"{name}.values", axis=-1, block_size=GROUP)
     return to.cast(values, to.dtype, "float32", f"{name}.values_{to.dtype}")
@@ -114,3 +117,56 @@ def _finish(to: Emitter, linear: Linear, quantized: str, scale: str) -> None:
     )
     both = to.op("Mul", [scale, f"{name}.weight_scale_2"], f"{name}.output_scale")
     to.finish(linear, to.op("Mul", [wide, both], f"{name}.scaled"))
+
+
+def linear_nvfp4(
+    x: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None, *, static: bool
+) -> Tensor:
+    """The arithmetic of the graph in PyTorch: the oracle of both passes.
+
+    Args:
+        x: `[..., in]` of the graph's dtype.
+        parts: the module's weight inputs as the graph takes them, codes as packed bytes.
+        bias: `[out]`.
+    """
+    wide, dtype = x.float(), x.dtype
+    if static:
+        scale = parts["input_scale"]
+        unit = wide / scale
+    else:
+        amax = wide.abs().amax(-1, keepdim=True).clamp_min(TINY)
+        scale, unit = amax / LARGEST, wide * (LARGEST / amax)
+    left = quantize_groups(unit.to(dtype).float()).to(dtype)
+    right = (
+        (
+            unpack_fp4(parts["weight"]).unflatten(-1, (-1, GROUP))
+            * parts["weight_scale"].float().unsqueeze(-1)
+        )
+        .flatten(-2)
+        .to(dtype)
+    )
+    result = (left @ right.T).float() * (scale * parts["weight_scale_2"])
+    return (result if bias is None else result + bias.float()).to(dtype)
+
+
+def quantize_groups(values: Tensor) -> Tensor:
+    """Round float32 `[..., n]` to NVFP4 with tensor scale 1 (spec/quantization.md section 4.1)."""
+    groups = values.unflatten(-1, (-1, GROUP))
+    scale = (groups.abs().amax(-1, keepdim=True) / 6).clamp(max=E4M3_MAX)
+    scale = scale.to(torch.float8_e4m3fn).float()
+    scaled = groups * torch.where(scale > 0, 1 / scale, 0.0)
+    return (round_e2m1(scaled) * scale).flatten(-2)
+
+
+def round_e2m1(values: Tensor) -> Tensor:
+    """Nearest of 0, 0.5, 1, 1.5, 2, 3, 4, 6 with a sign; ties to the even code, saturating."""
+    size = values.abs().clamp(max=6.0)
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
+    return torch.round(size / step) * step * torch.sign(values)
+
+
+def unpack_fp4(codes: Tensor) -> Tensor:
+    """Values of bytes `[..., n/2]`, first element in the low nibble, as float32 `[..., n]`."""
+    levels = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    table = torch.cat([levels, -levels])
+    return torch.stack([table[(codes & 15).long()], table[(codes >> 4).long()]], -1).flatten(-2)

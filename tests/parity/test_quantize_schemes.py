@@ -1,0 +1,274 @@
+"""Every precision: the graph against its PyTorch emulation, and what it loses against float32."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from ltx2rt.backends.onnxruntime import OrtEngine, OrtOptions
+from ltx2rt.engine import Array, EngineSpec
+from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.safetensors import convert
+from ltx2rt.weights import PRECISIONS
+from ltx2rt_export.component import Component
+from ltx2rt_export.modules.transformer import transformer_block
+from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.quantize import SCHEMES, apply_scheme, check_target, component_precision
+from ltx2rt_export.quantize.bind import bind_inputs, bind_weights
+from ltx2rt_export.quantize.emulate import EmulatedEngine, activation_maxima
+from ltx2rt_export.quantize.floats import substitute_float
+from ltx2rt_export.quantize.linears import weight_inputs
+from ltx2rt_export.quantize.range_check import check_range
+from ltx2rt_export.quantize.schemes import CPU_PRECISIONS, quantized_modules, rewrite, scheme_of
+from ltx2rt_export.reference import load_weights
+from ltx2rt_export.verify import example_inputs
+from tests.parity import tiny_transformer as tiny
+from tests.parity.onnx_reference import run_reference
+from tests.tolerances import BF16_REL_RMS, QUANT_GRAPH_REL_RMS, QUANT_LOSS, QUANT_ROUNDING
+
+QUANTIZED = tuple(name for name, scheme in SCHEMES.items() if scheme.format)
+Graphs = Mapping[str, ExportedGraph]
+Feeds = Callable[[ExportedGraph, str], dict[str, Array]]
+
+
+@pytest.fixture(scope="module")
+def block(tmp_path_factory: pytest.TempPathFactory) -> Component:
+    path = tmp_path_factory.mktemp("quantize") / "tiny.safetensors"
+    return transformer_block(tiny.METADATA, tiny.write_checkpoint(path, tiny.tiny_config("2.3")))
+
+
+@pytest.fixture(scope="module")
+def graphs(block: Component) -> Graphs:
+    """The block in every float dtype."""
+    wide, half = (export_component(block, d) for d in ("float32", "bfloat16"))
+    return {"float32": wide, "bfloat16": half, "float16": substitute_float(half, "float16")}
+
+
+@pytest.fixture(scope="module")
+def weights(block: Component) -> dict[str, Array]:
+    return load_weights(block.layers[0], frozenset())
+
+
+@pytest.fixture(scope="module")
+def inputs(block: Component) -> dict[str, Array]:
+    return example_inputs(block, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def plain(graphs: Graphs, weights: dict[str, Array], inputs: dict[str, Array]) -> dict[str, Array]:
+    """What the float32 graph gives."""
+    graph = graphs["float32"]
+    return run_reference(graph, {**inputs, **bind_weights(graph, "fp32", weights)})
+
+
+@pytest.fixture(scope="module")
+def maxima(
+    block: Component, weights: dict[str, Array], inputs: dict[str, Array]
+) -> dict[str, float]:
+    return activation_maxima(block, [{**inputs, **weights}])
+
+
+@pytest.fixture(scope="module")
+def feeds(weights: dict[str, Array], inputs: dict[str, Array], maxima: dict[str, float]) -> Feeds:
+    """Inputs and weights of a graph in a precision, as an engine takes them."""
+
+    def make(graph: ExportedGraph, scheme: str) -> dict[str, Array]:
+        largest = {"fp8": 448, "nvfp4": 2688}.get(scheme_of(scheme).format or "", 1)
+        static = {n for n in weight_inputs(graph) if n.endswith(".input_scale")}
+        scales = {m: v / largest for m, v in maxima.items() if f"{m}.input_scale" in static}
+        bound = bind_weights(graph, scheme, weights, scales)
+        return {**bind_inputs(graph, inputs), **bound}
+
+    return make
+
+
+def emulated(graph: ExportedGraph, scheme: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    out = EmulatedEngine(graph, scheme)(tensors)
+    return {
+        s.name: convert(out[s.name], s.dtype, "float32", s.name) for s in graph.component.outputs
+    }
+
+
+def rel_rms(got: Mapping[str, Array], want: Mapping[str, Array]) -> float:
+    return max(
+        float(np.sqrt(np.mean((got[n] - w) ** 2) / np.mean(np.square(w)))) for n, w in want.items()
+    )
+
+
+@pytest.mark.parametrize("scheme", QUANTIZED)
+def test_graph_equals_its_emulation_in_float32(
+    scheme: str,
+    graphs: Graphs,
+    feeds: Feeds,
+    plain: dict[str, Array],
+) -> None:
+    graph = rewrite(graphs["float32"], scheme_of(scheme))
+    tensors = feeds(graph, scheme)
+    want = emulated(graph, scheme, tensors)
+    assert rel_rms(run_reference(graph, tensors), want) < QUANT_GRAPH_REL_RMS
+    low, high = QUANT_LOSS[scheme]
+    assert low < rel_rms(want, plain) < high
+
+
+@pytest.mark.parametrize("scheme", ["bf16", *QUANTIZED])
+def test_bfloat16_graph_loses_what_its_emulation_loses(
+    scheme: str,
+    graphs: Graphs,
+    feeds: Feeds,
+    plain: dict[str, Array],
+) -> None:
+    graph = rewrite(graphs["bfloat16"], scheme_of(scheme))
+    tensors = feeds(graph, scheme)
+    got, want = run_reference(graph, tensors), emulated(graph, scheme, tensors)
+    assert rel_rms(got, plain) < QUANT_ROUNDING * rel_rms(want, plain)
+    if scheme == "bf16":
+        assert rel_rms(want, plain) < BF16_REL_RMS
+
+
+@pytest.mark.parametrize("scheme", [s for s in CPU_PRECISIONS if s in QUANTIZED])
+def test_onnxruntime_equals_the_emulation(scheme: str, graphs: Graphs, feeds: Feeds) -> None:
+    graph = rewrite(graphs["float32"], scheme_of(scheme))
+    tensors = feeds(graph, scheme)
+    spec = EngineSpec("transformer_block", graph.component.inputs, graph.component.outputs)
+    options = OrtOptions(threads=1, full_optimization=scheme_of(scheme).format != "fp8")
+    with OrtEngine(graph.model.SerializeToString(), spec, {}, options) as engine:
+        got = engine(tensors)
+    assert rel_rms(got, emulated(graph, scheme, tensors)) < QUANT_GRAPH_REL_RMS
+
+
+def test_onnxruntime_runs_int4_constants(graphs: Graphs, feeds: Feeds) -> None:
+    """ONNX Runtime takes no packed inputs from numpy, but constants."""
+    graph = rewrite(graphs["float32"], scheme_of("int4-wo"))
+    tensors = feeds(graph, "int4-wo")
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    packed = {n: shape for n, (dtype, shape) in weight_inputs(graph).items() if dtype == "int4"}
+    kept = [v for v in model.graph.input if v.name not in packed]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    for name, shape in packed.items():
+        tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.INT4, dims=shape)
+        tensor.raw_data = tensors[name].tobytes()
+        model.graph.initializer.append(tensor)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [s.name for s in graph.component.outputs]
+    out = session.run(names, {n: a for n, a in tensors.items() if n not in packed})
+    got = dict(zip(names, out, strict=True))
+    assert rel_rms(got, emulated(graph, "int4-wo", tensors)) < QUANT_GRAPH_REL_RMS
+
+
+def test_float16_graph_on_onnxruntime(
+    graphs: Graphs, feeds: Feeds, plain: dict[str, Array]
+) -> None:
+    graph = graphs["float16"]
+    tensors = feeds(graph, "fp16")
+    session = ort.InferenceSession(graph.model.SerializeToString())
+    names = [s.name for s in graph.component.outputs]
+    got = dict(zip(names, session.run(names, tensors), strict=True))
+    got = {n: a.astype(np.float32) for n, a in got.items()}
+    assert rel_rms(got, plain) < BF16_REL_RMS / 4  # float16 has three more bits
+
+
+def test_islands_stay_in_float32(graphs: Graphs) -> None:
+    """Means of squares, their roots and reciprocals: never in 16 bits."""
+    for dtype in ("bfloat16", "float16"):
+        model = onnx.shape_inference.infer_shapes(graphs[dtype].model)
+        types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+        for kind in ("ReduceMean", "Sqrt", "Reciprocal"):
+            nodes = [n for n in model.graph.node if n.op_type == kind]
+            assert len(nodes) == 20
+            assert {types[n.output[0]] for n in nodes} == {onnx.TensorProto.FLOAT}
+
+
+def test_the_float32_twin_of_a_16_bit_graph_is_the_float32_graph(
+    graphs: Graphs, weights: dict[str, Array], inputs: dict[str, Array], plain: dict[str, Array]
+) -> None:
+    twin = substitute_float(graphs["bfloat16"], "float32")
+    assert {s.dtype for s in twin.component.inputs} == {"float32", "int64"}
+    got = run_reference(twin, {**inputs, **bind_weights(twin, "fp32", weights)})
+    assert rel_rms(got, plain) < 5e-4  # 1 / sqrt(head_dim) is a bfloat16 constant
+
+
+def test_range_check_names_the_node(
+    graphs: Graphs, weights: dict[str, Array], inputs: dict[str, Array]
+) -> None:
+    graph = graphs["float16"]
+    bound = {
+        n: np.ascontiguousarray(a.T) if n in graph.transposed else a for n, a in weights.items()
+    }
+    calls = [{**inputs, **bound}]
+    top = check_range(graph, calls)
+    assert 1 < top.value < 1e4
+    assert top.layer == 0
+    loud = dict(calls[0])
+    loud["ff.net.0.proj.weight"] = bound["ff.net.0.proj.weight"] * np.float32(1e5)
+    with pytest.raises(
+        UnsupportedError, match=r"overflows in transformer_block in layer 1: MatMul"
+    ) as e:
+        check_range(graph, [calls[0], loud])
+    assert "use bf16" in str(e.value)
+
+
+def test_linears_that_official_files_quantise(graphs: Graphs) -> None:
+    modules = quantized_modules(graphs["float32"], scheme_of("fp8"))
+    assert len(modules) == 28
+    assert not [m for m in modules if "gate" in m or "norm" in m]
+    video = quantized_modules(graphs["float32"], scheme_of("nvfp4"))
+    assert len(video) == 12
+    assert "audio_attn1.to_q" not in video
+    assert "video_to_audio_attn.to_k" in video
+
+
+def test_other_components_stay_in_16_bits() -> None:
+    assert component_precision("transformer_block", "fp8") == "fp8"
+    assert component_precision("transformer_head", "nvfp4") == "bf16"
+    assert component_precision("vocoder", "fp8") == component_precision("vocoder", "bf16") == "fp32"
+    assert {name: scheme.dtype for name, scheme in SCHEMES.items()} == PRECISIONS
+
+
+def test_apply_scheme_on_a_graph_in_the_right_dtype_only_rewrites(graphs: Graphs) -> None:
+    graph = apply_scheme(graphs["bfloat16"], "fp8", target="sm89")
+    assert graph.dtype == "bfloat16"
+    inputs = weight_inputs(graph)
+    assert inputs["attn1.to_q.weight"] == ("float8_e4m3fn", (64, 64))
+    assert inputs["attn1.to_q.weight_scale"] == ("float32", (64,))
+    assert inputs["attn1.to_gate_logits.weight"] == ("bfloat16", (64, 4))
+    assert set(graph.weights) == set(inputs)
+
+
+def test_targets() -> None:
+    for scheme, target in (
+        ("fp8", "sm89"),
+        ("nvfp4", "sm120"),
+        ("bf16", "SM80"),
+        ("fp16", "sm_75"),
+    ):
+        check_target(scheme, target)
+    with pytest.raises(UnsupportedError, match=r"fp8.*needs sm89.*target is sm86.*bf16"):
+        check_target("fp8", "sm86")
+    with pytest.raises(UnsupportedError, match=r"nvfp4.*needs sm100"):
+        check_target("nvfp4", "sm89")
+    with pytest.raises(OptionError, match="write it as sm89"):
+        check_target("fp8", "ada")
+    with pytest.raises(OptionError, match="precision='fp7' is unknown"):
+        scheme_of("fp7")
+
+
+def test_every_head_input_that_carries_time_stays_float32(tmp_path: Path) -> None:
+    from ltx2rt_export.modules.transformer import transformer_head
+
+    path = tmp_path / "tiny.safetensors"
+    head = transformer_head(tiny.METADATA, tiny.write_checkpoint(path, tiny.tiny_config("2.3")))
+    graph = export_component(head, "bfloat16")
+    dtypes = {s.name: s.dtype for s in graph.component.inputs}
+    assert dtypes["video_timestep_values"] == dtypes["audio_sigma"] == "float32"
+    assert dtypes["video_latent"] == "bfloat16"
+    kinds = {n.op_type: n for n in graph.model.graph.node if n.op_type in ("Cos", "Sin")}
+    assert set(kinds) == {"Cos", "Sin"}
+    assert dataclasses.replace(graph).dtype == "bfloat16"
