@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ltx2rt.bundle as bundle_module
@@ -14,6 +15,7 @@ from ltx2rt.engine_file import read_info
 from ltx2rt.errors import BundleError, UnsupportedError
 from ltx2rt.manifest import read_manifest
 from ltx2rt.progress import Job
+from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import fold_transposes
 from ltx2rt_export.modules.vocoder import vocoder
 from ltx2rt_export.quantize import export_scheme
