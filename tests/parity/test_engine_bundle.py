@@ -108,6 +108,14 @@ def test_weights_are_loaded_as_engines_take_them(rtx_bundle: Path) -> None:
         }
         wanted = {w.name: (w.shape, "uint16") for w in info.weight_inputs}
         assert found == wanted
+    # what goes inside an engine with constants is what the runtime would bind
+    sources = [rtx_bundle / s.path for s in bundle.manifest.sources]
+    for name in ("transformer_tail", "audio_decoder"):
+        stored = StoredWeights(bundle.component(name), sources)
+        bound = bundle.layers(name)[0]
+        assert set(stored) == set(bound)
+        for weight, array in bound.items():
+            np.testing.assert_array_equal(stored[weight], array)
     bundle.close()
 
 
