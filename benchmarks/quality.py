@@ -168,14 +168,18 @@ def _scales(graph: ExportedGraph, precision: str, maxima: Mapping[str, float]) -
 
 
 class EmulatedSource:
-    """A bundle whose transformer is emulated in a precision; the rest stays in float32."""
+    """A bundle whose transformer is emulated in a precision; the rest stays in float32.
 
-    def __init__(self, bundle: Bundle, components: Mapping[str, Component], precision: str) -> None:
+    Args:
+        graphs: head, block and tail in bfloat16.
+    """
+
+    def __init__(self, bundle: Bundle, graphs: Mapping[str, ExportedGraph], precision: str) -> None:
         self._bundle, self.model, self.bundle_id = bundle, bundle.model, precision
-        self._precision, self._components = precision, components
-        scheme = SCHEMES[precision]
+        scheme = self._scheme = SCHEMES[precision]
         self._graphs = {
-            n: rewrite(export_component(components[n], scheme.dtype), scheme) for n in TRANSFORMER
+            n: rewrite(g if g.dtype == scheme.dtype else substitute_float(g, scheme.dtype), scheme)
+            for n, g in graphs.items()
         }
 
     def has(self, *names: str) -> bool:
@@ -193,16 +197,17 @@ class EmulatedSource:
     def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
         if name not in TRANSFORMER:
             return self._bundle.engine(name, runtime, loras)
-        graph, component = self._graphs[name], self._components[name]
+        graph = self._graphs[name]
         weights: dict[str, Array] = {}
-        if component.weight_binding == "initializer":
-            values = load_weights(component.weights, frozenset())
+        if graph.component.weight_binding == "initializer":
+            values = load_weights(graph.component.weights, frozenset())
             weights = {n: convert(a, "float32", graph.dtype, n) for n, a in values.items()}
-        return EmulatedEngine(graph, self._precision, weights)
+        return EmulatedEngine(graph, self._scheme.name, weights)
 
     def layers(self, name: str, loras: Sequence[Lora] = ()) -> Sequence[Mapping[str, Array]]:
-        layers = [load_weights(e, frozenset()) for e in self._components[name].layers]
-        return [bind_weights(self._graphs[name], self._precision, w) for w in layers]
+        graph = self._graphs[name]
+        layers = [load_weights(e, frozenset()) for e in graph.component.layers]
+        return [bind_weights(graph, self._scheme.name, w) for w in layers]
 
 
 def distilled_clips() -> dict[str, dict[str, float]]:
@@ -223,7 +228,7 @@ def distilled_clips() -> dict[str, dict[str, float]]:
         for name in ROWS:
             if SCHEMES[name].static:
                 continue  # the demo's files hold no activation scales
-            with DistilledPipeline(EmulatedSource(bundle, components, name), runtime) as pipe:
+            with DistilledPipeline(EmulatedSource(bundle, graphs, name), runtime) as pipe:
                 clip = pipe(CLIP)
             rows[name] = compare([clip.video_latent, clip.audio_latent], want)
     return rows

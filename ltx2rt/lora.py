@@ -17,7 +17,7 @@ from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
 from ltx2rt.floats import cast
 from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import LoraPair, read_lora_keys
-from ltx2rt.manifest import Lora
+from ltx2rt.manifest import PLAIN_BLOCK, Lora
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def flat_names(targets: Iterable[str]) -> dict[str, str]:
 LORA_COMPONENTS = (
     "transformer_head",
     "transformer_block",
-    "transformer_block_plain",
+    PLAIN_BLOCK,
     "transformer_tail",
 )
 

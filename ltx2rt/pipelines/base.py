@@ -20,7 +20,7 @@ from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_i
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, InternalError, UnsupportedError
-from ltx2rt.manifest import Lora
+from ltx2rt.manifest import PLAIN_BLOCK, Lora
 from ltx2rt.progress import Job
 from ltx2rt.shapes import (
     AudioLatentShape,
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
 
 TRANSFORMER = ("transformer_head", "transformer_block", "transformer_tail")
-
-#: runs the layers that a quantised bundle leaves in 16 bits
-PLAIN_BLOCK = "transformer_block_plain"
 
 
 class Pipeline:

@@ -31,6 +31,7 @@ from ltx2rt_export.quantize.overlay import Overlays, write_overlays
 from ltx2rt_export.quantize.plan import plan_quantization
 from ltx2rt_export.quantize.prepare import attach_overlays, prepare
 from ltx2rt_export.storage_format import with_encodings
+from ltx2rt_export.verify import verify_bundle
 from tests.parity import tiny_transformer as tiny
 from tests.parity.command_line import use_graphs_of
 from tests.parity.demo_loras import write_demo_lora
@@ -346,3 +347,25 @@ def test_low_rank_inputs_give_what_merging_gives(
     assert np.linalg.norm(want - base) / np.linalg.norm(base) > 5 * LORA_INPUTS_REL_L2
     if scheme == "fp32":
         np.testing.assert_allclose(first, base, rtol=1e-4, atol=1e-4)
+
+
+def test_verify_measures_both_block_graphs(
+    demo_bundle: Path,
+    demo_model: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ltx2rt_export.catalog import COMPONENTS
+    from ltx2rt_export.checkpoint import open_model
+
+    use_graphs_of(demo_bundle, monkeypatch)
+    bundle = open_bundle(quantized_copy(demo_bundle, demo_model, tmp_path / "b", "fp8", (0,)))
+    row = next(r for r in COMPONENTS if r.name == "transformer_block")
+    rungs = list(verify_bundle(bundle, [row.make(open_model(**demo_model))]))
+    assert {(r.component, r.layer) for r in rungs} == {
+        ("transformer_block", 1),
+        ("transformer_block", 2),
+        ("transformer_block_plain", 0),
+    }
+    assert all(r.passed for r in rungs)
+    assert all((r.rel_rms > 1e-3) == (r.component == "transformer_block") for r in rungs)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ltx2rt.manifest import ComponentEntry, Place, Source
+from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry, Place, Source
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.weights import PRECISIONS
@@ -24,9 +24,6 @@ from ltx2rt_export.quantize.schemes import (
     export_scheme,
     rewrite,
 )
-
-#: the block of layers that stay in 16 bits, where the others are quantised
-PLAIN_BLOCK = "transformer_block_plain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
