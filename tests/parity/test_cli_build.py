@@ -27,7 +27,7 @@ from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.safetensors_writer import write_safetensors
 from ltx2rt_export.component import Component
-from ltx2rt_export.quantize.prepare import Prepared
+from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.verify import verify_bundle
 from tests.parity.command_line import (
     build_flags,
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bad input is found before the first graph is exported."""
-    monkeypatch.setattr(export_bundle, "prepare", lambda c, *_, **__: pytest.fail(c.name))
+    monkeypatch.setattr(export_bundle, "export_component", lambda c: pytest.fail(c.name))
 
 
 @pytest.fixture
@@ -259,15 +259,15 @@ def test_a_build_that_stops_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(demo_bundle, folder / "old")
-    prepare, count = export_bundle.prepare, [0]
+    export, count = export_bundle.export_component, [0]
 
-    def stop(component: Component, *arguments: Any, **options: Any) -> list[Prepared]:
+    def stop(component: Component) -> ExportedGraph:
         count[0] += 1
         if count[0] > after:
             raise error(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return prepare(component, *arguments, **options)
+        return export(component)
 
-    monkeypatch.setattr(export_bundle, "prepare", stop)
+    monkeypatch.setattr(export_bundle, "export_component", stop)
     with unchanged(folder):
         flags = (*build_flags(demo_model), "-o", folder / "old", "--force", "--copy-weights")
         outcome = ltx2rt("build", *flags, "--quiet")
