@@ -6,7 +6,6 @@ Each case runs in a process of its own, so that its peak memory is its own.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -71,8 +70,10 @@ def measured(
 
 def total(engines: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
     """One record: seconds and bytes add up (a shared engine counts once), memory is the largest."""
+    from ltx2rt_export.engines.worker import peak_memory_bytes
+
     distinct = {e["engine_sha256"]: e for e in engines.values()}
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    own = peak_memory_bytes()
     return {
         "median_s": sum(e["build_s"] for e in engines.values()),
         "peak_memory_bytes": max(own, *(e["peak_memory_bytes"] for e in engines.values())),

@@ -28,6 +28,9 @@ REFERENCES = 1
 #: distinct noise levels among the tokens of a batch: each conditioning item has its own strength
 TIMESTEPS = (1, 2, 256)
 
+#: summed ranks of LoRAs that are inputs of the block
+LORA_RANKS = (1, 32, 256)
+
 #: slowest and usual frame rate: they fix how long the sound of a clip is
 FRAME_RATES = (12.0, 24.0)
 
@@ -105,6 +108,7 @@ def _transformer(request: ProfileRequest) -> list[Bucket]:
             "S": (MAX_TOKENS,) * 3,
             "Uv": TIMESTEPS,
             "Ua": TIMESTEPS,
+            "r": LORA_RANKS,
         }
         buckets.append(_bucket(shape.name, B=(1, 1, 1), **sizes))
         if request.max_batch > 1:
