@@ -164,9 +164,9 @@ def table(records: list[dict[str, Any]]) -> str:
     lines = [
         "# Error of 8-bit attention",
         "",
-        "Made by `python -m benchmarks.attention_accuracy`, whose docstring says what the inputs are.",
-        "Relative RMS error (cosine) against float32 attention on the unrounded inputs; the result is",
-        "rounded to bfloat16. Emulated in float32 on a CPU.",
+        "Made by `python -m benchmarks.attention_accuracy`; its docstring describes the inputs.",
+        "Relative RMS error (cosine) against float32 attention on the unrounded inputs; the result",
+        "is rounded to bfloat16. Emulated in float32 on a CPU.",
         "",
         f"| keys | inputs | {' | '.join(VARIANTS)} |",
         f"|---|---|{'---|' * len(VARIANTS)}",
