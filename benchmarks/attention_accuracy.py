@@ -1,7 +1,7 @@
-"""Error of 16- and 8-bit attention on inputs like LTX's: `python -m benchmarks.attention_accuracy`.
+"""Error of 8-bit attention on inputs like LTX's: `python -m benchmarks.attention_accuracy`.
 
-Emulates the kernels' rounding in float32 on a CPU, at real lengths, and appends one record a case to
-`results/attention_accuracy.jsonl`; `--table` writes the page beside the kernel from the newest ones.
+Emulates the kernels' rounding in float32 on a CPU, at real lengths, and appends one record a case
+to `results/attention_accuracy.jsonl`; the page beside the kernel is made from the newest ones.
 
 Inputs: projections of a smooth field over the latent grid plus noise, RMS-normed over the whole
 width as the model does, times norm weights, rotated by the model's own RoPE tables. "outliers" adds
