@@ -13,18 +13,16 @@ import hashlib
 import importlib
 import json
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ltx2rt_kernels import catalog, ptx
 from ltx2rt_kernels.errors import KernelError, raise_problems
+from ltx2rt_kernels.hermetic import hermetic_compilation
+from ltx2rt_kernels.launch import SCHEMA
 from ltx2rt_kernels.spec import ARCHITECTURES, Architecture, KernelSpec
-
-SCHEMA = 1
 
 #: PTX 8.7 is the least that knows every target here, and what CUDA 12.8 drivers (570) and TensorRT
 #: 11 take; Triton alone would write the newest that its ptxas knows.
@@ -41,23 +39,28 @@ class Artifact:
     description: dict[str, Any]
 
     def write(self, directory: Path) -> None:
-        """Write the three files."""
-        (directory / f"{self.name}.ptx").write_text(self.ptx)
-        (directory / f"{self.name}.cubin").write_bytes(self.cubin)
-        (directory / f"{self.name}.json").write_text(_json(self.description))
+        """Write the three files, each at once."""
+        _write(directory / f"{self.name}.ptx", self.ptx.encode())
+        _write(directory / f"{self.name}.cubin", self.cubin)
+        _write(directory / f"{self.name}.json", _json(self.description))
 
 
 def compile_kernel(spec: KernelSpec, arch: str) -> Artifact:
     """Compile one kernel for one architecture.
 
     Raises:
-        KernelError: the architecture is not configured, the parameters are not in TensorRT's order,
-            or the kernel needs memory that nobody would pass.
+        KernelError: Triton is missing or interprets, the architecture is not configured, the
+            parameters are not in TensorRT's order, or the kernel needs memory that nobody passes.
     """
     if arch not in spec.configs:
         known = ", ".join(spec.configs)
         raise KernelError(f"{spec.name} has no configuration for {arch}; there are: {known}")
-    import triton
+    try:
+        import triton
+    except ModuleNotFoundError:
+        raise KernelError(
+            "compiling kernels needs Triton; install it with: pip install 'ltx2rt[kernels]'"
+        ) from None
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -82,7 +85,7 @@ def compile_kernel(spec: KernelSpec, arch: str) -> Artifact:
         "ptx_version": PTX_VERSION,
         "enable_fp_fusion": True,
     }
-    with _hermetic():
+    with hermetic_compilation():
         target = GPUTarget("cuda", architecture.number, 32)
         compiled = triton.compile(source, target=target, options=options)
     text, cubin = compiled.asm["ptx"], compiled.asm["cubin"]
@@ -152,7 +155,7 @@ def write_artifacts(
             artifact.write(directory)
             entries[artifact.name] = artifact.description["files"]
             yield artifact
-    (directory / "manifest.json").write_text(_json({"schema": SCHEMA, "artifacts": entries}))
+    _write(directory / "manifest.json", _json({"schema": SCHEMA, "artifacts": entries}))
 
 
 def _aligned(spec: KernelSpec) -> set[str]:
@@ -217,54 +220,14 @@ def _file(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1) + "\n"
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
-@contextmanager
-def _hermetic() -> Iterator[None]:
-    """Compile without paths of this machine, an old cache, or the hidden parameters."""
-    from triton import knobs
-
-    with (
-        tempfile.TemporaryDirectory() as cache,
-        knobs.cache.scope(),
-        knobs.compilation.scope(),
-        knobs.runtime.scope(),
-    ):
-        knobs.cache.dir = cache
-        knobs.compilation.disable_line_info = True
-        knobs.runtime.add_stages_inspection_hook = _plain_parameters
-        yield
-
-
-def _plain_parameters(
-    backend: Any = None,
-    stages: dict[str, Any] | None = None,
-    options: Any = None,
-    language: Any = None,
-    capability: Any = None,
-) -> tuple[str, str] | None:
-    """Triton's hook on the compilation stages: PTX loses its hidden parameters before ptxas.
-
-    Called without arguments it names itself, for the key of the cache.
-    """
-    if stages is None:
-        return "ltx2rt", "1"
-    make_ptx = stages["ptx"]
-
-    def stage(source: Any, metadata: dict[str, Any]) -> str:
-        text = make_ptx(source, metadata)
-        sizes = metadata["global_scratch_size"], metadata["profile_scratch_size"]
-        if any(sizes):
-            raise KernelError(
-                f"{metadata['name']} needs {sizes[0]} + {sizes[1]} bytes of scratch memory, which "
-                "no launch passes; avoid tensor descriptors made on the device"
-            )
-        return ptx.drop_hidden_parameters(text)
-
-    stages["ptx"] = stage
-    return None
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

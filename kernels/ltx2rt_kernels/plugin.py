@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from ltx2rt_kernels import catalog
 from ltx2rt_kernels.errors import KernelError, raise_problems
 from ltx2rt_kernels.expressions import evaluate
+from ltx2rt_kernels.launch import Description
 from ltx2rt_kernels.spec import DOMAIN, KernelSpec, Operator, TensorSpec
 
 #: our dtype names to members of `tensorrt.DataType`
@@ -110,18 +110,18 @@ def kernel_function(
         types = _types(trt, operator, tensors)
         sizes = _sizes(trtp, operator, tensors, attributes)
         spec = select_kernel(operator, arch, types, _constants(sizes), attributes)
-        about = _description(artifacts / f"{spec.artifact_name(arch)}.json")
-        known = {**{k: trtp.ShapeExpr(v) for k, v in about["tiles"].items()}, **sizes}
+        path = artifacts / f"{spec.artifact_name(arch)}.json"
+        about = Description.read(path)
+        known = {**{k: trtp.ShapeExpr(v) for k, v in about.tiles.items()}, **sizes}
         launch = trtp.KernelLaunchParams()
-        for axis, text in zip(("grid_x", "grid_y", "grid_z"), about["grid"], strict=True):
+        for axis, text in zip(("grid_x", "grid_y", "grid_z"), about.grid, strict=True):
             setattr(launch, axis, _evaluate(trtp, text, known))
-        launch.block_x = about["threads"]
-        launch.shared_mem = about["shared"]
-        extra = trtp.SymIntExprs(len(about["scalars"]))
-        for i, scalar in enumerate(about["scalars"]):
-            extra[i] = trtp.SymInt32(_evaluate(trtp, scalar["value"], known))
-        ptx = (artifacts / f"{spec.artifact_name(arch)}.ptx").read_text()
-        return about["entry"], ptx, launch, extra
+        launch.block_x = about.threads
+        launch.shared_mem = about.shared
+        extra = trtp.SymIntExprs(len(about.scalars))
+        for i, value in enumerate(about.scalars.values()):
+            extra[i] = trtp.SymInt32(_evaluate(trtp, value, known))
+        return about.entry, path.with_suffix(".ptx").read_text(), launch, extra
 
     parameter = inspect.Parameter
     kind = parameter.POSITIONAL_OR_KEYWORD
@@ -232,10 +232,3 @@ def _evaluate(trtp: Any, text: str, sizes: Mapping[str, Any]) -> Any:
 
 def _data_type(trt: Any, dtype: str) -> Any:
     return getattr(trt.DataType, DATA_TYPES[dtype])
-
-
-def _description(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise KernelError(f"no kernel {path}; build it with ltx2rt_kernels.build")
-    about: dict[str, Any] = json.loads(path.read_text())
-    return about

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ltx2rt_kernels import build, catalog, gates, ptx
+from ltx2rt_kernels import build, catalog, gates, hermetic, ptx
 from ltx2rt_kernels.adaln_modulate import spec as adaln
 from ltx2rt_kernels.build import Artifact, compile_kernel
 from ltx2rt_kernels.errors import KernelError
@@ -221,6 +222,27 @@ def test_build_refuses(changes: dict[str, Any], message: str) -> None:
     wrong: KernelSpec = dataclasses.replace(SAMPLE, **changes)
     with pytest.raises(KernelError, match=message):
         compile_kernel(wrong, "90a")
+
+
+def test_build_refuses_without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = True
+        with pytest.raises(KernelError, match="while TRITON_INTERPRET is set; unset it"):
+            compile_kernel(SAMPLE, "90a")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(KernelError, match=r"needs Triton; install it with: pip install 'ltx2rt\["):
+        compile_kernel(SAMPLE, "90a")
+
+
+def test_build_refuses_scratch_memory() -> None:
+    """Descriptors made on the device need memory that no launch passes."""
+    metadata = {"name": "k", "global_scratch_size": 256, "profile_scratch_size": 0}
+    stages: dict[str, Any] = {"ptx": lambda source, metadata: PTX}
+    hermetic._plain_parameters(None, stages)
+    with pytest.raises(KernelError, match=r"k needs 256 \+ 0 bytes of scratch memory"):
+        stages["ptx"]("", metadata)
+    metadata["global_scratch_size"] = 0
+    assert ptx.read_entry(stages["ptx"]("", metadata)).types == ("u64", "u32")
 
 
 def test_spec_refuses_unknown_architectures() -> None:
