@@ -165,9 +165,8 @@ def _fp8_call(rewriter: Rewriter, site: Attention, keys: str, out: str) -> None:
     rewriter.call(fp8.QUANTIZE_QUERIES, [site.q], [q8, q_scale])
     rewriter.call(fp8.QUANTIZE_KEYS, [keys, mean], [k8, k_scale])
     rewriter.call(fp8.QUANTIZE_VALUES, [site.v, amax], [v8])
-    operator = fp8.FULL if site.bias is None else fp8.MASKED_FULL
-    inputs = [q8, k8, v8, q_scale, k_scale, amax, *([site.bias] if site.bias else [])]
-    rewriter.call(operator, inputs, [out], scale=flash.scale_of(site.head_dim))
+    inputs = [q8, k8, v8, q_scale, k_scale, amax, LONG_ATTENTION]
+    rewriter.call(fp8.MASKED_FULL, inputs, [out], scale=flash.scale_of(site.head_dim))
 
 
 def _check_kernels(model: onnx.ModelProto, arch: str) -> None:
