@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernels.report import section as kernel_section
 from benchmarks.run import RESULTS
 
 TARGET = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -88,7 +89,7 @@ def table() -> str:
             f"Machine: {where['cpus']} cores, {where['cpu']}; Python {where['python']}; "
             f"{versions}.",
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *kernel_section()]) + "\n"
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def attention_inputs(case: AttentionCase) -> Inputs:
         return torch.randn(*shape, generator=generator, device="cuda", dtype=torch.bfloat16)
 
     gain = torch.ones(case.head_dim, device="cuda", dtype=torch.bfloat16)
-    gain[3] = gain[case.head_dim // 2] = 4
+    gain[3] = gain[case.head_dim // 2] = 2
     made = {
         "q": noise(1, HEADS, case.queries, case.head_dim) * gain,
         "k": noise(1, HEADS, case.keys, case.head_dim) * gain,

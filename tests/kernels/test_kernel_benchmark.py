@@ -15,6 +15,7 @@ import torch
 from benchmarks.kernels import command, device, record, search, variants
 from benchmarks.kernels.cases import CASES, SEARCHED, AttentionCase, RowCase
 from benchmarks.kernels.record import Parity, line, make_record
+from benchmarks.kernels.report import section
 from benchmarks.kernels.roofline import PEAKS, least_seconds, peaks_of
 from benchmarks.kernels.variants import Variant
 
@@ -151,6 +152,11 @@ def test_command_records_and_exits_with_the_gate(
     out = capsys.readouterr()
     assert out.out.splitlines()[-1] == lines[-1]
     assert f"red for: {LONG.name} ltx2rt fp8" in out.err
+    table = section(tmp_path / "kernels.jsonl")[-3:]
+    assert table[0].startswith(f"| NVIDIA H200 | {LONG.name} | ltx2rt | 1000.0 | 1000.0, 1000.0 |")
+    assert table[0].endswith("| 0.0e+00 |")
+    assert "not timed: error 1.0e+00" in table[1]
+    assert section(tmp_path / "none.jsonl")[-1].startswith("Not measured: `python -m")
     assert command.main(["--case", LONG.name, "--no-record"]) == 1
     assert len((tmp_path / "kernels.jsonl").read_text().splitlines()) == 3
 
