@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,12 @@ from ltx2rt.backends.onnxruntime import OrtOptions
 from ltx2rt.components.transformer import ModalityInput, Perturbations, Transformer
 from ltx2rt.errors import InternalError, OptionError, UnsupportedError
 from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt_export.custom_ops import apply_custom_ops, operators_for
+from ltx2rt_export.custom_ops import (
+    apply_custom_ops,
+    operators_for,
+    used_operators,
+    write_kernels,
+)
 from ltx2rt_export.modules.transformer import (
     transformer_block,
     transformer_head,
@@ -26,6 +32,8 @@ from ltx2rt_export.modules.transformer import (
 )
 from ltx2rt_export.onnx import ExportedGraph, export_component
 from ltx2rt_export.reference import TorchEngine, load_weights, ort_engine
+from ltx2rt_kernels import build
+from ltx2rt_kernels.spec import KernelSpec
 from tests.kernels.graphs import rtx_kernels
 from tests.parity import tiny_transformer as tiny
 from tests.parity.test_transformer import GOLDEN, case_inputs
@@ -228,6 +236,31 @@ def test_real_sizes_have_kernels(real_block: ExportedGraph) -> None:
                 real_block, backend="tensorrt", target=target, precision=precision, mode="on"
             )
             assert ("MaskedFp8Attention" in custom_nodes(custom)) == (precision == "fp8")
+
+
+def test_kernels_of_a_graph(
+    real_block: ExportedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    custom = apply_custom_ops(
+        real_block, backend="tensorrt", target="sm90", precision="bf16", mode="on"
+    )
+    assert used_operators(real_block) == ()
+    assert used_operators(custom) == (
+        *("qk_norm_rope", "adaln_modulate", "gated_residual"),
+        *("flash_attention", "masked_flash_attention"),
+    )
+    compiled: list[str] = []
+
+    def write(
+        directory: Path, specs: Sequence[KernelSpec], architectures: Sequence[str]
+    ) -> list[str]:
+        compiled.extend(spec.artifact_name(a) for spec in specs for a in architectures)
+        return compiled
+
+    monkeypatch.setattr(build, "write_artifacts", write)
+    assert write_kernels(custom, "sm90", tmp_path) == "90a"
+    assert "masked_flash_attention.bf16-128.90a" in compiled
+    assert "qk_norm_rope.bf16-32x64.90a" in compiled
 
 
 @pytest.mark.parametrize("mode", ["off", "on"])
