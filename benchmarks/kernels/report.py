@@ -20,7 +20,7 @@ def section(results: Path = RESULTS) -> list[str]:
         gpu = record["environment"]["gpu"]["name"]
         newest[gpu, record["case"], record["variant"]] = record
     lines += [
-        "Batch 1, 32 heads, bfloat16; median of interleaved runs, the L2 cold. The error is relative",
+        "Batch 1, 32 heads, bfloat16; median of interleaved runs, L2 cold. The error is relative",
         "RMS against float32; roofline: share of the data sheet's least time.",
         "",
         "| GPU | case | variant | us | p10, p90 | TFLOP/s | GB/s | roofline | error |",
