@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernels.report import section as kernel_section
 from benchmarks.quality import RESULTS as QUALITY
 from benchmarks.quality import table as quality_table
 from benchmarks.run import RESULTS
@@ -116,7 +117,7 @@ def table() -> str:
             f"Machine: {where['cpus']} cores, {where['cpu']}; Python {where['python']}; "
             f"{versions}.",
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *kernel_section()]) + "\n"
 
 
 def main() -> None:
