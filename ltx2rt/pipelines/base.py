@@ -169,7 +169,7 @@ class Pipeline:
             for name in ("images", "generated_keyframes", "hdr")
             if name in self.unused and getattr(config, name)
         ]
-        problems += exr_problems(request)
+        problems += exr_problems(request, takes_hdr="hdr" not in self.unused)
         if problems:
             raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
         step = self.scale_factors.height * (2 if self.two_stage else 1)

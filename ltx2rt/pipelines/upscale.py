@@ -153,7 +153,8 @@ class UpscalePipeline(Pipeline):
         inputs: UpscaleInputs = run.request.inputs
         run.job.report("encode video", 0, 1)
         pixels = to_vae_input(padded(read_source(inputs), self.scale_factors))
-        latent = self.video_encoder().encode(pixels, TilingConfig.default())
+        tiling = None if run.config.tiling == "none" else TilingConfig.default()
+        latent = self.video_encoder().encode(pixels, tiling)
         self.release("video_encoder")
         run.job.report("encode video", 1, 1)
         run.latents["source.video"] = latent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from ltx2rt.media.hdr import TRANSFERS, HdrFormat, srgb_signal
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.hdr_clip import HdrClip
-from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraPipeline
+from ltx2rt.pipelines.hdr_ic_lora import OVERLAPS, TILES, HDRICLoraPipeline
+from ltx2rt.tiling import refine_tiles
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
+from tests.parity.golden import golden_root
 
 pytest.importorskip("OpenEXR")
 ASK = ("--pipeline", "hdr-ic-lora", "--prompt", "a lake", "--seed", 5, "--threads", 1, "--quiet")
@@ -42,6 +45,22 @@ def reference(folder: Path) -> Path:
 def lora(folder: Path, model: dict[str, Path], transform: str) -> Path:
     metadata = {"reference_downscale_factor": "2", "hdr_transform": transform}
     return write_demo_lora(folder / f"{transform}.safetensors", model, 1, metadata)
+
+
+def test_tiles_and_canvas_are_the_official_ones() -> None:
+    root = golden_root()
+    assert root is not None
+    tables = json.loads((root / "pipelines/tables.json").read_text())
+    for name, want in tables.items():
+        if name.startswith("hdr_stage2_tiles"):
+            cells = [int(n) for n in name.split()[-1].split("x")]
+            for tiles, intervals in zip(refine_tiles(cells, TILES, OVERLAPS), want, strict=True):
+                got = [[t.source.start, t.source.stop] for t in tiles]
+                assert got == [interval[:2] for interval in intervals]
+    for asked, (width, height, *crop) in tables["align_resolution"].items():
+        wanted = [int(n) for n in asked.split("x")]
+        assert crop == wanted
+        assert [n + -n % 64 for n in wanted] == [width, height]
 
 
 @pytest.mark.parametrize("transform", ["true", "acescct"])
