@@ -124,6 +124,7 @@ def test_noise_levels_of_the_refinement() -> None:
         (["--source", "absent.mp4"], ["absent.mp4", "no such file"]),
         (["--source", "VIDEO", "--upscale", "temporal"], ["this request needs temporal_upsampler"]),
         (["--source", "VIDEO", "--refine", 0.5], ["refining takes a prompt"]),
+        (["--source", "VIDEO", "--lora", "x"], ["LoRAs change nothing where nothing is refined"]),
         (["--source", "VIDEO", "--refine", 2], ["refine=2.0 is not above 0"]),
         (["--source", "PHOTO", "--upscale", "both"], ["is an image", "no frame rate"]),
         (["--source", "VIDEO", "--height", 64], ["has no use for --height"]),
