@@ -10,6 +10,7 @@ import pytest
 
 from ltx2rt.bundle import open_bundle
 from ltx2rt.components.reference_conditioner import ReferenceFile
+from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.manifest import Lora
 from ltx2rt.media.exr import iterate_exr_frames
@@ -115,6 +116,25 @@ def test_high_quality_keeps_every_second_frame(
         every = np.concatenate(list(clip._decode()))
     np.testing.assert_array_equal(frames, every[::2])
     assert len(frames) == clip.num_frames == 9
+
+
+def test_a_reference_that_ends_early_guides_only_the_tiles_under_it(
+    demo_bundle: Path, demo_model: dict[str, Path], folder: Path
+) -> None:
+    with VideoWriter(folder / "short.mp4", 128, 128, 24) as writer:
+        writer.write(np.full((1, 128, 128, 3), 0.5, np.float32))
+    path = lora(folder, demo_model, "logc3")
+    trace = StageTrace()
+    with HDRICLoraPipeline(open_bundle(demo_bundle), RuntimeConfig(threads=1)) as pipe:
+        pipe(
+            prompt="a lake", height=128, width=128, num_frames=17,
+            loras=(Lora(path=str(path), strength=1.0),),
+            references=(ReferenceFile(path=folder / "short.mp4"),),
+            trace=trace,
+        )  # fmt: skip
+    tokens = [trace.tensors[f"stage_2_tile_{i}.video.x0"].shape[1] for i in (1, 5)]
+    # tiles of 2 latent frames of 3x3 cells; the first also shows the reference's only cell
+    assert tokens == [18 + 1, 18]
 
 
 @pytest.mark.parametrize(
