@@ -161,18 +161,6 @@ class Pipeline:
     def prepare(self, request: Request) -> Request:
         """The request with every default filled in, checked before anything is loaded."""
         config = request.config
-        if problems := self.request_problems(request):
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
-        step = self.scale_factors.height * (2 if self.two_stage else 1)
-        height, width = config.height, config.width
-        if self.any_size:
-            height, width = height + -height % step, width + -width % step
-        check_generation_size(height, width, config.num_frames, self.two_stage, self.scale_factors)
-        return request
-
-    def request_problems(self, request: Request) -> list[str]:
-        """What this pipeline cannot do with a request, whatever its size."""
-        config = request.config
         problems = []
         if self.needs_prompt and not config.prompt.strip():
             problems.append("the prompt is empty; describe the clip in a sentence")
@@ -181,7 +169,15 @@ class Pipeline:
             for name in ("images", "generated_keyframes", "hdr")
             if name in self.unused and getattr(config, name)
         ]
-        return problems + exr_problems(request, takes_hdr="hdr" not in self.unused)
+        problems += exr_problems(request, takes_hdr="hdr" not in self.unused)
+        if problems:
+            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+        step = self.scale_factors.height * (2 if self.two_stage else 1)
+        height, width = config.height, config.width
+        if self.any_size:
+            height, width = height + -height % step, width + -width % step
+        check_generation_size(height, width, config.num_frames, self.two_stage, self.scale_factors)
+        return request
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """LoRAs of each stage."""

@@ -16,7 +16,7 @@ from ltx2rt.errors import BundleError, OptionError, join_problems
 from ltx2rt.media.audio import check_aac_rate
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
-from ltx2rt.media.reader import probe_video, read_audio, read_video_frames
+from ltx2rt.media.reader import VideoInfo, probe_video, read_audio, read_video_frames
 from ltx2rt.pipelines.base import TRANSFORMER, Pipeline
 from ltx2rt.pipelines.run import Request
 from ltx2rt.schedules import DISTILLED
@@ -114,7 +114,13 @@ class UpscalePipeline(Pipeline):
                 "it again with the files that hold them, or ask for less."
             )
         source = source_shape(inputs)
-        problems = self.request_problems(request) + sound_problems(inputs)
+        problems = [
+            f"it has no use for {name}"
+            for name in ("images", "generated_keyframes", "hdr")
+            if getattr(request.config, name)
+        ]
+        if not inputs.is_image:
+            problems += sound_problems(probe_video(inputs.source))
         if inputs.refine is not None and not request.config.prompt.strip():
             problems.append("refining takes a prompt that describes the picture")
         if inputs.refine is None and request.config.loras:
@@ -214,15 +220,13 @@ def read_source(inputs: UpscaleInputs) -> NDArray[np.uint8]:
     return read_video_frames(inputs.source)
 
 
-def sound_problems(inputs: UpscaleInputs) -> list[str]:
+def sound_problems(info: VideoInfo) -> list[str]:
     """Why a video file could not hold the source's sound."""
-    if inputs.is_image or not (info := probe_video(inputs.source)).has_audio:
+    if not info.has_audio:
         return []
     problems = []
     if info.audio_channels > 2:
-        problems.append(
-            f"the sound of '{inputs.source}' has {info.audio_channels} channels; mix it down to two"
-        )
+        problems.append(f"the sound has {info.audio_channels} channels; mix it down to two")
     try:
         check_aac_rate(info.audio_sampling_rate)
     except OptionError as error:
