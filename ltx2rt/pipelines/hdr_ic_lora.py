@@ -167,6 +167,7 @@ class HDRICLoraPipeline(Pipeline):
         for index, tile in enumerate(product(*axes)):
             box = latent_box(*(axis.source for axis in tile))
             latent = upsampled[box]
+            shown = [cut_reference(reference, tile) for reference in references]
             refined = run.stage(
                 f"stage_2_tile_{index + 1}",
                 HDR_STAGE2,
@@ -176,7 +177,7 @@ class HDRICLoraPipeline(Pipeline):
                     shape=VideoLatentShape.from_sizes(latent.shape),
                     initial=latent,
                     noise_scale=HDR_STAGE2[0],
-                    items=[cut_reference(reference, tile) for reference in references],
+                    items=[part for part in shown if part.latent.size],  # a short one has ended
                 ),
                 audio=None,
                 generator=TorchGenerator(run.config.seed + index),
