@@ -25,7 +25,7 @@ from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import Array
-from ltx2rt.errors import UnsupportedError
+from ltx2rt.errors import InternalError, UnsupportedError
 from ltx2rt.manifest import Lora
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.progress import Job
@@ -234,6 +234,8 @@ class Run:
                 **facts,
             )
         )
+        if name in self.stages:  # kept stages are known by their names
+            raise InternalError(f"two stages of a pipeline are called {name}")
         self.stages[name] = {
             "sigmas": [float(s) for s in request.sigmas],
             "sampler": request.sampler,
