@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import BundleError, OptionError, join_problems
-from ltx2rt.media.audio import check_aac_rate
+from ltx2rt.media.audio import check_rate
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import VideoInfo, probe_video, read_audio, read_video_frames
@@ -231,7 +231,7 @@ def sound_problems(info: VideoInfo) -> list[str]:
     if info.audio_channels > 2:
         problems.append(f"the sound has {info.audio_channels} channels; mix it down to two")
     try:
-        check_aac_rate(info.audio_sampling_rate)
+        check_rate(info.audio_sampling_rate)
     except OptionError as error:
         problems.append(str(error))
     return problems
