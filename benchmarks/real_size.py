@@ -86,3 +86,11 @@ def transformer_components(config: TransformerConfig) -> list[Component]:
         transformer.transformer_tail,
     )
     return [factory(metadata, tensors) for factory in factories]
+
+
+def entries(prefix: str, module: nn.Module) -> dict[str, TensorEntry]:
+    """Names and shapes of a module's tensors; the entries point nowhere."""
+    return {
+        prefix + name: TensorEntry(Path("absent"), prefix + name, "bfloat16", tuple(w.shape), 0, 0)
+        for name, w in module.state_dict().items()
+    }

@@ -31,8 +31,8 @@ ROWS = {
         "TensorRT-RTX engine of one LTX-2.3 block in BF16, weights as inputs; constants beside it",
         "none",
     ),
-    "engines-ltx23-text-encoder": (
-        "TensorRT-RTX engine of the real-size text encoder (Gemma 3 12B) in BF16",
+    "engines-ltx23-everything-bf16": (
+        "TensorRT-RTX engines of every component of LTX-2.3 with Gemma 3 12B at real size, BF16",
         "none",
     ),
     "tiny-distilled-256x384-25f": (
