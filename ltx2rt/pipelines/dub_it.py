@@ -56,7 +56,9 @@ class DubItPipeline(Pipeline):
     requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, "video_encoder", "audio_encoder")
     two_stage: ClassVar[bool] = True
     Inputs: ClassVar[type[Any] | None] = DubItInputs
-    unused: ClassVar[tuple[str, ...]] = ("num_frames", "frame_rate", "generated_keyframes")
+    unused: ClassVar[tuple[str, ...]] = (
+        "num_frames", "frame_rate", "generated_keyframes", "hdr",
+    )  # fmt: skip
 
     def prepare(self, request: Request) -> Request:
         """As `Pipeline.prepare`, with the reference's frames and frame rate.

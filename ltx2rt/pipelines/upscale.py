@@ -124,7 +124,11 @@ class UpscalePipeline(Pipeline):
         ]
         if not inputs.is_image:
             problems += sound_problems(probe_video(inputs.source))
-        if inputs.refine is not None and not request.config.prompt.strip():
+        if (
+            inputs.refine is not None
+            and not request.config.prompt.strip()
+            and request.config.embeddings is None
+        ):
             problems.append("refining takes a prompt that describes the picture")
         if inputs.refine is None and request.config.loras:
             problems.append("LoRAs change nothing where nothing is refined")
