@@ -229,9 +229,9 @@ def open_bundle(
     problems = [
         problem
         for name, entry in manifest.components.items()
-        for problem in _check_file(folder / entry.graph, entry.graph_sha256, name)
+        for problem in _check_file(folder, entry.graph, entry.graph_sha256, name)
     ]
-    problems += _check_file(folder / manifest.tokenizer, manifest.tokenizer_sha256, "the tokenizer")
+    problems += _check_file(folder, manifest.tokenizer, manifest.tokenizer_sha256, "the tokenizer")
     problems += weight_problems(manifest)[:20]
     sources: list[Path] = []
     for source in manifest.sources:
@@ -263,9 +263,16 @@ def find_moved(place: Path, weights_dir: str | os.PathLike[str] | None) -> Path:
     return next((p for p in moved if p.exists()), place)
 
 
-def _check_file(path: Path, sha256: str, what: str) -> list[str]:
+def _check_file(folder: Path, name: str, sha256: str, what: str) -> list[str]:
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return [f"{what}: {name!r:.80} is not a file of the bundle"]
     try:
+        if path.exists() and not path.is_file():
+            return [f"{what}: {path} is not a file"]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        return [f"{what}: {path} cannot be read ({error.strerror})"]
+        return [f"{what}: {path!s:.300} cannot be read ({error.strerror})"]
+    except ValueError as error:
+        return [f"{what}: {str(path)!r:.300} cannot be read ({error})"]
     return [] if digest == sha256 else [f"{what}: {path} does not match its hash in the manifest"]
