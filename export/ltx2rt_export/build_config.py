@@ -10,6 +10,7 @@ from pathlib import Path
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.errors import Ltx2rtError, OptionError, ShapeError, UnsupportedError, join_problems
 from ltx2rt.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, target_problems
+from ltx2rt_export.custom_ops.table import MODES
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.quantize import check_target as check_precision
 from ltx2rt_export.quantize.schemes import CPU_PRECISIONS
@@ -39,6 +40,8 @@ class BuildConfig:
         hardware_compatible: engines also run on other GPUs from Ampere on (TensorRT).
         version_compatible: engines also load in other versions (TensorRT).
         plugin_modules: Python modules whose import registers plugins (TensorRT).
+        custom_ops: our own kernels: `auto` where a benchmark showed them faster (nowhere yet), `on`
+            wherever the backend can run them, `off` never; see `custom_ops.table`.
         cache_dir: where built engines are kept; None: `LTX2RT_CACHE`, else the user's cache folder.
         copy_weights: copy every needed tensor into the bundle instead of pointing at the user's
             files.
@@ -64,6 +67,7 @@ class BuildConfig:
     hardware_compatible: bool = False
     version_compatible: bool = False
     plugin_modules: tuple[str, ...] = ()
+    custom_ops: str = "auto"
     cache_dir: Path | None = field(default=None)
     copy_weights: bool = False
     force: bool = False
@@ -125,6 +129,7 @@ class BuildConfig:
             ("backend", self.backend, BACKENDS),
             ("precision", self.precision, PRECISIONS),
             ("weights", self.weights, ("input", "constant")),
+            ("custom_ops", self.custom_ops, MODES),
         ):
             if value not in allowed:
                 problems.append(f"{name}={value!r}; allowed: {', '.join(allowed)}")

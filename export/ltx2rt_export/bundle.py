@@ -210,7 +210,7 @@ def _fill(
             dtype=engines.dtype,
             plain_layers=config.plain_layers,
         ):
-            graph = engines.layout(part.graph)
+            graph = engines.finish(part.graph, part.precision)
             name = graph.component.name
             data = graph.model.SerializeToString(deterministic=True)
             (work / f"graphs/{name}.onnx").write_bytes(data)

@@ -138,6 +138,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Python modules that register plugins (TensorRT)",
     )
     expert.add_argument(
+        "--custom-ops",
+        default="auto",
+        metavar="MODE",
+        help="our own kernels: auto (default; where a benchmark showed them faster: nowhere yet), "
+        "on, off",
+    )
+    expert.add_argument(
         "--cache-dir",
         type=Path,
         metavar="DIR",

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import ltx2rt.bundle as bundle_module
@@ -216,3 +217,24 @@ def test_bad_requests_write_nothing(
 
 def test_build_needs_a_name(demo_model: dict[str, Path]) -> None:
     expect_user_error(ltx2rt("build", *build_flags(demo_model)), "-o BUNDLE")
+
+
+def test_our_operators_are_in_the_graph_when_asked_for(
+    demo_model: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    """TensorRT-RTX inlines their bodies; the bundle's graph says what it holds."""
+    target = tmp_path / "b"
+    flags = ("--components", "transformer_block", "--custom-ops", "on", "--cache-dir", cache_dir)
+    outcome = ltx2rt("build", *build_flags(demo_model), *RTX, *flags, "-o", target, "--quiet")
+    assert outcome.code == 0, outcome.err
+    graph = onnx.load(str(target / "graphs/transformer_block.onnx"), load_external_data=False)
+    ours = {n.op_type for n in graph.graph.node if n.domain == "ltx2rt"}
+    assert {"MaskedFlashAttention", "QkNormRope"} <= ours, ours
+    assert "--custom-ops on" in read_manifest(target).build_flags
+
+
+def test_custom_ops_are_on_auto_or_off(demo_model: dict[str, Path], tmp_path: Path) -> None:
+    outcome = ltx2rt(
+        "build", *build_flags(demo_model), "--custom-ops", "maybe", "-o", tmp_path / "b"
+    )
+    expect_user_error(outcome, "custom_ops='maybe'; allowed: auto, on, off")

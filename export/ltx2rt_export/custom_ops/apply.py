@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import onnx
 
 from ltx2rt.errors import InternalError, UnsupportedError, join_problems
+from ltx2rt.manifest import PLAIN_BLOCK
 from ltx2rt_export.custom_ops.patterns import (
     INTERLEAVED,
     Attention,
@@ -36,7 +37,7 @@ from ltx2rt_kernels.qk_norm_rope import spec as qk
 from ltx2rt_kernels.spec import DOMAIN, KernelSpec
 
 #: components that hold the patterns
-COMPONENTS = ("transformer_block",)
+COMPONENTS = ("transformer_block", PLAIN_BLOCK)
 
 #: the attention whose keys are so many that quantising them pays: named by its bias
 LONG_ATTENTION = "video_attention_bias"

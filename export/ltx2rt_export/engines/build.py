@@ -23,6 +23,7 @@ from ltx2rt.errors import InternalError, OptionError
 from ltx2rt.manifest import EngineEntry, Tensor
 from ltx2rt.progress import Job
 from ltx2rt_export.build_config import BuildConfig
+from ltx2rt_export.custom_ops.kernels import used_operators, write_kernels
 from ltx2rt_export.engines.builder import EngineRequest
 from ltx2rt_export.engines.cache import EngineCache, cache_key, file_sha256
 from ltx2rt_export.engines.process import run_build
@@ -79,11 +80,14 @@ class EngineBuilder:
             data = model.SerializeToString(deterministic=True)
             sha256 = hashlib.sha256(data + digest.encode()).hexdigest()
             shapes = [_profile(component.inputs, bucket) for bucket in buckets]
-            key = self._key(sha256, shapes)
+            kernels = self._kernels(graph, work / "kernels")
+            key = self._key(sha256, shapes, kernels)
             info = self.cache.find(key)
             if info is None:
                 (work / "graph.onnx").write_bytes(data)
-                info = self._build(graph, model, precision, work, shapes, buckets, sha256, key, job)
+                info = self._build(
+                    graph, model, precision, work, shapes, buckets, sha256, key, kernels, job
+                )
                 job.report(stage, 1, 1, f"{info.build_s:.1f} s, {info.engine_bytes / 1e6:.1f} MB")
             else:
                 job.report(stage, 1, 1, "from the cache")
@@ -100,7 +104,16 @@ class EngineBuilder:
             return weights_as_inputs(graph.model), ""
         return weights_as_constants(graph.model, weights, work)
 
-    def _key(self, graph_sha256: str, shapes: list[dict[str, Any]]) -> str:
+    def _kernels(self, graph: ExportedGraph, folder: Path) -> tuple[str, str] | None:
+        """Compile the kernels of our operators for TensorRT: their folder and architecture."""
+        if self.config.backend != "tensorrt" or not used_operators(graph):
+            return None
+        folder.mkdir()
+        return str(folder), write_kernels(graph, self.targets[0], folder)
+
+    def _key(
+        self, graph_sha256: str, shapes: list[dict[str, Any]], kernels: tuple[str, str] | None
+    ) -> str:
         return cache_key(
             {
                 "backend": self.config.backend,
@@ -111,6 +124,9 @@ class EngineBuilder:
                 "profiles": shapes,
                 "options": self.config.builder_options(),
                 "plugins": self._plugins(),
+                "kernels": {p.name: file_sha256(p) for p in sorted(Path(kernels[0]).iterdir())}
+                if kernels
+                else {},
             }
         )
 
@@ -132,6 +148,7 @@ class EngineBuilder:
         buckets: tuple[Bucket, ...],
         sha256: str,
         key: str,
+        kernels: tuple[str, str] | None,
         job: Job,
     ) -> EngineInfo:
         config, component = self.config, graph.component
@@ -144,6 +161,8 @@ class EngineBuilder:
             profiles=tuple(shapes),
             timing_cache=None if config.timing_cache is None else str(config.timing_cache),
             plugin_modules=config.plugin_modules,
+            kernels=kernels,
+            operators=used_operators(graph) if kernels else (),
             **config.builder_options(),
         )
 

@@ -41,6 +41,9 @@ class EngineRequest:
         hardware_compatible: also run on other GPUs from Ampere on (TensorRT).
         version_compatible: also load in other versions (TensorRT).
         plugin_modules: Python modules whose import registers plugins (TensorRT).
+        kernels: folder of compiled kernels, and their architecture (TensorRT); None: no operators
+            of ours are in the graph.
+        operators: those that are.
     """
 
     backend: str
@@ -55,6 +58,8 @@ class EngineRequest:
     hardware_compatible: bool = False
     version_compatible: bool = False
     plugin_modules: tuple[str, ...] = ()
+    kernels: tuple[str, str] | None = None
+    operators: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,10 @@ def build_engine(request: EngineRequest, on_step: OnStep | None = None) -> Built
     trt = load(request.backend)
     for module in request.plugin_modules:
         import_module(module)
+    if request.kernels is not None:
+        folder, arch = request.kernels
+        plugin = import_module("ltx2rt_kernels.plugin")
+        plugin.register_plugins(Path(folder), arch, request.operators)
     logger = make_logger(trt)
     start = time.perf_counter()
     builder = trt.Builder(logger)

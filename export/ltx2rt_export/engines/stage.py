@@ -16,6 +16,7 @@ from ltx2rt.safetensors import MappedFiles
 from ltx2rt.shapes import VideoScaleFactors
 from ltx2rt.weights import engine_tensors, tensor_entry
 from ltx2rt_export.build_config import BuildConfig
+from ltx2rt_export.custom_ops import apply_custom_ops
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
 from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
@@ -28,6 +29,7 @@ class EngineStage:
     """What building a bundle asks of the backend; `builder` is None for ONNX Runtime."""
 
     builder: EngineBuilder | None
+    custom_ops: str = "auto"
 
     @property
     def dtype(self) -> str | None:
@@ -36,9 +38,20 @@ class EngineStage:
         """
         return "float32" if self.builder is None else None
 
-    def layout(self, graph: ExportedGraph) -> ExportedGraph:
-        """The graph with its weights laid out as the backend wants them."""
-        return graph if self.builder is None else fold_transposes(graph)
+    def finish(self, graph: ExportedGraph, precision: str) -> ExportedGraph:
+        """The graph with our operators, where they were asked for, and its weights laid out as the
+        backend wants them.
+
+        Raises:
+            UnsupportedError: operators that no kernel runs on this target.
+        """
+        builder = self.builder
+        backend = "onnxruntime" if builder is None else builder.config.backend
+        target = builder.targets[0] if builder is not None and builder.targets else None
+        graph = apply_custom_ops(
+            graph, backend=backend, target=target, precision=precision, mode=self.custom_ops
+        )
+        return graph if builder is None else fold_transposes(graph)
 
     def add(
         self,
@@ -104,5 +117,6 @@ def engine_stage(
 ) -> EngineStage:
     """Check that the backend can build here; see `open_builder`."""
     if config.backend not in APIS:
-        return EngineStage(None)
-    return EngineStage(open_builder(config, profile_request(config, model, options)))
+        return EngineStage(None, config.custom_ops)
+    builder = open_builder(config, profile_request(config, model, options))
+    return EngineStage(builder, config.custom_ops)
