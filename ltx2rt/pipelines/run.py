@@ -338,7 +338,7 @@ class Run:
         sampler, sigmas = {
             "stage_1": (config.sampler, config.sigmas),
             "stage_2": (config.stage_2_sampler, config.stage_2_sigmas),
-        }.get(request.name, (None, None))
+        }.get(request.name[: len("stage_1")], (None, None))  # stage 2 may work tile by tile
         if sampler is not None:
             turn = 1 if request.name == "stage_1" else 2
             seed = config.seed + turn * ANCESTRAL_SEED_OFFSET
