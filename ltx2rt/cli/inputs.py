@@ -199,6 +199,8 @@ COMMON = {
     "images": "--image",
     "hdr": "--hdr",
     "generated_keyframes": "--num-generated-keyframes",
+    "sampler": "--sampler",
+    "sigmas": "--sigmas",
 }
 
 
@@ -214,8 +216,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def problems_of(options: argparse.Namespace) -> list[str]:
-    """Flags that this pipeline does not take, and those that it needs."""
+def problems_of(options: argparse.Namespace, *, has_inputs: bool = False) -> list[str]:
+    """Flags that this pipeline does not take, and those that it needs, unless it `has_inputs` from
+    a record that is repeated.
+    """
     cls = pipeline_class(options.pipeline)
     problems = [
         f"--pipeline {options.pipeline} has no use for {flag}"
@@ -224,13 +228,9 @@ def problems_of(options: argparse.Namespace) -> list[str]:
     ]
     if not cls.auto_duration and (options.auto_duration or options.num_frames == "auto"):
         problems.append(f"--pipeline {options.pipeline} cannot choose its duration")
-    if cls.makes == "audio" and options.fragmented:
-        problems.append(
-            f"--pipeline {options.pipeline} writes sound, which --fragmented is not for"
-        )
-    if cls.needs_prompt and not options.prompt:
-        problems.append(f"--pipeline {options.pipeline} needs --prompt TEXT")
-    required = cls.required_inputs()
+    if cls.makes == "audio" and (options.stream or options.frames):
+        problems.append(f"--pipeline {options.pipeline} makes sound: no --stream, no --frames")
+    required = [] if has_inputs else cls.required_inputs()
     problems += [
         f"--pipeline {options.pipeline} needs {flag.name}"
         for flag in FLAGS
