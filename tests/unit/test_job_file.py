@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ltx2rt.cli import generate as generate_command
 from ltx2rt.cli import job_file
-from ltx2rt.cli.requests import asked_of, config_of
+from ltx2rt.cli.requests import asked_of, config_of, runtime_of
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition
 from ltx2rt.errors import Ltx2rtError, OptionError
 from ltx2rt.guidance import GuiderParams, GuiderSchedule
@@ -254,6 +254,23 @@ def test_the_inputs_of_every_pipeline_come_back() -> None:
         request = dataclasses.replace(REQUEST, inputs=None if inputs is None else example(inputs))
         record = Record(pipeline=name, request=request)
         assert read_record(record_text(record), "x.mp4") == record
+
+
+def test_a_record_is_all_that_a_repetition_needs() -> None:
+    """No flag is asked for that the record answers, and the command line may change parts."""
+    guidance = dataclasses.replace(
+        REQUEST.guidance, distilled_lora=Lora(path="/d.safetensors", strength=1.0)
+    )
+    for name in PIPELINES:
+        cls = pipeline_class(name)
+        inputs = None if cls.Inputs is None else example(cls.Inputs)
+        request = dataclasses.replace(REQUEST, guidance=guidance, inputs=inputs)
+        record = Record(pipeline=name, request=request, max_batch_size=3)
+        asked = asked_of(options("--seed", "4", "-o", "x.mp4"), record)
+        assert asked.pipeline is cls
+        assert asked.inputs == inputs
+        assert asked.config == dataclasses.replace(request.config, seed=4)
+        assert runtime_of(asked.options, record).max_batch_size == 3
 
 
 GOOD = to_plain(Record(pipeline="two-stage", request=REQUEST))
