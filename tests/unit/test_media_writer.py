@@ -305,7 +305,7 @@ def test_output_paths(tmp_path, monkeypatch):
         assert check_output_path(tmp_path / name) == kind
     with pytest.raises(MediaError, match=r"'\.avi'.*\.mp4, \.mov, \.mkv.*\.wav, \.flac.*directory"):
         check_output_path(tmp_path / "a.avi")
-    with pytest.raises(MediaError, match=r"allowed: \.wav, \.flac for audio\.$"):
+    with pytest.raises(MediaError, match=r"allowed: \.wav, \.flac, \.mp3, \.m4a for audio\.$"):
         check_output_path(tmp_path / "a.mp4", "audio")
     with pytest.raises(MediaError, match="does not exist"):
         check_output_path(tmp_path / "missing" / "a.mp4")
