@@ -56,6 +56,9 @@ class AudioToVideoPipeline(TwoStagesPipeline):
     """
 
     name: ClassVar[str] = "audio-to-video"
+    summary: ClassVar[str] = (
+        "A clip for sound that exists, which is kept as it is; guided, two stages."
+    )
     requires: ClassVar[tuple[str, ...]] = (
         *TEXT_ENCODER,
         *TRANSFORMER,

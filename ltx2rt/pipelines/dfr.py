@@ -70,6 +70,9 @@ class DFRPipeline(Pipeline):
     """
 
     name: ClassVar[str] = "dfr"
+    summary: ClassVar[str] = (
+        "LTX-2.5: distilled, with generated keyframes; the frame rate can be doubled twice."
+    )
     requires: ClassVar[tuple[str, ...]] = TWO_STAGE
     two_stage: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes", "hdr")

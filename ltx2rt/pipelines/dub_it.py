@@ -50,6 +50,9 @@ class DubItPipeline(Pipeline):
     """
 
     name: ClassVar[str] = "dub-it"
+    summary: ClassVar[str] = (
+        "A clip that follows another one and its voice but says something else; needs an IC-LoRA."
+    )
     requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, "video_encoder", "audio_encoder")
     two_stage: ClassVar[bool] = True
     Inputs: ClassVar[type[Any] | None] = DubItInputs

@@ -64,6 +64,7 @@ class HDRICLoraPipeline(Pipeline):
     """
 
     name: ClassVar[str] = "hdr-ic-lora"
+    summary: ClassVar[str] = "A video to linear light: EXR frames and a preview, by an HDR IC-LoRA."
     requires: ClassVar[tuple[str, ...]] = (
         *TEXT_ENCODER,
         *TRANSFORMER,

@@ -53,6 +53,9 @@ class ICLoraPipeline(Pipeline):
     """
 
     name: ClassVar[str] = "ic-lora"
+    summary: ClassVar[str] = (
+        "A clip that follows reference videos (depth, pose, edges, ...), by an IC-LoRA."
+    )
     requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, "video_encoder")
     two_stage: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes",)

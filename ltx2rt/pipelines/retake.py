@@ -73,6 +73,9 @@ class RetakePipeline(Pipeline):
     """Make a part of a clip anew with a distilled model."""
 
     name: ClassVar[str] = "retake"
+    summary: ClassVar[str] = (
+        "Make a part of a clip anew, in time, with a distilled model: video, sound or both."
+    )
     requires: ClassVar[tuple[str, ...]] = _REQUIRES
     Inputs: ClassVar[type[Any] | None] = RetakeInputs
     unused: ClassVar[tuple[str, ...]] = _UNUSED
@@ -100,6 +103,7 @@ class GuidedRetakePipeline(GuidedPipeline):
     """As `RetakePipeline`, with guidance: for a model that is not distilled."""
 
     name: ClassVar[str] = "retake-guided"
+    summary: ClassVar[str] = "As retake, with guidance: for a model that is not distilled."
     requires: ClassVar[tuple[str, ...]] = _REQUIRES
     Inputs: ClassVar[type[Any] | None] = RetakeInputs
     unused: ClassVar[tuple[str, ...]] = _UNUSED

@@ -22,6 +22,7 @@ class TextToAudioPipeline(GuidedPipeline):
     """
 
     name: ClassVar[str] = "text-to-audio"
+    summary: ClassVar[str] = "Prompt to sound alone, in one guided stage."
     requires: ClassVar[tuple[str, ...]] = (*TEXT_ENCODER, *TRANSFORMER, "audio_decoder", "vocoder")
     unused: ClassVar[tuple[str, ...]] = ("height", "width", "images", "generated_keyframes")
     auto_duration: ClassVar[bool] = True

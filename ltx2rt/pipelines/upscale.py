@@ -83,6 +83,9 @@ class UpscalePipeline(Pipeline):
     """
 
     name: ClassVar[str] = "upscale"
+    summary: ClassVar[str] = (
+        "Raise size or frame rate of a video or image that exists; --refine adds detail."
+    )
     requires: ClassVar[tuple[str, ...]] = ("video_encoder", "video_decoder")
     unused: ClassVar[tuple[str, ...]] = (
         "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes", "hdr",
