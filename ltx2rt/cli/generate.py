@@ -26,7 +26,7 @@ from ltx2rt.cli.requests import (
     runtime_of,
 )
 from ltx2rt.config import HDR_MODES, GenerationConfig, GuidanceConfig, RuntimeConfig
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.pipelines.checkpointing import kept_stages, remove_stages
 from ltx2rt.pipelines.run import Request
@@ -330,7 +330,8 @@ def make(
             pipe.save_embeddings(options.save_embeddings)
         output.write(clip)
     except BaseException as error:
-        if work_dir is not None and kept_stages(work_dir):
+        refused = isinstance(error, OptionError | CheckpointError)
+        if work_dir is not None and not refused and kept_stages(work_dir):
             error.add_note(
                 f"finished stages ({', '.join(kept_stages(work_dir))}) are kept in {work_dir}: "
                 "repeat the command with --resume to go on after them."

@@ -58,12 +58,14 @@ class Asked:
 
         if not isinstance(pipe, GuidedPipeline):
             return None
-        base = self.record.request.guidance if self.record else None
+        same = self.record is not None and self.record.pipeline == pipe.name
+        base = self.record.request.guidance if self.record and same else None
         return guidance_flags.guidance_of(self.options, pipe, base)
 
 
 def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked:
-    """The request that the flags make, on top of the one that is repeated.
+    """The request that the flags make, on top of the one that is repeated; another pipeline than
+    its own takes over neither guidance nor inputs.
 
     Raises:
         OptionError: lists everything that cannot work.
@@ -85,7 +87,7 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
     except OptionError as error:
         problems.append(str(error))
     if config is not None:
-        before = base.guidance if base else None
+        before = base.guidance if base and same else None
         problems += guidance_flags.problems_of(options, pipeline, config, before)
     seeds: tuple[int, ...] = ()
     try:

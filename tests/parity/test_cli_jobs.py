@@ -278,6 +278,7 @@ def test_a_killed_run_goes_on_bit_equal(
         "-o", folder / "k.mp4", "--work-dir", killed, "--resume",
     )  # fmt: skip
     expect_user_error(other, "config.seed was 10, now it is 4", "config.frame_rate was 24.0")
+    assert "repeat the command" not in other.err
     monkeypatch.setattr(PromptEncoder, "__call__", pytest.fail)
     resumed = run(
         "generate", demo_bundle, *RESUMABLE, "-o", folder / "k.mp4", "--work-dir", killed,

@@ -271,6 +271,11 @@ def test_a_record_is_all_that_a_repetition_needs() -> None:
         assert asked.inputs == inputs
         assert asked.config == dataclasses.replace(request.config, seed=4)
         assert runtime_of(asked.options, record).max_batch_size == 3
+    other = asked_of(options("--pipeline", "one-stage", "-o", "x.mp4"), record)
+    assert other.config == request.config
+    two_stage = Record(pipeline="two-stage", request=dataclasses.replace(request, inputs=None))
+    with pytest.raises(OptionError, match="keyframe needs --distilled-lora"):
+        asked_of(options("--pipeline", "keyframe", "-o", "x.mp4"), two_stage)
 
 
 GOOD = to_plain(Record(pipeline="two-stage", request=REQUEST))
