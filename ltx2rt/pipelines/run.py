@@ -28,6 +28,7 @@ from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_i
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Array
+from ltx2rt.errors import InternalError
 from ltx2rt.manifest import Lora
 from ltx2rt.media.hdr import HDR_FORMATS, HdrFormat
 from ltx2rt.noise import TorchGenerator
@@ -298,6 +299,8 @@ class Run:
                 **facts,
             )
         )
+        if name in self.stages:  # kept stages are known by their names
+            raise InternalError(f"two stages of a pipeline are called {name}")
         self.stages[name] = {
             "sigmas": [float(s) for s in request.sigmas],
             "sampler": request.sampler,

@@ -320,6 +320,12 @@ def test_bad_records_say_what_is_wrong(data: Any, part: str) -> None:
     assert part in str(error.value)
 
 
+def test_a_huge_record_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltx2rt.pipelines.record.MAX_RECORD_CHARACTERS", 10)
+    with pytest.raises(OptionError, match="longer than any that ltx2rt writes"):
+        read_record("[" * 11, "x.mp4")
+
+
 def test_files_without_a_usable_record(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"\0" * 100)
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)
