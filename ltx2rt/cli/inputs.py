@@ -247,7 +247,7 @@ def problems_of(options: argparse.Namespace, *, has_inputs: bool = False) -> lis
 
 def inputs_of(options: argparse.Namespace, pipeline: type[Pipeline], base: Any = None) -> Any:
     """The pipeline's `Inputs` from the command line, what is not given as in `base`; None for a
-    pipeline without.
+    pipeline without, or where a flag is missing that `problems_of` names.
 
     Raises:
         OptionError: a value cannot be read, or the `Inputs` refuse it.
@@ -260,4 +260,6 @@ def inputs_of(options: argparse.Namespace, pipeline: type[Pipeline], base: Any =
         for flag in FLAGS
         if flag.target in names and (value := getattr(options, flag.target, None)) is not None
     }
-    return pipeline.Inputs(**given) if base is None else dataclasses.replace(base, **given)
+    if base is not None:
+        return dataclasses.replace(base, **given)
+    return None if set(pipeline.required_inputs()) - given.keys() else pipeline.Inputs(**given)
