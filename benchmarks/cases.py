@@ -108,11 +108,19 @@ def tiny_distilled() -> dict[str, Any]:
         return compare(demo_bundle(Path(folder)))
 
 
+def precision_quality() -> dict[str, Any]:
+    """What every precision loses; `median_s` is the time of the whole comparison."""
+    from benchmarks.quality import quality
+
+    return quality()
+
+
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "cli-help": cli_help,
     "open-bundle": open_bundle,
     "export-ltx23-transformer": export_ltx23_transformer,
     "tiny-distilled-256x384-25f": tiny_distilled,
+    "quality": precision_quality,
 }
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality import RESULTS as QUALITY
+from benchmarks.quality import table as quality_table
 from benchmarks.run import RESULTS
 
 TARGET = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -103,6 +105,9 @@ def table() -> str:
             f"| {what} | {record['median_s']:.3f} s | {bound} | {remarks(record)} "
             f"| {where['commit']}, {where['date']} |"
         )
+    if QUALITY.exists():
+        record = json.loads(QUALITY.read_text(encoding="utf-8").splitlines()[-1])
+        lines += ["", *quality_table(record)]
     if records:
         where = next(reversed(records.values()))["environment"]
         versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())

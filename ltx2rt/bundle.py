@@ -16,7 +16,13 @@ from ltx2rt.errors import BundleError, CheckpointError, join_problems
 from ltx2rt.lora import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
 from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
-from ltx2rt.weights import engine_tensors, stored_tensor, tensor_entry, weight_problems
+from ltx2rt.weights import (
+    engine_tensors,
+    lora_tensors,
+    stored_tensor,
+    tensor_entry,
+    weight_problems,
+)
 
 
 class ModelSource(Protocol):
@@ -194,9 +200,14 @@ class Bundle:
     ) -> dict[str, Array]:
         loaded: dict[str, Array] = {}
         overlay = entry.overlays[index] if entry.overlays else {}
+        adapted = {f"{module}.weight" for module in entry.options.get("lora_inputs", ())}
+        if name not in LORA_COMPONENTS:
+            loras = None
         for weight, ref in entry.layers[index].items():
             module, tensor = weight_module(name, index, weight), self.entry(weight, ref)
-            if loras is not None and name in LORA_COMPONENTS and loras.changes(module):
+            if weight in adapted:
+                loaded |= lora_tensors(entry, weight, ref.shape, module, loras)
+            if loras is not None and loras.changes(module) and weight not in adapted:
                 values, dtype = loras.merge(module, tensor), "float32"
             elif weight in overlay:
                 continue
@@ -323,9 +334,11 @@ def _check_file(folder: Path, name: str, sha256: str, what: str) -> list[str]:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         return [f"{what}: {name!r:.80} is not a file of the bundle"]
     try:
-        if not path.is_file():
-            return [f"{what}: {path} cannot be read (no such file)"]
+        if path.exists() and not path.is_file():
+            return [f"{what}: {path} is not a file"]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        return [f"{what}: {path} cannot be read ({error.strerror})"]
+        return [f"{what}: {path!s:.300} cannot be read ({error.strerror})"]
+    except ValueError as error:
+        return [f"{what}: {str(path)!r:.300} cannot be read ({error})"]
     return [] if digest == sha256 else [f"{what}: {path} does not match its hash in the manifest"]

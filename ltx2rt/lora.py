@@ -17,7 +17,7 @@ from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
 from ltx2rt.floats import cast
 from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import LoraPair, read_lora_keys
-from ltx2rt.manifest import Lora
+from ltx2rt.manifest import PLAIN_BLOCK, Lora
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def flat_names(targets: Iterable[str]) -> dict[str, str]:
 LORA_COMPONENTS = (
     "transformer_head",
     "transformer_block",
-    "transformer_block_plain",
+    PLAIN_BLOCK,
     "transformer_tail",
 )
 
@@ -221,6 +221,13 @@ def weight_module(component: str, layer: int, weight: str) -> str:
     """The official module of a component's weight: block weights are named without their layer."""
     prefix = f"transformer_blocks.{layer}." if component.startswith("transformer_block") else ""
     return prefix + weight.removesuffix(".weight")
+
+
+def factor_names(module: str) -> tuple[str, str]:
+    """Inputs A `[in, r]` and B `[r, out]` of graphs that take LoRAs unmerged: the names of the
+    official format.
+    """
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
 class LoraMerger:
@@ -275,3 +282,30 @@ class LoraMerger:
             dtype=self._dtype,
             delta_dtype=self._delta_dtype,
         )
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of all updates of one module together; at least 1."""
+        sums = (sum(pair.rank for pair, _ in pairs) for pairs in self._updates.values())
+        return max(sums, default=1)
+
+    def factors(self, module: str, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """All updates of a module as one, for graphs that take them unmerged.
+
+        Args:
+            shape: of the module's weight, `[out, in]`.
+
+        Returns:
+            A `[in, rank]` and B `[rank, out]` with the strengths, float32; zeros where ranks are
+            left over (spec/lora.md section 4: ranks side by side).
+        """
+        out, width = shape
+        down = np.zeros((self.rank, width), np.float32)
+        up = np.zeros((out, self.rank), np.float32)
+        begin = 0
+        for pair, strength in self._updates.get(module, ()):
+            rows = slice(begin, begin + pair.rank)
+            down[rows] = self._files.load(pair.down, "float32")
+            up[:, rows] = self._files.load(pair.up, "float32") * np.float32(strength * pair.scale)
+            begin += pair.rank
+        return np.ascontiguousarray(down.T), np.ascontiguousarray(up.T)

@@ -21,6 +21,8 @@ from ltx2rt.errors import BundleError, join_problems
 from ltx2rt.plain_data import read_plain
 
 SCHEMA = 1
+#: the component that runs the layers which a quantised bundle leaves in 16 bits
+PLAIN_BLOCK = "transformer_block_plain"
 #: fields that only quantised weights fill; left out where they are empty
 QUANTIZED_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays")
 FILE_NAME = "manifest.json"

@@ -24,6 +24,7 @@ from ltx2rt.codecs import fp8, stored
 from ltx2rt.codecs.stored import DECODED_PARTS, SCALE_CODES
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
+from ltx2rt.floats import bfloat16_bits
 
 MAX_HEADER_BYTES = 100_000_000
 #: limits of shapes: an empty tensor takes no bytes whatever its other sizes
@@ -268,8 +269,5 @@ def convert(raw: Array, source: str, target: str, where: str) -> Array:
 
 
 def float32_to_bfloat16(values: Array) -> Array:
-    """Round float32 values to bfloat16 bit patterns (uint16), to nearest even; NaN stays NaN."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    result = np.where(np.isnan(bits.view(np.float32)), np.uint32(0x7FC0), rounded)
-    return result.astype(np.uint16).reshape(np.shape(values))
+    """Round float32 values to bfloat16 bit patterns (uint16); see `floats.bfloat16_bits`."""
+    return bfloat16_bits(values)

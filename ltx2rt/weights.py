@@ -11,6 +11,7 @@ import numpy as np
 from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
 from ltx2rt.codecs.stored import storage_problems
 from ltx2rt.engine import Array
+from ltx2rt.lora import LoraMerger, factor_names
 from ltx2rt.manifest import ComponentEntry, Manifest, Place, WeightRef
 from ltx2rt.safetensors import DTYPES, Encoding, TensorEntry, convert
 
@@ -71,6 +72,25 @@ def engine_tensors(
         return {module + p: stored_tensor(entry, module + p, a) for p, a in parts.items()}
     target = entry.weight_dtypes.get(name, PRECISIONS[entry.precision])
     return {name: stored_tensor(entry, name, convert(values, dtype, target, where))}
+
+
+def lora_tensors(
+    entry: ComponentEntry,
+    weight: str,
+    shape: tuple[int, ...],
+    module: str,
+    loras: LoraMerger | None,
+) -> dict[str, Array]:
+    """The low-rank inputs of one linear, for a graph that takes LoRAs unmerged; zeros of rank 1
+    without LoRAs.
+    """
+    names = factor_names(weight.removesuffix(".weight"))
+    dtypes = {t.name: t.dtype for t in entry.inputs}
+    if loras is None:
+        factors = np.zeros((shape[1], 1), np.float32), np.zeros((1, shape[0]), np.float32)
+    else:
+        factors = loras.factors(module, shape)
+    return {n: convert(f, "float32", dtypes[n], n) for n, f in zip(names, factors, strict=True)}
 
 
 def stored_tensor(entry: ComponentEntry, name: str, array: Array) -> Array:

@@ -221,8 +221,13 @@ class Transformer:
     def _run(
         self, engine: Engine, feeds: Mapping[str, Array], weights: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
-        chosen = {s.name: as_dtype(feeds[s.name], s.dtype) for s in engine.spec.inputs}
-        return engine({**chosen, **(weights or {})})
+        bound = weights or {}
+        chosen = {
+            s.name: as_dtype(feeds[s.name], s.dtype)
+            for s in engine.spec.inputs
+            if s.name not in bound  # low-rank inputs belong to the layer
+        }
+        return engine({**chosen, **bound})
 
     def _velocity(
         self,

@@ -31,7 +31,7 @@ from ltx2rt.errors import (
     UnsupportedError,
     join_problems,
 )
-from ltx2rt.manifest import Lora
+from ltx2rt.manifest import PLAIN_BLOCK, Lora
 from ltx2rt.media.files import OutputKind
 from ltx2rt.pipelines.checkpointing import StageStore
 from ltx2rt.pipelines.exr_checks import exr_problems
@@ -52,9 +52,6 @@ _DECODERS = ("video_decoder", "audio_decoder", "vocoder")
 #: components of the text-to-clip pipelines
 ONE_STAGE = (*TEXT_ENCODER, *TRANSFORMER, *_DECODERS)
 TWO_STAGE = (*TEXT_ENCODER, *TRANSFORMER, "spatial_upsampler", *_DECODERS)
-
-#: runs the layers that a quantised bundle leaves in 16 bits
-PLAIN_BLOCK = "transformer_block_plain"
 
 
 class Pipeline:

@@ -12,7 +12,7 @@ from ltx2rt.components.diffusion_stage import ModalityRequest
 from ltx2rt.conditioning import TemporalRegion
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.media.audio import check_rate
-from ltx2rt.media.reader import probe_video, read_video_window
+from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.pipelines.base import ONE_STAGE, Pipeline
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.media_steps import (
@@ -159,14 +159,15 @@ def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
 def _targets(
     run: Run,
 ) -> tuple[ModalityRequest[VideoLatentShape], ModalityRequest[AudioLatentShape] | None]:
-    """The source as it enters the stage. What is kept is noised like the rest before it is frozen,
-    as upstream does it; the sampler brings it back to the source.
+    """The source as it enters the stage: all its frames, whatever their time stamps say. What is
+    kept is noised like the rest before it is frozen, as upstream does it; the sampler brings it
+    back to the source.
     """
     own: RetakeInputs = run.request.inputs
     region = {"items": [TemporalRegion(start_s=own.start_time, end_s=own.end_time)]}
     kept = {"frozen": True}
     video = run.video(**(region if own.regenerate_video else kept))
-    frames = read_video_window(own.video, 0.0, run.pixels().duration_s)
+    frames = read_video_frames(own.video, run.pixels().num_frames)
     latent = encode_video(run, frames, run.config.height, run.config.width)
     video = replace(video, initial=fit_video(latent, video.shape.num_frames))
     if not probe_video(own.video).has_audio:

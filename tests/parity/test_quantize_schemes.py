@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from safetensors.numpy import save_file
 
 from ltx2rt.backends.onnxruntime import OrtEngine, OrtOptions
 from ltx2rt.engine import Array, EngineSpec
 from ltx2rt.errors import OptionError, UnsupportedError
-from ltx2rt.safetensors import convert
+from ltx2rt.safetensors import SafetensorsFile, convert
 from ltx2rt.weights import PRECISIONS
 from ltx2rt_export.component import Component
-from ltx2rt_export.modules.transformer import transformer_block
+from ltx2rt_export.modules.transformer import (
+    transformer_block,
+    transformer_head,
+    transformer_tail,
+)
 from ltx2rt_export.onnx import ExportedGraph, export_component
 from ltx2rt_export.quantize import SCHEMES, apply_scheme, check_target, component_precision
 from ltx2rt_export.quantize.bind import bind_inputs, bind_weights
 from ltx2rt_export.quantize.emulate import EmulatedEngine, activation_maxima
 from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.quantize.linears import weight_inputs
-from ltx2rt_export.quantize.range_check import check_range
+from ltx2rt_export.quantize.range_check import check_float16, check_range
 from ltx2rt_export.quantize.schemes import CPU_PRECISIONS, quantized_modules, rewrite, scheme_of
 from ltx2rt_export.reference import load_weights
 from ltx2rt_export.verify import example_inputs
@@ -38,9 +42,14 @@ Feeds = Callable[[ExportedGraph, str], dict[str, Array]]
 
 
 @pytest.fixture(scope="module")
-def block(tmp_path_factory: pytest.TempPathFactory) -> Component:
+def plain_file(tmp_path_factory: pytest.TempPathFactory) -> SafetensorsFile:
     path = tmp_path_factory.mktemp("quantize") / "tiny.safetensors"
-    return transformer_block(tiny.METADATA, tiny.write_checkpoint(path, tiny.tiny_config("2.3")))
+    return tiny.write_checkpoint(path, tiny.tiny_config("2.3"))
+
+
+@pytest.fixture(scope="module")
+def block(plain_file: SafetensorsFile) -> Component:
+    return transformer_block(tiny.METADATA, plain_file)
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +224,23 @@ def test_range_check_names_the_node(
     assert "use bf16" in str(e.value)
 
 
+def test_range_check_of_a_whole_transformer(graphs: Graphs, plain_file: SafetensorsFile) -> None:
+    """Head, blocks on what it gives, tail; the first overflow is named."""
+    ends = [make(tiny.METADATA, plain_file) for make in (transformer_head, transformer_tail)]
+    narrow = [graphs["float16"], *(export_component(c, "float16") for c in ends)]
+    peaks = check_float16(narrow)
+    assert set(peaks) == {"transformer_head", "transformer_block", "transformer_tail"}
+    assert all(0.1 < p.value < 1e4 for p in peaks.values())
+    # the file's values 3e4 times as large: the head overflows
+    path = plain_file.path.with_name("loud.safetensors")
+    loud = {n: a * np.float32(3e4) for n, a in tiny.weights(tiny.tiny_config("2.3")).items()}
+    save_file(loud, path)
+    head = transformer_head(tiny.METADATA, SafetensorsFile(path))
+    component = dataclasses.replace(narrow[1].component, weights=head.weights)
+    with pytest.raises(UnsupportedError, match=r"overflows in transformer_head: \w+"):
+        check_float16([dataclasses.replace(narrow[1], component=component)])
+
+
 def test_linears_that_official_files_quantise(graphs: Graphs) -> None:
     modules = quantized_modules(graphs["float32"], scheme_of("fp8"))
     assert len(modules) == 28
@@ -260,15 +286,15 @@ def test_targets() -> None:
         scheme_of("fp7")
 
 
-def test_every_head_input_that_carries_time_stays_float32(tmp_path: Path) -> None:
-    from ltx2rt_export.modules.transformer import transformer_head
-
-    path = tmp_path / "tiny.safetensors"
-    head = transformer_head(tiny.METADATA, tiny.write_checkpoint(path, tiny.tiny_config("2.3")))
-    graph = export_component(head, "bfloat16")
+def test_every_head_input_that_carries_time_stays_float32(plain_file: SafetensorsFile) -> None:
+    graph = export_component(transformer_head(tiny.METADATA, plain_file), "bfloat16")
     dtypes = {s.name: s.dtype for s in graph.component.inputs}
     assert dtypes["video_timestep_values"] == dtypes["audio_sigma"] == "float32"
     assert dtypes["video_latent"] == "bfloat16"
-    kinds = {n.op_type: n for n in graph.model.graph.node if n.op_type in ("Cos", "Sin")}
-    assert set(kinds) == {"Cos", "Sin"}
-    assert dataclasses.replace(graph).dtype == "bfloat16"
+    types = {
+        v.name: v.type.tensor_type.elem_type
+        for v in onnx.shape_inference.infer_shapes(graph.model).graph.value_info
+    }
+    waves = [n for n in graph.model.graph.node if n.op_type in ("Cos", "Sin")]
+    assert len(waves) == 8
+    assert {types[n.output[0]] for n in waves} == {onnx.TensorProto.FLOAT}

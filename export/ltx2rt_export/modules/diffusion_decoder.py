@@ -367,6 +367,7 @@ def diffusion_pixels(config: Mapping[str, Any], tensors: TensorIndex) -> Compone
         outputs=(_spec("predicted_patches", *grid, patch),),
         weights=match_weights(module, tensors, "the diffusion decoder"),
         trace=_trace(("F", "Hc", "Wc"), parsed.pixels.kernel),
+        options={"float32_inputs": ["timestep"]},
     )
 
 

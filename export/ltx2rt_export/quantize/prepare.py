@@ -7,24 +7,23 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ltx2rt.manifest import ComponentEntry, Place, Source
+from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry, Place, Source
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.weights import PRECISIONS
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import ExportedGraph, export_component
-from ltx2rt_export.quantize.linears import weight_inputs
+from ltx2rt_export.quantize.linears import find_linears, weight_inputs
+from ltx2rt_export.quantize.lora_inputs import add_lora_inputs
 from ltx2rt_export.quantize.overlay import Overlays, overlay_weights, write_overlays
 from ltx2rt_export.quantize.plan import QuantPlan, plan_quantization
 from ltx2rt_export.quantize.schemes import (
+    QUANTIZED_COMPONENT,
     SCHEMES,
     component_precision,
     export_scheme,
     rewrite,
 )
-
-#: the block of layers that stay in 16 bits, where the others are quantised
-PLAIN_BLOCK = "transformer_block_plain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +57,7 @@ def prepare(
     *,
     dtype: str | None = None,
     plain_layers: Collection[int] | None = None,
+    lora_inputs: bool = False,
 ) -> list[Prepared]:
     """Export a component; a quantised one also writes its weights to `folder`.
 
@@ -65,6 +65,7 @@ def prepare(
         scheme: a name of `SCHEMES`.
         dtype: of what is not quantised, instead of the scheme's own.
         plain_layers: see `plan_quantization`.
+        lora_inputs: the block takes LoRAs as low-rank inputs instead of merged weights.
 
     Returns:
         one graph, or two: the quantised block and the plain one (`PLAIN_BLOCK`), each with the
@@ -77,10 +78,15 @@ def prepare(
     precision = component_precision(component.name, scheme)
     if plan is None:
         graph = export_scheme(component, precision, dtype=dtype)
+        if lora_inputs and component.name == QUANTIZED_COMPONENT:
+            graph = add_lora_inputs(graph, find_linears(graph))
         return [Prepared(graph=graph, precision=_float_precision(graph.dtype))]
     plain = export_component(component, dtype or plan.scheme.dtype)
     overlays = write_overlays(component, plan, folder / f"{component.name}.safetensors", job)
     quantized = rewrite(plain, plan.scheme, plan.modules)
+    if lora_inputs:
+        linears = find_linears(plain)
+        plain, quantized = (add_lora_inputs(g, linears) for g in (plain, quantized))
     prepared = [
         Prepared(
             graph=_serving(quantized, component.name, plan, plain=False),

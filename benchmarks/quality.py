@@ -1,0 +1,271 @@
+"""What every precision loses: one block, eight blocks in a row, a distilled clip. No speed.
+
+`python -m benchmarks.quality` appends a record to `benchmarks/results/quality.jsonl`. Each
+precision is emulated in PyTorch with the arithmetic of its graph (`quantize/emulate.py`, which
+tests compare with the graphs) and compared with float32; the row `bf16` is what PyTorch itself
+loses in bfloat16. Weights are random: the numbers rank schemes, they are not those of a trained
+model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import demo_bundle
+from benchmarks.hardware import environment
+from benchmarks.real_size import LTX23, transformer_components
+from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.config import GenerationConfig, RuntimeConfig
+from ltx2rt.engine import Array, Engine
+from ltx2rt.floats import round_bfloat16
+from ltx2rt.manifest import Lora
+from ltx2rt.pipelines.distilled import DistilledPipeline
+from ltx2rt.safetensors import convert
+from ltx2rt_export.bundle import inputs_in, make_components, open_inputs
+from ltx2rt_export.component import Component
+from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.quantize.bind import bind_inputs, bind_weights
+from ltx2rt_export.quantize.emulate import EmulatedEngine, activation_maxima
+from ltx2rt_export.quantize.floats import substitute_float
+from ltx2rt_export.quantize.linears import weight_inputs
+from ltx2rt_export.quantize.schemes import SCHEMES, rewrite, scheme_of
+from ltx2rt_export.reference import load_weights
+from ltx2rt_export.verify import example_inputs
+
+RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
+
+#: every precision but the reference itself
+ROWS = tuple(name for name in SCHEMES if name != "fp32")
+
+#: LTX-2.3's block at a quarter of its width
+WIDTH, AUDIO_WIDTH, HEADS, BLOCKS = 1024, 512, 16, 8
+SIZES = {"B": 1, "Tv": 96, "Ta": 24, "Uv": 2, "Ua": 2, "S": 32}
+
+CLIP = GenerationConfig(
+    prompt="A quiet lake.", seed=3, height=64, width=64, num_frames=9, tiling="none"
+)
+TRANSFORMER = ("transformer_head", "transformer_block", "transformer_tail")
+#: largest value of a format's activations with scale 1
+LARGEST = {"fp8": 448.0, "nvfp4": 2688.0}
+
+
+def quality() -> dict[str, Any]:
+    """Precision -> where -> relative RMS error and cosine, the worse of video and audio."""
+    start = time.perf_counter()
+    rows: dict[str, dict[str, Any]] = {name: {} for name in ROWS}
+    for name, found in chained_blocks().items():
+        rows[name] |= found
+    for name, error in distilled_clips().items():
+        rows[name]["clip"] = error
+    return {"rows": rows, "median_s": time.perf_counter() - start}
+
+
+def compare(got: Sequence[Array], want: Sequence[Array]) -> dict[str, float]:
+    """The larger relative RMS error and the smaller cosine."""
+    errors, cosines = [], []
+    for a, b in zip(got, want, strict=True):
+        x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+        errors.append(float(np.linalg.norm(x - y) / np.linalg.norm(y)))
+        cosines.append(float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y))))
+    return {"rel_rms": max(errors), "cosine": min(cosines)}
+
+
+def _config() -> Any:
+    video, audio = LTX23.streams
+    sizes = {"video": (video, WIDTH), "audio": (audio, AUDIO_WIDTH)}
+    streams = tuple(
+        dataclasses.replace(s, width=w, head_dim=w // HEADS, context_dim=w)
+        for s, w in sizes.values()
+    )
+    return dataclasses.replace(
+        LTX23, streams=streams, heads=HEADS, cross_head_dim=AUDIO_WIDTH // HEADS, num_layers=BLOCKS
+    )
+
+
+def random_layer(component: Component, rng: np.random.Generator) -> dict[str, Array]:
+    """Weights of one block: linears keep the scale of what they read; bfloat16 values."""
+    weights = {}
+    for name, tensor in component.module.state_dict().items():
+        values = rng.standard_normal(tuple(tensor.shape)).astype(np.float32)
+        if name.endswith("norm.weight"):
+            values = 1 + np.float32(0.1) * values
+        elif tensor.dim() == 2 and name.endswith(".weight"):
+            values *= np.float32(tensor.shape[1] ** -0.5)
+        else:
+            values *= np.float32(0.1)  # biases and modulation tables
+        weights[name] = round_bfloat16(values)
+    return weights
+
+
+def block_inputs(component: Component, rng: np.random.Generator) -> dict[str, Array]:
+    """Inputs as in mid-model: small modulation, gates near one, one channel in a hundred large."""
+    inputs = example_inputs(component, rng)
+    for name, values in inputs.items():
+        if name.endswith(("_adaln", "_gate")):
+            inputs[name] = values * np.float32(0.2)
+        if name.endswith("_hidden"):
+            values[..., :: values.shape[-1] // 10] *= 10
+    return inputs
+
+
+def chained_blocks() -> dict[str, dict[str, Any]]:
+    """Errors after one block, and after `BLOCKS` blocks with weights of their own."""
+    made = transformer_components(_config())[1]
+    component = dataclasses.replace(made, trace=SIZES)
+    rng = np.random.default_rng(0)
+    layers = [random_layer(component, rng) for _ in range(BLOCKS)]
+    inputs = block_inputs(component, rng)
+    half = export_component(component, "bfloat16")
+    graphs = {d: substitute_float(half, d) for d in ("float32", "float16")} | {"bfloat16": half}
+    states: list[list[Array]] = []
+    maxima = []
+    for values in _chain(graphs["float32"], "fp32", layers, inputs, [{}] * BLOCKS):
+        previous = states[-1] if states else [inputs[n] for n in ("video_hidden", "audio_hidden")]
+        hidden = dict(zip(("video_hidden", "audio_hidden"), previous, strict=True))
+        maxima.append(activation_maxima(component, [{**inputs, **hidden, **layers[len(states)]}]))
+        states.append(values)
+    rows = {}
+    for name in ROWS:
+        graph = rewrite(graphs[SCHEMES[name].dtype], SCHEMES[name])
+        found = list(_chain(graph, name, layers, inputs, maxima))
+        rows[name] = {
+            "block": compare(found[0], states[0]),
+            f"{BLOCKS} blocks": compare(found[-1], states[-1]),
+        }
+    return rows
+
+
+def _chain(
+    graph: ExportedGraph,
+    precision: str,
+    layers: Sequence[Mapping[str, Array]],
+    inputs: Mapping[str, Array],
+    maxima: Sequence[Mapping[str, float]],
+) -> Any:
+    """Hidden states after every block, float32."""
+    engine = EmulatedEngine(graph, precision)
+    feeds = bind_inputs(graph, inputs)
+    for weights, largest in zip(layers, maxima, strict=True):
+        scales = _scales(graph, precision, largest)
+        out = engine({**feeds, **bind_weights(graph, precision, weights, scales)})
+        feeds |= {n.removesuffix("_out"): a for n, a in out.items()}
+        yield [convert(out[s.name], s.dtype, "float32", s.name) for s in engine.spec.outputs]
+
+
+def _scales(graph: ExportedGraph, precision: str, maxima: Mapping[str, float]) -> dict[str, float]:
+    """Static activation scales, from what the float32 model read here; {} where none are used."""
+    largest = LARGEST.get(scheme_of(precision).format or "", 1.0)
+    wanted = weight_inputs(graph)
+    return {m: v / largest for m, v in maxima.items() if f"{m}.input_scale" in wanted}
+
+
+class EmulatedSource:
+    """A bundle whose transformer is emulated in a precision; the rest stays in float32.
+
+    Args:
+        graphs: head, block and tail in bfloat16.
+    """
+
+    def __init__(self, bundle: Bundle, graphs: Mapping[str, ExportedGraph], precision: str) -> None:
+        self._bundle, self.model, self.bundle_id = bundle, bundle.model, precision
+        scheme = self._scheme = SCHEMES[precision]
+        self._graphs = {
+            n: rewrite(g if g.dtype == scheme.dtype else substitute_float(g, scheme.dtype), scheme)
+            for n, g in graphs.items()
+        }
+
+    def has(self, *names: str) -> bool:
+        return self._bundle.has(*names)
+
+    def options(self, name: str) -> Mapping[str, Any]:
+        return self._bundle.options(name)
+
+    def check_loras(self, loras: Sequence[Lora]) -> None:
+        self._bundle.check_loras(loras)
+
+    def tokenizer_path(self) -> Path:
+        return self._bundle.tokenizer_path()
+
+    def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
+        if name not in TRANSFORMER:
+            return self._bundle.engine(name, runtime, loras)
+        graph = self._graphs[name]
+        weights: dict[str, Array] = {}
+        if graph.component.weight_binding == "initializer":
+            values = load_weights(graph.component.weights, frozenset())
+            weights = {n: convert(a, "float32", graph.dtype, n) for n, a in values.items()}
+        return EmulatedEngine(graph, self._scheme.name, weights)
+
+    def layers(self, name: str, loras: Sequence[Lora] = ()) -> Sequence[Mapping[str, Array]]:
+        graph = self._graphs[name]
+        layers = [load_weights(e, frozenset()) for e in graph.component.layers]
+        return [bind_weights(graph, self._scheme.name, w) for w in layers]
+
+
+def distilled_clips() -> dict[str, dict[str, float]]:
+    """Errors of the final latents of the demo model's distilled clip (two stages, eleven steps),
+    every block quantised.
+    """
+    rows = {}
+    runtime = RuntimeConfig(residency="resident")
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = open_bundle(demo_bundle(Path(folder)))
+        files = open_inputs(inputs_in(bundle.manifest.build, bundle.folder))
+        graphs = {
+            c.name: export_component(c, "bfloat16")
+            for c in make_components(files, (), Path(folder))
+            if c.name in TRANSFORMER
+        }
+        with DistilledPipeline(bundle, runtime) as pipe:
+            clip = pipe(CLIP)
+            want = [clip.video_latent, clip.audio_latent]
+        for name in ROWS:
+            if SCHEMES[name].static:
+                continue  # the demo's files hold no activation scales
+            with DistilledPipeline(EmulatedSource(bundle, graphs, name), runtime) as pipe:
+                clip = pipe(CLIP)
+            rows[name] = compare([clip.video_latent, clip.audio_latent], want)
+    return rows
+
+
+def table(record: Mapping[str, Any]) -> list[str]:
+    """The record as lines of Markdown."""
+    places = ("block", f"{BLOCKS} blocks", "clip")
+    where = record["environment"]
+    lines = [
+        "## What every precision loses",
+        "",
+        "Relative RMS error and cosine against float32, the worse of video and audio, random "
+        f"weights; {BLOCKS} blocks of width {WIDTH} and {AUDIO_WIDTH}, and the demo model's "
+        "distilled clip. `bf16` is what PyTorch itself loses. "
+        f"`python -m benchmarks.quality`, {where['commit']}, {where['date']}.",
+        "",
+        f"| precision | one block | {BLOCKS} blocks | distilled clip |",
+        "|---|---|---|---|",
+    ]
+    for name, row in record["rows"].items():
+        cells = [
+            f"{row[p]['rel_rms']:.2%}, {row[p]['cosine']:.5f}" if p in row else "-" for p in places
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    record = {"case": "quality", **quality(), "environment": environment()}
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, sort_keys=True, default=str) + "\n")
+    print("\n".join(table(record)))
+    print(json.dumps(record, sort_keys=True, default=str))
+
+
+if __name__ == "__main__":
+    main()
