@@ -1,7 +1,7 @@
-"""Error of 16- and 8-bit attention on inputs like LTX's: `python -m benchmarks.attention_accuracy`.
+"""Error of 8-bit attention on inputs like LTX's: `python -m benchmarks.attention_accuracy`.
 
-Emulates the kernels' rounding in float32 on a CPU, at real lengths, and appends one record a case to
-`results/attention_accuracy.jsonl`; `--table` writes the page beside the kernel from the newest ones.
+Emulates the kernels' rounding in float32 on a CPU, at real lengths, and appends one record a case
+to `results/attention_accuracy.jsonl`; the page beside the kernel is made from the newest ones.
 
 Inputs: projections of a smooth field over the latent grid plus noise, RMS-normed over the whole
 width as the model does, times norm weights, rotated by the model's own RoPE tables. "outliers" adds
@@ -164,9 +164,9 @@ def table(records: list[dict[str, Any]]) -> str:
     lines = [
         "# Error of 8-bit attention",
         "",
-        "Made by `python -m benchmarks.attention_accuracy`, whose docstring says what the inputs are.",
-        "Relative RMS error (cosine) against float32 attention on the unrounded inputs; the result is",
-        "rounded to bfloat16. Emulated in float32 on a CPU.",
+        "Made by `python -m benchmarks.attention_accuracy`; its docstring describes the inputs.",
+        "Relative RMS error (cosine) against float32 attention on the unrounded inputs; the result",
+        "is rounded to bfloat16. Emulated in float32 on a CPU.",
         "",
         f"| keys | inputs | {' | '.join(VARIANTS)} |",
         f"|---|---|{'---|' * len(VARIANTS)}",

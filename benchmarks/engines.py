@@ -5,8 +5,8 @@ Each case runs in a process of its own, so that its peak memory is its own.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -71,8 +71,10 @@ def measured(
 
 def total(engines: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
     """One record: seconds and bytes add up (a shared engine counts once), memory is the largest."""
+    from ltx2rt_export.engines.worker import peak_memory_bytes
+
     distinct = {e["engine_sha256"]: e for e in engines.values()}
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    own = peak_memory_bytes()
     return {
         "median_s": sum(e["build_s"] for e in engines.values()),
         "peak_memory_bytes": max(own, *(e["peak_memory_bytes"] for e in engines.values())),
@@ -161,19 +163,31 @@ def as_constants(graph: Any) -> Any:
     return dataclasses.replace(graph, model=model, component=component)
 
 
-def text_encoder() -> dict[str, Any]:
-    """The text encoder at its real size, from `meta`."""
-    from benchmarks.real_size import text_encoder_component
+def everything() -> dict[str, Any]:
+    """Every component of LTX-2.3 and Gemma 3 12B at real size in BF16, from sparse files: export
+    and engines.
+    """
+    from benchmarks.sparse_model import write_sparse_model
+    from ltx2rt_export.catalog import rows_of
+    from ltx2rt_export.checkpoint import open_model
     from ltx2rt_export.engines.weights import fold_transposes
-    from ltx2rt_export.quantize import export_scheme
+    from ltx2rt_export.quantize import component_precision, export_scheme
 
-    start = time.perf_counter()
-    graph = fold_transposes(export_scheme(text_encoder_component(), "bf16"))
-    export_s = time.perf_counter() - start
+    engines, export_s = {}, {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        files = open_model(**write_sparse_model(folder / "model"))
+        components = [row.make(files) for row in rows_of(files)]
         builder = make_builder(folder / "cache", "bf16")
-        engines = {"text_encoder": measured(builder, graph, "bf16", None, folder)}
+        options = {c.name: c.options for c in components}
+        profiles = dataclasses.replace(builder.profiles, options=options)
+        builder = dataclasses.replace(builder, profiles=profiles)
+        for component in components:
+            start = time.perf_counter()
+            precision = component_precision(component.name, "bf16")
+            graph = fold_transposes(export_scheme(component, precision))
+            export_s[component.name] = time.perf_counter() - start
+            engines[component.name] = measured(builder, graph, precision, None, folder)
     return total(engines, export_s=export_s)
 
 
@@ -196,13 +210,13 @@ def block_on_gpu() -> dict[str, Any]:
 LOCAL = {
     "transformer": transformer,
     "block-weights": block_weights,
-    "text-encoder": text_encoder,
+    "everything": everything,
     "block-on-gpu": block_on_gpu,
 }
 ENGINE_CASES = {
     "engines-ltx23-transformer-768x512x121": in_own_process("transformer"),
     "engines-ltx23-block-weights": in_own_process("block-weights"),
-    "engines-ltx23-text-encoder": in_own_process("text-encoder"),
+    "engines-ltx23-everything-bf16": in_own_process("everything"),
     "engines-ltx23-block-on-gpu": in_own_process("block-on-gpu"),
 }
 

@@ -11,10 +11,6 @@ from torch import nn
 from ltx2rt.safetensors import TensorEntry
 from ltx2rt_export.component import Component, on_meta
 from ltx2rt_export.modules import transformer
-from ltx2rt_export.modules.connectors import Connector, ConnectorConfig
-from ltx2rt_export.modules.gemma import GemmaEncoder
-from ltx2rt_export.modules.text_encoder import text_encoder
-from ltx2rt_export.modules.text_projection import FeatureExtractorV2
 from ltx2rt_export.modules.transformer_block import TransformerBlock
 from ltx2rt_export.modules.transformer_config import StreamConfig, TransformerConfig
 from ltx2rt_export.modules.transformer_ends import TransformerHead, TransformerTail
@@ -92,66 +88,6 @@ def transformer_components(config: TransformerConfig) -> list[Component]:
         transformer.transformer_tail,
     )
     return [factory(metadata, tensors) for factory in factories]
-
-
-#: Gemma 3 12B (spec/text_encoder.md §2.1)
-GEMMA_12B = {
-    "model_type": "gemma3",
-    "text_config": {
-        "model_type": "gemma3_text",
-        "hidden_size": 3840,
-        "intermediate_size": 15360,
-        "num_attention_heads": 16,
-        "num_hidden_layers": 48,
-        "num_key_value_heads": 8,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
-        "sliding_window": 1024,
-        "vocab_size": 262208,
-    },
-}
-
-#: connectors of LTX-2.3: 8 blocks, 32 heads (spec/text_encoder.md, table at the top)
-CONNECTORS = {
-    name: ConnectorConfig(
-        heads=32,
-        head_dim=head_dim,
-        blocks=8,
-        registers=128,
-        gated=True,
-        ff_bias=True,
-        max_pos=(4096.0,),
-        rope_type="split",
-        frequencies_precision="float64",
-    )
-    for name, head_dim in (("video", 128), ("audio", 64))
-}
-
-
-def text_encoder_component() -> Component:
-    """The LTX-2.3 text encoder, made through the same factory as for real files."""
-    tensors = entries("model.", on_meta(lambda: GemmaEncoder(GEMMA_12B)))
-    widths = [c.width for c in CONNECTORS.values()]
-    extractor = on_meta(lambda: FeatureExtractorV2(49 * 3840, *widths, bias=True))
-    own = entries("text_embedding_projection.", extractor)
-    for name, config in CONNECTORS.items():
-        root = f"model.diffusion_model.{name}_embeddings_connector."
-        own |= entries(root, on_meta(lambda config=config: Connector(config)))
-    metadata = {
-        "connector_positional_embedding_max_pos": [4096],
-        "connector_num_layers": 8,
-        "connector_num_attention_heads": 32,
-        "connector_attention_head_dim": 128,
-        "audio_connector_attention_head_dim": 64,
-        "rope_type": "split",
-        "frequencies_precision": "float64",
-        "caption_proj_before_connector": True,
-        "caption_projection_first_linear": False,
-        "caption_projection_second_linear": False,
-        "caption_proj_input_norm": False,
-    }
-    return text_encoder(GEMMA_12B, tensors, metadata, own)
 
 
 def entries(prefix: str, module: nn.Module) -> dict[str, TensorEntry]:

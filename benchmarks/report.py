@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernels.report import section as kernel_section
 from benchmarks.quality import RESULTS as QUALITY
 from benchmarks.quality import table as quality_table
 from benchmarks.run import RESULTS
@@ -30,8 +31,8 @@ ROWS = {
         "TensorRT-RTX engine of one LTX-2.3 block in BF16, weights as inputs; constants beside it",
         "none",
     ),
-    "engines-ltx23-text-encoder": (
-        "TensorRT-RTX engine of the real-size text encoder (Gemma 3 12B) in BF16",
+    "engines-ltx23-everything-bf16": (
+        "TensorRT-RTX engines of every component of LTX-2.3 with Gemma 3 12B at real size, BF16",
         "none",
     ),
     "tiny-distilled-256x384-25f": (
@@ -116,7 +117,7 @@ def table() -> str:
             f"Machine: {where['cpus']} cores, {where['cpu']}; Python {where['python']}; "
             f"{versions}.",
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *kernel_section()]) + "\n"
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Run benchmark cases: `python -m benchmarks.run [--case NAME]... [--no-record]`.
+"""Run benchmark cases: `python -m benchmarks.run [--case NAME]... [--no-record]`; kernels on a GPU:
+`python -m benchmarks.run kernels`, with options of its own.
 
 A table for people first, one JSON line for each case last. Records are appended to
 `benchmarks/results/foundation.jsonl`;
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from benchmarks.cases import CASES
@@ -21,6 +23,10 @@ ALL_CASES = {**CASES, **ENGINE_CASES}
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["kernels"]:
+        from benchmarks.kernels.command import main as kernels
+
+        sys.exit(kernels(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", action="append", choices=sorted(ALL_CASES), help="default: all")
     parser.add_argument("--no-record", action="store_true", help="don't append to the results file")

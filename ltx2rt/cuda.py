@@ -54,7 +54,7 @@ class CudaDevice:
         self._device = _first_device(self._driver, purpose)
         self.gpu = _gpu(self._driver, self._device)
         self._call("cuCtxSetCurrent", self._call("cuDevicePrimaryCtxRetain", self._device))
-        flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        flags = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         self._stream = self._call("cuStreamCreate", flags)
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
 from ltx2rt.codecs.stored import storage_problems
 from ltx2rt.engine import Array
+from ltx2rt.layout import transposed_copy
 from ltx2rt.lora import LoraMerger, factor_names
 from ltx2rt.manifest import ComponentEntry, Manifest, Place, WeightRef
 from ltx2rt.safetensors import DTYPES, Encoding, TensorEntry, convert
@@ -95,7 +96,7 @@ def lora_tensors(
 
 def stored_tensor(entry: ComponentEntry, name: str, array: Array) -> Array:
     """A tensor that is ready but for its layout."""
-    return np.ascontiguousarray(array.T) if name in entry.transposed else array
+    return transposed_copy(array) if name in entry.transposed else array
 
 
 def weight_problems(manifest: Manifest) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -197,20 +197,33 @@ class Kernel:
         Raises:
             KernelError: tensors do not fit, or the driver refuses.
         """
+        self.bind(tensors)(stream)
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> Callable[[int], None]:
+        """Work out a launch once, to enqueue it many times: the result takes a stream's handle.
+
+        Raises:
+            KernelError: tensors do not fit; later: the driver refuses.
+        """
         dimensions = self.description.dimensions(tensors)
         launch = self.description.launch_config(dimensions)
         values = self.description.arguments(tensors, dimensions)
         addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
-        self._call(
-            "cuLaunchKernel",
-            self._function,
-            *launch.grid,
-            *(launch.threads, 1, 1),
-            launch.shared,
-            stream,
-            ctypes.addressof(addresses),
-            0,
-        )
+
+        def enqueue(stream: int) -> None:
+            assert len(addresses) == len(values)  # keeps the values alive
+            self._call(
+                "cuLaunchKernel",
+                self._function,
+                *launch.grid,
+                *(launch.threads, 1, 1),
+                launch.shared,
+                stream,
+                ctypes.addressof(addresses),
+                0,
+            )
+
+        return enqueue
 
     def close(self) -> None:
         """Unload; the kernel must have finished."""

@@ -7,6 +7,7 @@ runs in order on one stream.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -58,8 +59,8 @@ class TrtEngine(EngineBase):
     Args:
         path: the engine file; its JSON lies beside it.
         spec: the component's boundary; inputs that `spec` does not list are weights.
-        weights: those bound once, by name; the others are given at every call. The arrays must
-            live as long as the engine.
+        weights: those bound once, by name; the others are given at every call, and stay on the
+            device as long as their arrays live.
         rebuild: command that builds the engine again, for errors.
         make_device: tests give another.
 
@@ -84,7 +85,7 @@ class TrtEngine(EngineBase):
         check_version(self._info, str(trt.__version__), rebuild)
         self._device = make_device(f"backend {self._info.backend}")
         self._buffers: dict[str, tuple[int, int]] = {}
-        self._resident: dict[tuple[int, int], tuple[Array, int]] = {}
+        self._resident: dict[tuple[int, int], tuple[weakref.ref[Array], int]] = {}
         self._bound = dict(weights)
         self._profile = -1
         self._runtime: Any = None
@@ -147,9 +148,9 @@ class TrtEngine(EngineBase):
         self._context = self._engine = self._runtime = None
         for address, _ in self._buffers.values():
             self._device.free(address)
-        for _, address in self._resident.values():
-            self._device.free(address)
-        self._buffers, self._resident, self._bound = {}, {}, {}
+        for key in list(self._resident):
+            self._forget(key)
+        self._buffers, self._bound = {}, {}
         self._device.close()
 
     def _load(self, trt: ModuleType, path: Path) -> None:
@@ -186,15 +187,21 @@ class TrtEngine(EngineBase):
             self._bind(weight.name, self._address_of(array))
 
     def _address_of(self, array: Array) -> int:
-        """Where a weight is on the device; uploaded when it is seen for the first time."""
+        """Where a weight is on the device: uploaded when it is seen for the first time, freed when
+        its array goes (layers with another LoRA are new arrays).
+        """
         key = (array.ctypes.data, array.nbytes)
         if key not in self._resident:
             whole = np.ascontiguousarray(array)
             address = self._device.allocate(whole.nbytes)
-            self._resident[key] = (array, address)  # the array lives on, so the key stays its own
+            self._resident[key] = (weakref.ref(array, lambda _: self._forget(key)), address)
             self._device.upload(address, whole)
             self._device.synchronize()
         return self._resident[key][1]
+
+    def _forget(self, key: tuple[int, int]) -> None:
+        if (held := self._resident.pop(key, None)) is not None:
+            self._device.free(held[1])
 
     def _prepare_outputs(self) -> dict[str, Array]:
         outputs = {}

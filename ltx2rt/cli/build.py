@@ -201,11 +201,9 @@ def run(options: argparse.Namespace) -> int:
                 "generation": manifest.model.generation,
                 "components": sorted(manifest.components),
                 "engines": {
-                    name: [
-                        {"file": e.file, "bytes": e.bytes, "targets": e.targets} for e in engines
-                    ]
-                    for name, entry in manifest.components.items()
-                    if (engines := entry.engines)
+                    e.file: {"bytes": e.bytes, "targets": e.targets, "precision": e.precision}
+                    for entry in manifest.components.values()
+                    for e in entry.engines
                 },
             }
         )

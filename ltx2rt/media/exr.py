@@ -110,7 +110,7 @@ def read_exr(path: Path) -> F32:
 
     Returns:
         `[H, W, 3]` float32: channels R, G and B, or a single channel three times; others are left
-        out. NaN becomes 0 and warns.
+        out. NaN becomes 0, infinity the largest half float, and both warn.
 
     Raises:
         MediaError: see `exr_size`; or the channels are not RGB.
@@ -131,8 +131,11 @@ def read_exr(path: Path) -> F32:
             "of full resolution are needed, or one alone."
         )
     frame = np.stack([channels[name] for name in names], axis=-1).astype(np.float32)
-    if np.isnan(frame).any():
-        warnings.warn(f"'{path}' holds NaN; read as 0.", stacklevel=2)
+    if not np.isfinite(frame).all():
+        warnings.warn(
+            f"'{path}' holds values that are no finite numbers; read as 0 or {HALF_MAX:g}.",
+            stacklevel=2,
+        )
         frame = np.nan_to_num(frame, nan=0.0, posinf=float(HALF_MAX), neginf=-float(HALF_MAX))
     return frame
 

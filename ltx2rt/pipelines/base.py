@@ -212,7 +212,7 @@ class Pipeline:
             for name in ("images", "generated_keyframes", "hdr")
             if name in self.unused and getattr(config, name)
         ]
-        problems += exr_problems(request)
+        problems += exr_problems(request, takes_hdr="hdr" not in self.unused)
         if problems:
             raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
         self._check_duration(config)

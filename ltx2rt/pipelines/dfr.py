@@ -17,11 +17,11 @@ from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, Keyframe, 
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import detailing_factor
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.run import Request
-from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.schedules import DISTILLED, TEMPORAL_ROUND
 from ltx2rt.shapes import VideoLatentShape
 from ltx2rt.temporal_rounds import TemporalTile, keyframe_canvas, temporal_tiles
@@ -148,7 +148,7 @@ class DFRPipeline(Pipeline):
         lora = run.request.inputs.detailing_lora
         if lora is None or first.video is None:
             return []
-        factor = detailing_factor(SafetensorsFile(lora.path))
+        factor = detailing_factor(open_lora(lora.path))
         return [ReferenceVideo(latent=first.video, downscale=factor)]
 
     def double(

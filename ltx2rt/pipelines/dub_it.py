@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
 from ltx2rt.conditioning import ReferenceAudio
 from ltx2rt.errors import MediaError, OptionError, join_problems
+from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import file_reference_factors
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.media_steps import check_video, encode_sound, read_sound
 from ltx2rt.pipelines.run import Request
-from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.schedules import DISTILLED
 from ltx2rt.tiling import TilingConfig
 
@@ -56,7 +56,9 @@ class DubItPipeline(Pipeline):
     requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, "video_encoder", "audio_encoder")
     two_stage: ClassVar[bool] = True
     Inputs: ClassVar[type[Any] | None] = DubItInputs
-    unused: ClassVar[tuple[str, ...]] = ("num_frames", "frame_rate", "generated_keyframes")
+    unused: ClassVar[tuple[str, ...]] = (
+        "num_frames", "frame_rate", "generated_keyframes", "hdr",
+    )  # fmt: skip
 
     def prepare(self, request: Request) -> Request:
         """As `Pipeline.prepare`, with the reference's frames and frame rate.
@@ -136,4 +138,4 @@ def _downscale(request: Request) -> int:
     """How much smaller than the clip the LoRA wants the reference; that it may want it slower too
     means nothing here.
     """
-    return file_reference_factors(SafetensorsFile(request.config.loras[0].path))[0]
+    return file_reference_factors(open_lora(request.config.loras[0].path))[0]

@@ -18,8 +18,12 @@ def exr_folder(path: str | Path) -> Path:
     return path.with_name(f"{path.stem}_exr")
 
 
-def exr_problems(request: Request) -> list[str]:
-    """What is wrong with the images and reference videos as far as dynamic range goes."""
+def exr_problems(request: Request, *, takes_hdr: bool) -> list[str]:
+    """What is wrong with the images and reference videos as far as dynamic range goes.
+
+    Args:
+        takes_hdr: whether the pipeline knows high dynamic range (`GenerationConfig.hdr`).
+    """
     images = [image.path for image in request.config.images]
     videos = [reference.path for reference in getattr(request.inputs, "references", ())]
     problems = [
@@ -32,6 +36,8 @@ def exr_problems(request: Request) -> list[str]:
     ]
     high = [path for path in (*images, *videos) if is_exr(path)]
     ordinary = [path for path in (*images, *videos) if not is_exr(path)]
+    if high and not takes_hdr:
+        return [*problems, f"{high[0]} is of high dynamic range, which it cannot read"]
     if high and request.config.hdr is None:
         problems.append(f"{high[0]} is of high dynamic range; say what it holds with hdr (--hdr)")
     if high and ordinary:

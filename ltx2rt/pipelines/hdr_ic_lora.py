@@ -19,6 +19,7 @@ from ltx2rt.components.reference_conditioner import (
 from ltx2rt.conditioning import ReferenceVideo
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import reference_factors
 from ltx2rt.manifest import Lora
 from ltx2rt.media.exr import openexr
@@ -167,6 +168,7 @@ class HDRICLoraPipeline(Pipeline):
         for index, tile in enumerate(product(*axes)):
             box = latent_box(*(axis.source for axis in tile))
             latent = upsampled[box]
+            shown = [cut_reference(reference, tile) for reference in references]
             refined = run.stage(
                 f"stage_2_tile_{index + 1}",
                 HDR_STAGE2,
@@ -176,7 +178,7 @@ class HDRICLoraPipeline(Pipeline):
                     shape=VideoLatentShape.from_sizes(latent.shape),
                     initial=latent,
                     noise_scale=HDR_STAGE2[0],
-                    items=[cut_reference(reference, tile) for reference in references],
+                    items=[part for part in shown if part.latent.size],  # a short one has ended
                 ),
                 audio=None,
                 generator=TorchGenerator(run.config.seed + index),
@@ -204,7 +206,7 @@ def latent_box(time: slice, rows: slice, columns: slice) -> tuple[slice, ...]:
 
 def lora_files(loras: Sequence[Lora]) -> list[SafetensorsFile]:
     """The headers of LoRA files."""
-    return [SafetensorsFile(lora.path) for lora in loras]
+    return [open_lora(lora.path) for lora in loras]
 
 
 def hdr_transfer(files: Sequence[SafetensorsFile]) -> Literal["acescct", "logc3"]:

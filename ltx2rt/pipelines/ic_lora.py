@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import ReferenceFile, load_mask, reference_problems
 from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import reference_factors
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.run import Request
-from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.schedules import DISTILLED
 
 if TYPE_CHECKING:
@@ -119,4 +119,4 @@ def factors(loras: tuple[Lora, ...]) -> tuple[int, int]:
         OptionError: they want different ones.
         CheckpointError: a file cannot be read.
     """
-    return reference_factors(SafetensorsFile(lora.path) for lora in loras)
+    return reference_factors(open_lora(lora.path) for lora in loras)

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
 
 _REQUIRES = (*ONE_STAGE, "video_encoder", "audio_encoder")
-_UNUSED = ("height", "width", "num_frames", "frame_rate", "images", "generated_keyframes")
+_UNUSED = (
+    "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes", "hdr",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

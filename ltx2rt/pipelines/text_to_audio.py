@@ -24,7 +24,9 @@ class TextToAudioPipeline(GuidedPipeline):
     name: ClassVar[str] = "text-to-audio"
     summary: ClassVar[str] = "Prompt to sound alone, in one guided stage."
     requires: ClassVar[tuple[str, ...]] = (*TEXT_ENCODER, *TRANSFORMER, "audio_decoder", "vocoder")
-    unused: ClassVar[tuple[str, ...]] = ("height", "width", "images", "generated_keyframes")
+    unused: ClassVar[tuple[str, ...]] = (
+        "height", "width", "images", "generated_keyframes", "hdr",
+    )  # fmt: skip
     auto_duration: ClassVar[bool] = True
     makes: ClassVar[Literal["video", "audio"]] = "audio"
     guides: ClassVar[tuple[str, ...]] = ("audio",)

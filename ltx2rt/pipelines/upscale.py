@@ -5,7 +5,6 @@ needed unless the result is refined.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,13 +13,14 @@ from numpy.typing import NDArray
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import BundleError, OptionError, join_problems
+from ltx2rt.media.audio import check_rate
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import VideoInfo, probe_video, read_audio, read_video_frames
 from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
 from ltx2rt.pipelines.run import Request
 from ltx2rt.schedules import DISTILLED
-from ltx2rt.shapes import VideoScaleFactors
+from ltx2rt.shapes import VideoPixelShape, VideoScaleFactors
 from ltx2rt.tiling import TilingConfig
 
 if TYPE_CHECKING:
@@ -117,11 +117,23 @@ class UpscalePipeline(Pipeline):
                 f"this request needs {', '.join(missing)}, which the bundle does not hold; build "
                 "it again with the files that hold them, or ask for less."
             )
-        info = source_info(inputs)
-        problems = []
-        if inputs.refine is not None and not request.config.prompt.strip():
+        source = source_shape(inputs)
+        problems = [
+            f"it has no use for {name}"
+            for name in ("images", "generated_keyframes", "hdr")
+            if getattr(request.config, name)
+        ]
+        if not inputs.is_image:
+            problems += sound_problems(probe_video(inputs.source))
+        if (
+            inputs.refine is not None
+            and not request.config.prompt.strip()
+            and request.config.embeddings is None
+        ):
             problems.append("refining takes a prompt that describes the picture")
-        height, width = self.output_size(inputs, info)
+        if inputs.refine is None and request.config.loras:
+            problems.append("LoRAs change nothing where nothing is refined")
+        height, width = self.output_size(inputs, source)
         if not inputs.is_image and (height % 2 or width % 2):
             problems.append(
                 f"the result of {width}x{height} pixels is odd, which a video cannot hold; crop "
@@ -129,22 +141,22 @@ class UpscalePipeline(Pipeline):
             )
         if problems:
             raise OptionError(join_problems(f"the {self.name} pipeline cannot run", problems))
-        frame_rate = float(info.frame_rate) * (2 if inputs.temporal else 1)
+        frame_rate = source.frame_rate * (2 if inputs.temporal else 1)
         config = replace(
             request.config,
             height=height,
             width=width,
-            num_frames=2 * info.num_frames - 1 if inputs.temporal else info.num_frames,
+            num_frames=2 * source.num_frames - 1 if inputs.temporal else source.num_frames,
             frame_rate=frame_rate,
         )
         return replace(request, config=config)
 
-    def output_size(self, inputs: UpscaleInputs, info: VideoInfo) -> tuple[int, int]:
+    def output_size(self, inputs: UpscaleInputs, source: VideoPixelShape) -> tuple[int, int]:
         """Height and width of the result."""
         if not inputs.spatial:
-            return info.height, info.width
+            return source.height, source.width
         numerator, denominator = self._spatial_scale()
-        return info.height * numerator // denominator, info.width * numerator // denominator
+        return source.height * numerator // denominator, source.width * numerator // denominator
 
     def _spatial_scale(self) -> tuple[int, int]:
         numerator, denominator = self.source.options("spatial_upsampler")["spatial_scale"]
@@ -157,7 +169,8 @@ class UpscalePipeline(Pipeline):
         inputs: UpscaleInputs = run.request.inputs
         run.job.report("encode video", 0, 1)
         pixels = to_vae_input(padded(read_source(inputs), self.scale_factors))
-        latent = self.video_encoder().encode(pixels, TilingConfig.default())
+        tiling = None if run.config.tiling == "none" else TilingConfig.default()
+        latent = self.video_encoder().encode(pixels, tiling)
         self.release("video_encoder")
         run.job.report("encode video", 1, 1)
         run.latents["source.video"] = latent
@@ -194,22 +207,17 @@ class UpscalePipeline(Pipeline):
         return result.video
 
 
-def source_info(inputs: UpscaleInputs) -> VideoInfo:
-    """The facts of the source; an image is a clip of one frame."""
-    if not inputs.is_image:
-        return probe_video(inputs.source)
-    height, width = load_image(inputs.source).shape[:2]
-    return VideoInfo(
-        width=width,
-        height=height,
-        num_frames=1,
-        frame_rate=Fraction(24),
-        duration_s=1 / 24,
-        audio_sampling_rate=0,
-        audio_channels=0,
-        colour_matrix=1,
-        colour_range=2,
-        metadata={},
+def source_shape(inputs: UpscaleInputs) -> VideoPixelShape:
+    """Size, frames and frame rate of the source; an image is a clip of one frame."""
+    if inputs.is_image:
+        height, width = load_image(inputs.source).shape[:2]
+        return VideoPixelShape(num_frames=1, height=height, width=width, frame_rate=24.0)
+    info = probe_video(inputs.source)
+    return VideoPixelShape(
+        num_frames=info.num_frames,
+        height=info.height,
+        width=info.width,
+        frame_rate=float(info.frame_rate),
     )
 
 
@@ -218,6 +226,20 @@ def read_source(inputs: UpscaleInputs) -> NDArray[np.uint8]:
     if inputs.is_image:
         return load_image(inputs.source)[None]
     return read_video_frames(inputs.source)
+
+
+def sound_problems(info: VideoInfo) -> list[str]:
+    """Why a video file could not hold the source's sound."""
+    if not info.has_audio:
+        return []
+    problems = []
+    if info.audio_channels > 2:
+        problems.append(f"the sound has {info.audio_channels} channels; mix it down to two")
+    try:
+        check_rate(info.audio_sampling_rate)
+    except OptionError as error:
+        problems.append(str(error))
+    return problems
 
 
 def sound_of(inputs: UpscaleInputs) -> tuple[NDArray[np.float32], int] | None:

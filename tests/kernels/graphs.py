@@ -101,8 +101,20 @@ def run_onnxruntime(model: onnx.ModelProto, inputs: Mapping[str, Tensor]) -> dic
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     names = [o.name for o in session.get_outputs()]
-    outputs = session.run(names, {n: t.numpy() for n, t in inputs.items()})
+    if torch.float8_e4m3fn in {t.dtype for t in inputs.values()}:  # numpy has no such type
+        values = session.run_with_ort_values(names, {n: _ort_value(t) for n, t in inputs.items()})
+        outputs = [v.numpy() for v in values]
+    else:
+        outputs = session.run(names, {n: t.numpy() for n, t in inputs.items()})
     return {n: torch.from_numpy(o) for n, o in zip(names, outputs, strict=True)}
+
+
+def _ort_value(tensor: Tensor) -> onnxruntime.OrtValue:
+    if tensor.dtype != torch.float8_e4m3fn:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+        tensor.view(torch.uint8).numpy(), onnx.TensorProto.FLOAT8E4M3FN
+    )
 
 
 def rtx_kernels(model: onnx.ModelProto, directory: Path, target: str = "SM89") -> list[str]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ltx2rt_kernels.flash_attention.reference import flash_attention
+from ltx2rt_kernels.flash_attention.spec import scale_of
 from ltx2rt_kernels.fp8_attention import spec
 from ltx2rt_kernels.fp8_attention.reference import (
     GROUP,
@@ -15,7 +16,9 @@ from ltx2rt_kernels.fp8_attention.reference import (
     quantize_tokens,
     quantize_values,
 )
+from ltx2rt_kernels.spec import Operator
 from tests.kernels.attention_inputs import BIASES, make_bias, make_qkv, quantized
+from tests.kernels.graphs import one_node_model, run_onnxruntime
 from tests.kernels.interpreter import Interpreter
 from tests.kernels.numerics import rel_rms
 from tests.tolerances import ATTENTION_REL_RMS, FP8_ATTENTION_REL_RMS
@@ -71,6 +74,58 @@ def test_kernel_equals_reference(
     want = fp8_attention(**inputs, block=block)
     assert got.shape == want.shape
     assert rel_rms(got, want) <= ATTENTION_REL_RMS["bf16"].bound
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("values", ["v16", "v8"])
+def test_function_body_equals_reference(values: str, bias: str) -> None:
+    """Without rounding of the weights, which plain operators do not see."""
+    lengths = (37, 70)
+    inputs = quantized(make_qkv(lengths, 64, torch.float32), values=values == "v8")
+    plain, masked = {
+        "v16": (spec.QK, spec.MASKED_QK),
+        "v8": (spec.FULL, spec.MASKED_FULL),
+    }[values]
+    if bias != "none":
+        inputs["bias"] = make_bias(bias, lengths, torch.float32)
+        inputs["bias"][0, :, 0] = 0  # plain operators make NaN of a row of -inf
+    operator = plain if bias == "none" else masked
+    got = run_body(operator, inputs, scale=scale_of(64))["out"]
+    v = inputs["v"]
+    if values == "v8":
+        v = v.float()[:, :, : lengths[1]].transpose(1, 2) * inputs["v_amax"] / 448
+    want = flash_attention(
+        dequantize_tokens(inputs["q"], inputs["q_scale"]),
+        dequantize_tokens(inputs["k"], inputs["k_scale"]),
+        v,
+        inputs.get("bias"),
+    )
+    assert rel_rms(got, want) <= ATTENTION_REL_RMS["fp32"].bound
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 65])
+def test_quantiser_bodies_equal_reference(tokens: int) -> None:
+    inputs = make_qkv((tokens, tokens), 64, torch.float32)
+    k, v = inputs["k"], inputs["v"]
+    mean, amax = k.mean(dim=2, keepdim=True), v.abs().amax(dim=1, keepdim=True)
+    for operator, given in (
+        (spec.QUANTIZE_QUERIES, {"x": k}),
+        (spec.QUANTIZE_KEYS, {"x": k, "mean": mean}),
+    ):
+        got = run_body(operator, given)
+        want, scale = quantize_tokens(**given)
+        torch.testing.assert_close(got["scale"], scale, rtol=1e-6, atol=0)
+        assert torch.equal(got["quantized"].view(torch.uint8), want.view(torch.uint8))
+    got8 = run_body(spec.QUANTIZE_VALUES, {"v": v, "amax": amax})["quantized"]
+    assert torch.equal(got8.view(torch.uint8), quantize_values(v, amax).view(torch.uint8))
+
+
+def run_body(
+    operator: Operator, inputs: dict[str, torch.Tensor], **attributes: float
+) -> dict[str, torch.Tensor]:
+    shapes = {name: tuple(t.shape) for name, t in inputs.items()}
+    model = one_node_model(operator, {"T": "fp32"}, shapes, **attributes)
+    return run_onnxruntime(model, inputs)
 
 
 @pytest.mark.parametrize("values", ["v16", "v8"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ltx2rt.bundle as bundle_module
@@ -14,6 +15,7 @@ from ltx2rt.engine_file import read_info
 from ltx2rt.errors import BundleError, UnsupportedError
 from ltx2rt.manifest import read_manifest
 from ltx2rt.progress import Job
+from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import fold_transposes
 from ltx2rt_export.modules.vocoder import vocoder
 from ltx2rt_export.quantize import export_scheme
@@ -32,7 +34,9 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
 #: all of the demo model but its vocoder, whose 200 activations take half a minute to build
 COMPONENTS = (
-    "text_encoder",
+    "text_head",
+    "text_block",
+    "text_tail",
     "transformer_head",
     "transformer_block",
     "transformer_tail",
@@ -106,6 +110,14 @@ def test_weights_are_loaded_as_engines_take_them(rtx_bundle: Path) -> None:
         }
         wanted = {w.name: (w.shape, "uint16") for w in info.weight_inputs}
         assert found == wanted
+    # what goes inside an engine with constants is what the runtime would bind
+    sources = [rtx_bundle / s.path for s in bundle.manifest.sources]
+    for name in ("transformer_tail", "audio_decoder"):
+        stored = StoredWeights(bundle.component(name), sources)
+        bound = bundle.layers(name)[0]
+        assert set(stored) == set(bound)
+        for weight, array in bound.items():
+            np.testing.assert_array_equal(stored[weight], array)
     bundle.close()
 
 
@@ -164,7 +176,7 @@ def test_dry_run_builds_nothing(demo_model: dict[str, Path], tmp_path: Path) -> 
         command = ("build", *build_flags(demo_model), *RTX, "--dry-run", "--cache-dir", tmp_path)
         outcome = ltx2rt(*command, "--components", "transformer_block,video_decoder", "--json")
         assert outcome.code == 0, outcome.err
-        text = ltx2rt(*command).out
+        text = ltx2rt(*command, "--components", "vocoder").out
     report = outcome.json
     block = report["components"]["transformer_block"]
     assert block["layers"] == 3

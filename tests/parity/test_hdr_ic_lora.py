@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from ltx2rt.bundle import open_bundle
 from ltx2rt.components.reference_conditioner import ReferenceFile
+from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.manifest import Lora
 from ltx2rt.media.exr import iterate_exr_frames
@@ -16,10 +18,12 @@ from ltx2rt.media.hdr import TRANSFERS, HdrFormat, srgb_signal
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.hdr_clip import HdrClip
-from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraPipeline
+from ltx2rt.pipelines.hdr_ic_lora import OVERLAPS, TILES, HDRICLoraPipeline
+from ltx2rt.tiling import refine_tiles
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
+from tests.parity.golden import golden_root
 
 pytest.importorskip("OpenEXR")
 ASK = ("--pipeline", "hdr-ic-lora", "--prompt", "a lake", "--seed", 5, "--threads", 1, "--quiet")
@@ -42,6 +46,22 @@ def reference(folder: Path) -> Path:
 def lora(folder: Path, model: dict[str, Path], transform: str) -> Path:
     metadata = {"reference_downscale_factor": "2", "hdr_transform": transform}
     return write_demo_lora(folder / f"{transform}.safetensors", model, 1, metadata)
+
+
+def test_tiles_and_canvas_are_the_official_ones() -> None:
+    root = golden_root()
+    assert root is not None
+    tables = json.loads((root / "pipelines/tables.json").read_text())
+    for name, want in tables.items():
+        if name.startswith("hdr_stage2_tiles"):
+            cells = [int(n) for n in name.split()[-1].split("x")]
+            for tiles, intervals in zip(refine_tiles(cells, TILES, OVERLAPS), want, strict=True):
+                got = [[t.source.start, t.source.stop] for t in tiles]
+                assert got == [interval[:2] for interval in intervals]
+    for asked, (width, height, *crop) in tables["align_resolution"].items():
+        wanted = [int(n) for n in asked.split("x")]
+        assert crop == wanted
+        assert [n + -n % 64 for n in wanted] == [width, height]
 
 
 @pytest.mark.parametrize("transform", ["true", "acescct"])
@@ -96,6 +116,25 @@ def test_high_quality_keeps_every_second_frame(
         every = np.concatenate(list(clip._decode()))
     np.testing.assert_array_equal(frames, every[::2])
     assert len(frames) == clip.num_frames == 9
+
+
+def test_a_reference_that_ends_early_guides_only_the_tiles_under_it(
+    demo_bundle: Path, demo_model: dict[str, Path], folder: Path
+) -> None:
+    with VideoWriter(folder / "short.mp4", 128, 128, 24) as writer:
+        writer.write(np.full((1, 128, 128, 3), 0.5, np.float32))
+    path = lora(folder, demo_model, "logc3")
+    trace = StageTrace()
+    with HDRICLoraPipeline(open_bundle(demo_bundle), RuntimeConfig(threads=1)) as pipe:
+        pipe(
+            prompt="a lake", height=128, width=128, num_frames=17,
+            loras=(Lora(path=str(path), strength=1.0),),
+            references=(ReferenceFile(path=folder / "short.mp4"),),
+            trace=trace,
+        )  # fmt: skip
+    tokens = [trace.tensors[f"stage_2_tile_{i}.video.x0"].shape[1] for i in (1, 5)]
+    # tiles of 2 latent frames of 3x3 cells; the first also shows the reference's only cell
+    assert tokens == [18 + 1, 18]
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_attention_strength_and_mask(pipe: ICLoraPipeline, folder: Path, referen
     np.testing.assert_allclose(weights[1], np.tile([0.5, 0.0], 4), atol=0.02)
 
 
-def test_stage_2_shows_neither_lora_nor_references(
+def test_a_clip_of_both_stages_and_one_of_the_first_alone(
     demo_bundle: Path, demo_model: dict[str, Path], folder: Path, reference: Path
 ) -> None:
     path = lora(folder, demo_model, "union", {"reference_downscale_factor": "2"})
@@ -144,6 +144,7 @@ def test_stage_2_shows_neither_lora_nor_references(
             ["'a.mp4'", "'b.mp4'", "height=64 is not a multiple of 128"],
         ),
         (["--reference", "REFERENCE", "--num-generated-keyframes", 1], ["has no use for"]),
+        (["--reference", "REFERENCE", "--attention-mask", "absent"], ["absent", "no such file"]),
         (
             ["--reference", "REFERENCE", "--lora", "LORA", "--lora", "OTHER"],
             ["different spatial reference factors"],

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ltx2rt.bundle import open_bundle
+from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.errors import OptionError
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import probe_video, read_audio, read_video_frames
 from ltx2rt.media.writer import VideoWriter
-from ltx2rt.pipelines.upscale import UpscaleInputs, UpscalePipeline
+from ltx2rt.pipelines.upscale import UpscaleInputs, UpscalePipeline, padded
+from ltx2rt.shapes import VIDEO_SCALE_FACTORS, VideoPixelShape
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 
@@ -106,6 +109,24 @@ def test_refinement_follows_the_prompt(demo_bundle: Path, photo: Path, folder: P
     assert np.abs(made[2] - plain).mean() < np.abs(made[0] - plain).mean()
 
 
+@pytest.mark.parametrize(
+    ("scale", "source", "size"),
+    [((2, 1), (40, 70), (80, 140)), ((3, 2), (40, 70), (60, 105)), ((3, 2), (33, 64), (49, 96))],
+)
+def test_sizes_at_every_scale(scale: tuple, source: tuple, size: tuple) -> None:
+    pipe = UpscalePipeline.__new__(UpscalePipeline)
+    pipe.source = SimpleNamespace(options=lambda _: {"spatial_scale": scale})  # type: ignore[assignment]
+    shape = VideoPixelShape(num_frames=1, height=source[0], width=source[1], frame_rate=24)
+    inputs = UpscaleInputs(source=Path("x.mp4"))
+    assert pipe.output_size(inputs, shape) == size
+    # the padded latent, upsampled, covers it
+    frames = padded(np.zeros((1, *source, 3), np.uint8), VIDEO_SCALE_FACTORS)
+    cells = [n // 32 for n in frames.shape[1:3]]
+    upsampler = LatentUpsampler(None, scale)  # type: ignore[arg-type]
+    covered = [32 * n for n in upsampler.output_cells(1, *cells)[1:]]
+    assert all(a >= b for a, b in zip(covered, size, strict=True))
+
+
 def test_noise_levels_of_the_refinement() -> None:
     def sigmas(refine: float) -> tuple[float, ...]:
         return UpscaleInputs(source=Path("x.mp4"), refine=refine).sigmas
@@ -124,6 +145,7 @@ def test_noise_levels_of_the_refinement() -> None:
         (["--source", "absent.mp4"], ["absent.mp4", "no such file"]),
         (["--source", "VIDEO", "--upscale", "temporal"], ["this request needs temporal_upsampler"]),
         (["--source", "VIDEO", "--refine", 0.5], ["refining takes a prompt"]),
+        (["--source", "VIDEO", "--lora", "x"], ["LoRAs change nothing where nothing is refined"]),
         (["--source", "VIDEO", "--refine", 2], ["refine=2.0 is not above 0"]),
         (["--source", "PHOTO", "--upscale", "both"], ["is an image", "no frame rate"]),
         (["--source", "VIDEO", "--height", 64], ["has no use for --height"]),

@@ -14,7 +14,14 @@ from hypothesis.extra import numpy as arrays
 
 from ltx2rt.errors import MediaError, UnsupportedError
 from ltx2rt.media.exr import ExrFolder, exr_files, exr_size, is_exr, iterate_exr_frames, read_exr
-from ltx2rt.media.hdr import HDR_FORMATS, TRANSFERS, HdrFormat, srgb_signal
+from ltx2rt.media.hdr import (
+    HDR_FORMATS,
+    TRANSFERS,
+    HdrFormat,
+    hlg_planes,
+    hlg_signal,
+    srgb_signal,
+)
 
 OpenEXR = pytest.importorskip("OpenEXR")
 
@@ -107,7 +114,7 @@ def test_damaged_files_are_one_sentence(still: Path, tmp_path: Path, data: st.Da
     else:
         said = str(path)
         assert frame.shape == (*exr_size(path), 3)
-        assert not np.isnan(frame).any()
+        assert np.isfinite(frame).all()
     assert str(path) in said
 
 
@@ -138,6 +145,27 @@ def test_missing_package_says_what_to_install(
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'ltx2rt\[exr\]'"):
         ExrFolder(tmp_path / "x", {})
+
+
+def test_published_values_of_the_curves() -> None:
+    """Mid grey (0.18) and black: S-2016-001 (ACEScct), ARRI's LogC3 table (EI 800), BT.2408."""
+
+    def code(curve: str, light: float) -> float:
+        return float(TRANSFERS[curve][0](np.array([light], np.float32))[0])
+
+    assert code("acescct", 0.18) == pytest.approx(0.413588, abs=1e-5)
+    assert code("acescct", 0.0) == pytest.approx(0.0729055, abs=1e-6)
+    assert code("logc3", 0.18) == pytest.approx(0.391007, abs=1e-5)
+    assert code("logc3", 0.0) == pytest.approx(0.092809, abs=1e-6)
+    white = hlg_signal(np.ones((1, 1, 3), np.float32))
+    np.testing.assert_allclose(white, 0.75, atol=1e-5)
+    luma, blue, red = hlg_planes(np.repeat(np.repeat(white, 2, axis=0), 2, axis=1))
+    assert (luma == 721).all()  # 0.75 of 64 to 940
+    assert (blue == 512).all()
+    assert (red == 512).all()
+    np.testing.assert_allclose(
+        srgb_signal(np.array([0, 0.18, 1], np.float32)), [0, 0.46136, 1], atol=1e-4
+    )
 
 
 @given(LIGHT)

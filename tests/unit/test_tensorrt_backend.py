@@ -72,6 +72,20 @@ def test_weights_are_uploaded_once_and_told_apart_by_place(make: Make, device: F
         assert device.uploads.count(16) == 6 + 2  # x every time, w once a layer
 
 
+def test_weights_leave_the_device_with_their_arrays(make: Make, device: FakeDevice) -> None:
+    with make() as engine:
+        w = np.ones(4, np.float32)
+        engine({**feeds(1), "w": w})
+        held = len(device.blocks)
+        del w
+        assert len(device.blocks) == held - 1
+        again = np.full(4, 5, np.float32)  # may lie where the first one was
+        np.testing.assert_array_equal(
+            engine({**feeds(1), "w": again})["y"], feeds(1)["x"] + np.float32(5)
+        )
+        assert len(device.blocks) == held
+
+
 def test_inputs_that_the_engine_does_not_read_stay_on_the_host(
     make: Make, context: FakeContext
 ) -> None:

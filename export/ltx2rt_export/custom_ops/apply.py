@@ -23,7 +23,6 @@ from ltx2rt_export.custom_ops.table import (
     FLASH_ATTENTION,
     FP8_ATTENTION,
     GATED_RESIDUAL,
-    MODES,
     QK_NORM_ROPE,
     operators_for,
 )
@@ -35,8 +34,6 @@ from ltx2rt_kernels.fp8_attention import spec as fp8
 from ltx2rt_kernels.gated_residual.spec import GATHERED as GATED
 from ltx2rt_kernels.qk_norm_rope import spec as qk
 from ltx2rt_kernels.spec import DOMAIN, KernelSpec
-
-__all__ = ["MODES", "apply_custom_ops", "operators_for"]
 
 #: components that hold the patterns
 COMPONENTS = ("transformer_block",)
@@ -139,11 +136,10 @@ def _swap_attention(
     rewriter: Rewriter, site: Attention, call: Callable[[Rewriter, Attention, str, str], None]
 ) -> None:
     """Keys by head, the operator, and its result as the graph goes on with it."""
-    keys = site.k
-    if site.k_by_token:
-        keys = rewriter.index.transposed(site.k, (0, 2, 1, 3)) or f"{site.out}.keys"
-        if keys == f"{site.out}.keys":
-            rewriter.standard("Transpose", [site.k], keys, perm=[0, 2, 1, 3])
+    keys = rewriter.index.transposed(site.k, (0, 2, 1, 3)) if site.k_by_token else site.k
+    if keys is None:
+        keys = f"{site.out}.keys"
+        rewriter.standard("Transpose", [site.k], keys, perm=[0, 2, 1, 3])
     joined = f"{site.out}.joined"
     call(rewriter, site, keys, joined)
     by_head = rewriter.constant(0, 0, site.heads, site.head_dim)
@@ -165,9 +161,8 @@ def _fp8_call(rewriter: Rewriter, site: Attention, keys: str, out: str) -> None:
     rewriter.call(fp8.QUANTIZE_QUERIES, [site.q], [q8, q_scale])
     rewriter.call(fp8.QUANTIZE_KEYS, [keys, mean], [k8, k_scale])
     rewriter.call(fp8.QUANTIZE_VALUES, [site.v, amax], [v8])
-    operator = fp8.FULL if site.bias is None else fp8.MASKED_FULL
-    inputs = [q8, k8, v8, q_scale, k_scale, amax, *([site.bias] if site.bias else [])]
-    rewriter.call(operator, inputs, [out], scale=flash.scale_of(site.head_dim))
+    inputs = [q8, k8, v8, q_scale, k_scale, amax, LONG_ATTENTION]
+    rewriter.call(fp8.MASKED_FULL, inputs, [out], scale=flash.scale_of(site.head_dim))
 
 
 def _check_kernels(model: onnx.ModelProto, arch: str) -> None:

@@ -87,7 +87,11 @@ class EngineBuilder:
                 job.report(stage, 1, 1, f"{info.build_s:.1f} s, {info.engine_bytes / 1e6:.1f} MB")
             else:
                 job.report(stage, 1, 1, "from the cache")
-        return self._place(info, precision, bundle)
+        # a kept engine may have been built under another name: what it is called is not in its key
+        info = dataclasses.replace(
+            info, component=component.name, precision=precision, buckets=buckets
+        )
+        return self._place(info, bundle)
 
     def _model(
         self, graph: ExportedGraph, weights: Mapping[str, Array] | None, work: Path
@@ -175,9 +179,8 @@ class EngineBuilder:
         self.cache.put(engine, info)
         return info
 
-    def _place(self, info: EngineInfo, precision: str, bundle: Path) -> EngineEntry:
+    def _place(self, info: EngineInfo, bundle: Path) -> EngineEntry:
         """Copy an engine and its JSON from the cache to where the manifest looks for them."""
-        info = dataclasses.replace(info, precision=precision)
         name = engine_name(info)
         target = bundle / name
         target.parent.mkdir(parents=True, exist_ok=True)

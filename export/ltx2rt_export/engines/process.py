@@ -44,6 +44,7 @@ def run_build(component: str, request: EngineRequest, on_step: OnStep | None = N
         UnsupportedError: the library is missing.
         OSError: the engine cannot be written.
     """
+    # the worker finds what this process found, also in a checkout that is not installed
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     with tempfile.TemporaryFile("w+") as noise:
         process = subprocess.Popen(

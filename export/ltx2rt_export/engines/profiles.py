@@ -28,6 +28,9 @@ REFERENCES = 1
 #: distinct noise levels among the tokens of a batch: each conditioning item has its own strength
 TIMESTEPS = (1, 2, 256)
 
+#: summed ranks of LoRAs that are inputs of the block
+LORA_RANKS = (1, 32, 256)
+
 #: slowest and usual frame rate: they fix how long the sound of a clip is
 FRAME_RATES = (12.0, 24.0)
 
@@ -95,17 +98,7 @@ def _transformer(request: ProfileRequest) -> list[Bucket]:
     """
     buckets = []
     for shape in request.stages():
-        frames, rows, columns = shape.cells(request.factors)
-        tokens = frames * rows * columns
-        room = rows * columns * (KEYFRAMES + REFERENCES * frames)
-        likely, longest = _audio_latents(shape)
-        sizes = {
-            "Tv": (1, tokens, tokens + room),
-            "Ta": (1, likely, (1 + REFERENCES) * longest),
-            "S": (MAX_TOKENS,) * 3,
-            "Uv": TIMESTEPS,
-            "Ua": TIMESTEPS,
-        }
+        sizes = _token_sizes(shape, request)
         buckets.append(_bucket(shape.name, B=(1, 1, 1), **sizes))
         if request.max_batch > 1:
             no_mask = {"1|Tv": (1, 1, 1), "1|Ta": (1, 1, 1)}
@@ -113,6 +106,35 @@ def _transformer(request: ProfileRequest) -> list[Bucket]:
             name = f"{shape.name} batch {request.max_batch}"
             buckets.append(_bucket(name, B=batch, **sizes, **no_mask))
     return buckets
+
+
+def _transformer_ends(request: ProfileRequest) -> list[Bucket]:
+    """Head and tail run once where the block runs 48 times: one bucket for all stages, made for
+    the largest.
+    """
+    stages = [_token_sizes(shape, request) for shape in request.stages()]
+    sizes = {
+        symbol: (low, likely, max(s[symbol][2] for s in stages))
+        for symbol, (low, likely, _) in stages[-1].items()
+    }
+    name = f"up to {request.stages()[-1].name}"
+    return [_bucket(name, B=(1, request.max_batch, request.max_batch), **sizes)]
+
+
+def _token_sizes(shape: ClipShape, request: ProfileRequest) -> dict[str, Range]:
+    """Sizes of everything but the batch."""
+    frames, rows, columns = shape.cells(request.factors)
+    tokens = frames * rows * columns
+    room = rows * columns * (KEYFRAMES + REFERENCES * frames)
+    likely, longest = _audio_latents(shape)
+    return {
+        "Tv": (1, tokens, tokens + room),
+        "Ta": (1, likely, (1 + REFERENCES) * longest),
+        "S": (MAX_TOKENS, MAX_TOKENS, MAX_TOKENS),
+        "Uv": TIMESTEPS,
+        "Ua": TIMESTEPS,
+        "r": LORA_RANKS,
+    }
 
 
 def _audio_latents(shape: ClipShape) -> tuple[int, int]:
@@ -294,10 +316,10 @@ RULES: dict[str, Rule] = {
     "text_block_full": _text_encoder,
     "text_tail": _text_encoder,
     "duration_head": _duration_head,
-    "transformer_head": _transformer,
+    "transformer_head": _transformer_ends,
     "transformer_block": _transformer,
     "transformer_block_plain": _transformer,
-    "transformer_tail": _transformer,
+    "transformer_tail": _transformer_ends,
     "video_encoder": _video_encoder,
     "video_decoder": _video_decoder,
     "audio_encoder": _audio_encoder,

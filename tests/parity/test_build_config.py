@@ -17,8 +17,9 @@ from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError, ShapeError, UnsupportedError
 from ltx2rt.targets import PRECISIONS, RTX_TARGETS, fitting_card
 from ltx2rt_export.build_config import BuildConfig
+from ltx2rt_export.catalog import COMPONENTS
 from ltx2rt_export.engines.build import open_builder
-from ltx2rt_export.engines.profiles import ProfileRequest
+from ltx2rt_export.engines.profiles import RULES, ProfileRequest
 from ltx2rt_export.lock import build_lock
 from ltx2rt_export.quantize import SCHEMES
 
@@ -79,6 +80,10 @@ def test_flags_are_the_fields_and_have_their_defaults() -> None:
     assert config_of(again) == config
     assert BuildConfig().flags() == ""
     assert "cache" not in dataclasses.replace(config, cache_dir=Path("/tmp")).flags()
+
+
+def test_every_component_has_a_rule_for_its_buckets() -> None:
+    assert {row.name for row in COMPONENTS} <= set(RULES)
 
 
 def test_precisions_are_those_of_the_graph_passes() -> None:

@@ -1,0 +1,31 @@
+"""The kernels behind a graph's custom nodes, compiled for the GPU that will run its engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltx2rt_export.custom_ops.table import ARCHITECTURES
+from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_kernels import build, catalog
+from ltx2rt_kernels.spec import DOMAIN
+
+
+def used_operators(graph: ExportedGraph) -> tuple[str, ...]:
+    """Names of the operators whose nodes a graph holds."""
+    nodes = {n.op_type for n in graph.model.graph.node if n.domain == DOMAIN}
+    return tuple(name for name, o in catalog.operators().items() if o.node in nodes)
+
+
+def write_kernels(graph: ExportedGraph, target: str, directory: Path) -> str:
+    """Compile what a graph needs on `target` (`sm90`) into `directory`; needs Triton, no GPU.
+
+    Before TensorRT parses the graph, in the process that builds the engine:
+    `ltx2rt_kernels.plugin.register_plugins(directory, arch, used_operators(graph))`.
+
+    Returns:
+        The architecture, `arch` above.
+    """
+    arch = ARCHITECTURES[target]
+    for _ in build.write_artifacts(directory, catalog.kernels(used_operators(graph)), [arch]):
+        pass
+    return arch

@@ -1,0 +1,136 @@
+"""Properties of references and refined tiles, and LoRA metadata that nobody wrote on purpose."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
+from ltx2rt.conditioning import ReferenceVideo, make_video_state, subsample_indices
+from ltx2rt.errors import OptionError
+from ltx2rt.lora_keys import detailing_factor, file_reference_factors, reference_factors
+from ltx2rt.pipelines.hdr_ic_lora import hdr_transfer
+from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.shapes import VideoLatentShape
+from ltx2rt.tiling import refine_tiles
+
+KEYS = (
+    "reference_downscale_factor", "reference_spatial_scale_factor",
+    "reference_temporal_scale_factor", "hdr_transform", "use_hdr_transform",
+)  # fmt: skip
+VALUES = st.one_of(
+    st.text(max_size=8),
+    st.integers(-3, 10**30).map(str),
+    st.sampled_from(["", "nan", "1e400", "[2]", "{}", "null", "true", "logc3", "acescct", "0x2"]),
+)
+
+
+def lora(folder: Path, name: str, metadata: dict[str, str]) -> SafetensorsFile:
+    path = folder / f"{name}.safetensors"
+    write_safetensors(path, {"x": np.zeros(1, np.float32)}, metadata)
+    return SafetensorsFile(path)
+
+
+@given(
+    st.tuples(*(st.integers(1, n) for n in (60, 90, 90))),
+    st.tuples(*(st.integers(1, 4) for _ in range(3))),
+    st.tuples(*(st.integers(0, 9) for _ in range(3))),
+)
+def test_refined_tiles_cover_the_latent_with_weights_that_sum_to_one(
+    cells: tuple[int, ...], counts: tuple[int, ...], overlaps: tuple[int, ...]
+) -> None:
+    try:
+        axes = refine_tiles(cells, counts, overlaps)
+    except ValueError:  # more tiles than the overlap leaves room for
+        assert any(n > 2 for n in counts)
+        return
+    for length, count, tiles in zip(cells, counts, axes, strict=True):
+        assert len(tiles) == (count if length >= count else 1)
+        total = np.zeros(length)
+        for tile in tiles:
+            assert tile.source == tile.target
+            total[tile.target] += tile.weights
+        np.testing.assert_allclose(total, 1, atol=1e-5)
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.sampled_from([24.0, 25.0, 30.0]),
+)
+def test_a_smaller_slower_reference_lies_over_the_whole_clip(
+    frames: int, height: int, width: int, downscale: int, temporal_scale: int, frame_rate: float
+) -> None:
+    """With `temporal_scale` S the clip has S times the pixel frames after the first."""
+    clip = VideoLatentShape(
+        num_frames=(frames - 1) * temporal_scale + 1,
+        height=height * downscale,
+        width=width * downscale,
+    )
+    state = make_video_state(clip, frame_rate)
+    latent = np.zeros((1, 128, frames, height, width), np.float32)
+    item = ReferenceVideo(latent=latent, downscale=downscale, temporal_scale=temporal_scale)
+    positions = item.apply(state).positions
+    target, reference = positions[:, :, : clip.token_count], positions[:, :, clip.token_count :]
+    assert (reference >= 0).all()
+    np.testing.assert_allclose(reference.max(axis=(0, 2, 3)), target.max(axis=(0, 2, 3)), rtol=1e-5)
+    np.testing.assert_array_equal(reference.min(axis=(0, 2, 3)), 0)
+
+
+@given(st.integers(1, 300), st.integers(1, 9))
+def test_subsampling_keeps_the_first_frame_and_even_steps(frames: int, scale: int) -> None:
+    kept = subsample_indices(frames, scale)
+    assert kept[0] == 0
+    assert kept == sorted(set(kept))
+    assert kept[-1] < frames
+    assert len(kept) == 1 + math.ceil((frames - 1) / scale)
+    assert set(np.diff(kept[1:])) <= {scale}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5), max_size=3))
+def test_any_metadata_gives_factors_or_one_sentence(
+    tmp_path: Path, tables: list[dict[str, str]]
+) -> None:
+    files = [lora(tmp_path, str(i), metadata) for i, metadata in enumerate(tables)]
+    for file in files:
+        assert all(
+            factor >= 1 for factor in (*file_reference_factors(file), detailing_factor(file))
+        )
+    for read in (reference_factors, hdr_transfer):
+        try:
+            read(files)
+        except OptionError as error:
+            assert "LoRAs" in str(error)  # noqa: PT017 - both ways are right
+
+
+def test_factors_and_curves_of_known_metadata(tmp_path: Path) -> None:
+    plain = lora(tmp_path, "plain", {})
+    half = lora(tmp_path, "half", {"reference_downscale_factor": "2"})
+    assert (detailing_factor(plain), detailing_factor(half)) == (2, 2)
+    same = lora(tmp_path, "same", {"reference_downscale_factor": "1"})
+    assert detailing_factor(same) == 1
+    for value, curve in (("logc3", "logc3"), ("ACEScct", "acescct"), ("true", "logc3")):
+        assert hdr_transfer([plain, lora(tmp_path, "x", {"hdr_transform": value})]) == curve
+    assert hdr_transfer([]) == "logc3"
+    assert hdr_transfer([lora(tmp_path, "y", {"use_hdr_transform": "acescct"})]) == "acescct"
+
+
+def test_problems_of_references_are_all_named() -> None:
+    with pytest.raises(OptionError, match=r"strength=-0.1 of the reference x.mp4"):
+        ReferenceFile(path=Path("x.mp4"), strength=-0.1)
+    problems = reference_problems([Path("a.mp4"), Path("b.mp4")], 96, 128, 64)
+    assert len(problems) == 3
+    assert "a.mp4" in problems[0]
+    assert "b.mp4" in problems[1]
+    assert "height=96 is not a multiple of 64" in problems[2]
+    assert "64, 128" in problems[2]
