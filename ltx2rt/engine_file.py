@@ -18,7 +18,8 @@ from typing import Any
 
 from ltx2rt.buckets import Bucket
 from ltx2rt.errors import BundleError, join_problems
-from ltx2rt.manifest import Tensor, parse_strict
+from ltx2rt.manifest import Tensor
+from ltx2rt.plain_data import read_plain
 
 SIDECAR_SCHEMA = 1
 
@@ -102,7 +103,7 @@ def read_info(engine: Path) -> EngineInfo:
             f"{path} has schema {schema!r}; this version of ltx2rt reads {SIDECAR_SCHEMA}. "
             "Build the engine again."
         )
-    info, problems = parse_strict(EngineInfo, data, path.name)
+    info, problems = read_plain(EngineInfo, data, path.name)
     if info is None:
         raise BundleError(join_problems(f"{path} is not valid", problems[:20]))
     return info

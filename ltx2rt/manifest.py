@@ -11,17 +11,14 @@ import dataclasses
 import hashlib
 import json
 import shlex
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ltx2rt.buckets import Bucket
 from ltx2rt.engine import EngineSpec, TensorSpec
 from ltx2rt.errors import BundleError, join_problems
-
-T = TypeVar("T")
+from ltx2rt.plain_data import read_plain
 
 SCHEMA = 1
 #: the component that runs the layers which a quantised bundle leaves in 16 bits
@@ -267,83 +264,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has schema {schema!r}; this version of ltx2rt reads schema {SCHEMA}. "
             "Build the bundle again with `ltx2rt build`."
         )
-    manifest, problems = parse_strict(Manifest, data, "manifest")
+    manifest, problems = read_plain(Manifest, data, "manifest")
     if manifest is None:
         raise BundleError(join_problems(f"{path} is not valid", problems[:20]))
     return manifest
-
-
-def parse_strict(kind: type[T], data: Any, where: str) -> tuple[T | None, list[str]]:
-    """JSON values as a dataclass: unknown keys, missing keys and wrong types are problems; None if
-    there are any.
-    """
-    problems: list[str] = []
-    value = _parse(kind, data, where, problems)
-    return (None if problems else typing.cast(T, value)), problems
-
-
-def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    origin = typing.get_origin(kind)
-    if kind is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return _parse_union(typing.get_args(kind), value, where, problems)
-    if origin is tuple:
-        return _parse_list(typing.get_args(kind)[0], value, where, problems)
-    if origin is dict:
-        return _parse_map(typing.get_args(kind)[1], value, where, problems)
-    if dataclasses.is_dataclass(kind):
-        return _parse_dataclass(kind, value, where, problems)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        problems.append(f"{where} is {value!r:.60}, expected {kind.__name__}")
-    return value
-
-
-def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, problems: list[str]) -> Any:
-    wanted = [kind for kind in kinds if kind is not types.NoneType]
-    if value is not None and len(wanted) == 1:  # its own problems say more than "not one of these"
-        return _parse(wanted[0], value, where, problems)
-    for kind in kinds:
-        attempt: list[str] = []
-        parsed = (
-            None
-            if kind is types.NoneType and value is None
-            else _parse(kind, value, where, attempt)
-        )
-        if not attempt:
-            return parsed
-    problems.append(f"{where} is {value!r:.60}, expected {' or '.join(k.__name__ for k in kinds)}")
-    return value
-
-
-def _parse_list(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    if not isinstance(value, list | tuple):
-        problems.append(f"{where} is {value!r:.60}, expected a list")
-        return ()
-    return tuple(_parse(kind, v, f"{where}[{i}]", problems) for i, v in enumerate(value))
-
-
-def _parse_map(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    if not isinstance(value, dict):
-        problems.append(f"{where} is {value!r:.60}, expected an object")
-        return {}
-    return {k: _parse(kind, v, f"{where}.{k}", problems) for k, v in value.items()}
-
-
-def _parse_dataclass(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    if not isinstance(value, dict):
-        problems.append(f"{where} is {value!r:.60}, expected an object")
-        return None
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(fields))
-    problems.extend(f"{where} has an unknown option {name!r}" for name in unknown)
-    known: dict[str, Any] = {}
-    for name, item in fields.items():
-        if name in value:
-            known[name] = _parse(hints[name], value[name], f"{where}.{name}", problems)
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            problems.append(f"{where} lacks {name!r}")
-    return None if problems else kind(**known)

@@ -199,6 +199,8 @@ COMMON = {
     "images": "--image",
     "hdr": "--hdr",
     "generated_keyframes": "--num-generated-keyframes",
+    "sampler": "--sampler",
+    "sigmas": "--sigmas",
 }
 
 
@@ -214,8 +216,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def problems_of(options: argparse.Namespace) -> list[str]:
-    """Flags that this pipeline does not take, and those that it needs."""
+def problems_of(options: argparse.Namespace, *, has_inputs: bool = False) -> list[str]:
+    """Flags that this pipeline does not take, and those that it needs, unless it `has_inputs` from
+    a record that is repeated.
+    """
     cls = pipeline_class(options.pipeline)
     problems = [
         f"--pipeline {options.pipeline} has no use for {flag}"
@@ -224,13 +228,9 @@ def problems_of(options: argparse.Namespace) -> list[str]:
     ]
     if not cls.auto_duration and (options.auto_duration or options.num_frames == "auto"):
         problems.append(f"--pipeline {options.pipeline} cannot choose its duration")
-    if cls.makes == "audio" and options.fragmented:
-        problems.append(
-            f"--pipeline {options.pipeline} writes sound, which --fragmented is not for"
-        )
-    if cls.needs_prompt and not options.prompt:
-        problems.append(f"--pipeline {options.pipeline} needs --prompt TEXT")
-    required = cls.required_inputs()
+    if cls.makes == "audio" and (options.stream or options.frames):
+        problems.append(f"--pipeline {options.pipeline} makes sound: no --stream, no --frames")
+    required = [] if has_inputs else cls.required_inputs()
     problems += [
         f"--pipeline {options.pipeline} needs {flag.name}"
         for flag in FLAGS
@@ -247,7 +247,7 @@ def problems_of(options: argparse.Namespace) -> list[str]:
 
 def inputs_of(options: argparse.Namespace, pipeline: type[Pipeline], base: Any = None) -> Any:
     """The pipeline's `Inputs` from the command line, what is not given as in `base`; None for a
-    pipeline without.
+    pipeline without, or where a flag is missing that `problems_of` names.
 
     Raises:
         OptionError: a value cannot be read, or the `Inputs` refuse it.
@@ -260,4 +260,6 @@ def inputs_of(options: argparse.Namespace, pipeline: type[Pipeline], base: Any =
         for flag in FLAGS
         if flag.target in names and (value := getattr(options, flag.target, None)) is not None
     }
-    return pipeline.Inputs(**given) if base is None else dataclasses.replace(base, **given)
+    if base is not None:
+        return dataclasses.replace(base, **given)
+    return None if set(pipeline.required_inputs()) - given.keys() else pipeline.Inputs(**given)

@@ -75,7 +75,8 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
     pipeline = pipeline_class(name)
     base = record.request if record else None
     same = base is not None and record is not None and record.pipeline == name
-    problems = input_flags.problems_of(options) + enhancement_flags.problems_of(options)
+    problems = input_flags.problems_of(options, has_inputs=bool(same))
+    problems += enhancement_flags.problems_of(options)
     config, inputs = None, None
     try:
         config = config_of(options, base.config if base else None)
@@ -93,6 +94,9 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
         seeds = seeds_of(options, base.config.seed if base else None)
     except OptionError as error:
         problems.append(str(error))
+    if config is not None and pipeline.needs_prompt:
+        if not config.prompt and config.embeddings is None:
+            problems.append(f"--pipeline {name} needs --prompt TEXT")
     if problems or config is None:
         if len(problems) == 1 and "\n" in problems[0]:
             raise OptionError(problems[0])

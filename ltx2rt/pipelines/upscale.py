@@ -89,6 +89,7 @@ class UpscalePipeline(Pipeline):
     requires: ClassVar[tuple[str, ...]] = ("video_encoder", "video_decoder")
     unused: ClassVar[tuple[str, ...]] = (
         "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes", "hdr",
+        "sampler", "sigmas",
     )  # fmt: skip
     needs_prompt: ClassVar[bool] = False
     Inputs: ClassVar[type[Any] | None] = UpscaleInputs
