@@ -110,8 +110,8 @@ class Bundle:
         if inside and name in LORA_COMPONENTS and self._merge_of(loras) is not None:
             raise UnsupportedError(
                 f"a LoRA cannot be merged into the engine of {name}, which holds its weights as "
-                f"constants; build again with weights as inputs: {self.manifest.build.command()} "
-                "--weights input"
+                "constants; build again with --weights input: "
+                + self.manifest.command().replace(" --weights constant", "")
             )
         if entry.weight_binding == "initializer" and not inside:
             weights = self._load(name, entry, 0, self._merge_of(loras))
