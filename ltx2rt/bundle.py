@@ -242,9 +242,9 @@ def open_bundle(
     problems = [
         problem
         for name, entry in manifest.components.items()
-        for problem in _check_file(folder / entry.graph, entry.graph_sha256, name)
+        for problem in _check_file(folder, entry.graph, entry.graph_sha256, name)
     ]
-    problems += _check_file(folder / manifest.tokenizer, manifest.tokenizer_sha256, "the tokenizer")
+    problems += _check_file(folder, manifest.tokenizer, manifest.tokenizer_sha256, "the tokenizer")
     problems += weight_problems(manifest)[:20]
     problems += engine_problems(folder, manifest)
     sources: list[Path] = []
@@ -286,7 +286,7 @@ def engine_problems(folder: Path, manifest: Manifest) -> list[str]:
         if manifest.backend != "onnxruntime" and not entry.engines:
             problems.append(f"{name} has no engine for backend {manifest.backend!r}")
         for engine in entry.engines:
-            problems += _check_file(folder / engine.file, engine.sha256, f"the engine of {name}")
+            problems += _check_file(folder, engine.file, engine.sha256, f"the engine of {name}")
             if engine.backend not in APIS or engine.backend != manifest.backend:
                 problems.append(
                     f"the engine of {name} is for backend {engine.backend!r}, the bundle for "
@@ -302,9 +302,16 @@ def engine_problems(folder: Path, manifest: Manifest) -> list[str]:
     return problems
 
 
-def _check_file(path: Path, sha256: str, what: str) -> list[str]:
+def _check_file(folder: Path, name: str, sha256: str, what: str) -> list[str]:
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return [f"{what}: {name!r:.80} is not a file of the bundle"]
     try:
+        if path.exists() and not path.is_file():
+            return [f"{what}: {path} is not a file"]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        return [f"{what}: {path} cannot be read ({error.strerror})"]
+        return [f"{what}: {path!s:.300} cannot be read ({error.strerror})"]
+    except ValueError as error:
+        return [f"{what}: {str(path)!r:.300} cannot be read ({error})"]
     return [] if digest == sha256 else [f"{what}: {path} does not match its hash in the manifest"]

@@ -14,16 +14,28 @@ F32 = NDArray[np.float32]
 #: dtype names a tensor may be rounded to; "bfloat16" results are float32 arrays of bfloat16 values.
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
+_CHUNK = 1 << 16
+
 
 def bfloat16_bits(values: ArrayLike) -> NDArray[np.uint16]:
-    """Round float32 values to bfloat16 (nearest, ties to even) and return the bit patterns."""
-    single = np.ascontiguousarray(values, dtype=np.float32)
-    bits = single.view(np.uint32)
-    rounded = (bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))) >> np.uint32(
-        16
-    )
-    rounded = np.where(np.isnan(single), np.uint32(0x7FC0), rounded)
-    return rounded.astype(np.uint16)
+    """Round float32 values to bfloat16 (nearest, ties to even) and return the bit patterns.
+
+    NaN stays NaN; the shape is kept. Works in pieces that fit the processor's cache.
+    """
+    shape = np.shape(values)
+    flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+    result = np.empty(flat.size, np.uint16)
+    for begin in range(0, flat.size, _CHUNK):
+        single = flat[begin : begin + _CHUNK]
+        bits = single.view(np.uint32)
+        rounded = bits >> np.uint32(16)
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+        rounded += bits
+        rounded >>= np.uint32(16)
+        rounded[np.isnan(single)] = 0x7FC0
+        result[begin : begin + _CHUNK] = rounded
+    return result.reshape(shape)
 
 
 def bfloat16_values(bits: NDArray[np.uint16]) -> F32:

@@ -103,7 +103,8 @@ def read_lora_keys(file: SafetensorsFile, *, honour_alpha: bool = False) -> Lora
             problems.append(f"{module} has only its {next(iter(half))} half")
             continue
         down, up = half["down"], half["up"]
-        if len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
+        is_pair = len(down.shape) == len(up.shape) == 2 and down.shape[0] == up.shape[1]
+        if not is_pair or 0 in (*down.shape, *up.shape):
             problems.append(
                 f"{module} has shapes {list(down.shape)} and {list(up.shape)}, which do not chain"
             )

@@ -53,6 +53,7 @@ def merge_loras(
     method: str = "concat",
     rank: int | None = None,
     dtype: str = "float32",
+    honour_alpha: bool = False,
 ) -> MergedLora:
     """Merge LoRAs into one file whose strength is 1; alphas are folded in.
 
@@ -62,6 +63,7 @@ def merge_loras(
         method: see the module's text.
         rank: keep at most this many singular values of every module's merged delta.
         dtype: of the written factors; bfloat16 halves the file and rounds.
+        honour_alpha: see `read_lora_keys`.
 
     Raises:
         OptionError: options or strengths are not allowed, or reference factors conflict.
@@ -71,7 +73,7 @@ def merge_loras(
     _check_options(loras, method, rank, dtype)
     active = [lora for lora in loras if lora.strength]
     files = [open_lora(lora.path) for lora in active]
-    updates = _updates(active, files)
+    updates = _updates(active, files, honour_alpha=honour_alpha)
     spatial, temporal = reference_factors(files)
     factors = _Factors(updates, method, rank)
     tensors: dict[str, Stream] = {}
@@ -109,12 +111,14 @@ def _check_options(loras: Sequence[Lora], method: str, rank: int | None, dtype: 
         raise OptionError(join_problems("cannot merge", problems))
 
 
-def _updates(loras: Sequence[Lora], files: Sequence[SafetensorsFile]) -> Updates:
+def _updates(
+    loras: Sequence[Lora], files: Sequence[SafetensorsFile], *, honour_alpha: bool
+) -> Updates:
     updates: Updates = {}
     problems: list[str] = []
     fits: dict[str, tuple[str, ...]] = {}
     for lora, file in zip(loras, files, strict=True):
-        keys = read_lora_keys(file)
+        keys = read_lora_keys(file, honour_alpha=honour_alpha)
         if keys.unsupported:
             raise UnsupportedError(
                 f"{file.path} uses {', '.join(keys.unsupported)}; only plain LoRA pairs can be "
@@ -173,6 +177,11 @@ class _Factors:
         pairs = self._updates[module]
         downs = [self._files.load(pair.down, "float32") for pair, _ in pairs]
         ups = [self._files.load(pair.up, "float32") * np.float32(s) for pair, s in pairs]
+        if not all(np.isfinite(factor).all() for factor in (*downs, *ups)):
+            where = ", ".join(pair.down.path.name for pair, _ in pairs)
+            raise CheckpointError(
+                f"{module} has values that are no finite numbers in one of {where}."
+            )
         if self._method == "orthogonal":
             downs, ups = orthogonalize(downs, ups)
         down, up = np.concatenate(downs, axis=0), np.concatenate(ups, axis=1)
@@ -208,8 +217,9 @@ def orthogonalize(downs: Sequence[Array], ups: Sequence[Array]) -> tuple[list[Ar
 
 def _basis(columns: Array) -> Array:
     """Orthonormal basis of a column space, `[n, dimensions]` float64."""
-    left, values, _ = np.linalg.svd(columns.astype(np.float64), full_matrices=False)
-    basis: Array = left[:, values > _RANK_TOLERANCE * values.max(initial=0.0)]
+    q, r = np.linalg.qr(columns.astype(np.float64))
+    left, values, _ = np.linalg.svd(r, full_matrices=False)  # small, of the same rank
+    basis: Array = q @ left[:, : np.sum(values > _RANK_TOLERANCE * values.max(initial=0.0))]
     return basis
 
 

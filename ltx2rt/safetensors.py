@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,11 @@ from ltx2rt.codecs import fp8, stored
 from ltx2rt.codecs.stored import DECODED_PARTS, SCALE_CODES
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
+from ltx2rt.floats import bfloat16_bits
 
 MAX_HEADER_BYTES = 100_000_000
+#: limits of shapes: an empty tensor takes no bytes whatever its other sizes
+MAX_DIMENSIONS, MAX_SIZE = 16, 2**40
 
 #: safetensors dtype -> (name used by manifests, numpy dtype of the raw data)
 DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
@@ -87,6 +91,8 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
+            if not stat.S_ISREG(self.path.stat().st_mode) and not self.path.is_dir():
+                raise CheckpointError(f"{self.path} is not a file but a pipe or device.")
             with self.path.open("rb") as file:
                 self.file_bytes = os.fstat(file.fileno()).st_size
                 self._header = _read_header(file, self.path, self.file_bytes)
@@ -131,6 +137,11 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
                 f"({value!r:.80})."
             ) from error
         begin, end = offsets
+        if len(shape) > MAX_DIMENSIONS or any(d > MAX_SIZE for d in shape):
+            raise CheckpointError(
+                f"{self.path} is corrupt: {name!r:.80} has {len(shape)} dimensions, the largest "
+                f"{max(shape)}, which no tensor has."
+            )
         length = math.prod(shape) * data_type.itemsize
         if begin < 0 or any(d < 0 for d in shape) or end - begin != length:
             raise CheckpointError(
@@ -169,14 +180,22 @@ def _read_header(file: Any, path: Path, file_bytes: int) -> bytes:
 
 def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(header.decode("utf-8"))
+        raw = json.loads(header.decode("utf-8"), object_pairs_hook=_unique)
         if not isinstance(raw, dict):
             raise ValueError("not an object")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is not a safetensors file: its header is not JSON."
+            f"{path} is not a safetensors file: its header is not JSON ({error!s:.60})."
         ) from error
     return raw
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header: no name twice, readers would differ in which one counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
 
 
 def read_metadata(file: SafetensorsFile, key: str) -> Any:
@@ -250,8 +269,5 @@ def convert(raw: Array, source: str, target: str, where: str) -> Array:
 
 
 def float32_to_bfloat16(values: Array) -> Array:
-    """Round float32 values to bfloat16 bit patterns (uint16), to nearest even; NaN stays NaN."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    result = np.where(np.isnan(bits.view(np.float32)), np.uint32(0x7FC0), rounded)
-    return result.astype(np.uint16).reshape(np.shape(values))
+    """Round float32 values to bfloat16 bit patterns (uint16); see `floats.bfloat16_bits`."""
+    return bfloat16_bits(values)

@@ -13,6 +13,7 @@ import torch
 
 from ltx2rt.backends.onnxruntime import OrtEngine, OrtOptions
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec, check_inputs
+from ltx2rt.layout import transposed_copy
 from ltx2rt.safetensors import MappedFiles, TensorEntry
 from ltx2rt_export.component import Component, load_module
 from ltx2rt_export.onnx import ExportedGraph
@@ -85,4 +86,4 @@ def load_weights(
     """Read weights as float32; those in `transposed` are laid out `[in, out]`."""
     files = MappedFiles()
     loaded = {name: files.load(entry, "float32") for name, entry in entries.items()}
-    return {n: np.ascontiguousarray(a.T) if n in transposed else a for n, a in loaded.items()}
+    return {n: transposed_copy(a) if n in transposed else a for n, a in loaded.items()}

@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=DTYPES,
         help="of the written factors; bfloat16 halves the file and rounds; default %(default)s",
     )
+    merge.add_argument(
+        "--honour-alpha",
+        action="store_true",
+        help="scale by alpha/rank in official-format files too; the official loader ignores alpha "
+        "there (other formats always use it)",
+    )
     merge.add_argument("--force", action="store_true", help="replace an existing file")
     summary = "explain a LoRA file"
     info = actions.add_parser("info", help=summary, description=summary, allow_abbrev=False)
@@ -87,7 +93,12 @@ def merge(options: argparse.Namespace) -> dict[str, Any]:
     if output.exists() and any(output.samefile(find_lora(x.path)) for x in loras):
         raise OptionError(f"cannot write {output}: it is one of the files to merge.")
     merged = merge_loras(
-        loras, output, method=options.method, rank=options.rank, dtype=options.dtype
+        loras,
+        output,
+        method=options.method,
+        rank=options.rank,
+        dtype=options.dtype,
+        honour_alpha=options.honour_alpha,
     )
     counts = Counter(merged.ranks.values())
     return {

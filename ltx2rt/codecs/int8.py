@@ -67,16 +67,22 @@ def rotate(weight: F32, group: int = GROUP) -> F32:
 
 
 def _rotate(weight: F32, group: int) -> F32:
-    """The product with `hadamard(group)`, factor by factor: additions alone, in a fixed order."""
-    values = weight
+    """The product with `hadamard(group)`, factor by factor: additions alone, in a fixed order.
+
+    Works on the transposed groups, so that every step is along long rows.
+    """
+    values = weight.reshape(-1, group).T.copy()
     stride = 1
     while stride < group:
-        a, b, c, d = np.moveaxis(values.reshape(-1, 4, stride), 1, 0)
+        a, b, c, d = np.moveaxis(values.reshape(-1, 4, stride, values.shape[1]), 1, 0)
         left, right, up, down = a + b, c - d, c + d, a - b
-        parts = (left + right, left - right, up + down, up - down)
-        values = np.stack(parts, axis=1).reshape(weight.shape)
+        np.add(left, right, out=a)
+        np.subtract(left, right, out=b)
+        np.add(up, down, out=c)
+        np.subtract(up, down, out=d)
         stride *= 4
-    return values * np.float32(group**-0.5)
+    values *= np.float32(group**-0.5)
+    return np.ascontiguousarray(values.T).reshape(weight.shape)
 
 
 def hadamard(size: int) -> F32:

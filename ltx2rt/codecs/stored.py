@@ -108,7 +108,7 @@ def storage_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:
     layout = LAYOUTS.get(encoding.format)
     if layout is None:
         return [f"its format {encoding.format!r} is unknown"]
-    if len(shape) != 2:
+    if len(shape) != 2 or 0 in shape:
         return [f"its shape {list(shape)} is not that of a matrix"]
     rows, columns = shape
     group = encoding.group

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from ltx2rt.cli.__main__ import main
 from ltx2rt.manifest import read_manifest
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import ExportedGraph
-from ltx2rt_export.quantize import prepare, schemes
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,28 @@ def build_flags(model: dict[str, Path]) -> list[object]:
     ]  # fmt: skip
 
 
-def use_graphs_of(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+Export = Callable[..., ExportedGraph]
+
+
+def use_export(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build exports with this function, whichever modules imported the real one."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("ltx2rt_export.") and hasattr(module, "export_component"):
+            monkeypatch.setattr(module, "export_component", export)
+
+
+def use_graphs_of(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
     """Exporting gives this bundle's own graphs: the model must have the same shapes."""
     entries = read_manifest(bundle).components
 
-    def export(component: Component, dtype: str = "float32") -> ExportedGraph:
-        assert dtype == "float32"
+    def export(component: Component, *_: object) -> ExportedGraph:
         entry = entries[component.name]
         model = onnx.load(str(bundle / entry.graph), load_external_data=False)
         names = tuple(component.module.state_dict())
         return ExportedGraph(component, model, names, frozenset(entry.transposed))
 
-    for module in (prepare, schemes):
-        monkeypatch.setattr(module, "export_component", export)
+    use_export(export, monkeypatch)
+    return export
 
 
 def only_components(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -18,6 +18,12 @@ from ltx2rt.safetensors_writer import Stream, bfloat16, write_safetensors
 TRANSFORMER = re.compile(
     r"\.transformer_blocks\.[1-9]\d*\.\S*(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)$"
 )
+#: Comfy's files quantise the connectors too
+WITH_CONNECTORS = re.compile(
+    TRANSFORMER.pattern
+    + "|"
+    + TRANSFORMER.pattern.replace(r"transformer_blocks\.[1-9]\d*", r"transformer_1d_blocks\.\d+")
+)
 GEMMA = re.compile(r"\.layers\.\d+\.\S+_proj$")
 CONVROT_GROUP = 16
 

@@ -30,11 +30,13 @@ from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.verify import verify_bundle
 from tests.parity.command_line import (
+    Export,
     build_flags,
     expect_user_error,
     ltx2rt,
     only_components,
     unchanged,
+    use_export,
     use_graphs_of,
 )
 
@@ -55,13 +57,13 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bad input is found before the first graph is exported."""
-    monkeypatch.setattr(export_bundle, "export_component", lambda c: pytest.fail(c.name))
+    use_export(lambda component, *_: pytest.fail(component.name), monkeypatch)
 
 
 @pytest.fixture
-def ready_graphs(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def ready_graphs(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
     """Exporting gives the demo bundle's own graphs."""
-    use_graphs_of(demo_bundle, monkeypatch)
+    return use_graphs_of(demo_bundle, monkeypatch)
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_build_is_repeatable_and_a_copy_stands_alone(
 
 
 def test_equal_builds_have_equal_ids(
-    demo_bundle: Path, own_model: Model, ready_graphs: None, tmp_path: Path
+    demo_bundle: Path, own_model: Model, ready_graphs: Export, tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
     assert ltx2rt("build", *build_flags(own_model), "-o", again, "--quiet").code == 0
@@ -144,7 +146,7 @@ def test_equal_builds_have_equal_ids(
 def test_copied_weights(
     demo_bundle: Path,
     own_model: Model,
-    ready_graphs: None,
+    ready_graphs: Export,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -174,7 +176,7 @@ def test_copied_weights(
 
 
 def test_lora_changes_only_its_tensors(
-    demo_bundle: Path, own_model: Model, ready_graphs: None, tmp_path: Path
+    demo_bundle: Path, own_model: Model, ready_graphs: Export, tmp_path: Path
 ) -> None:
     lora = write_lora(own_model, tmp_path / "l.safetensors")
     base = open_bundle(demo_bundle)
@@ -203,7 +205,7 @@ def test_lora_changes_only_its_tensors(
 
 
 def test_existing_target(
-    demo_bundle: Path, demo_model: Model, ready_graphs: None, tmp_path: Path
+    demo_bundle: Path, demo_model: Model, ready_graphs: Export, tmp_path: Path
 ) -> None:
     flags = (*build_flags(demo_model), "--quiet")
     full = tmp_path / "full"
@@ -232,7 +234,7 @@ def test_existing_target(
 
 
 def test_a_bundle_is_not_replaced_by_one_that_reads_it(
-    own_model: Model, ready_graphs: None, tmp_path: Path
+    own_model: Model, ready_graphs: Export, tmp_path: Path
 ) -> None:
     target = tmp_path / "b"
     flags = ("--copy-weights", "-o", target, "--quiet")
@@ -254,20 +256,20 @@ def test_a_build_that_stops_leaves_nothing(
     error: type[BaseException],
     demo_bundle: Path,
     demo_model: Model,
-    ready_graphs: None,
+    ready_graphs: Export,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(demo_bundle, folder / "old")
-    export, count = export_bundle.export_component, [0]
+    count = [0]
 
-    def stop(component: Component) -> ExportedGraph:
+    def stop(component: Component, *options: object) -> ExportedGraph:
         count[0] += 1
         if count[0] > after:
             raise error(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return export(component)
+        return ready_graphs(component, *options)
 
-    monkeypatch.setattr(export_bundle, "export_component", stop)
+    use_export(stop, monkeypatch)
     with unchanged(folder):
         flags = (*build_flags(demo_model), "-o", folder / "old", "--force", "--copy-weights")
         outcome = ltx2rt("build", *flags, "--quiet")
@@ -278,7 +280,7 @@ def test_a_build_that_stops_leaves_nothing(
 
 
 def test_disk_full_while_weights_are_copied(
-    demo_model: Model, ready_graphs: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+    demo_model: Model, ready_graphs: Export, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "ltx2rt.safetensors_writer.shutil.disk_usage", lambda _: SimpleNamespace(free=100)
@@ -385,7 +387,9 @@ def test_targets_that_cannot_be(
     expect_user_error(ltx2rt(*common, folder / "b"), f"{folder} is not writable")
 
 
-def test_rebuild_command_is_a_command(own_model: Model, ready_graphs: None, tmp_path: Path) -> None:
+def test_rebuild_command_is_a_command(
+    own_model: Model, ready_graphs: Export, tmp_path: Path
+) -> None:
     """Paths with spaces are quoted, and the command builds the same bundle."""
     first = tmp_path / "first"
     assert ltx2rt("build", *build_flags(own_model), "-o", first, "--quiet").code == 0

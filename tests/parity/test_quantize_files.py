@@ -135,6 +135,20 @@ def test_static_scales_are_asked_for_in_vain(plain: SafetensorsFile) -> None:
         plan_quantization(component, "fp8-static")
 
 
+@pytest.mark.parametrize("scheme", ["fp8", "fp8-static"])
+def test_a_quantised_file_decides_which_linears(
+    scheme: str, plain: SafetensorsFile, tmp_path: Path
+) -> None:
+    path = tmp_path / "some.safetensors"
+    only = re.compile(r"^transformer_blocks\.1\.(audio_)?attn\d\.to_q$")
+    quantize_file(plain.path, path, "fp8_scaled", only)
+    block = transformer_block(tiny.METADATA, with_encodings(SafetensorsFile(path)))
+    plan = plan_quantization(block, scheme)
+    assert plan is not None
+    want = {"attn1.to_q", "attn2.to_q", "audio_attn1.to_q", "audio_attn2.to_q"}
+    assert (set(plan.modules), plan.plain_layers) == (want, (0,))
+
+
 def test_layers_at_the_ends_stay_in_16_bits(plain: SafetensorsFile) -> None:
     head, block, _ = transformer_components(LTX23)
     plan = plan_quantization(block, "fp8")

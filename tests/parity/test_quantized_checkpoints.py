@@ -32,10 +32,12 @@ from tests.parity.command_line import (
     use_graphs_of,
 )
 from tests.parity.demo_loras import write_demo_lora
+from tests.parity.golden import Runner, Skip, golden_root
 from tests.parity.quantized_models import (
     GEMMA,
     QUANTIZERS,
     STORAGE,
+    WITH_CONNECTORS,
     decoded_twin,
     quantize_file,
 )
@@ -208,13 +210,36 @@ def test_a_quantised_text_encoder_is_decoded(
     files = MappedFiles()
     loaded = [
         files.load(bundle.entry(name, ref), "float32")
-        for component, entry in bundle.manifest.components.items()
-        if component.startswith("text_encoder")
+        for entry in bundle.manifest.components.values()
         for layer in entry.layers
         for name, ref in layer.items()
     ]
     for name, values in decoded.items():
         assert any(np.array_equal(got, values) for got in loaded if got.shape == values.shape), name
+
+
+@pytest.mark.parametrize("kind", ["nvfp4", "int8_convrot"])
+def test_split_files_of_ltx25_load(kind: str, tmp_path: Path) -> None:
+    """Connectors and a packed text encoder are quantised in Comfy's files."""
+    try:
+        runner = Runner(golden_root() or Path("absent"), "torch")
+        transformer = runner.checkpoint("ltx-2.5-tiny-dev-transformer-bf16.safetensors")
+        packed = runner.checkpoint("gemma4-tiny-with-proj-ltx-2.5-bf16.safetensors")
+    except Skip as reason:
+        pytest.skip(str(reason))
+    paths = tmp_path / "transformer.safetensors", tmp_path / "text.safetensors"
+    decoded = quantize_file(transformer, paths[0], kind, WITH_CONNECTORS)
+    assert any("transformer_1d_blocks" in name for name in decoded)
+    decoded |= quantize_file(packed, paths[1], "int8", GEMMA)
+    need = ("transformer", "connectors", "text_projection", "gemma")
+    model = open_model(paths[0], text_encoder=paths[1], need=need)
+    entries = {
+        e.name: e
+        for role in ("transformer", "connectors", "gemma")
+        for e in model.tensors(role).values()
+    }
+    maps = MappedFiles()
+    assert_same({n: maps.load(entries[n], "float32") for n in decoded}, decoded)
 
 
 def broken(model: Model, target: Path, kind: str, edit: Callable[[dict[str, Any]], None]) -> Path:

@@ -13,12 +13,14 @@ from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
 from ltx2rt.lora import collect_updates, fuse_entry, lora_targets, parse_lora, weight_module
+from ltx2rt.lora_merge import merge_loras
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.safetensors_writer import write_safetensors
 from ltx2rt_export.checkpoint import open_model
-from tests.parity.demo_loras import write_demo_lora
+from tests.parity.command_line import build_flags, ltx2rt, use_graphs_of
+from tests.parity.demo_loras import STYLES, restyle_lora, write_demo_lora
 
 SMALL = GenerationConfig(prompt="a lake", seed=3, height=64, width=64, num_frames=9, tiling="none")
 RUNTIME = RuntimeConfig(threads=1)
@@ -96,6 +98,50 @@ def test_pipeline_changes_loras_between_clips(bundle: Bundle, loras: list[Lora])
     with DistilledPipeline(bundle, RuntimeConfig(threads=1, residency="resident")) as pipe:
         for name in ("none", "a", "b", "none"):
             np.testing.assert_array_equal(pipe(_with(requests[name])).video_latent, fresh[name])
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_key_style_loads_at_run_time_and_at_build_time(
+    style: str,
+    bundle: Bundle,
+    demo_model: dict[str, Path],
+    demo_bundle: Path,
+    loras: list[Lora],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Given as a folder, at a negative strength: the same as the official file at strength times
+    alpha/rank, both ways.
+    """
+    official = Path(loras[0].path)
+    folder = restyle_lora(official, tmp_path / style, style)
+    want = weights(bundle, [Lora(path=str(official), strength=-0.5 * STYLES[style])])
+    assert_equal(weights(bundle, [Lora(path=str(folder), strength=-0.5)]), want)
+    use_graphs_of(demo_bundle, monkeypatch)
+    target = tmp_path / "built"
+    lora = ["--lora", f"{folder}:-0.5"]
+    assert ltx2rt("build", "--quiet", *build_flags(demo_model), *lora, "-o", target).code == 0
+    assert_equal(weights(open_bundle(target)), want)
+
+
+def test_a_merged_file_does_what_its_parts_do(
+    bundle: Bundle, loras: list[Lora], tmp_path: Path
+) -> None:
+    """Fusion rounds factors and deltas to bfloat16: equal but for that."""
+    merged = merge_loras(loras, tmp_path / "merged.safetensors")
+    got = weights(bundle, [Lora(path=str(merged.path), strength=1.0)])
+    for name, want in weights(bundle, loras).items():
+        np.testing.assert_allclose(got[name], want, atol=0.05, rtol=2**-7, err_msg=name)
+        if not np.array_equal(got[name], want):
+            assert np.linalg.norm(got[name] - want) < 0.01 * np.linalg.norm(want), name
+
+
+def test_an_ambiguous_folder_lists_its_files(bundle: Bundle, loras: list[Lora]) -> None:
+    folder = Path(loras[0].path).parent
+    with DistilledPipeline(bundle, RUNTIME) as pipe:
+        with pytest.raises(CheckpointError, match=r"2 LoRA files \(0\.safetensors, 1\.safetensors"):
+            pipe(_with((Lora(path=str(folder), strength=1.0),)))
+        assert pipe._engines == {}
 
 
 def test_a_lora_of_another_model_is_refused_before_work(bundle: Bundle, tmp_path: Path) -> None:

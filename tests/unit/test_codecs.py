@@ -308,3 +308,11 @@ def test_results_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch
     after = nvfp4.encode(weight)
     np.testing.assert_array_equal(after.codes, before[1].codes)
     np.testing.assert_array_equal(nvfp4.decode(after), nvfp4.decode(before[1]))
+
+
+def test_rotation_leaves_its_input_alone() -> None:
+    for shape in ((1, 256), (3, 512)):
+        weight = normal(*shape)
+        before = weight.copy()
+        int8.rotate(weight)
+        np.testing.assert_array_equal(weight, before)

@@ -105,6 +105,19 @@ def test_concat_is_the_sum_of_all_deltas(files: list[Path], tmp_path: Path) -> N
     assert all(p.scale == 1 for p in adapter.pairs.values())
 
 
+def test_alphas_of_official_files_count_on_request(tmp_path: Path) -> None:
+    """So a file whose trainer did not fold its alpha is mended: 4 / rank 2."""
+    plain = write_lora(tmp_path / "plain.safetensors", 0, (Q,))
+    file, maps = SafetensorsFile(plain), MappedFiles()
+    tensors = {name: maps.raw(entry) for name, entry in file.items()}
+    tensors[f"diffusion_model.{Q}.alpha"] = np.array(4, np.float32)
+    write_safetensors(tmp_path / "alpha.safetensors", tensors)
+    lora = [Lora(path=str(tmp_path / "alpha.safetensors"), strength=1.0)]
+    for honour, scale in ((False, 1), (True, 2)):
+        merged = merge_loras(lora, tmp_path / f"{honour}.safetensors", honour_alpha=honour)
+        np.testing.assert_allclose(deltas(merged.path)[Q], scale * deltas(plain)[Q], rtol=1e-6)
+
+
 def test_strength_zero_is_left_out(files: list[Path], tmp_path: Path) -> None:
     chosen = [Lora(path=str(files[0]), strength=0.5), Lora(path="not read", strength=0.0)]
     assert merge_loras(chosen, tmp_path / "o.safetensors").ranks == dict.fromkeys(SIZES, 2)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ltx2rt.errors import BundleError
 from ltx2rt.manifest import (
@@ -16,13 +18,16 @@ from ltx2rt.manifest import (
     Lora,
     Manifest,
     ModelInfo,
+    Place,
     Source,
     Tensor,
+    WeightEncoding,
     WeightRef,
     bundle_id,
     read_manifest,
     write_manifest,
 )
+from ltx2rt.weights import weight_problems
 
 REF = WeightRef(source=0, dtype="bfloat16", shape=(4, 2), offset=100, length=16)
 ENTRY = ComponentEntry(
@@ -67,6 +72,28 @@ MANIFEST = Manifest(
         loras=(Lora(path="/l.safetensors", strength=0.5),),
     ),
 )
+#: the same with a quantised weight: 4-bit codes, two scales
+ENCODED = WeightRef(
+    source=0,
+    dtype="uint8",
+    shape=(2, 16),
+    offset=100,
+    length=16,
+    encoding=WeightEncoding(
+        format="nvfp4",
+        shape=(2, 8),
+        group=16,
+        parts={
+            "scale": Place(source=0, dtype="float8_e4m3fn", shape=(128, 4), offset=116, length=512),
+            "tensor_scale": Place(source=0, dtype="float32", shape=(), offset=628, length=4),
+        },
+    ),
+)
+ENCODED_MANIFEST = dataclasses.replace(
+    MANIFEST,
+    sources=(dataclasses.replace(MANIFEST.sources[0], bytes=640),),
+    components={"x": dataclasses.replace(ENTRY, layers=({"w": ENCODED},))},
+)
 
 
 def changed(tmp_path: Path, change: Any) -> Path:
@@ -76,6 +103,15 @@ def changed(tmp_path: Path, change: Any) -> Path:
     change(data)
     path.write_text(json.dumps(data))
     return tmp_path
+
+
+def test_plain_weights_say_nothing_of_encodings(tmp_path: Path) -> None:
+    """Bundles of plain weights are written, and named, as before quantised ones existed."""
+    write_manifest(MANIFEST, tmp_path)
+    assert "encoding" not in (tmp_path / "manifest.json").read_text()
+    write_manifest(ENCODED_MANIFEST, tmp_path)
+    assert read_manifest(tmp_path) == ENCODED_MANIFEST
+    assert weight_problems(ENCODED_MANIFEST) == []
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -96,6 +132,73 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
     text = str(error.value)
     for part in ("'surprise'", "audio_bins is 'many'", "lacks 'graph'", "layers[1].w.offset"):
         assert part in text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=8,
+)
+
+
+def places(value: Any, path: tuple = ()) -> list[tuple]:
+    """Where every value of a JSON document lies."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    found = [path] if path else []
+    if isinstance(value, dict | list):
+        for key, item in inner:
+            found += places(item, (*path, key)) if isinstance(item, dict | list) else [(*path, key)]
+    return found
+
+
+DOCUMENT = json.loads(json.dumps(dataclasses.asdict(ENCODED_MANIFEST)))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(places(DOCUMENT)), JSON, st.sampled_from(["set", "drop", "add"]))
+def test_no_edit_raises_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, place: tuple, value: Any, way: str
+) -> None:
+    """One value of the manifest is another, is missing, or has company: it is refused, or what is
+    read writes and reads alike.
+    """
+    folder = tmp_path_factory.getbasetemp() / "fuzzed"
+    folder.mkdir(exist_ok=True)
+    data = json.loads(json.dumps(DOCUMENT))
+    parent = data
+    for key in place[:-1]:
+        parent = parent[key]
+    if way == "set":
+        parent[place[-1]] = value
+    elif way == "drop":
+        del parent[place[-1]]
+    elif isinstance(parent, dict):
+        parent["surprise"] = value
+    (folder / "manifest.json").write_text(json.dumps(data))
+    try:
+        manifest = read_manifest(folder)
+    except BundleError:
+        return
+    weight_problems(manifest)
+    write_manifest(manifest, folder)
+    assert read_manifest(folder) == manifest
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 3000), st.integers(0, 255))
+def test_no_damage_raises_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, position: int, value: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    folder.mkdir(exist_ok=True)
+    content = bytearray(json.dumps(DOCUMENT).encode())
+    content[position % len(content)] = value
+    for data in (content, content[: position % len(content)]):
+        (folder / "manifest.json").write_bytes(data)
+        try:
+            read_manifest(folder)
+        except BundleError:
+            pass
 
 
 @pytest.mark.parametrize("schema", [None, 0, 2, "1"])

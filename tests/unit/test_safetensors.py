@@ -166,12 +166,28 @@ def test_broken_files_are_refused(tmp_path: Path, content: bytes, message: str) 
         {"dtype": "F32", "shape": [10**30], "data_offsets": [0, 4 * 10**30]},
         {"dtype": "F32", "shape": [float("inf")], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2**70, 0], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [0] * 100, "data_offsets": [0, 0]},
     ],
 )  # fmt: skip
 def test_bad_entries_are_refused(tmp_path: Path, entry: object) -> None:
     header = json.dumps({"weight": entry}).encode()
     with pytest.raises(CheckpointError):
         SafetensorsFile(raw_file(tmp_path / "bad", header, bytes(4)))
+
+
+def test_names_must_be_unique(tmp_path: Path) -> None:
+    entry = b'"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    with pytest.raises(CheckpointError, match="a name occurs twice"):
+        SafetensorsFile(raw_file(tmp_path / "bad", b"{" + entry + b", " + entry + b"}", bytes(4)))
+
+
+def test_pipes_are_refused_before_they_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="not a file but a pipe or device"):
+        SafetensorsFile(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="not a file but a pipe or device"):
+        SafetensorsFile("/dev/zero")
 
 
 @pytest.mark.parametrize("metadata", [[1], {"a": 1}, "text", {"a": None}])

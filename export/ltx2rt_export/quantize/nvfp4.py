@@ -137,25 +137,23 @@ def linear_nvfp4(
         amax = wide.abs().amax(-1, keepdim=True).clamp_min(TINY)
         scale, unit = amax / LARGEST, wide * (LARGEST / amax)
     left = quantize_groups(unit.to(dtype).float()).to(dtype)
-    right = (
-        (
-            unpack_fp4(parts["weight"]).unflatten(-1, (-1, GROUP))
-            * parts["weight_scale"].float().unsqueeze(-1)
-        )
-        .flatten(-2)
-        .to(dtype)
-    )
+    codes = _groups(unpack_fp4(parts["weight"]))
+    right = (codes * parts["weight_scale"].float().unsqueeze(-1)).flatten(-2).to(dtype)
     result = (left @ right.T).float() * (scale * parts["weight_scale_2"])
     return (result if bias is None else result + bias.float()).to(dtype)
 
 
 def quantize_groups(values: Tensor) -> Tensor:
     """Round float32 `[..., n]` to NVFP4 with tensor scale 1 (spec/quantization.md section 4.1)."""
-    groups = values.unflatten(-1, (-1, GROUP))
+    groups = _groups(values)
     scale = (groups.abs().amax(-1, keepdim=True) / 6).clamp(max=E4M3_MAX)
     scale = scale.to(torch.float8_e4m3fn).float()
     scaled = groups * torch.where(scale > 0, 1 / scale, 0.0)
     return (round_e2m1(scaled) * scale).flatten(-2)
+
+
+def _groups(values: Tensor) -> Tensor:
+    return values.reshape(*values.shape[:-1], -1, GROUP)
 
 
 def round_e2m1(values: Tensor) -> Tensor:

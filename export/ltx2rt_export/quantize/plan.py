@@ -93,10 +93,14 @@ def plan_quantization(
     stored = [{m: f for m, e in found.items() if (f := stored_format(e))} for found in linears]
     same = SAME_CODES.get(chosen.format, ())
     taken = {m for found in stored for m, f in found.items() if f in same}
+    scaled = {m for found in linears for m, e in found.items() if has_input_scale(e)}
     modules = tuple(
-        m for m in linears[0] if m in taken or re.fullmatch(chosen.linears or "", m)
-        if _fits(chosen.format, linears[0][m])
-    )  # fmt: skip
+        m
+        for m, entry in linears[0].items()
+        if (m in taken if taken else re.fullmatch(str(chosen.linears), m))
+        and (m in scaled or not chosen.static)
+        and _fits(chosen.format, entry)
+    )
     if plain_layers is None:
         plain_layers = _default_plain(chosen, stored, modules)
     plain = {
