@@ -12,7 +12,7 @@ from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
-from ltx2rt.errors import BundleError, CheckpointError, join_problems
+from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
 from ltx2rt.lora import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
 from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
@@ -134,6 +134,12 @@ class Bundle:
         entry = self.component(name)
         weights: Mapping[str, Array] = {}
         inside = any(e.weights == "constant" for e in entry.engines)
+        if inside and name in LORA_COMPONENTS and self._merge_of(loras) is not None:
+            raise UnsupportedError(
+                f"a LoRA cannot be merged into the engine of {name}, which holds its weights as "
+                "constants; build again with --weights input: "
+                + self.manifest.command().replace(" --weights constant", "")
+            )
         if entry.weight_binding == "initializer" and not inside:
             weights = self._load(name, entry, 0, self._merge_of(loras))
         if entry.engines:

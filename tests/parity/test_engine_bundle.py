@@ -14,7 +14,7 @@ from ltx2rt.bundle import open_bundle
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine_file import read_info
 from ltx2rt.errors import BundleError, UnsupportedError
-from ltx2rt.manifest import read_manifest
+from ltx2rt.manifest import Lora, read_manifest
 from ltx2rt.progress import Job
 from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import fold_transposes
@@ -28,6 +28,7 @@ from tests.parity.command_line import (
     ltx2rt,
     unchanged,
 )
+from tests.parity.demo_loras import write_demo_lora
 from tests.parity.engine_models import builder
 from tests.parity.test_audio_vae import tiny_vocoder
 
@@ -127,6 +128,20 @@ def test_a_machine_without_a_gpu_says_so(rtx_bundle: Path, tmp_path: Path) -> No
     bundle = open_bundle(rtx_bundle)
     with pytest.raises(UnsupportedError, match="needs an NVIDIA GPU"):
         bundle.engine("transformer_tail", RuntimeConfig())
+
+
+@pytest.mark.slow
+def test_loras_do_not_fit_weights_that_are_constants(
+    rtx_bundle: Path, demo_model: dict[str, Path], tmp_path: Path
+) -> None:
+    def constants(manifest: dict) -> None:
+        manifest["components"]["transformer_tail"]["engines"][0]["weights"] = "constant"
+
+    bundle = open_bundle(edited_bundle(rtx_bundle, tmp_path / "constant.bundle", constants))
+    path = write_demo_lora(tmp_path / "lora.safetensors", demo_model, 0)
+    lora = Lora(path=str(path), strength=1.0)
+    with pytest.raises(UnsupportedError, match=r"holds its weights as constants.*--weights input"):
+        bundle.engine("transformer_tail", RuntimeConfig(), [lora])
 
 
 @pytest.mark.slow
