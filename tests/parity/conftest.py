@@ -13,7 +13,8 @@ import ltx2rt_export.bundle as export
 from ltx2rt.manifest import BuildInputs, read_manifest
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.safetensors_writer import bfloat16, write_safetensors
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.onnx import ExportedGraph, export_component
+from tests.parity.command_line import use_export
 from tests.parity.golden import REPOSITORY, Runner
 
 KEYFRAMES = "model.diffusion_model.keyframes_abs_pos_embedding"
@@ -45,17 +46,16 @@ def keyframe_bundle(
     }
     inputs = BuildInputs(**{name: str(path) for name, path in names.items()})
     manifest = read_manifest(demo_bundle)
-    real = export.export_component
 
-    def reuse(component: Any) -> ExportedGraph:
+    def reuse(component: Any, *dtype: str) -> ExportedGraph:
         entry = manifest.components.get(component.name)
         if entry is None or component.name == "transformer_head":
-            return real(component)
+            return export_component(component, *dtype)
         graph = onnx.load(demo_bundle / entry.graph, load_external_data=False)
         return ExportedGraph(component, graph, (), frozenset(entry.transposed))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "export_component", reuse)
+        use_export(reuse, patch)
         export.build_bundle(
             export.open_inputs(inputs), inputs, folder / "demo.bundle", export.BuildConfig()
         )
