@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -298,3 +302,30 @@ def test_every_head_input_that_carries_time_stays_float32(plain_file: Safetensor
     waves = [n for n in graph.model.graph.node if n.op_type in ("Cos", "Sin")]
     assert len(waves) == 8
     assert {types[n.output[0]] for n in waves} == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "target", "gemms"),
+    [
+        ("fp8", "SM89", {"fp8_e4m3": 28}),
+        ("fp8", "SM120", {"fp8_e4m3": 28}),
+        ("fp8-static", "SM89", {"fp8_e4m3": 28}),
+        ("int8-wo", "SM89", {}),
+        ("int4-wo", "SM89", {}),
+        ("nvfp4", "SM120", {"fp4_e2m1": 12}),
+        ("nvfp4-static", "SM120", {"fp4_e2m1": 28}),
+    ],
+)
+def test_tensorrt_rtx_builds_it(
+    scheme: str, target: str, gemms: dict[str, int], graphs: Graphs, tmp_path: Path
+) -> None:
+    """No GPU is needed; the engine's text tells what the GEMMs read."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    graph = rewrite(graphs["bfloat16"], scheme_of(scheme))
+    path = tmp_path / "block.onnx"
+    onnx.save(graph.model, str(path))
+    command = [sys.executable, "-m", "tests.parity.build_rtx", str(path), target]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert found.items() >= gemms.items()
