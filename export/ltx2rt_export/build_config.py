@@ -33,6 +33,8 @@ class BuildConfig:
             inside the engines, but for the block's, which runs once a layer.
         plain_layers: transformer blocks that a quantising precision leaves in 16 bits; None: what
             the checkpoint or `quantize.plan` says.
+        lora_inputs: the block takes LoRAs as low-rank inputs instead of merged weights: for
+            adapters that change at every request.
         optimization_level: effort of the builder, 0 to 5; None is the library's choice.
         workspace_mib: scratch memory that kernels may ask for; None is the library's choice.
         aux_streams: streams that an engine may use beside its own; None is the library's choice.
@@ -60,6 +62,7 @@ class BuildConfig:
     components: tuple[str, ...] = ()
     weights: str = "input"
     plain_layers: tuple[int, ...] | None = None
+    lora_inputs: bool = False
     optimization_level: int | None = None
     workspace_mib: int | None = None
     aux_streams: int | None = None

@@ -47,6 +47,7 @@ from ltx2rt_export.lock import build_lock
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.overlay import Overlays
 from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare
+from ltx2rt_export.quantize.range_check import check_float16
 
 
 def check_target(output: Path, *, force: bool) -> None:
@@ -209,6 +210,7 @@ def _fill(
             job,
             dtype=engines.dtype,
             plain_layers=config.plain_layers,
+            lora_inputs=config.lora_inputs,
         ):
             graph = engines.finish(part.graph, part.precision)
             name = graph.component.name
@@ -218,6 +220,10 @@ def _fill(
             entries[name] = _entry(part, graph, hashlib.sha256(data).hexdigest(), table)
             overlays[name] = part.overlays
         job.report("export", i + 1, len(components), component.name)
+    if config.precision == "fp16":
+        job.report("range check", 0, 1)
+        check_float16(graphs)
+        job.report("range check", 1, 1)
     (work / "text" / "tokenizer.json").write_bytes(tokenizer)
     sources = table.sources
     if config.copy_weights:

@@ -110,6 +110,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,...",
         help="transformer blocks that a quantising precision leaves in 16 bits",
     )
+    target.add_argument(
+        "--lora-inputs",
+        action="store_true",
+        help="the block takes LoRAs as low-rank inputs: switching is free, a step costs more",
+    )
     expert = parser.add_argument_group("engine builder")
     for name, text in (
         ("optimization-level", "effort of the builder, 0 to 5"),

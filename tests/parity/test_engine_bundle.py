@@ -16,6 +16,8 @@ from ltx2rt.engine_file import read_info
 from ltx2rt.errors import BundleError, UnsupportedError
 from ltx2rt.manifest import Lora, read_manifest
 from ltx2rt.progress import Job
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.safetensors_writer import write_safetensors
 from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import fold_transposes
 from ltx2rt_export.modules.vocoder import vocoder
@@ -253,3 +255,23 @@ def test_custom_ops_are_on_auto_or_off(demo_model: dict[str, Path], tmp_path: Pa
         "build", *build_flags(demo_model), "--custom-ops", "maybe", "-o", tmp_path / "b"
     )
     expect_user_error(outcome, "custom_ops='maybe'; allowed: auto, on, off")
+
+
+def test_float16_that_overflows_is_refused(
+    demo_model: dict[str, Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    """Before any engine is built; the message names the node."""
+    file, maps = SafetensorsFile(demo_model["checkpoint"]), MappedFiles()
+    tensors = {n: maps.load(e, "float32") for n, e in file.items()}
+    name = "model.diffusion_model.transformer_blocks.1.ff.net.2.weight"
+    tensors[name] = tensors[name] * np.float32(1e7)
+    model = {**demo_model, "checkpoint": tmp_path / demo_model["checkpoint"].name}
+    write_safetensors(model["checkpoint"], tensors, file.metadata)
+    parts = "transformer_head,transformer_block,transformer_tail"
+    flags = ("--backend", "tensorrt-rtx", "--precision", "fp16", "--shapes", "64x64x9")
+    outcome = ltx2rt(
+        "build", *build_flags(model), *flags, "--components", parts, "--cache-dir", cache_dir,
+        "-o", tmp_path / "b", "--quiet",
+    )  # fmt: skip
+    expect_user_error(outcome, "overflows in transformer_block in layer 1", "use bf16")
+    assert not (tmp_path / "b").exists()

@@ -131,6 +131,14 @@ def test_head_and_tail_have_one_bucket_for_all_stages() -> None:
     assert bucket.sizes["Ta"] == (1, 126, 2 * 535)
 
 
+def test_lora_inputs_have_ranks_up_to_those_of_official_files() -> None:
+    factor = TensorSpec("attn1.to_q.lora_a", "bfloat16", (4096, "r"))
+    for bucket in component_buckets("transformer_block", (TOKENS, factor), request("768x512x121")):
+        low, _, high = bucket.sizes["r"]
+        assert low == 1
+        assert high >= 450  # the distilled LoRA of LTX-2.5 (spec/lora.md)
+
+
 def test_one_stage_shapes_need_no_half() -> None:
     assert [s.name for s in request("96x64x9").stages()] == ["96x64x9"]
 

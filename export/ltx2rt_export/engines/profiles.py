@@ -29,7 +29,7 @@ REFERENCES = 1
 TIMESTEPS = (1, 2, 256)
 
 #: summed ranks of LoRAs that are inputs of the block
-LORA_RANKS = (1, 32, 256)
+LORA_RANKS = (1, 64, 512)
 
 #: slowest and usual frame rate: they fix how long the sound of a clip is
 FRAME_RATES = (12.0, 24.0)
