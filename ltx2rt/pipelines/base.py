@@ -1,47 +1,41 @@
-"""What every pipeline shares: engines loaded when needed, freed when their part is done."""
+"""What every pipeline shares: what it is, and how a request is made, checked and run."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ltx2rt.bundle import ModelSource
-from ltx2rt.components.audio import AudioDecoder, AudioEncoder
-from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER, DiffusionVideoDecoder
-from ltx2rt.components.duration_head import DurationHead
+from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
 from ltx2rt.components.embeddings import write_embeddings
-from ltx2rt.components.prompt_encoder import PromptEncoder, TextContext
+from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.stage_trace import StageTrace
-from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER, TextEncoder
-from ltx2rt.components.transformer import Transformer
-from ltx2rt.components.upsampler import LatentUpsampler
-from ltx2rt.components.video_decoder import VideoDecoder
-from ltx2rt.components.video_encoder import VideoEncoder
-from ltx2rt.conditioning import keyframe_indices
+from ltx2rt.components.text_encoder import TEXT_ENCODER
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
-from ltx2rt.duration import AutoDuration
-from ltx2rt.engine import Engine
 from ltx2rt.errors import (
     BundleError,
     InternalError,
     OptionError,
-    UnsupportedError,
     join_problems,
 )
-from ltx2rt.manifest import PLAIN_BLOCK, Lora
+from ltx2rt.manifest import Lora
 from ltx2rt.media.files import OutputKind
 from ltx2rt.pipelines.checkpointing import StageStore
+from ltx2rt.pipelines.engines import PipelineEngines
 from ltx2rt.pipelines.exr_checks import exr_problems
 from ltx2rt.pipelines.record import record_of
-from ltx2rt.pipelines.request_checks import check_stage_options, with_embedded_prompts
+from ltx2rt.pipelines.request_checks import (
+    check_duration,
+    check_keyframes,
+    check_size,
+    check_stage_options,
+    with_embedded_prompts,
+)
 from ltx2rt.pipelines.run import TRANSFORMER, Request, Run
 from ltx2rt.progress import Job
-from ltx2rt.shapes import VideoScaleFactors, check_generation_size
 from ltx2rt.tiling import TilingConfig
-from ltx2rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
@@ -54,8 +48,8 @@ ONE_STAGE = (*TEXT_ENCODER, *TRANSFORMER, *_DECODERS)
 TWO_STAGE = (*TEXT_ENCODER, *TRANSFORMER, "spatial_upsampler", *_DECODERS)
 
 
-class Pipeline:
-    """Base of the pipelines: a context manager that owns engines.
+class Pipeline(PipelineEngines):
+    """Base of the pipelines.
 
     Args:
         source: an opened bundle.
@@ -93,11 +87,7 @@ class Pipeline:
     def __init__(self, source: ModelSource, runtime: RuntimeConfig | None = None) -> None:
         # a request may bring its text contexts along: `prepare` looks for the text encoder
         self._refuse_missing([c for c in self.missing(source.has) if c not in TEXT_ENCODER])
-        self.source = source
-        self.runtime = runtime or RuntimeConfig()
-        self._engines: dict[str, Engine] = {}
-        self._transformer: Transformer | None = None
-        self._loras: tuple[Lora, ...] = ()
+        super().__init__(source, runtime)
         #: the last prompts and their contexts: encoded once for several clips
         self.contexts: tuple[tuple[str, ...], TextContext] | None = None
 
@@ -215,12 +205,12 @@ class Pipeline:
         problems += exr_problems(request, takes_hdr="hdr" not in self.unused)
         if problems:
             raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
-        self._check_duration(config)
+        check_duration(self, config)
         if self.makes == "video":
-            self._check_size(config)
+            check_size(self, config)
             if not self.source.has(*DIFFUSION_DECODER):
                 TilingConfig.parse(config.tiling).check(self.scale_factors)
-        self.check_keyframes(config)
+        check_keyframes(self.source, config)
         check_stage_options(config, self.name, guided=self.guided, two_stage=self.two_stage)
         if config.embeddings is not None:
             return with_embedded_prompts(request, self.source)
@@ -237,53 +227,6 @@ class Pipeline:
             raise OptionError("there are no text contexts to save: generate a clip from a prompt.")
         prompts, context = self.contexts
         write_embeddings(path, context, prompts, self.source.text_encoder_id)
-
-    def _check_size(self, config: GenerationConfig) -> None:
-        frames = 1 if isinstance(config.num_frames, AutoDuration) else config.num_frames
-        height, width = config.height, config.width
-        if self.any_size:
-            step = self.scale_factors.height * (2 if self.two_stage else 1)
-            height, width = height + -height % step, width + -width % step
-        check_generation_size(height, width, frames, self.two_stage, self.scale_factors)
-
-    def _check_duration(self, config: GenerationConfig) -> None:
-        if not isinstance(config.num_frames, AutoDuration):
-            return
-        if not self.auto_duration:
-            raise OptionError(
-                f"the {self.name} pipeline cannot choose its duration; give num_frames as a number."
-            )
-        if not self.source.has("duration_head"):
-            raise UnsupportedError(
-                f"an automatic duration needs a duration head, which this bundle of "
-                f"{self.source.model.generation} does not hold; give num_frames as a number, or "
-                "build an LTX-2.5 bundle with one (ltx2rt build --duration-head FILE)."
-            )
-        limit = config.num_frames.limits(config.frame_rate)[1]
-        late = [i for i in config.images if i.frame >= limit]
-        if late:
-            raise OptionError(
-                f"image {late[0].path} is placed at frame {late[0].frame}; the clip has at most "
-                f"{limit} frames."
-            )
-
-    def check_keyframes(self, config: GenerationConfig) -> None:
-        """Refuse generated keyframes that this model or this clip cannot have.
-
-        Raises:
-            UnsupportedError: the model has no keyframe embedding.
-            OptionError: the frames do not lie in the clip.
-        """
-        if not config.generated_keyframes:
-            return
-        if not self.source.options("transformer_block")["keyframes_embedding"]:
-            raise UnsupportedError(
-                f"generated keyframes were asked for, which {self.source.model.generation} cannot "
-                "make: its transformer has no keyframe embedding; use an LTX-2.5 model, or ask for "
-                "none."
-            )
-        if isinstance(config.num_frames, int):
-            keyframe_indices(config.generated_keyframes, config.num_frames)
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """LoRAs of each stage."""
@@ -316,122 +259,6 @@ class Pipeline:
                 "hold; build it again with the files that hold them (`ltx2rt inspect BUNDLE` lists "
                 "what it has)."
             )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
-        self._transformer = None
-        while self._engines:
-            self._engines.popitem()[1].close()
-
-    def engine(self, name: str, loras: Sequence[Lora] = ()) -> Engine:
-        """A component's engine, loaded on first use."""
-        if name not in self._engines:
-            self._engines[name] = self.source.engine(name, self.runtime, loras)
-        return self._engines[name]
-
-    def release(self, *names: str) -> None:
-        """These parts are done for this clip: free them unless engines stay resident."""
-        if self.runtime.residency == "resident":
-            return
-        if set(names) & set(TRANSFORMER):
-            self._transformer = None
-            names = (*names, PLAIN_BLOCK)
-        self._close(*names)
-
-    def _close(self, *names: str) -> None:
-        for name in names:
-            engine = self._engines.pop(name, None)
-            if engine is not None:
-                engine.close()
-
-    @property
-    def scale_factors(self) -> VideoScaleFactors:
-        model = self.source.model
-        return VideoScaleFactors(model.time_scale, model.spatial_scale, model.spatial_scale)
-
-    def prompt_encoder(self) -> PromptEncoder:
-        """Tokenizer and text encoder. Unless engines stay resident, a layer's weights are let go
-        as soon as it has run.
-        """
-        source, keep = self.source, self.runtime.residency == "resident"
-        names = [name for name in ("text_block", FULL_BLOCK) if source.has(name)]
-        encoder = TextEncoder(
-            self.engine("text_head"),
-            {name: (self.engine(name), source.layers(name, keep=keep)) for name in names},
-            self.engine("text_tail"),
-            source.layers("text_head", keep=keep),
-            source.options("text_head"),
-        )
-        return PromptEncoder(Tokenizer.from_file(source.tokenizer_path()), encoder)
-
-    def duration_head(self) -> DurationHead:
-        return DurationHead(self.engine("duration_head"))
-
-    def transformer(self, loras: Sequence[Lora] = ()) -> Transformer:
-        """The diffusion transformer with LoRAs merged; one object for all stages that want the
-        same ones, so that its tables are cached. Only one set of merged weights is held.
-        """
-        active = tuple(lora for lora in loras if lora.strength)
-        if self._transformer is None or self._loras != active:
-            self._transformer = None
-            self._close("transformer_head", "transformer_tail")  # the block engine has no weights
-            head, block, tail = (self.engine(name, active) for name in TRANSFORMER)
-            plain = None
-            if self.source.has(PLAIN_BLOCK):
-                plain = (self.engine(PLAIN_BLOCK), self.source.layers(PLAIN_BLOCK, active))
-            self._loras = active
-            self._transformer = Transformer(
-                head,
-                block,
-                tail,
-                self.source.layers("transformer_block", active),
-                self.source.options("transformer_block"),
-                plain,
-            )
-        return self._transformer
-
-    def video_encoder(self) -> VideoEncoder:
-        return VideoEncoder.from_options(
-            self.engine("video_encoder"), self.source.options("video_encoder")
-        )
-
-    def video_decoder(self) -> VideoDecoder | DiffusionVideoDecoder:
-        """The decoder that the bundle holds."""
-        if self.source.has(*DIFFUSION_DECODER):
-            features, context, pixels = (self.engine(name) for name in DIFFUSION_DECODER)
-            options = self.source.options("diffusion_features")
-            return DiffusionVideoDecoder(features, context, pixels, options)
-        return VideoDecoder.from_options(
-            self.engine("video_decoder"), self.source.options("video_decoder")
-        )
-
-    def audio_encoder(self) -> AudioEncoder:
-        options = self.source.options("audio_encoder")
-        return AudioEncoder(
-            self.engine("audio_encoder"), options["sampling_rate"], options["n_fft"]
-        )
-
-    def audio_decoder(self) -> AudioDecoder:
-        return AudioDecoder(
-            self.engine("audio_decoder"),
-            self.engine("vocoder"),
-            self.source.model.audio_sampling_rate,
-        )
-
-    def upsampler(self, name: str) -> LatentUpsampler:
-        """`spatial_upsampler` or `temporal_upsampler`."""
-        return LatentUpsampler.from_options(self.engine(name), self.source.options(name))
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Refuse LoRAs that do not fit, before anything is loaded (`ModelSource.check_loras`)."""

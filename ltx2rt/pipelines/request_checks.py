@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ltx2rt.bundle import ModelSource
 from ltx2rt.components.embeddings import check_embeddings
+from ltx2rt.conditioning import keyframe_indices
 from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig
-from ltx2rt.errors import OptionError, join_problems
-from ltx2rt.pipelines.run import Request
+from ltx2rt.duration import AutoDuration
+from ltx2rt.errors import OptionError, UnsupportedError, join_problems
+from ltx2rt.shapes import check_generation_size
+
+if TYPE_CHECKING:
+    from ltx2rt.pipelines.base import Pipeline
+    from ltx2rt.pipelines.run import Request
 
 
 def check_stage_options(
@@ -32,6 +39,66 @@ def check_stage_options(
         ]
     if problems:
         raise OptionError(join_problems("cannot generate", problems))
+
+
+def check_size(pipeline: Pipeline, config: GenerationConfig) -> None:
+    """Refuse a size that the pipeline cannot make.
+
+    Raises:
+        ShapeError: lists every problem, each with the nearest valid values.
+    """
+    frames = 1 if isinstance(config.num_frames, AutoDuration) else config.num_frames
+    height, width = config.height, config.width
+    if pipeline.any_size:
+        step = pipeline.scale_factors.height * (2 if pipeline.two_stage else 1)
+        height, width = height + -height % step, width + -width % step
+    check_generation_size(height, width, frames, pipeline.two_stage, pipeline.scale_factors)
+
+
+def check_duration(pipeline: Pipeline, config: GenerationConfig) -> None:
+    """Refuse an automatic duration where the pipeline or the model has none.
+
+    Raises:
+        OptionError, UnsupportedError: says what to do instead.
+    """
+    if not isinstance(config.num_frames, AutoDuration):
+        return
+    if not pipeline.auto_duration:
+        raise OptionError(
+            f"the {pipeline.name} pipeline cannot choose its duration; give num_frames as a number."
+        )
+    if not pipeline.source.has("duration_head"):
+        raise UnsupportedError(
+            f"an automatic duration needs a duration head, which this bundle of "
+            f"{pipeline.source.model.generation} does not hold; give num_frames as a number, or "
+            "build an LTX-2.5 bundle with one (ltx2rt build --duration-head FILE)."
+        )
+    limit = config.num_frames.limits(config.frame_rate)[1]
+    late = [i for i in config.images if i.frame >= limit]
+    if late:
+        raise OptionError(
+            f"image {late[0].path} is placed at frame {late[0].frame}; the clip has at most "
+            f"{limit} frames."
+        )
+
+
+def check_keyframes(source: ModelSource, config: GenerationConfig) -> None:
+    """Refuse generated keyframes that this model or this clip cannot have.
+
+    Raises:
+        UnsupportedError: the model has no keyframe embedding.
+        OptionError: the frames do not lie in the clip.
+    """
+    if not config.generated_keyframes:
+        return
+    if not source.options("transformer_block")["keyframes_embedding"]:
+        raise UnsupportedError(
+            f"generated keyframes were asked for, which {source.model.generation} cannot "
+            "make: its transformer has no keyframe embedding; use an LTX-2.5 model, or ask for "
+            "none."
+        )
+    if isinstance(config.num_frames, int):
+        keyframe_indices(config.generated_keyframes, config.num_frames)
 
 
 def with_embedded_prompts(request: Request, source: ModelSource) -> Request:

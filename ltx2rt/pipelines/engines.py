@@ -1,0 +1,158 @@
+"""The engines of a pipeline: loaded when needed, freed when their part is done, each behind the
+class that gives it its meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from ltx2rt.bundle import ModelSource
+from ltx2rt.components.audio import AudioDecoder, AudioEncoder
+from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER, DiffusionVideoDecoder
+from ltx2rt.components.duration_head import DurationHead
+from ltx2rt.components.prompt_encoder import PromptEncoder
+from ltx2rt.components.text_encoder import TextEncoder
+from ltx2rt.components.transformer import Transformer
+from ltx2rt.components.upsampler import LatentUpsampler
+from ltx2rt.components.video_decoder import VideoDecoder
+from ltx2rt.components.video_encoder import VideoEncoder
+from ltx2rt.config import RuntimeConfig
+from ltx2rt.engine import Engine
+from ltx2rt.manifest import PLAIN_BLOCK, Lora
+from ltx2rt.pipelines.run import TRANSFORMER
+from ltx2rt.shapes import VideoScaleFactors
+from ltx2rt.tokenizer import Tokenizer
+
+
+class PipelineEngines:
+    """A context manager that owns engines.
+
+    Args:
+        source: an opened bundle.
+        runtime: how to run.
+    """
+
+    def __init__(self, source: ModelSource, runtime: RuntimeConfig | None = None) -> None:
+        self.source = source
+        self.runtime = runtime or RuntimeConfig()
+        self._engines: dict[str, Engine] = {}
+        self._transformer: Transformer | None = None
+        self._loras: tuple[Lora, ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
+        self._transformer = None
+        while self._engines:
+            self._engines.popitem()[1].close()
+
+    def engine(self, name: str, loras: Sequence[Lora] = ()) -> Engine:
+        """A component's engine, loaded on first use."""
+        if name not in self._engines:
+            self._engines[name] = self.source.engine(name, self.runtime, loras)
+        return self._engines[name]
+
+    def release(self, *names: str) -> None:
+        """These parts are done for this clip: free them unless engines stay resident."""
+        if self.runtime.residency == "resident":
+            return
+        if set(names) & set(TRANSFORMER):
+            self._transformer = None
+            names = (*names, PLAIN_BLOCK)
+        self._close(*names)
+
+    def _close(self, *names: str) -> None:
+        for name in names:
+            engine = self._engines.pop(name, None)
+            if engine is not None:
+                engine.close()
+
+    @property
+    def scale_factors(self) -> VideoScaleFactors:
+        model = self.source.model
+        return VideoScaleFactors(model.time_scale, model.spatial_scale, model.spatial_scale)
+
+    def prompt_encoder(self) -> PromptEncoder:
+        """Tokenizer and text encoder. Unless engines stay resident, a layer's weights are let go
+        as soon as it has run.
+        """
+        source, keep = self.source, self.runtime.residency == "resident"
+        names = dict.fromkeys(block for block, _ in source.options("text_head")["layers"])
+        encoder = TextEncoder(
+            self.engine("text_head"),
+            {name: (self.engine(name), source.layers(name, keep=keep)) for name in names},
+            self.engine("text_tail"),
+            source.layers("text_head", keep=keep),
+            source.options("text_head"),
+        )
+        return PromptEncoder(Tokenizer.from_file(source.tokenizer_path()), encoder)
+
+    def duration_head(self) -> DurationHead:
+        return DurationHead(self.engine("duration_head"))
+
+    def transformer(self, loras: Sequence[Lora] = ()) -> Transformer:
+        """The diffusion transformer with LoRAs merged; one object for all stages that want the
+        same ones, so that its tables are cached. Only one set of merged weights is held.
+        """
+        active = tuple(lora for lora in loras if lora.strength)
+        if self._transformer is None or self._loras != active:
+            self._transformer = None
+            self._close("transformer_head", "transformer_tail")  # the block engine has no weights
+            head, block, tail = (self.engine(name, active) for name in TRANSFORMER)
+            plain = None
+            if self.source.has(PLAIN_BLOCK):
+                plain = (self.engine(PLAIN_BLOCK), self.source.layers(PLAIN_BLOCK, active))
+            self._loras = active
+            self._transformer = Transformer(
+                head,
+                block,
+                tail,
+                self.source.layers("transformer_block", active),
+                self.source.options("transformer_block"),
+                plain,
+            )
+        return self._transformer
+
+    def video_encoder(self) -> VideoEncoder:
+        return VideoEncoder.from_options(
+            self.engine("video_encoder"), self.source.options("video_encoder")
+        )
+
+    def video_decoder(self) -> VideoDecoder | DiffusionVideoDecoder:
+        """The decoder that the bundle holds."""
+        if self.source.has(*DIFFUSION_DECODER):
+            features, context, pixels = (self.engine(name) for name in DIFFUSION_DECODER)
+            options = self.source.options("diffusion_features")
+            return DiffusionVideoDecoder(features, context, pixels, options)
+        return VideoDecoder.from_options(
+            self.engine("video_decoder"), self.source.options("video_decoder")
+        )
+
+    def audio_encoder(self) -> AudioEncoder:
+        options = self.source.options("audio_encoder")
+        return AudioEncoder(
+            self.engine("audio_encoder"), options["sampling_rate"], options["n_fft"]
+        )
+
+    def audio_decoder(self) -> AudioDecoder:
+        return AudioDecoder(
+            self.engine("audio_decoder"),
+            self.engine("vocoder"),
+            self.source.model.audio_sampling_rate,
+        )
+
+    def upsampler(self, name: str) -> LatentUpsampler:
+        """`spatial_upsampler` or `temporal_upsampler`."""
+        return LatentUpsampler.from_options(self.engine(name), self.source.options(name))
