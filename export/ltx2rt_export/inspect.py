@@ -55,7 +55,13 @@ PIPELINES: dict[str, tuple[str, ...]] = {
     "distilled": ("distilled transformer", "spatial upsampler"),
     "ic-lora": ("distilled transformer", "spatial upsampler", "IC-LoRA"),
     "dub-it": ("distilled transformer", "spatial upsampler", "IC-LoRA"),
+    "hdr-ic-lora": ("distilled transformer", "spatial upsampler", "HDR IC-LoRA"),
+    "dfr": ("distilled transformer", "spatial upsampler"),
+    "upscale": ("spatial or temporal upsampler",),
 }
+#: pipelines that only some generations can run, or that take less than the whole model
+_GENERATIONS = {"dfr": ("LTX-2.5",)}
+_OWN_PARTS = {"upscale": ("video_vae",)}
 _MODEL = ("transformer", "connectors", "text_projection", "video_vae", "audio_vae", "vocoder")
 
 
@@ -181,12 +187,13 @@ def _pipelines(
     version: ModelVersion, parts: Mapping[str, Mapping[str, TensorEntry]]
 ) -> list[dict[str, Any]]:
     """Per pipeline, what must be given besides this file."""
-    missing = [_PARTS[name] for name in _MODEL if name not in parts]
-    if "gemma" not in parts:
-        missing.append("Gemma 4" if version.generation == "LTX-2.5" else "Gemma 3 12B")
+    gemma = "Gemma 4" if version.generation == "LTX-2.5" else "Gemma 3 12B"
     result = []
     for name, extras in PIPELINES.items():
-        needs = list(missing)
+        if version.generation not in _GENERATIONS.get(name, (version.generation,)):
+            continue
+        own = _OWN_PARTS.get(name, (*_MODEL, "gemma"))
+        needs = [gemma if part == "gemma" else _PARTS[part] for part in own if part not in parts]
         for extra in extras:
             if extra == "distilled transformer":
                 if version.is_distilled is not True:
