@@ -29,6 +29,8 @@ class Device(Protocol):
     @property
     def stream(self) -> int: ...
 
+    def activate(self) -> None: ...
+
     def allocate(self, size: int) -> int: ...
 
     def free(self, address: int) -> None: ...
@@ -53,7 +55,8 @@ class CudaDevice:
         self._driver = load_driver(purpose)
         self._device = _first_device(self._driver, purpose)
         self.gpu = _gpu(self._driver, self._device)
-        self._call("cuCtxSetCurrent", self._call("cuDevicePrimaryCtxRetain", self._device))
+        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
+        self.activate()
         flags = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         self._stream = self._call("cuStreamCreate", flags)
 
@@ -62,12 +65,17 @@ class CudaDevice:
         """The stream's handle."""
         return int(self._stream)
 
+    def activate(self) -> None:
+        """Make the context that of the calling thread: frames decode on a thread of their own."""
+        self._call("cuCtxSetCurrent", self._context)
+
     def allocate(self, size: int) -> int:
         """Address of `size` new bytes."""
         return int(self._call("cuMemAlloc", max(size, 1)))
 
     def free(self, address: int) -> None:
-        """Give memory of `allocate` back, once the stream no longer uses it."""
+        """Give memory of `allocate` back, once the stream no longer uses it; from any thread."""
+        self.activate()
         self._call("cuMemFree", address)
 
     def upload(self, address: int, array: Array) -> None:

@@ -118,6 +118,7 @@ class TrtEngine(EngineBase):
             empty arrays of the outputs' shapes.
         """
         check_inputs(self._spec, tensors)
+        self._device.activate()
         shapes = {t.name: t.shape for t in self._spec.inputs}
         sizes = symbol_sizes(shapes, {name: tensors[name].shape for name in shapes})
         self._choose_profile(choose_bucket(self._spec.component, self._info.buckets, sizes))
@@ -145,6 +146,7 @@ class TrtEngine(EngineBase):
 
     def close(self) -> None:
         """Free the context, the engine and all device memory."""
+        self._device.activate()
         self._context = self._engine = self._runtime = None
         for address, _ in self._buffers.values():
             self._device.free(address)

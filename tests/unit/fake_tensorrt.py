@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,11 @@ class FakeDevice:
         self.memory = memory
         self.blocks: dict[int, Any] = {}
         self.uploads: list[int] = []
+        self.threads: set[int] = set()
         self.closed = False
+
+    def activate(self) -> None:
+        self.threads.add(threading.get_ident())
 
     def allocate(self, size: int) -> int:
         block = ctypes.create_string_buffer(max(size, 1))
@@ -47,6 +52,7 @@ class FakeDevice:
         del self.blocks[address]
 
     def upload(self, address: int, array: Array) -> None:
+        assert threading.get_ident() in self.threads, "no context in this thread"
         assert array.nbytes <= len(self.blocks[address])
         assert array.flags.c_contiguous
         self.uploads.append(array.nbytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def test_values_come_back_and_profiles_follow_the_shapes(
         assert context.scratch[1] == 100  # of the last run: one row
     assert device.blocks == {}
     assert device.closed
+
+
+def test_an_engine_runs_on_another_thread_than_it_was_loaded_on(make: Make) -> None:
+    """Frames decode on a thread of their own, which must get the CUDA context first."""
+    w = np.ones(4, np.float32)
+    with make({"w": w}) as engine, ThreadPoolExecutor(1) as pool:
+        out = pool.submit(engine, feeds(1)).result()
+        np.testing.assert_array_equal(out["y"], feeds(1)["x"] + w)
 
 
 def test_weights_are_uploaded_once_and_told_apart_by_place(make: Make, device: FakeDevice) -> None:
