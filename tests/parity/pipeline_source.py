@@ -12,8 +12,9 @@ from typing import Any
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
 from ltx2rt.errors import Ltx2rtError
-from ltx2rt.lora import LORA_COMPONENTS, LoraMerger, weight_module
+from ltx2rt.lora import LoraMerger, weight_module
 from ltx2rt.manifest import Lora, ModelInfo
+from ltx2rt.pipelines.run import TRANSFORMER
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.safetensors_writer import write_safetensors
 from ltx2rt_export.bundle import model_info
@@ -71,8 +72,8 @@ class ComponentSource:
         return self._components[name]
 
     def has(self, *names: str) -> bool:
-        rows = [r for r in COMPONENTS if r.name in names]
-        return all(row.fits(self._files) for row in rows)
+        rows = {r.name: r for r in COMPONENTS}
+        return all(n in rows and rows[n].fits(self._files) for n in names)
 
     def options(self, name: str) -> Mapping[str, Any]:
         return self._component(name).options
@@ -82,7 +83,7 @@ class ComponentSource:
 
     def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
         plain = self._component(name)
-        if not loras or name not in LORA_COMPONENTS or plain.layers:
+        if not loras or name not in TRANSFORMER or plain.layers:
             return _Shared(self._runner.engine(plain))
         merged = self._merged(loras)[name]
         if self._runner.backend == "torch":
@@ -109,7 +110,7 @@ class ComponentSource:
     def _merge(self, loras: tuple[Lora, ...]) -> dict[str, Component]:
         weights = {
             weight_module(name, index, weight): entry
-            for name in LORA_COMPONENTS
+            for name in TRANSFORMER
             for index, layer in enumerate(layers_of(self._component(name)))
             for weight, entry in layer.items()
             if weight.endswith(".weight") and len(entry.shape) == 2
@@ -125,7 +126,7 @@ class ComponentSource:
         write_safetensors(path, changed)
         overlay = SafetensorsFile(path)
         merged = {}
-        for name in LORA_COMPONENTS:
+        for name in TRANSFORMER:
             component = self._component(name)
             layers = tuple(
                 {w: overlay.get(weight_module(name, i, w), e) for w, e in layer.items()}

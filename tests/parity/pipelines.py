@@ -158,8 +158,6 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
         if stage in numbers:
             name = "video.keyframes" if part == "keyframes" else f"{part}.out"
             got[f"{numbers[stage]}.{name}"] = latent
-    if "upsampled.video" in clip.latents:
-        got["upsample1.out"] = clip.latents["upsampled.video"]
     if clip.audio_latent is not None:
         got["decode.audio_latent"] = clip.audio_latent
     if clip.video_latent is not None:
