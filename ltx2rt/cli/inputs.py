@@ -125,6 +125,13 @@ FLAGS: tuple[Flag, ...] = (
         options={"action": "append", "metavar": "FILE[:STRENGTH]"},
     ),
     Flag(
+        name="--reference-audio",
+        target="reference_audio",
+        pipelines=("ic-lora",),
+        help="a sound or video file whose voice speaks in the clip, for an ID-LoRA",
+        options={"type": Path, "metavar": "FILE"},
+    ),
+    Flag(
         name="--attention-strength",
         target="attention_strength",
         pipelines=("ic-lora",),

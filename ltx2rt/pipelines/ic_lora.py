@@ -1,4 +1,6 @@
-"""A clip that follows reference videos in the way a LoRA was trained to (spec/pipelines.md §5)."""
+"""A clip that follows reference videos, or a voice, in the way a LoRA was trained to
+(spec/pipelines.md §5).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import ReferenceFile, load_mask, reference_problems
+from ltx2rt.conditioning import ReferenceAudio
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import reference_factors
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
+from ltx2rt.pipelines.media_steps import check_sound, encode_sound, read_sound
 from ltx2rt.pipelines.run import Request
 from ltx2rt.schedules import DISTILLED
 
@@ -26,20 +30,29 @@ class ICLoraInputs:
 
     Attributes:
         references: the videos to follow.
+        reference_audio: a sound or video file whose voice speaks in the clip, for a LoRA trained
+            to keep a speaker (ID-LoRA). It is shown before the start of the clip
+            (spec/conditioning.md §2.4).
         attention_strength: how much the clip and the references attend to each other, 0 to 1.
         attention_mask: a video: white where they do, black where they do not.
         skip_stage_2: stop after stage 1, at half the height and width.
     """
 
-    references: tuple[ReferenceFile, ...]
+    references: tuple[ReferenceFile, ...] = ()
+    reference_audio: Path | None = None
     attention_strength: float = 1.0
     attention_mask: Path | None = None
     skip_stage_2: bool = False
 
     def __post_init__(self) -> None:
         problems = []
-        if not self.references:
-            problems.append("it needs at least one reference video (--reference FILE)")
+        if not self.references and self.reference_audio is None:
+            problems.append(
+                "it needs at least one reference video (--reference FILE) or a voice "
+                "(--reference-audio FILE)"
+            )
+        if self.attention_mask is not None and not self.references:
+            problems.append("attention_mask means nothing without a reference video")
         if not 0.0 <= self.attention_strength <= 1.0:
             problems.append(f"attention_strength={self.attention_strength} is not in [0, 1]")
         if problems:
@@ -47,14 +60,15 @@ class ICLoraInputs:
 
 
 class ICLoraPipeline(Pipeline):
-    """Prompt, reference videos (and images) to a clip with sound, with a distilled model and
-    IC-LoRAs. Their metadata says how much smaller and slower the references are shown. Stage 2
-    works without any LoRA and without the references.
+    """Prompt, reference videos or a voice (and images) to a clip with sound, with a distilled model
+    and IC-LoRAs. Their metadata says how much smaller and slower the references are shown. Stage 2
+    works without any LoRA and without the references; with a reference voice it leaves the sound
+    of stage 1 alone, as Dub-It does: without the LoRA it would speak with another one.
     """
 
     name: ClassVar[str] = "ic-lora"
     summary: ClassVar[str] = (
-        "A clip that follows reference videos (depth, pose, edges, ...), by an IC-LoRA."
+        "A clip that follows reference videos (depth, pose, ...) or a voice, by an IC-LoRA."
     )
     requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, "video_encoder")
     two_stage: ClassVar[bool] = True
@@ -65,11 +79,20 @@ class ICLoraPipeline(Pipeline):
         """As `Pipeline.prepare`.
 
         Raises:
-            OptionError: references or the mask cannot be read, LoRAs contradict each other, or the
-                size does not suit them; all problems are named.
+            OptionError: references or the mask cannot be read, LoRAs contradict each other, the
+                size does not suit them (all problems are named), or the bundle has no audio
+                encoder for a voice.
+            MediaError: the reference sound cannot be read.
         """
         request = super().prepare(request)
         inputs: ICLoraInputs = request.inputs
+        if inputs.reference_audio is not None:
+            if not self.source.has("audio_encoder"):
+                raise OptionError(
+                    "a reference voice needs the audio encoder, which this bundle leaves out; "
+                    "build it without --components, or leave out --reference-audio"
+                )
+            check_sound(inputs.reference_audio)
         config = request.config
         downscale, _ = factors(config.loras)
         paths = [reference.path for reference in inputs.references]
@@ -97,6 +120,10 @@ class ICLoraPipeline(Pipeline):
             attention_strength=inputs.attention_strength,
             attention_mask=None if mask is None else load_mask(mask, run.pixels(2)),
         )
+        voice = []
+        if inputs.reference_audio is not None:
+            sound = encode_sound(run, read_sound(inputs.reference_audio))
+            voice.append(ReferenceAudio.before_start(sound))
         context = run.encode([run.config.prompt])
         first = run.stage(
             "stage_1",
@@ -104,12 +131,13 @@ class ICLoraPipeline(Pipeline):
             context,
             loras,
             video=run.video(2, items=[*items["stage_1"], *references]),
-            audio=run.audio(),
+            audio=run.audio(items=voice),
         )
         if inputs.skip_stage_2:
             return run.clip(first.video, first.audio)
-        second = run.refine(first, context, video_items=items["stage_2"])
-        return run.clip(second.video, second.audio)
+        kept = run.audio(initial=first.audio, noise_scale=0.0, frozen=True) if voice else None
+        second = run.refine(first, context, video_items=items["stage_2"], audio=kept)
+        return run.clip(second.video, first.audio if voice else second.audio)
 
 
 def factors(loras: tuple[Lora, ...]) -> tuple[int, int]:

@@ -14,12 +14,14 @@ from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.manifest import Lora
-from ltx2rt.media.reader import probe_video
+from ltx2rt.media.reader import probe_video, read_audio
 from ltx2rt.media.writer import VideoWriter
+from ltx2rt.pipelines.dub_it import DubItPipeline
 from ltx2rt.pipelines.ic_lora import ICLoraInputs, ICLoraPipeline
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
+from tests.parity.media_files import sound_file, video_file
 
 SIZE = ("--height", 128, "--width", 128, "--num-frames", 9, "--threads", 1, "--quiet")
 ASK = ("generate", "--pipeline", "ic-lora", "--prompt", "a lake", "--seed", 5)
@@ -132,10 +134,54 @@ def test_a_clip_of_both_stages_and_one_of_the_first_alone(
     assert (info.width, info.height, info.num_frames) == (64, 64, 9)
 
 
+def test_a_voice_is_shown_as_dub_it_shows_it_and_kept_by_stage_2(
+    pipe: ICLoraPipeline, demo_bundle: Path, demo_model: dict[str, Path], folder: Path
+) -> None:
+    clip = video_file(folder / "talk.mp4", 9, 96, 64)
+    loras = (Lora(path=str(lora(folder, demo_model, "plain", {})), strength=1.0),)
+    size = {"prompt": "a lake", "height": 128, "width": 128, "loras": loras, "seed": 3}
+    got, want = StageTrace(), StageTrace()
+    made = pipe(
+        **size, num_frames=9, references=(ReferenceFile(path=clip),), reference_audio=clip,
+        trace=got,
+    )  # fmt: skip
+    with DubItPipeline(open_bundle(demo_bundle), RuntimeConfig(threads=1)) as dub:
+        dub(**size, reference_video=clip, trace=want)
+    stage_1 = [name for name in want.tensors if name.startswith("stage_1.")]
+    assert "stage_1.audio.positions" in stage_1
+    for name in stage_1:  # its golden is dubit_23
+        np.testing.assert_array_equal(got.tensors[name], want.tensors[name], err_msg=name)
+    np.testing.assert_array_equal(made.latents["stage_2.audio"], made.latents["stage_1.audio"])
+    np.testing.assert_array_equal(made.audio_latent, made.latents["stage_1.audio"])
+
+
+def test_a_voice_alone_is_enough(
+    demo_bundle: Path, demo_model: dict[str, Path], folder: Path
+) -> None:
+    path = lora(folder, demo_model, "plain", {})
+    sounds = []
+    for name, seconds in (("short", 0.3), ("long", 0.9)):
+        voice = sound_file(folder / f"{name}.wav", seconds)
+        target = folder / f"{name}.mp4"
+        outcome = run(
+            *ASK[:1], demo_bundle, *ASK[1:], *SIZE, "--reference-audio", voice, "--lora", path,
+            "-o", target,
+        )  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        sounds.append(read_audio(target)[0])
+    assert sounds[0].shape == sounds[1].shape  # the clip's length, not the voice's
+    assert np.abs(sounds[0] - sounds[1]).max() > 1e-4
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ([], ["--pipeline ic-lora needs --reference"]),
+        ([], ["needs at least one reference video (--reference FILE) or a voice"]),
+        (["--reference-audio", "absent.wav"], ["absent.wav", "no such file"]),
+        (
+            ["--reference-audio", "VOICE", "--attention-mask", "m.mp4"],
+            ["without a reference video"],
+        ),
         (["--reference", "absent.mp4"], ["absent.mp4", "no such file"]),
         (["--reference", "REFERENCE:1.5"], ["strength=1.5 of the reference"]),
         (["--reference", "REFERENCE", "--attention-strength", 2], ["attention_strength=2.0"]),
@@ -157,7 +203,8 @@ def test_wrong_requests_are_refused_before_anything_is_loaded(
 ) -> None:  # fmt: skip
     union = lora(folder, demo_model, "union", {"reference_downscale_factor": "2"})
     other = lora(folder, demo_model, "other", {"reference_downscale_factor": "3"})
-    names = {"REFERENCE": reference, "LORA": union, "OTHER": other}
+    voice = sound_file(folder / "voice.wav", 0.3)
+    names = {"REFERENCE": reference, "LORA": union, "OTHER": other, "VOICE": voice}
     filled = [
         next((str(f).replace(k, str(v)) for k, v in names.items() if str(f).startswith(k)), f)
         for f in flags
