@@ -28,7 +28,8 @@ PRECISIONS = {
     "int8-wo": "bfloat16",
     "int4-wo": "bfloat16",
 }
-_ITEM_BYTES = {name: data_type.itemsize for name, data_type in DTYPES.values()}
+#: dtype -> bytes of one element
+ITEM_BYTES = {name: data_type.itemsize for name, data_type in DTYPES.values()}
 
 
 def tensor_entry(name: str, ref: Place, sources: Sequence[Path]) -> TensorEntry:
@@ -138,7 +139,7 @@ def _place_problems(manifest: Manifest, place: Place, shape: tuple[int, ...]) ->
     source = manifest.sources[place.source]
     if place.offset < 0 or place.length < 0 or place.offset + place.length > source.bytes:
         return [f"lies outside {source.path}"]
-    item_bytes = _ITEM_BYTES.get(place.dtype)
+    item_bytes = ITEM_BYTES.get(place.dtype)
     if item_bytes is None or any(d < 0 for d in shape):
         return [f"has dtype {place.dtype!r} and shape {list(shape)}, which no file has"]
     if place.length != math.prod(shape) * item_bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
@@ -14,7 +15,8 @@ from ltx2rt import __version__
 from ltx2rt.cli.common import print_json
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
-from ltx2rt.manifest import ComponentEntry
+from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry
+from ltx2rt.weights import ITEM_BYTES, PRECISIONS
 
 PACKAGES = {
     "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow"),
@@ -29,11 +31,15 @@ STAGES = {
     "denoise": (
         "transformer_head",
         "transformer_block",
+        PLAIN_BLOCK,
         "transformer_tail",
         "spatial_upsampler",
     ),
     "decode": ("video_decoder", *DIFFUSION_DECODER, "audio_decoder", "vocoder"),
 }
+
+#: components whose layers are loaded one at a time
+STREAMED = ("text_block", FULL_BLOCK)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,35 +88,40 @@ def memory_bytes() -> int | None:
 
 
 def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
-    """Memory that each stage of the distilled pipeline holds at once; opens (and so checks) the
-    bundle.
+    """Memory that each stage of the distilled pipeline holds at once, with `--residency stage`;
+    opens (and so checks) the bundle.
     """
     from ltx2rt.bundle import open_bundle
 
     manifest = open_bundle(folder, weights_dir=weights_dir).manifest
-    size = {n: weight_bytes(e) for n, e in manifest.components.items()}
+    layers = {n: layer_bytes(e) for n, e in manifest.components.items()}
+    # the text encoder lets go of a layer's weights as soon as it has run
+    held = {n: max(s, default=0) if n in STREAMED else sum(s) for n, s in layers.items()}
     return {
         "id": manifest.bundle_id,
         "backend": manifest.backend,
         "precision": manifest.precision,
-        "component_weight_bytes": size,
+        "component_weight_bytes": {n: sum(sizes) for n, sizes in layers.items()},
         "stage_weight_bytes": {
-            s: sum(size.get(n, 0) for n in names) for s, names in STAGES.items()
+            s: sum(held.get(n, 0) for n in names) for s, names in STAGES.items()
         },
     }
 
 
-def weight_bytes(entry: ComponentEntry) -> int:
-    """Memory of a component's weights once loaded in its precision."""
-    width = 4 if entry.precision == "fp32" else 2
-    total = 0
-    for layer in entry.layers:
-        for ref in layer.values():
-            elements = 1
-            for d in ref.shape:
-                elements *= d
-            total += elements * width
-    return total
+def layer_bytes(entry: ComponentEntry) -> list[int]:
+    """Memory of the weights of each layer as the component's engine takes them: quantised ones as
+    they lie ready, the others in the component's precision.
+    """
+    sizes = []
+    for index, layer in enumerate(entry.layers):
+        ready = entry.overlays[index] if entry.overlays else {}
+        size = sum(place.length for place in ready.values())
+        for name, ref in layer.items():
+            if name not in ready:
+                dtype = entry.weight_dtypes.get(name, PRECISIONS[entry.precision])
+                size += math.prod(ref.shape) * ITEM_BYTES[dtype]
+        sizes.append(size)
+    return sizes
 
 
 def text(report: dict[str, Any]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 from ltx2rt.buckets import Bucket
 from ltx2rt.cli.common import export_module, print_json
-from ltx2rt.cli.doctor import gib, weight_bytes
+from ltx2rt.cli.doctor import gib
 from ltx2rt.engine_file import kernels_in, read_info
 from ltx2rt.errors import BundleError
 from ltx2rt.manifest import FILE_NAME, read_manifest
@@ -47,7 +48,7 @@ def inspect_bundle(folder: Path) -> dict[str, Any]:
     components = {
         name: {
             "layers": len(entry.layers),
-            "parameters": weight_bytes(entry) // (4 if entry.precision == "fp32" else 2),
+            "parameters": sum(math.prod(r.shape) for w in entry.layers for r in w.values()),
             "precision": entry.precision,
             "graph_bytes": (folder / entry.graph).stat().st_size
             if (folder / entry.graph).exists()

@@ -15,6 +15,7 @@ from torch import nn
 
 from benchmarks.real_size import LTX23, transformer_components
 from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.cli.doctor import layer_bytes
 from ltx2rt.codecs import nvfp4
 from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
 from ltx2rt.config import GenerationConfig, RuntimeConfig
@@ -289,6 +290,8 @@ def test_loras_come_and_go_without_trace(
     path = quantized_copy(demo_bundle, demo_model, tmp_path / "b", scheme, (0,))
     bundle, base = open_bundle(path), open_bundle(demo_bundle)
     entry = bundle.component("transformer_block")
+    held = [sum(a.nbytes for a in w.values()) for w in bundle.layers("transformer_block")]
+    assert layer_bytes(entry) == held  # what `doctor` plans with
     fresh = {
         "none": block_weights(open_bundle(path)),
         "a": block_weights(open_bundle(path), loras[0]),
