@@ -13,7 +13,7 @@ from ltx2rt.cli import enhancement as enhancement_flags
 from ltx2rt.cli import job_file
 from ltx2rt.cli import outputs as output_flags
 from ltx2rt.cli.common import ProgressPrinter, print_json
-from ltx2rt.cli.generate_flags import add_arguments, add_runtime_arguments
+from ltx2rt.cli.generate_flags import HelpAction, add_arguments, add_runtime_arguments
 from ltx2rt.cli.outputs import Outputs
 from ltx2rt.cli.requests import (
     Asked,
@@ -29,7 +29,7 @@ from ltx2rt.progress import Job
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline
 
-__all__ = ["add_arguments", "add_runtime_arguments", "run"]
+__all__ = ["HelpAction", "add_arguments", "add_runtime_arguments", "run"]
 
 
 def flags() -> job_file.Flags:

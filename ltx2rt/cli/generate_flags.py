@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ltx2rt.cli import enhancement as enhancement_flags
 from ltx2rt.cli import guidance as guidance_flags
@@ -20,9 +20,6 @@ from ltx2rt.cli.requests import (
 from ltx2rt.config import HDR_MODES, GenerationConfig, RuntimeConfig
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.sampling import SAMPLERS
-
-if TYPE_CHECKING:
-    pass
 
 
 class HelpAction(argparse.Action):
