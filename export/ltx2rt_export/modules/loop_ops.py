@@ -3,6 +3,9 @@
 Each is opaque to the tracer, computes the same in PyTorch as in ONNX, and becomes one node of the
 domain `ltx2rt` whose body travels with the model as a function of plain operators (`FUNCTIONS`). A
 backend with a kernel of its own can take the node as it is.
+
+Pieces are gathered, not sliced: TensorRT-RTX 1.7 cannot build a loop that slices at its own index
+(internal error in `makeScopeNodesContiguous`).
 """
 
 from __future__ import annotations
@@ -233,14 +236,18 @@ SwiGlu <block> (x, gate, up, down) => (out)
   gate_turned = Transpose <perm = [1, 0]> (gate)
   up_turned = Transpose <perm = [1, 0]> (up)
   down_turned = Transpose <perm = [1, 0]> (down)
+  first = Constant <value_int = 0> ()
+  next = Constant <value_int = 1> ()
+  size_scalar = Squeeze (size)
+  steps = Range (first, size_scalar, next)
   always = Constant <value = bool {{1}}> ()
   pieces = Loop (trips, always) <body = piece (int64 i, bool going) => (bool go_on, result)
   {{
     go_on = Identity (going)
     wanted_begin = Mul (i, size)
     begin = Min (wanted_begin, last)
-    end = Add (begin, size)
-    part = Slice (tokens, begin, end, zero)
+    rows = Add (begin, steps)
+    part = Gather <axis = 0> (tokens, rows)
     opened = MatMul (part, gate_turned)
     softened = Sigmoid (opened)
     open = Mul (opened, softened)
