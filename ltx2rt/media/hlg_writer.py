@@ -37,7 +37,10 @@ class HlgWriter(VideoWriter):
         super().__init__(*arguments, **options)
 
     def _add_video(self) -> VideoStream:
-        options = {"crf": "12", "preset": "ultrafast", "x265-params": "log-level=error"}
+        # without B-frames: x265 leaves their decoding times undefined in a clip of a few frames,
+        # which the mp4 muxer then refuses now and then
+        params = "log-level=error:bframes=0"
+        options = {"crf": "12", "preset": "ultrafast", "x265-params": params}
         stream = self._container.add_stream("libx265", rate=self.frame_rate, options=options)
         context = stream.codec_context
         context.pix_fmt, context.codec_tag = "yuv420p10le", "hvc1"

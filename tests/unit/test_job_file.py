@@ -23,6 +23,7 @@ from ltx2rt.errors import Ltx2rtError, OptionError
 from ltx2rt.guidance import GuiderParams, GuiderSchedule
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
+from ltx2rt.pipelines.ic_lora import ICLoraInputs
 from ltx2rt.pipelines.record import Record, read_record, record_text
 from ltx2rt.pipelines.record_files import record_in
 from ltx2rt.pipelines.run import Request
@@ -244,6 +245,8 @@ def example(kind: Any, place: int = 1) -> Any:
             for f in dataclasses.fields(kind)
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         ]
+        if kind is ICLoraInputs:  # one of two is needed
+            required.append("references")
         return kind(**{name: example(hints[name], i) for i, name in enumerate(required, 1)})
     return {Path: Path("/a.mp4"), float: place / 8, int: place, str: "a", bool: True}[kind]
 
