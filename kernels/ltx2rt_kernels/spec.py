@@ -50,6 +50,14 @@ ARCHITECTURES = {
 }
 
 
+#: those with E4M3 conversions
+FP8_ARCHITECTURES = tuple(a.name for a in ARCHITECTURES.values() if a.number >= 89)
+
+#: of a kernel that handles one row a block. Not timed; with 32 `adaln_modulate_quant` spills on
+#: sm_120a.
+VALUES_PER_THREAD = 16
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
     """One tensor of an operator.
@@ -105,6 +113,11 @@ class Config:
     num_warps: int
     num_stages: int = 1
     tiles: Mapping[str, int] = field(default_factory=dict)
+
+
+def row_config(width: int) -> Config:
+    """Configuration of a kernel that handles one row of `width`, a power of two, a block."""
+    return Config(num_warps=max(1, width // (32 * VALUES_PER_THREAD)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

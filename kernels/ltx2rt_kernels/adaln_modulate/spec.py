@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ltx2rt_kernels.spec import Config, KernelSpec, Operator, TensorSpec
+from ltx2rt_kernels.spec import (
+    ARCHITECTURES,
+    FP8_ARCHITECTURES,
+    KernelSpec,
+    Operator,
+    TensorSpec,
+    row_config,
+)
 
 EPSILON = 1e-6  # `norm_eps` of every released model
 
@@ -41,11 +48,6 @@ PER_TOKEN_QUANT = _operator(
 )
 OPERATORS = (GATHERED, GATHERED_QUANT, PER_TOKEN, PER_TOKEN_QUANT)
 
-ARCHS = ("80", "89", "90a", "100a", "120a")
-
-#: Not timed. With 32 values a thread `adaln_modulate_quant` spills on sm_120a.
-VALUES_PER_THREAD = 16
-
 
 def is_gathered(operator: Operator) -> bool:
     """Whether tokens name the row they use."""
@@ -58,10 +60,9 @@ def is_quantized(operator: Operator) -> bool:
 
 
 def kernel(operator: Operator, dtype: str, width: int) -> KernelSpec:
-    """A variant; the width is a power of two. E4M3 exists from 8.9 on."""
+    """A variant; the width is a power of two."""
     tensors = {t.name for t in (*operator.inputs, *operator.outputs)}
-    config = Config(num_warps=max(1, width // (32 * VALUES_PER_THREAD)))
-    archs = [a for a in ARCHS if not (is_quantized(operator) and a == "80")]
+    archs = FP8_ARCHITECTURES if is_quantized(operator) else tuple(ARCHITECTURES)
     return KernelSpec(
         operator=operator,
         variant=f"{dtype}-{width}",
@@ -71,7 +72,7 @@ def kernel(operator: Operator, dtype: str, width: int) -> KernelSpec:
         constexprs={
             f"{name}_ptr": None for name in ("index", "out", "codes", "amax") if name not in tensors
         },
-        configs=dict.fromkeys(archs, config),
+        configs=dict.fromkeys(archs, row_config(width)),
         grid=("B * T", "1", "1"),
         opcodes={arch: ("LDG.E.128",) for arch in archs},
     )

@@ -17,7 +17,14 @@ from ltx2rt_kernels.flash_attention.spec import (
     scale_of,
     tiles,
 )
-from ltx2rt_kernels.spec import Config, KernelSpec, Operator, ScalarSpec, TensorSpec
+from ltx2rt_kernels.spec import (
+    FP8_ARCHITECTURES,
+    Config,
+    KernelSpec,
+    Operator,
+    ScalarSpec,
+    TensorSpec,
+)
 
 E4M3 = "fp8e4nv"
 
@@ -84,7 +91,7 @@ ATTENTIONS = (QK, MASKED_QK, FULL, MASKED_FULL)
 OPERATORS = (*QUANTIZERS, *ATTENTIONS)
 
 #: One group of tokens a block; not timed.
-QUANTIZER_CONFIGS = {arch: Config(num_warps=4) for arch in ("89", "90a", "100a", "120a")}
+QUANTIZER_CONFIGS = {arch: Config(num_warps=4) for arch in FP8_ARCHITECTURES}
 
 #: head dim -> architecture -> configuration; a step of keys has one scale, so at most 64. Chosen
 #: on a CPU, as those of `flash_attention`; none was timed.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ltx2rt_kernels.spec import Config, KernelSpec, Operator, TensorSpec
+from ltx2rt_kernels.spec import ARCHITECTURES, KernelSpec, Operator, TensorSpec, row_config
 
 
 def _operator(name: str, node: str, *, gathered: bool) -> Operator:
@@ -26,15 +26,9 @@ GATHERED = _operator("gated_residual", "GatedResidual", gathered=True)
 PER_TOKEN = _operator("gated_residual_per_token", "GatedResidualPerToken", gathered=False)
 OPERATORS = (GATHERED, PER_TOKEN)
 
-ARCHS = ("80", "89", "90a", "100a", "120a")
-
-#: Not timed. With 32 values a thread `adaln_modulate_quant` spills on sm_120a.
-VALUES_PER_THREAD = 16
-
 
 def kernel(operator: Operator, dtype: str, width: int) -> KernelSpec:
     """A variant; the width is a power of two."""
-    config = Config(num_warps=max(1, width // (32 * VALUES_PER_THREAD)))
     return KernelSpec(
         operator=operator,
         variant=f"{dtype}-{width}",
@@ -42,9 +36,9 @@ def kernel(operator: Operator, dtype: str, width: int) -> KernelSpec:
         types={"T": dtype},
         sizes={"W": width},
         constexprs={} if operator is GATHERED else {"index_ptr": None},
-        configs=dict.fromkeys(ARCHS, config),
+        configs=dict.fromkeys(ARCHITECTURES, row_config(width)),
         grid=("B * T", "1", "1"),
-        opcodes={arch: ("LDG.E.128", "STG.E.128") for arch in ARCHS},
+        opcodes={arch: ("LDG.E.128", "STG.E.128") for arch in ARCHITECTURES},
     )
 
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ltx2rt_kernels.spec import Config, KernelSpec, Operator, ScalarSpec, TensorSpec
+from ltx2rt_kernels.spec import (
+    ARCHITECTURES,
+    Config,
+    KernelSpec,
+    Operator,
+    ScalarSpec,
+    TensorSpec,
+)
 
 EPSILON = 1e-6  # `norm_eps` of every released model
 
@@ -43,7 +50,7 @@ INTERLEAVED = _operator(
 OPERATORS = (SPLIT, INTERLEAVED)
 
 #: Not timed: four warps hold a row of 4096 in 32 values a thread, in 16-byte accesses.
-CONFIGS = {arch: Config(num_warps=4) for arch in ("80", "89", "90a", "100a", "120a")}
+CONFIGS = {arch: Config(num_warps=4) for arch in ARCHITECTURES}
 
 
 def kernel(operator: Operator, dtype: str, heads: int, head_dim: int) -> KernelSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ltx2rt_kernels.spec import Config, KernelSpec, Operator, TensorSpec
+from ltx2rt_kernels.spec import FP8_ARCHITECTURES, KernelSpec, Operator, TensorSpec, row_config
 
 EPSILON = 1e-6  # `norm_eps` of every released model
 
@@ -19,25 +19,18 @@ OPERATOR = Operator(
 )
 OPERATORS = (OPERATOR,)
 
-#: E4M3 conversions exist from 8.9 on
-ARCHS = ("89", "90a", "100a", "120a")
-
-#: Not timed. With 32 values a thread `adaln_modulate_quant` spills on sm_120a.
-VALUES_PER_THREAD = 16
-
 
 def kernel(dtype: str, width: int) -> KernelSpec:
     """A variant; the width is a power of two."""
-    config = Config(num_warps=max(1, width // (32 * VALUES_PER_THREAD)))
     return KernelSpec(
         operator=OPERATOR,
         variant=f"{dtype}-{width}",
         function="ltx2rt_kernels.rms_norm_quant.triton:rms_norm_quant",
         types={"T": dtype},
         sizes={"W": width},
-        configs=dict.fromkeys(ARCHS, config),
+        configs=dict.fromkeys(FP8_ARCHITECTURES, row_config(width)),
         grid=("B * T", "1", "1"),
-        opcodes={arch: ("LDG.E.128",) for arch in ARCHS},
+        opcodes={arch: ("LDG.E.128",) for arch in FP8_ARCHITECTURES},
     )
 
 
