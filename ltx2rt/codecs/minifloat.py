@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ltx2rt.errors import ShapeError
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -90,6 +92,30 @@ def look_up(table: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:
     for part in chunks(flat.size):
         np.take(table, flat[part], axis=0, out=values[part], mode="clip")
     return values.reshape(*codes.shape, *table.shape[1:])
+
+
+def check_blocks(weight: F32, block: int) -> None:
+    """Refuse a weight `[out, in]` that two values a byte and a scale a block of inputs cannot hold.
+
+    Raises:
+        ShapeError: `in` is not a multiple of `block`, or `block` is odd.
+    """
+    if block % 2 or weight.shape[1] % block:
+        raise ShapeError(f"a weight {list(weight.shape)} has no whole blocks of {block}.")
+
+
+def decode_pairs(pairs: F32, codes: U8, scales: F32, finish: Callable[[F32], F32]) -> F32:
+    """Float32 values `[out, in]` of bytes `[out, in/2]` and scales `[out, in/block]`.
+
+    Args:
+        pairs: `[256, 2]`, the values of a byte.
+        finish: rounds a value times its scale.
+    """
+    values = np.empty((codes.shape[0], codes.shape[1] * 2), np.float32)
+    for part in row_chunks(values.shape):
+        groups = look_up(pairs, codes[part]).reshape(*scales[part].shape, -1)
+        values[part] = finish(groups * scales[part][..., None]).reshape(-1, values.shape[1])
+    return values
 
 
 def chunks(size: int, step: int = CHUNK) -> Iterator[slice]:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ltx2rt.codecs.minifloat import F32, U8, look_up, row_chunks
-from ltx2rt.errors import ShapeError
+from ltx2rt.codecs.minifloat import F32, U8, check_blocks, decode_pairs, row_chunks
 from ltx2rt.floats import round_bfloat16
 
 BLOCK = 32
@@ -38,8 +37,7 @@ def encode(weight: F32, block: int = BLOCK) -> tuple[U8, F32]:
         ShapeError: `in` is not a multiple of `block`, or `block` is odd.
     """
     rows, columns = weight.shape
-    if block % 2 or columns % block:
-        raise ShapeError(f"a weight {list(weight.shape)} has no whole blocks of {block}.")
+    check_blocks(weight, block)
     codes = np.empty((rows, columns // 2), np.uint8)
     scales = np.empty((rows, columns // block), np.float32)
     for part in row_chunks(weight.shape):
@@ -54,9 +52,4 @@ def encode(weight: F32, block: int = BLOCK) -> tuple[U8, F32]:
 
 def decode(codes: U8, scales: F32) -> F32:
     """Bfloat16 values `[out, in]` of bytes `[out, in/2]` and scales `[out, in/block]`."""
-    rows, columns = codes.shape[0], codes.shape[1] * 2
-    values = np.empty((rows, columns), np.float32)
-    for part in row_chunks(values.shape):
-        groups = look_up(_PAIRS, codes[part]).reshape(*scales[part].shape, -1)
-        values[part] = round_bfloat16(groups * scales[part][..., None]).reshape(-1, columns)
-    return values
+    return decode_pairs(_PAIRS, codes, scales, round_bfloat16)
