@@ -7,7 +7,6 @@ without a GPU; in other versions the names may differ, so counts are given for k
 from __future__ import annotations
 
 import dataclasses
-import json
 import mmap
 import re
 from collections import Counter
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.buckets import Bucket
-from ltx2rt.errors import BundleError, join_problems
 from ltx2rt.manifest import Tensor
-from ltx2rt.plain_data import read_plain
+from ltx2rt.plain_data import read_document, write_document
 
 SIDECAR_SCHEMA = 1
 
@@ -76,10 +74,7 @@ def sidecar_of(engine: Path) -> Path:
 
 def write_info(info: EngineInfo, engine: Path) -> None:
     """Write the JSON beside an engine, atomically."""
-    path = sidecar_of(engine)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(dataclasses.asdict(info), indent=1, sort_keys=True) + "\n", "utf-8")
-    part.replace(path)
+    write_document(dataclasses.asdict(info), sidecar_of(engine))
 
 
 def read_info(engine: Path) -> EngineInfo:
@@ -89,24 +84,14 @@ def read_info(engine: Path) -> EngineInfo:
         BundleError: there is none, or it is not valid (all problems listed).
     """
     path = sidecar_of(engine)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError(
-            f"{engine} has no {path.name} beside it: copy both, or build the engine again."
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read: {error}. Build the engine again.") from error
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SIDECAR_SCHEMA:
-        raise BundleError(
-            f"{path} has schema {schema!r}; this version of ltx2rt reads {SIDECAR_SCHEMA}. "
-            "Build the engine again."
-        )
-    info, problems = read_plain(EngineInfo, data, path.name)
-    if info is None:
-        raise BundleError(join_problems(f"{path} is not valid", problems[:20]))
-    return info
+    return read_document(
+        EngineInfo,
+        path,
+        SIDECAR_SCHEMA,
+        where=path.name,
+        missing=f"{engine} has no {path.name} beside it: copy both, or build the engine again.",
+        again="Build the engine again.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

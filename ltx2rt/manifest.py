@@ -17,8 +17,8 @@ from typing import Any
 
 from ltx2rt.buckets import Bucket
 from ltx2rt.engine import EngineSpec, TensorSpec
-from ltx2rt.errors import BundleError, join_problems
-from ltx2rt.plain_data import read_plain
+from ltx2rt.errors import BundleError
+from ltx2rt.plain_data import read_document, write_document
 
 SCHEMA = 1
 #: the component that runs the layers which a quantised bundle leaves in 16 bits
@@ -233,10 +233,7 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `manifest.json` atomically; it goes last, so a folder without one is no bundle."""
-    text = json.dumps(_plain(manifest), indent=1, sort_keys=True)
-    temporary = folder / f".{FILE_NAME}.part"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(folder / FILE_NAME)
+    write_document(_plain(manifest), folder / FILE_NAME)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -245,26 +242,15 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: not a bundle, another schema, or fields that do not fit (all listed).
     """
-    path = folder / FILE_NAME
     if not folder.is_dir():
         raise BundleError(
             f"{folder} is not a bundle: no such folder. Make one with `ltx2rt build`."
         )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError(
-            f"{folder} is not a bundle: it holds no {FILE_NAME}. Make one with `ltx2rt build`."
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read: {error}. Build the bundle again.") from error
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA:
-        raise BundleError(
-            f"{path} has schema {schema!r}; this version of ltx2rt reads schema {SCHEMA}. "
-            "Build the bundle again with `ltx2rt build`."
-        )
-    manifest, problems = read_plain(Manifest, data, "manifest")
-    if manifest is None:
-        raise BundleError(join_problems(f"{path} is not valid", problems[:20]))
-    return manifest
+    return read_document(
+        Manifest,
+        folder / FILE_NAME,
+        SCHEMA,
+        where="manifest",
+        missing=f"{folder} is not a bundle: it holds no {FILE_NAME}. Make one with `ltx2rt build`.",
+        again="Build the bundle again with `ltx2rt build`.",
+    )

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from ltx2rt.errors import Ltx2rtError, OptionError, join_problems
+from ltx2rt.errors import BundleError, Ltx2rtError, OptionError, join_problems
 
 T = TypeVar("T")
 
@@ -66,6 +66,45 @@ def read_plain(kind: type[T], data: Any, where: str = "") -> tuple[T | None, lis
     problems: list[str] = []
     value = _read(kind, data, where, problems)
     return (None if problems else typing.cast(T, value)), problems
+
+
+def write_document(data: Any, path: Path) -> None:
+    """Write JSON data atomically, in an order that does not change."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read_document(
+    kind: type[T], path: Path, schema: int, *, where: str, missing: str, again: str
+) -> T:
+    """A dataclass from a JSON file of ours.
+
+    Args:
+        kind: the dataclass; it has a field `schema`.
+        schema: the one that is read.
+        where: names the data in a list of problems.
+        missing: says what it means that there is no such file.
+        again: says how to make it anew.
+
+    Raises:
+        BundleError: no such file, another schema, or fields that do not fit (all listed).
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(missing) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read: {error}. {again}") from error
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != schema:
+        raise BundleError(
+            f"{path} has schema {found!r}; this version of ltx2rt reads schema {schema}. {again}"
+        )
+    value, problems = read_plain(kind, data, where)
+    if value is None:
+        raise BundleError(join_problems(f"{path} is not valid", problems[:20]))
+    return value
 
 
 def parse_json(text: str) -> Any:
