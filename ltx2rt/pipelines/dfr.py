@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ltx2rt.components.diffusion_stage import ModalityRequest, StageResult
+from ltx2rt.components.diffusion_stage import StageResult
 from ltx2rt.components.image_conditioner import EncodedImage
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, Keyframe, ReferenceVideo
@@ -23,7 +23,6 @@ from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.run import Request
 from ltx2rt.schedules import DISTILLED, TEMPORAL_ROUND
-from ltx2rt.shapes import VideoLatentShape
 from ltx2rt.temporal_rounds import TemporalTile, keyframe_canvas, temporal_tiles
 
 if TYPE_CHECKING:
@@ -181,9 +180,8 @@ class DFRPipeline(Pipeline):
                 TEMPORAL_ROUND,
                 context,
                 run.config.loras,
-                video=ModalityRequest(
-                    shape=VideoLatentShape.from_sizes(latent.shape),
-                    initial=latent,
+                video=run.video_part(
+                    latent,
                     noise_scale=TEMPORAL_ROUND[0],
                     items=tile_items(tile, latent, images, anchors, self.scale_factors.time),
                 ),

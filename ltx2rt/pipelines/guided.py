@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from ltx2rt.components.denoisers import Guidance
+from ltx2rt.components.diffusion_stage import ModalityRequest, StageResult
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.errors import OptionError, join_problems
@@ -14,6 +15,7 @@ from ltx2rt.guidance import GuiderParams, GuiderSchedule, default_guiders
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.run import Request, Run
 from ltx2rt.schedules import scheduled_sigmas
+from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
 
 
 class GuidedPipeline(Pipeline):
@@ -72,6 +74,25 @@ class GuidedPipeline(Pipeline):
             negative_video=both.video[1:] if needed else None,
             negative_audio=both.audio[1:] if needed else None,
             max_batch_size=self.runtime.max_batch_size,
+        )
+
+    def only_stage(
+        self,
+        run: Run,
+        *,
+        video: ModalityRequest[VideoLatentShape] | None,
+        audio: ModalityRequest[AudioLatentShape] | None,
+    ) -> StageResult:
+        """Encode the prompts and run the one stage of a pipeline without a second."""
+        context, guidance = self.encode(run)
+        return run.stage(
+            "stage_1",
+            self.sigmas(run.guidance),
+            context,
+            run.config.loras,
+            video=video,
+            audio=audio,
+            guidance=guidance,
         )
 
     def sigmas(self, guidance: GuidanceConfig, token_count: int | None = None) -> Sequence[float]:

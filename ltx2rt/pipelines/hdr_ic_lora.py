@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from ltx2rt.components.diffusion_stage import ModalityRequest
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.reference_conditioner import (
     ReferenceFile,
@@ -29,7 +28,6 @@ from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
 from ltx2rt.pipelines.run import Request
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.schedules import DISTILLED, HDR_STAGE2
-from ltx2rt.shapes import VideoLatentShape
 from ltx2rt.tiling import AxisTile, TilingConfig, refine_tiles
 
 if TYPE_CHECKING:
@@ -174,9 +172,8 @@ class HDRICLoraPipeline(Pipeline):
                 HDR_STAGE2,
                 context,
                 run.config.loras,
-                video=ModalityRequest(
-                    shape=VideoLatentShape.from_sizes(latent.shape),
-                    initial=latent,
+                video=run.video_part(
+                    latent,
                     noise_scale=HDR_STAGE2[0],
                     items=[part for part in shown if part.latent.size],  # a short one has ended
                 ),

@@ -22,15 +22,6 @@ class OneStagePipeline(GuidedPipeline):
 
     def generate(self, run: Run) -> Clip:
         items = run.image_items({"stage_1": 1})
-        context, guidance = self.encode(run)
-        keyframes = run.keyframe_items()
-        result = run.stage(
-            "stage_1",
-            self.sigmas(run.guidance),
-            context,
-            run.config.loras,
-            video=run.video(items=[*items["stage_1"], *keyframes]),
-            audio=run.audio(),
-            guidance=guidance,
-        )
+        video = run.video(items=[*items["stage_1"], *run.keyframe_items()])
+        result = self.only_stage(run, video=video, audio=run.audio())
         return run.clip(result.video, result.audio)

@@ -116,16 +116,7 @@ class GuidedRetakePipeline(GuidedPipeline):
 
     def generate(self, run: Run) -> Clip:
         video, audio = _targets(run)
-        context, guidance = self.encode(run)
-        result = run.stage(
-            "stage_1",
-            self.sigmas(run.guidance),
-            context,
-            run.config.loras,
-            video=video,
-            audio=audio,
-            guidance=guidance,
-        )
+        result = self.only_stage(run, video=video, audio=audio)
         return run.clip(result.video, result.audio, waveform=_kept_sound(run))
 
 

@@ -242,6 +242,13 @@ class RunInputs:
         )
         return ModalityRequest(shape=shape, **facts)
 
+    def video_part(self, latent: Array, **facts: Any) -> ModalityRequest[VideoLatentShape]:
+        """The video of a stage that goes on from a part of the clip, of the part's size; `facts`
+        are further fields.
+        """
+        shape = VideoLatentShape.from_sizes(latent.shape)
+        return ModalityRequest(shape=shape, initial=latent, **facts)
+
     def audio(self, **facts: Any) -> ModalityRequest[AudioLatentShape]:
         """The audio of a stage, as long as the clip; `facts` are further fields."""
         model = self.pipeline.source.model

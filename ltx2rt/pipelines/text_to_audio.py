@@ -52,14 +52,5 @@ class TextToAudioPipeline(GuidedPipeline):
         return request
 
     def generate(self, run: Run) -> Clip:
-        context, guidance = self.encode(run)
-        result = run.stage(
-            "stage_1",
-            self.sigmas(run.guidance),
-            context,
-            run.config.loras,
-            video=None,
-            audio=run.audio(),
-            guidance=guidance,
-        )
+        result = self.only_stage(run, video=None, audio=run.audio())
         return run.clip(None, result.audio)
