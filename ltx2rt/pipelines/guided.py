@@ -79,12 +79,18 @@ class GuidedPipeline(Pipeline):
     def only_stage(
         self,
         run: Run,
+        encoded: tuple[TextContext, Guidance],
         *,
         video: ModalityRequest[VideoLatentShape] | None,
         audio: ModalityRequest[AudioLatentShape] | None,
     ) -> StageResult:
-        """Encode the prompts and run the one stage of a pipeline without a second."""
-        context, guidance = self.encode(run)
+        """Run the one stage of a pipeline without a second.
+
+        Args:
+            encoded: what `encode` gave, which comes before `video` and `audio`: they take their
+                sizes from a duration that it may predict.
+        """
+        context, guidance = encoded
         return run.stage(
             "stage_1",
             self.sigmas(run.guidance),

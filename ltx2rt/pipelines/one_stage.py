@@ -22,6 +22,7 @@ class OneStagePipeline(GuidedPipeline):
 
     def generate(self, run: Run) -> Clip:
         items = run.image_items({"stage_1": 1})
+        encoded = self.encode(run)
         video = run.video(items=[*items["stage_1"], *run.keyframe_items()])
-        result = self.only_stage(run, video=video, audio=run.audio())
+        result = self.only_stage(run, encoded, video=video, audio=run.audio())
         return run.clip(result.video, result.audio)

@@ -116,7 +116,7 @@ class GuidedRetakePipeline(GuidedPipeline):
 
     def generate(self, run: Run) -> Clip:
         video, audio = _targets(run)
-        result = self.only_stage(run, video=video, audio=audio)
+        result = self.only_stage(run, self.encode(run), video=video, audio=audio)
         return run.clip(result.video, result.audio, waveform=_kept_sound(run))
 
 

@@ -19,6 +19,7 @@ from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_i
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Array
+from ltx2rt.errors import InternalError
 from ltx2rt.media.hdr import HDR_FORMATS, HdrFormat
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.request_checks import check_keyframes
@@ -190,12 +191,11 @@ class RunInputs:
         encoded: dict[str, list[EncodedImage]] = {stage: [] for stage in divisors}
         for stage, divisor in divisors.items() if self.config.images else ():
             self.job.report(f"images {stage}", 0, 1)
-            pixels = self.pixels(divisor)
             encoded[stage] = encode_images(
                 self.config.images,
                 self.pipeline.video_encoder(),
-                pixels.height,
-                pixels.width,
+                self.canvas.height // divisor,
+                self.canvas.width // divisor,
                 self.pipeline.source.model.image_crf,
                 self.hdr,
             )
@@ -225,7 +225,13 @@ class RunInputs:
         return items
 
     def pixels(self, divisor: int = 1) -> VideoPixelShape:
-        """The canvas, its height and width divided."""
+        """The canvas, its height and width divided.
+
+        Raises:
+            InternalError: an automatic duration that `encode` did not predict yet.
+        """
+        if isinstance(self.config.num_frames, AutoDuration):
+            raise InternalError("the length of the clip was asked for before it was predicted")
         return VideoPixelShape(
             num_frames=self.canvas.num_frames,
             height=self.canvas.height // divisor,

@@ -52,5 +52,6 @@ class TextToAudioPipeline(GuidedPipeline):
         return request
 
     def generate(self, run: Run) -> Clip:
-        result = self.only_stage(run, video=None, audio=run.audio())
+        encoded = self.encode(run)
+        result = self.only_stage(run, encoded, video=None, audio=run.audio())
         return run.clip(None, result.audio)
