@@ -163,9 +163,9 @@ def as_constants(graph: Any) -> Any:
     return dataclasses.replace(graph, model=model, component=component)
 
 
-def everything() -> dict[str, Any]:
-    """Every component of LTX-2.3 and Gemma 3 12B at real size in BF16, from sparse files: export
-    and engines.
+def everything(generation: str) -> dict[str, Any]:
+    """Every component of a released model, its Gemma too, at real size in BF16, from sparse files:
+    export and engines.
     """
     from benchmarks.sparse_model import write_sparse_model
     from ltx2rt_export.catalog import rows_of
@@ -176,7 +176,7 @@ def everything() -> dict[str, Any]:
     engines, export_s = {}, {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        files = open_model(**write_sparse_model(folder / "model"))
+        files = open_model(**write_sparse_model(folder / "model", generation))
         components = [row.make(files) for row in rows_of(files)]
         builder = make_builder(folder / "cache", "bf16")
         options = {c.name: c.options for c in components}
@@ -210,13 +210,17 @@ def block_on_gpu() -> dict[str, Any]:
 LOCAL = {
     "transformer": transformer,
     "block-weights": block_weights,
-    "everything": everything,
+    "everything-2": lambda: everything("2"),
+    "everything-2.3": lambda: everything("2.3"),
+    "everything-2.5": lambda: everything("2.5"),
     "block-on-gpu": block_on_gpu,
 }
 ENGINE_CASES = {
     "engines-ltx23-transformer-768x512x121": in_own_process("transformer"),
     "engines-ltx23-block-weights": in_own_process("block-weights"),
-    "engines-ltx23-everything-bf16": in_own_process("everything"),
+    "engines-ltx2-everything-bf16": in_own_process("everything-2"),
+    "engines-ltx23-everything-bf16": in_own_process("everything-2.3"),
+    "engines-ltx25-everything-bf16": in_own_process("everything-2.5"),
     "engines-ltx23-block-on-gpu": in_own_process("block-on-gpu"),
 }
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -15,7 +16,7 @@ from ltx2rt_export.modules.transformer_block import TransformerBlock
 from ltx2rt_export.modules.transformer_config import StreamConfig, TransformerConfig
 from ltx2rt_export.modules.transformer_ends import TransformerHead, TransformerTail
 
-#: widths of LTX-2.3 (22B): spec/transformer.md §1
+#: LTX-2.3 (22B): spec/transformer.md §2
 LTX23 = TransformerConfig(
     streams=(
         StreamConfig(
@@ -55,6 +56,21 @@ LTX23 = TransformerConfig(
     gated=True,
     text_adaln=True,
     keyframes_embedding=False,
+)
+
+#: LTX-2 (19B): projects Gemma's width itself, no gates, text attention is not modulated
+LTX2 = replace(
+    LTX23,
+    streams=tuple(replace(s, caption_channels=3840, prompt_adaln=False) for s in LTX23.streams),
+    gated=False,
+    text_adaln=False,
+)
+
+#: LTX-2.5 (22B): the video's feed-forward has no biases, keyframes have an embedding
+LTX25 = replace(
+    LTX23,
+    streams=(replace(LTX23.streams[0], ff_bias=False), LTX23.streams[1]),
+    keyframes_embedding=True,
 )
 
 

@@ -31,8 +31,16 @@ ROWS = {
         "TensorRT-RTX engine of one LTX-2.3 block in BF16, weights as inputs; constants beside it",
         "none",
     ),
+    "engines-ltx2-everything-bf16": (
+        "TensorRT-RTX engines of every component of LTX-2 with Gemma 3 12B at real size, BF16",
+        "none",
+    ),
     "engines-ltx23-everything-bf16": (
         "TensorRT-RTX engines of every component of LTX-2.3 with Gemma 3 12B at real size, BF16",
+        "none",
+    ),
+    "engines-ltx25-everything-bf16": (
+        "TensorRT-RTX engines of every component of LTX-2.5 with Gemma 4 12B at real size, BF16",
         "none",
     ),
     "tiny-distilled-256x384-25f": (
