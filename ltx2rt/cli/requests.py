@@ -79,11 +79,11 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
     problems += enhancement_flags.problems_of(options)
     config, inputs = None, None
     try:
-        config = config_of(options, base.config if base else None)
+        inputs = input_flags.inputs_of(options, pipeline, base.inputs if base and same else None)
     except OptionError as error:
         problems.append(str(error))
     try:
-        inputs = input_flags.inputs_of(options, pipeline, base.inputs if base and same else None)
+        config = config_of(options, base.config if base else None, inputs)
     except OptionError as error:
         problems.append(str(error))
     if config is not None:
@@ -107,10 +107,10 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
 
 
 def config_of(
-    options: argparse.Namespace, base: GenerationConfig | None = None
+    options: argparse.Namespace, base: GenerationConfig | None = None, inputs: Any = None
 ) -> GenerationConfig:
-    """The flags as a `GenerationConfig`; what is not given is as in `base`, or else keeps its
-    default, and the size is the pipeline's.
+    """The flags as a `GenerationConfig`; what is not given is as in `base`, or else as the
+    pipeline has it for these `inputs`.
     """
     given = {
         f.name: value
@@ -132,8 +132,8 @@ def config_of(
         if "prompt" in given:  # another prompt has neither the old one's contexts nor its origin
             given = {"embeddings": None, "user_prompt": None, **given}
         return dataclasses.replace(base, **given)
-    height, width = pipeline_class(options.pipeline or DEFAULT_PIPELINE).default_size
-    return GenerationConfig(**{"height": height, "width": width, **given})
+    defaults = pipeline_class(options.pipeline or DEFAULT_PIPELINE).defaults(inputs)
+    return GenerationConfig(**{**defaults, **given})
 
 
 def seeds_of(options: argparse.Namespace, base: int | None = None) -> tuple[int, ...]:

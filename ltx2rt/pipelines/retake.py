@@ -81,6 +81,7 @@ class RetakePipeline(Pipeline):
     requires: ClassVar[tuple[str, ...]] = _REQUIRES
     Inputs: ClassVar[type[Any] | None] = RetakeInputs
     unused: ClassVar[tuple[str, ...]] = _UNUSED
+    default_size: ClassVar[tuple[int, int] | None] = None
 
     def prepare(self, request: Request) -> Request:
         """As `Pipeline.prepare`, at the source's size, frames and frame rate.
@@ -109,6 +110,7 @@ class GuidedRetakePipeline(GuidedPipeline):
     requires: ClassVar[tuple[str, ...]] = _REQUIRES
     Inputs: ClassVar[type[Any] | None] = RetakeInputs
     unused: ClassVar[tuple[str, ...]] = _UNUSED
+    default_size: ClassVar[tuple[int, int] | None] = None
 
     def prepare(self, request: Request) -> Request:
         """As `RetakePipeline.prepare` and `GuidedPipeline.prepare`."""

@@ -92,6 +92,7 @@ class UpscalePipeline(Pipeline):
         "sampler", "sigmas",
     )  # fmt: skip
     needs_prompt: ClassVar[bool] = False
+    default_size: ClassVar[tuple[int, int] | None] = None
     Inputs: ClassVar[type[Any] | None] = UpscaleInputs
 
     @classmethod
