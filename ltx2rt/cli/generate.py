@@ -159,6 +159,8 @@ def check_files(options: argparse.Namespace) -> None:
         if options.embeddings is not None:
             raise OptionError("--embeddings and --save-embeddings exclude each other.")
         check_file_path(options.save_embeddings)
+        if options.save_embeddings in Outputs.of(options).paths:
+            raise OptionError(f"'{options.save_embeddings}' is named for 2 outputs.")
     if options.work_dir is not None:
         check_writable(options.work_dir)
     if options.resume and options.work_dir is None and options.output == output_flags.STDOUT:

@@ -97,6 +97,8 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
     if config is not None and pipeline.needs_prompt:
         if not config.prompt and config.embeddings is None:
             problems.append(f"--pipeline {name} needs --prompt TEXT")
+    elif config is not None and options.save_embeddings is not None and not config.prompt:
+        problems.append("--save-embeddings needs --prompt TEXT")
     if problems or config is None:
         if len(problems) == 1 and "\n" in problems[0]:
             raise OptionError(problems[0])

@@ -77,7 +77,7 @@ def check_fragmented(path: str | Path) -> None:
     """
     if VIDEO_FORMATS.get(Path(path).suffix.lower()) == "matroska":
         raise OptionError(
-            f"fragmented=True is for .mp4 and .mov, not '{Path(path).name}'; an .mkv file can be"
+            f"a fragmented file is .mp4 or .mov, not '{Path(path).name}'; an .mkv file can be"
             " played while it grows anyway."
         )
 

@@ -240,8 +240,12 @@ class Pipeline(PipelineEngines):
 
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
-        """What a clip of these `Inputs` can be saved as."""
-        return (cls.makes,)
+        """What a clip of these `Inputs` can be saved as, its main kind first.
+
+        Raises:
+            MediaError: a file that decides this cannot be read.
+        """
+        return ("video", "audio") if cls.makes == "video" else ("audio",)
 
     @classmethod
     def required_inputs(cls) -> list[str]:

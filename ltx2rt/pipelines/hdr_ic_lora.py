@@ -22,6 +22,7 @@ from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import reference_factors
 from ltx2rt.manifest import Lora
 from ltx2rt.media.exr import openexr
+from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.media.reader import probe_video
 from ltx2rt.noise import TorchGenerator
@@ -79,6 +80,11 @@ class HDRICLoraPipeline(Pipeline):
     makes_exr: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ("images", "generated_keyframes", "hdr")
     Inputs: ClassVar[type[Any] | None] = HDRICLoraInputs
+
+    @classmethod
+    def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
+        """A picture without sound."""
+        return ("video",)
 
     @classmethod
     def defaults(cls, inputs: HDRICLoraInputs | None) -> dict[str, Any]:

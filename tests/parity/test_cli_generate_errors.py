@@ -66,7 +66,7 @@ def test_requests(
         (("-o", "x.avi"), "the extension '.avi' is not allowed"),
         (("-o", "x"), "the extension '' is not allowed"),
         (("-o", "kept.mp4/x.mp4"), "does not exist"),
-        (("-o", "x.mkv", "--fragmented"), "fragmented=True is for .mp4 and .mov"),
+        (("-o", "x.mkv", "--fragmented"), "a fragmented file is .mp4 or .mov"),
         (("-o", "x.mp4", "--audio-output", "x.ogg"), "'.ogg' is not allowed"),
         (("-o", "x.mp4", "--audio-output", "missing/x.wav"), "does not exist"),
         (("-o", "x.mp4", "--save-latents", "missing/x.safetensors"), "does not exist"),

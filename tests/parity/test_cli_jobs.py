@@ -185,7 +185,7 @@ def test_number_of_clips_is_checked(demo_bundle: Path, folder: Path) -> None:
         (("x.mp4", "--num-videos", 0), "num_videos=0 is not in [1, 10000]"),
         (("x.mp4", "--num-videos", 3, "--seed", "1,2"), "num_videos=3 does not fit 2 seeds"),
         (("-", "--seed", "1,2"), "-o - takes one clip"),
-        (("x.mkv", "--stream"), "is for .mp4 and .mov"),
+        (("x.mkv", "--stream"), "is .mp4 or .mov"),
         (("x.wav", "--stream"), "--stream is for video"),
         (("-", "--resume"), "--resume needs --work-dir DIR"),
     ):
