@@ -77,15 +77,16 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
     same = base is not None and record is not None and record.pipeline == name
     problems = input_flags.problems_of(options, has_inputs=bool(same))
     problems += enhancement_flags.problems_of(options)
+    refusals: list[str] = []  # whole messages
     config, inputs = None, None
     try:
         inputs = input_flags.inputs_of(options, pipeline, base.inputs if base and same else None)
     except OptionError as error:
-        problems.append(str(error))
+        refusals.append(str(error))
     try:
         config = config_of(options, base.config if base else None, inputs)
     except OptionError as error:
-        problems.append(str(error))
+        refusals.append(str(error))
     if config is not None:
         before = base.guidance if base and same else None
         problems += guidance_flags.problems_of(options, pipeline, config, before)
@@ -99,9 +100,10 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
             problems.append(f"--pipeline {name} needs --prompt TEXT")
     elif config is not None and options.save_embeddings is not None and not config.prompt:
         problems.append("--save-embeddings needs --prompt TEXT")
+    if len(refusals) == 1 and not problems:
+        raise OptionError(refusals[0])
+    problems += [text.removeprefix("cannot generate: ") for text in refusals]
     if problems or config is None:
-        if len(problems) == 1 and "\n" in problems[0]:
-            raise OptionError(problems[0])
         raise OptionError(join_problems("cannot generate", problems))
     return Asked(
         pipeline=pipeline, config=config, seeds=seeds, inputs=inputs, options=options, record=record

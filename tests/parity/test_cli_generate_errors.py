@@ -57,6 +57,7 @@ def test_requests(
         "generate", demo_bundle, *PROMPT, *SMALL, *flags, "-o", folder / "kept.mp4", "--json"
     )
     expect_user_error(outcome, *said)
+    assert outcome.err.count("cannot generate") < 2
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,9 @@ def test_requests(
         (("-o", "x.mp4", "--audio-output", "missing/x.wav"), "does not exist"),
         (("-o", "x.mp4", "--save-latents", "missing/x.safetensors"), "does not exist"),
         (("-o", "x.mp4", "--save-latents", "../out"), "not a regular file"),
+        (("-o", "x.mp4", "--save-latents", "./x.mp4"), "x.mp4' is named for 2 outputs"),
+        (("-o", "x.mp4", "--save-embeddings", "x.mp4"), "x.mp4' is named for 2 outputs"),
+        (("-o", "x.mp4", "--work-dir", "kept.mp4"), "'kept.mp4': it is a file; name a directory"),
     ],
 )
 def test_outputs_are_checked_before_any_work(

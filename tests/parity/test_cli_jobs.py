@@ -233,6 +233,10 @@ def test_batch_refuses_bad_lines_before_any_work(demo_bundle: Path, tmp_path: Pa
             "is not inside", "line 5: output /x.mp4", "y.mp4 is the output of several jobs",
             "line 8: resume, stream cannot be used in a batch",
         )  # fmt: skip
+    jobs.write_text('{"prompt": "a"}')
+    with unchanged(tmp_path):
+        expect_user_error(run("batch", demo_bundle, jobs, "-o", jobs), "name a directory")
+        expect_user_error(run("batch", jobs, jobs, "-o", tmp_path / "out"), "is not a bundle")
 
 
 RESUMABLE = ("--prompt", "a lake", *SMALL)

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ltx2rt
@@ -265,6 +266,16 @@ def test_errors_of_the_system_become_sentences(
     monkeypatch.setattr("ltx2rt.cli.doctor.run", interrupted)
     assert main(["doctor"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+    def too_large(_: argparse.Namespace) -> int:
+        np.empty((1 << 30, 1 << 28), np.float32)
+        return 0
+
+    monkeypatch.setattr("ltx2rt.cli.doctor.run", too_large)
+    assert main(["doctor"]) == 2
+    said = capsys.readouterr().err
+    assert "takes more memory than there is" in said
+    assert "Traceback" not in said
 
 
 def test_doctor_reports_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
