@@ -22,6 +22,9 @@ DEFAULT_NEGATIVE_PROMPT = (
     "muffled voice, hiss, hum, clipped sound, echo, lips out of step with the words, silence"
 )
 
+#: noise levels that the models were trained on: more steps than that add nothing
+MAX_STEPS = 1000
+
 #: linear light of Rec.709 or AP1, or ACEScct codes (spec/media_io.md §6)
 HDR_MODES = ("SRGB_LINEAR", "ACESCG", "ACESCCT")
 
@@ -195,8 +198,9 @@ class GuidanceConfig:
         problems = []
         if any(0xD800 <= ord(c) <= 0xDFFF for c in self.negative_prompt):
             problems.append("the negative prompt is not valid UTF-8 text")
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            problems.append(f"num_inference_steps={self.num_inference_steps} is less than 1")
+        steps = self.num_inference_steps
+        if steps is not None and not 1 <= steps <= MAX_STEPS:
+            problems.append(f"num_inference_steps={steps} is not in [1, {MAX_STEPS}]")
         if self.scheduler not in SCHEDULERS:
             problems.append(f"scheduler={self.scheduler!r}; allowed: {', '.join(SCHEDULERS)}")
         if self.distilled_lora is not None:
@@ -216,7 +220,9 @@ def sigma_problems(name: str, sigmas: tuple[float, ...] | None) -> list[str]:
     except OptionError as error:
         return [f"{name}: {error}"]
     if table[0] > 1 or table[-1] != 0:
-        return [f"{name} must start at 1 or below and end at 0, found {table.tolist()}"]
+        return [
+            f"{name} must start at 1 or below and end at 0, found {table[0]:g} to {table[-1]:g}"
+        ]
     return []
 
 

@@ -12,7 +12,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -240,3 +240,19 @@ def _read_dataclass(kind: type[Any], data: Any, where: str, problems: list[str])
     except Ltx2rtError as error:
         problems.append(str(error))
         return None
+
+
+def named_files(value: Any) -> Iterator[Path]:
+    """Every file that a dataclass or a sequence of them names: paths, and text in a field `path`;
+    absolute.
+    """
+    if isinstance(value, Path):
+        yield value.absolute()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            inner = getattr(value, field.name)
+            is_path = field.name == "path" and isinstance(inner, str)
+            yield from named_files(Path(inner) if is_path else inner)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from named_files(item)

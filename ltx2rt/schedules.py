@@ -41,9 +41,8 @@ def sigma_table(values: ArrayLike) -> F32:
     if sigmas.ndim != 1 or sigmas.size < 2:
         raise OptionError(f"sigmas must be a list of at least 2 numbers, not shape {sigmas.shape}.")
     if not np.isfinite(sigmas).all() or (np.diff(sigmas) >= 0).any() or sigmas[-1] < 0:
-        raise OptionError(
-            f"sigmas must fall strictly and end at 0 or above, found {sigmas.tolist()}."
-        )
+        shown = ", ".join(f"{sigma:g}" for sigma in sigmas[:20]) + ", ..." * (sigmas.size > 20)
+        raise OptionError(f"sigmas must fall strictly and end at 0 or above, found {shown}.")
     return sigmas
 
 

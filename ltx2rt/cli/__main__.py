@@ -75,6 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nltx2rt: interrupted; partial output was removed.", file=sys.stderr)
         print_notes(error)
         return EXIT_INTERRUPTED
+    except MemoryError as error:
+        print(
+            "ltx2rt: error: this takes more memory than there is: ask for a smaller or shorter "
+            f"clip, or smaller tiles (--tiling). {error}",
+            file=sys.stderr,
+        )
+        print_notes(error)
+        return EXIT_USER_ERROR
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

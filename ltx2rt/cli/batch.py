@@ -62,9 +62,12 @@ class BatchJob:
 
 def run(options: argparse.Namespace) -> int:
     """Every result is a line of JSON on stdout; 1 if a job failed."""
+    from ltx2rt.media.files import check_folder
+
     jobs = read_jobs(options)
-    options.output.mkdir(parents=True, exist_ok=True)
+    check_folder(options.output)
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
+    options.output.mkdir(parents=True, exist_ok=True)
     failed = False
     pipes: dict[tuple[str, RuntimeConfig], Pipeline] = {}
     try:

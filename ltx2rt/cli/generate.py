@@ -153,13 +153,16 @@ def check_files(options: argparse.Namespace) -> None:
     Raises:
         OptionError, MediaError: says what is wrong.
     """
-    from ltx2rt.media.files import check_file_path, check_writable
+    from ltx2rt.media.files import check_file_path, check_folder, check_writable
 
     if options.save_embeddings is not None:
         if options.embeddings is not None:
             raise OptionError("--embeddings and --save-embeddings exclude each other.")
         check_file_path(options.save_embeddings)
+        if options.save_embeddings in Outputs.of(options).paths:
+            raise OptionError(f"'{options.save_embeddings}' is named for 2 outputs.")
     if options.work_dir is not None:
+        check_folder(options.work_dir)
         check_writable(options.work_dir)
     if options.resume and options.work_dir is None and options.output == output_flags.STDOUT:
         raise OptionError("--resume needs --work-dir DIR when the clip goes to standard output.")

@@ -120,7 +120,8 @@ FLAGS: tuple[Flag, ...] = (
         name="--reference",
         target="references",
         pipelines=("ic-lora", "hdr-ic-lora"),
-        help="a video that the clip follows (repeatable); strength 1 if omitted",
+        help="a video that the clip follows (repeatable); strength 1 if omitted; hdr-ic-lora: the "
+        "first gives size, frames and frame rate unless they are named",
         read=read_references,
         options={"action": "append", "metavar": "FILE[:STRENGTH]"},
     ),

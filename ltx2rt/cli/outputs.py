@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.plain_data import named_files
 
 if TYPE_CHECKING:
     from ltx2rt.config import GenerationConfig
@@ -132,18 +134,19 @@ class Outputs:
         from ltx2rt.pipelines.exr_checks import exr_folder
 
         makes = pipeline.output_kinds(inputs)
-        allowed = (*makes, "audio") if "video" in makes else makes
         kind = makes[0]
         if self.clip is not None and not self.is_stdout:
-            kind = check_output_path(self.clip, *allowed)
+            kind = check_output_path(self.clip, *makes)
         is_hdr = kind == "video" and (config.hdr is not None or pipeline.makes_exr)
-        problems = []
+        problems = self._overwritten(config, inputs)
         if kind != "video" and self.stream:
             problems.append(f"--stream is for video, not for '{self.clip}'")
         if kind != "video" and self.is_stdout:
             problems.append(f"-o - takes video; this request makes {kind}")
         if "video" not in makes and self.frames is not None:
             problems.append(f"--frames is for video; this request makes {kind}")
+        if "audio" not in makes and self.audio is not None:
+            problems.append("--audio-output is for clips with sound; this one has none")
         if is_hdr and (self.stream or self.frames is not None or self.is_stdout):
             problems.append(
                 "a clip of high dynamic range goes to an ordinary file with EXR frames beside it; "
@@ -161,6 +164,18 @@ class Outputs:
             check_output_path(self.audio, "audio")
         if self.latents is not None:
             check_file_path(self.latents)
+
+    def _overwritten(self, config: GenerationConfig, inputs: Any) -> list[str]:
+        """What would be lost: an output under the name of another, or of what the clip is made
+        from.
+        """
+        count = Counter(path.resolve() for path in self.paths)
+        problems = [f"'{p}' is named for {n} outputs" for p, n in count.items() if n > 1]
+        sources = {path.resolve() for path in named_files((config, inputs))}
+        return problems + [
+            f"'{path}' is what the clip is made from; choose another name"
+            for path in sorted(sources & count.keys())
+        ]
 
     def write(self, clip: Clip) -> None:
         """Decode the clip and write everything."""

@@ -21,8 +21,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
     width = max(len(name) for name in PIPELINES)
     for row in rows:
-        height, across = row["default_size"]
-        traits = [f"{'two stages' if row['two_stage'] else 'one stage'}, {across}x{height}"]
+        traits = ["two stages" if row["two_stage"] else "one stage"]
+        if row["default_size"] is not None:
+            height, across = row["default_size"]
+            traits = [f"{traits[0]}, {across}x{height}"]
         traits += ["guided"] if row["guided"] else []
         traits += [f"takes {' '.join(row['flags'])}"] if row["flags"] else []
         print(f"{row['name']:{width}}  {row['summary']}")
@@ -38,7 +40,7 @@ def facts_of(name: str) -> dict[str, Any]:
         "summary": cls.summary or " ".join((cls.__doc__ or "").split("\n\n")[0].split()),
         "guided": cls.guided,
         "two_stage": cls.two_stage,
-        "default_size": list(cls.default_size),
+        "default_size": cls.default_size and list(cls.default_size),
         "flags": [flag.name for flag in FLAGS if name in flag.pipelines],
         "requires": list(cls.requires),
     }

@@ -77,15 +77,16 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
     same = base is not None and record is not None and record.pipeline == name
     problems = input_flags.problems_of(options, has_inputs=bool(same))
     problems += enhancement_flags.problems_of(options)
+    refusals: list[str] = []  # whole messages
     config, inputs = None, None
-    try:
-        config = config_of(options, base.config if base else None)
-    except OptionError as error:
-        problems.append(str(error))
     try:
         inputs = input_flags.inputs_of(options, pipeline, base.inputs if base and same else None)
     except OptionError as error:
-        problems.append(str(error))
+        refusals.append(str(error))
+    try:
+        config = config_of(options, base.config if base else None, inputs)
+    except OptionError as error:
+        refusals.append(str(error))
     if config is not None:
         before = base.guidance if base and same else None
         problems += guidance_flags.problems_of(options, pipeline, config, before)
@@ -97,9 +98,12 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
     if config is not None and pipeline.needs_prompt:
         if not config.prompt and config.embeddings is None:
             problems.append(f"--pipeline {name} needs --prompt TEXT")
+    elif config is not None and options.save_embeddings is not None and not config.prompt:
+        problems.append("--save-embeddings needs --prompt TEXT")
+    if len(refusals) == 1 and not problems:
+        raise OptionError(refusals[0])
+    problems += [text.removeprefix("cannot generate: ") for text in refusals]
     if problems or config is None:
-        if len(problems) == 1 and "\n" in problems[0]:
-            raise OptionError(problems[0])
         raise OptionError(join_problems("cannot generate", problems))
     return Asked(
         pipeline=pipeline, config=config, seeds=seeds, inputs=inputs, options=options, record=record
@@ -107,10 +111,10 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
 
 
 def config_of(
-    options: argparse.Namespace, base: GenerationConfig | None = None
+    options: argparse.Namespace, base: GenerationConfig | None = None, inputs: Any = None
 ) -> GenerationConfig:
-    """The flags as a `GenerationConfig`; what is not given is as in `base`, or else keeps its
-    default, and the size is the pipeline's.
+    """The flags as a `GenerationConfig`; what is not given is as in `base`, or else as the
+    pipeline has it for these `inputs`.
     """
     given = {
         f.name: value
@@ -132,8 +136,8 @@ def config_of(
         if "prompt" in given:  # another prompt has neither the old one's contexts nor its origin
             given = {"embeddings": None, "user_prompt": None, **given}
         return dataclasses.replace(base, **given)
-    height, width = pipeline_class(options.pipeline or DEFAULT_PIPELINE).default_size
-    return GenerationConfig(**{"height": height, "width": width, **given})
+    defaults = pipeline_class(options.pipeline or DEFAULT_PIPELINE).defaults(inputs)
+    return GenerationConfig(**{**defaults, **given})
 
 
 def seeds_of(options: argparse.Namespace, base: int | None = None) -> tuple[int, ...]:

@@ -77,7 +77,7 @@ def check_fragmented(path: str | Path) -> None:
     """
     if VIDEO_FORMATS.get(Path(path).suffix.lower()) == "matroska":
         raise OptionError(
-            f"fragmented=True is for .mp4 and .mov, not '{Path(path).name}'; an .mkv file can be"
+            f"a fragmented file is .mp4 or .mov, not '{Path(path).name}'; an .mkv file can be"
             " played while it grows anyway."
         )
 
@@ -113,9 +113,18 @@ def check_writable(path: str | Path) -> None:
         ) from error
 
 
-def _check_frames_directory(path: Path) -> None:
+def check_folder(path: Path) -> None:
+    """Refuse a folder to write into whose name a file has.
+
+    Raises:
+        MediaError: it is a file.
+    """
     if path.exists() and not path.is_dir():
-        raise MediaError(f"cannot write frames to '{path}': it is a file; name a directory.")
+        raise MediaError(f"cannot write into '{path}': it is a file; name a directory.")
+
+
+def _check_frames_directory(path: Path) -> None:
+    check_folder(path)
     if path.is_dir() and any(path.iterdir()):
         raise MediaError(
             f"cannot write frames to '{path}': the directory is not empty;"

@@ -69,8 +69,8 @@ class Pipeline(PipelineEngines):
     two_stage: ClassVar[bool] = False
     #: a frozen dataclass of what this pipeline takes besides `GenerationConfig`; None: nothing
     Inputs: ClassVar[type[Any] | None] = None
-    #: height and width where none are asked for
-    default_size: ClassVar[tuple[int, int]] = (1024, 1536)
+    #: height and width where none are asked for; None: those of the input, or it has none
+    default_size: ClassVar[tuple[int, int] | None] = (1024, 1536)
     #: fields of `GenerationConfig` that mean nothing here; naming one is refused
     unused: ClassVar[tuple[str, ...]] = ()
     #: whether `num_frames` may be an `AutoDuration`
@@ -183,12 +183,11 @@ class Pipeline(PipelineEngines):
             problems.append("it takes no guidance: use a guided pipeline (one-stage, two-stage)")
         if problems:
             raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
-        if config is None:
-            height, width = self.default_size
-            given = {k: v for k, v in options.items() if k in names}
-            config = GenerationConfig(**{"height": height, "width": width, **given})
         if inputs is None and self.Inputs is not None:
             inputs = self.Inputs(**{k: v for k, v in options.items() if k in own})
+        if config is None:
+            given = {k: v for k, v in options.items() if k in names}
+            config = GenerationConfig(**{**self.defaults(inputs), **given})
         return Request(config=config, guidance=guidance, inputs=inputs)
 
     def prepare(self, request: Request) -> Request:
@@ -233,9 +232,20 @@ class Pipeline(PipelineEngines):
         return [request.config.loras]
 
     @classmethod
+    def defaults(cls, inputs: Any) -> dict[str, Any]:
+        """Fields of a `GenerationConfig` where none are asked for; those left out have the same
+        default everywhere. `inputs` is None where something is missing in them.
+        """
+        return dict(zip(("height", "width"), cls.default_size or (), strict=False))
+
+    @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
-        """What a clip of these `Inputs` can be saved as."""
-        return (cls.makes,)
+        """What a clip of these `Inputs` can be saved as, its main kind first.
+
+        Raises:
+            MediaError: a file that decides this cannot be read.
+        """
+        return ("video", "audio") if cls.makes == "video" else ("audio",)
 
     @classmethod
     def required_inputs(cls) -> list[str]:

@@ -6,9 +6,8 @@ metadata says for which request. A run that goes on gives bit-equal latents.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.record import Record, plain_record
-from ltx2rt.plain_data import parse_json
+from ltx2rt.plain_data import named_files, parse_json
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.safetensors_writer import write_safetensors
 
@@ -113,25 +112,11 @@ def _key_of(record: Record) -> dict[str, Any]:
     plain = plain_record(record)
     del plain["stages"]
     key = _flat(plain)
-    for path in sorted(set(_paths(record.request))):
+    for path in sorted(set(named_files(record.request))):
         if path.is_file():
             facts = path.stat()
             key[f"file {path}"] = f"{facts.st_size} bytes of {facts.st_mtime_ns}"
     return key
-
-
-def _paths(value: Any) -> Iterator[Path]:
-    """Files that a request names."""
-    if isinstance(value, Path):
-        yield value.absolute()
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            inner = getattr(value, field.name)
-            is_path = field.name == "path" and isinstance(inner, str)
-            yield from _paths(Path(inner) if is_path else inner)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _paths(item)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

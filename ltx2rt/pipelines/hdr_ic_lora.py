@@ -17,17 +17,20 @@ from ltx2rt.components.reference_conditioner import (
 )
 from ltx2rt.conditioning import ReferenceVideo
 from ltx2rt.engine import Array
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import MediaError, OptionError, join_problems
 from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import reference_factors
 from ltx2rt.manifest import Lora
 from ltx2rt.media.exr import openexr
+from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import HdrFormat
+from ltx2rt.media.reader import probe_video
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
 from ltx2rt.pipelines.run import Request
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.schedules import DISTILLED, HDR_STAGE2
+from ltx2rt.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.tiling import AxisTile, TilingConfig, refine_tiles
 
 if TYPE_CHECKING:
@@ -73,9 +76,35 @@ class HDRICLoraPipeline(Pipeline):
     )
     two_stage: ClassVar[bool] = True
     any_size: ClassVar[bool] = True
+    default_size: ClassVar[tuple[int, int] | None] = None
     makes_exr: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ("images", "generated_keyframes", "hdr")
     Inputs: ClassVar[type[Any] | None] = HDRICLoraInputs
+
+    @classmethod
+    def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
+        """A picture without sound."""
+        return ("video",)
+
+    @classmethod
+    def defaults(cls, inputs: HDRICLoraInputs | None) -> dict[str, Any]:
+        """Size, frames (cut to `8k+1`) and frame rate of the first reference; `prepare` refuses one
+        that cannot be read.
+        """
+        found = super().defaults(inputs)
+        try:
+            info = probe_video(inputs.references[0].path) if inputs else None
+        except MediaError:
+            info = None
+        if info is None:
+            return found
+        time = VIDEO_SCALE_FACTORS.time
+        return {
+            "height": info.height - info.height % 2,
+            "width": info.width - info.width % 2,
+            "num_frames": (info.num_frames - 1) // time * time + 1,
+            "frame_rate": float(info.frame_rate),
+        }
 
     def prepare(self, request: Request) -> Request:
         """As `Pipeline.prepare`, for any even height and width.

@@ -18,7 +18,7 @@ class OneStagePipeline(GuidedPipeline):
     name: ClassVar[str] = "one-stage"
     requires: ClassVar[tuple[str, ...]] = ONE_STAGE
     auto_duration: ClassVar[bool] = True
-    default_size: ClassVar[tuple[int, int]] = (512, 768)
+    default_size: ClassVar[tuple[int, int] | None] = (512, 768)
 
     def generate(self, run: Run) -> Clip:
         items = run.image_items({"stage_1": 1})

@@ -12,6 +12,7 @@ from ltx2rt.components.diffusion_stage import ModalityRequest
 from ltx2rt.conditioning import TemporalRegion
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.media.audio import check_rate
+from ltx2rt.media.files import OutputKind
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.pipelines.base import ONE_STAGE, Pipeline
 from ltx2rt.pipelines.guided import GuidedPipeline
@@ -81,6 +82,12 @@ class RetakePipeline(Pipeline):
     requires: ClassVar[tuple[str, ...]] = _REQUIRES
     Inputs: ClassVar[type[Any] | None] = RetakeInputs
     unused: ClassVar[tuple[str, ...]] = _UNUSED
+    default_size: ClassVar[tuple[int, int] | None] = None
+
+    @classmethod
+    def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
+        """Without sound if the source has none and none is made."""
+        return _output_kinds(inputs)
 
     def prepare(self, request: Request) -> Request:
         """As `Pipeline.prepare`, at the source's size, frames and frame rate.
@@ -109,6 +116,12 @@ class GuidedRetakePipeline(GuidedPipeline):
     requires: ClassVar[tuple[str, ...]] = _REQUIRES
     Inputs: ClassVar[type[Any] | None] = RetakeInputs
     unused: ClassVar[tuple[str, ...]] = _UNUSED
+    default_size: ClassVar[tuple[int, int] | None] = None
+
+    @classmethod
+    def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
+        """Without sound if the source has none and none is made."""
+        return _output_kinds(inputs)
 
     def prepare(self, request: Request) -> Request:
         """As `RetakePipeline.prepare` and `GuidedPipeline.prepare`."""
@@ -118,6 +131,11 @@ class GuidedRetakePipeline(GuidedPipeline):
         video, audio = _targets(run)
         result = self.only_stage(run, self.encode(run), video=video, audio=audio)
         return run.clip(result.video, result.audio, waveform=_kept_sound(run))
+
+
+def _output_kinds(own: RetakeInputs) -> tuple[OutputKind, ...]:
+    has_sound = own.regenerate_audio or probe_video(own.video).has_audio
+    return ("video", "audio") if has_sound else ("video",)
 
 
 def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:

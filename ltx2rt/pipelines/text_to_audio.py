@@ -28,6 +28,7 @@ class TextToAudioPipeline(GuidedPipeline):
         "height", "width", "images", "generated_keyframes", "hdr",
     )  # fmt: skip
     auto_duration: ClassVar[bool] = True
+    default_size: ClassVar[tuple[int, int] | None] = None
     makes: ClassVar[Literal["video", "audio"]] = "audio"
     guides: ClassVar[tuple[str, ...]] = ("audio",)
 

@@ -27,7 +27,7 @@ class TwoStagesHQPipeline(TwoStagesPipeline):
 
     name: ClassVar[str] = "two-stage-hq"
     summary: ClassVar[str] = "As two-stage, with the second-order sampler res-2s in both stages."
-    default_size: ClassVar[tuple[int, int]] = (1088, 1920)
+    default_size: ClassVar[tuple[int, int] | None] = (1088, 1920)
     sampler: ClassVar[Sampler] = "res_2s"
 
     def with_defaults(self, guidance: GuidanceConfig) -> GuidanceConfig:

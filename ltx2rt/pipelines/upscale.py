@@ -92,12 +92,15 @@ class UpscalePipeline(Pipeline):
         "sampler", "sigmas",
     )  # fmt: skip
     needs_prompt: ClassVar[bool] = False
+    default_size: ClassVar[tuple[int, int] | None] = None
     Inputs: ClassVar[type[Any] | None] = UpscaleInputs
 
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
-        """A video makes a video, an image an image."""
-        return ("image",) if inputs.is_image else ("video",)
+        """A video makes a video, with sound if it has any; an image makes an image."""
+        if inputs.is_image:
+            return ("image",)
+        return ("video", "audio") if probe_video(inputs.source).has_audio else ("video",)
 
     def prepare(self, request: Request) -> Request:
         """The request at the source's size, frames and frame rate.
@@ -131,8 +134,13 @@ class UpscalePipeline(Pipeline):
             and request.config.embeddings is None
         ):
             problems.append("refining takes a prompt that describes the picture")
-        if inputs.refine is None and request.config.loras:
-            problems.append("LoRAs change nothing where nothing is refined")
+        if inputs.refine is None:
+            given = {"a prompt": "prompt", "embeddings": "embeddings", "LoRAs": "loras"}
+            problems += [
+                f"{what} would change nothing where nothing is refined (refine, --refine)"
+                for what, name in given.items()
+                if getattr(request.config, name)
+            ]
         height, width = self.output_size(inputs, source)
         if not inputs.is_image and (height % 2 or width % 2):
             problems.append(

@@ -185,7 +185,7 @@ def test_number_of_clips_is_checked(demo_bundle: Path, folder: Path) -> None:
         (("x.mp4", "--num-videos", 0), "num_videos=0 is not in [1, 10000]"),
         (("x.mp4", "--num-videos", 3, "--seed", "1,2"), "num_videos=3 does not fit 2 seeds"),
         (("-", "--seed", "1,2"), "-o - takes one clip"),
-        (("x.mkv", "--stream"), "is for .mp4 and .mov"),
+        (("x.mkv", "--stream"), "is .mp4 or .mov"),
         (("x.wav", "--stream"), "--stream is for video"),
         (("-", "--resume"), "--resume needs --work-dir DIR"),
     ):
@@ -233,6 +233,10 @@ def test_batch_refuses_bad_lines_before_any_work(demo_bundle: Path, tmp_path: Pa
             "is not inside", "line 5: output /x.mp4", "y.mp4 is the output of several jobs",
             "line 8: resume, stream cannot be used in a batch",
         )  # fmt: skip
+    jobs.write_text('{"prompt": "a"}')
+    with unchanged(tmp_path):
+        expect_user_error(run("batch", demo_bundle, jobs, "-o", jobs), "name a directory")
+        expect_user_error(run("batch", jobs, jobs, "-o", tmp_path / "out"), "is not a bundle")
 
 
 RESUMABLE = ("--prompt", "a lake", *SMALL)

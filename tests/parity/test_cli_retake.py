@@ -147,6 +147,14 @@ def test_guided(demo_bundle: Path, folder: Path, source: Path, both: dict[str, n
             ["no use for --height", "no use for --frame-rate", "no use for --image"],
         ),
         (("--video", "ok.mp4", *WINDOW, "--negative-prompt", "x"), ["which is not guided"]),
+        (
+            ("--video", "ok.mp4", *WINDOW, "--no-regenerate-audio", "--audio-output", "x.wav"),
+            ["--audio-output is for clips with sound; this one has none"],
+        ),
+        (
+            ("--video", "ok.mp4", *WINDOW, "--save-latents", "ok.mp4"),
+            ["ok.mp4' is what the clip is made from; choose another name"],
+        ),
     ],
 )
 def test_refused_before_anything_is_loaded(

@@ -137,6 +137,27 @@ def test_a_reference_that_ends_early_guides_only_the_tiles_under_it(
     assert tokens == [18 + 1, 18]
 
 
+def test_size_frames_and_rate_are_the_reference_s_unless_named(
+    demo_bundle: Path, demo_model: dict[str, Path], folder: Path
+) -> None:
+    with VideoWriter(folder / "fast.mp4", 66, 70, 30) as writer:
+        writer.write(np.random.default_rng(1).random((12, 70, 66, 3), np.float32))
+    ask = ("--reference", folder / "fast.mp4", "--lora", lora(folder, demo_model, "logc3"))
+    for flags, want in (
+        ((), (66, 70, 9, 30.0)),
+        (("--height", 72, "--frame-rate", 24), (66, 72, 9, 24.0)),
+    ):
+        target = folder / f"as-{len(flags)}.mp4"
+        outcome = run("generate", demo_bundle, *ASK, *ask, *flags, "-o", target)
+        assert outcome.code == 0, outcome.err
+        info = probe_video(target)
+        assert (info.width, info.height, info.num_frames, float(info.frame_rate)) == want
+    given = {"prompt": "a", "references": (ReferenceFile(path=folder / "fast.mp4"),)}
+    with HDRICLoraPipeline(open_bundle(demo_bundle)) as pipe:
+        config = pipe.make_request(None, None, None, given).config
+    assert (config.width, config.height, config.num_frames, config.frame_rate) == (66, 70, 9, 30.0)
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [

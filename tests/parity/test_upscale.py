@@ -19,6 +19,7 @@ from ltx2rt.pipelines.upscale import UpscaleInputs, UpscalePipeline, padded
 from ltx2rt.shapes import VIDEO_SCALE_FACTORS, VideoPixelShape
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
+from tests.parity.media_files import video_file
 
 ASK = ("--pipeline", "upscale", "--threads", 1, "--quiet")
 
@@ -145,7 +146,17 @@ def test_noise_levels_of_the_refinement() -> None:
         (["--source", "absent.mp4"], ["absent.mp4", "no such file"]),
         (["--source", "VIDEO", "--upscale", "temporal"], ["this request needs temporal_upsampler"]),
         (["--source", "VIDEO", "--refine", 0.5], ["refining takes a prompt"]),
-        (["--source", "VIDEO", "--lora", "x"], ["LoRAs change nothing where nothing is refined"]),
+        (
+            ["--source", "VIDEO", "--lora", "x", "--prompt", "a lake"],
+            ["LoRAs would change nothing", "a prompt would change nothing"],
+        ),
+        (["--source", "VIDEO", "--embeddings", "x"], ["embeddings would change nothing"]),
+        (["--source", "VIDEO", "--save-embeddings", "x"], ["--save-embeddings needs --prompt"]),
+        (
+            ["--source", "SILENT", "--audio-output", "x.wav"],
+            ["clips with sound; this one has none"],
+        ),
+        (["--source", "VIDEO", "--frames", "TARGET"], ["is named for 2 outputs"]),
         (["--source", "VIDEO", "--refine", 2], ["refine=2.0 is not above 0"]),
         (["--source", "PHOTO", "--upscale", "both"], ["is an image", "no frame rate"]),
         (["--source", "VIDEO", "--height", 64], ["has no use for --height"]),
@@ -155,7 +166,8 @@ def test_noise_levels_of_the_refinement() -> None:
 def test_wrong_requests(
     demo_bundle: Path, source: Path, photo: Path, tmp_path: Path, flags: list, parts: list[str]
 ) -> None:
-    names = {"VIDEO": source, "PHOTO": photo}
+    names = {"VIDEO": source, "PHOTO": photo, "TARGET": tmp_path / "x.mp4"}
+    names["SILENT"] = video_file(tmp_path / "silent.mp4", 9, sound=False)
     filled = [names.get(flag, flag) for flag in flags]
     with unchanged(tmp_path):
         outcome = run("generate", demo_bundle, *ASK[:-1], *filled, "-o", tmp_path / "x.mp4")
