@@ -43,6 +43,7 @@ class EngineInfo:
         cache_key: names everything that the engine depends on.
         options: builder options that were set.
         version_compatible: other versions of the backend can load it.
+        plugins: Python modules that register its plugins -> SHA-256 of their sources.
     """
 
     schema: int
@@ -65,6 +66,7 @@ class EngineInfo:
     peak_memory_bytes: int
     engine_bytes: int
     engine_sha256: str
+    plugins: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def sidecar_of(engine: Path) -> Path:
