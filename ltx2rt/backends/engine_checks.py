@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from ltx2rt.backends.tensorrt_api import APIS
-from ltx2rt.engine_file import EngineInfo
+from ltx2rt.engine_file import EngineInfo, file_sha256
 from ltx2rt.errors import BundleError, OptionError
 
 #: the target of engines that run on every GPU from Ampere on
@@ -65,7 +64,7 @@ def import_plugins(modules: Sequence[str]) -> dict[str, str]:
                 f"the plugin module {name!r} cannot be imported ({error}); install it, or put its "
                 "folder on PYTHONPATH."
             ) from error
-        digests[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+        digests[name] = file_sha256(Path(file)) if file else ""
     return digests
 
 

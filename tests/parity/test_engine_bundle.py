@@ -155,8 +155,15 @@ def test_changed_engines_and_other_versions_are_refused(
     engine = next(broken.glob("engines/transformer_tail/*.engine"))
     engine.write_bytes(engine.read_bytes()[:-1])
     next(broken.glob("engines/transformer_head/*.engine")).unlink()
+    next(broken.glob("engines/text_head/*.json")).unlink()
+    shutil.copy(
+        next(broken.glob("engines/text_tail/*.json")),
+        next(broken.glob("engines/text_block/*.json")),
+    )
     with pytest.raises(BundleError) as error:
         open_bundle(broken)
+    assert "engine.json beside it: copy both" in str(error.value)
+    assert "engine.json is of another engine" in str(error.value)
     assert "engine of transformer_tail" in str(error.value)
     assert "engine of transformer_head" in str(error.value)
     assert "--backend tensorrt-rtx --precision bf16" in str(error.value)

@@ -17,7 +17,7 @@ from ltx2rt.backends.tensorrt_api import APIS, load
 from ltx2rt.buckets import Bucket, tensor_ranges
 from ltx2rt.cuda import local_gpu
 from ltx2rt.engine import Array, TensorSpec
-from ltx2rt.engine_file import SIDECAR_SCHEMA, EngineInfo, write_info
+from ltx2rt.engine_file import SIDECAR_SCHEMA, EngineInfo, file_sha256, write_info
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import InternalError, OptionError
 from ltx2rt.manifest import EngineEntry, Tensor
@@ -25,7 +25,7 @@ from ltx2rt.progress import Job
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.custom_ops.kernels import used_operators, write_kernels
 from ltx2rt_export.engines.builder import EngineRequest
-from ltx2rt_export.engines.cache import EngineCache, cache_key, file_sha256
+from ltx2rt_export.engines.cache import EngineCache, cache_key
 from ltx2rt_export.engines.process import run_build
 from ltx2rt_export.engines.profiles import ProfileRequest, component_buckets
 from ltx2rt_export.engines.weights import weights_as_constants, weights_as_inputs
