@@ -217,6 +217,36 @@ def test_dry_run_builds_nothing(demo_model: dict[str, Path], tmp_path: Path) -> 
     assert "vocoder: fp32" in text
 
 
+def test_dry_run_plans_what_a_build_makes(demo_model: dict[str, Path], tmp_path: Path) -> None:
+    command = (
+        "build", *build_flags(demo_model), "--backend", "tensorrt-rtx", "--shapes", "64x64x9",
+        "--dry-run", "--components", "text_block,transformer_block",
+    )  # fmt: skip
+    plain = ltx2rt(*command, "--precision", "bf16", "--json").json
+    mixed = ltx2rt(*command, "--precision", "fp8", "--plain-layers", "0", "--json").json
+    whole, text = (plain["components"][n] for n in ("transformer_block", "text_block"))
+    block, rest = (mixed["components"][f"transformer_block{n}"] for n in ("", "_plain"))
+    assert (block["layers"], rest["layers"], rest["precision"]) == (2, 1, "bf16")
+    assert rest["weight_bytes"] == whole["weight_bytes"] // 3
+    # linears of two layers weigh half: one byte an element, which lies in the bundle
+    saved = 2 * rest["weight_bytes"] - block["weight_bytes"]
+    assert 1e5 < saved < 2 * rest["weight_bytes"]
+    assert mixed["disk_bytes"] == saved + sum(
+        p["engine_bytes"] for p in mixed["components"].values()
+    )
+    # the text encoder holds one layer at a time
+    encode = plain["stage_bytes"]["encode prompt"] - text["activation_bytes"]
+    assert encode == text["weight_bytes"] // text["layers"]
+    for flags, said in (
+        (("--precision", "fp8", "--lora", tmp_path / "none.safetensors"), "none.safetensors"),
+        (("--precision", "fp8", "--plain-layers", "0,1,2"), "would quantise nothing"),
+        (("--precision", "fp8", "--plain-layers", "9"), "blocks 0 to 2"),
+    ):
+        expect_user_error(ltx2rt(*command, *flags), said)
+    small = ("--backend", "onnxruntime", "--precision", "fp32")
+    assert "card" not in ltx2rt(*command, *small).out
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
