@@ -12,6 +12,7 @@ from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
+from ltx2rt.engine_file import read_info, sidecar_of
 from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
 from ltx2rt.lora import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
 from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
@@ -311,15 +312,16 @@ def find_moved(place: Path, weights_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def engine_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """Engines that are missing, changed, or of another version than is installed. GPUs are not
-    looked at.
+    """Engines that are missing, changed, without their JSON, or of another version than is
+    installed. GPUs are not looked at.
     """
     problems = []
     for name, entry in manifest.components.items():
         if manifest.backend != "onnxruntime" and not entry.engines:
             problems.append(f"{name} has no engine for backend {manifest.backend!r}")
         for engine in entry.engines:
-            problems += _check_file(folder, engine.file, engine.sha256, f"the engine of {name}")
+            found = _check_file(folder, engine.file, engine.sha256, f"the engine of {name}")
+            problems += found or _sidecar_problems(folder / engine.file, engine.sha256)
             if engine.backend not in APIS or engine.backend != manifest.backend:
                 problems.append(
                     f"the engine of {name} is for backend {engine.backend!r}, the bundle for "
@@ -333,6 +335,14 @@ def engine_problems(folder: Path, manifest: Manifest) -> list[str]:
                     f"{engine.backend_version} and {version} is installed"
                 )
     return problems
+
+
+def _sidecar_problems(engine: Path, sha256: str) -> list[str]:
+    try:
+        info = read_info(engine)
+    except BundleError as error:
+        return [str(error)]
+    return [] if info.engine_sha256 == sha256 else [f"{sidecar_of(engine)} is of another engine"]
 
 
 def _check_file(folder: Path, name: str, sha256: str, what: str) -> list[str]:

@@ -70,8 +70,27 @@ class CudaDevice:
         self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, size: int) -> int:
-        """Address of `size` new bytes."""
-        return int(self._call("cuMemAlloc", max(size, 1)))
+        """Address of `size` new bytes.
+
+        Raises:
+            EngineError: the GPU has no room for them; says how much it has.
+        """
+        result = self._driver.cuMemAlloc(max(size, 1))
+        if result[0] == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            raise EngineError(self._out_of_memory(size))
+        try:
+            return int(check(self._driver, result))
+        except RuntimeError as error:
+            raise EngineError(f"CUDA failed in cuMemAlloc: {error}") from error
+
+    def _out_of_memory(self, size: int) -> str:
+        free, total = self._driver.cuMemGetInfo()[1:]
+        return (
+            f"the GPU ({self.gpu.name}) is out of memory: {size / 2**30:.2f} GiB more are needed, "
+            f"{free / 2**30:.2f} of {total / 2**30:.2f} GiB are free; ask for a smaller clip, end "
+            "what else uses the GPU, or build in a smaller precision (`ltx2rt build --dry-run` "
+            "says what each takes)."
+        )
 
     def free(self, address: int) -> None:
         """Give memory of `allocate` back, once the stream no longer uses it; from any thread."""

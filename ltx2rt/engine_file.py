@@ -7,6 +7,7 @@ without a GPU; in other versions the names may differ, so counts are given for k
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import mmap
 import re
 from collections import Counter
@@ -43,6 +44,7 @@ class EngineInfo:
         cache_key: names everything that the engine depends on.
         options: builder options that were set.
         version_compatible: other versions of the backend can load it.
+        plugins: Python modules that register its plugins -> SHA-256 of their sources.
     """
 
     schema: int
@@ -65,6 +67,7 @@ class EngineInfo:
     peak_memory_bytes: int
     engine_bytes: int
     engine_sha256: str
+    plugins: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def sidecar_of(engine: Path) -> Path:
@@ -92,6 +95,12 @@ def read_info(engine: Path) -> EngineInfo:
         missing=f"{engine} has no {path.name} beside it: copy both, or build the engine again.",
         again="Build the engine again.",
     )
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file's content; it is not read into memory as a whole."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Turn a model's files into a bundle: export every component, record where every weight lies.
 
 Everything is written to a folder beside the target and renamed at the end: a failed or interrupted
-build leaves nothing.
+build leaves nothing; what a killed one leaves, the next of that name removes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -147,11 +148,9 @@ def build_bundle(
     if problems := lora_problems(inputs.loras):
         raise OptionError(join_problems("cannot build", problems))
     with build_lock(output):
-        work = Path(
-            tempfile.mkdtemp(
-                prefix=f".{output.name}.", suffix=".part", dir=output.absolute().parent
-            )
-        )
+        parent = output.absolute().parent
+        _remove_leftovers(parent, output.name)
+        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=parent))
         try:
             manifest = _fill(work, files, inputs, config, job)
             work.chmod(0o755)
@@ -160,6 +159,14 @@ def build_bundle(
             shutil.rmtree(work, ignore_errors=True)
             raise
     return manifest
+
+
+def _remove_leftovers(parent: Path, name: str) -> None:
+    """Remove what builds of this name left that were killed: the lock is ours, so none runs."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}\.part")
+    for path in parent.iterdir():
+        if pattern.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _put_in_place(work: Path, output: Path) -> None:
@@ -190,11 +197,13 @@ def _fill(
         raise CheckpointError(
             "the text encoder has no tokenizer.json; give the whole Gemma folder."
         )
-    components = make_components(files, inputs.loras, work / "weights")
+    components = make_components(files, (), work)
     options = {c.name: c.options for c in components}
     info = model_info(files, options)
     components = chosen_components(components, config.components)
     engines = engine_stage(config, info, options)
+    if inputs.loras:  # last: it writes every tensor that they change
+        components = fuse_loras(components, files, inputs.loras, work / "weights")
     (work / "graphs").mkdir()
     (work / "text").mkdir()
     table = SourceTable(work)

@@ -21,6 +21,29 @@ from ltx2rt_export.kinds import open_weights
 
 OVERLAY = "loras.safetensors"
 
+#: the model's parts that LoRAs may change
+ROLES = ("transformer", "connectors", "text_projection")
+
+#: module -> what is added to its weight, with strengths
+Updates = dict[str, list[tuple[LoraPair, float]]]
+
+
+def match_loras(files: ModelFiles, loras: Sequence[Lora]) -> Updates:
+    """What LoRAs change, by module; reads headers only.
+
+    Raises:
+        CheckpointError: a LoRA file is broken or fits no module of this model.
+        UnsupportedError: an adapter kind that cannot be fused.
+    """
+    targets = lora_targets(*(files.tensors(role) for role in ROLES))
+    opened = [open_weights(find_lora(lora.path)) for lora in loras]
+    return collect_updates(
+        [
+            (parse_lora(file, targets), lora.strength)
+            for file, lora in zip(opened, loras, strict=True)
+        ]
+    )
+
 
 def fuse_loras(
     components: Sequence[Component], files: ModelFiles, loras: Sequence[Lora], folder: Path
@@ -29,22 +52,15 @@ def fuse_loras(
     one at a time.
 
     Raises:
-        CheckpointError: a LoRA file is broken or fits no module of this model.
-        UnsupportedError: an adapter kind that cannot be fused.
+        CheckpointError, UnsupportedError: see `match_loras`.
     """
-    parts = [files.tensors(role) for role in ("transformer", "connectors", "text_projection")]
-    targets = lora_targets(*parts)
-    opened = [open_weights(find_lora(lora.path)) for lora in loras]
-    parsed = [
-        (parse_lora(file, targets), lora.strength) for file, lora in zip(opened, loras, strict=True)
-    ]
-    updates = collect_updates(parsed)
+    updates = match_loras(files, loras)
     if not updates:
         return list(components)
     weights = {
         name.removesuffix(".weight").removeprefix("model.diffusion_model."): entry
-        for part in parts
-        for name, entry in part.items()
+        for role in ROLES
+        for name, entry in files.tensors(role).items()
         if name.endswith(".weight")
     }
     changed = {module: weights[module] for module in updates}

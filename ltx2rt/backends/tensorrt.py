@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from ltx2rt.backends.engine_checks import check_gpu, check_plugins, check_version
 from ltx2rt.backends.tensorrt_api import APIS, load, make_logger
 from ltx2rt.buckets import choose_bucket, symbol_sizes
 from ltx2rt.cuda import CudaDevice, Device
 from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, check_inputs
-from ltx2rt.engine_file import EngineInfo, read_info
-from ltx2rt.errors import BundleError, EngineError, InternalError
+from ltx2rt.engine_file import read_info
+from ltx2rt.errors import EngineError, InternalError
 from ltx2rt.manifest import Tensor
 
 #: bits of one element, by dtype name; weights come in more dtypes than other tensors
@@ -38,19 +39,11 @@ BITS = {
     "int4": 4,
 }
 
-#: the target of engines that run on every GPU from Ampere on
-AMPERE_AND_NEWER = "sm80+"
-
 
 def tensor_bytes(tensor: Tensor) -> int:
     """Memory of a tensor of fixed shape."""
     elements = math.prod(d for d in tensor.shape if isinstance(d, int))
     return -(-elements * BITS[tensor.dtype] // 8)
-
-
-def runs_on(targets: tuple[str, ...], gpu: str) -> bool:
-    """Whether an engine for these targets runs on a GPU of that architecture."""
-    return gpu in targets or (AMPERE_AND_NEWER in targets and int(gpu[2:]) >= 80)
 
 
 class TrtEngine(EngineBase):
@@ -66,7 +59,8 @@ class TrtEngine(EngineBase):
 
     Raises:
         UnsupportedError: the library, cuda-python, the driver or the GPU is missing.
-        BundleError: the engine is of another version, or for other GPUs.
+        BundleError: the engine is of another version, for other GPUs or of other plugins.
+        OptionError: one of its plugins cannot be imported.
         EngineError: the library refuses the engine, or the device has too little memory.
     """
 
@@ -83,11 +77,13 @@ class TrtEngine(EngineBase):
         trt = load(self._info.backend)
         self._label = f"{APIS[self._info.backend].label} {trt.__version__}"
         check_version(self._info, str(trt.__version__), rebuild)
+        check_plugins(self._info, rebuild)
         self._device = make_device(f"backend {self._info.backend}")
         self._buffers: dict[str, tuple[int, int]] = {}
         self._resident: dict[tuple[int, int], tuple[weakref.ref[Array], int]] = {}
         self._bound = dict(weights)
         self._profile = -1
+        self._closed = False
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
@@ -145,7 +141,10 @@ class TrtEngine(EngineBase):
         self._device.synchronize()
 
     def close(self) -> None:
-        """Free the context, the engine and all device memory."""
+        """Free the context, the engine and all device memory; closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         self._device.activate()
         self._context = self._engine = self._runtime = None
         for address, _ in self._buffers.values():
@@ -158,6 +157,8 @@ class TrtEngine(EngineBase):
     def _load(self, trt: ModuleType, path: Path) -> None:
         self._logger = make_logger(trt)
         self._runtime = trt.Runtime(self._logger)
+        # an engine for other versions brings a runtime of its own, which is code of the host
+        self._runtime.engine_host_code_allowed = self._info.version_compatible
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise EngineError(f"{self._label} cannot load {path}: {self._said()}")
@@ -241,30 +242,3 @@ class TrtEngine(EngineBase):
 
     def _said(self) -> str:
         return " ".join(self._logger.errors[-1].split()) if self._logger.errors else "no reason"
-
-
-def check_version(info: EngineInfo, version: str, rebuild: str) -> None:
-    """Refuse an engine of another version of its backend.
-
-    Raises:
-        BundleError: names both versions and the command that builds it again.
-    """
-    if info.backend_version != version and not info.version_compatible:
-        raise BundleError(
-            f"the engine of {info.component} was built by {APIS[info.backend].label} "
-            f"{info.backend_version} and {version} is installed: install that version, or build "
-            f"again: {rebuild}"
-        )
-
-
-def check_gpu(info: EngineInfo, target: str, name: str, rebuild: str) -> None:
-    """Refuse an engine for other GPUs.
-
-    Raises:
-        BundleError: names both and the command that builds it again.
-    """
-    if not runs_on(info.targets, target):
-        raise BundleError(
-            f"the engine of {info.component} was built for {', '.join(info.targets)} and this GPU "
-            f"({name}) is {target}; build again for it: {rebuild}"
-        )

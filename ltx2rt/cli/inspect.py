@@ -11,7 +11,7 @@ from typing import Any
 from ltx2rt.buckets import Bucket
 from ltx2rt.cli.common import export_module, print_json
 from ltx2rt.cli.doctor import gib
-from ltx2rt.engine_file import kernels_in, read_info
+from ltx2rt.engine_file import file_sha256, kernels_in, read_info
 from ltx2rt.errors import BundleError
 from ltx2rt.manifest import FILE_NAME, read_manifest
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
@@ -123,10 +123,10 @@ def inspect_engine(path: Path) -> dict[str, Any]:
         BundleError: there is no JSON beside it, or the two do not belong together.
     """
     info = read_info(path)
-    if not path.is_file() or path.stat().st_size != info.engine_bytes:
+    if not path.is_file() or file_sha256(path) != info.engine_sha256:
         raise BundleError(
-            f"{path} is not the engine that {path.name}.json describes ({info.engine_bytes} bytes);"
-            " copy both, or build the engine again."
+            f"{path} is not the engine that {path.name}.json describes; copy both, or build the "
+            "engine again."
         )
     kernels = kernels_in(path, info.backend, info.backend_version)
     attentions = info.attentions * len(info.buckets)

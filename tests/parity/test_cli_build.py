@@ -280,6 +280,31 @@ def test_a_build_that_stops_leaves_nothing(
     shutil.rmtree(folder / "old")
 
 
+def test_what_a_killed_build_left_goes_with_the_next(
+    demo_model: Model, ready_graphs: Export, tmp_path: Path
+) -> None:
+    names = (".b.0123abc_.part", ".b.c.0123abc_.part", ".b.notes.part", ".bb.0123abc_.part")
+    for name in names:
+        (tmp_path / name / "weights").mkdir(parents=True)
+    outcome = ltx2rt("build", *build_flags(demo_model), "-o", tmp_path / "b", "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names[1:], "b"])
+
+
+def test_loras_are_fused_after_the_backend_was_checked(
+    demo_model: Model,
+    no_export: None,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(export_bundle, "fuse_loras", lambda *_: pytest.fail("it writes weights"))
+    lora = write_lora(demo_model, tmp_path / "l.safetensors")
+    flags = (*build_flags(demo_model), "--lora", lora, "-o", folder / "b")
+    outcome = ltx2rt("build", *flags, "--backend", "tensorrt", "--precision", "bf16")
+    expect_user_error(outcome, "pip install tensorrt-cu13")
+
+
 def test_disk_full_while_weights_are_copied(
     demo_model: Model, ready_graphs: Export, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

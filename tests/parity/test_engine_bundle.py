@@ -155,8 +155,15 @@ def test_changed_engines_and_other_versions_are_refused(
     engine = next(broken.glob("engines/transformer_tail/*.engine"))
     engine.write_bytes(engine.read_bytes()[:-1])
     next(broken.glob("engines/transformer_head/*.engine")).unlink()
+    next(broken.glob("engines/text_head/*.json")).unlink()
+    shutil.copy(
+        next(broken.glob("engines/text_tail/*.json")),
+        next(broken.glob("engines/text_block/*.json")),
+    )
     with pytest.raises(BundleError) as error:
         open_bundle(broken)
+    assert "engine.json beside it: copy both" in str(error.value)
+    assert "engine.json is of another engine" in str(error.value)
     assert "engine of transformer_tail" in str(error.value)
     assert "engine of transformer_head" in str(error.value)
     assert "--backend tensorrt-rtx --precision bf16" in str(error.value)
@@ -208,6 +215,36 @@ def test_dry_run_builds_nothing(demo_model: dict[str, Path], tmp_path: Path) -> 
     assert "nothing was built" in text
     assert "fits: RTX 4060 (8 GiB) and larger" in text
     assert "vocoder: fp32" in text
+
+
+def test_dry_run_plans_what_a_build_makes(demo_model: dict[str, Path], tmp_path: Path) -> None:
+    command = (
+        "build", *build_flags(demo_model), "--backend", "tensorrt-rtx", "--shapes", "64x64x9",
+        "--dry-run", "--components", "text_block,transformer_block",
+    )  # fmt: skip
+    plain = ltx2rt(*command, "--precision", "bf16", "--json").json
+    mixed = ltx2rt(*command, "--precision", "fp8", "--plain-layers", "0", "--json").json
+    whole, text = (plain["components"][n] for n in ("transformer_block", "text_block"))
+    block, rest = (mixed["components"][f"transformer_block{n}"] for n in ("", "_plain"))
+    assert (block["layers"], rest["layers"], rest["precision"]) == (2, 1, "bf16")
+    assert rest["weight_bytes"] == whole["weight_bytes"] // 3
+    # linears of two layers weigh half: one byte an element, which lies in the bundle
+    saved = 2 * rest["weight_bytes"] - block["weight_bytes"]
+    assert 1e5 < saved < 2 * rest["weight_bytes"]
+    assert mixed["disk_bytes"] == saved + sum(
+        p["engine_bytes"] for p in mixed["components"].values()
+    )
+    # the text encoder holds one layer at a time
+    encode = plain["stage_bytes"]["encode prompt"] - text["activation_bytes"]
+    assert encode == text["weight_bytes"] // text["layers"]
+    for flags, said in (
+        (("--precision", "fp8", "--lora", tmp_path / "none.safetensors"), "none.safetensors"),
+        (("--precision", "fp8", "--plain-layers", "0,1,2"), "would quantise nothing"),
+        (("--precision", "fp8", "--plain-layers", "9"), "blocks 0 to 2"),
+    ):
+        expect_user_error(ltx2rt(*command, *flags), said)
+    small = ("--backend", "onnxruntime", "--precision", "fp32")
+    assert "card" not in ltx2rt(*command, *small).out
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from ltx2rt.engine_file import SIDECAR_SCHEMA, EngineInfo, write_info
 from ltx2rt.manifest import Tensor
 
 VERSION = "1.7.1.116"
+
+#: an engine that brings code of the host, as those for other versions do
+HOST_CODE = b"hosted"
 SPEC = EngineSpec(
     "toy",
     (TensorSpec("x", "float32", ("B", 4)), TensorSpec("unread", "float32", ("B",))),
@@ -66,6 +69,7 @@ class FakeDevice:
         pass
 
     def close(self) -> None:
+        assert not self.closed, "the stream is gone already"
         self.closed = True
 
     def read(self, address: int, shape: tuple[int, ...]) -> Array:
@@ -136,8 +140,12 @@ def make_library(device: FakeDevice, context: FakeContext, *, loads: bool = True
     class Runtime:
         def __init__(self, logger: Any) -> None:
             self.logger = logger
+            self.engine_host_code_allowed = False
 
         def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+            if loads and data == HOST_CODE and not self.engine_host_code_allowed:
+                self.logger.log(Logger.ERROR, "host code is not allowed")
+                return None
             if not loads:
                 self.logger.log(Logger.ERROR, "the engine\nis broken")
             return Engine() if loads else None
@@ -153,7 +161,7 @@ def make_library(device: FakeDevice, context: FakeContext, *, loads: bool = True
 def write_engine(folder: Path, **changes: Any) -> Path:
     """An engine file and its JSON."""
     path = folder / "toy.engine"
-    path.write_bytes(b"engine")
+    path.write_bytes(HOST_CODE if changes.get("version_compatible") else b"engine")
     facts: dict[str, Any] = {
         "schema": SIDECAR_SCHEMA,
         "component": "toy",

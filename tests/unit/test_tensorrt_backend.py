@@ -6,14 +6,24 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ltx2rt.backends.tensorrt import BITS, TrtEngine, runs_on, tensor_bytes
+from ltx2rt.backends.engine_checks import import_plugins, runs_on
+from ltx2rt.backends.tensorrt import BITS, TrtEngine, tensor_bytes
 from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
-from ltx2rt.errors import BundleError, EngineError, InternalError, ShapeError, UnsupportedError
+from ltx2rt.cuda import CudaDevice
+from ltx2rt.errors import (
+    BundleError,
+    EngineError,
+    InternalError,
+    OptionError,
+    ShapeError,
+    UnsupportedError,
+)
 from ltx2rt.manifest import Tensor
 from tests.unit.fake_tensorrt import SPEC, FakeContext, FakeDevice, make_library, write_engine
 
@@ -148,7 +158,60 @@ def test_engines_that_cannot_run_here(
 
 
 def test_version_compatible_engines_load_in_other_versions(make: Make) -> None:
+    """They hold code of the host, which the library loads only if it is told to."""
     make({}, backend_version="1.6.0.5", version_compatible=True).close()
+
+
+def test_closing_twice_is_closing_once(make: Make, device: FakeDevice) -> None:
+    with make({"w": np.zeros(4, np.float32)}) as engine:
+        engine.close()
+    assert device.closed
+
+
+def test_plugins_are_imported_and_must_be_those_of_the_build(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "toy_plugins.py").write_text("REGISTERED = True\n", encoding="utf-8")
+    digests = import_plugins(("toy_plugins",))
+    del sys.modules["toy_plugins"]
+    make({}, plugins=digests).close()
+    assert sys.modules.pop("toy_plugins").REGISTERED
+    with pytest.raises(
+        BundleError, match=r"toy .*other plugins: toy_plugins changed.*ltx2rt build"
+    ):
+        make({}, plugins={"toy_plugins": "0" * 64})
+    with pytest.raises(OptionError, match="'no_such_plugins' cannot be imported"):
+        make({}, plugins={"no_such_plugins": "0" * 64})
+
+
+def test_a_full_gpu_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(*values: Any) -> Callable[..., tuple[Any, ...]]:
+        return lambda *arguments: ("ok", *values)
+
+    driver = SimpleNamespace(
+        CUresult=SimpleNamespace(CUDA_SUCCESS="ok", CUDA_ERROR_OUT_OF_MEMORY="full"),
+        CUstream_flags=SimpleNamespace(CU_STREAM_NON_BLOCKING=1),
+        CUdevice_attribute=SimpleNamespace(
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1,
+        ),
+        cuInit=call(),
+        cuDeviceGet=call(0),
+        cuDeviceGetAttribute=lambda which, device: ("ok", (8, 9)[which]),
+        cuDeviceGetName=call(b"a card\0"),
+        cuDevicePrimaryCtxRetain=call(1),
+        cuCtxSetCurrent=call(),
+        cuStreamCreate=call(7),
+        cuMemAlloc=lambda size: ("full", None) if size > 100 else ("ok", 4096),
+        cuMemGetInfo=call(2**30, 8 * 2**30),
+    )
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
+    device = CudaDevice("a test")
+    assert device.gpu == ("a card", "sm89")
+    assert device.allocate(100) == 4096
+    with pytest.raises(EngineError, match=r"a card.*2\.00 GiB more.*1\.00 of 8\.00 GiB are free"):
+        device.allocate(2**31)
 
 
 def test_missing_library_and_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

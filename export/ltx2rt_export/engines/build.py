@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from typing import Any
 
 import onnx
 
+from ltx2rt.backends.engine_checks import AMPERE_AND_NEWER, import_plugins
 from ltx2rt.backends.tensorrt_api import APIS, load
 from ltx2rt.buckets import Bucket, tensor_ranges
 from ltx2rt.cuda import local_gpu
 from ltx2rt.engine import Array, TensorSpec
-from ltx2rt.engine_file import SIDECAR_SCHEMA, EngineInfo, write_info
+from ltx2rt.engine_file import SIDECAR_SCHEMA, EngineInfo, file_sha256, write_info
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import InternalError, OptionError
 from ltx2rt.manifest import EngineEntry, Tensor
@@ -25,7 +25,7 @@ from ltx2rt.progress import Job
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.custom_ops.kernels import used_operators, write_kernels
 from ltx2rt_export.engines.builder import EngineRequest
-from ltx2rt_export.engines.cache import EngineCache, cache_key, file_sha256
+from ltx2rt_export.engines.cache import EngineCache, cache_key
 from ltx2rt_export.engines.process import run_build
 from ltx2rt_export.engines.profiles import ProfileRequest, component_buckets
 from ltx2rt_export.engines.weights import weights_as_constants, weights_as_inputs
@@ -40,6 +40,7 @@ class EngineBuilder:
         config: as asked for; `targets` and `device` are resolved.
         version: of the backend's library.
         device: the GPU that engines are timed on, where the backend does that.
+        plugins: modules that register plugins -> digests of their sources.
     """
 
     config: BuildConfig
@@ -47,6 +48,7 @@ class EngineBuilder:
     version: str
     targets: tuple[str, ...]
     device: str
+    plugins: Mapping[str, str]
     cache: EngineCache
 
     def build(
@@ -123,20 +125,12 @@ class EngineBuilder:
                 "graph": graph_sha256,
                 "profiles": shapes,
                 "options": self.config.builder_options(),
-                "plugins": self._plugins(),
+                "plugins": self.plugins,
                 "kernels": {p.name: file_sha256(p) for p in sorted(Path(kernels[0]).iterdir())}
                 if kernels
                 else {},
             }
         )
-
-    def _plugins(self) -> dict[str, str]:
-        """Plugin modules and the digests of their sources."""
-        found = {}
-        for name in self.config.plugin_modules:
-            file = importlib.import_module(name).__file__
-            found[name] = file_sha256(Path(file)) if file else ""
-        return found
 
     def _build(
         self,
@@ -190,6 +184,7 @@ class EngineBuilder:
             cache_key=key,
             options=dict(config.builder_options()),
             version_compatible=config.version_compatible,
+            plugins=self.plugins,
             build_s=outcome.built.build_s,
             peak_memory_bytes=outcome.peak_memory_bytes,
             engine_bytes=outcome.built.engine_bytes,
@@ -224,7 +219,8 @@ def open_builder(config: BuildConfig, profiles: ProfileRequest) -> EngineBuilder
 
     Raises:
         UnsupportedError: the library is missing.
-        OptionError: the targets are not the GPU of this machine, or the cache cannot be used.
+        OptionError: the targets are not the GPU of this machine, a plugin module cannot be
+            imported, or the cache cannot be used.
     """
     api = APIS[config.backend]
     version = str(load(config.backend).__version__)
@@ -238,7 +234,7 @@ def open_builder(config: BuildConfig, profiles: ProfileRequest) -> EngineBuilder
                 f"({gpu.name}), not for {', '.join(targets)}; leave --target out, or build on that "
                 "GPU."
             )
-        targets = ("sm80+",) if config.hardware_compatible else (gpu.target,)
+        targets = (AMPERE_AND_NEWER,) if config.hardware_compatible else (gpu.target,)
     cache = EngineCache(config.cache_dir or cache_dir())
     return EngineBuilder(
         config=config,
@@ -246,6 +242,7 @@ def open_builder(config: BuildConfig, profiles: ProfileRequest) -> EngineBuilder
         version=version,
         targets=targets,
         device=device,
+        plugins=import_plugins(config.plugin_modules),
         cache=cache,
     )
 

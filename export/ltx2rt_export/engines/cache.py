@@ -12,26 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.engine_file import EngineInfo, read_info, sidecar_of, write_info
+from ltx2rt.engine_file import EngineInfo, file_sha256, read_info, sidecar_of, write_info
 from ltx2rt.errors import BundleError, OptionError
 
 #: work folders older than this belong to builds that were killed
 STALE_S = 86400.0
-
-#: bytes hashed or copied at a time
-CHUNK = 2**24
 
 
 def cache_key(facts: Mapping[str, Any]) -> str:
     """Name of an engine: a digest of everything that decides what is in it."""
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def file_sha256(path: Path) -> str:
-    """Digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class EngineCache:

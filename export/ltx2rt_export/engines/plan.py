@@ -5,12 +5,13 @@ only.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
-from ltx2rt.buckets import Bucket
-from ltx2rt.cli.doctor import STAGES
-from ltx2rt.manifest import BuildInputs
+from ltx2rt.cli.doctor import STAGES, STREAMED
+from ltx2rt.manifest import PLAIN_BLOCK, BuildInputs
+from ltx2rt.safetensors import TensorEntry
 from ltx2rt.targets import fitting_card
 from ltx2rt.weights import PRECISIONS
 from ltx2rt_export.build_config import BuildConfig
@@ -21,7 +22,9 @@ from ltx2rt_export.component import Component
 from ltx2rt_export.engines.activations import activation_bytes
 from ltx2rt_export.engines.profiles import component_buckets
 from ltx2rt_export.engines.stage import profile_request
+from ltx2rt_export.fuse_loras import match_loras
 from ltx2rt_export.quantize import component_precision
+from ltx2rt_export.quantize.plan import plan_quantization
 from ltx2rt_export.quantize.schemes import SCHEMES
 
 #: bytes of one element by dtype of the weights
@@ -34,40 +37,76 @@ QUANTIZED_WIDTHS = {"fp8": 1.0, "nvfp4": 0.5625, "int8-wo": 1.0, "int4-wo": 0.53
 ENGINE_BYTES_PER_BUCKET = 9e6
 
 
+class Part(NamedTuple):
+    """One graph of a component: the linears that are quantised, and the layers that it serves."""
+
+    name: str
+    precision: str
+    layers: Sequence[Mapping[str, TensorEntry]]
+    quantized: frozenset[str] = frozenset()
+
+
+def parts_of(component: Component, config: BuildConfig) -> list[Part]:
+    """The graphs that a build makes of a component; see `quantize.prepare`.
+
+    Raises:
+        OptionError, UnsupportedError: see `plan_quantization`.
+    """
+    name = component.name
+    precision = component_precision(name, config.precision)
+    plan = plan_quantization(component, config.precision, config.plain_layers)
+    if plan is None:
+        return [Part(name, precision, component.layers or (component.weights,))]
+    layers = dict(enumerate(component.layers))
+    plain = [layers.pop(i) for i in plan.plain_layers]
+    quantized = frozenset(f"{m}.weight" for m in plan.modules)
+    parts = [Part(name, precision, tuple(layers.values()), quantized)]
+    if plain:
+        wide = next(
+            s.name for s in SCHEMES.values() if not s.rewrite and s.dtype == plan.scheme.dtype
+        )
+        parts.append(Part(PLAIN_BLOCK, wide, plain))
+    return parts
+
+
 def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> dict[str, Any]:
     """What a build would do.
 
     Raises:
-        OptionError: LoRAs or components that do not fit.
+        CheckpointError, OptionError, UnsupportedError: LoRAs, components or layers that do not fit.
         ShapeError: a shape is not one of this model's.
     """
     made = [row.make(files) for row in rows_of(files)]
+    match_loras(files, inputs.loras)
     options = {c.name: c.options for c in made}
     request = profile_request(config, model_info(files, options), options)
-    parts = {}
+    parts: dict[str, dict[str, Any]] = {}
+    overlays = 0
     for component in chosen_components(made, config.components):
-        buckets: tuple[Bucket, ...] = ()
-        activations = 0
-        precision = component_precision(component.name, config.precision)
-        dtype = PRECISIONS[precision] if config.backend in APIS else "float32"
-        buckets = component_buckets(component.name, component.inputs, request)
-        for bucket in buckets:
-            likely = {s: r[1] for s, r in bucket.sizes.items()}
-            activations = max(activations, activation_bytes(component, likely, dtype))
-        weights = weight_bytes(component, precision, dtype)
-        inside = config.weights == "constant" and component.weight_binding != "input"
-        engine = ENGINE_BYTES_PER_BUCKET * len(buckets) + (weights if inside else 0)
-        parts[component.name] = {
-            "precision": precision,
-            "weights": "constant" if inside else "input",
-            "layers": len(component.layers) or 1,
-            "weight_bytes": weights,
-            "activation_bytes": activations,
-            "engine_bytes": int(engine) if config.backend in APIS else 0,
-            "buckets": [b.text() for b in buckets] if config.backend in APIS else [],
-        }
+        for part in parts_of(component, config):
+            dtype = PRECISIONS[part.precision] if config.backend in APIS else "float32"
+            buckets = component_buckets(part.name, component.inputs, request)
+            activations = 0
+            for bucket in buckets:
+                likely = {s: r[1] for s, r in bucket.sizes.items()}
+                activations = max(activations, activation_bytes(component, likely, dtype))
+            sizes = [layer_bytes(layer, part, dtype) for layer in part.layers]
+            overlays += sum(quantized_bytes(layer, part) for layer in part.layers)
+            inside = config.weights == "constant" and component.weight_binding != "input"
+            engine = ENGINE_BYTES_PER_BUCKET * len(buckets) + (sum(sizes) if inside else 0)
+            parts[part.name] = {
+                "precision": part.precision,
+                "weights": "constant" if inside else "input",
+                "layers": len(part.layers),
+                "weight_bytes": sum(sizes),
+                # the text encoder lets go of a layer's weights as soon as it has run
+                "held_bytes": max(sizes) if part.name in STREAMED else sum(sizes),
+                "activation_bytes": activations,
+                "engine_bytes": int(engine) if config.backend in APIS else 0,
+                "buckets": [b.text() for b in buckets] if config.backend in APIS else [],
+            }
     stages = {
-        stage: sum(parts[n]["weight_bytes"] for n in names if n in parts)
+        stage: sum(parts[n]["held_bytes"] for n in names if n in parts)
         + max((parts[n]["activation_bytes"] for n in names if n in parts), default=0)
         for stage, names in STAGES.items()
     }
@@ -80,33 +119,21 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
         "targets": list(config.targets),
         "components": parts,
         "stage_bytes": stages,
-        "disk_bytes": sum(p["engine_bytes"] for p in parts.values()) + overlay_bytes(made, config),
+        "disk_bytes": sum(p["engine_bytes"] for p in parts.values()) + overlays,
         "card": None if card is None else f"{card.name} ({card.memory_gib} GiB)",
     }
 
 
-def weight_bytes(component: Component, precision: str, dtype: str) -> int:
-    """Memory of a component's weights, of all its layers, in a precision."""
-    layers = component.layers or (component.weights,)
-    quantized = QUANTIZED_WIDTHS.get(precision.removesuffix("-static"))
-    total = 0.0
-    for layer in layers:
-        for entry in layer.values():
-            wide = quantized is None or len(entry.shape) != 2
-            total += math.prod(entry.shape) * (WIDTHS[dtype] if wide else quantized or 0)
-    return int(total)
+def layer_bytes(layer: Mapping[str, TensorEntry], part: Part, dtype: str) -> int:
+    """Memory of one layer's weights as its engine takes them."""
+    wide = sum(math.prod(e.shape) for n, e in layer.items() if n not in part.quantized)
+    return int(wide * WIDTHS[dtype]) + quantized_bytes(layer, part)
 
 
-def overlay_bytes(components: list[Component], config: BuildConfig) -> int:
-    """Disk that quantised weights take in the bundle."""
-    if SCHEMES[config.precision].format is None:
-        return 0
-    return sum(
-        weight_bytes(c, p, PRECISIONS[p])
-        for c in components
-        if (p := component_precision(c.name, config.precision)) in SCHEMES
-        and SCHEMES[p].format is not None
-    )
+def quantized_bytes(layer: Mapping[str, TensorEntry], part: Part) -> int:
+    """Those that are quantised, which lie ready in the bundle."""
+    width = QUANTIZED_WIDTHS.get(part.precision.removesuffix("-static"), 0.0)
+    return int(width * sum(math.prod(e.shape) for n, e in layer.items() if n in part.quantized))
 
 
 def plan_text(report: dict[str, Any]) -> str:
@@ -125,14 +152,12 @@ def plan_text(report: dict[str, Any]) -> str:
     for stage, size in report["stage_bytes"].items():
         lines.append(f"  {stage}: about {_gib(size)} at once")
     lines.append(f"  disk: about {_gib(report['disk_bytes'])}")
-    fits = report["card"]
-    lines.append(
-        f"  fits: {fits} and larger"
-        if fits
-        else "  fits no card of these targets whole; its weights must be streamed"
-        if report["targets"]
-        else "  card: not known without --target"
-    )
+    if report["card"]:
+        lines.append(f"  fits: {report['card']} and larger")
+    elif report["targets"]:
+        lines.append("  fits no card of these targets: take a smaller --precision or --shapes")
+    elif report["backend"] in APIS:
+        lines.append("  card: not known without --target")
     return "\n".join(lines)
 
 
