@@ -19,6 +19,10 @@ DOMAIN = "ltx2rt"
 DTYPES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8e4nv": 1, "i64": 8, "i32": 4}
 
 
+#: dtypes of activations that kernels ship for
+SIXTEEN_BIT = ("bf16", "fp16")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """A target of ahead-of-time compilation.

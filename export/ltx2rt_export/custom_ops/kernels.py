@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ltx2rt_export.custom_ops.table import ARCHITECTURES
+from ltx2rt_export.custom_ops.table import ARCHITECTURES, KERNEL_DTYPES
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_kernels import build, catalog
 from ltx2rt_kernels.spec import DOMAIN
@@ -25,7 +25,8 @@ def write_kernels(graph: ExportedGraph, target: str, directory: Path) -> str:
     Returns:
         The architecture, `arch` above.
     """
-    arch = ARCHITECTURES[target]
-    for _ in build.write_artifacts(directory, catalog.kernels(used_operators(graph)), [arch]):
+    arch, dtype = ARCHITECTURES[target], KERNEL_DTYPES[graph.dtype]
+    specs = [k for k in catalog.kernels(used_operators(graph)) if k.types["T"] == dtype]
+    for _ in build.write_artifacts(directory, specs, [arch]):
         pass
     return arch
