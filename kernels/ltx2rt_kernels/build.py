@@ -3,7 +3,8 @@
     python -m ltx2rt_kernels.build -o DIR [--ops NAME ...] [--arch NAME ...]
 
 writes `<op>.<variant>.<arch>.{ptx,cubin,json}` and `manifest.json`. Needs Triton, no GPU, driver or
-CUDA toolkit. The bytes depend on the Triton version alone.
+CUDA toolkit. The bytes depend on the Triton version alone (`hermetic.fixed_addresses`: those of
+100a cubins elsewhere than on Linux on chance too).
 """
 
 from __future__ import annotations

@@ -69,11 +69,22 @@ def test_sample_is_as_expected(sample: Artifact) -> None:
     assert code.parameter_bytes == (8,) * 8 + (4, 4) + (8, 8)
 
 
-def test_bytes_are_reproducible(sample: Artifact) -> None:
-    again = compile_kernel(SAMPLE, "90a")
-    assert again.ptx == sample.ptx
-    assert again.cubin == sample.cubin
-    assert again.description == sample.description
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [
+        (SAMPLE.name, "90a"),
+        ("masked_fp8_attention.bf16-128", "100a"),
+        ("flash_attention.fp16-64", "120a"),
+    ],
+)
+def test_bytes_are_reproducible(name: str, arch: str) -> None:
+    first, again = (compile_kernel(SHIPPED[name], arch) for _ in range(2))
+    assert again.ptx == first.ptx
+    with hermetic.fixed_addresses() as fixed:
+        if arch == "100a" and not fixed:
+            pytest.skip("this machine cannot start ptxas without random addresses")
+    assert again.cubin == first.cubin
+    assert again.description == first.description
 
 
 def test_no_path_of_this_machine(sample: Artifact) -> None:

@@ -5,6 +5,7 @@ operators' bodies.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from ltx2rt_export.custom_ops import (
     used_operators,
     write_kernels,
 )
+from ltx2rt_export.custom_ops.kernels import engine_facts
 from ltx2rt_export.modules.transformer import (
     transformer_block,
     transformer_head,
@@ -33,7 +35,7 @@ from ltx2rt_export.modules.transformer import (
 from ltx2rt_export.onnx import ExportedGraph, export_component
 from ltx2rt_export.reference import TorchEngine, load_weights, ort_engine
 from ltx2rt_kernels import build
-from ltx2rt_export.quantize.floats import substitute_float
+from ltx2rt_kernels.gated_residual import spec as gated
 from ltx2rt_kernels.spec import KernelSpec
 from tests.kernels.graphs import rtx_kernels
 from tests.parity import tiny_transformer as tiny
@@ -294,8 +296,29 @@ def test_nodes_have_one_float_type(real_block: ExportedGraph) -> None:
 
     monkeypatch.setattr(build, "write_artifacts", write)
     assert write_kernels(custom, "sm90", tmp_path) == "90a"
-    assert "masked_flash_attention.bf16-128.90a" in compiled
-    assert "qk_norm_rope.bf16-32x64.90a" in compiled
+    heads = [f"{precision}-{d}.90a" for d in (128, 64)]
+    widths = [f"{precision}-{w}.90a" for w in (4096, 2048)]
+    assert sorted(compiled) == sorted(
+        [f"{o}.{v}" for o in ("flash_attention", "masked_flash_attention") for v in heads]
+        + [f"{o}.{v}" for o in ("adaln_modulate", "gated_residual") for v in widths]
+        + [f"qk_norm_rope.{precision}-32x{d}.90a" for d in (128, 64)]
+    )
+
+
+def test_machine_code_does_not_decide_whether_an_engine_is_reused(tmp_path: Path) -> None:
+    spec = gated.kernel(gated.GATHERED, "bf16", 2048)
+    list(build.write_artifacts(tmp_path, [spec], ["90a"]))
+    facts = engine_facts(tmp_path)
+    about = facts["gated_residual.bf16-2048.90a"]
+    assert (about["grid"], about["threads"]) == (["B * T", "1", "1"], 128)
+    path = tmp_path / "gated_residual.bf16-2048.90a.json"
+    changed = json.loads(path.read_text())
+    assert about["files"] == {"ptx": changed["files"]["ptx"]}
+    changed["files"]["cubin"]["sha256"] = "0"
+    path.write_text(json.dumps(changed))
+    assert engine_facts(tmp_path) == facts
+    path.write_text(json.dumps({**changed, "threads": 256}))
+    assert engine_facts(tmp_path) != facts
 
 
 @pytest.mark.parametrize("mode", ["off", "on"])
