@@ -10,6 +10,7 @@ CUDA toolkit. The bytes depend on the Triton version alone (`hermetic.fixed_addr
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -162,7 +163,7 @@ def write_artifacts(
 def _aligned(spec: KernelSpec) -> set[str]:
     """Arguments that are multiples of 16: every pointer, and the scalars that say so."""
     return {n for n, t in run_time_types(spec).items() if t.startswith("*")} | {
-        s.name for s in spec.scalars if s.divisible_by_16
+        s.name for s in spec.scalars if s.divisible_by % 16 == 0
     }
 
 
@@ -190,7 +191,7 @@ def _describe(
         "entry": entry.name,
         "parameters": [{"name": n, "type": t} for n, t in passed.items()],
         "inputs": tensors(operator.inputs),
-        "scalars": [{"name": s.name, "value": s.value} for s in spec.scalars],
+        "scalars": [dataclasses.asdict(s) for s in spec.scalars],
         "outputs": tensors(operator.outputs),
         "sizes": dict(spec.sizes),
         "attributes": {**operator.attributes, **spec.attributes},

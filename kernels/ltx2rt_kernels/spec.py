@@ -79,12 +79,12 @@ class TensorSpec:
 class ScalarSpec:
     """A 32-bit integer argument, an expression of dimension names.
 
-    `divisible_by_16` promises the compiler that the value is a multiple of 16.
+    A launch refuses values that are not multiples of `divisible_by`; of 16 the compiler knows.
     """
 
     name: str
     value: str
-    divisible_by_16: bool = False
+    divisible_by: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,6 +153,9 @@ def test_gates_notice_everything_at_once(sample: Artifact) -> None:
         opcodes=["HGMMA"],
         global_scratch_size=256,
         arch="100a",
+        threads=256,
+        num_ctas=2,
+        launch_pdl=True,
     )
     text = "\n".join(gates.problems(wrong))
     for part in (
@@ -162,9 +165,12 @@ def test_gates_notice_everything_at_once(sample: Artifact) -> None:
         "has no HGMMA instruction",
         "takes 300000 bytes of shared memory; sm_100a has 232448",
         "needs global_scratch_size of 256 bytes",
+        "PTX wants 128 threads, its description says 256",
+        "runs in clusters of 2 blocks",
+        "needs launch_pdl",
     ):
         assert part in text
-    with pytest.raises(KernelError, match="6 problems"):
+    with pytest.raises(KernelError, match="9 problems"):
         gates.check(wrong)
 
 
@@ -287,6 +293,7 @@ PTX = """.version 8.7
 def test_ptx_entry() -> None:
     entry = ptx.read_entry(PTX)
     assert (entry.name, entry.version, entry.target) == ("k", "8.7", "sm_90a")
+    assert entry.threads == 32
     assert entry.types == ("u64", "u32", "u64", "u64")
     assert ptx.read_entry(ptx.drop_hidden_parameters(PTX)).types == ("u64", "u32")
     with pytest.raises(KernelError, match="this one has 0"):
