@@ -33,6 +33,7 @@ from ltx2rt_export.modules.transformer import (
     transformer_tail,
 )
 from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.reference import TorchEngine, load_weights, ort_engine
 from ltx2rt_kernels import build
 from ltx2rt_kernels.gated_residual import spec as gated
@@ -66,10 +67,10 @@ SITES = {
         "FlashAttention": 2,
     },
 }
+EIGHT_BIT_NODES = ("QuantizeQueries", "QuantizeKeys", "QuantizeValues", "MaskedFp8Attention")
 #: norms that no operator takes: q and k of text attention, which have no RoPE; before 2.3 its query
 #: too, which is not modulated
 TEXT_NORMS = {"19b": 6, "2.3": 4, "2.5": 4}
-EIGHT_BIT_NODES = ("QuantizeQueries", "QuantizeKeys", "QuantizeValues", "MaskedFp8Attention")
 Streams = tuple[ModalityInput | None, ModalityInput | None, Perturbations]
 DIT = TOLERANCES["dit"]
 
@@ -204,10 +205,10 @@ def test_off_and_auto_change_nothing(case: Tiny) -> None:
 
 
 def test_sizes_without_a_kernel_are_named(case: Tiny) -> None:
+    block = substitute_float(case.block, "bfloat16")
     with pytest.raises(UnsupportedError) as caught:
         apply_custom_ops(block, backend="tensorrt", target="sm90", precision="bf16", mode="on")
     for words in ("no bf16 kernel on 90a", "MaskedFlashAttention (scale=0.25)", "bf16-128"):
-    block = substitute_float(case.block, "bfloat16")
         assert words in str(caught.value)
 
 
@@ -246,11 +247,11 @@ def real_block() -> ExportedGraph:
 
 
 def test_real_sizes_have_kernels(real_block: ExportedGraph) -> None:
+    blocks = {p: real_block for p in ("bf16", "fp8")}
+    blocks["fp16"] = substitute_float(real_block, "float16")
     for target in ("sm80", "sm89", "sm90", "sm100", "sm120"):
         for precision, block in blocks.items():
             if (target, precision) == ("sm80", "fp8"):
-    blocks = {p: real_block for p in ("bf16", "fp8")}
-    blocks["fp16"] = substitute_float(real_block, "float16")
                 continue
             custom = apply_custom_ops(
                 block, backend="tensorrt", target=target, precision=precision, mode="on"
@@ -262,9 +263,6 @@ def test_real_sizes_have_kernels(real_block: ExportedGraph) -> None:
             assert custom_nodes(custom) == expected
 
 
-def test_kernels_of_a_graph(
-    real_block: ExportedGraph, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
 def test_nodes_have_one_float_type(real_block: ExportedGraph) -> None:
     """A plugin takes its tensors in one dtype: no table or modulation may stay in float32."""
     model = onnx.shape_inference.infer_shapes(on(real_block, "bf16").model)
@@ -276,11 +274,14 @@ def test_nodes_have_one_float_type(real_block: ExportedGraph) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_kernels_of_a_graph(
+    real_block: ExportedGraph, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its dtype alone."""
+    block = real_block if precision == "bf16" else substitute_float(real_block, "float16")
     custom = apply_custom_ops(
         block, backend="tensorrt", target="sm90", precision=precision, mode="on"
     )
-    """In its dtype alone."""
-    block = real_block if precision == "bf16" else substitute_float(real_block, "float16")
     assert used_operators(real_block) == ()
     assert used_operators(custom) == (
         *("qk_norm_rope", "adaln_modulate", "gated_residual"),
