@@ -3,12 +3,14 @@
     python -m ltx2rt_kernels.build -o DIR [--ops NAME ...] [--arch NAME ...]
 
 writes `<op>.<variant>.<arch>.{ptx,cubin,json}` and `manifest.json`. Needs Triton, no GPU, driver or
-CUDA toolkit. The bytes depend on the Triton version alone.
+CUDA toolkit. The bytes depend on the Triton version alone (`hermetic.fixed_addresses`: those of
+100a cubins elsewhere than on Linux on chance too).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -161,7 +163,7 @@ def write_artifacts(
 def _aligned(spec: KernelSpec) -> set[str]:
     """Arguments that are multiples of 16: every pointer, and the scalars that say so."""
     return {n for n, t in run_time_types(spec).items() if t.startswith("*")} | {
-        s.name for s in spec.scalars if s.divisible_by_16
+        s.name for s in spec.scalars if s.divisible_by % 16 == 0
     }
 
 
@@ -189,7 +191,7 @@ def _describe(
         "entry": entry.name,
         "parameters": [{"name": n, "type": t} for n, t in passed.items()],
         "inputs": tensors(operator.inputs),
-        "scalars": [{"name": s.name, "value": s.value} for s in spec.scalars],
+        "scalars": [dataclasses.asdict(s) for s in spec.scalars],
         "outputs": tensors(operator.outputs),
         "sizes": dict(spec.sizes),
         "attributes": {**operator.attributes, **spec.attributes},

@@ -95,6 +95,11 @@ def problems(artifact: Artifact, code: MachineCode | None = None) -> list[str]:
             found.append(f"needs {scratch} of {about[scratch]} bytes, which no launch passes")
     if about["tensordesc_meta"]:
         found.append("takes tensor descriptors, which no launch passes")
+    if about["num_ctas"] != 1:
+        found.append(f"runs in clusters of {about['num_ctas']} blocks, which no launch asks for")
+    for kind in ("launch_cooperative_grid", "launch_pdl"):
+        if about[kind]:
+            found.append(f"needs {kind}, which no launch asks for")
     return found
 
 
@@ -127,6 +132,8 @@ def _interface_problems(artifact: Artifact, code: MachineCode) -> list[str]:
         found.append(f"PTX is for {entry.target}, not for {architecture.target}")
     if _version(entry.version) > PTX_VERSION:
         found.append(f"PTX version {entry.version} is newer than {PTX_VERSION / 10}")
+    if entry.threads != about["threads"]:
+        found.append(f"PTX wants {entry.threads} threads, its description says {about['threads']}")
     if entry.name != about["entry"]:
         found.append(f"PTX holds {entry.name}, not {about['entry']}")
     if list(entry.types) != types:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +12,37 @@ from typing import Any
 from ltx2rt_kernels import ptx
 from ltx2rt_kernels.errors import KernelError
 
+#: of personality(2)
+ADDR_NO_RANDOMIZE = 0x0040000
+
+
+@contextmanager
+def fixed_addresses() -> Iterator[bool]:
+    """Programs started here get the same addresses every time; yields whether they do.
+
+    ptxas 13.1 chooses registers by address: its sm_100a code is another in every fourth run
+    otherwise. Linux has this; the profile of a container may refuse it.
+    """
+    if sys.platform != "linux":
+        yield False
+        return
+    personality = ctypes.CDLL(None).personality
+    personality.argtypes = [ctypes.c_ulong]
+    before = personality(0xFFFFFFFF)  # asks
+    allowed = personality(before | ADDR_NO_RANDOMIZE) != -1
+    try:
+        yield allowed
+    finally:
+        personality(before)
+
 
 @contextmanager
 def hermetic_compilation() -> Iterator[None]:
-    """Compile without paths of this machine, an old cache, or the hidden parameters."""
+    """Compile without paths of this machine, chance, an old cache, or the hidden parameters."""
     from triton import knobs
 
     with (
+        fixed_addresses(),
         tempfile.TemporaryDirectory() as cache,
         knobs.cache.scope(),
         knobs.compilation.scope(),

@@ -18,7 +18,7 @@ from typing import Any
 from ltx2rt_kernels.errors import KernelError, raise_problems
 from ltx2rt_kernels.expressions import evaluate, solve
 
-SCHEMA = 1
+SCHEMA = 2
 
 #: dynamic shared memory that a kernel may use without asking the driver first, in bytes
 PLAIN_SHARED_LIMIT = 48 * 1024
@@ -62,6 +62,7 @@ class Description:
     parameters: tuple[tuple[str, str], ...]
     tensors: Mapping[str, tuple[str, ...]]
     scalars: Mapping[str, str]
+    multiples: Mapping[str, int]
     sizes: Mapping[str, int]
     tiles: Mapping[str, int]
     grid: tuple[str, str, str]
@@ -94,6 +95,7 @@ class Description:
             parameters=tuple((p["name"], p["type"]) for p in about["parameters"]),
             tensors={t["name"]: tuple(t["shape"]) for t in (*about["inputs"], *about["outputs"])},
             scalars={s["name"]: s["value"] for s in about["scalars"]},
+            multiples={s["name"]: s["divisible_by"] for s in about["scalars"]},
             sizes=about["sizes"],
             tiles=about["tiles"],
             grid=tuple(about["grid"]),
@@ -132,7 +134,11 @@ class Description:
     def arguments(
         self, tensors: Mapping[str, Tensor], dimensions: Mapping[str, int]
     ) -> list[ctypes.c_uint64 | ctypes.c_int32]:
-        """Values of the kernel's parameters, in its order."""
+        """Values of the kernel's parameters, in its order.
+
+        Raises:
+            KernelError: an integer is beyond 32 bits, or not the multiple that was compiled for.
+        """
         known = {**self.tiles, **dimensions}
         values: list[ctypes.c_uint64 | ctypes.c_int32] = []
         for name, kind in self.parameters:
@@ -142,6 +148,11 @@ class Description:
             value = evaluate(self.scalars[name], known)
             if not -(2**31) <= value < 2**31:
                 raise KernelError(f"kernel {self.name}: {name} is {value}, beyond 32 bits")
+            if value % self.multiples[name]:
+                raise KernelError(
+                    f"kernel {self.name}: {name} is {value}, not a multiple of "
+                    f"{self.multiples[name]}"
+                )
             values.append(ctypes.c_int32(value))
         return values
 
@@ -174,22 +185,33 @@ class Kernel:
             KernelError: no driver, a damaged file, or the driver refuses.
         """
         self.description = Description.read(path)
-        cubin = path.with_suffix(".cubin").read_bytes()
+        file = path.with_suffix(".cubin")
+        try:
+            cubin = file.read_bytes()
+        except FileNotFoundError:
+            raise KernelError(f"no kernel {file}; build it with ltx2rt_kernels.build") from None
         if hashlib.sha256(cubin).hexdigest() != self.description.cubin_sha256:
-            raise KernelError(f"{path.with_suffix('.cubin')} differs from its description")
+            raise KernelError(f"{file} differs from its description")
         self._driver = _driver()
         self._module = self._call("cuModuleLoadData", cubin)
-        self._function = self._call(
-            "cuModuleGetFunction", self._module, self.description.entry.encode()
-        )
+        try:
+            self._function = self._prepare()
+        except KernelError:
+            self.close()
+            raise
+
+    def _prepare(self) -> Any:
+        """The function of the loaded module, allowed its shared memory."""
+        function = self._call("cuModuleGetFunction", self._module, self.description.entry.encode())
         if self.description.shared > PLAIN_SHARED_LIMIT:
             attribute = self._driver.CUfunction_attribute
             self._call(
                 "cuFuncSetAttribute",
-                self._function,
+                function,
                 attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                 self.description.shared,
             )
+        return function
 
     def __call__(self, tensors: Mapping[str, Tensor], stream: int) -> None:
         """Enqueue the kernel on a stream (its handle); returns before it has run.

@@ -16,10 +16,11 @@ _PARAMETER = re.compile(r"\.param \.(?P<type>\w+)[^,]*?(?P<name>\w+)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A kernel entry: `types` are PTX types in order, `u64` for pointers."""
+    """A kernel entry: `types` are PTX types in order, `u64` for pointers; `threads` of a block."""
 
     name: str
     types: tuple[str, ...]
+    threads: int
     version: str
     target: str
 
@@ -36,6 +37,7 @@ def read_entry(ptx: str) -> Entry:
     return Entry(
         name=found[0]["name"],
         types=tuple(_PARAMETER.search(p.strip())["type"] for p in _split(found[0])),  # type: ignore[index]
+        threads=int(re.search(r"^\.reqntid (\d+)", ptx, re.MULTILINE)[1]),  # type: ignore[index]
         version=re.search(r"^\.version (\S+)", ptx, re.MULTILINE)[1],  # type: ignore[index]
         target=re.search(r"^\.target (\S+)", ptx, re.MULTILINE)[1],  # type: ignore[index]
     )

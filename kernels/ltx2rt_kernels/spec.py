@@ -19,6 +19,10 @@ DOMAIN = "ltx2rt"
 DTYPES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8e4nv": 1, "i64": 8, "i32": 4}
 
 
+#: dtypes of activations that kernels ship for
+SIXTEEN_BIT = ("bf16", "fp16")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """A target of ahead-of-time compilation.
@@ -75,12 +79,12 @@ class TensorSpec:
 class ScalarSpec:
     """A 32-bit integer argument, an expression of dimension names.
 
-    `divisible_by_16` promises the compiler that the value is a multiple of 16.
+    A launch refuses values that are not multiples of `divisible_by`; of 16 the compiler knows.
     """
 
     name: str
     value: str
-    divisible_by_16: bool = False
+    divisible_by: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

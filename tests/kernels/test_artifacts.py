@@ -69,11 +69,22 @@ def test_sample_is_as_expected(sample: Artifact) -> None:
     assert code.parameter_bytes == (8,) * 8 + (4, 4) + (8, 8)
 
 
-def test_bytes_are_reproducible(sample: Artifact) -> None:
-    again = compile_kernel(SAMPLE, "90a")
-    assert again.ptx == sample.ptx
-    assert again.cubin == sample.cubin
-    assert again.description == sample.description
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [
+        (SAMPLE.name, "90a"),
+        ("masked_fp8_attention.bf16-128", "100a"),
+        ("flash_attention.fp16-64", "120a"),
+    ],
+)
+def test_bytes_are_reproducible(name: str, arch: str) -> None:
+    first, again = (compile_kernel(SHIPPED[name], arch) for _ in range(2))
+    assert again.ptx == first.ptx
+    with hermetic.fixed_addresses() as fixed:
+        if arch == "100a" and not fixed:
+            pytest.skip("this machine cannot start ptxas without random addresses")
+    assert again.cubin == first.cubin
+    assert again.description == first.description
 
 
 def test_no_path_of_this_machine(sample: Artifact) -> None:
@@ -142,6 +153,9 @@ def test_gates_notice_everything_at_once(sample: Artifact) -> None:
         opcodes=["HGMMA"],
         global_scratch_size=256,
         arch="100a",
+        threads=256,
+        num_ctas=2,
+        launch_pdl=True,
     )
     text = "\n".join(gates.problems(wrong))
     for part in (
@@ -151,9 +165,12 @@ def test_gates_notice_everything_at_once(sample: Artifact) -> None:
         "has no HGMMA instruction",
         "takes 300000 bytes of shared memory; sm_100a has 232448",
         "needs global_scratch_size of 256 bytes",
+        "PTX wants 128 threads, its description says 256",
+        "runs in clusters of 2 blocks",
+        "needs launch_pdl",
     ):
         assert part in text
-    with pytest.raises(KernelError, match="6 problems"):
+    with pytest.raises(KernelError, match="9 problems"):
         gates.check(wrong)
 
 
@@ -276,6 +293,7 @@ PTX = """.version 8.7
 def test_ptx_entry() -> None:
     entry = ptx.read_entry(PTX)
     assert (entry.name, entry.version, entry.target) == ("k", "8.7", "sm_90a")
+    assert entry.threads == 32
     assert entry.types == ("u64", "u32", "u64", "u64")
     assert ptx.read_entry(ptx.drop_hidden_parameters(PTX)).types == ("u64", "u32")
     with pytest.raises(KernelError, match="this one has 0"):

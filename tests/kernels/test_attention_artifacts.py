@@ -14,7 +14,6 @@ from ltx2rt_kernels.spec import Config, KernelSpec
 
 #: each on the architecture where it comes closest to a limit
 OTHERS: tuple[tuple[KernelSpec, str], ...] = (
-    (flash.kernel(flash.MASKED, "fp16", 128), "80"),
     (fp8.kernel(fp8.MASKED_QK, "bf16", 128), "100a"),
     (fp8.kernel(fp8.MASKED_FULL, "bf16", 64), "120a"),
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import dataclasses
 import json
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def test_missing_and_foreign_artifacts(artifacts: Path, tmp_path: Path) -> None:
     with pytest.raises(KernelError, match=r"build it with ltx2rt_kernels\.build"):
         Description.read(tmp_path / "nothing.json")
     (tmp_path / "old.json").write_text(json.dumps({"schema": 0}))
-    with pytest.raises(KernelError, match="has schema 0, this version reads 1"):
+    with pytest.raises(KernelError, match="has schema 0, this version reads 2"):
         Description.read(tmp_path / "old.json")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(KernelError, match="is not a kernel description"):
@@ -130,6 +131,9 @@ def test_damaged_cubin_is_refused(path: Path, tmp_path: Path) -> None:
     copy.write_text(path.read_text())
     copy.with_suffix(".cubin").write_bytes(path.with_suffix(".cubin").read_bytes() + b"\0")
     with pytest.raises(KernelError, match="differs from its description"):
+        Kernel(copy)
+    copy.with_suffix(".cubin").unlink()
+    with pytest.raises(KernelError, match=r"no kernel .*\.90a\.cubin; build it with"):
         Kernel(copy)
 
 
@@ -196,6 +200,31 @@ def test_driver_errors_name_the_call(path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(launch, "_driver", lambda: NotedDriver(fails="cuModuleLoadData"))
     with pytest.raises(KernelError, match="cuModuleLoadData says CUDA_ERROR_INVALID_VALUE"):
         Kernel(path)
+
+
+def test_a_kernel_that_cannot_be_used_is_unloaded(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = NotedDriver(fails="cuModuleGetFunction")
+    monkeypatch.setattr(launch, "_driver", lambda: driver)
+    with pytest.raises(KernelError, match="cuModuleGetFunction says CUDA_ERROR_INVALID_VALUE"):
+        Kernel(path)
+    assert [name for name, *_ in driver.calls] == ["cuModuleLoadData", "cuModuleUnload"]
+
+
+def test_integers_must_be_what_was_compiled_for(path: Path) -> None:
+    """Wide loads are misaligned otherwise, and the last channels stay unwritten."""
+    about = dataclasses.replace(
+        Description.read(path),
+        parameters=(("W", "i32"),),
+        scalars={"W": "W"},
+        multiples={"W": 64},
+    )
+    assert about.arguments({}, {"W": 4096})[0].value == 4096
+    with pytest.raises(KernelError, match="W is 4112, not a multiple of 64"):
+        about.arguments({}, {"W": 4112})
+    with pytest.raises(KernelError, match="W is 2147483648, beyond 32 bits"):
+        about.arguments({}, {"W": 2**31})
 
 
 def loaded(modules: str, of: list[str]) -> str:

@@ -5,6 +5,7 @@ operators' bodies.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from benchmarks.real_size import LTX23, transformer_components
 from ltx2rt.backends.onnxruntime import OrtOptions
@@ -25,14 +26,17 @@ from ltx2rt_export.custom_ops import (
     used_operators,
     write_kernels,
 )
+from ltx2rt_export.custom_ops.kernels import engine_facts
 from ltx2rt_export.modules.transformer import (
     transformer_block,
     transformer_head,
     transformer_tail,
 )
 from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.reference import TorchEngine, load_weights, ort_engine
 from ltx2rt_kernels import build
+from ltx2rt_kernels.gated_residual import spec as gated
 from ltx2rt_kernels.spec import KernelSpec
 from tests.kernels.graphs import rtx_kernels
 from tests.parity import tiny_transformer as tiny
@@ -63,6 +67,7 @@ SITES = {
         "FlashAttention": 2,
     },
 }
+EIGHT_BIT_NODES = ("QuantizeQueries", "QuantizeKeys", "QuantizeValues", "MaskedFp8Attention")
 #: norms that no operator takes: q and k of text attention, which have no RoPE; before 2.3 its query
 #: too, which is not modulated
 TEXT_NORMS = {"19b": 6, "2.3": 4, "2.5": 4}
@@ -185,8 +190,7 @@ def test_eight_bits_for_the_long_attention_alone(case: Tiny) -> None:
     onnx.checker.check_model(custom.model)
     expected = dict(SITES[case.generation, case.rope])
     expected["MaskedFlashAttention"] -= 1
-    for node in ("QuantizeQueries", "QuantizeKeys", "QuantizeValues", "MaskedFp8Attention"):
-        expected[node] = 1
+    expected |= dict.fromkeys(EIGHT_BIT_NODES, 1)
     assert custom_nodes(custom) == expected
     streams = case_inputs(case.generation, "plain")
     exact, got = (run(case.model(graph), streams)[0] for graph in (case.block, custom))
@@ -201,9 +205,10 @@ def test_off_and_auto_change_nothing(case: Tiny) -> None:
 
 
 def test_sizes_without_a_kernel_are_named(case: Tiny) -> None:
+    block = substitute_float(case.block, "bfloat16")
     with pytest.raises(UnsupportedError) as caught:
-        apply_custom_ops(case.block, backend="tensorrt", target="sm90", precision="bf16", mode="on")
-    for words in ("kernel on 90a", "MaskedFlashAttention (scale=0.25)", "bf16-128"):
+        apply_custom_ops(block, backend="tensorrt", target="sm90", precision="bf16", mode="on")
+    for words in ("no bf16 kernel on 90a", "MaskedFlashAttention (scale=0.25)", "bf16-128"):
         assert words in str(caught.value)
 
 
@@ -218,7 +223,8 @@ def test_an_unknown_attention_is_an_error(case: Tiny) -> None:
 
 
 def test_table() -> None:
-    assert operators_for("tensorrt", "sm90", "bf16", "on")[-1] == "flash_attention"
+    for precision in ("bf16", "fp16"):
+        assert operators_for("tensorrt", "sm90", precision, "on")[-1] == "flash_attention"
     assert "fp8_attention" not in operators_for("tensorrt", "sm90", "bf16", "on")
     assert "fp8_attention" in operators_for("tensorrt", "sm90", "fp8", "on")
     assert "fp8_attention" not in operators_for("tensorrt", "sm80", "int8-wo", "on")
@@ -236,42 +242,45 @@ def test_table() -> None:
 @pytest.fixture(scope="module")
 def real_block() -> ExportedGraph:
     """A block of LTX-2.3 at its real size, in bfloat16."""
-    graph = export_component(transformer_components(dataclasses.replace(LTX23, num_layers=1))[1])
-    return dataclasses.replace(graph, model=bfloat16(graph.model))
-
-
-def bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with bfloat16 in the place of float32."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    for value in (*changed.graph.input, *changed.graph.output):
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = TensorProto.BFLOAT16
-    for tensor in changed.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            numbers = numpy_helper.to_array(tensor).reshape(-1).tolist()
-            dims = list(tensor.dims)
-            bf16 = onnx.helper.make_tensor(tensor.name, TensorProto.BFLOAT16, dims, numbers)
-            tensor.CopyFrom(bf16)
-    return changed
+    block = transformer_components(dataclasses.replace(LTX23, num_layers=1))[1]
+    return export_component(block, "bfloat16")
 
 
 def test_real_sizes_have_kernels(real_block: ExportedGraph) -> None:
+    blocks = {p: real_block for p in ("bf16", "fp8")}
+    blocks["fp16"] = substitute_float(real_block, "float16")
     for target in ("sm80", "sm89", "sm90", "sm100", "sm120"):
-        for precision in ("bf16", "fp8"):
+        for precision, block in blocks.items():
             if (target, precision) == ("sm80", "fp8"):
                 continue
             custom = apply_custom_ops(
-                real_block, backend="tensorrt", target=target, precision=precision, mode="on"
+                block, backend="tensorrt", target=target, precision=precision, mode="on"
             )
-            assert ("MaskedFp8Attention" in custom_nodes(custom)) == (precision == "fp8")
+            expected = dict(SITES["2.3", "split"])
+            if precision == "fp8":
+                expected["MaskedFlashAttention"] -= 1
+                expected |= dict.fromkeys(EIGHT_BIT_NODES, 1)
+            assert custom_nodes(custom) == expected
 
 
+def test_nodes_have_one_float_type(real_block: ExportedGraph) -> None:
+    """A plugin takes its tensors in one dtype: no table or modulation may stay in float32."""
+    model = onnx.shape_inference.infer_shapes(on(real_block, "bf16").model)
+    values = (*model.graph.input, *model.graph.value_info)
+    types = {v.name: v.type.tensor_type.elem_type for v in values}
+    types |= {t.name: t.data_type for t in model.graph.initializer}
+    nodes = [n for n in model.graph.node if n.domain == "ltx2rt"]
+    assert {types[i] for n in nodes for i in n.input} == {TensorProto.BFLOAT16, TensorProto.INT64}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_kernels_of_a_graph(
-    real_block: ExportedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    real_block: ExportedGraph, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In its dtype alone."""
+    block = real_block if precision == "bf16" else substitute_float(real_block, "float16")
     custom = apply_custom_ops(
-        real_block, backend="tensorrt", target="sm90", precision="bf16", mode="on"
+        block, backend="tensorrt", target="sm90", precision=precision, mode="on"
     )
     assert used_operators(real_block) == ()
     assert used_operators(custom) == (
@@ -288,8 +297,29 @@ def test_kernels_of_a_graph(
 
     monkeypatch.setattr(build, "write_artifacts", write)
     assert write_kernels(custom, "sm90", tmp_path) == "90a"
-    assert "masked_flash_attention.bf16-128.90a" in compiled
-    assert "qk_norm_rope.bf16-32x64.90a" in compiled
+    heads = [f"{precision}-{d}.90a" for d in (128, 64)]
+    widths = [f"{precision}-{w}.90a" for w in (4096, 2048)]
+    assert sorted(compiled) == sorted(
+        [f"{o}.{v}" for o in ("flash_attention", "masked_flash_attention") for v in heads]
+        + [f"{o}.{v}" for o in ("adaln_modulate", "gated_residual") for v in widths]
+        + [f"qk_norm_rope.{precision}-32x{d}.90a" for d in (128, 64)]
+    )
+
+
+def test_machine_code_does_not_decide_whether_an_engine_is_reused(tmp_path: Path) -> None:
+    spec = gated.kernel(gated.GATHERED, "bf16", 2048)
+    list(build.write_artifacts(tmp_path, [spec], ["90a"]))
+    facts = engine_facts(tmp_path)
+    about = facts["gated_residual.bf16-2048.90a"]
+    assert (about["grid"], about["threads"]) == (["B * T", "1", "1"], 128)
+    path = tmp_path / "gated_residual.bf16-2048.90a.json"
+    changed = json.loads(path.read_text())
+    assert about["files"] == {"ptx": changed["files"]["ptx"]}
+    changed["files"]["cubin"]["sha256"] = "0"
+    path.write_text(json.dumps(changed))
+    assert engine_facts(tmp_path) == facts
+    path.write_text(json.dumps({**changed, "threads": 256}))
+    assert engine_facts(tmp_path) != facts
 
 
 @pytest.mark.parametrize("mode", ["off", "on"])

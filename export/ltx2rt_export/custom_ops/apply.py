@@ -24,6 +24,7 @@ from ltx2rt_export.custom_ops.table import (
     FLASH_ATTENTION,
     FP8_ATTENTION,
     GATED_RESIDUAL,
+    KERNEL_DTYPES,
     QK_NORM_ROPE,
     operators_for,
 )
@@ -75,7 +76,7 @@ def apply_custom_ops(
     if left and FLASH_ATTENTION in names:
         raise InternalError(f"{graph.component.name} has unknown attentions at {', '.join(left)}")
     if backend == "tensorrt":
-        _check_kernels(model, ARCHITECTURES[target or ""])
+        _check_kernels(model, ARCHITECTURES[target or ""], KERNEL_DTYPES[graph.dtype])
     return dataclasses.replace(graph, model=model)
 
 
@@ -166,8 +167,8 @@ def _fp8_call(rewriter: Rewriter, site: Attention, keys: str, out: str) -> None:
     rewriter.call(fp8.MASKED_FULL, inputs, [out], scale=flash.scale_of(site.head_dim))
 
 
-def _check_kernels(model: onnx.ModelProto, arch: str) -> None:
-    """Every attention, norm and quantiser has a bfloat16 kernel for its attributes."""
+def _check_kernels(model: onnx.ModelProto, arch: str, dtype: str) -> None:
+    """Every attention, norm and quantiser has a kernel for its attributes and this dtype."""
     operators = {o.node: o for o in catalog.operators().values()}
     problems = set()
     for node in model.graph.node:
@@ -176,17 +177,17 @@ def _check_kernels(model: onnx.ModelProto, arch: str) -> None:
         operator = operators[node.op_type]
         asked = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         kernels = [k for k in catalog.kernels([operator.name]) if arch in k.configs]
-        if not any(_fits(kernel, asked) for kernel in kernels):
+        if not any(_fits(kernel, asked, dtype) for kernel in kernels):
             given = ", ".join(f"{n}={asked[n]:g}" for n in operator.attributes)
             there = ", ".join(k.variant for k in kernels) or "none"
             problems.add(f"{node.op_type} ({given}); there are: {there}")
     if problems:
-        what = f"custom_ops='on': no bfloat16 kernel on {arch} for"
+        what = f"custom_ops='on': no {dtype} kernel on {arch} for"
         raise UnsupportedError(join_problems(what, sorted(problems)))
 
 
-def _fits(kernel: KernelSpec, asked: Mapping[str, int | float]) -> bool:
+def _fits(kernel: KernelSpec, asked: Mapping[str, int | float], dtype: str) -> bool:
     values = kernel.attributes.items()
-    return kernel.types["T"] == "bf16" and all(
+    return kernel.types["T"] == dtype and all(
         math.isclose(asked[n], v, rel_tol=1e-6) for n, v in values
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from ltx2rt_export.custom_ops.table import ARCHITECTURES
+from ltx2rt_export.custom_ops.table import ARCHITECTURES, KERNEL_DTYPES
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_kernels import build, catalog
 from ltx2rt_kernels.spec import DOMAIN
@@ -25,7 +27,22 @@ def write_kernels(graph: ExportedGraph, target: str, directory: Path) -> str:
     Returns:
         The architecture, `arch` above.
     """
-    arch = ARCHITECTURES[target]
-    for _ in build.write_artifacts(directory, catalog.kernels(used_operators(graph)), [arch]):
+    arch, dtype = ARCHITECTURES[target], KERNEL_DTYPES[graph.dtype]
+    specs = [k for k in catalog.kernels(used_operators(graph)) if k.types["T"] == dtype]
+    for _ in build.write_artifacts(directory, specs, [arch]):
         pass
     return arch
+
+
+def engine_facts(directory: Path) -> dict[str, Any]:
+    """What an engine takes of the kernels in a directory: descriptions, with digests of the PTX.
+
+    Cubins are left out: TensorRT gets none, and their bytes may be left to chance
+    (`ltx2rt_kernels.hermetic.fixed_addresses`), which must not decide whether an engine is reused.
+    """
+    found = {}
+    for path in sorted(directory.glob("*.*.json")):
+        about = json.loads(path.read_text())
+        del about["files"]["cubin"]
+        found[path.stem] = about
+    return found

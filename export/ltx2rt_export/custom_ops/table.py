@@ -30,8 +30,13 @@ ARCHITECTURES = {
     "sm120": "120a",
 }
 
-#: precisions whose activations are bfloat16, the type that kernels ship for
-_BF16_PRECISIONS = ("bf16", "fp8", "fp8-static", "nvfp4", "nvfp4-static", "int8-wo", "int4-wo")
+#: dtype of a graph -> that of our kernels
+KERNEL_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
+
+#: precisions whose activations have one of these
+_KERNEL_PRECISIONS = (
+    *("bf16", "fp16", "fp8", "fp8-static", "nvfp4", "nvfp4-static", "int8-wo", "int4-wo"),
+)
 
 #: precisions that accept 8-bit errors: their video self-attention is 8-bit too
 _EIGHT_BIT_PRECISIONS = ("fp8", "fp8-static", "nvfp4", "nvfp4-static")
@@ -72,7 +77,7 @@ def operators_for(backend: str, target: str | None, precision: str, mode: str) -
     if not row.on:
         raise UnsupportedError(
             f"custom_ops='on' was asked for {backend}, {target or 'no target'}, {precision}; there "
-            f"are kernels for {', '.join(ARCHITECTURES)} in {', '.join(_BF16_PRECISIONS)}; use "
+            f"are kernels for {', '.join(ARCHITECTURES)} in {', '.join(_KERNEL_PRECISIONS)}; use "
             "custom_ops='auto' or 'off'."
         )
     return row.on
@@ -85,7 +90,7 @@ def _row(backend: str, target: str | None, precision: str) -> Row:
         case "tensorrt-rtx":  # no plugins: bodies are inlined; it refuses casts to E4M3
             return Row(on=_SIXTEEN_BIT)
         case "tensorrt":
-            if target not in ARCHITECTURES or precision not in _BF16_PRECISIONS:
+            if target not in ARCHITECTURES or precision not in _KERNEL_PRECISIONS:
                 return Row(on=())
             eight = ARCHITECTURES[target] != "80" and precision in _EIGHT_BIT_PRECISIONS
             return Row(on=_EIGHT_BIT if eight else _SIXTEEN_BIT)

@@ -23,7 +23,7 @@ from ltx2rt.errors import InternalError, OptionError
 from ltx2rt.manifest import EngineEntry, Tensor
 from ltx2rt.progress import Job
 from ltx2rt_export.build_config import BuildConfig
-from ltx2rt_export.custom_ops.kernels import used_operators, write_kernels
+from ltx2rt_export.custom_ops.kernels import engine_facts, used_operators, write_kernels
 from ltx2rt_export.engines.builder import EngineRequest
 from ltx2rt_export.engines.cache import EngineCache, cache_key
 from ltx2rt_export.engines.process import run_build
@@ -126,9 +126,7 @@ class EngineBuilder:
                 "profiles": shapes,
                 "options": self.config.builder_options(),
                 "plugins": self.plugins,
-                "kernels": {p.name: file_sha256(p) for p in sorted(Path(kernels[0]).iterdir())}
-                if kernels
-                else {},
+                "kernels": engine_facts(Path(kernels[0])) if kernels else {},
             }
         )
 

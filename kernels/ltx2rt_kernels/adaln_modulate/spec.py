@@ -5,6 +5,7 @@ from __future__ import annotations
 from ltx2rt_kernels.spec import (
     ARCHITECTURES,
     FP8_ARCHITECTURES,
+    SIXTEEN_BIT,
     KernelSpec,
     Operator,
     TensorSpec,
@@ -78,7 +79,10 @@ def kernel(operator: Operator, dtype: str, width: int) -> KernelSpec:
     )
 
 
-#: widths of the streams; our graphs gather
+#: widths of the streams; our graphs gather. Graphs with FP8 linears are BF16.
 KERNELS = tuple(
-    kernel(o, "bf16", width) for o in (GATHERED, GATHERED_QUANT) for width in (4096, 2048)
+    kernel(operator, dtype, width)
+    for operator, dtypes in ((GATHERED, SIXTEEN_BIT), (GATHERED_QUANT, ("bf16",)))
+    for dtype in dtypes
+    for width in (4096, 2048)
 )

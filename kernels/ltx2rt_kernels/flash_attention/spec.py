@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ltx2rt_kernels.spec import Config, KernelSpec, Operator, ScalarSpec, TensorSpec
+from ltx2rt_kernels.spec import (
+    SIXTEEN_BIT,
+    Config,
+    KernelSpec,
+    Operator,
+    ScalarSpec,
+    TensorSpec,
+)
 
 #: head dims of the released models: video 128, audio and the exchange between the streams 64
 HEAD_DIMS = (128, 64)
@@ -99,5 +106,4 @@ def scalars(*, masked: bool) -> tuple[ScalarSpec, ...]:
     return tuple(ScalarSpec(name=n, value=n) for n in ("T", "S", "H", "R")[: 4 if masked else 3])
 
 
-#: BF16 ships; FP16, an opt-in that no engine has been measured with, compiles and is tested.
-KERNELS = tuple(kernel(o, "bf16", d) for o in OPERATORS for d in HEAD_DIMS)
+KERNELS = tuple(kernel(o, t, d) for o in OPERATORS for t in SIXTEEN_BIT for d in HEAD_DIMS)

@@ -90,6 +90,9 @@ QUANTIZERS = (QUANTIZE_QUERIES, QUANTIZE_KEYS, QUANTIZE_VALUES)
 ATTENTIONS = (QK, MASKED_QK, FULL, MASKED_FULL)
 OPERATORS = (*QUANTIZERS, *ATTENTIONS)
 
+#: channels of a block of `quantize_values`
+VALUE_LANES = 64
+
 #: One group of tokens a block; not timed.
 QUANTIZER_CONFIGS = {arch: Config(num_warps=4) for arch in FP8_ARCHITECTURES}
 
@@ -130,11 +133,11 @@ def quantizer(operator: Operator, dtype: str, head_dim: int) -> KernelSpec:
             types={"T": dtype},
             scalars=(
                 ScalarSpec(name="S", value="S"),
-                ScalarSpec(name="W", value="W", divisible_by_16=True),
+                ScalarSpec(name="W", value="W", divisible_by=VALUE_LANES),
             ),
-            constexprs={"LANES": 64},
+            constexprs={"LANES": VALUE_LANES},
             configs=QUANTIZER_CONFIGS,
-            grid=("cdiv(S, 64)", "W // 64", "B"),
+            grid=("cdiv(S, 64)", f"W // {VALUE_LANES}", "B"),
         )
     return KernelSpec(
         operator=operator,

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ltx2rt_kernels.spec import ARCHITECTURES, KernelSpec, Operator, TensorSpec, row_config
+from ltx2rt_kernels.spec import (
+    ARCHITECTURES,
+    SIXTEEN_BIT,
+    KernelSpec,
+    Operator,
+    TensorSpec,
+    row_config,
+)
 
 
 def _operator(name: str, node: str, *, gathered: bool) -> Operator:
@@ -43,4 +50,4 @@ def kernel(operator: Operator, dtype: str, width: int) -> KernelSpec:
 
 
 #: widths of the streams; our graphs gather
-KERNELS = tuple(kernel(GATHERED, "bf16", width) for width in (4096, 2048))
+KERNELS = tuple(kernel(GATHERED, t, width) for t in SIXTEEN_BIT for width in (4096, 2048))

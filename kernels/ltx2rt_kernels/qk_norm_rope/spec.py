@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ltx2rt_kernels.spec import (
     ARCHITECTURES,
+    SIXTEEN_BIT,
     Config,
     KernelSpec,
     Operator,
@@ -73,4 +74,4 @@ def kernel(operator: Operator, dtype: str, heads: int, head_dim: int) -> KernelS
 
 #: Video self-attention has heads of 128; audio, and the exchange between the streams, of 64. No
 #: released model rotates interleaved lanes.
-KERNELS = tuple(kernel(SPLIT, t, 32, d) for t in ("bf16", "fp16") for d in (128, 64))
+KERNELS = tuple(kernel(SPLIT, t, 32, d) for t in SIXTEEN_BIT for d in (128, 64))
