@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import percentiles
-from benchmarks.engines import as_constants, make_builder, random_block
+from benchmarks.engines import make_builder, random_block
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.cuda import local_gpu
@@ -23,6 +23,7 @@ from ltx2rt.errors import InternalError
 from ltx2rt.floats import bfloat16_values
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import convert
+from ltx2rt_export.engines.weights import holding_weights
 
 #: tokens of 768x512x121
 SIZES = {"B": 1, "Tv": 6144, "Ta": 126, "S": 1024, "Uv": 2, "Ua": 2}
@@ -53,7 +54,7 @@ def _compare_one(backend: str, precision: str, target: str) -> dict[str, Any]:
     spec = EngineSpec("transformer_block", graph.component.inputs, graph.component.outputs)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        ways = {"input": (graph, None), "constant": (as_constants(graph), weights)}
+        ways = {"input": (graph, None), "constant": (holding_weights(graph), weights)}
         engines = {}
         for way, (variant, inside) in ways.items():
             builder = make_builder(

@@ -109,13 +109,15 @@ def transformer() -> dict[str, Any]:
 
 def block_weights() -> dict[str, Any]:
     """One LTX-2.3 block in BF16: weights as inputs, and (random) as constants."""
+    from ltx2rt_export.engines.weights import holding_weights
+
     graph, weights = random_block("bf16")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         builder = make_builder(folder / "cache", "bf16")
         bound = measured(builder, graph, "bf16", None, folder / "input")
         builder = make_builder(folder / "cache", "bf16", weights="constant")
-        constant = measured(builder, as_constants(graph), "bf16", weights, folder / "constant")
+        constant = measured(builder, holding_weights(graph), "bf16", weights, folder / "constant")
     return total({"input": bound}, constant=constant)
 
 
@@ -145,22 +147,6 @@ def random_block(precision: str) -> tuple[Any, dict[str, Any]]:
         values = rng.standard_normal(shape, np.float32) / np.sqrt(max(shape[0], 1))
         weights[value.name] = convert(values, "float32", dtype, value.name)
     return graph, weights
-
-
-def as_constants(graph: Any) -> Any:
-    """A block whose weight inputs are initializers, so that they can be put inside an engine."""
-    import dataclasses
-
-    import onnx
-
-    from ltx2rt_export.onnx import inputs_to_initializers
-
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    names = {spec.name for spec in graph.component.inputs}
-    inputs_to_initializers(model, [v.name for v in model.graph.input if v.name not in names])
-    component = dataclasses.replace(graph.component, weight_binding="initializer")
-    return dataclasses.replace(graph, model=model, component=component)
 
 
 def everything(generation: str) -> dict[str, Any]:

@@ -12,18 +12,22 @@ from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
-from ltx2rt.engine_file import read_info, sidecar_of
+from ltx2rt.engine_file import file_sha256, read_info, sidecar_of
 from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
 from ltx2rt.lora import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
 from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights import (
     engine_tensors,
+    layer_number,
     lora_tensors,
     stored_tensor,
     tensor_entry,
     weight_problems,
 )
+
+#: larger files, which are engines with their weights inside, are checked by their size alone
+HASHED_BYTES = 1 << 26
 
 
 class ModelSource(Protocol):
@@ -143,6 +147,12 @@ class Bundle:
             )
         if entry.weight_binding == "initializer" and not inside:
             weights = self._load(name, entry, 0, self._merge_of(loras))
+        if entry.layered:
+            from ltx2rt.backends.layered import LayeredEngine
+
+            files = [self.folder / e.file for e in entry.engines]
+            paths = dict(zip(entry.served, files, strict=True))
+            return LayeredEngine(paths, entry.spec(name), self.manifest.command())
         if entry.engines:
             from ltx2rt.backends.tensorrt import TrtEngine
 
@@ -228,7 +238,9 @@ class Bundle:
 
 
 class LayerWeights(Sequence[Mapping[str, Array]]):
-    """The layers of a repeated component, each converted on first use and (with `keep`) kept."""
+    """The layers of a repeated component, each converted on first use and (with `keep`) kept; of
+    one whose weights are inside its engines, only their numbers.
+    """
 
     def __init__(
         self, bundle: Bundle, name: str, loras: LoraMerger | None, *, keep: bool = True
@@ -247,7 +259,7 @@ class LayerWeights(Sequence[Mapping[str, Array]]):
         if index not in self._loaded:
             if not 0 <= index < len(self):
                 raise IndexError(index)
-            layer = self._bundle._load(self._name, self._entry, index, self._loras)
+            layer = self._load(index)
             if not self._keep:
                 return layer
             self._loaded[index] = layer
@@ -255,6 +267,11 @@ class LayerWeights(Sequence[Mapping[str, Array]]):
 
     def __iter__(self) -> Iterator[Mapping[str, Array]]:
         return (self[i] for i in range(len(self)))
+
+    def _load(self, index: int) -> Mapping[str, Array]:
+        if self._entry.layered:
+            return layer_number(index) if index in self._entry.served else {}
+        return self._bundle._load(self._name, self._entry, index, self._loras)
 
 
 def open_bundle(
@@ -317,10 +334,14 @@ def engine_problems(folder: Path, manifest: Manifest) -> list[str]:
     """
     problems = []
     for name, entry in manifest.components.items():
+        wanted = len(entry.served) if entry.layered else 1
         if manifest.backend != "onnxruntime" and not entry.engines:
             problems.append(f"{name} has no engine for backend {manifest.backend!r}")
+        elif entry.engines and len(entry.engines) != wanted:
+            problems.append(f"{name} has {len(entry.engines)} engines, expected {wanted}")
         for engine in entry.engines:
-            found = _check_file(folder, engine.file, engine.sha256, f"the engine of {name}")
+            what = f"the engine of {name}"
+            found = _check_file(folder, engine.file, engine.sha256, what, engine.bytes)
             problems += found or _sidecar_problems(folder / engine.file, engine.sha256)
             if engine.backend not in APIS or engine.backend != manifest.backend:
                 problems.append(
@@ -345,14 +366,18 @@ def _sidecar_problems(engine: Path, sha256: str) -> list[str]:
     return [] if info.engine_sha256 == sha256 else [f"{sidecar_of(engine)} is of another engine"]
 
 
-def _check_file(folder: Path, name: str, sha256: str, what: str) -> list[str]:
+def _check_file(folder: Path, name: str, sha256: str, what: str, size: int = 0) -> list[str]:
+    """Problems of a file of the bundle; of `size` bytes if that is more than `HASHED_BYTES`."""
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
         return [f"{what}: {name!r:.80} is not a file of the bundle"]
     try:
         if path.exists() and not path.is_file():
             return [f"{what}: {path} is not a file"]
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if size > HASHED_BYTES:
+            fits = path.stat().st_size == size
+            return [] if fits else [f"{what}: {path} does not have the size in the manifest"]
+        digest = file_sha256(path)
     except OSError as error:
         return [f"{what}: {path!s:.300} cannot be read ({error.strerror})"]
     except ValueError as error:

@@ -108,6 +108,8 @@ class ComponentEntry:
         quantized: weight -> the format in which the graph takes it (`codecs.engine_formats`).
         overlays: for each layer, weight input -> where it lies ready to be bound: quantised
             weights, their scales. Others, and those that a LoRA changes, are made from `layers`.
+        engines: none for ONNX Runtime; one, or, where a repeated component's weights are inside
+            (`layered`), one for each layer that it serves.
     """
 
     graph: str
@@ -123,6 +125,16 @@ class ComponentEntry:
     quantized: dict[str, str] = field(default_factory=dict)
     overlays: tuple[dict[str, Place], ...] = ()
     engines: tuple[EngineEntry, ...] = ()
+
+    @property
+    def served(self) -> tuple[int, ...]:
+        """The layers that this component serves."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer)
+
+    @property
+    def layered(self) -> bool:
+        """Whether every layer has an engine of its own, with its weights inside."""
+        return self.weight_binding == "input" and any(e.weights == "constant" for e in self.engines)
 
     def spec(self, name: str) -> EngineSpec:
         """The boundary as the engine protocol states it."""

@@ -30,7 +30,8 @@ class BuildConfig:
         max_batch: guidance passes that may run together.
         components: what to build; empty for everything.
         weights: `input`: engines take weights by name, and hold none. `constant`: weights are
-            inside the engines, but for the block's, which runs once a layer.
+            inside the engines, of which the transformer block has one a layer; the text encoder's
+            blocks keep theirs as inputs.
         plain_layers: transformer blocks that a quantising precision leaves in 16 bits; None: what
             the checkpoint or `quantize.plan` says.
         lora_inputs: the block takes LoRAs as low-rank inputs instead of merged weights: for
@@ -141,6 +142,8 @@ class BuildConfig:
                 f"backend onnxruntime runs no {self.precision} on a CPU; allowed: "
                 f"{', '.join(CPU_PRECISIONS)}"
             )
+        if self.lora_inputs and self.weights == "constant":
+            problems.append("lora_inputs needs weights='input'")
         if not self.shapes:
             problems.append("no shapes are named; give e.g. 768x512x121")
         if not 1 <= self.max_batch <= 16:

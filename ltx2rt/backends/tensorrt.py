@@ -7,7 +7,6 @@ runs in order on one stream.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.engine_checks import check_gpu, check_plugins, check_version
 from ltx2rt.backends.tensorrt_api import APIS, load, make_logger
 from ltx2rt.buckets import choose_bucket, symbol_sizes
@@ -56,6 +56,7 @@ class TrtEngine(EngineBase):
             device as long as their arrays live.
         rebuild: command that builds the engine again, for errors.
         make_device: tests give another.
+        memory: of engines that it takes turns with, closed by their owner; None: its own.
 
     Raises:
         UnsupportedError: the library, cuda-python, the driver or the GPU is missing.
@@ -71,6 +72,7 @@ class TrtEngine(EngineBase):
         weights: Mapping[str, Array],
         rebuild: str,
         make_device: Callable[[str], Device] = CudaDevice,
+        memory: DeviceMemory | None = None,
     ) -> None:
         self._spec = spec
         self._info = read_info(path)
@@ -78,9 +80,9 @@ class TrtEngine(EngineBase):
         self._label = f"{APIS[self._info.backend].label} {trt.__version__}"
         check_version(self._info, str(trt.__version__), rebuild)
         check_plugins(self._info, rebuild)
-        self._device = make_device(f"backend {self._info.backend}")
-        self._buffers: dict[str, tuple[int, int]] = {}
-        self._resident: dict[tuple[int, int], tuple[weakref.ref[Array], int]] = {}
+        self._owns_memory = memory is None
+        self._memory = memory or DeviceMemory(make_device(f"backend {self._info.backend}"))
+        self._device = self._memory.device
         self._bound = dict(weights)
         self._profile = -1
         self._closed = False
@@ -103,7 +105,7 @@ class TrtEngine(EngineBase):
         outputs = self.bind(tensors)
         self.enqueue()
         for name, array in outputs.items():
-            self._device.download(array, self._buffers[name][0])
+            self._device.download(array, self._memory.buffer(name, array.nbytes))
         self._device.synchronize()
         return outputs
 
@@ -123,7 +125,7 @@ class TrtEngine(EngineBase):
             array = np.ascontiguousarray(tensors[name])
             kept.append(array)
             self._ok(self._context.set_input_shape(name, array.shape), f"the shape of {name}")
-            address = self._buffer(name, array.nbytes)
+            address = self._memory.buffer(name, array.nbytes)
             self._device.upload(address, array)
             self._bind(name, address)
         self._bind_weights(tensors)
@@ -141,18 +143,15 @@ class TrtEngine(EngineBase):
         self._device.synchronize()
 
     def close(self) -> None:
-        """Free the context, the engine and all device memory; closing again does nothing."""
+        """Free the context, the engine and its memory; closing again does nothing."""
         if self._closed:
             return
         self._closed = True
         self._device.activate()
         self._context = self._engine = self._runtime = None
-        for address, _ in self._buffers.values():
-            self._device.free(address)
-        for key in list(self._resident):
-            self._forget(key)
-        self._buffers, self._bound = {}, {}
-        self._device.close()
+        self._bound = {}
+        if self._owns_memory:
+            self._memory.close()
 
     def _load(self, trt: ModuleType, path: Path) -> None:
         self._logger = make_logger(trt)
@@ -187,49 +186,21 @@ class TrtEngine(EngineBase):
                     f"{self._spec.component}: weight {weight.name} has {array.nbytes} bytes, its "
                     f"engine takes {tensor_bytes(weight)}"
                 )
-            self._bind(weight.name, self._address_of(array))
-
-    def _address_of(self, array: Array) -> int:
-        """Where a weight is on the device: uploaded when it is seen for the first time, freed when
-        its array goes (layers with another LoRA are new arrays).
-        """
-        key = (array.ctypes.data, array.nbytes)
-        if key not in self._resident:
-            whole = np.ascontiguousarray(array)
-            address = self._device.allocate(whole.nbytes)
-            self._resident[key] = (weakref.ref(array, lambda _: self._forget(key)), address)
-            self._device.upload(address, whole)
-            self._device.synchronize()
-        return self._resident[key][1]
-
-    def _forget(self, key: tuple[int, int]) -> None:
-        if (held := self._resident.pop(key, None)) is not None:
-            self._device.free(held[1])
+            self._bind(weight.name, self._memory.address_of(array))
 
     def _prepare_outputs(self) -> dict[str, Array]:
         outputs = {}
         for tensor in self._spec.outputs:
             shape = tuple(self._context.get_tensor_shape(tensor.name))
             array = np.empty(shape, NUMPY_DTYPES[tensor.dtype])
-            self._bind(tensor.name, self._buffer(tensor.name, array.nbytes))
+            self._bind(tensor.name, self._memory.buffer(tensor.name, array.nbytes))
             outputs[tensor.name] = array
         return outputs
 
     def _set_scratch(self) -> None:
         """Give the context the memory that its activations need at these shapes."""
         size = int(self._context.update_device_memory_size_for_shapes())
-        self._context.set_device_memory(self._buffer("", size), size)
-
-    def _buffer(self, name: str, size: int) -> int:
-        """Device memory of that name, at least `size` bytes; grows, never shrinks."""
-        address, held = self._buffers.get(name, (0, -1))
-        if held < size:
-            if held >= 0:
-                del self._buffers[name]
-                self._device.free(address)
-            address = self._device.allocate(size)
-            self._buffers[name] = (address, size)
-        return address
+        self._context.set_device_memory(self._memory.buffer("", size), size)
 
     def _bind(self, name: str, address: int) -> None:
         self._ok(self._context.set_tensor_address(name, address), f"the address of {name}")

@@ -102,7 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         default="input",
         metavar="MODE",
-        help="input (default): engines take weights by name; constant: weights are inside engines",
+        help="input (default): engines take weights by name; constant: weights are inside engines, "
+        "of which the transformer block has one a layer (no LoRA at run time, twice the disk)",
     )
     target.add_argument(
         "--plain-layers",

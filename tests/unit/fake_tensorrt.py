@@ -1,4 +1,6 @@
-"""A library with TensorRT's runtime API and a device in host memory: `y = x + w`."""
+"""A library with TensorRT's runtime API and a device in host memory: `y = x + w`, where `w` is an
+input or inside the engine.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,9 @@ VERSION = "1.7.1.116"
 
 #: an engine that brings code of the host, as those for other versions do
 HOST_CODE = b"hosted"
+
+#: an engine that holds its weight, which follows as text
+HELD = b"held "
 SPEC = EngineSpec(
     "toy",
     (TensorSpec("x", "float32", ("B", 4)), TensorSpec("unread", "float32", ("B",))),
@@ -78,8 +83,9 @@ class FakeDevice:
 
 
 class FakeContext:
-    def __init__(self, device: FakeDevice) -> None:
+    def __init__(self, device: FakeDevice, held: float | None = None) -> None:
         self.device = device
+        self.held = held
         self.profiles: list[int] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -115,7 +121,9 @@ class FakeContext:
         assert self.scratch[1] == self.update_device_memory_size_for_shapes()
         shape = self.shapes["x"]
         x = self.device.read(self.addresses["x"], shape)
-        w = self.device.read(self.addresses["w"], (4,))
+        w = self.held
+        if w is None:
+            w = self.device.read(self.addresses["w"], (4,))
         out = (x + w).astype(np.float32)
         ctypes.memmove(self.addresses["y"], out.ctypes.data, out.nbytes)
         return True
@@ -128,14 +136,17 @@ def make_library(device: FakeDevice, context: FakeContext, *, loads: bool = True
         INTERNAL_ERROR, ERROR, WARNING = "internal", "error", "warning"
 
     class Engine:
-        num_io_tensors = 3
+        def __init__(self, data: bytes) -> None:
+            self.held = float(data.removeprefix(HELD)) if data.startswith(HELD) else None
+            self.names = ("x", "y") if self.held is not None else ("x", "w", "y")
+            self.num_io_tensors = len(self.names)
 
         def get_tensor_name(self, index: int) -> str:
-            return ("x", "w", "y")[index]
+            return self.names[index]
 
         def create_execution_context(self, strategy: str) -> FakeContext:
             assert strategy == "user"
-            return context
+            return context if self.held is None else FakeContext(device, self.held)
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
@@ -148,7 +159,7 @@ def make_library(device: FakeDevice, context: FakeContext, *, loads: bool = True
                 return None
             if not loads:
                 self.logger.log(Logger.ERROR, "the engine\nis broken")
-            return Engine() if loads else None
+            return Engine(data) if loads else None
 
     return types.SimpleNamespace(
         __version__=VERSION,
@@ -158,10 +169,13 @@ def make_library(device: FakeDevice, context: FakeContext, *, loads: bool = True
     )
 
 
-def write_engine(folder: Path, **changes: Any) -> Path:
-    """An engine file and its JSON."""
-    path = folder / "toy.engine"
+def write_engine(folder: Path, held: float | None = None, **changes: Any) -> Path:
+    """An engine file and its JSON; with its weight inside if `held` is given."""
+    path = folder / ("toy.engine" if held is None else f"toy-{held:g}.engine")
     path.write_bytes(HOST_CODE if changes.get("version_compatible") else b"engine")
+    if held is not None:
+        path.write_bytes(HELD + str(held).encode())
+        changes |= {"weights": "constant", "weight_inputs": ()}
     facts: dict[str, Any] = {
         "schema": SIDECAR_SCHEMA,
         "component": "toy",

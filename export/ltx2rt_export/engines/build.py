@@ -58,6 +58,8 @@ class EngineBuilder:
         weights: Mapping[str, Array] | None,
         bundle: Path,
         job: Job,
+        *,
+        layer: int | None = None,
     ) -> EngineEntry:
         """Build one component's engine into `bundle`, or take it from the cache.
 
@@ -68,13 +70,14 @@ class EngineBuilder:
                 weights are inputs.
             bundle: the folder of the bundle.
             job: gets the builder's steps.
+            layer: the engine is for this layer alone.
 
         Raises:
             EngineError: the build failed.
             OSError: a file cannot be written.
         """
         component = graph.component
-        stage = f"build {component.name}"
+        stage = f"build {component.name}" if layer is None else f"build {component.name} {layer}"
         job.report(stage, 0, 1)
         buckets = component_buckets(component.name, component.inputs, self.profiles)
         with self.cache.work() as work:
@@ -88,7 +91,7 @@ class EngineBuilder:
             if info is None:
                 (work / "graph.onnx").write_bytes(data)
                 info = self._build(
-                    graph, model, precision, work, shapes, buckets, sha256, key, kernels, job
+                    graph, model, precision, work, shapes, buckets, sha256, key, kernels, stage, job
                 )
                 job.report(stage, 1, 1, f"{info.build_s:.1f} s, {info.engine_bytes / 1e6:.1f} MB")
             else:
@@ -97,7 +100,7 @@ class EngineBuilder:
         info = dataclasses.replace(
             info, component=component.name, precision=precision, buckets=buckets
         )
-        return self._place(info, bundle)
+        return self._place(info, bundle, layer)
 
     def _model(
         self, graph: ExportedGraph, weights: Mapping[str, Array] | None, work: Path
@@ -141,6 +144,7 @@ class EngineBuilder:
         sha256: str,
         key: str,
         kernels: tuple[str, str] | None,
+        stage: str,
         job: Job,
     ) -> EngineInfo:
         config, component = self.config, graph.component
@@ -160,7 +164,7 @@ class EngineBuilder:
 
         def on_step(phase: str, step: int, steps: int) -> None:
             if step < steps:
-                job.report(f"build {component.name}", step, steps, phase)
+                job.report(stage, step, steps, phase)
 
         outcome = run_build(component.name, request, on_step)
         names = {t.name for t in component.inputs}
@@ -191,9 +195,9 @@ class EngineBuilder:
         self.cache.put(engine, info)
         return info
 
-    def _place(self, info: EngineInfo, bundle: Path) -> EngineEntry:
+    def _place(self, info: EngineInfo, bundle: Path, layer: int | None) -> EngineEntry:
         """Copy an engine and its JSON from the cache to where the manifest looks for them."""
-        name = engine_name(info)
+        name = engine_name(info, layer)
         target = bundle / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.cache.path(info.cache_key), target)
@@ -245,10 +249,12 @@ def open_builder(config: BuildConfig, profiles: ProfileRequest) -> EngineBuilder
     )
 
 
-def engine_name(info: EngineInfo) -> str:
+def engine_name(info: EngineInfo, layer: int | None = None) -> str:
     """Where an engine lies in a bundle."""
-    arch = "-".join(info.targets)
-    return f"engines/{info.component}/{info.backend}-{arch}-{info.precision}.engine"
+    parts = [info.backend, *info.targets, info.precision]
+    if layer is not None:
+        parts.append(f"layer{layer:02d}")
+    return f"engines/{info.component}/{'-'.join(parts)}.engine"
 
 
 def count_attentions(model: onnx.ModelProto) -> int:

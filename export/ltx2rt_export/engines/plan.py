@@ -21,7 +21,7 @@ from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.activations import activation_bytes
 from ltx2rt_export.engines.profiles import component_buckets
-from ltx2rt_export.engines.stage import profile_request
+from ltx2rt_export.engines.stage import holds_weights, profile_request
 from ltx2rt_export.fuse_loras import match_loras
 from ltx2rt_export.quantize import component_precision
 from ltx2rt_export.quantize.plan import plan_quantization
@@ -92,8 +92,9 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
                 activations = max(activations, activation_bytes(component, likely, dtype))
             sizes = [layer_bytes(layer, part, dtype) for layer in part.layers]
             overlays += sum(quantized_bytes(layer, part) for layer in part.layers)
-            inside = config.weights == "constant" and component.weight_binding != "input"
-            engine = ENGINE_BYTES_PER_BUCKET * len(buckets) + (sum(sizes) if inside else 0)
+            inside = holds_weights(config, component)
+            count = len(sizes) if inside else 1
+            engine = count * ENGINE_BYTES_PER_BUCKET * len(buckets) + (sum(sizes) if inside else 0)
             parts[part.name] = {
                 "precision": part.precision,
                 "weights": "constant" if inside else "input",

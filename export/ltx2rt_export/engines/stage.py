@@ -10,18 +10,23 @@ from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.engine import Array
-from ltx2rt.manifest import ComponentEntry, ModelInfo, Source
+from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry, EngineEntry, ModelInfo, Source
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import MappedFiles
 from ltx2rt.shapes import VideoScaleFactors
-from ltx2rt.weights import engine_tensors, tensor_entry
+from ltx2rt.weights import engine_tensors, stored_tensor, tensor_entry
 from ltx2rt_export.build_config import BuildConfig
+from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import apply_custom_ops
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
 from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
-from ltx2rt_export.engines.weights import fold_transposes
+from ltx2rt_export.engines.weights import fold_transposes, holding_weights
 from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.quantize.schemes import QUANTIZED_COMPONENT
+
+#: repeated components whose layers get engines of their own where weights are constants
+LAYERED = (QUANTIZED_COMPONENT, PLAIN_BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +70,66 @@ class EngineStage:
         done = dict(entries)
         if self.builder is None:
             return done
+        places = [bundle / s.path for s in sources]
         for graph in graphs:
             name = graph.component.name
-            weights = None
-            if self.builder.config.weights == "constant":
-                weights = StoredWeights(done[name], [bundle / s.path for s in sources])
-            engine = self.builder.build(graph, done[name].precision, weights, bundle, job)
-            done[name] = dataclasses.replace(done[name], engines=(engine,))
+            engines = self._engines(self.builder, graph, done[name], places, bundle, job)
+            done[name] = dataclasses.replace(done[name], engines=tuple(engines))
         return done
+
+    def _engines(
+        self,
+        builder: EngineBuilder,
+        graph: ExportedGraph,
+        entry: ComponentEntry,
+        sources: Sequence[Path],
+        bundle: Path,
+        job: Job,
+    ) -> Iterator[EngineEntry]:
+        weights: Mapping[str, Array] | None = None
+        if holds_weights(builder.config, graph.component):
+            if graph.component.weight_binding == "input":
+                held = holding_weights(graph)
+                for layer in entry.served:
+                    weights = StoredWeights(entry, sources, layer)
+                    yield builder.build(held, entry.precision, weights, bundle, job, layer=layer)
+                return
+            weights = StoredWeights(entry, sources)
+        yield builder.build(graph, entry.precision, weights, bundle, job)
+
+
+def holds_weights(config: BuildConfig, component: Component) -> bool:
+    """Whether a component's engines have its weights inside. Those of the text encoder's layers
+    never have: they run once a prompt, and would take more time to load.
+    """
+    return config.weights == "constant" and (
+        component.weight_binding != "input" or component.name in LAYERED
+    )
 
 
 class StoredWeights(Mapping[str, Array]):
-    """A component's weights as its engine takes them, each read when it is asked for."""
+    """Weights of one layer as its engine takes them, each read when it is asked for."""
 
-    def __init__(self, entry: ComponentEntry, sources: Sequence[Path]) -> None:
+    def __init__(self, entry: ComponentEntry, sources: Sequence[Path], layer: int = 0) -> None:
         self._entry = entry
         self._sources = sources
+        self._weights = entry.layers[layer]
+        self._ready = entry.overlays[layer] if entry.overlays else {}
         self._files = MappedFiles()
 
     def __getitem__(self, name: str) -> Array:
-        tensor = tensor_entry(name, self._entry.layers[0][name], self._sources)
+        if name in self._ready:
+            tensor = tensor_entry(name, self._ready[name], self._sources)
+            return stored_tensor(self._entry, name, self._files.raw(tensor))
+        tensor = tensor_entry(name, self._weights[name], self._sources)
         values, dtype = self._files.values(tensor)
         return engine_tensors(self._entry, name, values, dtype, f"{name} of {tensor.path}")[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entry.layers[0])
+        return iter(self._weights.keys() | self._ready.keys())
 
     def __len__(self) -> int:
-        return len(self._entry.layers[0])
+        return len(self._weights.keys() | self._ready.keys())
 
 
 def profile_request(

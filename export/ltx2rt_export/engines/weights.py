@@ -34,6 +34,16 @@ def fold_transposes(graph: ExportedGraph) -> ExportedGraph:
     return dataclasses.replace(graph, model=model, transposed=graph.transposed | folded)
 
 
+def holding_weights(graph: ExportedGraph) -> ExportedGraph:
+    """A block's graph whose weight inputs are initializers, so that an engine can hold them."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    names = {spec.name for spec in graph.component.inputs}
+    inputs_to_initializers(model, [v.name for v in model.graph.input if v.name not in names])
+    component = dataclasses.replace(graph.component, weight_binding="initializer")
+    return dataclasses.replace(graph, model=model, component=component)
+
+
 def injected(model: onnx.ModelProto) -> list[TensorProto]:
     """The initializers whose values the runtime provides."""
     return [

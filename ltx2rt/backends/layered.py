@@ -1,0 +1,55 @@
+"""A repeated component whose engines hold their weights: one engine a layer, behind the face of
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ltx2rt.backends.device_memory import DeviceMemory
+from ltx2rt.backends.tensorrt import TrtEngine
+from ltx2rt.cuda import CudaDevice, Device
+from ltx2rt.engine import Array, EngineBase, EngineSpec
+from ltx2rt.weights import LAYER
+
+
+class LayeredEngine(EngineBase):
+    """The engines of all layers, which share the memory of their inputs, outputs and activations.
+
+    Args:
+        paths: layer -> engine file.
+        spec: the component's boundary.
+        rebuild, make_device: see `TrtEngine`, which says what is raised too.
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[int, Path],
+        spec: EngineSpec,
+        rebuild: str,
+        make_device: Callable[[str], Device] = CudaDevice,
+    ) -> None:
+        self._spec = spec
+        self._engines: dict[int, TrtEngine] = {}
+        self._memory = DeviceMemory(make_device(f"{spec.component} in layers"))
+        try:
+            for index, path in paths.items():
+                self._engines[index] = TrtEngine(path, spec, {}, rebuild, memory=self._memory)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self._spec
+
+    def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the layer that `LAYER` names; see `Engine`."""
+        return self._engines[int(tensors[LAYER])](tensors)
+
+    def close(self) -> None:
+        """Free all engines and their memory; closing again does nothing."""
+        while self._engines:
+            self._engines.popitem()[1].close()
+        self._memory.close()
