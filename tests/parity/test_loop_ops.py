@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from ltx2rt_export.engines.build import count_attentions
 from ltx2rt_export.modules.loop_ops import (
     DOMAIN,
     FUNCTIONS,
@@ -125,3 +126,12 @@ def test_swiglu_in_pieces() -> None:
         (exported,) = run.run(None, {"x": x.numpy(), **weights})
         np.testing.assert_allclose(swiglu(x, gate, up, down).numpy(), want, BOUND.rtol, BOUND.atol)
         np.testing.assert_allclose(exported, want, BOUND.rtol, BOUND.atol)
+
+
+def test_attentions_in_loops_are_counted() -> None:
+    facts = {"kernel": [3, 3, 3], "block": list(QUERY_BLOCK)}
+    assert (
+        count_attentions(model_of("NeighborhoodAttention", dict.fromkeys("qkv", 6), **facts)) == 1
+    )
+    ranks = {"x": 3, "gate": 2, "up": 2, "down": 2}
+    assert count_attentions(model_of("SwiGlu", ranks, block=[7])) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,14 +258,18 @@ def engine_name(info: EngineInfo, layer: int | None = None) -> str:
 
 
 def count_attentions(model: onnx.ModelProto) -> int:
-    """Attentions of a graph: the Softmax nodes, in calls of local functions too."""
-    bodies = {
-        (f.domain, f.name): sum(n.op_type == "Softmax" for n in f.node) for f in model.functions
-    }
-    return sum(
-        1 if node.op_type == "Softmax" else bodies.get((node.domain, node.op_type), 0)
-        for node in model.graph.node
-    )
+    """Attentions of a graph: the Softmax nodes, in loops and calls of local functions too."""
+    bodies = {(f.domain, f.name): f.node for f in model.functions}
+
+    def count(nodes: Iterable[onnx.NodeProto]) -> int:
+        found = 0
+        for node in nodes:
+            found += node.op_type == "Softmax"
+            found += count(bodies.get((node.domain, node.op_type), ()))
+            found += sum(count(a.g.node) for a in node.attribute if a.HasField("g"))
+        return found
+
+    return count(model.graph.node)
 
 
 def _profile(inputs: tuple[TensorSpec, ...], bucket: Bucket) -> dict[str, Any]:
