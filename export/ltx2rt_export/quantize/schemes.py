@@ -17,8 +17,8 @@ from ltx2rt_export.quantize.linears import find_linears
 from ltx2rt_export.quantize.nvfp4 import quantize_nvfp4
 
 #: components that need float32 whatever is asked for: bandwidth extension and waveforms lose
-#: audible detail in 16 bits (spec/audio.md)
-FLOAT32_COMPONENTS = ("vocoder", "mel_front_end")
+#: audible detail in 16 bits (spec/audio.md); seconds are rounded to frames (spec/duration_head.md)
+FLOAT32_COMPONENTS = ("vocoder", "mel_front_end", "duration_head")
 
 #: the component whose linears quantised schemes change
 QUANTIZED_COMPONENT = "transformer_block"
