@@ -127,6 +127,13 @@ def test_help_tells_the_defaults_of_the_dataclasses(capsys: pytest.CaptureFixtur
     assert EnhanceConfig(model=".").timeout_s == DEFAULT_TIMEOUT_S
 
 
+def test_the_package_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ltx2rt", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"ltx2rt {ltx2rt.__version__}\n"
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["--version"]) == 0
     assert capsys.readouterr().out == f"ltx2rt {ltx2rt.__version__}\n"
