@@ -315,7 +315,8 @@ def mask_latent(mask: F32, shape: VideoLatentShape) -> F32:
         shape: latent grid to match.
 
     Returns:
-        `[B, T]` float32: the first frame alone, the rest averaged in equal groups.
+        `[B, T]` float32: the first frame alone, the rest averaged in equal groups. A mask of one
+        frame holds all the time; upstream fails on it.
 
     Raises:
         ShapeError: the frames after the first do not divide into the latent frames.
@@ -325,11 +326,12 @@ def mask_latent(mask: F32, shape: VideoLatentShape) -> F32:
     cells = _area_resize(flat, shape.height, shape.width)
     cells = cells.reshape(batch, frames, shape.height, shape.width)
     if frames == 1 or shape.num_frames == 1:
-        return cells[:, :1].reshape(batch, -1)
+        return np.repeat(cells[:, :1], shape.num_frames, axis=1).reshape(batch, -1)
     group, rest = divmod(frames - 1, shape.num_frames - 1)
     if rest or group == 0:
         raise ShapeError(
-            f"A mask of {frames} frames does not divide into {shape.num_frames} latent frames."
+            f"an attention mask of {frames} frames does not divide into the {shape.num_frames} "
+            "latent frames of its reference; use one as long as the reference, or an image."
         )
     later = cells[:, 1:].reshape(batch, shape.num_frames - 1, group, shape.height, shape.width)
     joined = np.concatenate([cells[:, :1], later.mean(axis=2)], axis=1)

@@ -5,12 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ltx2rt.lora_keys import (
-    STYLES,
-    file_reference_factors,
-    lora_generations,
-    read_lora_keys,
-)
+from ltx2rt.lora_keys import STYLES, lora_generations, read_lora_keys
+from ltx2rt.lora_metadata import file_reference_factors
 from ltx2rt.safetensors import SafetensorsFile, read_metadata
 
 #: metadata that is one long text, or says nothing about the adapter
@@ -26,6 +22,7 @@ def describe_lora(file: SafetensorsFile) -> dict[str, Any]:
     """
     keys = read_lora_keys(file)
     spatial, temporal = file_reference_factors(file)
+    no_lora = ["it holds no LoRA; `ltx2rt inspect` explains other files"]
     alphas = sorted({round(p.scale * p.rank, 4) for p in keys.pairs.values()})
     info: dict[str, Any] = {
         "key_style": STYLES[keys.style],
@@ -38,7 +35,7 @@ def describe_lora(file: SafetensorsFile) -> dict[str, Any]:
         "reference_downscale_factor": spatial,
         "reference_temporal_scale_factor": temporal,
         "unsupported": list(keys.unsupported),
-        "problems": list(keys.problems),
+        "problems": list(keys.problems) or no_lora * (not keys.pairs and not keys.unsupported),
     }
     for key in ("lora_rank", "lora_alpha"):
         if key in file.metadata:

@@ -1,6 +1,6 @@
-"""What an adapter file says by itself: key style, pairs, scales, metadata.
+"""What an adapter file says by itself: key style, pairs, scales.
 
-Formats: spec/lora.md sections 1 and 6.
+Formats: spec/lora.md section 1.
 
 Only headers and scalar alphas are read.
 """
@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltx2rt.errors import CheckpointError, OptionError
+from ltx2rt.errors import CheckpointError
 from ltx2rt.safetensors import (
     MappedFiles,
     SafetensorsFile,
@@ -113,40 +113,6 @@ def read_lora_keys(file: SafetensorsFile, *, honour_alpha: bool = False) -> Lora
     return LoraKeys(style, pairs, unsupported, tuple(problems))
 
 
-def reference_factors(files: Iterable[SafetensorsFile]) -> tuple[int, int]:
-    """IC-LoRA scale of the reference video: (spatial, temporal), 1 when no file says otherwise.
-
-    Raises:
-        OptionError: two LoRAs want different factors.
-    """
-    found: dict[str, dict[int, str]] = {"spatial": {}, "temporal": {}}
-    for file in files:
-        for axis, factor in zip(found, file_reference_factors(file), strict=True):
-            if factor != 1:
-                found[axis][factor] = file.path.name
-    for axis, factors in found.items():
-        if len(factors) > 1:
-            listed = ", ".join(f"{name}: {factor}" for factor, name in factors.items())
-            raise OptionError(f"LoRAs want different {axis} reference factors ({listed}).")
-    return next(iter(found["spatial"]), 1), next(iter(found["temporal"]), 1)
-
-
-def file_reference_factors(file: SafetensorsFile) -> tuple[int, int]:
-    """(spatial, temporal) reference factor in one file's metadata; missing or unreadable is 1."""
-    spatial = _factor(file, "reference_downscale_factor")
-    if spatial == 1:
-        spatial = _factor(file, "reference_spatial_scale_factor")
-    return spatial, _factor(file, "reference_temporal_scale_factor")
-
-
-def detailing_factor(file: SafetensorsFile) -> int:
-    """How much smaller than stage 2 a detailing LoRA wants its reference; 2, the size of stage 1,
-    unless its metadata says otherwise (spec/pipelines.md §12).
-    """
-    named = "reference_downscale_factor" in file.metadata
-    return file_reference_factors(file)[0] if named else 2
-
-
 def lora_generations(file: SafetensorsFile, keys: LoraKeys) -> tuple[str, ...]:
     """Generations whose modules a LoRA can belong to; shapes alone often fit all three."""
     fits = ["LTX-2", "LTX-2.3", "LTX-2.5"]
@@ -227,17 +193,18 @@ class _Scales:
 
 
 def _adapter_config(path: Path) -> object:
-    """What PEFT writes beside its weights; None when it is not there or not readable."""
+    """What PEFT writes beside its weights, which holds alpha; None when it is not there.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if not path.exists():
+        return None
     try:
         with path.open("rb") as file:
             return json.loads(file.read(_MAX_CONFIG_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _factor(file: SafetensorsFile, key: str) -> int:
-    value = read_metadata(file, key)
-    try:
-        return max(int(value), 1) if value is not None else 1
-    except (TypeError, ValueError, OverflowError):
-        return 1
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} says how strong the LoRA beside it is, but it cannot be read ({error}); mend "
+            "it, or remove it to take alpha = rank."
+        ) from error

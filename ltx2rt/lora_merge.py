@@ -23,7 +23,8 @@ from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError, join_problems
 from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_keys import LoraPair, lora_generations, read_lora_keys, reference_factors
+from ltx2rt.lora_keys import LoraPair, lora_generations, read_lora_keys
+from ltx2rt.lora_metadata import merged_metadata
 from ltx2rt.lora_names import official_name
 from ltx2rt.manifest import Lora
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile
@@ -66,7 +67,7 @@ def merge_loras(
         honour_alpha: see `read_lora_keys`.
 
     Raises:
-        OptionError: options or strengths are not allowed, or reference factors conflict.
+        OptionError: options or strengths are not allowed, or their metadata conflicts.
         CheckpointError: files are broken, of different generations, or do not fit each other.
         UnsupportedError: an adapter kind other than plain LoRA.
     """
@@ -74,7 +75,7 @@ def merge_loras(
     active = [lora for lora in loras if lora.strength]
     files = [open_lora(lora.path) for lora in active]
     updates = _updates(active, files, honour_alpha=honour_alpha)
-    spatial, temporal = reference_factors(files)
+    use = merged_metadata(files)
     factors = _Factors(updates, method, rank)
     tensors: dict[str, Stream] = {}
     for module, pairs in updates.items():
@@ -88,11 +89,8 @@ def merge_loras(
         "merge_method": method,
         "merged_from": "; ".join(f"{Path(x.path).name}:{x.strength:g}" for x in active),
         "lora_rank": str(max(ranks.values())),
+        **use,
     }
-    if spatial != 1:
-        metadata["reference_downscale_factor"] = str(spatial)
-    if temporal != 1:
-        metadata["reference_temporal_scale_factor"] = str(temporal)
     write_safetensors(target, tensors, metadata)
     return MergedLora(path=target, ranks=ranks)
 

@@ -49,8 +49,11 @@ def not_for(pipeline: str) -> set[str]:
     cls = pipeline_class(pipeline)
     others = {f.target for f in input_flags.FLAGS if pipeline not in f.pipelines}
     others -= {f.target for f in input_flags.FLAGS if pipeline in f.pipelines}
-    if not cls.guided:
-        others |= guidance_flags.flag_names().keys()
+    others |= {*cls.unused, *guidance_flags.not_for(cls)}
+    if not cls.auto_duration:
+        others.add("auto_duration")
+    if cls.makes == "audio":
+        others |= {"stream", "frames"}
     if not cls.two_stage:
         others |= {"stage_2_sampler", "stage_2_sigmas"}
     return others

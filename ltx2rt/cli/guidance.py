@@ -220,6 +220,19 @@ def flag_names() -> dict[str, str]:
     return flags
 
 
+def not_for(pipeline: type[Pipeline]) -> set[str]:
+    """Guidance flags (their `dest`) that a pipeline does not take."""
+    from ltx2rt.pipelines.guided import GuidedPipeline
+
+    if not issubclass(pipeline, GuidedPipeline):
+        return {*flag_names()}
+    absent = set() if pipeline.two_stage else {"distilled_lora"}
+    if pipeline.name != "two-stage-hq":
+        absent |= {f"distilled_lora_strength_stage_{n}" for n in (1, 2)}
+    unguided = tuple(f"{modality}_" for modality in _CROSS if modality not in pipeline.guides)
+    return absent | {name for name in flag_names() if name.startswith(unguided)}
+
+
 def _given(options: argparse.Namespace) -> list[str]:
     """The guidance flags on this command line."""
     return [flag for name, flag in flag_names().items() if getattr(options, name) is not None]

@@ -143,7 +143,7 @@ FLAGS: tuple[Flag, ...] = (
         name="--attention-mask",
         target="attention_mask",
         pipelines=("ic-lora",),
-        help="a video, white where clip and references attend to each other",
+        help="a video or image, white where clip and references attend to each other",
         options={"type": Path, "metavar": "FILE"},
     ),
     Flag(
@@ -209,6 +209,7 @@ COMMON = {
     "generated_keyframes": "--num-generated-keyframes",
     "sampler": "--sampler",
     "sigmas": "--sigmas",
+    "tiling": "--tiling",
 }
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ltx2rt.errors import MediaError, OptionError, ShapeError
+from ltx2rt.media.x264 import x264_options
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 
@@ -125,9 +126,7 @@ def crf_roundtrip(image: Pixels, crf: int | None) -> Pixels:
     memory = io.BytesIO()
     try:
         with av.open(memory, "w", format="mp4") as container:
-            stream = container.add_stream(
-                "libx264", rate=1, options={"crf": str(crf), "preset": "veryfast"}
-            )
+            stream = container.add_stream("libx264", rate=1, options=x264_options(crf))
             stream.codec_context.width, stream.codec_context.height = width, height
             stream.codec_context.pix_fmt = "yuv420p"
             cropped = np.ascontiguousarray(image[:height, :width])

@@ -37,6 +37,7 @@ from ltx2rt.media.files import (
     temporary_name,
     writing,
 )
+from ltx2rt.media.x264 import x264_options
 
 # The moov box leaves with the first fragment (delay_moov), because only then can it carry the
 # edit list that hides the AAC priming samples; without it picture and sound would start late.
@@ -168,7 +169,7 @@ class VideoWriter:
     def _add_video(self) -> VideoStream:
         """The picture's stream: codec, pixel format and colour tags."""
         stream = self._container.add_stream(
-            "libx264", rate=self.frame_rate, options={"crf": "19", "preset": "veryfast"}
+            "libx264", rate=self.frame_rate, options=x264_options(crf=19)
         )
         context = stream.codec_context
         context.pix_fmt = "yuv420p"

@@ -18,7 +18,7 @@ from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_keys import detailing_factor
+from ltx2rt.lora_metadata import detailing_factor
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.run import Request

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ltx2rt.conditioning import ReferenceVideo
 from ltx2rt.engine import Array
 from ltx2rt.errors import MediaError, OptionError, join_problems
 from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_keys import reference_factors
+from ltx2rt.lora_metadata import hdr_transfer, reference_factors
 from ltx2rt.manifest import Lora
 from ltx2rt.media.exr import openexr
 from ltx2rt.media.files import OutputKind
@@ -233,20 +233,3 @@ def latent_box(time: slice, rows: slice, columns: slice) -> tuple[slice, ...]:
 def lora_files(loras: Sequence[Lora]) -> list[SafetensorsFile]:
     """The headers of LoRA files."""
     return [open_lora(lora.path) for lora in loras]
-
-
-def hdr_transfer(files: Sequence[SafetensorsFile]) -> Literal["acescct", "logc3"]:
-    """The curve that the LoRAs were trained with; LogC3 unless their metadata names ACEScct.
-
-    Raises:
-        OptionError: they name different curves, or one that is not known.
-    """
-    keys = ("hdr_transform", "use_hdr_transform")
-    named = {file.metadata[key].lower() for file in files for key in keys if key in file.metadata}
-    found = {"logc3" if name == "true" else name for name in named}
-    if found - {"logc3", "acescct"} or len(found) > 1:
-        raise OptionError(
-            f"the LoRAs name the HDR curves {', '.join(sorted(named))}; one is needed: logc3 or "
-            "acescct."
-        )
-    return "acescct" if "acescct" in found else "logc3"

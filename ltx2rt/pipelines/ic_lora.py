@@ -12,7 +12,7 @@ from ltx2rt.components.reference_conditioner import ReferenceFile, load_mask, re
 from ltx2rt.conditioning import ReferenceAudio
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_keys import reference_factors
+from ltx2rt.lora_metadata import reference_factors
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.media_steps import check_sound, encode_sound, read_sound
@@ -34,7 +34,7 @@ class ICLoraInputs:
             to keep a speaker (ID-LoRA). It is shown before the start of the clip
             (spec/conditioning.md §2.4).
         attention_strength: how much the clip and the references attend to each other, 0 to 1.
-        attention_mask: a video: white where they do, black where they do not.
+        attention_mask: a video or image: white where they do, black where they do not.
         skip_stage_2: stop after stage 1, at half the height and width.
     """
 
@@ -51,8 +51,12 @@ class ICLoraInputs:
                 "it needs at least one reference video (--reference FILE) or a voice "
                 "(--reference-audio FILE)"
             )
-        if self.attention_mask is not None and not self.references:
-            problems.append("attention_mask means nothing without a reference video")
+        if not self.references:
+            given = {
+                "attention_mask": self.attention_mask is not None,
+                "attention_strength": self.attention_strength != 1,
+            }
+            problems += [f"{n} means nothing without a reference video" for n in given if given[n]]
         if not 0.0 <= self.attention_strength <= 1.0:
             problems.append(f"attention_strength={self.attention_strength} is not in [0, 1]")
         if problems:

@@ -35,7 +35,7 @@ def record_in(path: str | Path) -> Record:
     if text is None:
         raise OptionError(
             f"{path} does not say how it was made: it was not written by ltx2rt, or its tags were "
-            "removed."
+            "removed; of frames saved as images the first one says it."
         )
     return read_record(text, str(path))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx2rt.components.denoisers import Guidance
@@ -79,7 +80,7 @@ class Run(RunInputs):
         self.stages[name] = {
             "sigmas": [float(s) for s in request.sigmas],
             "sampler": request.sampler,
-            "loras": [f"{lora.path}:{lora.strength:g}" for lora in loras],
+            "loras": [f"{Path(lora.path).absolute()}:{lora.strength:g}" for lora in loras],
         }
         generator = generator or self.generator
         result = self._kept(name, generator)

@@ -25,7 +25,7 @@ class TextToAudioPipeline(GuidedPipeline):
     summary: ClassVar[str] = "Prompt to sound alone, in one guided stage."
     requires: ClassVar[tuple[str, ...]] = (*TEXT_ENCODER, *TRANSFORMER, "audio_decoder", "vocoder")
     unused: ClassVar[tuple[str, ...]] = (
-        "height", "width", "images", "generated_keyframes", "hdr",
+        "height", "width", "images", "generated_keyframes", "hdr", "tiling",
     )  # fmt: skip
     auto_duration: ClassVar[bool] = True
     default_size: ClassVar[tuple[int, int] | None] = None

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ltx2rt.media.reader import probe_video
 from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.pipelines.record_files import record_in
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import SMALL, Outcome, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
@@ -91,9 +92,14 @@ def test_guidance_flags_change_stage_1_only_as_asked(demo_bundle: Path, folder: 
     assert np.linalg.norm(difference) <= bound
 
 
-def test_user_loras_reach_every_stage(demo_bundle: Path, folder: Path, lora: Path) -> None:
+def test_user_loras_reach_every_stage(
+    demo_bundle: Path, folder: Path, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = ("--distilled-lora", f"{lora}:0.5")
-    generate(demo_bundle, "two-stage", folder / "plain", *flags)
+    monkeypatch.chdir(lora.parent)
+    generate(demo_bundle, "two-stage", folder / "plain", "--distilled-lora", f"{lora.name}:0.5")
+    kept = record_in(folder / "plain.safetensors").stages
+    assert kept["stage_2"]["loras"] == [f"{lora}:0.5"]  # wherever it is run again
     report = generate(demo_bundle, "two-stage", folder / "lora", *flags, "--lora", lora).json
     assert report["loras"] == f"{lora}:1"
     assert report["distilled_lora"] == f"{lora}:0.5"

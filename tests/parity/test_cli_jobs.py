@@ -19,6 +19,7 @@ from PIL import Image
 import ltx2rt
 from ltx2rt.cli.batch import EXIT_FAILED_JOBS
 from ltx2rt.components.prompt_encoder import PromptEncoder
+from ltx2rt.errors import OptionError
 from ltx2rt.media.reader import probe_video, read_audio, read_tags
 from ltx2rt.pipelines.record_files import record_in
 from ltx2rt.progress import Progress
@@ -84,6 +85,8 @@ def test_every_file_says_how_it_was_made(made: Outcome, folder: Path) -> None:
     for name in ("a.wav", "a.safetensors", "a/frame_00000.png"):
         assert record_in(folder / name) == record
     assert len(list((folder / "a").iterdir())) == 9
+    with pytest.raises(OptionError, match="of frames saved as images the first one says it"):
+        record_in(folder / "a/frame_00003.png")
 
 
 def test_a_clip_is_repeated_from_its_file(made: Outcome, demo_bundle: Path, folder: Path) -> None:

@@ -58,6 +58,7 @@ def test_any_number_of_frames_and_a_sentence(demo_bundle: Path, tmp_path: Path) 
     [
         ("x.mp4", (), ["'.mp4' is not allowed here", ".wav, .flac"]),
         ("x.wav", ("--height", 64, "--image", "x.png"), ["use for --height", "use for --image"]),
+        ("x.wav", ("--tiling", "none"), ["has no use for --tiling"]),
         ("x.wav", ("--fragmented",), ["makes sound: no --stream"]),
         ("x.wav", ("--num-frames", 0), ["num_frames=0", "less than one step of sound"]),
         ("x.wav", ("--a2v-guidance-scale", 3), ["takes no guidance for the video"]),

@@ -179,8 +179,15 @@ def test_a_voice_alone_is_enough(
         ([], ["needs at least one reference video (--reference FILE) or a voice"]),
         (["--reference-audio", "absent.wav"], ["absent.wav", "no such file"]),
         (
-            ["--reference-audio", "VOICE", "--attention-mask", "m.mp4"],
-            ["without a reference video"],
+            [
+                "--reference-audio",
+                "VOICE",
+                "--attention-mask",
+                "m.mp4",
+                "--attention-strength",
+                0.5,
+            ],
+            ["attention_mask means nothing without", "attention_strength means nothing without"],
         ),
         (["--reference", "absent.mp4"], ["absent.mp4", "no such file"]),
         (["--reference", "REFERENCE:1.5"], ["strength=1.5 of the reference"]),

@@ -78,6 +78,16 @@ def test_help_of_one_pipeline_shows_what_it_takes(capsys: pytest.CaptureFixture[
     ):
         assert tuple(flag in text for text in (everything, distilled, one_stage)) == shown, flag
     assert "guidance (for guided pipelines)" not in distilled
+    for name, hidden, shown in (
+        ("retake", ["--height", "--num-frames", "--auto-duration", "--image"], ["--tiling"]),
+        ("text-to-audio", ["--stream", "--frames", "--a2v", "--distilled-lora"], ["--audio-cfg"]),
+        ("audio-to-video", ["--v2a", "--distilled-lora-strength"], ["--a2v", "--distilled-lora"]),
+        ("two-stage-hq", [], ["--distilled-lora-strength-stage-2"]),
+    ):
+        assert exit_code(["generate", "--pipeline", name, "--help"]) == 0
+        said = capsys.readouterr().out
+        assert not [flag for flag in hidden if f" {flag}" in said]
+        assert all(f" {flag}" in said for flag in shown)
     assert DistilledPipeline.__doc__ in " ".join(distilled.split())
 
 
@@ -125,6 +135,13 @@ def test_help_tells_the_defaults_of_the_dataclasses(capsys: pytest.CaptureFixtur
         described = text.split(f" {flag} ", 1)[1].split(" --")[0]
         assert f"default {default}" in described, flag
     assert EnhanceConfig(model=".").timeout_s == DEFAULT_TIMEOUT_S
+
+
+def test_the_package_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ltx2rt", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"ltx2rt {ltx2rt.__version__}\n"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,6 +223,8 @@ def test_mask_latent_averages_boxes_and_groups():
     assert (got[2] == 0).all()
     with pytest.raises(ShapeError, match="does not divide"):
         mask_latent(mask[:, :, :16], SHAPE)
+    still = mask_latent(mask[:, :, :1], SHAPE).reshape(3, 2, 3)
+    assert (still == got[0]).all()  # an image holds all the time
 
 
 def test_strength_is_rounded_with_the_latents():

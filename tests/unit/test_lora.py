@@ -11,7 +11,8 @@ import pytest
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
 from ltx2rt.lora import collect_updates, fuse, fuse_entry, lora_targets, parse_lora
 from ltx2rt.lora_info import is_distilled_lora
-from ltx2rt.lora_keys import lora_generations, read_lora_keys, reference_factors
+from ltx2rt.lora_keys import lora_generations, read_lora_keys
+from ltx2rt.lora_metadata import reference_factors
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, convert
 from ltx2rt.safetensors_writer import bfloat16, write_safetensors
 from ltx2rt_export.checkpoint import open_model
@@ -124,6 +125,18 @@ def test_rank_stabilised_adapters_divide_by_the_root(tmp_path: Path) -> None:
     meta = {"lora_adapter_metadata": json.dumps({"lora_alpha": 4, "use_rslora": True})}
     file = lora_file(tmp_path / "l", {f"transformer.{Q}": Q}, metadata=meta)
     assert parse_lora(file, TARGETS).pairs[Q].scale == pytest.approx(4 / RANK**0.5)
+
+
+def test_the_configuration_beside_a_peft_file_is_read_or_refused(tmp_path: Path) -> None:
+    file = lora_file(tmp_path / "l", {f"base_model.model.{Q}": Q})
+    config = tmp_path / "adapter_config.json"
+    for text, scale in ((None, 1.0), (json.dumps({"lora_alpha": 6}), 3.0)):
+        if text is not None:
+            config.write_text(text)
+        assert parse_lora(file, TARGETS).pairs[Q].scale == scale
+    config.write_text('{"lora_alpha": 6')
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json says how strong.*mend it"):
+        parse_lora(file, TARGETS)
 
 
 def test_video_only_connector_names_are_known(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ltx2rt.lora import flat_names, lora_targets, parse_lora
 from ltx2rt.lora_files import find_lora, open_lora
 from ltx2rt.lora_keys import read_lora_keys
 from ltx2rt.lora_merge import merge_loras, orthogonalize, truncate
+from ltx2rt.lora_metadata import detailing_factor, hdr_transfer
 from ltx2rt.lora_names import known_modules, official_name
 from ltx2rt.manifest import Lora
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile
@@ -209,6 +210,21 @@ def test_reference_factors_are_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_what_a_lora_is_used_for_is_kept(tmp_path: Path) -> None:
+    """The HDR curve, and a reference of full size, where half is the default."""
+    hdr = write_lora(tmp_path / "hdr.safetensors", 0, use_hdr_transform="ACEScct")
+    same = write_lora(tmp_path / "same.safetensors", 1, reference_downscale_factor="1")
+    both = [Lora(path=str(p), strength=1.0) for p in (hdr, same)]
+    merged = SafetensorsFile(merge_loras(both, tmp_path / "o.safetensors").path)
+    assert hdr_transfer([merged]) == "acescct"
+    assert detailing_factor(merged) == 1
+    other = write_lora(tmp_path / "log.safetensors", 1, hdr_transform="logc3")
+    with pytest.raises(OptionError, match="the LoRAs name the HDR curves acescct, logc3"):
+        merge_loras([*both, Lora(path=str(other), strength=1.0)], tmp_path / "x.safetensors")
+    plain = merge_loras(both[1:] * 2, tmp_path / "p.safetensors").path
+    assert "hdr_transform" not in SafetensorsFile(plain).metadata
+
+
 def test_all_problems_of_a_merge_are_listed(tmp_path: Path) -> None:
     one = write_lora(tmp_path / "one.safetensors", 0, (Q,))
     rng = np.random.default_rng(0)
@@ -324,3 +340,7 @@ def test_info_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     assert "official / ComfyUI" in out
     assert "\x1b" not in out
+    write_safetensors(tmp_path / "latents.safetensors", {"video": np.zeros(3, np.float32)})
+    assert run("lora", "info", tmp_path / "latents.safetensors", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["problems"] == ["it holds no LoRA; `ltx2rt inspect` explains other files"]

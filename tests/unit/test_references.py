@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
 from ltx2rt.conditioning import ReferenceVideo, make_video_state, subsample_indices
 from ltx2rt.errors import OptionError
-from ltx2rt.lora_keys import detailing_factor, file_reference_factors, reference_factors
-from ltx2rt.pipelines.hdr_ic_lora import hdr_transfer
+from ltx2rt.lora_metadata import (
+    detailing_factor,
+    file_reference_factors,
+    hdr_transfer,
+    merged_metadata,
+    reference_factors,
+)
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.safetensors_writer import write_safetensors
 from ltx2rt.shapes import VideoLatentShape
@@ -106,7 +111,7 @@ def test_any_metadata_gives_factors_or_one_sentence(
         assert all(
             factor >= 1 for factor in (*file_reference_factors(file), detailing_factor(file))
         )
-    for read in (reference_factors, hdr_transfer):
+    for read in (reference_factors, hdr_transfer, merged_metadata):
         try:
             read(files)
         except OptionError as error:
