@@ -47,6 +47,7 @@ RTX = {"backend": "tensorrt-rtx"}
         ({**RTX, "max_batch": 0}, OptionError, "max_batch=0 is not in 1..16"),
         ({**RTX, "optimization_level": 6}, OptionError, "optimization_level=6"),
         ({**RTX, "shapes": ()}, OptionError, "no shapes"),
+        ({"plain_layers": (0,)}, OptionError, "precision fp32 quantises no layers"),
         ({**RTX, "weights": "none"}, OptionError, "weights='none'; allowed: input, constant"),
     ],
 )
