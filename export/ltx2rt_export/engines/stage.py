@@ -41,7 +41,7 @@ class EngineStage:
         return "float32" if self.builder is None else None
 
     def export_with(self, files: ModelFiles) -> Export:
-        """What exports a component of these files; a builder keeps the graphs beside its engines."""
+        """What exports components of these files; a builder keeps the graphs beside its engines."""
         if self.builder is None:
             return export_component
         return GraphCache(self.builder.cache, files).export
