@@ -4,7 +4,11 @@ cache; and how builds fail.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -168,6 +172,25 @@ def test_a_crash_of_the_builder_is_one_sentence(
     assert str(error.value) == (
         "building toy: the TensorRT-RTX builder was ended by SIGABRT: plugin: no such tactic"
     )
+
+
+def test_a_builder_ends_with_the_process_that_started_it(
+    request_of_tail: EngineRequest, tmp_path: Path
+) -> None:
+    """Killed builds leave no process that holds the GPU; this one is kept busy by a plugin."""
+    (tmp_path / "sleepy.py").write_text("import time\ntime.sleep(60)\n", encoding="utf-8")
+    request = dataclasses.replace(request_of_tail, plugin_modules=("sleepy",))
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    with subprocess.Popen(
+        process.WORKER, stdin=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
+    ) as worker:
+        assert worker.stdin is not None
+        worker.stdin.write(json.dumps(dataclasses.asdict(request)) + "\n")
+        worker.stdin.flush()
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(2)
+        worker.stdin.close()  # as when this process is killed
+        assert worker.wait(10) == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
