@@ -63,8 +63,6 @@ def run_build(component: str, request: EngineRequest, on_step: OnStep | None = N
             process.wait()
             _remove(Path(request.output))
             raise
-        finally:
-            _hang_up(process)
         if "built" in last and status == 0:
             return Outcome(_built(last["built"]), last["peak_memory_bytes"])
         _remove(Path(request.output))
@@ -85,22 +83,14 @@ def _talk(
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(BrokenPipeError):  # it crashed at once; the status says so
-        process.stdin.write(json.dumps(dataclasses.asdict(request)) + "\n")
-        process.stdin.flush()  # left open: the worker ends when this process does
+        process.stdin.write(json.dumps(dataclasses.asdict(request)))
+        process.stdin.close()
     last: dict[str, Any] = {}
     for line in process.stdout:
         last = json.loads(line)
         if "phase" in last and on_step is not None:
             on_step(last["phase"], last["step"], last["steps"])
     return last
-
-
-def _hang_up(process: subprocess.Popen[str]) -> None:
-    """Close the worker's pipes."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
 
 
 def _built(data: dict[str, Any]) -> BuiltEngine:

@@ -1,6 +1,5 @@
 """The process that builds one engine: `python -m ltx2rt_export.engines.worker` reads a request as
-one line of JSON on stdin and writes one JSON document a line to stdout: steps, then the result or
-the error. It ends when stdin does, for then nobody waits for the engine.
+JSON on stdin and writes one JSON document a line to stdout: steps, then the result or the error.
 
 Imports neither torch nor onnx: it starts in a tenth of a second.
 """
@@ -11,8 +10,8 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from ltx2rt_export.engines.builder import EngineRequest, build_engine
 
 
 def main() -> int:
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
+    request = json.load(sys.stdin)
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not mix with our lines
 
@@ -44,10 +43,16 @@ def main() -> int:
     return 0
 
 
-def _end_with_parent() -> None:
-    while os.read(0, 4096):
-        pass
-    os._exit(1)
+def end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it is gone, which may have been
+    killed: the library holds Python's lock for minutes, so that nothing here could. Elsewhere than
+    on Linux it ends at its next step, which nobody reads.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def peak_memory_bytes() -> int:
