@@ -23,7 +23,9 @@ from ltx2rt.errors import InternalError
 from ltx2rt.floats import bfloat16_values
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import convert
+from ltx2rt.targets import target_problems
 from ltx2rt_export.engines.weights import holding_weights
+from ltx2rt_export.quantize import SCHEMES
 
 #: tokens of 768x512x121
 SIZES = {"B": 1, "Tv": 6144, "Ta": 126, "S": 1024, "Uv": 2, "Ua": 2}
@@ -39,13 +41,23 @@ def compare() -> dict[str, Any]:
     """Milliseconds of every variant that builds on this GPU with an installed library."""
     gpu = local_gpu("this case")
     results: dict[str, Any] = {}
-    for backend in (b for b in APIS if installed_version(b) is not None):
-        for precision in ("bf16", "fp8"):
-            results[f"{backend}-{precision}"] = _compare_one(backend, precision, gpu.target)
+    for backend, precision in variants(gpu.target):
+        results[f"{backend}-{precision}"] = _compare_one(backend, precision, gpu.target)
     if not results:
-        return {"skipped": "neither TensorRT nor TensorRT-RTX is installed"}
+        return {"skipped": f"no installed library builds for {gpu.target}"}
     first = next(iter(results.values()))["input"]
     return {"median_s": first["median_s"], "gpu": gpu.name, "variants": results}
+
+
+def variants(target: str) -> list[tuple[str, str]]:
+    """Backends that are installed and build for this architecture, with precisions it runs."""
+    return [
+        (backend, precision)
+        for backend in APIS
+        if installed_version(backend) is not None and not target_problems(backend, (target,))
+        for precision in ("bf16", "fp8")
+        if SCHEMES[precision].min_sm <= int(target.removeprefix("sm"))
+    ]
 
 
 def _compare_one(backend: str, precision: str, target: str) -> dict[str, Any]:

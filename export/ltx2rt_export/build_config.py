@@ -12,6 +12,7 @@ from ltx2rt.errors import Ltx2rtError, OptionError, ShapeError, UnsupportedError
 from ltx2rt.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, target_problems
 from ltx2rt_export.custom_ops.table import MODES
 from ltx2rt_export.engines.shapes import parse_shapes
+from ltx2rt_export.quantize import SCHEMES
 from ltx2rt_export.quantize import check_target as check_precision
 from ltx2rt_export.quantize.schemes import CPU_PRECISIONS
 
@@ -144,6 +145,12 @@ class BuildConfig:
             )
         if self.lora_inputs and self.weights == "constant":
             problems.append("lora_inputs needs weights='input'")
+        scheme = SCHEMES.get(self.precision)
+        if self.plain_layers is not None and scheme is not None and scheme.format is None:
+            problems.append(
+                f"precision {self.precision} quantises no layers, so plain_layers means nothing; "
+                "leave it out"
+            )
         if not self.shapes:
             problems.append("no shapes are named; give e.g. 768x512x121")
         if not 1 <= self.max_batch <= 16:

@@ -204,6 +204,7 @@ def _fill(
     engines = engine_stage(config, info, options)
     if inputs.loras:  # last: it writes every tensor that they change
         components = fuse_loras(components, files, inputs.loras, work / "weights")
+    export = engines.export_with(files)
     (work / "graphs").mkdir()
     (work / "text").mkdir()
     table = SourceTable(work)
@@ -220,6 +221,7 @@ def _fill(
             dtype=engines.dtype,
             plain_layers=config.plain_layers,
             lora_inputs=config.lora_inputs,
+            export=export,
         ):
             graph = engines.finish(part.graph, part.precision)
             name = graph.component.name

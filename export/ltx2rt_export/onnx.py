@@ -14,7 +14,7 @@ import dataclasses
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -89,6 +89,10 @@ class ExportedGraph:
     weights: tuple[str, ...]
     transposed: frozenset[str]
     dtype: str = "float32"
+
+
+#: component and dtype to graph: `export_component`, or a cache before it
+Export = Callable[[Component, str], ExportedGraph]
 
 
 class _Flat(nn.Module):

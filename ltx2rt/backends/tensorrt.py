@@ -16,6 +16,7 @@ import numpy as np
 
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.engine_checks import check_gpu, check_plugins, check_version
+from ltx2rt.backends.runtime_cache import RuntimeCache
 from ltx2rt.backends.tensorrt_api import APIS, load, make_logger
 from ltx2rt.buckets import choose_bucket, symbol_sizes
 from ltx2rt.cuda import CudaDevice, Device
@@ -85,6 +86,8 @@ class TrtEngine(EngineBase):
         self._device = self._memory.device
         self._bound = dict(weights)
         self._profile = -1
+        self._kernels: RuntimeCache | None = None
+        self._ran = False
         self._closed = False
         self._runtime: Any = None
         self._engine: Any = None
@@ -136,6 +139,7 @@ class TrtEngine(EngineBase):
 
     def enqueue(self) -> None:
         """Run on the stream with what `bind` set, without waiting."""
+        self._ran = True
         self._ok(self._context.execute_async_v3(self._device.stream), "the run")
 
     def synchronize(self) -> None:
@@ -148,7 +152,10 @@ class TrtEngine(EngineBase):
             return
         self._closed = True
         self._device.activate()
-        self._context = self._engine = self._runtime = None
+        if self._ran and self._kernels is not None:
+            self._kernels.save()
+        # in this order: each lives in what follows
+        self._context = self._kernels = self._engine = self._runtime = None
         self._bound = {}
         if self._owns_memory:
             self._memory.close()
@@ -161,12 +168,20 @@ class TrtEngine(EngineBase):
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise EngineError(f"{self._label} cannot load {path}: {self._said()}")
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._context = self._engine.create_execution_context(strategy)
+        self._context = self._create_context(trt)
         if self._context is None:
             raise EngineError(f"{self._label} cannot run {path}: {self._said()}")
         count = self._engine.num_io_tensors
         self._names = {self._engine.get_tensor_name(i) for i in range(count)}
+
+    def _create_context(self, trt: ModuleType) -> Any:
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not APIS[self._info.backend].runtime_cache:
+            return self._engine.create_execution_context(strategy)
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        self._kernels = RuntimeCache(config, self._info, self._device.gpu)
+        return self._engine.create_execution_context(config)
 
     def _choose_profile(self, index: int) -> None:
         if index != self._profile:

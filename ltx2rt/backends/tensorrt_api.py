@@ -94,7 +94,7 @@ def load(backend: str) -> ModuleType:
     api = APIS[backend]
     try:
         return importlib.import_module(api.module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: from the wheels that load libraries by name
         raise UnsupportedError(
             f"backend {backend} needs {api.label}, which cannot be imported here ({error}); "
             f"{install_hint(api, driver_cuda())}."

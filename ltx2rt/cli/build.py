@@ -178,7 +178,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in _names(text))
+    names = _names(text)
+    if not all(n.isascii() and n.isdigit() for n in names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers, e.g. 0,43,47")
+    return tuple(int(n) for n in names)
 
 
 def inputs_of(options: argparse.Namespace) -> BuildInputs:

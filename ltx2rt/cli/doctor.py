@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt import __version__
+from ltx2rt.backends.engine_checks import runs_on
+from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.cli.common import print_json
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
+from ltx2rt.cuda import driver_cuda, local_gpu
+from ltx2rt.errors import UnsupportedError
 from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry
 from ltx2rt.weights import ITEM_BYTES, PRECISIONS
 
 PACKAGES = {
     "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow"),
     "export": ("torch", "onnx", "onnxscript", "transformers"),
-    "GPU backends": ("tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "cupy-cuda13x"),
 }
 
 
@@ -60,7 +63,12 @@ def run(options: argparse.Namespace) -> int:
         "cpus": os.cpu_count(),
         "memory_bytes": memory_bytes(),
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
-        "packages": {g: {p: installed(p) for p in names} for g, names in PACKAGES.items()},
+        "packages": {g: {p: installed(p) for p in names} for g, names in PACKAGES.items()}
+        | {
+            "GPU backends": {b: installed_version(b) for b in APIS}
+            | {"cuda-bindings": installed("cuda-bindings")}
+        },
+        "gpu": gpu(),
     }
     if options.bundle is not None:
         report["bundle"] = plan(options.bundle, options.weights_dir)
@@ -79,6 +87,16 @@ def installed(package: str) -> str | None:
         return None
 
 
+def gpu() -> dict[str, Any]:
+    """The GPU that engines would run on and its driver's CUDA version, or why there is none."""
+    cuda = driver_cuda()
+    try:
+        found = local_gpu("running TensorRT engines")
+    except UnsupportedError as error:
+        return {"name": None, "problem": str(error)}
+    return {"name": found.name, "target": found.target, "driver_cuda": cuda and list(cuda)}
+
+
 def memory_bytes() -> int | None:
     """Physical memory, where the system tells."""
     try:
@@ -94,6 +112,7 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
     from ltx2rt.bundle import open_bundle
 
     manifest = open_bundle(folder, weights_dir=weights_dir).manifest
+    engines = [engine for entry in manifest.components.values() for engine in entry.engines]
     layers = {n: layer_bytes(e) for n, e in manifest.components.items()}
     # the text encoder lets go of a layer's weights as soon as it has run
     held = {n: max(s, default=0) if n in STREAMED else sum(s) for n, s in layers.items()}
@@ -101,6 +120,7 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
         "id": manifest.bundle_id,
         "backend": manifest.backend,
         "precision": manifest.precision,
+        "targets": sorted({t for e in engines for t in e.targets}),
         "component_weight_bytes": {n: sum(sizes) for n, sizes in layers.items()},
         "stage_weight_bytes": {
             s: sum(held.get(n, 0) for n in names) for s, names in STAGES.items()
@@ -134,6 +154,12 @@ def text(report: dict[str, Any]) -> str:
     for group, packages in report["packages"].items():
         versions = ", ".join(f"{p} {v or 'not installed'}" for p, v in packages.items())
         lines.append(f"{group}: {versions}")
+    card = report["gpu"]
+    if card["name"]:
+        cuda = ".".join(map(str, card["driver_cuda"] or ["unknown"]))
+        lines.append(f"GPU: {card['name']} ({card['target']}), driver for CUDA {cuda}")
+    else:
+        lines.append(f"GPU: none; {card['problem']}")
     bundle = report.get("bundle")
     if bundle:
         lines.append(
@@ -141,6 +167,9 @@ def text(report: dict[str, Any]) -> str:
             "weights held by stage:"
         )
         lines += [f"  {stage}: {gib(n)}" for stage, n in bundle["stage_weight_bytes"].items()]
+        targets = tuple(bundle["targets"])
+        if targets and not (card["name"] and runs_on(targets, card["target"])):
+            lines.append(f"  its engines run on {', '.join(targets)} only, not on this machine")
         worst = max(bundle["stage_weight_bytes"].values(), default=0)
         if report["memory_bytes"] and worst > report["memory_bytes"]:
             lines.append("  this machine has less memory than the largest stage needs")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import block_on_gpu
 from ltx2rt.backends.tensorrt_api import APIS, install_hint, load
 from ltx2rt.cli.build import add_arguments, config_of
 from ltx2rt.env import cache_dir
@@ -47,6 +48,7 @@ RTX = {"backend": "tensorrt-rtx"}
         ({**RTX, "max_batch": 0}, OptionError, "max_batch=0 is not in 1..16"),
         ({**RTX, "optimization_level": 6}, OptionError, "optimization_level=6"),
         ({**RTX, "shapes": ()}, OptionError, "no shapes"),
+        ({"plain_layers": (0,)}, OptionError, "precision fp32 quantises no layers"),
         ({**RTX, "weights": "none"}, OptionError, "weights='none'; allowed: input, constant"),
     ],
 )
@@ -126,6 +128,23 @@ def test_tensorrt_without_the_library_stops_at_the_first_call(
         open_builder(config, none)
     assert not (tmp_path / "cache").exists()
     with pytest.raises(UnsupportedError, match="tensorrt"):
+        load("tensorrt")
+
+
+def test_the_block_is_timed_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX has no target for an H100, an RTX 3090 no FP8."""
+    monkeypatch.setattr(block_on_gpu, "installed_version", lambda backend: "1")
+    assert block_on_gpu.variants("sm90") == [("tensorrt", "bf16"), ("tensorrt", "fp8")]
+    assert block_on_gpu.variants("sm86") == [("tensorrt", "bf16"), ("tensorrt-rtx", "bf16")]
+    assert len(block_on_gpu.variants("sm120")) == 4
+
+
+def test_libraries_that_do_not_load_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "tensorrt.py").write_text("import ctypes\nctypes.CDLL('libnone.so.11')\n")
+    with pytest.raises(UnsupportedError, match=r"libnone\.so\.11.*pip install tensorrt-cu1"):
         load("tensorrt")
 
 

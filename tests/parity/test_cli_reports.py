@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from ltx2rt.bundle import open_bundle
+from ltx2rt.cli import doctor
+from ltx2rt.cuda import Gpu
 from ltx2rt.manifest import read_manifest
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.safetensors_writer import write_safetensors
@@ -98,6 +100,20 @@ def test_doctor_plans_memory(demo_bundle: Path, demo_model: dict[str, Path]) -> 
     text = ltx2rt("doctor", demo_bundle).out
     assert f"bundle {report['id']} is complete" in text
     assert all(stage in text for stage in stages)
+    assert "run on" not in text  # no engines, no GPU wanted
+
+
+def test_doctor_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = ltx2rt("doctor", "--json").json
+    assert set(report["packages"]["GPU backends"]) == {"tensorrt", "tensorrt-rtx", "cuda-bindings"}
+    monkeypatch.setattr(doctor, "local_gpu", lambda purpose: Gpu("a card", "sm89"))
+    monkeypatch.setattr(doctor, "driver_cuda", lambda: (13, 1))
+    assert "GPU: a card (sm89), driver for CUDA 13.1" in ltx2rt("doctor").out
+    bundle = {"id": "b", "backend": "tensorrt-rtx", "precision": "bf16", "stage_weight_bytes": {}}
+    text = doctor.text({**report, "gpu": doctor.gpu(), "bundle": {**bundle, "targets": ["sm120"]}})
+    assert "its engines run on sm120 only, not on this machine" in text
+    text = doctor.text({**report, "gpu": doctor.gpu(), "bundle": {**bundle, "targets": ["sm89"]}})
+    assert "not on this machine" not in text
 
 
 def test_verify_agrees_everywhere(

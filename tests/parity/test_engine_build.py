@@ -4,9 +4,14 @@ cache; and how builds fail.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +173,41 @@ def test_a_crash_of_the_builder_is_one_sentence(
     assert str(error.value) == (
         "building toy: the TensorRT-RTX builder was ended by SIGABRT: plugin: no such tactic"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it ends at its next step")
+def test_a_builder_ends_with_the_process_that_started_it(
+    request_of_tail: EngineRequest, tmp_path: Path
+) -> None:
+    """Killed builds leave no process that holds the GPU; this one is kept busy by a plugin."""
+    said = tmp_path / "pid"
+    (tmp_path / "sleepy.py").write_text(
+        f"import os, pathlib, time\npathlib.Path({str(said)!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(60)\n",
+        encoding="utf-8",
+    )
+    request = dataclasses.replace(request_of_tail, plugin_modules=("sleepy",))
+    code = (
+        "import json, sys\nfrom ltx2rt_export.engines.builder import EngineRequest\n"
+        "from ltx2rt_export.engines.process import run_build\n"
+        "run_build('toy', EngineRequest(**json.loads(sys.argv[1])))"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    command = (sys.executable, "-c", code, json.dumps(dataclasses.asdict(request)))
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}) as build:
+        assert wait_for(lambda: said.exists() and said.read_text() != "")
+        worker = Path("/proc") / said.read_text() / "cmdline"
+        assert b"engines.worker" in worker.read_bytes()
+        build.kill()
+    # gone, or waiting for whoever inherited it
+    assert wait_for(lambda: not worker.exists() or worker.read_bytes() == b"")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

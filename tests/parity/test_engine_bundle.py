@@ -18,9 +18,11 @@ from ltx2rt.manifest import Lora, read_manifest
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt_export.component import Component
 from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import fold_transposes
 from ltx2rt_export.modules.vocoder import vocoder
+from ltx2rt_export.onnx import ExportedGraph, export_component
 from ltx2rt_export.quantize import export_scheme
 from tests.parity.audio_models import BWE
 from tests.parity.command_line import (
@@ -29,6 +31,7 @@ from tests.parity.command_line import (
     expect_user_error,
     ltx2rt,
     unchanged,
+    use_export,
 )
 from tests.parity.demo_loras import write_demo_lora
 from tests.parity.engine_models import builder
@@ -101,6 +104,37 @@ def test_every_component_builds_opens_and_inspects(rtx_bundle: Path) -> None:
     assert "tensorrt-rtx 1." in text
     assert "      32x32x9: B 1, S 1024" in text
     assert "--backend tensorrt-rtx --precision bf16 --shapes 64x64x9 --components" in text
+
+
+@pytest.mark.slow
+def test_a_second_build_is_instant(
+    rtx_bundle: Path,
+    demo_model: dict[str, Path],
+    cache_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is traced and nothing is built again; a damaged graph is."""
+    traced: list[str] = []
+
+    def export(component: Component, dtype: str) -> ExportedGraph:
+        traced.append(component.name)
+        return export_component(component, dtype)
+
+    use_export(export, monkeypatch)
+    target = tmp_path / "again.bundle"
+    command = (
+        "build", *build_flags(demo_model), *RTX, "--components", ",".join(COMPONENTS),
+        "--cache-dir", cache_dir, "-o", target, "--quiet",
+    )  # fmt: skip
+    assert ltx2rt(*command).code == 0
+    assert traced == []
+    assert read_manifest(target) == read_manifest(rtx_bundle)
+    kept = next((cache_dir / "engines").glob("*.onnx"))
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert ltx2rt(*command, "--force").code == 0
+    assert len(traced) == 1
+    assert read_manifest(target) == read_manifest(rtx_bundle)
 
 
 @pytest.mark.slow

@@ -91,6 +91,8 @@ class FakeContext:
         self.addresses: dict[str, int] = {}
         self.scratch = (0, -1)
         self.fail = False
+        self.compiled: FakeCache | None = None
+        self.compilations = 0
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         assert stream == self.device.stream
@@ -120,12 +122,49 @@ class FakeContext:
             return False
         assert self.scratch[1] == self.update_device_memory_size_for_shapes()
         shape = self.shapes["x"]
+        if self.compiled is not None and b"K%d;" % shape[0] not in self.compiled.kernels:
+            self.compilations += 1
+            self.compiled.kernels += b"K%d;" % shape[0]
         x = self.device.read(self.addresses["x"], shape)
         w = self.held
         if w is None:
             w = self.device.read(self.addresses["w"], (4,))
         out = (x + w).astype(np.float32)
         ctypes.memmove(self.addresses["y"], out.ctypes.data, out.nbytes)
+        return True
+
+
+class FakeConfig:
+    """A runtime configuration with its cache of kernels."""
+
+    def __init__(self) -> None:
+        self.strategy = ""
+        self.cache: FakeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> FakeCache:
+        return FakeCache()
+
+    def set_runtime_cache(self, cache: FakeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class FakeCache:
+    """Kernels are the numbers of rows that were run."""
+
+    def __init__(self) -> None:
+        self.kernels = b""
+
+    def serialize(self) -> bytes:
+        return self.kernels
+
+    def deserialize(self, data: bytes) -> bool:
+        if not data.startswith(b"K"):
+            return False
+        self.kernels = data
         return True
 
 
@@ -144,9 +183,14 @@ def make_library(device: FakeDevice, context: FakeContext, *, loads: bool = True
         def get_tensor_name(self, index: int) -> str:
             return self.names[index]
 
-        def create_execution_context(self, strategy: str) -> FakeContext:
-            assert strategy == "user"
-            return context if self.held is None else FakeContext(device, self.held)
+        def create_runtime_config(self) -> FakeConfig:
+            return FakeConfig()
+
+        def create_execution_context(self, config: FakeConfig) -> FakeContext:
+            assert config.strategy == "user"
+            made = context if self.held is None else FakeContext(device, self.held)
+            made.compiled = config.cache
+            return made
 
     class Runtime:
         def __init__(self, logger: Any) -> None:

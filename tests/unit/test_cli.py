@@ -154,6 +154,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "required: COMMAND"),
         (["gnerate"], "invalid choice: 'gnerate'"),
+        (["build", "--checkpoint", "x", "--plain-layers", "0;1"], "'0;1' is not a list of layers"),
         (["doctor", "--jsno"], "unrecognized arguments: --jsno"),
         (["doctor", "--js"], "unrecognized arguments: --js"),
         (["generate", "-o", "x.mp4"], "required: bundle"),

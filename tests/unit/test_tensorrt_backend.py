@@ -15,7 +15,7 @@ import pytest
 from ltx2rt.backends.engine_checks import import_plugins, runs_on
 from ltx2rt.backends.tensorrt import BITS, TrtEngine, tensor_bytes
 from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
-from ltx2rt.cuda import CudaDevice
+from ltx2rt.cuda import CudaDevice, Gpu
 from ltx2rt.errors import (
     BundleError,
     EngineError,
@@ -45,7 +45,10 @@ def context(device: FakeDevice) -> FakeContext:
 def make(
     device: FakeDevice, context: FakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Make:
+    monkeypatch.setenv("LTX2RT_CACHE", str(tmp_path / "cache"))
+
     def make(weights: dict[str, Any] | None = None, **changes: Any) -> TrtEngine:
+        device.closed = False
         loads = changes.pop("loads", True)
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_library(device, context, loads=loads))
         path = write_engine(tmp_path, **changes)
@@ -160,6 +163,35 @@ def test_engines_that_cannot_run_here(
 def test_version_compatible_engines_load_in_other_versions(make: Make) -> None:
     """They hold code of the host, which the library loads only if it is told to."""
     make({}, backend_version="1.6.0.5", version_compatible=True).close()
+
+
+def test_kernels_are_compiled_once_for_all_processes(
+    make: Make, context: FakeContext, device: FakeDevice, tmp_path: Path
+) -> None:
+    """TensorRT-RTX compiles when an engine first runs; what it compiled is kept."""
+    w = {"w": np.zeros(4, np.float32)}
+
+    def run(*batches: int) -> int:
+        before = context.compilations
+        with make(w) as engine:
+            for batch in batches:
+                engine(feeds(batch))
+        return context.compilations - before
+
+    assert run(1, 2, 1) == 2
+    assert run(1, 2) == 0
+    (kept,) = (tmp_path / "cache/kernels").iterdir()
+    assert kept.name == f"{'1' * 32}-a-card.bin"
+    make(w).close()  # nothing was run: nothing is written
+    kept.write_bytes(b"of another driver")
+    assert run(2) == 1
+    assert kept.read_bytes() == b"K2;"
+    device.gpu = Gpu("another card", "sm89")
+    assert run(2) == 1
+    kept.unlink()
+    kept.mkdir()  # cannot be written: the run is as good
+    device.gpu = Gpu("a card", "sm89")
+    assert run(2) == 1
 
 
 def test_closing_twice_is_closing_once(make: Make, device: FakeDevice) -> None:

@@ -50,6 +50,10 @@ class EngineCache:
         """Where the engine of a key lies, if it is there."""
         return self._folder / f"{key}.engine"
 
+    def graph_path(self, key: str) -> Path:
+        """Where the exported graph of a key lies, if it is there; see `graphs.GraphCache`."""
+        return self._folder / f"{key}.onnx"
+
     def find(self, key: str) -> EngineInfo | None:
         """What is known of a kept engine; None if it is not there, or not as it was written."""
         engine = self.path(key)

@@ -16,13 +16,15 @@ from ltx2rt.safetensors import MappedFiles
 from ltx2rt.shapes import VideoScaleFactors
 from ltx2rt.weights import engine_tensors, stored_tensor, tensor_entry
 from ltx2rt_export.build_config import BuildConfig
+from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import apply_custom_ops
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
+from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes, holding_weights
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.onnx import Export, ExportedGraph, export_component
 from ltx2rt_export.quantize.schemes import QUANTIZED_COMPONENT
 
 #: repeated components whose layers get engines of their own where weights are constants
@@ -42,6 +44,12 @@ class EngineStage:
         float32 kernels only on a CPU.
         """
         return "float32" if self.builder is None else None
+
+    def export_with(self, files: ModelFiles) -> Export:
+        """What exports components of these files; a builder keeps the graphs beside its engines."""
+        if self.builder is None:
+            return export_component
+        return GraphCache(self.builder.cache, files).export
 
     def finish(self, graph: ExportedGraph, precision: str) -> ExportedGraph:
         """The graph with our operators, where they were asked for, and its weights laid out as the

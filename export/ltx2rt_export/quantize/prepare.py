@@ -12,7 +12,7 @@ from ltx2rt.progress import Job
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.weights import PRECISIONS
 from ltx2rt_export.component import Component
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.onnx import Export, ExportedGraph, export_component
 from ltx2rt_export.quantize.linears import find_linears, weight_inputs
 from ltx2rt_export.quantize.lora_inputs import add_lora_inputs
 from ltx2rt_export.quantize.overlay import Overlays, overlay_weights, write_overlays
@@ -21,7 +21,6 @@ from ltx2rt_export.quantize.schemes import (
     QUANTIZED_COMPONENT,
     SCHEMES,
     component_precision,
-    export_scheme,
     rewrite,
 )
 
@@ -58,6 +57,7 @@ def prepare(
     dtype: str | None = None,
     plain_layers: Collection[int] | None = None,
     lora_inputs: bool = False,
+    export: Export | None = None,
 ) -> list[Prepared]:
     """Export a component; a quantised one also writes its weights to `folder`.
 
@@ -66,6 +66,7 @@ def prepare(
         dtype: of what is not quantised, instead of the scheme's own.
         plain_layers: see `plan_quantization`.
         lora_inputs: the block takes LoRAs as low-rank inputs instead of merged weights.
+        export: gives graphs instead of `export_component`.
 
     Returns:
         one graph, or two: the quantised block and the plain one (`PLAIN_BLOCK`), each with the
@@ -74,14 +75,15 @@ def prepare(
     Raises:
         CheckpointError, OptionError, UnsupportedError: see `plan_quantization`, `write_overlays`.
     """
+    export = export or export_component
     plan = plan_quantization(component, scheme, plain_layers)
     precision = component_precision(component.name, scheme)
     if plan is None:
-        graph = export_scheme(component, precision, dtype=dtype)
+        graph = export(component, dtype or SCHEMES[precision].dtype)
         if lora_inputs and component.name == QUANTIZED_COMPONENT:
             graph = add_lora_inputs(graph, find_linears(graph))
         return [Prepared(graph=graph, precision=_float_precision(graph.dtype))]
-    plain = export_component(component, dtype or plan.scheme.dtype)
+    plain = export(component, dtype or plan.scheme.dtype)
     overlays = write_overlays(component, plan, folder / f"{component.name}.safetensors", job)
     quantized = rewrite(plain, plan.scheme, plan.modules)
     if lora_inputs:
