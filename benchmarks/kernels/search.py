@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernels.cases import AttentionCase
-from ltx2rt_kernels.fp8_attention.reference import GROUP
+from ltx2rt_kernels.fp8_attention.spec import GROUP
 from ltx2rt_kernels.spec import Config, KernelSpec
 
 
