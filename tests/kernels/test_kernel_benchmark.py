@@ -41,7 +41,8 @@ def test_roofline() -> None:
     h200 = peaks_of("NVIDIA H200")
     assert h200 is PEAKS["H200"]
     assert peaks_of("NVIDIA H100 80GB HBM3") is PEAKS["H100"]
-    assert peaks_of("NVIDIA H100 PCIe") is PEAKS["H100 PCIe"]
+    for name in ("H100 PCIe", "H100 NVL", "A100 80GB PCIe", "GH200 480GB"):
+        assert peaks_of(f"NVIDIA {name}") is PEAKS[name]
     assert peaks_of("Apple M4") is None
     assert least_seconds(LONG, h200) == pytest.approx(LONG.flops / 989e12)
     assert least_seconds(LONG, h200, eight_bit=True) == pytest.approx(LONG.flops / 1979e12)

@@ -90,7 +90,7 @@ def describe_before_shapes(node: str, dtypes: list[str], ranks: list[int]) -> li
         plugin.TensorDesc(plugin.ShapeExprs(rank, True), getattr(trt.DataType, TYPES[dtype]))
         for dtype, rank in zip(dtypes, ranks, strict=True)
     ]
-    attributes = catalog.operators()["qk_norm_rope"].attributes
+    (attributes,) = (o.attributes for o in catalog.operators().values() if o.node == node)
     return [o.dtype.name for o in _definition(node).register_func(*inputs, **attributes)]
 
 
@@ -160,6 +160,10 @@ def test_shapes_and_types(tensorrt: StubTensorRT) -> None:
 def test_types_before_shapes(tensorrt: StubTensorRT) -> None:
     got = tensorrt.call(describe_before_shapes, "QkNormRope", ["fp16"] * 8, [3, 3, 1, 1] + [4] * 4)
     assert got == ["HALF", "HALF"]
+    got = tensorrt.call(describe_before_shapes, "QuantizeKeys", ["bf16"] * 2, [4, 4])
+    assert got == ["FP8", "FLOAT"]
+    got = tensorrt.call(describe_before_shapes, "QuantizeValues", ["bf16"] * 2, [3, 3])
+    assert got == ["FP8"]
 
 
 def test_kernel_for_tensorrt(tensorrt: StubTensorRT, artifacts: Path) -> None:
