@@ -106,10 +106,12 @@ def main(arguments: Sequence[str]) -> int:
     red = [f"{r['case']} {r['variant']}" for r in records if not r.get("verified", True)]
     if red:
         sys.stderr.write(f"wrong, or cannot run: {', '.join(red)}\n")
+    status = 1 if red else 0
     if records and records[-1].get("gpu_lost"):
         options.limit_s -= time.perf_counter() - start
-        _start_again(records[-1], [case.name for case in cases], share, options)
-    return 1 if red else 0
+        again = _start_again(records[-1], [case.name for case in cases], share, options)
+        status = max(status, again)
+    return status
 
 
 def run_cases(
@@ -194,20 +196,21 @@ def _failed(case: Case, variant: str, error: Exception, *, lost: bool) -> dict[s
 
 def _start_again(
     last: dict[str, Any], cases: Sequence[str], share_s: float, options: argparse.Namespace
-) -> None:
+) -> int:
     """A new process gets the GPU that this one lost: it goes on at the same case without the
-    variant that broke it, or at the next case if that is not known.
+    variant that broke it, or at the next case if that is not known. Returns its exit status.
     """
     left = cases[cases.index(last["case"]) + (last["variant"] == "all") :]
     if not left:
-        return
+        return 0
     flags = [f"--case={name}" for name in left]
     flags += [f"--without={name}" for name in (*options.without, last["variant"])]
     flags += [f"--limit-s={options.limit_s:.0f}", f"--budget-s={share_s * len(left)}"]
     flags += ["--no-gate"] if options.no_gate else []
     flags += ["--no-record"] if options.no_record else []
     sys.stderr.write("this process lost the GPU; a new one goes on\n")
-    subprocess.run([sys.executable, "-m", "benchmarks.run", "kernels", *flags], check=False)
+    command = [sys.executable, "-m", "benchmarks.run", "kernels", *flags]
+    return subprocess.run(command, check=False).returncode
 
 
 def gpu_facts() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,11 +208,16 @@ def test_a_lost_gpu_gets_a_new_process(
     monkeypatch.setattr(command, "gpu_facts", lambda: {"name": "NVIDIA H200"})
     monkeypatch.setattr(command, "RESULTS", tmp_path)
     monkeypatch.setattr(device, "answers", lambda: False)
-    monkeypatch.setattr(command.subprocess, "run", lambda c, **_: commands.append(c))
+
+    def note(arguments: list[str], *, check: bool) -> SimpleNamespace:
+        commands.append(arguments)
+        return SimpleNamespace(returncode=2)
+
+    monkeypatch.setattr(command.subprocess, "run", note)
     monkeypatch.setattr(command, "environment", dict)
     names = ["attention-128-768x768", LONG.name]
     flags = [f"--case={name}" for name in names]
-    assert command.main([*flags, "--no-gate", "--limit-s=1000"]) == 1
+    assert command.main([*flags, "--no-gate", "--limit-s=1000"]) == 2
     (record,) = map(json.loads, (tmp_path / "kernels.jsonl").read_text().splitlines())
     assert (record["variant"], record["gpu_lost"]) == ("ltx2rt new", True)
     (again,) = commands
@@ -222,7 +228,7 @@ def test_a_lost_gpu_gets_a_new_process(
     # in the timing of several nobody knows which: on with the next case
     monkeypatch.setattr(device, "time_interleaved", unloadable_timing)
     flags += ["--without=ltx2rt new", "--without=torch cudnn"]
-    assert command.main(flags) == 1
+    assert command.main(flags) == 2
     assert commands[1][4:8] == [
         f"--case={LONG.name}",
         *("--without=ltx2rt new", "--without=torch cudnn", "--without=all"),
