@@ -12,7 +12,7 @@ from typing import Any
 
 PACKAGES = (
     *("ltx2rt", "numpy", "onnxruntime", "torch", "onnx", "onnxscript", "transformers"),
-    *("tensorrt-rtx-cu13", "tensorrt-cu13"),
+    *("tensorrt-rtx-cu13", "tensorrt-cu13", "triton", "cuda-bindings"),
 )
 
 

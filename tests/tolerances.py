@@ -77,9 +77,9 @@ FP8_ATTENTION_REL_RMS: dict[str, Bound] = {
 
 #: E4M3 codes of a kernel against the reference's: share that may differ, by one code.
 FP8_CODE_MISMATCH = Bound(
-    5e-3,
+    8e-3,
     "a float32 ulp moves a value across a rounding boundary, where bfloat16 inputs sit often; "
-    "measured up to 1e-3",
+    "measured up to 1e-3. On 8.9 Triton cuts to float16 first, which adds up to 4.1e-3 (emulated)",
 )
 
 #: A quantised block graph in float32 against its emulation: the same codes, other summation orders.

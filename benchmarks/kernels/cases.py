@@ -74,11 +74,7 @@ ATTENTIONS = (
 ELEMENTS = {"qk_norm_rope": 5.0, "adaln_modulate": 2.0, "gated_residual": 3.0}
 ROWS = tuple(
     RowCase(operator=operator, tokens=tokens, width=4096, elements=elements)
-    for operator, elements in (
-        ("qk_norm_rope", 5.0),
-        ("adaln_modulate", 2.0),
-        ("gated_residual", 3.0),
-    )
+    for operator, elements in ELEMENTS.items()
     for tokens in (6144, 24576)
 )
 

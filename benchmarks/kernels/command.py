@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.hardware import environment
 from benchmarks.kernels.cases import CASES, SEARCHED, AttentionCase, Case
 from benchmarks.kernels.record import line, make_record
 from benchmarks.kernels.roofline import peaks_of
+from ltx2rt_kernels.errors import KernelError
+
+if TYPE_CHECKING:
+    from benchmarks.kernels.device import Kernels
 
 RESULTS = Path(__file__).parents[1] / "results"
 
 #: seconds for the timing of all cases; compiling and gates come on top, about as long again
 BUDGET_S = 180.0
+
+#: seconds after which no further case is begun
+LIMIT_S = 400.0
 
 
 def why_not() -> str | None:
@@ -37,14 +45,24 @@ def why_not() -> str | None:
         )
     if not torch.cuda.is_available():
         return "the kernel benchmark needs an NVIDIA GPU; torch finds none."
+    from benchmarks.kernels.device import local_arch
+
+    try:
+        local_arch()
+    except KernelError as error:
+        return f"the kernel benchmark cannot run on this GPU: {error}."
     return None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run; 0: all verified, 1: a gate was red, 2: nothing can run here."""
+    """Run; 0: all verified, 1: a gate was red or a kernel failed, 2: nothing can run here."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run kernels", description=__doc__)
     parser.add_argument("--case", action="append", metavar="NAME", help="default: all")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="VARIANT", help="leave out, e.g. ltx2rt"
+    )
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="for timing, all cases")
+    parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="begin no case after that")
     parser.add_argument("--search", action="store_true", help="time tile sizes, choose the fastest")
     parser.add_argument(
         "--no-gate", action="store_true", help="time red variants too; stamps them unverified"
@@ -56,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     if (reason := why_not()) is not None:
         sys.stderr.write(reason + "\n")
         return 2
+    start = time.perf_counter()
     where = {**environment(), "gpu": gpu_facts()}
     cases = [CASES[name] for name in options.case or CASES]
     share = options.budget_s / len(cases)
@@ -69,7 +88,14 @@ def main(arguments: Sequence[str]) -> int:
             chosen = wanted if options.case else SEARCHED
             found = search(chosen, Path(folder), options.budget_s)
         else:
-            found = run_cases(cases, Path(folder), share, gate=not options.no_gate)
+            found = run_cases(
+                cases,
+                Path(folder),
+                share,
+                gate=not options.no_gate,
+                without=options.without,
+                limit_s=options.limit_s,
+            )
         for record in found:
             records.append({**record, "environment": where})
             print(line(record), flush=True)
@@ -79,60 +105,122 @@ def main(arguments: Sequence[str]) -> int:
     print("\n".join(json.dumps(r, sort_keys=True) for r in records))
     red = [f"{r['case']} {r['variant']}" for r in records if not r.get("verified", True)]
     if red:
-        sys.stderr.write(f"the parity gate is red for: {', '.join(red)}\n")
-    return 1 if red else 0
+        sys.stderr.write(f"wrong, or cannot run: {', '.join(red)}\n")
+    status = 1 if red else 0
+    if records and records[-1].get("gpu_lost"):
+        options.limit_s -= time.perf_counter() - start
+        again = _start_again(records[-1], [case.name for case in cases], share, options)
+        status = max(status, again)
+    return status
 
 
 def run_cases(
-    cases: Sequence[Case], folder: Path, share_s: float, *, gate: bool
+    cases: Sequence[Case],
+    folder: Path,
+    share_s: float,
+    *,
+    gate: bool,
+    without: Sequence[str] = (),
+    limit_s: float = LIMIT_S,
 ) -> Iterator[dict[str, Any]]:
-    """Records of all variants of all cases; `share_s` seconds of timing each."""
+    """Records of all variants of all cases but those `without`; `share_s` seconds of timing each.
+
+    What fails is a record too. If this process loses the GPU, the record that says so is the last.
+    """
+    from benchmarks.kernels.device import FAILURES, Kernels, answers
+
+    until = time.perf_counter() + limit_s
+    with Kernels(folder) as kernels:
+        for case in cases:
+            if time.perf_counter() > until:
+                text = f"not run: {limit_s:.0f} s are over"
+                yield {"case": case.name, "variant": "all", "skipped": text}
+                continue
+            try:
+                yield from _run_case(case, kernels, share_s, gate=gate, without=without)
+            except FAILURES as error:  # inputs or reference do not fit, or a timed run broke
+                yield _failed(case, "all", error, lost=not answers())
+            if not answers():
+                return
+
+
+def _run_case(
+    case: Case, kernels: Kernels, share_s: float, *, gate: bool, without: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     import torch
 
     from benchmarks.kernels import variants
-    from benchmarks.kernels.device import Kernels, time_interleaved
+    from benchmarks.kernels.device import FAILURES, answers, time_interleaved
 
+    torch.cuda.empty_cache()  # the case before has let go of its memory
     peaks = peaks_of(torch.cuda.get_device_name())
-    with Kernels(folder) as kernels:
-        for case in cases:
-            skipped: dict[str, str] = {}
-            if isinstance(case, AttentionCase):
-                inputs = variants.attention_inputs(case)
-                want = variants.attention_reference(inputs)
-                made = variants.attention_variants(case, inputs, kernels)
-            else:
-                made, want = variants.row_variants(case, kernels)
-            parities = {}
-            for name, variant in made.items():
-                try:
-                    parities[name] = variants.parity(variant, want)
-                except RuntimeError as error:  # a torch backend that has no kernel for this case
-                    if not name.startswith("torch"):
-                        raise
-                    skipped[name] = f"cannot run: {str(error).splitlines()[0]}"
-            timed = {n: p for n, p in parities.items() if p.green or not gate}
-            seconds = time_interleaved({n: made[n].run for n in timed}, share_s)
-            for name, parity in parities.items():
-                if name not in timed:
-                    text = f"not timed: error {parity.error:.1e}, allowed {parity.bound:.0e}"
-                    yield {"case": case.name, "variant": name, "skipped": text, "verified": False}
-                    continue
-                eight_bit = made[name].eight_bit
-                yield make_record(case, name, seconds[name], parity, peaks, eight_bit=eight_bit)
-            for name, text in skipped.items():
-                yield {"case": case.name, "variant": name, "skipped": text}
-            del made, want
-            torch.cuda.empty_cache()
+    if isinstance(case, AttentionCase):
+        inputs = variants.attention_inputs(case)
+        want = variants.attention_reference(inputs)
+        makers = variants.attention_variants(case, inputs, kernels)
+    else:
+        makers, want = variants.row_variants(case, kernels)
+    made, parities = {}, {}
+    for name, make in makers.items():
+        if name in without:
+            continue
+        try:
+            variant = make()
+            parities[name] = variants.parity(variant, want)
+        except FAILURES as error:  # out of memory, or no kernel for this case or GPU
+            lost = not answers()
+            yield _failed(case, name, error, lost=lost)
+            if lost:
+                return
+        else:
+            made[name] = variant
+    timed = [n for n, p in parities.items() if p.green or not gate]
+    seconds = time_interleaved({n: made[n].run for n in timed}, share_s)
+    for name, parity in parities.items():
+        if name not in timed:
+            text = f"not timed: error {parity.error:.1e}, allowed {parity.bound:.0e}"
+            yield {"case": case.name, "variant": name, "skipped": text, "verified": False}
+            continue
+        eight_bit = made[name].eight_bit
+        yield make_record(case, name, seconds[name], parity, peaks, eight_bit=eight_bit)
+
+
+def _failed(case: Case, variant: str, error: Exception, *, lost: bool) -> dict[str, Any]:
+    """A failure of torch is no fault of ours; any other is as bad as a wrong result."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    record = {"case": case.name, "variant": variant, "skipped": f"cannot run: {lines[0]}"}
+    if not variant.startswith("torch"):
+        record["verified"] = False
+    return {**record, "gpu_lost": True} if lost else record
+
+
+def _start_again(
+    last: dict[str, Any], cases: Sequence[str], share_s: float, options: argparse.Namespace
+) -> int:
+    """A new process gets the GPU that this one lost: it goes on at the same case without the
+    variant that broke it, or at the next case if that is not known. Returns its exit status.
+    """
+    left = cases[cases.index(last["case"]) + (last["variant"] == "all") :]
+    if not left:
+        return 0
+    flags = [f"--case={name}" for name in left]
+    flags += [f"--without={name}" for name in (*options.without, last["variant"])]
+    flags += [f"--limit-s={options.limit_s:.0f}", f"--budget-s={share_s * len(left)}"]
+    flags += ["--no-gate"] if options.no_gate else []
+    flags += ["--no-record"] if options.no_record else []
+    sys.stderr.write("this process lost the GPU; a new one goes on\n")
+    command = [sys.executable, "-m", "benchmarks.run", "kernels", *flags]
+    return subprocess.run(command, check=False).returncode
 
 
 def gpu_facts() -> dict[str, Any]:
     """Name, driver, clocks, power and memory of the GPU, and the CUDA of torch."""
-    import subprocess
-
     import torch
 
+    properties = torch.cuda.get_device_properties(0)
     fields = ("driver_version", "clocks.sm", "clocks.mem", "power.draw", "power.limit")
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    command.append(f"--id=GPU-{properties.uuid}")  # torch's first is not always the system's
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
         values = [v.strip() for v in done.stdout.splitlines()[0].split(",")]
@@ -140,7 +228,7 @@ def gpu_facts() -> dict[str, Any]:
         values = ["unknown"] * len(fields)
     return {
         "name": torch.cuda.get_device_name(),
-        "memory_bytes": torch.cuda.get_device_properties(0).total_memory,
+        "memory_bytes": properties.total_memory,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

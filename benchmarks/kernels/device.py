@@ -30,6 +30,18 @@ DTYPES = {
 #: enqueues work on the current stream
 Run = Callable[[], object]
 
+#: how compiling, loading and launching a kernel, torch's backends and allocations fail
+FAILURES = (KernelError, RuntimeError)
+
+
+def answers() -> bool:
+    """Whether this process can still use the GPU: after an illegal access it cannot."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
 
 def local_arch() -> str:
     """Architecture of our kernels for this GPU.
@@ -59,8 +71,8 @@ class Kernels:
         return self
 
     def __exit__(self, *_: object) -> None:
-        torch.cuda.synchronize()
-        self._stack.close()
+        if answers():  # a lost context took its modules along
+            self._stack.close()
 
     def prepare(self, spec: KernelSpec, inputs: Mapping[str, Tensor]) -> tuple[Run, list[Tensor]]:
         """A launch on these inputs, and the outputs that it fills."""
@@ -102,7 +114,8 @@ class Kernels:
     def forget(self, spec: KernelSpec) -> None:
         """Unload a kernel, so that another configuration of it can be loaded."""
         torch.cuda.synchronize()
-        self._loaded.pop(spec.name).close()
+        if (kernel := self._loaded.pop(spec.name, None)) is not None:
+            kernel.close()
 
 
 def time_interleaved(

@@ -19,10 +19,13 @@ class Peaks:
 #: name that `torch.cuda.get_device_name` contains -> vendor's data sheet; first match counts
 PEAKS = {
     "B200": Peaks(bf16=2250, fp8=4500, bandwidth=8000),
+    "GH200 480GB": Peaks(bf16=989, fp8=1979, bandwidth=4000),
     "H200": Peaks(bf16=989, fp8=1979, bandwidth=4800),
     "H100 PCIe": Peaks(bf16=756, fp8=1513, bandwidth=2000),
+    "H100 NVL": Peaks(bf16=835, fp8=1671, bandwidth=3900),
     "H100": Peaks(bf16=989, fp8=1979, bandwidth=3350),
     "A100-SXM4-80GB": Peaks(bf16=312, fp8=None, bandwidth=2039),
+    "A100 80GB PCIe": Peaks(bf16=312, fp8=None, bandwidth=1935),
     "A100": Peaks(bf16=312, fp8=None, bandwidth=1555),
     "L40S": Peaks(bf16=362, fp8=733, bandwidth=864),
     "RTX 4090": Peaks(bf16=165, fp8=330, bandwidth=1008),

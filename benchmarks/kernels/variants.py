@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ CHECKED_QUERIES = 256
 MATH_LIMIT = 8192**2
 
 Inputs = dict[str, Tensor]
+
+#: compiles, loads and allocates when called
+Make = Callable[[], "Variant"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +87,12 @@ def checked(queries: int) -> Tensor:
     return torch.linspace(0, queries - 1, min(queries, CHECKED_QUERIES), device="cuda").long()
 
 
-def attention_variants(case: AttentionCase, inputs: Inputs, kernels: Kernels) -> dict[str, Variant]:
+def attention_variants(case: AttentionCase, inputs: Inputs, kernels: Kernels) -> dict[str, Make]:
     """Ours in 16 bits and, where there are kernels, in 8; cuDNN, flash and plain attention."""
     spec = flash.kernel(flash.MASKED if case.masked else flash.PLAIN, "bf16", case.head_dim)
-    made = {"ltx2rt": _ours(case, kernels, spec, inputs)}
+    made: dict[str, Make] = {"ltx2rt": partial(_ours, case, kernels, spec, inputs)}
     if kernels.arch != "80" and min(case.queries, case.keys) >= 768:
-        made["ltx2rt fp8"] = _eight_bit(case, inputs, kernels)
+        made["ltx2rt fp8"] = partial(_eight_bit, case, inputs, kernels)
     v = inputs["v"].unflatten(-1, (HEADS, -1)).transpose(1, 2).contiguous()
     for name, backend in (
         ("torch cudnn", SDPBackend.CUDNN_ATTENTION),
@@ -96,7 +100,7 @@ def attention_variants(case: AttentionCase, inputs: Inputs, kernels: Kernels) ->
         ("torch math", SDPBackend.MATH),
     ):
         if backend is not SDPBackend.MATH or case.queries * case.keys <= MATH_LIMIT:
-            made[name] = _torch(inputs, v, backend)
+            made[name] = partial(_torch, inputs, v, backend)
     return made
 
 
@@ -173,7 +177,7 @@ def _torch(inputs: Inputs, v: Tensor, backend: SDPBackend) -> Variant:
     )
 
 
-def row_variants(case: RowCase, kernels: Kernels) -> tuple[dict[str, Variant], tuple[Tensor, ...]]:
+def row_variants(case: RowCase, kernels: Kernels) -> tuple[dict[str, Make], tuple[Tensor, ...]]:
     """Our kernel and a copy of as many bytes; and the reference's result."""
     generator = torch.Generator("cuda").manual_seed(42)
 
@@ -198,13 +202,16 @@ def row_variants(case: RowCase, kernels: Kernels) -> tuple[dict[str, Variant], t
         inputs = {"x": noise(1, T, W), "y": noise(1, T, W), "gate": noise(3, W), "index": index}
         spec = gated.kernel(gated.GATHERED, "bf16", W)
         want = (gated_residual(**_wide(inputs)),)
-    run, outputs = kernels.prepare(spec, inputs)
-    bound = KERNEL_REL_RMS["bf16"].bound
-    ours = Variant(run=run, result=lambda: tuple(outputs), bound=bound)
+
+    def ours() -> Variant:
+        run, outputs = kernels.prepare(spec, inputs)
+        bound = KERNEL_REL_RMS["bf16"].bound
+        return Variant(run=run, result=lambda: tuple(outputs), bound=bound)
+
     source = torch.empty(case.bytes // 2 // BYTES, dtype=torch.bfloat16, device="cuda").zero_()
     target = torch.empty_like(source)
     copy = Variant(run=lambda: target.copy_(source), result=lambda: want, bound=0.0)
-    return {"ltx2rt": ours, "copy": copy}, want
+    return {"ltx2rt": ours, "copy": lambda: copy}, want
 
 
 def _wide(inputs: Mapping[str, Tensor]) -> Inputs:

@@ -51,8 +51,9 @@ def compile_kernel(spec: KernelSpec, arch: str) -> Artifact:
     """Compile one kernel for one architecture.
 
     Raises:
-        KernelError: Triton is missing or interprets, the architecture is not configured, the
-            parameters are not in TensorRT's order, or the kernel needs memory that nobody passes.
+        KernelError: Triton is missing, interprets or refuses the kernel, the architecture is not
+            configured, the parameters are not in TensorRT's order, or the kernel needs memory that
+            nobody passes.
     """
     if arch not in spec.configs:
         known = ", ".join(spec.configs)
@@ -65,6 +66,7 @@ def compile_kernel(spec: KernelSpec, arch: str) -> Artifact:
         ) from None
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.errors import TritonError
 
     if triton.knobs.runtime.interpret:
         raise KernelError("kernels cannot be compiled while TRITON_INTERPRET is set; unset it")
@@ -89,7 +91,12 @@ def compile_kernel(spec: KernelSpec, arch: str) -> Artifact:
     }
     with hermetic_compilation():
         target = GPUTarget("cuda", architecture.number, 32)
-        compiled = triton.compile(source, target=target, options=options)
+        try:
+            compiled = triton.compile(source, target=target, options=options)
+        except (TritonError, RuntimeError) as error:
+            reason = " ".join(str(error).split()[:60])
+            name = spec.artifact_name(arch)
+            raise KernelError(f"Triton {triton.__version__} refuses {name}: {reason}") from error
     text, cubin = compiled.asm["ptx"], compiled.asm["cubin"]
     description = _describe(spec, architecture, compiled.metadata, text, cubin)
     return Artifact(name=spec.artifact_name(arch), ptx=text, cubin=cubin, description=description)

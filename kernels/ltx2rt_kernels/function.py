@@ -14,12 +14,12 @@ import onnx
 from onnx import helper
 
 from ltx2rt_kernels.errors import KernelError
-from ltx2rt_kernels.spec import DOMAIN, Operator
+from ltx2rt_kernels.spec import DOMAIN, E4M3_MAX, LEAST_TOKEN_AMAX, Operator
 
 OPSET = 20
 
-#: of E4M3 codes: largest, scale of QuantizeLinear, least maximum of a token
-E4M3_MAX, STEP, TINY = 448.0, 2.0**-8, 1e-20
+#: scale of QuantizeLinear
+STEP = 2.0**-8
 
 #: what the TensorRT parser looks for on a node whose plugin is to be preferred to its function
 PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
@@ -113,7 +113,7 @@ def quantize_tokens(x: str, codes: str, amax: str) -> list[onnx.NodeProto]:
 
     zero = helper.make_tensor("zero", onnx.TensorProto.FLOAT8E4M3FN, [], [0.0])
     return [
-        constant("tiny", TINY),
+        constant("tiny", LEAST_TOKEN_AMAX),
         constant("full_range", E4M3_MAX * STEP),
         constant("step", STEP),
         node("Constant", [], ["zero"], value=zero),

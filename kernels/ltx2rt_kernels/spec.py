@@ -19,6 +19,12 @@ DOMAIN = "ltx2rt"
 DTYPES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8e4nv": 1, "i64": 8, "i32": 4}
 
 
+#: largest E4M3 number
+E4M3_MAX = 448.0
+
+#: least maximum of a token that is quantised by itself: rows of zeros still get a scale
+LEAST_TOKEN_AMAX = 1e-20
+
 #: dtypes of activations that kernels ship for
 SIXTEEN_BIT = ("bf16", "fp16")
 
@@ -34,7 +40,6 @@ class Architecture:
     name: str
     number: int
     shared_limit: int
-    cards: str
 
     @property
     def target(self) -> str:
@@ -45,11 +50,11 @@ class Architecture:
 ARCHITECTURES = {
     a.name: a
     for a in (
-        Architecture(name="80", number=80, shared_limit=99 * 1024, cards="A100, RTX 30"),
-        Architecture(name="89", number=89, shared_limit=99 * 1024, cards="L4, L40S, RTX 40"),
-        Architecture(name="90a", number=90, shared_limit=227 * 1024, cards="H100, H200"),
-        Architecture(name="100a", number=100, shared_limit=227 * 1024, cards="B200"),
-        Architecture(name="120a", number=120, shared_limit=99 * 1024, cards="RTX 50"),
+        Architecture(name="80", number=80, shared_limit=99 * 1024),  # A100, RTX 30
+        Architecture(name="89", number=89, shared_limit=99 * 1024),  # L4, L40S, RTX 40
+        Architecture(name="90a", number=90, shared_limit=227 * 1024),  # H100, H200
+        Architecture(name="100a", number=100, shared_limit=227 * 1024),  # B200
+        Architecture(name="120a", number=120, shared_limit=99 * 1024),  # RTX 50
     )
 }
 

@@ -54,10 +54,13 @@ class Interpreter:
         """Result of a worker function; arguments and result are pickled."""
         return self._pool.submit(function, *arguments).result()
 
-    def run(self, spec: KernelSpec, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs of a kernel by name."""
+    def run(
+        self, spec: KernelSpec, inputs: Mapping[str, Tensor], arch: str | None = None
+    ) -> dict[str, Tensor]:
+        """Outputs of a kernel by name, with the tiles of `arch` or of its first architecture."""
         packed = {name: _Packed.of(t) for name, t in inputs.items()}
-        return {n: p.tensor() for n, p in self.call(run_kernel, spec, packed).items()}
+        arch = arch or next(iter(spec.configs))
+        return {n: p.tensor() for n, p in self.call(run_kernel, spec, arch, packed).items()}
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -136,9 +139,8 @@ def _widen_bf16(handle: Any) -> Any:
     return interpreter.TensorHandle(wide, tl.float32)
 
 
-def run_kernel(spec: KernelSpec, inputs: Mapping[str, _Packed]) -> dict[str, _Packed]:
+def run_kernel(spec: KernelSpec, arch: str, inputs: Mapping[str, _Packed]) -> dict[str, _Packed]:
     """Worker: allocate, launch, check that nothing was written outside."""
-    arch = next(iter(spec.configs))
     function = build.load_function(spec)
     passed, constants = build.kernel_arguments(spec, arch, function.arg_names)
     sizes: dict[str, int] = dict(spec.sizes)

@@ -251,6 +251,18 @@ def test_build_refuses_without_compiler(monkeypatch: pytest.MonkeyPatch) -> None
         compile_kernel(SAMPLE, "90a")
 
 
+def test_what_triton_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("PassManager::run failed\n  at pass 7")
+
+    monkeypatch.setattr(triton, "compile", refuse)
+    message = (
+        r"Triton 3\.\S+ refuses qk_norm_rope.bf16-32x128.90a: PassManager::run failed at pass 7"
+    )
+    with pytest.raises(KernelError, match=message):
+        compile_kernel(SAMPLE, "90a")
+
+
 def test_build_refuses_scratch_memory() -> None:
     """Descriptors made on the device need memory that no launch passes."""
     metadata = {"name": "k", "global_scratch_size": 256, "profile_scratch_size": 0}

@@ -15,6 +15,8 @@ from ltx2rt_kernels.spec import Config, KernelSpec
 #: each on the architecture where it comes closest to a limit
 OTHERS: tuple[tuple[KernelSpec, str], ...] = (
     (fp8.kernel(fp8.MASKED_QK, "bf16", 128), "100a"),
+    (fp8.kernel(fp8.QK, "bf16", 128), "90a"),
+    (fp8.kernel(fp8.FULL, "bf16", 128), "90a"),
     (fp8.kernel(fp8.MASKED_FULL, "bf16", 64), "120a"),
 )
 

@@ -35,6 +35,21 @@ def test_kernel_equals_reference(
 
 
 @pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("lengths", LENGTHS[1:], ids=lambda n: f"q{n[0]}-k{n[1]}")
+@pytest.mark.parametrize("arch", ["90a", "100a"])
+def test_other_tiles_give_the_same(
+    interpreter: Interpreter, arch: str, lengths: tuple[int, int], bias: str
+) -> None:
+    """Of the architectures whose steps differ from the first one's."""
+    inputs = make_qkv(lengths, 128, torch.float16)
+    operator = PLAIN if bias == "none" else MASKED
+    if bias != "none":
+        inputs["bias"] = make_bias(bias, lengths, torch.float16)
+    got = interpreter.run(kernel(operator, "fp16", 128), inputs, arch)["out"]
+    assert rel_rms(got, flash_attention(**inputs)) <= ATTENTION_REL_RMS["fp16"].bound
+
+
+@pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_function_body_equals_reference(dtype: str, bias: str) -> None:
     lengths = (37, 70)

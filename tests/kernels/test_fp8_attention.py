@@ -9,7 +9,6 @@ from ltx2rt_kernels.flash_attention.reference import flash_attention
 from ltx2rt_kernels.flash_attention.spec import scale_of
 from ltx2rt_kernels.fp8_attention import spec
 from ltx2rt_kernels.fp8_attention.reference import (
-    GROUP,
     dequantize_tokens,
     fp8_attention,
     groups,
@@ -153,6 +152,6 @@ def test_smoothing_changes_nothing_but_the_error() -> None:
 def test_quantised_tokens_are_near() -> None:
     x = make_qkv((150, 150), 64, torch.float32)["q"]
     x8, scale = quantize_tokens(x)
-    assert scale.shape == (2, 2, groups(150)) == (2, 2, -(-150 // GROUP))
+    assert scale.shape == (2, 2, groups(150)) == (2, 2, -(-150 // spec.GROUP))
     assert float(x8.float().abs().max()) == 448.0
     assert rel_rms(dequantize_tokens(x8, scale), x) < 0.04  # half an ulp is 2^-4 relative, uniform

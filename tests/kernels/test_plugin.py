@@ -16,6 +16,8 @@ import pytest
 
 from ltx2rt_kernels import build, catalog, ptx
 from ltx2rt_kernels.adaln_modulate import spec as adaln
+from ltx2rt_kernels.errors import KernelError
+from ltx2rt_kernels.flash_attention import spec as flash
 from ltx2rt_kernels.qk_norm_rope import spec as rope
 from tests.kernels.stub_tensorrt import COMPILER, StubTensorRT, Terms
 
@@ -30,6 +32,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     specs = [
         rope.kernel(rope.SPLIT, "bf16", 32, 128),
         adaln.kernel(adaln.GATHERED_QUANT, "bf16", 4096),
+        flash.kernel(flash.MASKED, "fp16", 64),
     ]
     list(build.write_artifacts(directory, specs, ["90a"]))
     return directory
@@ -87,7 +90,7 @@ def describe_before_shapes(node: str, dtypes: list[str], ranks: list[int]) -> li
         plugin.TensorDesc(plugin.ShapeExprs(rank, True), getattr(trt.DataType, TYPES[dtype]))
         for dtype, rank in zip(dtypes, ranks, strict=True)
     ]
-    attributes = catalog.operators()["qk_norm_rope"].attributes
+    (attributes,) = (o.attributes for o in catalog.operators().values() if o.node == node)
     return [o.dtype.name for o in _definition(node).register_func(*inputs, **attributes)]
 
 
@@ -157,6 +160,10 @@ def test_shapes_and_types(tensorrt: StubTensorRT) -> None:
 def test_types_before_shapes(tensorrt: StubTensorRT) -> None:
     got = tensorrt.call(describe_before_shapes, "QkNormRope", ["fp16"] * 8, [3, 3, 1, 1] + [4] * 4)
     assert got == ["HALF", "HALF"]
+    got = tensorrt.call(describe_before_shapes, "QuantizeKeys", ["bf16"] * 2, [4, 4])
+    assert got == ["FP8", "FLOAT"]
+    got = tensorrt.call(describe_before_shapes, "QuantizeValues", ["bf16"] * 2, [3, 3])
+    assert got == ["FP8"]
 
 
 def test_kernel_for_tensorrt(tensorrt: StubTensorRT, artifacts: Path) -> None:
@@ -177,6 +184,38 @@ def test_kernel_without_integers(tensorrt: StubTensorRT) -> None:
     assert got["launch"][:3] == ["(B * T)", "1", "1"]
     assert got["extra"] == []
     assert ptx.read_entry(got["ptx"]).types == ("u64",) * 6
+
+
+def test_attention_for_tensorrt(tensorrt: StubTensorRT) -> None:
+    """FP16, and a bias of keys or of every query: the engine's shapes decide when it runs."""
+    inputs = [
+        *[("fp16", ("B", 32, n, 64)) for n in "TS"],
+        ("fp16", ("B", "S", 2048)),
+        ("fp16", ("B", 1, "R", "S")),
+    ]
+    got = tensorrt.call(describe, "MaskedFlashAttention", inputs, {"scale": 0.125})
+    assert got == [("HALF", ["B", "T", "2048"])]
+    got = tensorrt.call(implement, "MaskedFlashAttention", inputs, [0.125])
+    tiles = flash.CONFIGS[64]["90a"]
+    assert got["launch"][:3] == [f"ceil_div(T, {tiles.tiles['BLOCK_M']})", "(B * 32)", "1"]
+    assert got["launch"][3:] == [str(32 * tiles.num_warps), "1", "1", "114688"]
+    assert got["extra"] == ["SymInt32 T", "SymInt32 S", "SymInt32 32", "SymInt32 R"]
+    expected = ("u64",) * 4 + ("u32",) * 4 + ("u64",)
+    assert ptx.read_entry(got["ptx"]).types == expected
+    with pytest.raises(KernelError, match=r"for T=fp16, .*Dh=64.*scale=0\.088"):
+        tensorrt.call(implement, "MaskedFlashAttention", inputs, [128**-0.5])
+
+
+def test_shapes_of_eight_bit_attention(tensorrt: StubTensorRT) -> None:
+    keys = [("bf16", ("B", 32, "T", 128)), ("bf16", ("B", 32, 1, 128))]
+    got = tensorrt.call(describe, "QuantizeKeys", keys, {})
+    assert got == [
+        ("FP8", ["B", "32", "T", "128"]),
+        ("FLOAT", ["B", "32", "ceil_div(T, 64)"]),
+    ]
+    values = [("bf16", ("B", "S", 4096)), ("bf16", ("B", 1, 4096))]
+    got = tensorrt.call(describe, "QuantizeValues", values, {})
+    assert got == [("FP8", ["B", "4096", "(64 * ceil_div(S, 64))"])]
 
 
 @pytest.mark.parametrize(
@@ -203,8 +242,6 @@ def test_kernel_without_integers(tensorrt: StubTensorRT) -> None:
 def test_refusals(
     tensorrt: StubTensorRT, inputs: Any, values: list[int | float], message: str
 ) -> None:
-    from ltx2rt_kernels.errors import KernelError
-
     with pytest.raises(KernelError, match=message):
         tensorrt.call(implement, "QkNormRope", inputs, values)
 

@@ -5,10 +5,12 @@ operators' bodies.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,7 +20,7 @@ from onnx import TensorProto
 from benchmarks.real_size import LTX23, transformer_components
 from ltx2rt.backends.onnxruntime import OrtOptions
 from ltx2rt.components.transformer import ModalityInput, Perturbations, Transformer
-from ltx2rt.errors import InternalError, OptionError, UnsupportedError
+from ltx2rt.errors import EngineError, InternalError, OptionError, UnsupportedError
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt_export.custom_ops import (
     apply_custom_ops,
@@ -27,6 +29,7 @@ from ltx2rt_export.custom_ops import (
     write_kernels,
 )
 from ltx2rt_export.custom_ops.kernels import engine_facts
+from ltx2rt_export.engines import stage
 from ltx2rt_export.modules.transformer import (
     transformer_block,
     transformer_head,
@@ -36,6 +39,7 @@ from ltx2rt_export.onnx import ExportedGraph, export_component
 from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.reference import TorchEngine, load_weights, ort_engine
 from ltx2rt_kernels import build
+from ltx2rt_kernels.errors import KernelError
 from ltx2rt_kernels.gated_residual import spec as gated
 from ltx2rt_kernels.spec import KernelSpec
 from tests.kernels.graphs import rtx_kernels
@@ -202,6 +206,49 @@ def test_off_and_auto_change_nothing(case: Tiny) -> None:
         for backend in ("onnxruntime", "tensorrt-rtx", "tensorrt"):
             arguments = {"backend": backend, "target": "sm90", "precision": "bf16", "mode": mode}
             assert apply_custom_ops(case.block, **arguments) is case.block
+
+
+def test_components_without_patterns_stay_as_they_are(case: Tiny) -> None:
+    """The vocoder is float32 in every precision, which no kernel is for: no reason to refuse it."""
+    component = dataclasses.replace(case.block.component, name="vocoder")
+    graph = dataclasses.replace(case.block, component=component)
+    arguments = {"backend": "tensorrt", "target": "sm90", "precision": "fp32", "mode": "on"}
+    assert apply_custom_ops(graph, **arguments) is graph
+
+
+def open_stage(monkeypatch: pytest.MonkeyPatch, precision: str, custom_ops: str) -> object:
+    """The engine stage of a TensorRT build, as if TensorRT were here."""
+    monkeypatch.setattr(stage, "open_builder", lambda *_: SimpleNamespace(targets=("sm90",)))
+    monkeypatch.setattr(stage, "profile_request", lambda *_: None)
+    config = SimpleNamespace(backend="tensorrt", precision=precision, custom_ops=custom_ops)
+    return stage.engine_stage(config, None, {})  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_compiled_is_known_before_the_export(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    open_stage(monkeypatch, "fp16", "on")
+    with pytest.raises(UnsupportedError, match="tensorrt, sm90, fp32; there are kernels for sm80"):
+        open_stage(monkeypatch, "fp32", "on")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match=r"need Triton .*pip install 'ltx2rt\[kernels\]'"):
+        open_stage(monkeypatch, "bf16", "on")
+    open_stage(monkeypatch, "bf16", "auto")
+
+
+def test_a_kernel_that_triton_refuses_is_an_engine_error(
+    real_block: ExportedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    custom = apply_custom_ops(
+        real_block, backend="tensorrt", target="sm90", precision="bf16", mode="on"
+    )
+
+    def refuse(*_: object) -> list[str]:
+        raise KernelError("Triton 3.9 refuses it")
+
+    monkeypatch.setattr(build, "write_artifacts", refuse)
+    with pytest.raises(EngineError, match=r"kernels of transformer_block: Triton 3\.9 refuses it"):
+        write_kernels(custom, "sm90", tmp_path)
 
 
 def test_sizes_without_a_kernel_are_named(case: Tiny) -> None:

@@ -331,18 +331,22 @@ def test_custom_ops_are_on_auto_or_off(demo_model: dict[str, Path], tmp_path: Pa
 def test_float16_that_overflows_is_refused(
     demo_model: dict[str, Path], cache_dir: Path, tmp_path: Path
 ) -> None:
-    """Before any engine is built; the message names the node."""
+    """Before any engine is built; the message names the node, also where it would go into an
+    operator of ours: only scores overflow here.
+    """
     file, maps = SafetensorsFile(demo_model["checkpoint"]), MappedFiles()
     tensors = {n: maps.load(e, "float32") for n, e in file.items()}
-    name = "model.diffusion_model.transformer_blocks.1.ff.net.2.weight"
-    tensors[name] = tensors[name] * np.float32(1e7)
+    for x in "qk":
+        name = f"model.diffusion_model.transformer_blocks.1.attn1.{x}_norm.weight"
+        tensors[name] = tensors[name] * np.float32(2e3)
     model = {**demo_model, "checkpoint": tmp_path / demo_model["checkpoint"].name}
     write_safetensors(model["checkpoint"], tensors, file.metadata)
     parts = "transformer_head,transformer_block,transformer_tail"
     flags = ("--backend", "tensorrt-rtx", "--precision", "fp16", "--shapes", "64x64x9")
+    flags += ("--custom-ops", "on")
     outcome = ltx2rt(
         "build", *build_flags(model), *flags, "--components", parts, "--cache-dir", cache_dir,
         "-o", tmp_path / "b", "--quiet",
     )  # fmt: skip
-    expect_user_error(outcome, "overflows in transformer_block in layer 1", "use bf16")
+    expect_user_error(outcome, "overflows in transformer_block in layer 1: MatMul", "use bf16")
     assert not (tmp_path / "b").exists()

@@ -61,8 +61,10 @@ def apply_custom_ops(
         UnsupportedError: `on`, and a pattern has no kernel for this target, type and size.
         InternalError: an attention of the graph does not look as expected.
     """
+    if graph.component.name not in COMPONENTS:
+        return graph
     names = operators_for(backend, target, precision, mode)
-    if not names or graph.component.name not in COMPONENTS:
+    if not names:
         return graph
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)

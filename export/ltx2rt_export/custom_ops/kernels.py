@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.errors import EngineError, UnsupportedError
 from ltx2rt_export.custom_ops.table import ARCHITECTURES, KERNEL_DTYPES
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_kernels import build, catalog
+from ltx2rt_kernels.errors import KernelError
 from ltx2rt_kernels.spec import DOMAIN
 
 
@@ -16,6 +19,19 @@ def used_operators(graph: ExportedGraph) -> tuple[str, ...]:
     """Names of the operators whose nodes a graph holds."""
     nodes = {n.op_type for n in graph.model.graph.node if n.domain == DOMAIN}
     return tuple(name for name, o in catalog.operators().items() if o.node in nodes)
+
+
+def require_compiler() -> None:
+    """Know before an export whether its kernels can be compiled.
+
+    Raises:
+        UnsupportedError: Triton is missing.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise UnsupportedError(
+            "our operators need Triton to be compiled for TensorRT; install it with: "
+            "pip install 'ltx2rt[kernels]', or use custom_ops='off'."
+        )
 
 
 def write_kernels(graph: ExportedGraph, target: str, directory: Path) -> str:
@@ -26,11 +42,17 @@ def write_kernels(graph: ExportedGraph, target: str, directory: Path) -> str:
 
     Returns:
         The architecture, `arch` above.
+
+    Raises:
+        EngineError: Triton refuses one.
     """
     arch, dtype = ARCHITECTURES[target], KERNEL_DTYPES[graph.dtype]
     specs = [k for k in catalog.kernels(used_operators(graph)) if k.types["T"] == dtype]
-    for _ in build.write_artifacts(directory, specs, [arch]):
-        pass
+    try:
+        for _ in build.write_artifacts(directory, specs, [arch]):
+            pass
+    except KernelError as error:
+        raise EngineError(f"kernels of {graph.component.name}: {error}") from error
     return arch
 
 

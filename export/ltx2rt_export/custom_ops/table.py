@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt_kernels.launch import ARTIFACTS_FOR
 
 MODES = ("auto", "on", "off")
 
@@ -20,15 +21,7 @@ _SIXTEEN_BIT = (*_ROWS, FLASH_ATTENTION)
 _EIGHT_BIT = (*_ROWS, FP8_ATTENTION, FLASH_ATTENTION)
 
 #: target -> architecture of our kernels
-ARCHITECTURES = {
-    "sm80": "80",
-    "sm86": "80",
-    "sm87": "80",
-    "sm89": "89",
-    "sm90": "90a",
-    "sm100": "100a",
-    "sm120": "120a",
-}
+ARCHITECTURES = {f"sm{a}{b}": names[0] for (a, b), names in ARTIFACTS_FOR.items()}
 
 #: dtype of a graph -> that of our kernels
 KERNEL_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}

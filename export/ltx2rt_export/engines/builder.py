@@ -16,6 +16,7 @@ from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS, load, make_logger
 from ltx2rt.errors import EngineError
+from ltx2rt_kernels.errors import KernelError
 
 #: called with (phase, step, steps) as the builder goes on
 OnStep = Callable[[str, int, int], None]
@@ -88,7 +89,10 @@ def build_engine(request: EngineRequest, on_step: OnStep | None = None) -> Built
     if request.kernels is not None:
         folder, arch = request.kernels
         plugin = import_module("ltx2rt_kernels.plugin")
-        plugin.register_plugins(Path(folder), arch, request.operators)
+        try:
+            plugin.register_plugins(Path(folder), arch, request.operators)
+        except KernelError as error:
+            raise EngineError(str(error)) from error
     logger = make_logger(trt)
     start = time.perf_counter()
     builder = trt.Builder(logger)

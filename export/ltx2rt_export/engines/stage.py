@@ -18,7 +18,7 @@ from ltx2rt.weights import engine_tensors, stored_tensor, tensor_entry
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
-from ltx2rt_export.custom_ops import apply_custom_ops
+from ltx2rt_export.custom_ops import apply_custom_ops, operators_for, require_compiler
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
 from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.engines.profiles import ProfileRequest
@@ -160,8 +160,17 @@ def profile_request(
 def engine_stage(
     config: BuildConfig, model: ModelInfo, options: Mapping[str, Mapping[str, Any]]
 ) -> EngineStage:
-    """Check that the backend can build here; see `open_builder`."""
+    """Check that the backend can build here, with our operators if they are asked for.
+
+    Raises:
+        UnsupportedError: no kernel for this target and precision, or none can be compiled; and see
+            `open_builder`.
+    """
     if config.backend not in APIS:
         return EngineStage(None, config.custom_ops)
     builder = open_builder(config, profile_request(config, model, options))
+    target = builder.targets[0] if builder.targets else None
+    names = operators_for(config.backend, target, config.precision, config.custom_ops)
+    if names and config.backend == "tensorrt":
+        require_compiler()
     return EngineStage(builder, config.custom_ops)

@@ -11,9 +11,16 @@ from onnx import TensorProto, helper
 
 from ltx2rt_kernels.flash_attention.function import attention_nodes
 from ltx2rt_kernels.flash_attention.spec import BIAS
-from ltx2rt_kernels.fp8_attention.spec import FULL, MASKED_FULL, QUANTIZE_KEYS, QUANTIZE_VALUES
+from ltx2rt_kernels.fp8_attention.spec import (
+    FULL,
+    GROUP,
+    LEAST_AMAX,
+    MASKED_FULL,
+    QUANTIZE_KEYS,
+    QUANTIZE_VALUES,
+)
 from ltx2rt_kernels.function import make_function
-from ltx2rt_kernels.spec import Operator
+from ltx2rt_kernels.spec import E4M3_MAX, Operator
 
 Nodes = list[onnx.NodeProto]
 
@@ -41,10 +48,10 @@ def _wide(x: str) -> onnx.NodeProto:
 
 def _constants() -> Nodes:
     return [
-        _float("e4m3_max", 448.0),
-        _float("e4m3_min", -448.0),
-        _float("least", 1e-12),
-        _ints("group", 64),
+        _float("e4m3_max", E4M3_MAX),
+        _float("e4m3_min", -E4M3_MAX),
+        _float("least", LEAST_AMAX),
+        _ints("group", GROUP),
         _ints("zero", 0),
         _ints("one", 1),
         _ints("two", 2),
@@ -136,7 +143,7 @@ def _attention(operator: Operator) -> Nodes:
     node = helper.make_node
     nodes = [
         *_constants(),
-        _ints("expanded", 1, 1, 1, 64),
+        _ints("expanded", 1, 1, 1, GROUP),
         _ints("padded_shape", 0, 0, -1, 1),
         *_dequantize("q"),
         *_dequantize("k"),

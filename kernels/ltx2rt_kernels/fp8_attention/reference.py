@@ -6,13 +6,8 @@ import torch
 from torch import Tensor
 
 from ltx2rt_kernels.flash_attention.reference import LOWEST_BIAS, join_heads, split_heads
-
-#: tokens of one head that share a scale
-GROUP = 64
-#: largest E4M3 number
-E4M3_MAX = 448.0
-#: blocks of zeros still get a scale
-LEAST_AMAX = 1e-12
+from ltx2rt_kernels.fp8_attention.spec import GROUP, LEAST_AMAX
+from ltx2rt_kernels.spec import E4M3_MAX
 
 
 def groups(tokens: int) -> int:

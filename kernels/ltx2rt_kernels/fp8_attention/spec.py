@@ -28,10 +28,18 @@ from ltx2rt_kernels.spec import (
 
 E4M3 = "fp8e4nv"
 
+#: tokens of one head that share a scale
+GROUP = 64
+#: blocks of zeros still get a scale
+LEAST_AMAX = 1e-12
+
+#: tokens of quantised values: whole groups
+PADDED = f"{GROUP} * cdiv(S, {GROUP})"
+
 X = TensorSpec(name="x", dtype="T", shape=("B", "H", "T", "Dh"))
 QUANTIZED = (
     TensorSpec(name="quantized", dtype=E4M3, shape=("B", "H", "T", "Dh")),
-    TensorSpec(name="scale", dtype="fp32", shape=("B", "H", "cdiv(T, 64)")),
+    TensorSpec(name="scale", dtype="fp32", shape=("B", "H", f"cdiv(T, {GROUP})")),
 )
 QUANTIZE_QUERIES = Operator(
     name="quantize_queries",
@@ -55,16 +63,16 @@ QUANTIZE_VALUES = Operator(
         TensorSpec(name="v", dtype="T", shape=("B", "S", "W")),
         TensorSpec(name="amax", dtype="T", shape=("B", "1", "W")),
     ),
-    outputs=(TensorSpec(name="quantized", dtype=E4M3, shape=("B", "W", "64 * cdiv(S, 64)")),),
+    outputs=(TensorSpec(name="quantized", dtype=E4M3, shape=("B", "W", PADDED)),),
 )
 
 _Q = TensorSpec(name="q", dtype=E4M3, shape=("B", "H", "T", "Dh"))
 _K = TensorSpec(name="k", dtype=E4M3, shape=("B", "H", "S", "Dh"))
 _SCALES = (
-    TensorSpec(name="q_scale", dtype="fp32", shape=("B", "H", "cdiv(T, 64)")),
-    TensorSpec(name="k_scale", dtype="fp32", shape=("B", "H", "cdiv(S, 64)")),
+    TensorSpec(name="q_scale", dtype="fp32", shape=("B", "H", f"cdiv(T, {GROUP})")),
+    TensorSpec(name="k_scale", dtype="fp32", shape=("B", "H", f"cdiv(S, {GROUP})")),
 )
-_V8 = TensorSpec(name="v", dtype=E4M3, shape=("B", "H * Dh", "64 * cdiv(S, 64)"))
+_V8 = TensorSpec(name="v", dtype=E4M3, shape=("B", "H * Dh", PADDED))
 _V_AMAX = TensorSpec(name="v_amax", dtype="T", shape=("B", "1", "H * Dh"))
 
 
@@ -137,7 +145,7 @@ def quantizer(operator: Operator, dtype: str, head_dim: int) -> KernelSpec:
             ),
             constexprs={"LANES": VALUE_LANES},
             configs=QUANTIZER_CONFIGS,
-            grid=("cdiv(S, 64)", f"W // {VALUE_LANES}", "B"),
+            grid=(f"cdiv(S, {GROUP})", f"W // {VALUE_LANES}", "B"),
         )
     return KernelSpec(
         operator=operator,
@@ -149,7 +157,7 @@ def quantizer(operator: Operator, dtype: str, head_dim: int) -> KernelSpec:
         constexprs={} if operator is QUANTIZE_KEYS else {"mean_ptr": None},
         configs=QUANTIZER_CONFIGS,
         head_dim=head_dim,
-        grid=("cdiv(T, 64)", "B * H", "1"),
+        grid=(f"cdiv(T, {GROUP})", "B * H", "1"),
     )
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ltx2rt_kernels import spec
 from ltx2rt_kernels.flash_attention.triton import LOG2_E, add_bias, update_softmax
+from ltx2rt_kernels.fp8_attention import spec as fp8
 
-#: largest E4M3 number
-E4M3_MAX = tl.constexpr(448.0)
-#: as `reference.GROUP`
-GROUP = tl.constexpr(64)
-#: blocks of zeros still get a scale
-LEAST_AMAX = tl.constexpr(1e-12)
+E4M3_MAX = tl.constexpr(spec.E4M3_MAX)
+GROUP = tl.constexpr(fp8.GROUP)
+LEAST_AMAX = tl.constexpr(fp8.LEAST_AMAX)
 
 
 @triton.jit

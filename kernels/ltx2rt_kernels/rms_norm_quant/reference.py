@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-E4M3_MAX = 448.0
-TINY = 1e-20
+from ltx2rt_kernels.spec import E4M3_MAX, LEAST_TOKEN_AMAX
 
 
 def rms_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -25,7 +24,7 @@ def quantize_tokens(wide: Tensor) -> tuple[Tensor, Tensor]:
         `[B, T, W]` float8_e4m3fn, `e4m3(wide * (448 / amax))`; `[B, T, 1]` float32,
         `amax = max(|wide|, 1e-20)`. The value is about `code * amax / 448`.
     """
-    amax = wide.abs().amax(-1, keepdim=True).clamp(min=TINY)
+    amax = wide.abs().amax(-1, keepdim=True).clamp(min=LEAST_TOKEN_AMAX)
     return (wide * (E4M3_MAX / amax)).to(torch.float8_e4m3fn), amax
 
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ltx2rt_kernels import spec
+
+E4M3_MAX = tl.constexpr(spec.E4M3_MAX)
+LEAST_TOKEN_AMAX = tl.constexpr(spec.LEAST_TOKEN_AMAX)
+
 
 @triton.jit
 def unit_row(x_ptr, row, lane, W: tl.constexpr, epsilon: tl.constexpr):
@@ -16,8 +21,8 @@ def unit_row(x_ptr, row, lane, W: tl.constexpr, epsilon: tl.constexpr):
 @triton.jit
 def store_codes(value, codes_ptr, amax_ptr, row, lane, W: tl.constexpr):
     """E4M3 codes of a float32 row, scaled by its maximum."""
-    amax = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-20)
-    codes = (value * (448.0 / amax)).to(codes_ptr.dtype.element_ty)
+    amax = tl.maximum(tl.max(tl.abs(value), axis=0), LEAST_TOKEN_AMAX)
+    codes = (value * (E4M3_MAX / amax)).to(codes_ptr.dtype.element_ty)
     tl.store(codes_ptr + row * W + lane, codes)
     tl.store(amax_ptr + row, amax)
 
