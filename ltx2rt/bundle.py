@@ -11,11 +11,13 @@ from typing import Any, Protocol
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.config import RuntimeConfig
+from ltx2rt.cuda import local_gpu
 from ltx2rt.engine import Array, Engine
 from ltx2rt.engine_file import file_sha256, read_info, sidecar_of
 from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
 from ltx2rt.lora import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
 from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
+from ltx2rt.memory import refuse_too_large, stage_weight_bytes
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights import (
     engine_tensors,
@@ -135,6 +137,10 @@ class Bundle:
     def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
         """Load a component's engine on this bundle's backend; weights come from the mapped
         files, with `loras` merged in memory.
+
+        Raises:
+            UnsupportedError: no GPU, one that is too small, or a LoRA that cannot be merged; see
+                `TrtEngine` for more.
         """
         entry = self.component(name)
         weights: Mapping[str, Array] = {}
@@ -145,6 +151,9 @@ class Bundle:
                 "constants; build again with --weights input: "
                 + self.manifest.command().replace(" --weights constant", "")
             )
+        if entry.engines:
+            gpu = local_gpu(f"backend {self.manifest.backend}")
+            refuse_too_large(stage_weight_bytes(self.manifest), "weights", gpu)
         if entry.weight_binding == "initializer" and not inside:
             weights = self._load(name, entry, 0, self._merge_of(loras))
         if entry.layered:

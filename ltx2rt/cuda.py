@@ -14,10 +14,11 @@ from ltx2rt.errors import EngineError, UnsupportedError
 
 
 class Gpu(NamedTuple):
-    """A GPU of this machine: its name and architecture (`sm90`)."""
+    """A GPU of this machine: its name, architecture (`sm90`) and memory."""
 
     name: str
     target: str
+    memory_bytes: int
 
 
 class Device(Protocol):
@@ -193,4 +194,5 @@ def _gpu(driver: ModuleType, device: Any) -> Gpu:
         )
     )
     name = bytes(check(driver, driver.cuDeviceGetName(128, device))).split(b"\0")[0].decode()
-    return Gpu(name, f"sm{major}{minor}")
+    memory = int(check(driver, driver.cuDeviceTotalMem(device)))
+    return Gpu(name, f"sm{major}{minor}", memory)

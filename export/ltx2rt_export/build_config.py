@@ -25,8 +25,8 @@ class BuildConfig:
 
     Attributes:
         backend, precision: what the engines are made for.
-        target: GPU architectures (`sm89`, ...). TensorRT-RTX: SM89 and SM120 if none are named, all
-            in one engine; TensorRT: the GPU of this machine.
+        target: GPU architectures (`sm89`, ...). TensorRT-RTX: those of SM89 and SM120 that run the
+            precision if none are named, all in one engine; TensorRT: the GPU of this machine.
         shapes: clips, `WIDTHxHEIGHTxFRAMES`, whose stages the engines must take.
         max_batch: guidance passes that may run together.
         components: what to build; empty for everything.
@@ -95,7 +95,9 @@ class BuildConfig:
     def targets(self) -> tuple[str, ...]:
         """Architectures in order; empty: the GPU of this machine."""
         if self.backend == "tensorrt-rtx" and not self.target:
-            return DEFAULT_RTX_TARGETS
+            scheme = SCHEMES.get(self.precision)
+            oldest = scheme.min_sm if scheme else 0
+            return tuple(t for t in DEFAULT_RTX_TARGETS if int(t[2:]) >= oldest)
         return tuple(sorted(self.target, key=lambda t: (len(t), t)))
 
     def builder_options(self) -> dict[str, int | bool]:
@@ -168,6 +170,8 @@ class BuildConfig:
         api = APIS.get(self.backend)
         given = {
             "target": bool(self.target),
+            "max_batch": self.max_batch != 1,
+            "cache_dir": self.cache_dir is not None,
             "weights='constant'": self.weights == "constant",
             "optimization_level": self.optimization_level is not None,
             "workspace_mib": self.workspace_mib is not None,

@@ -239,6 +239,7 @@ def build(inputs: BuildInputs, output: Path, options: argparse.Namespace) -> Man
     export = export_module("bundle")
     export.check_target(output, force=config.force)
     files = export.open_inputs(inputs)
+    export_module("engines.plan").check_card(files, inputs, config)
     manifest: Manifest = export.build_bundle(
         files, inputs, output, config, Job(ProgressPrinter(quiet=options.quiet))
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import math
 import os
 import platform
 import shutil
@@ -15,34 +14,14 @@ from ltx2rt import __version__
 from ltx2rt.backends.engine_checks import runs_on
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.cli.common import print_json
-from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
-from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.cuda import driver_cuda, local_gpu
 from ltx2rt.errors import UnsupportedError
-from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry
-from ltx2rt.weights import ITEM_BYTES, PRECISIONS
+from ltx2rt.memory import layer_bytes, stage_weight_bytes
 
 PACKAGES = {
     "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow"),
     "export": ("torch", "onnx", "onnxscript", "transformers"),
 }
-
-
-#: components whose weights are held at once, by stage of the distilled pipeline
-STAGES = {
-    "encode prompt": (*TEXT_ENCODER, FULL_BLOCK),
-    "denoise": (
-        "transformer_head",
-        "transformer_block",
-        PLAIN_BLOCK,
-        "transformer_tail",
-        "spatial_upsampler",
-    ),
-    "decode": ("video_decoder", *DIFFUSION_DECODER, "audio_decoder", "vocoder"),
-}
-
-#: components whose layers are loaded one at a time
-STREAMED = ("text_block", FULL_BLOCK)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +73,7 @@ def gpu() -> dict[str, Any]:
         found = local_gpu("running TensorRT engines")
     except UnsupportedError as error:
         return {"name": None, "problem": str(error)}
-    return {"name": found.name, "target": found.target, "driver_cuda": cuda and list(cuda)}
+    return {**found._asdict(), "driver_cuda": cuda and list(cuda)}
 
 
 def memory_bytes() -> int | None:
@@ -113,35 +92,15 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
 
     manifest = open_bundle(folder, weights_dir=weights_dir).manifest
     engines = [engine for entry in manifest.components.values() for engine in entry.engines]
-    layers = {n: layer_bytes(e) for n, e in manifest.components.items()}
-    # the text encoder lets go of a layer's weights as soon as it has run
-    held = {n: max(s, default=0) if n in STREAMED else sum(s) for n, s in layers.items()}
+    sizes = {n: sum(layer_bytes(e)) for n, e in manifest.components.items()}
     return {
         "id": manifest.bundle_id,
         "backend": manifest.backend,
         "precision": manifest.precision,
         "targets": sorted({t for e in engines for t in e.targets}),
-        "component_weight_bytes": {n: sum(sizes) for n, sizes in layers.items()},
-        "stage_weight_bytes": {
-            s: sum(held.get(n, 0) for n in names) for s, names in STAGES.items()
-        },
+        "component_weight_bytes": sizes,
+        "stage_weight_bytes": stage_weight_bytes(manifest),
     }
-
-
-def layer_bytes(entry: ComponentEntry) -> list[int]:
-    """Memory of the weights of each layer as the component's engine takes them: quantised ones as
-    they lie ready, the others in the component's precision.
-    """
-    sizes = []
-    for index, layer in enumerate(entry.layers):
-        ready = entry.overlays[index] if entry.overlays else {}
-        size = sum(place.length for place in ready.values())
-        for name, ref in layer.items():
-            if name not in ready:
-                dtype = entry.weight_dtypes.get(name, PRECISIONS[entry.precision])
-                size += math.prod(ref.shape) * ITEM_BYTES[dtype]
-        sizes.append(size)
-    return sizes
 
 
 def text(report: dict[str, Any]) -> str:
@@ -157,7 +116,10 @@ def text(report: dict[str, Any]) -> str:
     card = report["gpu"]
     if card["name"]:
         cuda = ".".join(map(str, card["driver_cuda"] or ["unknown"]))
-        lines.append(f"GPU: {card['name']} ({card['target']}), driver for CUDA {cuda}")
+        lines.append(
+            f"GPU: {card['name']} ({card['target']}, {gib(card['memory_bytes'])}), driver for CUDA "
+            f"{cuda}"
+        )
     else:
         lines.append(f"GPU: none; {card['problem']}")
     bundle = report.get("bundle")
@@ -173,6 +135,8 @@ def text(report: dict[str, Any]) -> str:
         worst = max(bundle["stage_weight_bytes"].values(), default=0)
         if report["memory_bytes"] and worst > report["memory_bytes"]:
             lines.append("  this machine has less memory than the largest stage needs")
+        if targets and card["name"] and worst > card["memory_bytes"]:
+            lines.append("  the GPU has less memory than the largest stage needs")
     return "\n".join(lines)
 
 

@@ -32,7 +32,6 @@ RTX = {"backend": "tensorrt-rtx"}
     [
         ({**RTX, "precision": "fp8", "target": ("sm86",)}, UnsupportedError, "fp8.*sm86.*bf16"),
         ({**RTX, "precision": "nvfp4", "target": ("sm89",)}, UnsupportedError, "nvfp4.*sm89.*fp8"),
-        ({**RTX, "precision": "nvfp4"}, UnsupportedError, "nvfp4.*sm89"),
         ({**RTX, "precision": "bf16", "target": ("sm75",)}, UnsupportedError, "bf16.*sm75.*fp16"),
         ({**RTX, "target": ("sm90",)}, UnsupportedError, "no target sm90.*--backend tensorrt"),
         ({**RTX, "target": ("sm42",)}, UnsupportedError, "unknown target 'sm42'.*sm120"),

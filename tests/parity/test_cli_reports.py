@@ -106,9 +106,9 @@ def test_doctor_plans_memory(demo_bundle: Path, demo_model: dict[str, Path]) -> 
 def test_doctor_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     report = ltx2rt("doctor", "--json").json
     assert set(report["packages"]["GPU backends"]) == {"tensorrt", "tensorrt-rtx", "cuda-bindings"}
-    monkeypatch.setattr(doctor, "local_gpu", lambda purpose: Gpu("a card", "sm89"))
+    monkeypatch.setattr(doctor, "local_gpu", lambda purpose: Gpu("a card", "sm89", 24 << 30))
     monkeypatch.setattr(doctor, "driver_cuda", lambda: (13, 1))
-    assert "GPU: a card (sm89), driver for CUDA 13.1" in ltx2rt("doctor").out
+    assert "GPU: a card (sm89, 24.00 GiB), driver for CUDA 13.1" in ltx2rt("doctor").out
     bundle = {"id": "b", "backend": "tensorrt-rtx", "precision": "bf16", "stage_weight_bytes": {}}
     text = doctor.text({**report, "gpu": doctor.gpu(), "bundle": {**bundle, "targets": ["sm120"]}})
     assert "its engines run on sm120 only, not on this machine" in text

@@ -40,7 +40,7 @@ class FakeDevice:
     """Device memory is host memory; every address is checked before it is used."""
 
     def __init__(self, purpose: str, target: str = "sm89", memory: int = 2**20) -> None:
-        self.gpu = Gpu("a card", target)
+        self.gpu = Gpu("a card", target, memory)
         self.stream = 7
         self.memory = memory
         self.blocks: dict[int, Any] = {}

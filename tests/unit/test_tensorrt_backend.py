@@ -186,11 +186,11 @@ def test_kernels_are_compiled_once_for_all_processes(
     kept.write_bytes(b"of another driver")
     assert run(2) == 1
     assert kept.read_bytes() == b"K2;"
-    device.gpu = Gpu("another card", "sm89")
+    device.gpu = Gpu("another card", "sm89", 2**20)
     assert run(2) == 1
     kept.unlink()
     kept.mkdir()  # cannot be written: the run is as good
-    device.gpu = Gpu("a card", "sm89")
+    device.gpu = Gpu("a card", "sm89", 2**20)
     assert run(2) == 1
 
 
@@ -232,6 +232,7 @@ def test_a_full_gpu_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
         cuDeviceGet=call(0),
         cuDeviceGetAttribute=lambda which, device: ("ok", (8, 9)[which]),
         cuDeviceGetName=call(b"a card\0"),
+        cuDeviceTotalMem=call(8 * 2**30),
         cuDevicePrimaryCtxRetain=call(1),
         cuCtxSetCurrent=call(),
         cuStreamCreate=call(7),
@@ -240,7 +241,7 @@ def test_a_full_gpu_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
     device = CudaDevice("a test")
-    assert device.gpu == ("a card", "sm89")
+    assert device.gpu == ("a card", "sm89", 8 * 2**30)
     assert device.allocate(100) == 4096
     with pytest.raises(EngineError, match=r"a card.*2\.00 GiB more.*1\.00 of 8\.00 GiB are free"):
         device.allocate(2**31)

@@ -8,9 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ltx2rt.backends.tensorrt_api import APIS, installed_version
-from ltx2rt.cli.doctor import STAGES, STREAMED
+from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
+from ltx2rt.cuda import local_gpu
 from ltx2rt.manifest import PLAIN_BLOCK, BuildInputs
+from ltx2rt.memory import STAGES, STREAMED, refuse_too_large
 from ltx2rt.safetensors import TensorEntry
 from ltx2rt.targets import fitting_card
 from ltx2rt.weights import PRECISIONS
@@ -123,6 +124,23 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
         "disk_bytes": sum(p["engine_bytes"] for p in parts.values()) + overlays,
         "card": None if card is None else f"{card.name} ({card.memory_gib} GiB)",
     }
+
+
+def check_card(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> None:
+    """Refuse to build for the GPU of this machine what it cannot hold.
+
+    Raises:
+        UnsupportedError: the library is missing, there is no GPU, or it is too small for the shapes
+            and the precision.
+        CheckpointError, OptionError, ShapeError: see `plan_build`.
+    """
+    api = APIS.get(config.backend)
+    if api is None or api.names_targets:
+        return  # engines for machines that are not known here
+    load(config.backend)
+    gpu = local_gpu(f"backend {config.backend}")
+    stages = plan_build(files, inputs, config)["stage_bytes"]
+    refuse_too_large(stages, "weights and activations", gpu)
 
 
 def layer_bytes(layer: Mapping[str, TensorEntry], part: Part, dtype: str) -> int:
