@@ -124,7 +124,7 @@ class Pipeline(PipelineEngines):
             CheckpointError, UnsupportedError: a LoRA does not fit, or the model cannot do it.
         """
         request = self.prepare(self.make_request(config, guidance, inputs, options))
-        for loras in dict.fromkeys(self.stage_loras(request)):
+        for loras in self.stage_loras(request):
             self.check_loras(loras)
         store = None
         if work_dir is not None:
