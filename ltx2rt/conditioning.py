@@ -289,8 +289,8 @@ def keyframe_indices(request: int | Sequence[int], num_frames: int) -> list[int]
     if isinstance(request, int):
         if request < 0 or num_frames < request + 2:
             raise OptionError(
-                f"{request} generated keyframes need 0 or more and at least {request + 2} frames; "
-                f"num_frames={num_frames}."
+                f"generated_keyframes={request} is not in [0, {max(num_frames - 2, 0)}]: they lie "
+                f"between the first and the last of num_frames={num_frames}."
             )
         spread = np.linspace(0.0, num_frames - 1, request + 2).astype(np.float32)
         return [int(i) for i in np.rint(spread[1:-1])]

@@ -22,6 +22,9 @@ DEFAULT_NEGATIVE_PROMPT = (
     "muffled voice, hiss, hum, clipped sound, echo, lips out of step with the words, silence"
 )
 
+#: of the distilled LoRA in stages 1 and 2 of the HQ pipeline
+DISTILLED_STRENGTHS = (0.25, 0.5)
+
 #: noise levels that the models were trained on: more steps than that add nothing
 MAX_STEPS = 1000
 
@@ -107,6 +110,8 @@ class GenerationConfig:
             and writes (`HDR_MODES`).
         sampler, stage_2_sampler: of stages 1 and 2 instead of the pipeline's.
         sigmas, stage_2_sigmas: noise levels of stages 1 and 2 instead of the pipeline's.
+        stage_2_loras: in stage 2, and what follows it, instead of `loras`: others, or the same at
+            other strengths.
         embeddings: a file of text contexts instead of the text encoder (`read_embeddings`).
         user_prompt: what the user wrote, where `prompt` is an enhanced one; only recorded.
     """
@@ -126,6 +131,7 @@ class GenerationConfig:
     sigmas: tuple[float, ...] | None = None
     stage_2_sampler: Sampler | None = None
     stage_2_sigmas: tuple[float, ...] | None = None
+    stage_2_loras: tuple[Lora, ...] | None = None
     embeddings: Path | None = None
     user_prompt: str | None = None
 
@@ -157,9 +163,14 @@ class GenerationConfig:
                 for i in self.images
                 if i.frame >= self.num_frames
             ]
-        problems += lora_problems(self.loras)
+        problems += lora_problems((*self.loras, *(self.stage_2_loras or ())))
         if problems:
             raise OptionError(join_problems("cannot generate", problems))
+
+    @property
+    def refine_loras(self) -> tuple[Lora, ...]:
+        """LoRAs of stage 2."""
+        return self.loras if self.stage_2_loras is None else self.stage_2_loras
 
     @property
     def frame_count(self) -> int:

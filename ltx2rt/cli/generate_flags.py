@@ -55,7 +55,7 @@ def not_for(pipeline: str) -> set[str]:
     if cls.makes == "audio":
         others |= {"stream", "frames"}
     if not cls.two_stage:
-        others |= {"stage_2_sampler", "stage_2_sigmas"}
+        others |= {"stage_2_sampler", "stage_2_sigmas", "stage_2_loras"}
     return others
 
 
@@ -181,6 +181,14 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="FILE[:STRENGTH]",
         help="merge a LoRA in memory (repeatable); strength 1 if omitted",
+    )
+    what.add_argument(
+        "--stage-2-lora",
+        dest="stage_2_loras",
+        action="append",
+        metavar="FILE[:STRENGTH]",
+        help="in stage 2 these instead of those of --lora: others, or other strengths; strength 0 "
+        "for none (repeatable)",
     )
     what.add_argument(
         "--embeddings",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltx2rt.cli.common import parse_lora
 from ltx2rt.cli.job_file import read_job
-from ltx2rt.config import GenerationConfig, GuidanceConfig
+from ltx2rt.config import DISTILLED_STRENGTHS, GenerationConfig, GuidanceConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.guidance import CFG_MODES, GuiderParams, GuiderSchedule
 from ltx2rt.plain_data import from_plain, to_plain, unknown_name
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[:STRENGTH]",
         help="two-stage pipelines need one; strength 1 if omitted",
     )
-    for stage, default in ((1, 0.25), (2, 0.5)):
+    for stage, default in enumerate(DISTILLED_STRENGTHS, 1):
         group.add_argument(
             f"--distilled-lora-strength-stage-{stage}",
             type=float,
@@ -168,7 +168,7 @@ def guidance_of(
         given["distilled_lora"] = parse_lora(options.distilled_lora)
     strengths = (options.distilled_lora_strength_stage_1, options.distilled_lora_strength_stage_2)
     if any(s is not None for s in strengths):
-        before = base.distilled_strengths or (0.25, 0.5)
+        before = base.distilled_strengths or DISTILLED_STRENGTHS
         given["distilled_strengths"] = tuple(
             default if s is None else s for s, default in zip(strengths, before, strict=True)
         )

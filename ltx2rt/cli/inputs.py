@@ -210,6 +210,7 @@ COMMON = {
     "sampler": "--sampler",
     "sigmas": "--sigmas",
     "tiling": "--tiling",
+    "stage_2_loras": "--stage-2-lora",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,9 +123,15 @@ def config_of(
     }
     if options.seeds:
         given["seed"] = options.seeds[0]
-    for name in ("images", "loras", "sigmas", "stage_2_sigmas"):
+    lists: dict[str, Callable[[Any], Any]] = {
+        "images": parse_image,
+        "loras": parse_lora,
+        "stage_2_loras": parse_lora,
+        "sigmas": float,
+        "stage_2_sigmas": float,
+    }
+    for name, read in lists.items():
         if name in given:
-            read = {"images": parse_image, "loras": parse_lora}.get(name, float)
             given[name] = tuple(read(v) for v in given[name])
     for name in ("sampler", "stage_2_sampler"):
         if name in given:

@@ -198,7 +198,7 @@ class Pipeline(PipelineEngines):
             problems.append("the prompt is empty; describe the clip in a sentence")
         problems += [
             f"it has no use for {name}"
-            for name in ("images", "generated_keyframes", "hdr")
+            for name in ("images", "generated_keyframes", "hdr", "stage_2_loras")
             if name in self.unused and getattr(config, name)
         ]
         problems += exr_problems(request, takes_hdr="hdr" not in self.unused)
@@ -229,7 +229,7 @@ class Pipeline(PipelineEngines):
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """LoRAs of each stage."""
-        return [request.config.loras]
+        return [request.config.loras, request.config.refine_loras][: 1 + self.two_stage]
 
     @classmethod
     def defaults(cls, inputs: Any) -> dict[str, Any]:

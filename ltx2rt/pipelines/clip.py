@@ -269,6 +269,8 @@ class Clip:
             del facts["height"], facts["width"]
         if config.loras:
             facts["loras"] = lora_text(config.loras)
+        if config.stage_2_loras is not None:
+            facts["stage_2_loras"] = lora_text(config.stage_2_loras)
         for name in ("sampler", "sigmas", "stage_2_sampler", "stage_2_sigmas", "user_prompt"):
             if (value := getattr(config, name)) is not None:
                 facts[name] = value

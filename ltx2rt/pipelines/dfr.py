@@ -105,8 +105,8 @@ class DFRPipeline(Pipeline):
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """The user's; stage 2 adds the detailing one."""
-        loras, detailing = request.config.loras, request.inputs.detailing_lora
-        return [loras, loras if detailing is None else (*loras, detailing)]
+        config, detailing = request.config, request.inputs.detailing_lora
+        return [config.loras, (*config.refine_loras, *([detailing] if detailing else []))]
 
     def generate(self, run: Run) -> Clip:
         rounds = run.request.inputs.temporal_upsample_rounds
@@ -179,7 +179,7 @@ class DFRPipeline(Pipeline):
                 f"round_{number}_tile_{index + 1}",
                 TEMPORAL_ROUND,
                 context,
-                run.config.loras,
+                run.config.refine_loras,
                 video=run.video_part(
                     latent,
                     noise_scale=TEMPORAL_ROUND[0],

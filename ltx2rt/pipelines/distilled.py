@@ -24,7 +24,7 @@ class DistilledPipeline(Pipeline):
     auto_duration: ClassVar[bool] = True
 
     def generate(self, run: Run) -> Clip:
-        loras = run.config.loras
+        loras = self.stage_loras(run.request)
         items = run.image_items({"stage_1": 2, "stage_2": 1})
         context = run.encode([run.config.prompt])
         keyframes = run.keyframe_items()
@@ -32,11 +32,11 @@ class DistilledPipeline(Pipeline):
             "stage_1",
             DISTILLED,
             context,
-            loras,
+            loras[0],
             video=run.video(2, items=[*items["stage_1"], *keyframes]),
             audio=run.audio(),
             sampler=self.source.model.distilled_sampler,
             ancestral_seed=run.config.seed + ANCESTRAL_SEED_OFFSET,
         )
-        second = run.refine(first, context, loras, video_items=items["stage_2"])
+        second = run.refine(first, context, loras[1], video_items=items["stage_2"])
         return run.clip(second.video, second.audio)

@@ -57,7 +57,7 @@ class DubItPipeline(Pipeline):
     two_stage: ClassVar[bool] = True
     Inputs: ClassVar[type[Any] | None] = DubItInputs
     unused: ClassVar[tuple[str, ...]] = (
-        "num_frames", "frame_rate", "generated_keyframes", "hdr",
+        "num_frames", "frame_rate", "generated_keyframes", "hdr", "stage_2_loras",
     )  # fmt: skip
 
     def prepare(self, request: Request) -> Request:

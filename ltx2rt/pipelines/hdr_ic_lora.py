@@ -78,7 +78,7 @@ class HDRICLoraPipeline(Pipeline):
     any_size: ClassVar[bool] = True
     default_size: ClassVar[tuple[int, int] | None] = None
     makes_exr: ClassVar[bool] = True
-    unused: ClassVar[tuple[str, ...]] = ("images", "generated_keyframes", "hdr")
+    unused: ClassVar[tuple[str, ...]] = ("images", "generated_keyframes", "hdr", "stage_2_loras")
     Inputs: ClassVar[type[Any] | None] = HDRICLoraInputs
 
     @classmethod

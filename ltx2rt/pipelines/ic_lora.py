@@ -76,7 +76,7 @@ class ICLoraPipeline(Pipeline):
     )
     requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, "video_encoder")
     two_stage: ClassVar[bool] = True
-    unused: ClassVar[tuple[str, ...]] = ("generated_keyframes",)
+    unused: ClassVar[tuple[str, ...]] = ("generated_keyframes", "stage_2_loras")
     Inputs: ClassVar[type[Any]] = ICLoraInputs
 
     def prepare(self, request: Request) -> Request:
@@ -104,6 +104,11 @@ class ICLoraPipeline(Pipeline):
             paths.append(inputs.attention_mask)
         multiple = 2 * downscale * self.scale_factors.height
         problems = reference_problems(paths, config.height, config.width, multiple)
+        problems += [
+            f"{name} means nothing where stage 2 is skipped"
+            for name in ("stage_2_sampler", "stage_2_sigmas")
+            if inputs.skip_stage_2 and getattr(config, name) is not None
+        ]
         if problems:
             raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
         return request

@@ -34,7 +34,7 @@ def check_stage_options(
     if not two_stage:
         problems += [
             f"{name} is for pipelines of two stages; {pipeline} has one"
-            for name in ("stage_2_sampler", "stage_2_sigmas")
+            for name in ("stage_2_sampler", "stage_2_sigmas", "stage_2_loras")
             if getattr(config, name) is not None
         ]
     if problems:

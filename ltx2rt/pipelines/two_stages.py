@@ -40,8 +40,8 @@ class TwoStagesPipeline(GuidedPipeline):
         """The user's LoRAs; stage 2 adds the distilled one."""
         assert request.guidance is not None
         assert request.guidance.distilled_lora is not None
-        loras = request.config.loras
-        return [loras, (*loras, request.guidance.distilled_lora)]
+        config = request.config
+        return [config.loras, (*config.refine_loras, request.guidance.distilled_lora)]
 
     def stage_1_sigmas(self, run: Run) -> Sequence[float]:
         """The schedule of stage 1; it does not depend on the resolution."""

@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from ltx2rt.config import GuidanceConfig
+from ltx2rt.config import DISTILLED_STRENGTHS, GuidanceConfig
 from ltx2rt.guidance import HQ_AUDIO_GUIDER, HQ_VIDEO_GUIDER, GuiderParams
 from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.run import Request, Run
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 from ltx2rt.sampling import Sampler
-
-#: of the distilled LoRA, in stages 1 and 2
-DISTILLED_STRENGTHS = (0.25, 0.5)
 
 
 class TwoStagesHQPipeline(TwoStagesPipeline):
@@ -49,9 +46,11 @@ class TwoStagesHQPipeline(TwoStagesPipeline):
         """The user's LoRAs, then the distilled one at each stage's strength."""
         assert request.guidance is not None
         assert request.guidance.distilled_lora is not None
+        users = (request.config.loras, request.config.refine_loras)
+        strengths = request.guidance.distilled_strengths or DISTILLED_STRENGTHS
         return [
-            (*request.config.loras, replace(request.guidance.distilled_lora, strength=strength))
-            for strength in request.guidance.distilled_strengths or ()
+            (*loras, replace(request.guidance.distilled_lora, strength=strength))
+            for loras, strength in zip(users, strengths, strict=True)
         ]
 
     def stage_1_sigmas(self, run: Run) -> Sequence[float]:

@@ -18,6 +18,7 @@ from ltx2rt.media.files import OutputKind
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import VideoInfo, probe_video, read_audio, read_video_frames
 from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
+from ltx2rt.pipelines.request_checks import check_stage_options
 from ltx2rt.pipelines.run import Request
 from ltx2rt.schedules import DISTILLED
 from ltx2rt.shapes import VideoPixelShape, VideoScaleFactors
@@ -120,6 +121,7 @@ class UpscalePipeline(Pipeline):
                 f"this request needs {', '.join(missing)}, which the bundle does not hold; build "
                 "it again with the files that hold them, or ask for less."
             )
+        check_stage_options(request.config, self.name, guided=False, two_stage=False)
         source = source_shape(inputs)
         problems = [
             f"it has no use for {name}"

@@ -197,6 +197,11 @@ def test_a_voice_alone_is_enough(
             ["'a.mp4'", "'b.mp4'", "height=64 is not a multiple of 128"],
         ),
         (["--reference", "REFERENCE", "--num-generated-keyframes", 1], ["has no use for"]),
+        (
+            ["--reference", "REFERENCE", "--skip-stage-2", "--stage-2-sampler", "euler"],
+            ["stage_2_sampler means nothing where stage 2 is skipped"],
+        ),
+        (["--reference", "REFERENCE", "--stage-2-lora", "x"], ["no use for --stage-2-lora"]),
         (["--reference", "REFERENCE", "--attention-mask", "absent"], ["absent", "no such file"]),
         (
             ["--reference", "REFERENCE", "--lora", "LORA", "--lora", "OTHER"],

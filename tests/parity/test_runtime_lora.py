@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,32 @@ def test_pipeline_changes_loras_between_clips(bundle: Bundle, loras: list[Lora])
             np.testing.assert_array_equal(pipe(_with(requests[name])).video_latent, fresh[name])
 
 
+def test_stage_2_has_loras_of_its_own(bundle: Bundle, loras: list[Lora]) -> None:
+    """Another strength in stage 2 alone: what stage 1 makes stays as it is, bit for bit."""
+    first = _with(loras[:1])
+    weaker = replace(first, stage_2_loras=(replace(loras[0], strength=0.2), loras[1]))
+    with DistilledPipeline(bundle, RUNTIME) as pipe:
+        same, other, none = (
+            pipe(config).latents
+            for config in (
+                replace(first, stage_2_loras=first.loras),
+                weaker,
+                replace(first, stage_2_loras=()),
+            )
+        )
+        plain = pipe(first).latents
+        kept = pipe(weaker).record()
+    for name in plain:
+        np.testing.assert_array_equal(same[name], plain[name])
+    np.testing.assert_array_equal(other["stage_1.video"], plain["stage_1.video"])
+    for a, b in ((other, plain), (none, plain), (none, other)):
+        assert np.abs(a["stage_2.video"] - b["stage_2.video"]).max() > 1e-3
+    files = [lora.path for lora in loras]
+    assert kept.stages["stage_1"]["loras"] == [f"{files[0]}:0.8"]
+    assert kept.stages["stage_2"]["loras"] == [f"{files[0]}:0.2", f"{files[1]}:-0.5"]
+    assert kept.request.config == weaker
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_every_key_style_loads_at_run_time_and_at_build_time(
     style: str,
@@ -162,6 +189,4 @@ def test_a_lora_of_another_model_is_refused_before_work(bundle: Bundle, tmp_path
 
 
 def _with(loras: tuple[Lora, ...]) -> GenerationConfig:
-    import dataclasses
-
-    return dataclasses.replace(SMALL, loras=loras)
+    return replace(SMALL, loras=loras)

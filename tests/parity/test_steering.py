@@ -165,6 +165,8 @@ def test_options_that_stages_cannot_do(distilled: Make, one_stage: Make) -> None
         distilled(sampler="cfg_pp")
     with pytest.raises(OptionError, match="stage_2_sigmas is for pipelines of two stages"):
         one_stage(stage_2_sigmas=(0.5, 0.0))
+    with pytest.raises(OptionError, match="stage_2_loras is for pipelines of two stages"):
+        one_stage(stage_2_loras=())
     off = GuiderParams()
     with pytest.raises(OptionError, match="needs a negative prompt"):
         one_stage(ltx2rt.GuidanceConfig(video=off, audio=off), sampler="cfg_pp")

@@ -150,6 +150,7 @@ def test_noise_levels_of_the_refinement() -> None:
             ["--source", "VIDEO", "--lora", "x", "--prompt", "a lake"],
             ["LoRAs would change nothing", "a prompt would change nothing"],
         ),
+        (["--source", "VIDEO", "--stage-2-sampler", "euler"], ["stage_2_sampler is for pipelines"]),
         (["--source", "VIDEO", "--embeddings", "x"], ["embeddings would change nothing"]),
         (["--source", "VIDEO", "--save-embeddings", "x"], ["--save-embeddings needs --prompt"]),
         (
