@@ -38,6 +38,15 @@ def test_masked_kernel_is_as_expected() -> None:
     assert code.parameter_bytes == (8,) * 4 + (4,) * 4 + (8,)
 
 
+@pytest.mark.parametrize("arch", ["90a", "120a"])
+def test_both_products_run_in_eight_bits(arch: str) -> None:
+    """An opcode that must appear would not tell if one of the two fell back to 16 bits."""
+    spec = fp8.kernel(fp8.FULL, "bf16", 128)
+    code = gates.machine_code(compile_kernel(spec, arch).cubin)
+    assert code.count(fp8.OPCODES[arch][0]) > 0
+    assert code.count("HMMA") == code.count("HGMMA") == 0
+
+
 def test_gate_notices_tiles_that_spill() -> None:
     """Why biases of every query run in smaller steps."""
     spec = flash.kernel(flash.MASKED, "bf16", 128)
