@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.cuda import local_gpu
+from ltx2rt.cuda import CudaDevice, local_gpu
 from ltx2rt.engine import Array, Engine
 from ltx2rt.engine_file import file_sha256, read_info, sidecar_of
 from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
@@ -71,6 +72,7 @@ class Bundle:
         self.manifest = manifest
         self._sources = tuple(sources)
         self._files = MappedFiles()
+        self._memory: DeviceMemory | None = None
         self._merger: tuple[tuple[Lora, ...], LoraMerger] | None = None
 
     @property
@@ -161,12 +163,16 @@ class Bundle:
 
             files = [self.folder / e.file for e in entry.engines]
             paths = dict(zip(entry.served, files, strict=True))
-            return LayeredEngine(paths, entry.spec(name), self.manifest.command())
+            return LayeredEngine(
+                paths, entry.spec(name), self.manifest.command(), memory=self._shared(name)
+            )
         if entry.engines:
             from ltx2rt.backends.tensorrt import TrtEngine
 
             path = self.folder / entry.engines[0].file
-            return TrtEngine(path, entry.spec(name), weights, self.manifest.command())
+            return TrtEngine(
+                path, entry.spec(name), weights, self.manifest.command(), memory=self._shared(name)
+            )
         from ltx2rt.backends import onnxruntime as backend
 
         options = backend.OrtOptions(
@@ -175,6 +181,16 @@ class Bundle:
         )
         graph = (self.folder / entry.graph).read_bytes()
         return backend.OrtEngine(graph, entry.spec(name), weights, options)
+
+    def _shared(self, name: str) -> DeviceMemory | None:
+        """The device memory of the transformer's engines, between which hidden states stay there;
+        None for other components.
+        """
+        if not name.startswith("transformer_"):
+            return None
+        if self._memory is None or self._memory.closed:
+            self._memory = DeviceMemory(CudaDevice(f"backend {self.manifest.backend}"))
+        return self._memory
 
     def layers(self, name: str, loras: Sequence[Lora] = (), *, keep: bool = True) -> LayerWeights:
         """Weights of every layer of a repeated component, loaded when first used and then kept

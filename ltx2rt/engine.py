@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -85,6 +86,36 @@ class Engine(Protocol):
     ) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A tensor that stays in device memory: what an engine left there for the next one."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    address: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@runtime_checkable
+class KeepingEngine(Engine, Protocol):
+    """An engine that can leave its outputs on the device, for engines that share its memory; each
+    takes a `Kept` in place of an array.
+    """
+
+    def place(self, tensors: Mapping[str, Array]) -> dict[str, Kept]:
+        """Upload tensors that several calls take; valid until one of that name is placed again."""
+        ...
+
+    def keep(self, tensors: Mapping[str, Array | Kept]) -> dict[str, Kept]:
+        """As a call, but the outputs stay, until the next call; one that the next call takes as an
+        input, until the call after that.
+        """
+        ...
+
+
 class EngineBase:
     """Context-manager half of the `Engine` protocol, for implementations."""
 
@@ -103,7 +134,7 @@ class EngineBase:
         self.close()
 
 
-def check_inputs(spec: EngineSpec, tensors: Mapping[str, Array]) -> None:
+def check_inputs(spec: EngineSpec, tensors: Mapping[str, Array | Kept]) -> None:
     """Check names, dtypes and shapes of an engine's inputs; further tensors (weights) are not
     looked at.
 

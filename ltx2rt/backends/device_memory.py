@@ -7,21 +7,28 @@ import weakref
 import numpy as np
 
 from ltx2rt.cuda import Device
-from ltx2rt.engine import Array
+from ltx2rt.engine import Array, Kept
 
 
 class DeviceMemory:
     """Buffers by name, and weights that stay as long as their arrays live.
 
     Args:
-        device: whose memory it is; closed with it.
+        device: whose memory it is; closed when the last engine that opened it is done.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self._buffers: dict[str, tuple[int, int]] = {}
         self._resident: dict[tuple[int, int], tuple[weakref.ref[Array], int]] = {}
-        self._closed = False
+        self._sent: list[Array] = []  # what the device may still read
+        self._users = 0
+        self.closed = False
+
+    def opened(self) -> DeviceMemory:
+        """The same memory, for one more engine that will close it."""
+        self._users += 1
+        return self
 
     def buffer(self, name: str, size: int) -> int:
         """Address of the buffer of that name, at least `size` bytes; grows, never shrinks."""
@@ -34,6 +41,19 @@ class DeviceMemory:
             self._buffers[name] = (address, size)
         return address
 
+    def upload(self, name: str, array: Array) -> Kept:
+        """Copy an array to the buffer of that name, in order on the stream, without waiting."""
+        whole = np.ascontiguousarray(array)
+        address = self.buffer(name, whole.nbytes)
+        self.device.upload(address, whole)
+        self._sent.append(whole)
+        return Kept(whole.shape, whole.dtype, address)
+
+    def synchronize(self) -> None:
+        """Wait for everything on the stream."""
+        self.device.synchronize()
+        self._sent.clear()
+
     def address_of(self, array: Array) -> int:
         """Where a weight is: uploaded when it is seen for the first time, freed when its array goes
         (layers with another LoRA are new arrays).
@@ -44,20 +64,23 @@ class DeviceMemory:
             address = self.device.allocate(whole.nbytes)
             self._resident[key] = (weakref.ref(array, lambda _: self._forget(key)), address)
             self.device.upload(address, whole)
-            self.device.synchronize()
+            self._sent.append(whole)
+            self.synchronize()
         return self._resident[key][1]
 
     def close(self) -> None:
-        """Free everything; closing again does nothing."""
-        if self._closed:
+        """One engine is done; after the last one everything is freed."""
+        self._users -= 1
+        if self.closed or self._users > 0:
             return
-        self._closed = True
+        self.closed = True
         self.device.activate()
         for address, _ in self._buffers.values():
             self.device.free(address)
         for key in list(self._resident):
             self._forget(key)
         self._buffers = {}
+        self._sent.clear()
         self.device.close()
 
     def _forget(self, key: tuple[int, int]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.cuda import CudaDevice, Device
-from ltx2rt.engine import Array, EngineBase, EngineSpec
+from ltx2rt.engine import Array, EngineBase, EngineSpec, Kept
 from ltx2rt.weights import LAYER
 
 
@@ -20,7 +20,7 @@ class LayeredEngine(EngineBase):
     Args:
         paths: layer -> engine file.
         spec: the component's boundary.
-        rebuild, make_device: see `TrtEngine`, which says what is raised too.
+        rebuild, make_device, memory: see `TrtEngine`, which says what is raised too.
     """
 
     def __init__(
@@ -29,10 +29,14 @@ class LayeredEngine(EngineBase):
         spec: EngineSpec,
         rebuild: str,
         make_device: Callable[[str], Device] = CudaDevice,
+        memory: DeviceMemory | None = None,
     ) -> None:
         self._spec = spec
         self._engines: dict[int, TrtEngine] = {}
-        self._memory = DeviceMemory(make_device(f"{spec.component} in layers"))
+        if memory is None:
+            memory = DeviceMemory(make_device(f"{spec.component} in layers"))
+        self._memory = memory.opened()
+        self._closed = False
         try:
             for index, path in paths.items():
                 self._engines[index] = TrtEngine(path, spec, {}, rebuild, memory=self._memory)
@@ -48,8 +52,20 @@ class LayeredEngine(EngineBase):
         """Run the layer that `LAYER` names; see `Engine`."""
         return self._engines[int(tensors[LAYER])](tensors)
 
+    def keep(self, tensors: Mapping[str, Array | Kept]) -> dict[str, Kept]:
+        """Run that layer and leave the outputs on the device; see `KeepingEngine`."""
+        layer = tensors[LAYER]
+        assert not isinstance(layer, Kept)
+        return self._engines[int(layer)].keep(tensors)
+
+    def place(self, tensors: Mapping[str, Array]) -> dict[str, Kept]:
+        """Upload tensors for several calls; see `KeepingEngine`."""
+        return next(iter(self._engines.values())).place(tensors)
+
     def close(self) -> None:
         """Free all engines and their memory; closing again does nothing."""
         while self._engines:
             self._engines.popitem()[1].close()
-        self._memory.close()
+        if not self._closed:
+            self._closed = True
+            self._memory.close()

@@ -1,13 +1,14 @@
 """TensorRT and TensorRT-RTX engines behind the `Engine` protocol.
 
-Arrays go in and come out on the host. Weights are uploaded once and stay on the device; everything
-runs in order on one stream.
+Arrays go in and come out on the host, or stay on the device for the next engine. Weights are
+uploaded once; everything runs in order on one stream.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ from ltx2rt.backends.runtime_cache import RuntimeCache
 from ltx2rt.backends.tensorrt_api import APIS, load, make_logger
 from ltx2rt.buckets import choose_bucket, symbol_sizes
 from ltx2rt.cuda import CudaDevice, Device
-from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, check_inputs
+from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, Kept, check_inputs
 from ltx2rt.engine_file import read_info
 from ltx2rt.errors import EngineError, InternalError
 from ltx2rt.manifest import Tensor
@@ -57,7 +58,7 @@ class TrtEngine(EngineBase):
             device as long as their arrays live.
         rebuild: command that builds the engine again, for errors.
         make_device: tests give another.
-        memory: of engines that it takes turns with, closed by their owner; None: its own.
+        memory: shared with engines that it takes turns with; None: its own.
 
     Raises:
         UnsupportedError: the library, cuda-python, the driver or the GPU is missing.
@@ -81,8 +82,9 @@ class TrtEngine(EngineBase):
         self._label = f"{APIS[self._info.backend].label} {trt.__version__}"
         check_version(self._info, str(trt.__version__), rebuild)
         check_plugins(self._info, rebuild)
-        self._owns_memory = memory is None
-        self._memory = memory or DeviceMemory(make_device(f"backend {self._info.backend}"))
+        if memory is None:
+            memory = DeviceMemory(make_device(f"backend {self._info.backend}"))
+        self._memory = memory.opened()
         self._device = self._memory.device
         self._bound = dict(weights)
         self._profile = -1
@@ -105,36 +107,45 @@ class TrtEngine(EngineBase):
 
     def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Run once on host arrays; see `Engine`."""
-        outputs = self.bind(tensors)
-        self.enqueue()
-        for name, array in outputs.items():
-            self._device.download(array, self._memory.buffer(name, array.nbytes))
-        self._device.synchronize()
+        outputs = {}
+        for name, kept in self.keep(tensors).items():
+            outputs[name] = np.empty(kept.shape, kept.dtype)
+            self._device.download(outputs[name], kept.address)
+        self.synchronize()
         return outputs
 
-    def bind(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        """Choose the profile, upload the inputs and set every address.
+    def keep(self, tensors: Mapping[str, Array | Kept]) -> dict[str, Kept]:
+        """Run once and leave the outputs on the device; see `KeepingEngine`."""
+        outputs = self.bind(tensors)
+        self.enqueue()
+        return outputs
+
+    def place(self, tensors: Mapping[str, Array]) -> dict[str, Kept]:
+        """Upload tensors for several calls; see `KeepingEngine`."""
+        self._device.activate()
+        return {n: self._memory.upload(f"placed {n}", array) for n, array in tensors.items()}
+
+    def bind(self, tensors: Mapping[str, Array | Kept]) -> dict[str, Kept]:
+        """Choose the profile, upload the inputs that are arrays and set every address.
 
         Returns:
-            empty arrays of the outputs' shapes.
+            where the outputs will be.
         """
         check_inputs(self._spec, tensors)
         self._device.activate()
         shapes = {t.name: t.shape for t in self._spec.inputs}
         sizes = symbol_sizes(shapes, {name: tensors[name].shape for name in shapes})
         self._choose_profile(choose_bucket(self._spec.component, self._info.buckets, sizes))
-        kept = []  # uploads read these until the stream is synchronized below
+        taken = set()
         for name in shapes.keys() & self._names:
-            array = np.ascontiguousarray(tensors[name])
-            kept.append(array)
-            self._ok(self._context.set_input_shape(name, array.shape), f"the shape of {name}")
-            address = self._memory.buffer(name, array.nbytes)
-            self._device.upload(address, array)
-            self._bind(name, address)
+            given = tensors[name]
+            kept = given if isinstance(given, Kept) else self._memory.upload(f"input {name}", given)
+            self._ok(self._context.set_input_shape(name, kept.shape), f"the shape of {name}")
+            self._bind(name, kept.address)
+            taken.add(kept.address)
         self._bind_weights(tensors)
-        outputs = self._prepare_outputs()
+        outputs = self._prepare_outputs(taken)
         self._set_scratch()
-        self._device.synchronize()  # the arrays that were uploaded may go
         return outputs
 
     def enqueue(self) -> None:
@@ -144,7 +155,7 @@ class TrtEngine(EngineBase):
 
     def synchronize(self) -> None:
         """Wait for what is enqueued."""
-        self._device.synchronize()
+        self._memory.synchronize()
 
     def close(self) -> None:
         """Free the context, the engine and its memory; closing again does nothing."""
@@ -157,8 +168,7 @@ class TrtEngine(EngineBase):
         # in this order: each lives in what follows
         self._context = self._kernels = self._engine = self._runtime = None
         self._bound = {}
-        if self._owns_memory:
-            self._memory.close()
+        self._memory.close()
 
     def _load(self, trt: ModuleType, path: Path) -> None:
         self._logger = make_logger(trt)
@@ -189,12 +199,12 @@ class TrtEngine(EngineBase):
             self._ok(done, f"profile {index}")
             self._profile = index
 
-    def _bind_weights(self, tensors: Mapping[str, Array]) -> None:
+    def _bind_weights(self, tensors: Mapping[str, Array | Kept]) -> None:
         for weight in self._info.weight_inputs:
             array = tensors.get(weight.name, self._bound.get(weight.name))
             if weight.name not in self._names:
                 continue
-            if array is None:
+            if array is None or isinstance(array, Kept):
                 raise InternalError(f"{self._spec.component} got no weight {weight.name}")
             if array.nbytes != tensor_bytes(weight):
                 raise InternalError(
@@ -203,13 +213,18 @@ class TrtEngine(EngineBase):
                 )
             self._bind(weight.name, self._memory.address_of(array))
 
-    def _prepare_outputs(self) -> dict[str, Array]:
+    def _prepare_outputs(self, taken: Collection[int]) -> dict[str, Kept]:
+        """Where outputs go: never over an input, which may be what this engine gave before."""
         outputs = {}
         for tensor in self._spec.outputs:
-            shape = tuple(self._context.get_tensor_shape(tensor.name))
-            array = np.empty(shape, NUMPY_DTYPES[tensor.dtype])
-            self._bind(tensor.name, self._memory.buffer(tensor.name, array.nbytes))
-            outputs[tensor.name] = array
+            kept = Kept(
+                tuple(self._context.get_tensor_shape(tensor.name)), NUMPY_DTYPES[tensor.dtype], 0
+            )
+            address = self._memory.buffer(f"output {tensor.name}", kept.nbytes)
+            if address in taken:
+                address = self._memory.buffer(f"other output {tensor.name}", kept.nbytes)
+            self._bind(tensor.name, address)
+            outputs[tensor.name] = dataclasses.replace(kept, address=address)
         return outputs
 
     def _set_scratch(self) -> None:

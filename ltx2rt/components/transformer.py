@@ -21,7 +21,7 @@ from ltx2rt.components.transformer_inputs import (
     attention_bias,
     context_bias,
 )
-from ltx2rt.engine import Array, Engine
+from ltx2rt.engine import Array, Engine, KeepingEngine, Kept
 from ltx2rt.errors import OptionError, ShapeError
 from ltx2rt.rope import rope_tables
 from ltx2rt.safetensors import convert
@@ -87,13 +87,13 @@ class Transformer:
         present = self._check(given, perturbations)
         like = next(iter(present.values()))
         batch = like.latent.shape[0]
-        feeds = self._switches(given, batch)
+        feeds: dict[str, Array | Kept] = dict(self._switches(given, batch))
         fixed: dict[str, Array] = {}
         for name in self._streams:
             stream = present.get(name) or self._absent(name, like)
             feeds |= self._head_feeds(name, stream)
             fixed |= self._block_feeds(name, stream)
-        feeds |= fixed
+        feeds |= self._placed(fixed)
         feeds |= self._run(self._head, feeds)
         for index, weights in enumerate(self._layers):
             feeds |= self._keeps(index, batch, perturbations, both=len(present) == 2)
@@ -102,8 +102,8 @@ class Transformer:
                 block, weights = self._plain[0], self._plain[1][index]
             out = self._run(block, feeds, weights)
             feeds |= {f"{name}_hidden": out[f"{name}_hidden_out"] for name in self._streams}
-        out = self._run(self._tail, feeds)
-        return self._velocity("video", given, out), self._velocity("audio", given, out)
+        result = self._tail(_chosen(self._tail, feeds, {}))
+        return self._velocity("video", given, result), self._velocity("audio", given, result)
 
     def _check(
         self, given: Mapping[str, ModalityInput | None], perturbations: Perturbations
@@ -218,16 +218,19 @@ class Transformer:
         wanted = {s.name: s.dtype for s in self._block.spec.inputs}
         return {n: as_dtype(t, wanted[n]) for n, t in tables.items()}
 
+    def _placed(self, fixed: dict[str, Array]) -> Mapping[str, Array | Kept]:
+        """What every block takes, on the device where tensors are kept there."""
+        return self._block.place(fixed) if isinstance(self._block, KeepingEngine) else fixed
+
     def _run(
-        self, engine: Engine, feeds: Mapping[str, Array], weights: Mapping[str, Array] | None = None
-    ) -> dict[str, Array]:
-        bound = weights or {}
-        chosen = {
-            s.name: as_dtype(feeds[s.name], s.dtype)
-            for s in engine.spec.inputs
-            if s.name not in bound  # low-rank inputs belong to the layer
-        }
-        return engine({**chosen, **bound})
+        self,
+        engine: Engine,
+        feeds: Mapping[str, Array | Kept],
+        weights: Mapping[str, Array] | None = None,
+    ) -> Mapping[str, Array | Kept]:
+        """Run head or block; outputs stay on the device if the engine can keep them."""
+        chosen = _chosen(engine, feeds, weights or {})
+        return engine.keep(chosen) if isinstance(engine, KeepingEngine) else engine(chosen)
 
     def _velocity(
         self,
@@ -244,3 +247,15 @@ class Transformer:
         dtype = next(s.dtype for s in self._tail.spec.outputs if s.name == f"{name}_velocity")
         velocity = out[f"{name}_velocity"]
         return np.array(convert(velocity, dtype, "float32", name), np.float32)
+
+
+def _chosen(
+    engine: Engine, feeds: Mapping[str, Array | Kept], weights: Mapping[str, Array]
+) -> dict[str, Any]:
+    """What an engine takes, in its dtypes."""
+    found: dict[str, Any] = {}
+    for spec in engine.spec.inputs:
+        if spec.name not in weights:  # low-rank inputs belong to the layer
+            given = feeds[spec.name]
+            found[spec.name] = given if isinstance(given, Kept) else as_dtype(given, spec.dtype)
+    return {**found, **weights}

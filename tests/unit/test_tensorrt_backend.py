@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.engine_checks import import_plugins, runs_on
 from ltx2rt.backends.tensorrt import BITS, TrtEngine, tensor_bytes
 from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
@@ -106,6 +108,47 @@ def test_weights_leave_the_device_with_their_arrays(make: Make, device: FakeDevi
             engine({**feeds(1), "w": again})["y"], feeds(1)["x"] + np.float32(5)
         )
         assert len(device.blocks) == held
+
+
+def test_outputs_stay_on_the_device_for_the_next_run(make: Make, device: FakeDevice) -> None:
+    w = np.array([1, 2, 3, 4], np.float32)
+    with make({"w": w}) as engine:
+        given = feeds(2)
+        x = engine.place({"x": given["x"]})["x"]
+        unread = given["unread"]
+        device.uploads.clear()
+        for _ in range(3):
+            x = engine.keep({"x": x, "unread": unread})["y"]
+        assert device.uploads == [w.nbytes]  # the weight, and nothing else
+        np.testing.assert_array_equal(device.read(x.address, x.shape), given["x"] + 3 * w)
+        out = engine({"x": x, "unread": unread})["y"]  # another engine would share the memory
+        np.testing.assert_array_equal(out, given["x"] + 4 * w)
+        with pytest.raises(ShapeError, match="x is int64, expected float32"):
+            engine.keep({"x": dataclasses.replace(x, dtype=np.dtype(np.int64)), "unread": unread})
+    assert device.blocks == {}
+
+
+def test_engines_share_memory_until_the_last_is_closed(
+    make: Make, device: FakeDevice, tmp_path: Path
+) -> None:
+    make().close()  # the library is there
+    device.closed = False
+    memory = DeviceMemory(device)
+    w = np.ones(4, np.float32)
+    path = write_engine(tmp_path)
+    first, second = (TrtEngine(path, SPEC, {"w": w}, REBUILD, memory=memory) for _ in range(2))
+    y = first.keep(feeds(1))["y"]
+    np.testing.assert_array_equal(
+        second({"x": y, "unread": np.zeros(1, np.float32)})["y"], feeds(1)["x"] + 2
+    )
+    first.close()
+    first.close()
+    assert not device.closed
+    assert device.blocks
+    second.close()
+    assert device.closed
+    assert device.blocks == {}
+    assert memory.closed
 
 
 def test_inputs_that_the_engine_does_not_read_stay_on_the_host(
