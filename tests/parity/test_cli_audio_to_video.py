@@ -80,7 +80,7 @@ def test_sound_is_context_for_both_stages(made: Outcome, folder: Path) -> None:
 def test_mono_is_doubled_and_steers_the_picture(
     made: Outcome, flags: list[object], folder: Path
 ) -> None:
-    mono = mono_file(folder / "mono.wav", 0.5)
+    mono = mono_file(folder / "one-channel.wav", 0.5)
     make(flags, folder / "mono", "--audio", mono)
     wave, _ = read_audio(folder / "mono.wav")
     np.testing.assert_array_equal(wave, np.repeat(tone(0.5)[:1, : wave.shape[1]], 2, 0))
