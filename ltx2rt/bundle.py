@@ -18,7 +18,7 @@ from ltx2rt.engine_file import file_sha256, read_info, sidecar_of
 from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
 from ltx2rt.lora import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
 from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
-from ltx2rt.memory import refuse_too_large, stage_weight_bytes
+from ltx2rt.memory import denoise_reserve, refuse_too_large, stage_weight_bytes
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights import (
     engine_tensors,
@@ -155,7 +155,7 @@ class Bundle:
             )
         if entry.engines:
             gpu = local_gpu(f"backend {self.manifest.backend}")
-            refuse_too_large(stage_weight_bytes(self.manifest), "weights", gpu)
+            refuse_too_large(stage_weight_bytes(self.manifest, least=True), "weights", gpu)
         if entry.weight_binding == "initializer" and not inside:
             weights = self._load(name, entry, 0, self._merge_of(loras))
         if entry.layered:
@@ -189,7 +189,8 @@ class Bundle:
         if not name.startswith("transformer_"):
             return None
         if self._memory is None or self._memory.closed:
-            self._memory = DeviceMemory(CudaDevice(f"backend {self.manifest.backend}"))
+            device = CudaDevice(f"backend {self.manifest.backend}")
+            self._memory = DeviceMemory(device, reserve=denoise_reserve(self.manifest))
         return self._memory
 
     def layers(self, name: str, loras: Sequence[Lora] = (), *, keep: bool = True) -> LayerWeights:

@@ -36,6 +36,8 @@ class Device(Protocol):
 
     def free(self, address: int) -> None: ...
 
+    def free_bytes(self) -> int: ...
+
     def upload(self, address: int, array: Array) -> None: ...
 
     def download(self, array: Array, address: int) -> None: ...
@@ -83,6 +85,10 @@ class CudaDevice:
             return int(check(self._driver, result))
         except RuntimeError as error:
             raise EngineError(f"CUDA failed in cuMemAlloc: {error}") from error
+
+    def free_bytes(self) -> int:
+        """Memory that is free now."""
+        return int(self._call("cuMemGetInfo")[0])
 
     def _out_of_memory(self, size: int) -> str:
         free, total = self._driver.cuMemGetInfo()[1:]
@@ -143,14 +149,14 @@ def load_driver(purpose: str) -> ModuleType:
 
 
 def check(driver: ModuleType, result: tuple[Any, ...]) -> Any:
-    """The value of a driver call.
+    """The value of a driver call, or all of them where it has several.
 
     Raises:
         RuntimeError: the call failed; cuda-python raises the same where the driver is missing.
     """
     if result[0] != driver.CUresult.CUDA_SUCCESS:
         raise RuntimeError(result[0].name)
-    return result[1] if len(result) > 1 else None
+    return result[1] if len(result) == 2 else result[1:] or None
 
 
 def local_gpu(purpose: str) -> Gpu:

@@ -27,6 +27,13 @@ STAGES = {
 #: components whose layers are loaded one at a time
 STREAMED = ("text_block", FULL_BLOCK)
 
+#: components whose layers are uploaded at every use where a GPU has no room for all; not those that
+#: are inside engines
+STREAMABLE = ("transformer_block", PLAIN_BLOCK)
+
+#: of the GPU, what the weights of the transformer leave to the activations of an upsampler
+UPSAMPLER_ACTIVATIONS = 2 << 30
+
 
 def layer_bytes(entry: ComponentEntry) -> list[int]:
     """Memory of the weights of each layer as the component's engine takes them: quantised ones as
@@ -44,12 +51,29 @@ def layer_bytes(entry: ComponentEntry) -> list[int]:
     return sizes
 
 
-def stage_weight_bytes(manifest: Manifest) -> dict[str, int]:
-    """Weights that each stage holds at once, with `--residency stage`."""
-    layers = {n: layer_bytes(e) for n, e in manifest.components.items()}
-    # the text encoder lets go of a layer's weights as soon as it has run
-    held = {n: max(s, default=0) if n in STREAMED else sum(s) for n, s in layers.items()}
+def stage_weight_bytes(manifest: Manifest, *, least: bool = False) -> dict[str, int]:
+    """Weights that each stage holds at once, with `--residency stage`.
+
+    Args:
+        least: on a GPU without room for all layers of the transformer.
+    """
+    held = {}
+    for name, entry in manifest.components.items():
+        sizes = layer_bytes(entry)
+        # the text encoder lets go of a layer's weights as soon as it has run
+        one = name in STREAMED or (least and name in STREAMABLE and not entry.layered)
+        held[name] = max(sizes, default=0) if one else sum(sizes)
     return {s: sum(held.get(n, 0) for n in names) for s, names in STAGES.items()}
+
+
+def denoise_reserve(manifest: Manifest) -> int:
+    """What the layers of the transformer leave free: one layer that is uploaded, and an upsampler
+    that runs between two stages.
+    """
+    parts = {n: layer_bytes(e) for n, e in manifest.components.items()}
+    upsamplers = [sum(parts.get(f"{kind}_upsampler", ())) for kind in ("spatial", "temporal")]
+    layers = [max(parts.get(name, ()), default=0) for name in STREAMABLE]
+    return UPSAMPLER_ACTIVATIONS + max(upsamplers) + sum(layers)
 
 
 def refuse_too_large(stages: dict[str, int], what: str, gpu: Gpu) -> None:

@@ -15,13 +15,17 @@ class DeviceMemory:
 
     Args:
         device: whose memory it is; closed when the last engine that opened it is done.
+        reserve: bytes that weights leave free; those that find no room are uploaded at every use.
+            None: all weights must find room.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, reserve: int | None = None) -> None:
         self.device = device
+        self._reserve = reserve
         self._buffers: dict[str, tuple[int, int]] = {}
         self._resident: dict[tuple[int, int], tuple[weakref.ref[Array], int]] = {}
         self._sent: list[Array] = []  # what the device may still read
+        self._full = False  # a weight found no room since one went
         self._users = 0
         self.closed = False
 
@@ -54,12 +58,18 @@ class DeviceMemory:
         self.device.synchronize()
         self._sent.clear()
 
-    def address_of(self, array: Array) -> int:
+    def weight(self, name: str, array: Array) -> int:
         """Where a weight is: uploaded when it is seen for the first time, freed when its array goes
-        (layers with another LoRA are new arrays).
+        (layers with another LoRA are new arrays). Without room for it, in the one buffer of that
+        name: the upload waits until what ran before has read that.
+
+        Raises:
+            EngineError: there is no room and nothing may be uploaded at every use.
         """
         key = (array.ctypes.data, array.nbytes)
         if key not in self._resident:
+            if not self._has_room(array.nbytes):
+                return self.upload(f"weight {name}", array).address
             whole = np.ascontiguousarray(array)
             address = self.device.allocate(whole.nbytes)
             self._resident[key] = (weakref.ref(array, lambda _: self._forget(key)), address)
@@ -83,6 +93,13 @@ class DeviceMemory:
         self._sent.clear()
         self.device.close()
 
+    def _has_room(self, size: int) -> bool:
+        if self._reserve is None:
+            return True
+        self._full = self._full or self.device.free_bytes() - size < self._reserve
+        return not self._full
+
     def _forget(self, key: tuple[int, int]) -> None:
         if (held := self._resident.pop(key, None)) is not None:
             self.device.free(held[1])
+            self._full = False

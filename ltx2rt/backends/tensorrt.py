@@ -143,9 +143,9 @@ class TrtEngine(EngineBase):
             self._ok(self._context.set_input_shape(name, kept.shape), f"the shape of {name}")
             self._bind(name, kept.address)
             taken.add(kept.address)
-        self._bind_weights(tensors)
         outputs = self._prepare_outputs(taken)
         self._set_scratch()
+        self._bind_weights(tensors)  # last: they take what memory is left
         return outputs
 
     def enqueue(self) -> None:
@@ -211,7 +211,7 @@ class TrtEngine(EngineBase):
                     f"{self._spec.component}: weight {weight.name} has {array.nbytes} bytes, its "
                     f"engine takes {tensor_bytes(weight)}"
                 )
-            self._bind(weight.name, self._memory.address_of(array))
+            self._bind(weight.name, self._memory.weight(weight.name, array))
 
     def _prepare_outputs(self, taken: Collection[int]) -> dict[str, Kept]:
         """Where outputs go: never over an input, which may be what this engine gave before."""

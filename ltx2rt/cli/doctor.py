@@ -136,7 +136,10 @@ def text(report: dict[str, Any]) -> str:
         if report["memory_bytes"] and worst > report["memory_bytes"]:
             lines.append("  this machine has less memory than the largest stage needs")
         if targets and card["name"] and worst > card["memory_bytes"]:
-            lines.append("  the GPU has less memory than the largest stage needs")
+            lines.append(
+                "  the GPU has less memory than that: layers of the transformer without room are "
+                "uploaded at every step"
+            )
     return "\n".join(lines)
 
 

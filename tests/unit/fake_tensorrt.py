@@ -59,6 +59,9 @@ class FakeDevice:
     def free(self, address: int) -> None:
         del self.blocks[address]
 
+    def free_bytes(self) -> int:
+        return self.memory - sum(len(b) for b in self.blocks.values())
+
     def upload(self, address: int, array: Array) -> None:
         assert threading.get_ident() in self.threads, "no context in this thread"
         assert array.nbytes <= len(self.blocks[address])

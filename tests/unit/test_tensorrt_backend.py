@@ -128,6 +128,31 @@ def test_outputs_stay_on_the_device_for_the_next_run(make: Make, device: FakeDev
     assert device.blocks == {}
 
 
+def test_weights_without_room_are_uploaded_at_every_use(
+    make: Make, device: FakeDevice, tmp_path: Path
+) -> None:
+    make().close()  # the library is there
+    device.closed = False
+    layers = [np.full(4, n, np.float32) for n in range(6)]
+    device.memory = 1000
+    memory = DeviceMemory(device, reserve=1000 - 200)  # buffers of one row take 132 bytes
+    with TrtEngine(write_engine(tmp_path), SPEC, {}, REBUILD, memory=memory) as engine:
+        for _ in range(2):
+            device.uploads.clear()
+            for w in layers:
+                out = engine({**feeds(1), "w": w})["y"]
+                np.testing.assert_array_equal(out, feeds(1)["x"] + w)
+        assert device.free_bytes() >= 800 - 16  # one buffer serves those that found no room
+        assert device.uploads.count(16) == 6 + 2  # x every time; 4 of 6 weights stay
+        del layers[:2]
+        del w
+        engine({**feeds(1), "w": layers[-1]})  # now there is room for it
+        device.uploads.clear()
+        engine({**feeds(1), "w": layers[-1]})
+        assert device.uploads.count(16) == 1
+    assert device.blocks == {}
+
+
 def test_engines_share_memory_until_the_last_is_closed(
     make: Make, device: FakeDevice, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
 from ltx2rt.cuda import local_gpu
 from ltx2rt.manifest import PLAIN_BLOCK, BuildInputs
-from ltx2rt.memory import STAGES, STREAMED, refuse_too_large
+from ltx2rt.memory import STAGES, STREAMABLE, STREAMED, refuse_too_large
 from ltx2rt.safetensors import TensorEntry
 from ltx2rt.targets import fitting_card
 from ltx2rt.weights import PRECISIONS
@@ -103,17 +103,18 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
                 "weight_bytes": sum(sizes),
                 # the text encoder lets go of a layer's weights as soon as it has run
                 "held_bytes": max(sizes) if part.name in STREAMED else sum(sizes),
+                # and a GPU without room for all layers of the transformer uploads them at every use
+                "least_bytes": max(sizes)
+                if part.name in STREAMED or (part.name in STREAMABLE and not inside)
+                else sum(sizes),
                 "activation_bytes": activations,
                 "engine_bytes": int(engine) if config.backend in APIS else 0,
                 "buckets": [b.text() for b in buckets] if config.backend in APIS else [],
             }
-    stages = {
-        stage: sum(parts[n]["held_bytes"] for n in names if n in parts)
-        + max((parts[n]["activation_bytes"] for n in names if n in parts), default=0)
-        for stage, names in STAGES.items()
-    }
-    most = max(stages.values(), default=0)
-    card = fitting_card(most, config.targets)
+    stages, least = (stage_bytes(parts, kind) for kind in ("held_bytes", "least_bytes"))
+    card, streaming = (
+        fitting_card(max(sizes.values(), default=0), config.targets) for sizes in (stages, least)
+    )
     return {
         "backend": config.backend,
         "backend_version": installed_version(config.backend) if config.backend in APIS else None,
@@ -121,8 +122,19 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
         "targets": list(config.targets),
         "components": parts,
         "stage_bytes": stages,
+        "least_stage_bytes": least,
         "disk_bytes": sum(p["engine_bytes"] for p in parts.values()) + overlays,
-        "card": None if card is None else f"{card.name} ({card.memory_gib} GiB)",
+        "card": card and f"{card.name} ({card.memory_gib} GiB)",
+        "streaming_card": streaming and f"{streaming.name} ({streaming.memory_gib} GiB)",
+    }
+
+
+def stage_bytes(parts: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, int]:
+    """Weights and activations that each stage holds at once."""
+    return {
+        stage: sum(parts[n][kind] for n in names if n in parts)
+        + max((parts[n]["activation_bytes"] for n in names if n in parts), default=0)
+        for stage, names in STAGES.items()
     }
 
 
@@ -139,7 +151,7 @@ def check_card(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> N
         return  # engines for machines that are not known here
     load(config.backend)
     gpu = local_gpu(f"backend {config.backend}")
-    stages = plan_build(files, inputs, config)["stage_bytes"]
+    stages = plan_build(files, inputs, config)["least_stage_bytes"]
     refuse_too_large(stages, "weights and activations", gpu)
 
 
@@ -171,11 +183,14 @@ def plan_text(report: dict[str, Any]) -> str:
     for stage, size in report["stage_bytes"].items():
         lines.append(f"  {stage}: about {_gib(size)} at once")
     lines.append(f"  disk: about {_gib(report['disk_bytes'])}")
-    if report["card"]:
-        lines.append(f"  fits: {report['card']} and larger")
-    elif report["targets"]:
+    whole, streaming = report["card"], report["streaming_card"]
+    if whole:
+        lines.append(f"  fits: {whole} and larger")
+    if streaming not in (None, whole):
+        lines.append(f"  fits with layers uploaded at every step: {streaming} and larger")
+    if report["targets"] and not streaming:
         lines.append("  fits no card of these targets: take a smaller --precision or --shapes")
-    elif report["backend"] in APIS:
+    if report["backend"] in APIS and not report["targets"]:
         lines.append("  card: not known without --target")
     return "\n".join(lines)
 
