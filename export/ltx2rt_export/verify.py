@@ -2,8 +2,7 @@
 random inputs.
 
 The reference is made anew from the checkpoint files that the bundle names. Weights, layouts,
-graphs and offsets are all
-covered: the engine side is loaded exactly as for generation.
+graphs and offsets are all covered: the engine side is loaded exactly as for generation.
 """
 
 from __future__ import annotations
@@ -14,11 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ltx2rt.bundle import Bundle
+from ltx2rt.components.transformer_inputs import as_dtype
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, TensorSpec
-from ltx2rt.manifest import PLAIN_BLOCK
+from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry
+from ltx2rt.safetensors import convert
 from ltx2rt_export.component import Component
 from ltx2rt_export.reference import TorchEngine, load_weights
+
+HALVES = ("float16", "bfloat16")
 
 #: bound on the relative RMS error of an fp32 engine (design: parity ladder, rung 2)
 FP32_REL_RMS = 1e-5
@@ -57,7 +60,8 @@ class Rung:
 def verify_bundle(bundle: Bundle, components: Sequence[Component], seed: int = 0) -> Iterator[Rung]:
     """Compare every component of the bundle with the reference; yields one row per output.
 
-    A repeated component is compared on its first and last layer.
+    A repeated component is compared on its first and last layer. Sizes are small ones, as near to
+    those that graphs are traced with as the engines allow.
 
     Args:
         bundle: the engines.
@@ -67,11 +71,14 @@ def verify_bundle(bundle: Bundle, components: Sequence[Component], seed: int = 0
     runtime = RuntimeConfig()
     for component in components:
         name = component.name
-        inputs = example_inputs(component, np.random.default_rng(seed))
+        if not bundle.has(name):
+            continue
+        sizes = allowed_sizes(component, bundle.component(name))
+        inputs = example_inputs(component, np.random.default_rng(seed), sizes)
         with TorchEngine(component) as reference, bundle.engine(name, runtime) as engine:
             bound = BOUNDS[bundle.component(name).precision]
             if component.weight_binding == "initializer":
-                yield from _rungs(name, None, reference(inputs), engine(inputs), bound)
+                yield from _rungs(name, None, reference(inputs), _run(engine, inputs, {}), bound)
                 continue
             yield from _layer_rungs(name, bundle, component, reference, engine, inputs)
         if name == "transformer_block" and bundle.has(PLAIN_BLOCK):
@@ -96,8 +103,25 @@ def _layer_rungs(
     for layer in sorted({served[0], served[-1]}):
         official = load_weights(component.layers[layer], frozenset())
         want = reference({**inputs, **official})
-        got = engine({**inputs, **weights[layer]})
+        got = _run(engine, inputs, weights[layer])
         yield from _rungs(name, layer, want, got, BOUNDS[entry.precision])
+
+
+def _run(
+    engine: Engine, inputs: Mapping[str, Array], weights: Mapping[str, Array]
+) -> dict[str, Array]:
+    """What an engine makes of float32 inputs, in its own dtypes on both sides, as float32."""
+    given = {
+        s.name: as_dtype(inputs[s.name], s.dtype)
+        for s in engine.spec.inputs
+        if s.name not in weights
+    }
+    out = engine({**given, **weights})
+    dtypes = {s.name: s.dtype for s in engine.spec.outputs}
+    return {
+        name: convert(array, dtypes[name], "float32", name) if dtypes[name] in HALVES else array
+        for name, array in out.items()
+    }
 
 
 def _rungs(
@@ -120,13 +144,27 @@ def _rungs(
         )
 
 
-def example_inputs(component: Component, rng: np.random.Generator) -> dict[str, Array]:
-    """Random inputs in each tensor's range, at the component's trace sizes."""
-    return {spec.name: _example(spec, component, rng) for spec in component.inputs}
+def allowed_sizes(component: Component, entry: ComponentEntry) -> dict[str, int]:
+    """The component's trace sizes, or the nearest that its engine takes."""
+    sizes = dict(component.trace)
+    for bucket in entry.engines[0].buckets[:1] if entry.engines else ():
+        for symbol, (low, _, high) in bucket.sizes.items():
+            if symbol in sizes:
+                sizes[symbol] = min(max(sizes[symbol], low), high)
+    return sizes
 
 
-def _example(spec: TensorSpec, component: Component, rng: np.random.Generator) -> Array:
-    sizes = component.trace
+def example_inputs(
+    component: Component, rng: np.random.Generator, sizes: Mapping[str, int] | None = None
+) -> dict[str, Array]:
+    """Random inputs in each tensor's range, at the component's trace sizes or those given."""
+    sizes = sizes or component.trace
+    return {spec.name: _example(spec, component, rng, sizes) for spec in component.inputs}
+
+
+def _example(
+    spec: TensorSpec, component: Component, rng: np.random.Generator, sizes: Mapping[str, int]
+) -> Array:
     shape = tuple(
         d if isinstance(d, int) else 1 if d.startswith("1|") else sizes[d] for d in spec.shape
     )
