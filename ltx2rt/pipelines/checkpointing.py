@@ -116,6 +116,9 @@ def _key_of(record: Record) -> dict[str, Any]:
         if path.is_file():
             facts = path.stat()
             key[f"file {path}"] = f"{facts.st_size} bytes of {facts.st_mtime_ns}"
+        elif frames := [frame.stat() for frame in path.glob("*.exr")]:
+            size, newest = sum(f.st_size for f in frames), max(f.st_mtime_ns for f in frames)
+            key[f"folder {path}"] = f"{len(frames)} frames, {size} bytes, the last of {newest}"
     return key
 
 

@@ -1,0 +1,47 @@
+"""Kept stages belong to one request; what is damaged says how to go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ltx2rt.config import GenerationConfig
+from ltx2rt.errors import OptionError
+from ltx2rt.pipelines.checkpointing import StageStore
+from ltx2rt.pipelines.record import Record
+from ltx2rt.pipelines.retake import RetakeInputs
+from ltx2rt.pipelines.run import Request
+
+LATENT = {"video": np.arange(6, dtype=np.float32).reshape(2, 3)}
+
+
+def record_of(source: Path) -> Record:
+    inputs = RetakeInputs(video=source, start_time=0.2, end_time=0.3, video_frame_rate=24.0)
+    config = GenerationConfig(prompt="a", hdr="ACESCG")
+    return Record(pipeline="retake", request=Request(config=config, inputs=inputs))
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    """Of a folder of frames; a stage of it is kept in `tmp_path/work`."""
+    (tmp_path / "take").mkdir()
+    for index in range(2):
+        (tmp_path / f"take/{index}.exr").write_bytes(b"light")
+    record = record_of(tmp_path / "take")
+    StageStore(tmp_path / "work", record, resume=False).save("stage_1", {}, LATENT)
+    return record
+
+
+def test_a_stage_comes_back(record: Record, tmp_path: Path) -> None:
+    kept = StageStore(tmp_path / "work", record, resume=True).load("stage_1", {})
+    assert kept is not None
+    np.testing.assert_array_equal(kept["video"], LATENT["video"])
+    assert StageStore(tmp_path / "work", record, resume=False).load("stage_1", {}) is None
+
+
+def test_stages_of_other_frames_are_refused(record: Record, tmp_path: Path) -> None:
+    (tmp_path / "take/1.exr").unlink()
+    with pytest.raises(OptionError, match=r"take was '2 frames, 10 .* now it is '1 frames, 5 "):
+        StageStore(tmp_path / "work", record, resume=True)
