@@ -62,6 +62,11 @@ def test_any_number_of_frames_and_a_sentence(demo_bundle: Path, tmp_path: Path) 
         ("x.wav", ("--fragmented",), ["makes sound: no --stream"]),
         ("x.wav", ("--num-frames", 0), ["num_frames=0", "less than one step of sound"]),
         ("x.wav", ("--a2v-guidance-scale", 3), ["takes no guidance for the video"]),
+        (
+            "x.wav",
+            ("--v2a-guidance-scale", 3),
+            ["makes no video that could guide its sound: leave modality_scale=3", "at 1"],
+        ),
     ],
 )
 def test_refused_before_anything_is_loaded(
