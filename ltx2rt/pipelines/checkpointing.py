@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import CheckpointError, OptionError, join_problems
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.record import Record, plain_record
 from ltx2rt.plain_data import named_files, parse_json
@@ -35,8 +35,8 @@ class StageStore:
         resume: take over the stages that are there; otherwise they are removed.
 
     Raises:
-        OptionError: the stages are those of another request; says how they differ.
-        CheckpointError: a file is damaged.
+        OptionError: the stages are those of another request, and how they differ; or a file is
+            damaged.
     """
 
     def __init__(self, folder: Path, record: Record, *, resume: bool) -> None:
@@ -60,7 +60,7 @@ class StageStore:
         path = self.folder / f"{stage}{_SUFFIX}"
         if not path.exists():
             return None
-        file, maps = SafetensorsFile(path), MappedFiles()
+        file, maps = _opened(path), MappedFiles()
         kept, asked = _facts(file, "facts"), _flat(facts)
         if kept != asked:
             raise _refusal(path, kept, asked)
@@ -69,7 +69,7 @@ class StageStore:
         state = tensors.pop(_GENERATOR, None)
         if generator is not None:
             if state is None:
-                raise OptionError(f"{path} holds no generator state; remove it.")
+                raise _damage(path)
             generator.state = state
         return tensors
 
@@ -89,7 +89,7 @@ class StageStore:
         )
 
     def _check(self, path: Path) -> None:
-        kept = _facts(SafetensorsFile(path), "request")
+        kept = _facts(_opened(path), "request")
         if kept != self._key:
             raise _refusal(path, kept, self._key)
 
@@ -132,14 +132,26 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value}
 
 
+def _opened(path: Path) -> SafetensorsFile:
+    try:
+        return SafetensorsFile(path)
+    except CheckpointError as error:
+        raise _damage(path) from error
+
+
 def _facts(file: SafetensorsFile, name: str) -> dict[str, Any]:
     try:
         facts = parse_json(file.metadata[name])
     except (KeyError, ValueError) as error:
-        raise OptionError(
-            f"{file.path} is not a stage that ltx2rt kept, or it is damaged; remove it."
-        ) from error
+        raise _damage(file.path) from error
     return facts if isinstance(facts, dict) else {}
+
+
+def _damage(path: Path) -> OptionError:
+    return OptionError(
+        f"the kept stage {path} is damaged, or ltx2rt did not write it: remove it to run this "
+        "stage again, or leave --resume out to begin anew."
+    )
 
 
 def _refusal(path: Path, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> OptionError:

@@ -300,7 +300,17 @@ def test_a_killed_run_goes_on_bit_equal(
         "generate", demo_bundle, *RESUMABLE, "-o", folder / "k.mp4", "--work-dir", killed,
         "--resume",
     )  # fmt: skip
-    expect_user_error(damaged, "stage_1.stage.safetensors is truncated")
+    expect_user_error(
+        damaged, "stage_1.stage.safetensors is damaged", "remove it", "leave --resume"
+    )
+    assert "download" not in damaged.err
+    stage.unlink()
+    again = run(
+        "generate", demo_bundle, *RESUMABLE, "-o", folder / "k.mp4", "--work-dir", killed,
+        "--resume", "--save-latents", folder / "again.safetensors",
+    )  # fmt: skip
+    assert again.code == 0, again.err
+    assert_same_latents(folder / "w.safetensors", folder / "again.safetensors")
 
 
 def test_interrupted_runs_say_how_to_go_on(

@@ -45,3 +45,19 @@ def test_stages_of_other_frames_are_refused(record: Record, tmp_path: Path) -> N
     (tmp_path / "take/1.exr").unlink()
     with pytest.raises(OptionError, match=r"take was '2 frames, 10 .* now it is '1 frames, 5 "):
         StageStore(tmp_path / "work", record, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 30, None])
+def test_a_damaged_stage_says_how_to_go_on(
+    record: Record, tmp_path: Path, content: bytes | None
+) -> None:
+    stage = tmp_path / "work/stage_1.stage.safetensors"
+    stage.write_bytes(stage.read_bytes()[:-4] if content is None else content)
+    with pytest.raises(OptionError) as error:
+        StageStore(tmp_path / "work", record, resume=True)
+    assert str(error.value) == (
+        f"the kept stage {stage} is damaged, or ltx2rt did not write it: remove it to run this "
+        "stage again, or leave --resume out to begin anew."
+    )
+    stage.unlink()
+    assert StageStore(tmp_path / "work", record, resume=True).load("stage_1", {}) is None
