@@ -62,13 +62,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _sentence(result: dict[str, Any]) -> str:
-    if "width" in result:
+    if "duration_s" in result:
+        what = f"{result['duration_s']:.2f} s of sound at {result['audio_sampling_rate']} Hz"
+    else:
         what = (
             f"{result['num_frames']} frames of {result['width']}x{result['height']} at "
             f"{result['frame_rate']:g} fps"
         )
-    else:
-        what = f"{result['duration_s']:.2f} s of sound"
     return (
         f"{result['output']}: {what}, seed {result['seed']}, bundle {result['bundle']}, "
         f"ltx2rt {result['ltx2rt_version']}"
@@ -130,13 +130,12 @@ def make(
         raise
     if work_dir is not None and options.work_dir is None:
         remove_stages(work_dir)
+    size: dict[str, float] = {"num_frames": clip.num_frames or clip.config.frame_count}
     if pipe.makes == "video":
-        size = {"num_frames": clip.num_frames, "height": clip.height, "width": clip.width}
-    else:
-        size = {
-            "num_frames": clip.config.frame_count,
-            "duration_s": clip.audio.shape[1] / clip.audio_sampling_rate,
-        }
+        size |= {"height": clip.height, "width": clip.width}
+    if pipe.makes == "audio" or output.is_sound:
+        rate = clip.audio_sampling_rate
+        size |= {"duration_s": clip.audio.shape[1] / rate, "audio_sampling_rate": rate}
     return {
         "output": str(output.paths[0]),
         **clip.metadata(),

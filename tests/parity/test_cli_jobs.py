@@ -92,7 +92,7 @@ def test_every_file_says_how_it_was_made(made: Outcome, folder: Path) -> None:
 def test_a_clip_is_repeated_from_its_file(made: Outcome, demo_bundle: Path, folder: Path) -> None:
     outcome = run(
         "generate", demo_bundle, "--job", folder / "a.mp4", "--threads", 1,
-        "-o", folder / "b.m4a", "--save-latents", folder / "b.safetensors", "--json",
+        "-o", folder / "b.m4a", "--save-latents", folder / "b.safetensors",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert_same_latents(folder / "a.safetensors", folder / "b.safetensors")
@@ -101,6 +101,8 @@ def test_a_clip_is_repeated_from_its_file(made: Outcome, demo_bundle: Path, fold
     sound, rate = read_audio(folder / "b.m4a")
     whole, whole_rate = read_audio(folder / "a.wav")
     assert rate == whole_rate
+    seconds = whole.shape[1] / rate
+    assert f"b.m4a: {seconds:.2f} s of sound at {rate} Hz, seed 5" in outcome.out
     assert 0 <= sound.shape[1] - whole.shape[1] < 1024 + 1024  # AAC: whole blocks, priming
 
 
