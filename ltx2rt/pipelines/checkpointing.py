@@ -1,7 +1,7 @@
 """Finished stages kept in a folder, so that a killed run goes on from the last one.
 
 One safetensors file a stage holds its latents and the state of the random generator after it; its
-metadata says for which request. A run that goes on gives bit-equal latents.
+metadata says for which request. A run that goes on with as many threads gives bit-equal latents.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def remove_stages(folder: Path) -> None:
 def _key_of(record: Record) -> dict[str, Any]:
     """Everything that decides the latents, flat: `request.config.seed`, `file /a/b.png`, ..."""
     plain = plain_record(record)
-    del plain["stages"]
+    del plain["stages"], plain["threads"]  # a run may go on with more or fewer threads
     key = _flat(plain)
     for path in sorted(set(named_files(record.request))):
         if path.is_file():

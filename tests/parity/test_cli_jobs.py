@@ -74,7 +74,7 @@ def assert_same_latents(one: Path, two: Path) -> None:
 def test_every_file_says_how_it_was_made(made: Outcome, folder: Path) -> None:
     record = record_in(folder / "a.mp4")
     config, guidance = record.request.config, record.request.guidance
-    assert (record.pipeline, record.max_batch_size) == ("one-stage", 2)
+    assert (record.pipeline, record.max_batch_size, record.threads) == ("one-stage", 2, 1)
     assert (config.prompt, config.seed, config.sampler) == ("a lake ☂", 5, "gradient_estimation")
     assert config.images[0].path == folder / "photo.png"
     assert guidance is not None
@@ -91,7 +91,7 @@ def test_every_file_says_how_it_was_made(made: Outcome, folder: Path) -> None:
 
 def test_a_clip_is_repeated_from_its_file(made: Outcome, demo_bundle: Path, folder: Path) -> None:
     outcome = run(
-        "generate", demo_bundle, "--job", folder / "a.mp4", "--threads", 1,
+        "generate", demo_bundle, "--job", folder / "a.mp4",
         "-o", folder / "b.m4a", "--save-latents", folder / "b.safetensors",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err

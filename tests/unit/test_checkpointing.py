@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,16 @@ def test_a_stage_comes_back(record: Record, tmp_path: Path) -> None:
     assert kept is not None
     np.testing.assert_array_equal(kept["video"], LATENT["video"])
     assert StageStore(tmp_path / "work", record, resume=False).load("stage_1", {}) is None
+
+
+def test_a_run_goes_on_with_other_threads_but_not_in_another_order(
+    record: Record, tmp_path: Path
+) -> None:
+    for threads in (0, 2):
+        other = replace(record, threads=threads)
+        assert StageStore(tmp_path / "work", other, resume=True).load("stage_1", {}) is not None
+    with pytest.raises(OptionError, match="max_batch_size was 1, now it is 2"):
+        StageStore(tmp_path / "work", replace(record, max_batch_size=2), resume=True)
 
 
 def test_stages_of_other_frames_are_refused(record: Record, tmp_path: Path) -> None:
