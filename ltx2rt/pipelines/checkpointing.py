@@ -107,11 +107,16 @@ def remove_stages(folder: Path) -> None:
         folder.rmdir()
 
 
-def _key_of(record: Record) -> dict[str, Any]:
-    """Everything that decides the latents, flat: `request.config.seed`, `file /a/b.png`, ..."""
+def request_key(record: Record) -> dict[str, Any]:
+    """Everything in a record that decides the latents, flat: `request.config.seed`, ..."""
     plain = plain_record(record)
     del plain["stages"], plain["threads"]  # a run may go on with more or fewer threads
-    key = _flat(plain)
+    return _flat(plain)
+
+
+def _key_of(record: Record) -> dict[str, Any]:
+    """As `request_key`, with what is in the files that the request names: `file /a/b.png`, ..."""
+    key = request_key(record)
     for path in sorted(set(named_files(record.request))):
         if path.is_file():
             facts = path.stat()

@@ -184,6 +184,31 @@ def test_several_clips_share_one_text_encoding(
     assert_same_latents(folder / "many-0002.safetensors", alone)
 
 
+def test_finished_clips_are_not_made_again(demo_bundle: Path, tmp_path: Path) -> None:
+    common = (
+        "generate", demo_bundle, *RESUMABLE, "--num-videos", 2, "-o", tmp_path / "x.mp4",
+        "--save-latents", tmp_path / "x.safetensors", "--resume", "--quiet",
+    )  # fmt: skip
+    assert run(*common).code == 0
+    names = {f"x-000{n}.{kind}" for n in (1, 2) for kind in ("mp4", "safetensors")}
+    assert {p.name for p in tmp_path.iterdir()} == names
+    first, second = tmp_path / "x-0001.mp4", tmp_path / "x-0002.mp4"
+    made = first.stat().st_mtime_ns
+    second.unlink()
+    again = run(*common)
+    assert again.code == 0, again.err
+    said = again.out.splitlines()
+    assert said[0] == f"{first}: made before by this same request, seed 10"
+    assert said[1].startswith(f"{second}: 9 frames of 64x64")
+    assert first.stat().st_mtime_ns == made
+    assert {p.name for p in tmp_path.iterdir()} == names
+    again = run(*common, "--json")
+    assert again.json == [
+        {"output": str(path), "seed": seed, "skipped": True}
+        for path, seed in ((first, 10), (second, 11))
+    ]
+
+
 def test_number_of_clips_is_checked(demo_bundle: Path, folder: Path) -> None:
     common = ("generate", demo_bundle, "--prompt", "a", *SMALL, "-o")
     for flags, said in (
@@ -296,6 +321,7 @@ def test_a_killed_run_goes_on_bit_equal(
     assert resumed.code == 0, resumed.err
     assert "stage_1: 1/1" in resumed.err
     assert_same_latents(folder / "w.safetensors", folder / "k.safetensors")
+    (folder / "k.mp4").unlink()
     stage = killed / "stage_1.stage.safetensors"
     stage.write_bytes(stage.read_bytes()[:-100])
     damaged = run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.checkpointing import StageStore
-from ltx2rt.pipelines.record import Record
+from ltx2rt.pipelines.finished import is_made
+from ltx2rt.pipelines.record import RECORD_TAG, Record, record_text
 from ltx2rt.pipelines.retake import RetakeInputs
 from ltx2rt.pipelines.run import Request
+from ltx2rt.safetensors_writer import write_safetensors
 
 LATENT = {"video": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
@@ -72,3 +75,18 @@ def test_a_damaged_stage_says_how_to_go_on(
     )
     stage.unlink()
     assert StageStore(tmp_path / "work", record, resume=True).load("stage_1", {}) is None
+
+
+def test_a_file_of_this_request_need_not_be_made_again(record: Record, tmp_path: Path) -> None:
+    path, frames = tmp_path / "x.safetensors", tmp_path / "take"
+    assert not is_made(path, record)
+    path.write_bytes(b"x")
+    assert not is_made(path, record)
+    write_safetensors(path, LATENT, {RECORD_TAG: record_text(record)})
+    assert is_made(path, replace(record, stages={"stage_1": {"sigmas": [1.0]}}, threads=3))
+    request = replace(record.request, config=replace(record.request.config, seed=1))
+    assert not is_made(path, replace(record, request=request))
+    assert not is_made(path, replace(record, bundle="another"))
+    later = path.stat().st_mtime_ns + 1
+    os.utime(frames, ns=(later, later))
+    assert not is_made(path, record)
