@@ -19,6 +19,7 @@ from PIL import Image
 import ltx2rt
 from ltx2rt.cli.batch import EXIT_FAILED_JOBS
 from ltx2rt.components.prompt_encoder import PromptEncoder
+from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.errors import OptionError
 from ltx2rt.media.reader import probe_video, read_audio, read_tags
 from ltx2rt.pipelines.record_files import record_in
@@ -300,7 +301,7 @@ def test_a_killed_run_goes_on_bit_equal(
     killed: Path, demo_bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {p.name for p in killed.iterdir()} == {
-        "context.stage.safetensors", "stage_1.stage.safetensors",
+        f"{name}.stage.safetensors" for name in ("context", "stage_1", "upsample_1")
     }  # fmt: skip
     assert not (folder / "k.mp4").exists()
     whole = run(
@@ -314,6 +315,7 @@ def test_a_killed_run_goes_on_bit_equal(
     expect_user_error(other, "config.seed was 10, now it is 4", "config.frame_rate was 24.0")
     assert "repeat the command" not in other.err
     monkeypatch.setattr(PromptEncoder, "__call__", pytest.fail)
+    monkeypatch.setattr(LatentUpsampler, "__call__", pytest.fail)
     resumed = run(
         "generate", demo_bundle, *RESUMABLE, "-o", folder / "k.mp4", "--work-dir", killed,
         "--resume", "--save-latents", folder / "k.safetensors",
