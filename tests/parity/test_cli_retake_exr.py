@@ -12,7 +12,7 @@ from ltx2rt.bundle import open_bundle
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.media.exr import ExrFolder, exr_files
 from ltx2rt.media.hdr import HDR_FORMATS
-from ltx2rt.media.reader import probe_video
+from ltx2rt.media.reader import probe_video, read_audio
 from ltx2rt.pipelines.record_files import record_in
 from ltx2rt.pipelines.retake import RetakePipeline
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile
@@ -74,6 +74,22 @@ def test_a_folder_of_exr_frames(demo_bundle: Path, tmp_path: Path) -> None:
     record = record_in(target)
     assert record.request.inputs.video_frame_rate == RATE
     assert record.request.config.hdr == "ACESCG"
+
+
+def test_an_ordinary_source_may_become_one_of_high_range(demo_bundle: Path, tmp_path: Path) -> None:
+    source, target = video_file(tmp_path / "in.mp4", 9, 64, 64), tmp_path / "out.mp4"
+    outcome = retake(
+        demo_bundle, "--video", source, "--hdr", "ACESCCT", "--no-regenerate-audio",
+        "-o", target, "--audio-output", tmp_path / "out.wav", "--quiet",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert len(exr_files(tmp_path / "out_exr")) == 9
+    with av.open(str(target)) as container:
+        assert container.streams.video[0].codec_context.color_trc == 18  # HLG
+    kept, rate = read_audio(tmp_path / "out.wav")
+    want, _ = read_audio(source, 0.0, 9 / 24)
+    assert rate == 44100
+    np.testing.assert_allclose(kept, want, atol=2 / 32768)
 
 
 def test_no_sound_where_none_is_made(demo_bundle: Path, tmp_path: Path) -> None:
