@@ -327,15 +327,26 @@ def mask_latent(mask: F32, shape: VideoLatentShape) -> F32:
     cells = cells.reshape(batch, frames, shape.height, shape.width)
     if frames == 1 or shape.num_frames == 1:
         return np.repeat(cells[:, :1], shape.num_frames, axis=1).reshape(batch, -1)
-    group, rest = divmod(frames - 1, shape.num_frames - 1)
-    if rest or group == 0:
-        raise ShapeError(
-            f"an attention mask of {frames} frames does not divide into the {shape.num_frames} "
-            "latent frames of its reference; use one as long as the reference, or an image."
-        )
-    later = cells[:, 1:].reshape(batch, shape.num_frames - 1, group, shape.height, shape.width)
+    check_mask_frames(frames, shape.num_frames)
+    later = cells[:, 1:].reshape(batch, shape.num_frames - 1, -1, shape.height, shape.width)
     joined = np.concatenate([cells[:, :1], later.mean(axis=2)], axis=1)
     return joined.reshape(batch, -1)
+
+
+def check_mask_frames(frames: int, latent_frames: int) -> None:
+    """Refuse a mask whose frames after the first do not divide into those of a reference.
+
+    Raises:
+        ShapeError: they do not, or there are fewer of them.
+    """
+    if frames == 1 or latent_frames == 1:
+        return
+    group, rest = divmod(frames - 1, latent_frames - 1)
+    if rest or group == 0:
+        raise ShapeError(
+            f"an attention mask of {frames} frames does not divide into the {latent_frames} "
+            "latent frames of its reference; use one as long as the reference, or an image."
+        )
 
 
 def _area_resize(images: F32, height: int, width: int) -> F32:

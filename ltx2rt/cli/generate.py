@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from ltx2rt.cli.requests import (
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.pipelines.checkpointing import kept_stages, remove_stages
+from ltx2rt.pipelines.record import record_of
 from ltx2rt.pipelines.run import Request
 from ltx2rt.progress import Job
 
@@ -62,13 +64,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _sentence(result: dict[str, Any]) -> str:
-    if "width" in result:
+    if result.get("skipped"):
+        return f"{result['output']}: made before by this same request, seed {result['seed']}"
+    if "duration_s" in result:
+        what = f"{result['duration_s']:.2f} s of sound at {result['audio_sampling_rate']} Hz"
+    else:
         what = (
             f"{result['num_frames']} frames of {result['width']}x{result['height']} at "
             f"{result['frame_rate']:g} fps"
         )
-    else:
-        what = f"{result['duration_s']:.2f} s of sound"
     return (
         f"{result['output']}: {what}, seed {result['seed']}, bundle {result['bundle']}, "
         f"ltx2rt {result['ltx2rt_version']}"
@@ -105,9 +109,13 @@ def make(
     """Generate and write one clip."""
     options = asked.options
     job = Job(ProgressPrinter(quiet=bool(options.quiet)))
+    request = Request(config=config, guidance=guidance, inputs=asked.inputs)
     if options.enhance_prompt:  # refuse a bad request before anybody is asked
-        pipe.prepare(Request(config=config, guidance=guidance, inputs=asked.inputs))
+        pipe.prepare(request)
         config = enhancement_flags.enhanced(config, options, asked.config.seed)
+        request = replace(request, config=config)
+    if options.resume and options.save_embeddings is None and _is_made(pipe, request, output):
+        return {"output": str(output.paths[0]), "seed": config.seed, "skipped": True}
     try:
         clip = pipe(
             config,
@@ -130,13 +138,12 @@ def make(
         raise
     if work_dir is not None and options.work_dir is None:
         remove_stages(work_dir)
+    size: dict[str, float] = {"num_frames": clip.num_frames or clip.config.frame_count}
     if pipe.makes == "video":
-        size = {"num_frames": clip.num_frames, "height": clip.height, "width": clip.width}
-    else:
-        size = {
-            "num_frames": clip.config.frame_count,
-            "duration_s": clip.audio.shape[1] / clip.audio_sampling_rate,
-        }
+        size |= {"height": clip.height, "width": clip.width}
+    if pipe.makes == "audio" or output.is_sound:
+        rate = clip.audio_sampling_rate
+        size |= {"duration_s": clip.audio.shape[1] / rate, "audio_sampling_rate": rate}
     return {
         "output": str(output.paths[0]),
         **clip.metadata(),
@@ -145,6 +152,17 @@ def make(
         "frame_rate": clip.frame_rate,
         "timings_s": {k: round(v, 3) for k, v in job.timings_s.items()},
     }
+
+
+def _is_made(pipe: Pipeline, request: Request, output: Outputs) -> bool:
+    """Whether every file of a clip is there, made by this same request. EXR frames do not say what
+    they were made by.
+    """
+    from ltx2rt.pipelines.finished import is_made
+
+    record = record_of(pipe, pipe.prepare(request), {})
+    is_exr = pipe.makes_exr or request.config.hdr is not None
+    return not is_exr and all(is_made(path, record) for path in output.paths)
 
 
 def check_files(options: argparse.Namespace) -> None:

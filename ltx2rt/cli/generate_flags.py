@@ -102,7 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         default=None,
-        help="go on after the last finished stage of this same request",
+        help="go on after the last finished stage of this same request; clips that it finished "
+        "are left alone",
     )
 
 

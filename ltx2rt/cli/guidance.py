@@ -229,6 +229,8 @@ def not_for(pipeline: type[Pipeline]) -> set[str]:
     absent = set() if pipeline.two_stage else {"distilled_lora"}
     if pipeline.name != "two-stage-hq":
         absent |= {f"distilled_lora_strength_stage_{n}" for n in (1, 2)}
+    if pipeline.makes == "audio":  # no video to turn to
+        absent.add("audio_modality_scale")
     unguided = tuple(f"{modality}_" for modality in _CROSS if modality not in pipeline.guides)
     return absent | {name for name in flag_names() if name.startswith(unguided)}
 

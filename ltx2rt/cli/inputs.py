@@ -75,8 +75,16 @@ FLAGS: tuple[Flag, ...] = (
         name="--video",
         target="video",
         pipelines=RETAKE,
-        help="the clip to change; it gives size, frames and frame rate",
+        help="the clip to change; it gives size, frames and frame rate; with --hdr also a folder "
+        "of EXR frames",
         options={"type": Path, "metavar": "FILE"},
+    ),
+    Flag(
+        name="--video-frame-rate",
+        target="video_frame_rate",
+        pipelines=RETAKE,
+        help="frames per second of a --video of EXR frames, which needs it",
+        options={"type": float, "metavar": "X"},
     ),
     Flag(
         name="--start-time",

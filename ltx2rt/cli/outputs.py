@@ -101,6 +101,13 @@ class Outputs:
     def is_stdout(self) -> bool:
         return self.clip == STDOUT
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether the first of the files holds sound alone."""
+        from ltx2rt.media.files import AUDIO_FORMATS
+
+        return self.paths[0].suffix.lower() in AUDIO_FORMATS
+
     def numbered(self, number: int) -> Outputs:
         """The outputs of one of several clips: `out-0001.mp4`, ...
 
@@ -179,11 +186,9 @@ class Outputs:
 
     def write(self, clip: Clip) -> None:
         """Decode the clip and write everything."""
-        from ltx2rt.media.files import AUDIO_FORMATS
-
         if self.latents is not None:
             clip.save_latents(self.latents)
-        sound_only = self.clip is not None and self.clip.suffix.lower() in AUDIO_FORMATS
+        sound_only = self.clip is not None and self.is_sound
         if self.clip is not None and not sound_only:
             target = sys.stdout.buffer if self.is_stdout else self.clip
             clip.save(target, fragmented=self.stream, frames=self.frames)

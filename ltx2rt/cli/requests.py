@@ -165,14 +165,16 @@ def seeds_of(options: argparse.Namespace, base: int | None = None) -> tuple[int,
 
 
 def runtime_of(options: argparse.Namespace, record: Record | None = None) -> RuntimeConfig:
-    """The flags as a `RuntimeConfig`."""
+    """The flags as a `RuntimeConfig`; in what order sums are made is as in the record that is
+    repeated, where no flag says it.
+    """
     given = {
         f.name: value
         for f in dataclasses.fields(RuntimeConfig)
         if (value := getattr(options, f.name, None)) is not None
     }
-    if record is not None:  # guidance passes that run together are summed in another order
-        given = {"max_batch_size": record.max_batch_size, **given}
+    if record is not None:
+        given = {"max_batch_size": record.max_batch_size, "threads": record.threads, **given}
     return RuntimeConfig(**given)
 
 

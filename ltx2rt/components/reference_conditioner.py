@@ -10,13 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.video_encoder import VideoEncoder
-from ltx2rt.conditioning import ReferenceVideo, mask_latent, subsample_indices
+from ltx2rt.conditioning import (
+    ReferenceVideo,
+    check_mask_frames,
+    mask_latent,
+    subsample_indices,
+)
 from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media.exr import exr_files, exr_size, iterate_exr_frames
 from ltx2rt.media.hdr import HdrFormat, codes_to_vae_input
 from ltx2rt.media.image import resize_and_crop, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import iterate_video_frames, probe_video
-from ltx2rt.shapes import VideoLatentShape, VideoPixelShape, nearest_multiples
+from ltx2rt.shapes import (
+    VIDEO_SCALE_FACTORS,
+    VideoLatentShape,
+    VideoPixelShape,
+    nearest_multiples,
+)
 from ltx2rt.tiling import TilingConfig
 
 F32 = NDArray[np.float32]
@@ -61,6 +71,38 @@ def reference_problems(paths: Iterable[Path], height: int, width: int, multiple:
                 f"{side}={value} is not a multiple of {multiple}, which references of the size "
                 f"that the LoRA wants need. Nearest valid: {valid}"
             )
+    return problems
+
+
+def mask_problems(
+    mask: Path,
+    references: Iterable[ReferenceFile],
+    num_frames: int,
+    *,
+    temporal_scale: int = 1,
+    latent_step: int = VIDEO_SCALE_FACTORS.time,
+) -> list[str]:
+    """References that an attention mask does not fit in time.
+
+    Args:
+        mask: a video or image.
+        references: files that can be read.
+        num_frames: of the clip; what is longer is cut.
+        temporal_scale: as of `reference_item`.
+        latent_step: pixel frames of a latent frame.
+
+    Raises:
+        MediaError: the mask cannot be read.
+    """
+    mask_frames = min(probe_video(mask).num_frames, num_frames)
+    problems = []
+    for path in (reference.path for reference in references):
+        frames = len(exr_files(path)) if path.is_dir() else probe_video(path).num_frames
+        kept = len(subsample_indices(min(frames, num_frames), temporal_scale))
+        try:
+            check_mask_frames(mask_frames, (kept - 1) // latent_step + 1)
+        except ShapeError as error:
+            problems.append(f"'{mask}' for '{path}': {error}")
     return problems
 
 

@@ -68,16 +68,36 @@ def iterate_exr_frames(folder: Path, frame_cap: int | None = None) -> Iterator[F
     Raises:
         MediaError: see `exr_files` and `read_exr`; or a frame has another size.
     """
-    size: tuple[int, ...] | None = None
+    size: tuple[int, int] | None = None
     for path in exr_files(folder)[:frame_cap]:
         frame = read_exr(path)
-        if frame.shape != (size or frame.shape):
-            raise MediaError(
-                f"'{path}' has {frame.shape[1]}x{frame.shape[0]} pixels, the frames before it have "
-                "another size; all frames of a folder must be equally large."
-            )
-        size = frame.shape
+        size = _same_size(path, frame.shape[0], frame.shape[1], size)
         yield frame
+
+
+def exr_folder_shape(folder: Path) -> tuple[int, int, int]:
+    """Number, height and width of the frames of a folder, from their headers.
+
+    Raises:
+        MediaError: see `exr_files` and `exr_size`; or a frame has another size.
+    """
+    size: tuple[int, int] | None = None
+    files = exr_files(folder)
+    for path in files:
+        size = _same_size(path, *exr_size(path), size)
+    assert size is not None
+    return len(files), *size
+
+
+def _same_size(
+    path: Path, height: int, width: int, before: tuple[int, int] | None
+) -> tuple[int, int]:
+    if (height, width) != (before or (height, width)):
+        raise MediaError(
+            f"'{path}' has {width}x{height} pixels, the frames before it have another size; all "
+            "frames of a folder must be equally large."
+        )
+    return height, width
 
 
 def exr_size(path: Path) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Finished stages kept in a folder, so that a killed run goes on from the last one.
 
 One safetensors file a stage holds its latents and the state of the random generator after it; its
-metadata says for which request. A run that goes on gives bit-equal latents.
+metadata says for which request. A run that goes on with as many threads gives bit-equal latents.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import CheckpointError, OptionError, join_problems
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.record import Record, plain_record
 from ltx2rt.plain_data import named_files, parse_json
@@ -35,8 +35,8 @@ class StageStore:
         resume: take over the stages that are there; otherwise they are removed.
 
     Raises:
-        OptionError: the stages are those of another request; says how they differ.
-        CheckpointError: a file is damaged.
+        OptionError: the stages are those of another request, and how they differ; or a file is
+            damaged.
     """
 
     def __init__(self, folder: Path, record: Record, *, resume: bool) -> None:
@@ -60,7 +60,7 @@ class StageStore:
         path = self.folder / f"{stage}{_SUFFIX}"
         if not path.exists():
             return None
-        file, maps = SafetensorsFile(path), MappedFiles()
+        file, maps = _opened(path), MappedFiles()
         kept, asked = _facts(file, "facts"), _flat(facts)
         if kept != asked:
             raise _refusal(path, kept, asked)
@@ -69,7 +69,7 @@ class StageStore:
         state = tensors.pop(_GENERATOR, None)
         if generator is not None:
             if state is None:
-                raise OptionError(f"{path} holds no generator state; remove it.")
+                raise _damage(path)
             generator.state = state
         return tensors
 
@@ -89,7 +89,7 @@ class StageStore:
         )
 
     def _check(self, path: Path) -> None:
-        kept = _facts(SafetensorsFile(path), "request")
+        kept = _facts(_opened(path), "request")
         if kept != self._key:
             raise _refusal(path, kept, self._key)
 
@@ -107,15 +107,23 @@ def remove_stages(folder: Path) -> None:
         folder.rmdir()
 
 
-def _key_of(record: Record) -> dict[str, Any]:
-    """Everything that decides the latents, flat: `request.config.seed`, `file /a/b.png`, ..."""
+def request_key(record: Record) -> dict[str, Any]:
+    """Everything in a record that decides the latents, flat: `request.config.seed`, ..."""
     plain = plain_record(record)
-    del plain["stages"]
-    key = _flat(plain)
+    del plain["stages"], plain["threads"]  # a run may go on with more or fewer threads
+    return _flat(plain)
+
+
+def _key_of(record: Record) -> dict[str, Any]:
+    """As `request_key`, with what is in the files that the request names: `file /a/b.png`, ..."""
+    key = request_key(record)
     for path in sorted(set(named_files(record.request))):
         if path.is_file():
             facts = path.stat()
             key[f"file {path}"] = f"{facts.st_size} bytes of {facts.st_mtime_ns}"
+        elif frames := [frame.stat() for frame in path.glob("*.exr")]:
+            size, newest = sum(f.st_size for f in frames), max(f.st_mtime_ns for f in frames)
+            key[f"folder {path}"] = f"{len(frames)} frames, {size} bytes, the last of {newest}"
     return key
 
 
@@ -129,14 +137,26 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value}
 
 
+def _opened(path: Path) -> SafetensorsFile:
+    try:
+        return SafetensorsFile(path)
+    except CheckpointError as error:
+        raise _damage(path) from error
+
+
 def _facts(file: SafetensorsFile, name: str) -> dict[str, Any]:
     try:
         facts = parse_json(file.metadata[name])
     except (KeyError, ValueError) as error:
-        raise OptionError(
-            f"{file.path} is not a stage that ltx2rt kept, or it is damaged; remove it."
-        ) from error
+        raise _damage(file.path) from error
     return facts if isinstance(facts, dict) else {}
+
+
+def _damage(path: Path) -> OptionError:
+    return OptionError(
+        f"the kept stage {path} is damaged, or ltx2rt did not write it: remove it to run this "
+        "stage again, or leave --resume out to begin anew."
+    )
 
 
 def _refusal(path: Path, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> OptionError:

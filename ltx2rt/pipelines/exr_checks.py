@@ -19,15 +19,17 @@ def exr_folder(path: str | Path) -> Path:
 
 
 def exr_problems(request: Request, *, takes_hdr: bool) -> list[str]:
-    """What is wrong with the images and reference videos as far as dynamic range goes.
+    """What is wrong with the images and the videos as far as dynamic range goes.
 
     Args:
         takes_hdr: whether the pipeline knows high dynamic range (`GenerationConfig.hdr`).
     """
     images = [image.path for image in request.config.images]
     videos = [reference.path for reference in getattr(request.inputs, "references", ())]
+    if (source := getattr(request.inputs, "video", None)) is not None:
+        videos.append(source)
     problems = [
-        f"{path} is an EXR still; a reference is a folder of them"
+        f"{path} is an EXR still; a video is a folder of them"
         for path in videos
         if is_exr(path) and not path.is_dir()
     ]

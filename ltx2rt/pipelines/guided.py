@@ -122,6 +122,11 @@ class GuidedPipeline(Pipeline):
         ):
             if modality not in self.guides and params != GuiderParams():
                 problems.append(f"the {self.name} pipeline takes no guidance for the {modality}")
+            elif self.makes == "audio" and params.modality_scale != 1:
+                problems.append(
+                    f"the {self.name} pipeline makes no video that could guide its sound: leave "
+                    f"modality_scale={params.modality_scale:g} (--v2a-guidance-scale) at 1"
+                )
             wrong = [b for b in params.stg_blocks if not 0 <= b < count]
             if wrong and params.needs_perturbed:
                 problems.append(

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ltx2rt.components.reference_conditioner import ReferenceFile, load_mask, reference_problems
+from ltx2rt.components.reference_conditioner import (
+    ReferenceFile,
+    load_mask,
+    mask_problems,
+    reference_problems,
+)
 from ltx2rt.conditioning import ReferenceAudio
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.lora_files import open_lora
@@ -84,9 +89,9 @@ class ICLoraPipeline(Pipeline):
 
         Raises:
             OptionError: references or the mask cannot be read, LoRAs contradict each other, the
-                size does not suit them (all problems are named), or the bundle has no audio
-                encoder for a voice.
-            MediaError: the reference sound cannot be read.
+                size does not suit them (all problems are named), the mask does not fit them in
+                time, or the bundle has no audio encoder for a voice.
+            MediaError: the reference sound cannot be read, or the mask is a folder.
         """
         request = super().prepare(request)
         inputs: ICLoraInputs = request.inputs
@@ -98,12 +103,20 @@ class ICLoraPipeline(Pipeline):
                 )
             check_sound(inputs.reference_audio)
         config = request.config
-        downscale, _ = factors(config.loras)
+        downscale, temporal_scale = factors(config.loras)
         paths = [reference.path for reference in inputs.references]
         if inputs.attention_mask is not None:
             paths.append(inputs.attention_mask)
         multiple = 2 * downscale * self.scale_factors.height
         problems = reference_problems(paths, config.height, config.width, multiple)
+        if inputs.attention_mask is not None and not problems:
+            problems += mask_problems(
+                inputs.attention_mask,
+                inputs.references,
+                config.frame_count,
+                temporal_scale=temporal_scale,
+                latent_step=self.scale_factors.time,
+            )
         problems += [
             f"{name} means nothing where stage 2 is skipped"
             for name in ("stage_2_sampler", "stage_2_sigmas")

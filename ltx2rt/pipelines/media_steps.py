@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from ltx2rt.components.audio import as_stereo
 from ltx2rt.engine import Array
 from ltx2rt.errors import MediaError
-from ltx2rt.media.image import resize_and_crop, to_vae_input
 from ltx2rt.media.reader import AudioInfo, VideoInfo, probe_audio, probe_video, read_audio
 from ltx2rt.pipelines.run import Run
 from ltx2rt.tiling import TilingConfig
@@ -60,12 +59,11 @@ def encode_sound(run: Run, sound: Sound) -> Array:
     return latent
 
 
-def encode_video(run: Run, frames: NDArray[np.uint8], height: int, width: int) -> Array:
-    """Latent of frames `[n, H, W, 3]`, scaled and cropped to a size; what goes beyond `8k+1` frames
-    is dropped. It is encoded in tiles (spec/media_io.md §5.3); the encoder is released.
+def encode_video(run: Run, pixels: NDArray[np.float32]) -> Array:
+    """Latent of a clip `[1, 3, n, H, W]` in [-1, 1]; what goes beyond `8k+1` frames is dropped. It
+    is encoded in tiles (spec/media_io.md §5.3); the encoder is released.
     """
     run.job.report("encode video", 0, 1)
-    pixels = to_vae_input(resize_and_crop(frames, height, width))
     latent = run.pipeline.video_encoder().encode(pixels, TilingConfig.default())
     run.pipeline.release("video_encoder")
     run.job.report("encode video", 1, 1)

@@ -29,6 +29,7 @@ class Record:
         pipeline: its name.
         request: what was asked for.
         max_batch_size: guidance passes that ran together: another number sums in another order.
+        threads: CPU threads per engine, 0 for every core: another number may sum in another order.
         bundle: id of the bundle.
         version: of ltx2rt.
         stages: what every stage did: `sigmas`, `sampler` and `loras`; not needed to repeat it.
@@ -37,6 +38,7 @@ class Record:
     pipeline: str
     request: Request
     max_batch_size: int = 1
+    threads: int = 0
     bundle: str = ""
     version: str = __version__
     stages: Mapping[str, Any] = field(default_factory=dict)
@@ -48,6 +50,7 @@ def record_of(pipeline: Pipeline, request: Request, stages: Mapping[str, Any]) -
         pipeline=pipeline.name,
         request=request,
         max_batch_size=pipeline.runtime.max_batch_size,
+        threads=pipeline.runtime.threads,
         bundle=pipeline.source.bundle_id,
         stages=stages,
     )

@@ -7,14 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ltx2rt.components.audio import fit_latent
 from ltx2rt.components.diffusion_stage import ModalityRequest
 from ltx2rt.conditioning import TemporalRegion
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.media.audio import check_rate
+from ltx2rt.media.exr import exr_folder_shape, is_exr, iterate_exr_frames
 from ltx2rt.media.files import OutputKind
+from ltx2rt.media.hdr import codes_to_vae_input
+from ltx2rt.media.image import resize_and_crop, to_vae_input
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.pipelines.base import ONE_STAGE, Pipeline
+from ltx2rt.pipelines.exr_checks import exr_problems
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.media_steps import (
     Sound,
@@ -29,6 +36,7 @@ from ltx2rt.schedules import DISTILLED
 from ltx2rt.shapes import (
     AudioLatentShape,
     VideoLatentShape,
+    VideoPixelShape,
     VideoScaleFactors,
     check_generation_size,
 )
@@ -38,7 +46,7 @@ if TYPE_CHECKING:
 
 _REQUIRES = (*ONE_STAGE, "video_encoder", "audio_encoder")
 _UNUSED = (
-    "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes", "hdr",
+    "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes",
 )  # fmt: skip
 
 
@@ -47,7 +55,9 @@ class RetakeInputs:
     """What to change in a clip.
 
     Attributes:
-        video: the source; it gives height, width, frames and frame rate.
+        video: the source; it gives height, width, frames and frame rate. With an HDR format also a
+            folder of EXR frames, which has no sound.
+        video_frame_rate: frames per second of EXR frames, which do not say it; None for a file.
         start_time, end_time: the part that is made anew, in seconds; a latent frame (8 frames) or
             step of sound (0.04 s) that only touches it is made anew as a whole.
         regenerate_video, regenerate_audio: False keeps that of the source: its sound as it is, its
@@ -58,6 +68,7 @@ class RetakeInputs:
     video: Path
     start_time: float
     end_time: float
+    video_frame_rate: float | None = None
     regenerate_video: bool = True
     regenerate_audio: bool = True
 
@@ -66,6 +77,9 @@ class RetakeInputs:
         start, end = self.start_time, self.end_time
         if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
             problems.append(f"start_time={start} and end_time={end} are not 0 <= start < end")
+        rate = self.video_frame_rate
+        if rate is not None and not (math.isfinite(rate) and 1 <= rate <= 240):
+            problems.append(f"video_frame_rate={rate} is not in [1, 240]")
         if not (self.regenerate_video or self.regenerate_audio):
             problems.append("neither video nor audio is to be made anew")
         if problems:
@@ -95,7 +109,8 @@ class RetakePipeline(Pipeline):
         Raises:
             MediaError: the source cannot be read.
             ShapeError: its size does not fit; the nearest valid ones are named.
-            OptionError: the part lies behind its end.
+            OptionError: the part lies behind its end; or EXR frames come without a frame rate or
+                an HDR format.
         """
         return super().prepare(_as_source(request, self.scale_factors))
 
@@ -134,54 +149,86 @@ class GuidedRetakePipeline(GuidedPipeline):
 
 
 def _output_kinds(own: RetakeInputs) -> tuple[OutputKind, ...]:
-    has_sound = own.regenerate_audio or probe_video(own.video).has_audio
+    has_sound = own.regenerate_audio or _has_sound(own)
     return ("video", "audio") if has_sound else ("video",)
+
+
+def _has_sound(own: RetakeInputs) -> bool:
+    """Whether the source has sound."""
+    return not is_exr(own.video) and probe_video(own.video).has_audio
 
 
 def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
     """The request at the size, frames and frame rate of its source, which is checked."""
     own: RetakeInputs = request.inputs
-    info = check_video(own.video)
+    problems = exr_problems(request, takes_hdr=True)
+    if is_exr(own.video) and own.video_frame_rate is None:
+        problems.append("EXR frames have no frame rate: give video_frame_rate (--video-frame-rate)")
+    if not is_exr(own.video) and own.video_frame_rate is not None:
+        problems.append("video_frame_rate is for a folder of .exr frames: leave it out")
+    if problems:
+        raise OptionError(join_problems(f"the retake of '{own.video}'", problems))
+    source = _source_shape(own)
     check_generation_size(
-        info.height,
-        info.width,
-        info.num_frames,
+        source.height,
+        source.width,
+        source.num_frames,
         two_stage=False,
         scale_factors=scale_factors,
         subject=f"The size of the source '{own.video}'",
     )
-    if info.has_audio and not own.regenerate_audio:
-        check_rate(info.audio_sampling_rate)
-    if own.start_time >= info.duration_s:
+    if not own.regenerate_audio and _has_sound(own):
+        check_rate(probe_video(own.video).audio_sampling_rate)
+    if own.start_time >= source.duration_s:
         raise OptionError(
             f"start_time={own.start_time:g} lies behind the end of '{own.video}', which lasts "
-            f"{info.duration_s:.3f} s."
+            f"{source.duration_s:.3f} s."
         )
     config = replace(
         request.config,
-        height=info.height,
-        width=info.width,
-        num_frames=info.num_frames,
-        frame_rate=float(info.frame_rate),
+        height=source.height,
+        width=source.width,
+        num_frames=source.num_frames,
+        frame_rate=source.frame_rate,
     )
     return replace(request, config=config)
+
+
+def _source_shape(own: RetakeInputs) -> VideoPixelShape:
+    """Size, frames and frame rate of the source; sound that it has can be used."""
+    if own.video_frame_rate is not None:
+        frames, height, width = exr_folder_shape(own.video)
+        rate = own.video_frame_rate
+    else:
+        info = check_video(own.video)
+        frames, height, width = info.num_frames, info.height, info.width
+        rate = float(info.frame_rate)
+    return VideoPixelShape(num_frames=frames, height=height, width=width, frame_rate=rate)
+
+
+def _source_pixels(run: Run) -> NDArray[np.float32]:
+    """The source's frames as the video encoder takes them, whatever their time stamps say."""
+    path, count = run.request.inputs.video, run.pixels().num_frames
+    if run.hdr is not None and is_exr(path):
+        codes = [run.hdr.encode(light[None]) for light in iterate_exr_frames(path, count)]
+        return codes_to_vae_input(np.concatenate(codes))
+    frames = read_video_frames(path, count)
+    return to_vae_input(resize_and_crop(frames, run.config.height, run.config.width))
 
 
 def _targets(
     run: Run,
 ) -> tuple[ModalityRequest[VideoLatentShape], ModalityRequest[AudioLatentShape] | None]:
-    """The source as it enters the stage: all its frames, whatever their time stamps say. What is
-    kept is noised like the rest before it is frozen, as upstream does it; the sampler brings it
-    back to the source.
+    """The source as it enters the stage. What is kept is noised like the rest before it is frozen,
+    as upstream does it; the sampler brings it back to the source.
     """
     own: RetakeInputs = run.request.inputs
     region = {"items": [TemporalRegion(start_s=own.start_time, end_s=own.end_time)]}
     kept = {"frozen": True}
     video = run.video(**(region if own.regenerate_video else kept))
-    frames = read_video_frames(own.video, run.pixels().num_frames)
-    latent = encode_video(run, frames, run.config.height, run.config.width)
+    latent = encode_video(run, _source_pixels(run))
     video = replace(video, initial=fit_video(latent, video.shape.num_frames))
-    if not probe_video(own.video).has_audio:
+    if not _has_sound(own):
         return video, run.audio() if own.regenerate_audio else None
     audio = run.audio(**(region if own.regenerate_audio else kept))
     latent = encode_sound(run, _source_sound(run))
@@ -195,5 +242,5 @@ def _source_sound(run: Run) -> Sound:
 def _kept_sound(run: Run) -> Sound | None:
     """The source's own sound where it is not made anew. Upstream ships what the VAE makes of it."""
     own: RetakeInputs = run.request.inputs
-    kept = not own.regenerate_audio and probe_video(own.video).has_audio
+    kept = not own.regenerate_audio and _has_sound(own)
     return _source_sound(run) if kept else None

@@ -134,12 +134,20 @@ class Run(RunInputs):
 
     def upsample(self, video: Array | None, upsampler: str = "spatial_upsampler") -> Array:
         """A video latent with more rows and columns, or with more frames (`temporal_upsampler`);
-        the upsampler is released.
+        the upsampler is released. What the run's store has is not made again.
         """
         assert video is not None
+        self.upsampled += 1
+        name, facts = f"upsample_{self.upsampled}", {"upsampler": upsampler}
+        kept = None if self.store is None else self.store.load(name, facts)
         self.job.report("upsample", 0, 1)
-        upsampled = self.pipeline.upsampler(upsampler)(video)
-        self.pipeline.release(upsampler)
+        if kept is None:
+            upsampled = self.pipeline.upsampler(upsampler)(video)
+            self.pipeline.release(upsampler)
+            if self.store is not None:
+                self.store.save(name, facts, {"video": upsampled})
+        else:
+            upsampled = kept["video"]
         self.job.report("upsample", 1, 1)
         self.latents["upsampled.video"] = upsampled
         if self.trace is not None:

@@ -62,6 +62,7 @@ class RunInputs:
             faster than what was asked for. An automatic duration is one frame until `encode`.
         latents: `stage_1.video`, `stage_1.audio`, `upsampled.video`, ... as they were made.
         stages: what every stage did: its sigmas, sampler and LoRAs.
+        upsampled: how often a latent was upsampled.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class RunInputs:
             frame_rate=request.config.frame_rate,
         )
         self.stages: dict[str, dict[str, Any]] = {}
+        self.upsampled = 0
 
     @property
     def config(self) -> GenerationConfig:

@@ -19,6 +19,7 @@ from PIL import Image
 import ltx2rt
 from ltx2rt.cli.batch import EXIT_FAILED_JOBS
 from ltx2rt.components.prompt_encoder import PromptEncoder
+from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.errors import OptionError
 from ltx2rt.media.reader import probe_video, read_audio, read_tags
 from ltx2rt.pipelines.record_files import record_in
@@ -74,7 +75,7 @@ def assert_same_latents(one: Path, two: Path) -> None:
 def test_every_file_says_how_it_was_made(made: Outcome, folder: Path) -> None:
     record = record_in(folder / "a.mp4")
     config, guidance = record.request.config, record.request.guidance
-    assert (record.pipeline, record.max_batch_size) == ("one-stage", 2)
+    assert (record.pipeline, record.max_batch_size, record.threads) == ("one-stage", 2, 1)
     assert (config.prompt, config.seed, config.sampler) == ("a lake ☂", 5, "gradient_estimation")
     assert config.images[0].path == folder / "photo.png"
     assert guidance is not None
@@ -91,8 +92,8 @@ def test_every_file_says_how_it_was_made(made: Outcome, folder: Path) -> None:
 
 def test_a_clip_is_repeated_from_its_file(made: Outcome, demo_bundle: Path, folder: Path) -> None:
     outcome = run(
-        "generate", demo_bundle, "--job", folder / "a.mp4", "--threads", 1,
-        "-o", folder / "b.m4a", "--save-latents", folder / "b.safetensors", "--json",
+        "generate", demo_bundle, "--job", folder / "a.mp4",
+        "-o", folder / "b.m4a", "--save-latents", folder / "b.safetensors",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert_same_latents(folder / "a.safetensors", folder / "b.safetensors")
@@ -101,6 +102,8 @@ def test_a_clip_is_repeated_from_its_file(made: Outcome, demo_bundle: Path, fold
     sound, rate = read_audio(folder / "b.m4a")
     whole, whole_rate = read_audio(folder / "a.wav")
     assert rate == whole_rate
+    seconds = whole.shape[1] / rate
+    assert f"b.m4a: {seconds:.2f} s of sound at {rate} Hz, seed 5" in outcome.out
     assert 0 <= sound.shape[1] - whole.shape[1] < 1024 + 1024  # AAC: whole blocks, priming
 
 
@@ -180,6 +183,31 @@ def test_several_clips_share_one_text_encoding(
         for clip in pipe.generate_many([8], **small):
             clip.save_latents(alone)
     assert_same_latents(folder / "many-0002.safetensors", alone)
+
+
+def test_finished_clips_are_not_made_again(demo_bundle: Path, tmp_path: Path) -> None:
+    common = (
+        "generate", demo_bundle, *RESUMABLE, "--num-videos", 2, "-o", tmp_path / "x.mp4",
+        "--save-latents", tmp_path / "x.safetensors", "--resume", "--quiet",
+    )  # fmt: skip
+    assert run(*common).code == 0
+    names = {f"x-000{n}.{kind}" for n in (1, 2) for kind in ("mp4", "safetensors")}
+    assert {p.name for p in tmp_path.iterdir()} == names
+    first, second = tmp_path / "x-0001.mp4", tmp_path / "x-0002.mp4"
+    made = first.stat().st_mtime_ns
+    second.unlink()
+    again = run(*common)
+    assert again.code == 0, again.err
+    said = again.out.splitlines()
+    assert said[0] == f"{first}: made before by this same request, seed 10"
+    assert said[1].startswith(f"{second}: 9 frames of 64x64")
+    assert first.stat().st_mtime_ns == made
+    assert {p.name for p in tmp_path.iterdir()} == names
+    again = run(*common, "--json")
+    assert again.json == [
+        {"output": str(path), "seed": seed, "skipped": True}
+        for path, seed in ((first, 10), (second, 11))
+    ]
 
 
 def test_number_of_clips_is_checked(demo_bundle: Path, folder: Path) -> None:
@@ -273,7 +301,7 @@ def test_a_killed_run_goes_on_bit_equal(
     killed: Path, demo_bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {p.name for p in killed.iterdir()} == {
-        "context.stage.safetensors", "stage_1.stage.safetensors",
+        f"{name}.stage.safetensors" for name in ("context", "stage_1", "upsample_1")
     }  # fmt: skip
     assert not (folder / "k.mp4").exists()
     whole = run(
@@ -287,6 +315,7 @@ def test_a_killed_run_goes_on_bit_equal(
     expect_user_error(other, "config.seed was 10, now it is 4", "config.frame_rate was 24.0")
     assert "repeat the command" not in other.err
     monkeypatch.setattr(PromptEncoder, "__call__", pytest.fail)
+    monkeypatch.setattr(LatentUpsampler, "__call__", pytest.fail)
     resumed = run(
         "generate", demo_bundle, *RESUMABLE, "-o", folder / "k.mp4", "--work-dir", killed,
         "--resume", "--save-latents", folder / "k.safetensors",
@@ -294,13 +323,24 @@ def test_a_killed_run_goes_on_bit_equal(
     assert resumed.code == 0, resumed.err
     assert "stage_1: 1/1" in resumed.err
     assert_same_latents(folder / "w.safetensors", folder / "k.safetensors")
+    (folder / "k.mp4").unlink()
     stage = killed / "stage_1.stage.safetensors"
     stage.write_bytes(stage.read_bytes()[:-100])
     damaged = run(
         "generate", demo_bundle, *RESUMABLE, "-o", folder / "k.mp4", "--work-dir", killed,
         "--resume",
     )  # fmt: skip
-    expect_user_error(damaged, "stage_1.stage.safetensors is truncated")
+    expect_user_error(
+        damaged, "stage_1.stage.safetensors is damaged", "remove it", "leave --resume"
+    )
+    assert "download" not in damaged.err
+    stage.unlink()
+    again = run(
+        "generate", demo_bundle, *RESUMABLE, "-o", folder / "k.mp4", "--work-dir", killed,
+        "--resume", "--save-latents", folder / "again.safetensors",
+    )  # fmt: skip
+    assert again.code == 0, again.err
+    assert_same_latents(folder / "w.safetensors", folder / "again.safetensors")
 
 
 def test_interrupted_runs_say_how_to_go_on(

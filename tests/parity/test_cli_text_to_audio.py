@@ -39,6 +39,7 @@ def test_wav_and_flac_hold_the_same_sound(demo_bundle: Path, tmp_path: Path) -> 
     assert wave.shape == (2, (4 * 9 - 3) * rate // 100)
     assert wave.std() > 0
     assert report["duration_s"] == pytest.approx(wave.shape[1] / rate)
+    assert report["audio_sampling_rate"] == rate
     same, same_rate = read_audio(tmp_path / "a.flac")
     assert same_rate == rate
     np.testing.assert_array_equal(same, wave)
@@ -50,7 +51,7 @@ def test_any_number_of_frames_and_a_sentence(demo_bundle: Path, tmp_path: Path) 
     assert outcome.code == 0, outcome.err
     wave, rate = read_audio(tmp_path / "a.wav")
     assert wave.shape[1] == (4 * 12 - 3) * rate // 100  # 0.5 s: 12 steps
-    assert outcome.out.startswith(f"{tmp_path / 'a.wav'}: 0.45 s of sound, seed 10")
+    assert outcome.out.startswith(f"{tmp_path / 'a.wav'}: 0.45 s of sound at {rate} Hz, seed 10")
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,11 @@ def test_any_number_of_frames_and_a_sentence(demo_bundle: Path, tmp_path: Path) 
         ("x.wav", ("--fragmented",), ["makes sound: no --stream"]),
         ("x.wav", ("--num-frames", 0), ["num_frames=0", "less than one step of sound"]),
         ("x.wav", ("--a2v-guidance-scale", 3), ["takes no guidance for the video"]),
+        (
+            "x.wav",
+            ("--v2a-guidance-scale", 3),
+            ["makes no video that could guide its sound: leave modality_scale=3", "at 1"],
+        ),
     ],
 )
 def test_refused_before_anything_is_loaded(

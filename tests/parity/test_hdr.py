@@ -146,7 +146,7 @@ def test_hlg_writer_keeps_exact_frame_rates(tmp_path: Path) -> None:
         (["--hdr", "ACESCG", "--image", "absent.exr"], ["absent.exr", "no such file"]),
         (
             ["--hdr", "ACESCG", "--pipeline", "ic-lora", "--reference", "light/frame_00000.exr"],
-            ["is an EXR still; a reference is a folder"],
+            ["is an EXR still; a video is a folder"],
         ),
         (["--hdr", "ACESCG", "--stream"], ["goes to an ordinary file", "leave --stream"]),
         (["--hdr", "ACESCG", "--pipeline", "dfr"], ["has no use for --hdr"]),

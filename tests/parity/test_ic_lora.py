@@ -204,6 +204,10 @@ def test_a_voice_alone_is_enough(
         (["--reference", "REFERENCE", "--stage-2-lora", "x"], ["no use for --stage-2-lora"]),
         (["--reference", "REFERENCE", "--attention-mask", "absent"], ["absent", "no such file"]),
         (
+            ["--reference", "LONG", "--attention-mask", "SHORT", "--num-frames", 25],
+            ["short.mp4' for '", "12 frames does not divide into the 3 latent", "or an image"],
+        ),
+        (
             ["--reference", "REFERENCE", "--lora", "LORA", "--lora", "OTHER"],
             ["different spatial reference factors"],
         ),
@@ -216,7 +220,9 @@ def test_wrong_requests_are_refused_before_anything_is_loaded(
     union = lora(folder, demo_model, "union", {"reference_downscale_factor": "2"})
     other = lora(folder, demo_model, "other", {"reference_downscale_factor": "3"})
     voice = sound_file(folder / "voice.wav", 0.3)
+    long, short = (video_file(folder / f"{n}.mp4", k) for n, k in (("long", 17), ("short", 12)))
     names = {"REFERENCE": reference, "LORA": union, "OTHER": other, "VOICE": voice}
+    names |= {"LONG": long, "SHORT": short}
     filled = [
         next((str(f).replace(k, str(v)) for k, v in names.items() if str(f).startswith(k)), f)
         for f in flags

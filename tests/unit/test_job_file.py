@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ltx2rt.cli import generate as generate_command
 from ltx2rt.cli import job_file
 from ltx2rt.cli.requests import asked_of, config_of, runtime_of
-from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition
+from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import Ltx2rtError, OptionError
 from ltx2rt.guidance import GuiderParams, GuiderSchedule
 from ltx2rt.manifest import Lora
@@ -268,12 +268,13 @@ def test_a_record_is_all_that_a_repetition_needs() -> None:
         cls = pipeline_class(name)
         inputs = None if cls.Inputs is None else example(cls.Inputs)
         request = dataclasses.replace(REQUEST, guidance=guidance, inputs=inputs)
-        record = Record(pipeline=name, request=request, max_batch_size=3)
+        record = Record(pipeline=name, request=request, max_batch_size=3, threads=2)
         asked = asked_of(options("--seed", "4", "-o", "x.mp4"), record)
         assert asked.pipeline is cls
         assert asked.inputs == inputs
         assert asked.config == dataclasses.replace(request.config, seed=4)
-        assert runtime_of(asked.options, record).max_batch_size == 3
+        assert runtime_of(asked.options, record) == RuntimeConfig(max_batch_size=3, threads=2)
+        assert runtime_of(options("--threads", "0", "-o", "x.mp4"), record).threads == 0
     other = asked_of(options("--pipeline", "one-stage", "-o", "x.mp4"), record)
     assert other.config == request.config
     two_stage = Record(pipeline="two-stage", request=dataclasses.replace(request, inputs=None))

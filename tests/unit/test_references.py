@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
-from ltx2rt.conditioning import ReferenceVideo, make_video_state, subsample_indices
-from ltx2rt.errors import OptionError
+from ltx2rt.components.reference_conditioner import (
+    ReferenceFile,
+    mask_problems,
+    reference_problems,
+)
+from ltx2rt.conditioning import (
+    ReferenceVideo,
+    make_video_state,
+    mask_latent,
+    subsample_indices,
+)
+from ltx2rt.errors import OptionError, ShapeError
 from ltx2rt.lora_metadata import (
     detailing_factor,
     file_reference_factors,
@@ -40,6 +50,33 @@ def lora(folder: Path, name: str, metadata: dict[str, str]) -> SafetensorsFile:
     path = folder / f"{name}.safetensors"
     write_safetensors(path, {"x": np.zeros(1, np.float32)}, metadata)
     return SafetensorsFile(path)
+
+
+@given(
+    mask=st.integers(1, 40),
+    reference=st.integers(1, 40),
+    clip=st.sampled_from([1, 9, 17, 25, 33]),
+    scale=st.sampled_from([1, 2, 4]),
+)
+def test_a_mask_is_refused_early_where_it_would_be_late(
+    mask: int, reference: int, clip: int, scale: int
+) -> None:
+    counts = {"mask": mask, "reference": reference}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "ltx2rt.components.reference_conditioner.probe_video",
+            lambda path: SimpleNamespace(num_frames=counts[path.name]),
+        )
+        shown = [ReferenceFile(path=Path("reference"))]
+        problems = mask_problems(Path("mask"), shown, clip, temporal_scale=scale)
+    loaded = [i for i in range(min(reference, clip)) if i == 0 or (i - 1) % scale == 0]
+    shape = VideoLatentShape(num_frames=(len(loaded) - 1) // 8 + 1, height=1, width=1)
+    late = []
+    try:
+        mask_latent(np.zeros((1, 1, min(mask, clip), 2, 2), np.float32), shape)
+    except ShapeError as error:
+        late.append(f"'mask' for 'reference': {error}")
+    assert problems == late
 
 
 @given(
