@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"ltx2rt: error: {error.strerror}{where}.", file=sys.stderr)
+        print_notes(error)
         return EXIT_USER_ERROR
 
 
