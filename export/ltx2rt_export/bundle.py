@@ -19,6 +19,7 @@ from ltx2rt import __version__
 from ltx2rt.bundle import find_moved
 from ltx2rt.config import lora_problems
 from ltx2rt.errors import CheckpointError, OptionError, join_problems
+from ltx2rt.lock import build_lock
 from ltx2rt.manifest import (
     SCHEMA,
     BuildInputs,
@@ -43,7 +44,6 @@ from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
 from ltx2rt_export.engines.stage import engine_stage
 from ltx2rt_export.fuse_loras import fuse_loras
-from ltx2rt_export.lock import build_lock
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.overlay import Overlays
 from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare
