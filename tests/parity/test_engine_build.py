@@ -25,6 +25,8 @@ from ltx2rt_export.engines import process
 from ltx2rt_export.engines.builder import EngineRequest
 from ltx2rt_export.engines.process import run_build
 from ltx2rt_export.engines.weights import injected
+from ltx2rt_export.quantize.linears import find_linears
+from ltx2rt_export.quantize.lora_inputs import add_lora_inputs
 from tests.parity.engine_models import builder, part_graph
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -61,6 +63,26 @@ def test_every_attention_of_the_block_is_fused(
     width = 4096 if model == "real" else 256
     dtype = "float8_e4m3fn" if precision == "fp8" else "bfloat16"
     assert weights["ff.net.0.proj.weight"] == (dtype, (width, 4 * width))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_block_that_takes_loras_as_inputs(
+    precision: str, cache_dir: Path, tmp_path: Path
+) -> None:
+    """At real size, for both targets: the two GEMMs beside each linear unfuse nothing."""
+    linears = find_linears(part_graph("real", "transformer_block", "bf16"))
+    assert len(linears) == 34
+    graph = add_lora_inputs(part_graph("real", "transformer_block", precision), linears)
+    made = builder(cache_dir, TWO, precision=precision)
+    entry = made.build(graph, precision, None, tmp_path, Job())
+    report = inspect_engine(tmp_path / entry.file)
+    assert report["attentions"] == report["kernels"]["fused_attentions"] == 12
+    assert report["findings"] == []
+    assert [b.sizes["r"] for b in entry.buckets] == [(1, 64, 512)] * 2
+    inputs = {t["name"]: (t["dtype"], tuple(t["shape"])) for t in report["inputs"]}
+    assert inputs["ff.net.2.lora_A.weight"] == ("bfloat16", (16384, "r"))
+    assert inputs["ff.net.2.lora_B.weight"] == ("bfloat16", ("r", 4096))
+    assert sum("lora_" in name for name in inputs) == 2 * len(linears)
 
 
 def test_one_bucket_and_a_batch_of_passes(cache_dir: Path, tmp_path: Path) -> None:
