@@ -52,7 +52,7 @@ def clear_cache(folder: Path, older_than_s: float = 0.0) -> dict[str, list[Path]
             p for p, s in stats.items() if now - max(s.st_mtime, s.st_atime) >= older_than_s
         ]
         for path in removed[kind]:
-            path.unlink()
+            path.unlink(missing_ok=True)
     return removed
 
 

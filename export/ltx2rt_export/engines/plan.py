@@ -88,10 +88,10 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
     for component in chosen_components(made, config.components):
         for part in parts_of(component, config):
             dtype = PRECISIONS[part.precision] if config.backend in APIS else "float32"
-            inputs = component.inputs
+            specs = component.inputs
             if config.lora_inputs and component.name == QUANTIZED_COMPONENT:
-                inputs += (TensorSpec("LoRA factors", dtype, (RANK,)),)
-            buckets = component_buckets(part.name, inputs, request)
+                specs += (TensorSpec("LoRA factors", dtype, (RANK,)),)
+            buckets = component_buckets(part.name, specs, request)
             activations = 0
             for bucket in buckets:
                 likely = {s: r[1] for s, r in bucket.sizes.items()}
