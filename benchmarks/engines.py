@@ -12,11 +12,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 SHAPE = "768x512x121"
 TARGETS = ("sm89", "sm120")
+
+#: precisions in which a block is built with its weights as inputs and as constants
+WEIGHT_CASES = ("bf16", "fp8", "int8-wo", "int4-wo")
 
 
 def in_own_process(name: str) -> Callable[[], dict[str, Any]]:
@@ -107,32 +111,38 @@ def transformer() -> dict[str, Any]:
     return total(engines)
 
 
-def block_weights() -> dict[str, Any]:
-    """One LTX-2.3 block in BF16: weights as inputs, and (random) as constants."""
+def block_weights(precision: str) -> dict[str, Any]:
+    """One LTX-2.3 block: weights as inputs, and (random) as constants."""
     from ltx2rt_export.engines.weights import holding_weights
 
-    graph, weights = random_block("bf16")
+    graph, weights = random_block(precision)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        builder = make_builder(folder / "cache", "bf16")
-        bound = measured(builder, graph, "bf16", None, folder / "input")
-        builder = make_builder(folder / "cache", "bf16", weights="constant")
-        constant = measured(builder, holding_weights(graph), "bf16", weights, folder / "constant")
+        builder = make_builder(folder / "cache", precision)
+        bound = measured(builder, graph, precision, None, folder / "input")
+        builder = make_builder(folder / "cache", precision, weights="constant")
+        held = holding_weights(graph)
+        constant = measured(builder, held, precision, weights, folder / "constant")
     return total({"input": bound}, constant=constant)
 
 
 def random_block(precision: str) -> tuple[Any, dict[str, Any]]:
-    """The graph of an LTX-2.3 block, and random weights for it, about as large as real ones."""
-    import numpy as np
-
+    """The graph of an LTX-2.3 block, and random weights for it."""
     from benchmarks.real_size import LTX23, transformer_components
-    from ltx2rt.safetensors import convert
-    from ltx2rt_export.onnx import DTYPE_NAMES
     from ltx2rt_export.quantize import export_scheme
 
-    component = transformer_components(LTX23)[1]
-    graph = export_scheme(component, precision)
-    names = {spec.name for spec in component.inputs}
+    graph = export_scheme(transformer_components(LTX23)[1], precision)
+    return graph, random_weights(graph)
+
+
+def random_weights(graph: Any) -> dict[str, Any]:
+    """Weights of a graph as engines take them, about as large as real ones."""
+    import numpy as np
+
+    from ltx2rt.safetensors import convert
+    from ltx2rt_export.onnx import DTYPE_NAMES
+
+    names = {spec.name for spec in graph.component.inputs}
     rng = np.random.default_rng(0)
     weights = {}
     for value in graph.model.graph.input:
@@ -143,10 +153,15 @@ def random_block(precision: str) -> tuple[Any, dict[str, Any]]:
         dtype = DTYPE_NAMES[tensor.elem_type]
         if dtype == "float8_e4m3fn":  # codes of ordinary numbers, neither NaN nor zero
             weights[value.name] = rng.integers(0x20, 0x60, shape, np.uint8)
-            continue
-        values = rng.standard_normal(shape, np.float32) / np.sqrt(max(shape[0], 1))
-        weights[value.name] = convert(values, "float32", dtype, value.name)
-    return graph, weights
+        elif dtype == "int8":
+            weights[value.name] = rng.integers(-128, 128, shape, np.int8)
+        elif dtype == "int4":  # two codes in a byte
+            packed = (*shape[:-1], shape[-1] // 2)
+            weights[value.name] = rng.integers(0, 256, packed, np.uint8)
+        else:
+            values = rng.standard_normal(shape, np.float32) / np.float32(max(shape[0], 1) ** 0.5)
+            weights[value.name] = convert(values, "float32", dtype, value.name)
+    return weights
 
 
 def everything(generation: str) -> dict[str, Any]:
@@ -195,7 +210,7 @@ def block_on_gpu() -> dict[str, Any]:
 
 LOCAL = {
     "transformer": transformer,
-    "block-weights": block_weights,
+    **{f"block-weights-{p}": partial(block_weights, p) for p in WEIGHT_CASES},
     "everything-2": lambda: everything("2"),
     "everything-2.3": lambda: everything("2.3"),
     "everything-2.5": lambda: everything("2.5"),
@@ -203,7 +218,10 @@ LOCAL = {
 }
 ENGINE_CASES = {
     "engines-ltx23-transformer-768x512x121": in_own_process("transformer"),
-    "engines-ltx23-block-weights": in_own_process("block-weights"),
+    **{
+        f"engines-ltx23-block-weights-{p}": in_own_process(f"block-weights-{p}")
+        for p in WEIGHT_CASES
+    },
     "engines-ltx2-everything-bf16": in_own_process("everything-2"),
     "engines-ltx23-everything-bf16": in_own_process("everything-2.3"),
     "engines-ltx25-everything-bf16": in_own_process("everything-2.5"),

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.engines import WEIGHT_CASES
 from benchmarks.kernels.report import section as kernel_section
 from benchmarks.quality import RESULTS as QUALITY
 from benchmarks.quality import table as quality_table
@@ -27,10 +28,14 @@ ROWS = {
         "TensorRT-RTX engines of it: BF16 and FP8, each for SM89 and SM120, buckets of both stages",
         "60 s, 3 GB, 40 MB",
     ),
-    "engines-ltx23-block-weights": (
-        "TensorRT-RTX engine of one LTX-2.3 block in BF16, weights as inputs; constants beside it",
-        "none",
-    ),
+    **{
+        f"engines-ltx23-block-weights-{precision}": (
+            f"TensorRT-RTX engine of one LTX-2.3 block, {precision}, weights as inputs; constants "
+            "beside it",
+            "none",
+        )
+        for precision in WEIGHT_CASES
+    },
     "engines-ltx2-everything-bf16": (
         "TensorRT-RTX engines of every component of LTX-2 with Gemma 3 12B at real size, BF16",
         "none",

@@ -56,12 +56,11 @@ def write_safetensors(
     order = list(streams)
     if not keep_order:
         order.sort(key=lambda n: (-_FILE_NAMES[streams[n][0]][1].itemsize, n))
-    header, data_bytes = _header(streams, order, metadata)
+    header = _header(streams, order, metadata)
+    needed = len(header) + data_bytes(streams)
+    require_space(target, needed)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        free = shutil.disk_usage(target.parent).free
-        if free < len(header) + data_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with temporary.open("wb") as file:
             file.write(header)
             for name in order:
@@ -72,12 +71,32 @@ def write_safetensors(
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write {target}, which needs {len(header) + data_bytes} bytes: "
-            f"{error.strerror or error}."
-        ) from error
+        raise _cannot_write(target, needed, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_space(target: Path, needed: int) -> None:
+    """Refuse to write `needed` bytes to where there is less room.
+
+    Raises:
+        CheckpointError: the disk is full, or there is no such folder.
+    """
+    try:
+        if shutil.disk_usage(target.parent).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise _cannot_write(target, needed, error) from error
+
+
+def data_bytes(streams: Mapping[str, Stream]) -> int:
+    """Bytes of all tensors together."""
+    return sum(_num_bytes(stream) for stream in streams.values())
+
+
+def _cannot_write(target: Path, needed: int, error: OSError) -> CheckpointError:
+    why = error.strerror or error
+    return CheckpointError(f"cannot write {target}, which needs {needed} bytes: {why}.")
 
 
 def _stream(value: Array | Stream) -> Stream:
@@ -95,7 +114,7 @@ def _num_bytes(stream: Stream) -> int:
 
 def _header(
     streams: Mapping[str, Stream], order: Iterable[str], metadata: Mapping[str, str] | None
-) -> tuple[bytes, int]:
+) -> bytes:
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
     for name in order:
@@ -109,7 +128,7 @@ def _header(
         begin = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, begin
+    return len(text).to_bytes(8, "little") + text
 
 
 def _chunks(

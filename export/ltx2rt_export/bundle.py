@@ -1,7 +1,8 @@
 """Turn a model's files into a bundle: export every component, record where every weight lies.
 
-Everything is written to a folder beside the target and renamed at the end: a failed or interrupted
-build leaves nothing; what a killed one leaves, the next of that name removes.
+Everything is written to a folder beside the target and renamed at the end. A build that is stopped
+leaves nothing there but weight files that it had finished: the next of that name goes on from them,
+or removes them if it is another build.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ltx2rt import __version__
 from ltx2rt.bundle import find_moved
 from ltx2rt.config import lora_problems
 from ltx2rt.errors import CheckpointError, OptionError, join_problems
+from ltx2rt.lock import build_lock
 from ltx2rt.manifest import (
     SCHEMA,
     BuildInputs,
@@ -44,11 +44,11 @@ from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
 from ltx2rt_export.engines.stage import engine_stage
 from ltx2rt_export.fuse_loras import fuse_loras
-from ltx2rt_export.lock import build_lock
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.overlay import Overlays
 from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare
 from ltx2rt_export.quantize.range_check import check_float16
+from ltx2rt_export.resume import KEY_FILE, open_work, prune, weights_key
 
 
 def check_target(output: Path, *, force: bool) -> None:
@@ -148,25 +148,28 @@ def build_bundle(
     if problems := lora_problems(inputs.loras):
         raise OptionError(join_problems("cannot build", problems))
     with build_lock(output):
-        parent = output.absolute().parent
-        _remove_leftovers(parent, output.name)
-        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=parent))
+        key = weights_key(files, inputs, config)
+        work = open_work(output.absolute().parent, output.name, key)
         try:
             manifest = _fill(work, files, inputs, config, job)
+            (work / KEY_FILE).unlink()
             work.chmod(0o755)
             _put_in_place(work, output)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
+        except BaseException as error:
+            _leave(work, error)
             raise
     return manifest
 
 
-def _remove_leftovers(parent: Path, name: str) -> None:
-    """Remove what builds of this name left that were killed: the lock is ours, so none runs."""
-    pattern = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}\.part")
-    for path in parent.iterdir():
-        if pattern.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+def _leave(work: Path, error: BaseException) -> None:
+    """Keep the weight files of a build that failed or was interrupted; without any, nothing."""
+    if (work / KEY_FILE).exists() and (count := prune(work)):
+        error.add_note(
+            f"{count} finished weight file{'s' * (count > 1)} are kept in {work}: repeat the "
+            "command to go on from there, or remove that folder."
+        )
+    else:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _put_in_place(work: Path, output: Path) -> None:
@@ -203,7 +206,7 @@ def _fill(
     components = chosen_components(components, config.components)
     engines = engine_stage(config, info, options)
     if inputs.loras:  # last: it writes every tensor that they change
-        components = fuse_loras(components, files, inputs.loras, work / "weights")
+        components = fuse_loras(components, files, inputs.loras, work / "weights", resume=True)
     export = engines.export_with(files)
     (work / "graphs").mkdir()
     (work / "text").mkdir()
@@ -223,6 +226,7 @@ def _fill(
             plain_layers=config.plain_layers,
             lora_inputs=config.lora_inputs,
             export=export,
+            resume=True,
         ):
             exported.append(part.graph)
             graph = engines.finish(part.graph, part.precision)

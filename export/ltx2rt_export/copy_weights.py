@@ -70,11 +70,12 @@ def copy_weights(
         place = _new_name(files, path, set(places.values()) | {s.path for s in sources}, number)
         (work / place).parent.mkdir(parents=True, exist_ok=True)
         loras = _lora_metadata(inputs.loras) if any(e.name in fused for e in wanted) else {}
-        write_safetensors(
-            work / place,
-            {e.name: (e.dtype, e.shape, _chunks(e)) for e in wanted},
-            {**file.metadata, **loras},
-        )
+        if not (work / place).exists():  # a build that was stopped had copied it: see `resume`
+            write_safetensors(
+                work / place,
+                {e.name: (e.dtype, e.shape, _chunks(e)) for e in wanted},
+                {**file.metadata, **loras},
+            )
         new = SafetensorsFile(work / place)
         moved.update({_place(e): (number, new[e.name].offset) for e in wanted})
         copied.append(Source(path=place, bytes=new.file_bytes, header_sha256=new.header_sha256))
@@ -173,7 +174,8 @@ def _copy_inputs(
         value = getattr(inputs, field.name)
         if isinstance(value, str) and Path(value).absolute() in places:
             changed[field.name] = places[Path(value).absolute()]
-    if files.gemma is not None and files.gemma.path.is_dir():
+    copied_gemma = any(place.startswith("weights/gemma/") for place in places.values())
+    if files.gemma is not None and copied_gemma:
         for name in GEMMA_FILES:
             if isinstance(asset := files.gemma.assets.get(name), Path):
                 shutil.copyfile(asset, work / "weights/gemma" / name)

@@ -46,10 +46,15 @@ def match_loras(files: ModelFiles, loras: Sequence[Lora]) -> Updates:
 
 
 def fuse_loras(
-    components: Sequence[Component], files: ModelFiles, loras: Sequence[Lora], folder: Path
+    components: Sequence[Component],
+    files: ModelFiles,
+    loras: Sequence[Lora],
+    folder: Path,
+    *,
+    resume: bool = False,
 ) -> list[Component]:
     """Components with LoRAs fused; the changed tensors are written to `folder/loras.safetensors`,
-    one at a time.
+    one at a time, unless it is there to `resume` from.
 
     Raises:
         CheckpointError, UnsupportedError: see `match_loras`.
@@ -66,14 +71,15 @@ def fuse_loras(
     changed = {module: weights[module] for module in updates}
     folder.mkdir(parents=True, exist_ok=True)
     maps = MappedFiles()
-    write_safetensors(
-        folder / OVERLAY,
-        {
-            entry.name: (fused_dtype(entry), entry.shape, _fused(maps, entry, updates[module]))
-            for module, entry in changed.items()
-        },
-        {"loras": "; ".join(f"{Path(x.path).name}:{x.strength:g}" for x in loras)},
-    )
+    if not (resume and (folder / OVERLAY).exists()):
+        write_safetensors(
+            folder / OVERLAY,
+            {
+                entry.name: (fused_dtype(entry), entry.shape, _fused(maps, entry, updates[module]))
+                for module, entry in changed.items()
+            },
+            {"loras": "; ".join(f"{Path(x.path).name}:{x.strength:g}" for x in loras)},
+        )
     overlay = SafetensorsFile(folder / OVERLAY)
     moved = {(e.path, e.offset): overlay[e.name] for e in changed.values()}
     return [

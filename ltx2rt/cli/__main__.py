@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "explain a checkpoint, LoRA, upsampler, Gemma folder, bundle or engine",
     "lora": "merge LoRA files into one, or explain one",
     "verify": "run the parity ladder on a bundle: PyTorch against its engines",
+    "cache": "show what the cache of engines and kernels holds, or clear it",
     "doctor": "report what this machine and a bundle can do",
 }
 
@@ -91,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"ltx2rt: error: {error.strerror}{where}.", file=sys.stderr)
+        print_notes(error)
         return EXIT_USER_ERROR
 
 

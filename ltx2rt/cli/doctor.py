@@ -13,9 +13,11 @@ from typing import Any
 from ltx2rt import __version__
 from ltx2rt.backends.engine_checks import runs_on
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
+from ltx2rt.cli import cache
 from ltx2rt.cli.common import print_json
 from ltx2rt.cuda import driver_cuda, local_gpu
-from ltx2rt.errors import UnsupportedError
+from ltx2rt.env import cache_dir
+from ltx2rt.errors import OptionError, UnsupportedError
 from ltx2rt.memory import layer_bytes, stage_weight_bytes
 
 PACKAGES = {
@@ -48,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
             | {"cuda-bindings": installed("cuda-bindings")}
         },
         "gpu": gpu(),
+        "cache": cache_report(),
     }
     if options.bundle is not None:
         report["bundle"] = plan(options.bundle, options.weights_dir)
@@ -74,6 +77,14 @@ def gpu() -> dict[str, Any]:
     except UnsupportedError as error:
         return {"name": None, "problem": str(error)}
     return {**found._asdict(), "driver_cuda": cuda and list(cuda)}
+
+
+def cache_report() -> dict[str, Any]:
+    """What the cache folder holds, or why it cannot be used."""
+    try:
+        return cache.describe(cache_dir())
+    except OptionError as error:
+        return {"folder": None, "problem": str(error)}
 
 
 def memory_bytes() -> int | None:
@@ -122,6 +133,11 @@ def text(report: dict[str, Any]) -> str:
         )
     else:
         lines.append(f"GPU: none; {card['problem']}")
+    kept = report["cache"]
+    if kept["folder"]:
+        lines.append(f"{cache.text(kept)}; `ltx2rt cache clear` empties it")
+    else:
+        lines.append(f"cache: none; {kept['problem']}")
     bundle = report.get("bundle")
     if bundle:
         lines.append(

@@ -107,7 +107,13 @@ def bundle_text(report: dict[str, Any]) -> str:
                 f"{engine['precision']}, {engine['bytes'] / 1e6:.1f} MB; buckets:"
             )
             lines += [f"      {bucket}" for bucket in engine["buckets"]]
-    lines += [f"  weights {s['path']} ({gib(s['bytes'])})" for s in report["sources"]]
+    sizes: dict[str, int] = {}
+    for source in report["sources"]:
+        place = Path(source["path"])
+        if not place.is_absolute() and place.parent.name != "weights":
+            place = place.parent  # one line for the layers of a component
+        sizes[str(place)] = sizes.get(str(place), 0) + source["bytes"]
+    lines += [f"  weights {place} ({gib(size)})" for place, size in sizes.items()]
     lines += [f"  LoRA {x['path']} at {x['strength']:g}" for x in report["loras"]]
     for name, item in report["pipelines"].items():
         state = "runs" if item["runs"] else f"needs {', '.join(item['missing'])}"

@@ -43,13 +43,30 @@ def build(path: str, target: str) -> bytes:
     return bytes(engine)
 
 
-def gemm_dtypes(engine: bytes) -> Counter[str]:
-    """Types of the first operand of every `fully_connected` in the engine's text."""
-    text = engine.decode("latin1")
-    types = dict(re.findall(r'name="([^"]+)"[^}]*?(?:\{[^}]*\}[^}]*?)*type=(\w+)', text))
-    operands = re.findall(r'fully_connected=\{[^}]*\} input=\{"([^"]+)"', text)
-    return Counter(types.get(name, "?") for name in operands)
+def gemm_operands(engine: bytes) -> Counter[tuple[str, str]]:
+    """Types of both operands of every `fully_connected` in the engine's text: what it multiplies,
+    and the weight. A name is defined anew in every part of the text, before its use.
+    """
+    types: dict[str, str] = {}
+    found: Counter[tuple[str, str]] = Counter()
+    for match in _LINES.finditer(engine):
+        name, kind, left, right = (g and g.decode() for g in match.groups())
+        if name:
+            types[name] = kind
+        else:
+            found[types.get(left, "?"), types.get(right, "?")] += 1
+    return found
+
+
+#: a tensor and its type, or the two first inputs of a GEMM
+_LINES = re.compile(
+    rb'tensor=\{ (?:alignment|base)=[^\n]*? name="([^"\n]+)"[^\n]*? type=(\w+) \}'
+    rb'|fully_connected=\{ name="[^\n]*? input=\{"([^"\n]+)" "([^"\n]+)"'
+)
 
 
 if __name__ == "__main__":
-    print(dict(gemm_dtypes(build(*sys.argv[1:]))))
+    first: Counter[str] = Counter()
+    for (left, _), count in gemm_operands(build(*sys.argv[1:])).items():
+        first[left] += count
+    print(dict(first))

@@ -17,7 +17,7 @@ from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes
 from ltx2rt_export.onnx import ExportedGraph
-from ltx2rt_export.quantize import apply_scheme, export_scheme
+from ltx2rt_export.quantize import SCHEMES, apply_scheme, export_scheme
 
 #: LTX-2.3 with two heads of the real sizes: attention fuses only for head sizes that kernels have
 TINY = dataclasses.replace(
@@ -41,8 +41,8 @@ def transformer_part(model: str, name: str) -> Component:
 @cache
 def part_graph(model: str, name: str, precision: str) -> ExportedGraph:
     """Its graph as engines take it; traced once a session and model."""
-    if precision == "fp8":
-        return apply_scheme(part_graph(model, name, "bf16"), "fp8")
+    if SCHEMES[precision].format is not None:
+        return apply_scheme(part_graph(model, name, "bf16"), precision)
     return fold_transposes(export_scheme(transformer_part(model, name), precision))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.engines import random_weights
 from ltx2rt.cli.inspect import inspect_engine
 from ltx2rt.errors import EngineError
 from ltx2rt.progress import Cancelled, Job, Progress
@@ -24,7 +25,10 @@ from ltx2rt_export.engines import build as build_module
 from ltx2rt_export.engines import process
 from ltx2rt_export.engines.builder import EngineRequest
 from ltx2rt_export.engines.process import run_build
-from ltx2rt_export.engines.weights import injected
+from ltx2rt_export.engines.weights import holding_weights, injected
+from ltx2rt_export.quantize.linears import find_linears
+from ltx2rt_export.quantize.lora_inputs import add_lora_inputs
+from tests.parity.build_rtx import gemm_operands
 from tests.parity.engine_models import builder, part_graph
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -61,6 +65,26 @@ def test_every_attention_of_the_block_is_fused(
     width = 4096 if model == "real" else 256
     dtype = "float8_e4m3fn" if precision == "fp8" else "bfloat16"
     assert weights["ff.net.0.proj.weight"] == (dtype, (width, 4 * width))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_block_that_takes_loras_as_inputs(
+    precision: str, cache_dir: Path, tmp_path: Path
+) -> None:
+    """At real size, for both targets: the two GEMMs beside each linear unfuse nothing."""
+    linears = find_linears(part_graph("real", "transformer_block", "bf16"))
+    assert len(linears) == 34
+    graph = add_lora_inputs(part_graph("real", "transformer_block", precision), linears)
+    made = builder(cache_dir, TWO, precision=precision)
+    entry = made.build(graph, precision, None, tmp_path, Job())
+    report = inspect_engine(tmp_path / entry.file)
+    assert report["attentions"] == report["kernels"]["fused_attentions"] == 12
+    assert report["findings"] == []
+    assert [b.sizes["r"] for b in entry.buckets] == [(1, 64, 512)] * 2
+    inputs = {t["name"]: (t["dtype"], tuple(t["shape"])) for t in report["inputs"]}
+    assert inputs["ff.net.2.lora_A.weight"] == ("bfloat16", (16384, "r"))
+    assert inputs["ff.net.2.lora_B.weight"] == ("bfloat16", ("r", 4096))
+    assert sum("lora_" in name for name in inputs) == 2 * len(linears)
 
 
 def test_one_bucket_and_a_batch_of_passes(cache_dir: Path, tmp_path: Path) -> None:
@@ -148,6 +172,34 @@ def test_weights_as_constants(cache_dir: Path, tmp_path: Path) -> None:
     report = inspect_engine(tmp_path / "a" / first.file)
     assert report["weight_inputs"] == ()
     assert [t["name"] for t in report["inputs"]] == [s.name for s in graph.component.inputs]
+
+
+@pytest.mark.parametrize(
+    ("precision", "gemms"),
+    [
+        # gates and projections of one value are one GEMM
+        ("bf16", {("bf16", "bf16"): 40}),
+        # all 28 linears of each bucket multiply codes, some in one GEMM; the six gates stay
+        ("fp8", {("fp8_e4m3", "fp8_e4m3"): 40, ("bf16", "bf16"): 12}),
+        # no weight-only GEMM: kernels before it decode the weights at every call
+        ("int4-wo", {("bf16", "bf16"): 40}),
+    ],
+)
+def test_a_block_that_holds_its_weights(
+    precision: str, gemms: dict[tuple[str, str], int], cache_dir: Path, tmp_path: Path
+) -> None:
+    graph = part_graph("tiny", "transformer_block", precision)
+    weights = random_weights(graph)
+    made = builder(cache_dir, TWO, precision=precision, target=("sm89",), weights="constant")
+    entry = made.build(holding_weights(graph), precision, weights, tmp_path, Job(), layer=3)
+    assert entry.file.endswith("-layer03.engine")
+    report = inspect_engine(tmp_path / entry.file)
+    assert report["weight_inputs"] == ()
+    assert report["attentions"] == report["kernels"]["fused_attentions"] == 12
+    assert report["findings"] == []
+    assert gemm_operands((tmp_path / entry.file).read_bytes()) == gemms
+    # the weights are inside as they were given, once
+    assert 0 < entry.bytes - sum(a.nbytes for a in weights.values()) < 20e6
 
 
 @pytest.fixture

@@ -277,6 +277,10 @@ def test_dry_run_plans_what_a_build_makes(demo_model: dict[str, Path], tmp_path:
         (("--precision", "fp8", "--plain-layers", "9"), "blocks 0 to 2"),
     ):
         expect_user_error(ltx2rt(*command, *flags), said)
+    # LoRAs as inputs have a range of ranks, in the block alone
+    ranks = ltx2rt(*command, "--precision", "bf16", "--lora-inputs", "--json").json["components"]
+    assert all(b.endswith(", r 1..512 (64)") for b in ranks["transformer_block"]["buckets"])
+    assert ranks["text_block"] == text
     small = ("--backend", "onnxruntime", "--precision", "fp32")
     assert "card" not in ltx2rt(*command, *small).out
 

@@ -64,7 +64,7 @@ def quantized_block(
 def overlays_of(component: Component, scheme: str, folder: Path) -> Overlays:
     plan = plan_quantization(component, scheme)
     assert plan is not None
-    return write_overlays(component, plan, folder / f"{scheme}.overlay.safetensors", Job())
+    return write_overlays(component, plan, folder / f"{scheme}.overlays", Job())
 
 
 def parts_of(overlays: Overlays, module: str) -> dict[str, Array]:

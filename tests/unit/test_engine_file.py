@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
 from pathlib import Path
 
 import pytest
@@ -96,18 +94,6 @@ def test_cache_keeps_whole_engines_only(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache/engines").glob(".build-*"))
     cache.path(key).write_bytes(b"engin")  # cut short by a full disk
     assert cache.find(key) is None
-
-
-def test_cache_clears_what_killed_builds_left(tmp_path: Path) -> None:
-    cache = EngineCache(tmp_path)
-    old, new = (tmp_path / "engines" / f".build-{n}" for n in ("old", "new"))
-    old.mkdir()
-    new.mkdir()
-    os.utime(old, (time.time() - 2 * 86400,) * 2)
-    del cache
-    EngineCache(tmp_path)
-    assert new.exists()
-    assert not old.exists()
 
 
 def test_cache_that_is_no_folder(tmp_path: Path) -> None:

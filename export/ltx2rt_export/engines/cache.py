@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.cache import WORK, remove_leftovers
 from ltx2rt.engine_file import EngineInfo, file_sha256, read_info, sidecar_of, write_info
 from ltx2rt.errors import BundleError, OptionError
-
-#: work folders older than this belong to builds that were killed
-STALE_S = 86400.0
+from ltx2rt.lock import build_lock
 
 
 def cache_key(facts: Mapping[str, Any]) -> str:
@@ -42,9 +40,7 @@ class EngineCache:
                 f"the cache folder {folder} cannot be made: something of that name is no folder; "
                 "name another with --cache-dir."
             ) from error
-        for path in self._folder.glob(".build-*"):
-            if time.time() - path.stat().st_mtime > STALE_S:
-                shutil.rmtree(path, ignore_errors=True)
+        remove_leftovers(self._folder)
 
     def path(self, key: str) -> Path:
         """Where the engine of a key lies, if it is there."""
@@ -73,9 +69,13 @@ class EngineCache:
 
     @contextmanager
     def work(self) -> Iterator[Path]:
-        """A new folder for one build, on the cache's file system; removed afterwards."""
-        folder = Path(tempfile.mkdtemp(prefix=".build-", dir=self._folder))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        """A new folder for one build, on the cache's file system; removed afterwards, or by the
+        next build if this one is killed.
+        """
+        folder = self._folder / WORK.replace("*", secrets.token_hex(8))
+        with build_lock(folder):
+            folder.mkdir()
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
 from ltx2rt.cuda import local_gpu
+from ltx2rt.engine import TensorSpec
 from ltx2rt.manifest import PLAIN_BLOCK, BuildInputs
 from ltx2rt.memory import STAGES, STREAMABLE, STREAMED, refuse_too_large
 from ltx2rt.safetensors import TensorEntry
@@ -25,8 +26,9 @@ from ltx2rt_export.engines.profiles import component_buckets
 from ltx2rt_export.engines.stage import holds_weights, profile_request
 from ltx2rt_export.fuse_loras import match_loras
 from ltx2rt_export.quantize import component_precision
+from ltx2rt_export.quantize.lora_inputs import RANK
 from ltx2rt_export.quantize.plan import plan_quantization
-from ltx2rt_export.quantize.schemes import SCHEMES
+from ltx2rt_export.quantize.schemes import QUANTIZED_COMPONENT, SCHEMES
 
 #: bytes of one element by dtype of the weights
 WIDTHS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
@@ -86,7 +88,10 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
     for component in chosen_components(made, config.components):
         for part in parts_of(component, config):
             dtype = PRECISIONS[part.precision] if config.backend in APIS else "float32"
-            buckets = component_buckets(part.name, component.inputs, request)
+            specs = component.inputs
+            if config.lora_inputs and component.name == QUANTIZED_COMPONENT:
+                specs += (TensorSpec("LoRA factors", dtype, (RANK,)),)
+            buckets = component_buckets(part.name, specs, request)
             activations = 0
             for bucket in buckets:
                 likely = {s: r[1] for s, r in bucket.sizes.items()}

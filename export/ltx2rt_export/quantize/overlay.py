@@ -1,4 +1,6 @@
-"""Write a component's quantised weights into the bundle, one tensor in memory at a time."""
+"""Write a component's quantised weights into the bundle: a file a layer, one tensor in memory at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,23 @@ from ltx2rt.engine import Array
 from ltx2rt.errors import InternalError
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry, convert
-from ltx2rt.safetensors_writer import Stream, write_safetensors
+from ltx2rt.safetensors_writer import Stream, data_bytes, require_space, write_safetensors
 from ltx2rt_export.component import Component
 from ltx2rt_export.quantize.plan import QuantPlan, has_input_scale, stored_format
 
 Overlays = tuple[dict[str, TensorEntry], ...]
 
 
-def write_overlays(component: Component, plan: QuantPlan, path: Path, job: Job) -> Overlays:
-    """Quantise what `plan` names into the file `path`.
+def write_overlays(
+    component: Component, plan: QuantPlan, folder: Path, job: Job, *, resume: bool = False
+) -> Overlays:
+    """Quantise what `plan` names into the files `folder/NN.safetensors`, one a layer.
 
     Codes and scales of a file that holds them in the engine's own format are carried over bit by
     bit; all else is decoded, if it is quantised, and encoded.
+
+    Args:
+        resume: layers whose file is there are done: the folder is of a build that was stopped.
 
     Returns:
         for each layer, weight input of the graph -> where it lies; empty for plain layers.
@@ -32,28 +39,41 @@ def write_overlays(component: Component, plan: QuantPlan, path: Path, job: Job) 
     Raises:
         CheckpointError: a tensor cannot be decoded, or the disk is full.
     """
-    kind = ENGINE_FORMATS[str(plan.scheme.format)]
-    files = MappedFiles()
-    places: list[dict[str, str]] = [{} for _ in component.layers]
-    streams: dict[str, Array | Stream] = {}
     todo = [i for i in range(len(component.layers)) if i not in plan.plain_layers]
-    for done, layer in enumerate(todo):
-        for module in plan.modules:
-            entry = component.layers[layer][f"{module}.weight"]
-            last = module == plan.modules[-1]
-            report = (job, done + 1, len(todo)) if last else None
-            parts = _streams(files, entry, kind, static=plan.scheme.static, report=report)
-            for part, stream in parts.items():
-                name = f"transformer_blocks.{layer}.{module}.{part}"
-                places[layer][f"{module}.{part}"] = name
-                streams[name] = stream
-    path.parent.mkdir(parents=True, exist_ok=True)
-    job.report("quantize", 0, len(todo))
+    paths = {layer: folder / f"{layer:02d}.safetensors" for layer in todo}
+    files = MappedFiles()
+    layers = {
+        layer: _layer(files, component.layers[layer], plan)
+        for layer in todo
+        if not (resume and paths[layer].exists())
+    }
     metadata = {"precision": plan.scheme.name, "exact": str(plan.exact).lower()}
-    write_safetensors(path, streams, metadata, keep_order=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    require_space(folder, sum(data_bytes(streams) for streams in layers.values()))
+    job.report("quantize", 0, len(todo))
+    for done, layer in enumerate(todo):
+        if layer in layers:
+            write_safetensors(paths[layer], layers[layer], metadata, keep_order=True)
+        job.report("quantize", done + 1, len(todo))
     files.close()
-    written = SafetensorsFile(path)
-    return tuple({name: written[stored] for name, stored in layer.items()} for layer in places)
+    return tuple(
+        dict(SafetensorsFile(paths[layer])) if layer in paths else {}
+        for layer in range(len(component.layers))
+    )
+
+
+def _layer(
+    files: MappedFiles, weights: Mapping[str, TensorEntry], plan: QuantPlan
+) -> dict[str, Stream]:
+    """The quantised weights of one layer, by name of the graph's input."""
+    kind = ENGINE_FORMATS[str(plan.scheme.format)]
+    return {
+        f"{module}.{part}": stream
+        for module in plan.modules
+        for part, stream in _streams(
+            files, weights[f"{module}.weight"], kind, static=plan.scheme.static
+        ).items()
+    }
 
 
 def quantize_weight(files: MappedFiles, entry: TensorEntry, kind: EngineFormat) -> dict[str, Array]:
@@ -99,7 +119,6 @@ def _streams(
     kind: EngineFormat,
     *,
     static: bool,
-    report: tuple[Job, int, int] | None,
 ) -> dict[str, Stream]:
     """The parts of a weight as streams; it is quantised when its first part is written, and
     forgotten after its last.
@@ -113,9 +132,6 @@ def _streams(
         yield made[name]
         if name == list(shapes)[-1]:
             made.clear()
-            if report is not None:
-                job, done, total = report
-                job.report("quantize", done, total)
 
     streams: dict[str, Stream] = {
         name: (kind.dtypes[name], shape, part(name)) for name, shape in shapes.items()

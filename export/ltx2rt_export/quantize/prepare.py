@@ -58,6 +58,7 @@ def prepare(
     plain_layers: Collection[int] | None = None,
     lora_inputs: bool = False,
     export: Export | None = None,
+    resume: bool = False,
 ) -> list[Prepared]:
     """Export a component; a quantised one also writes its weights to `folder`.
 
@@ -67,6 +68,7 @@ def prepare(
         plain_layers: see `plan_quantization`.
         lora_inputs: the block takes LoRAs as low-rank inputs instead of merged weights.
         export: gives graphs instead of `export_component`.
+        resume: see `write_overlays`.
 
     Returns:
         one graph, or two: the quantised block and the plain one (`PLAIN_BLOCK`), each with the
@@ -84,7 +86,7 @@ def prepare(
             graph = add_lora_inputs(graph, find_linears(graph))
         return [Prepared(graph=graph, precision=_float_precision(graph.dtype))]
     plain = export(component, dtype or plan.scheme.dtype)
-    overlays = write_overlays(component, plan, folder / f"{component.name}.safetensors", job)
+    overlays = write_overlays(component, plan, folder / component.name, job, resume=resume)
     quantized = rewrite(plain, plan.scheme, plan.modules)
     if lora_inputs:
         linears = find_linears(plain)

@@ -1,4 +1,4 @@
-"""A lock beside a bundle: two builds at once would replace each other's work."""
+"""A lock beside what a build writes: two at once would replace each other's work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ltx2rt.errors import OptionError
 
 @contextmanager
 def build_lock(output: Path) -> Iterator[None]:
-    """Hold the lock of a bundle; the system releases it if the process ends in any way.
+    """Hold the lock of a bundle or a work folder; the system releases it if the process ends in any
+    way.
 
     Raises:
         OptionError: another build holds it.
