@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-import ltx2rt.bundle as bundle_module
+import ltx2rt.bundle_checks as checks_module
 from ltx2rt.bundle import open_bundle
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine_file import read_info
@@ -208,10 +208,10 @@ def test_changed_engines_and_other_versions_are_refused(
 
     with pytest.raises(BundleError, match="for backend 'tensorrt', the bundle for 'tensorrt-rtx'"):
         open_bundle(edited_bundle(rtx_bundle, tmp_path / "other.bundle", other_backend))
-    monkeypatch.setattr(bundle_module, "installed_version", lambda backend: "1.6.0.1")
+    monkeypatch.setattr(checks_module, "installed_version", lambda backend: "1.6.0.1")
     with pytest.raises(BundleError, match=r"1\.6\.0\.1 is installed"):
         open_bundle(rtx_bundle)
-    monkeypatch.setattr(bundle_module, "installed_version", lambda backend: None)
+    monkeypatch.setattr(checks_module, "installed_version", lambda backend: None)
     assert open_bundle(rtx_bundle).manifest == read_manifest(rtx_bundle)
 
 
