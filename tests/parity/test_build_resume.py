@@ -8,13 +8,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt_export.quantize import overlay
-from tests.parity.command_line import Export, build_flags, ltx2rt, use_graphs_of
+from tests.parity.command_line import (
+    Export,
+    build_flags,
+    expect_user_error,
+    ltx2rt,
+    unchanged,
+    use_graphs_of,
+)
 from tests.parity.demo_loras import write_demo_lora
 
 #: linears of a block, of which the demo model has three
@@ -109,7 +117,7 @@ def files_in(folder: Path) -> dict[str, int]:
 def test_a_killed_build_goes_on_with_the_next_layer(
     lora: bool, demo_bundle: Path, model: dict[str, Path], tmp_path: Path, quantized: list[str]
 ) -> None:
-    command: tuple[object, ...] = (*build_flags(model), *FP8)
+    command: tuple[object, ...] = (*build_flags(model), *FP8[:-1])
     if lora:
         command += ("--lora", write_demo_lora(tmp_path / "l.safetensors", model, 0))
     out = tmp_path / "out"
@@ -119,14 +127,32 @@ def test_a_killed_build_goes_on_with_the_next_layer(
     fused = ["weights/loras.safetensors"] if lora else []
     assert sorted(left) == [*fused, "weights/transformer_block/00.safetensors"]
     assert list(work.glob("weights/*/.01.safetensors.*.part"))  # the second had begun
-    assert ltx2rt("build", *command, "-o", out / "b").code == 0
+    outcome = ltx2rt("build", *command, "-o", out / "b")
+    assert outcome.code == 0, outcome.err
+    assert "quantize: 2/2" in outcome.err
+    assert "1 layers were done" in outcome.err
     assert len(quantized) == 2 * LINEARS
-    assert not any(".0." in name.split("transformer_blocks")[-1][:3] for name in quantized)
+    assert not any("transformer_blocks.0." in name for name in quantized)
     now = files_in(out / "b")
     assert {name: now[name] for name in left} == left
     assert [p.name for p in out.iterdir()] == ["b"]
     assert ltx2rt("build", *command, "-o", tmp_path / "whole").code == 0
     assert content(out / "b") == content(tmp_path / "whole")
+    weights = [x for x in ltx2rt("inspect", out / "b").out.splitlines() if " weights/" in x]
+    assert [x.split(" (")[0].strip() for x in weights] == [
+        f"weights {name}" for name in (*fused, "weights/transformer_block")
+    ]
+
+
+def test_a_disk_that_cannot_hold_all_layers_is_refused_first(
+    model: dict[str, Path], tmp_path: Path, quantized: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = SimpleNamespace(free=150_000)  # one layer of three
+    monkeypatch.setattr("ltx2rt.safetensors_writer.shutil.disk_usage", lambda _: some)
+    with unchanged(tmp_path):
+        outcome = ltx2rt("build", *build_flags(model), *FP8, "-o", tmp_path / "b")
+    expect_user_error(outcome, "transformer_block, which needs", "No space left")
+    assert quantized == []
 
 
 def test_copies_and_all_layers_are_taken_over(

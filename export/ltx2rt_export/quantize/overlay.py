@@ -39,22 +39,25 @@ def write_overlays(
     Raises:
         CheckpointError: a tensor cannot be decoded, or the disk is full.
     """
-    todo = [i for i in range(len(component.layers)) if i not in plan.plain_layers]
-    paths = {layer: folder / f"{layer:02d}.safetensors" for layer in todo}
+    paths = {
+        layer: folder / f"{layer:02d}.safetensors"
+        for layer in range(len(component.layers))
+        if layer not in plan.plain_layers
+    }
     files = MappedFiles()
     layers = {
         layer: _layer(files, component.layers[layer], plan)
-        for layer in todo
-        if not (resume and paths[layer].exists())
+        for layer, path in paths.items()
+        if not (resume and path.exists())
     }
     metadata = {"precision": plan.scheme.name, "exact": str(plan.exact).lower()}
     folder.mkdir(parents=True, exist_ok=True)
     require_space(folder, sum(data_bytes(streams) for streams in layers.values()))
-    job.report("quantize", 0, len(todo))
-    for done, layer in enumerate(todo):
-        if layer in layers:
-            write_safetensors(paths[layer], layers[layer], metadata, keep_order=True)
-        job.report("quantize", done + 1, len(todo))
+    kept = f"{len(paths) - len(layers)} layers were done" if len(layers) < len(paths) else ""
+    job.report("quantize", 0, len(layers), kept)
+    for done, (layer, streams) in enumerate(layers.items()):
+        write_safetensors(paths[layer], streams, metadata, keep_order=True)
+        job.report("quantize", done + 1, len(layers), kept)
     files.close()
     return tuple(
         dict(SafetensorsFile(paths[layer])) if layer in paths else {}
