@@ -182,8 +182,15 @@ class EmulatedSource:
             for n, g in graphs.items()
         }
 
+    @property
+    def text_encoder_id(self) -> str:
+        return self._bundle.text_encoder_id
+
     def has(self, *names: str) -> bool:
         return self._bundle.has(*names)
+
+    def context_widths(self) -> Mapping[str, int]:
+        return self._bundle.context_widths()
 
     def options(self, name: str) -> Mapping[str, Any]:
         return self._bundle.options(name)
@@ -204,7 +211,11 @@ class EmulatedSource:
             weights = {n: convert(a, "float32", graph.dtype, n) for n, a in values.items()}
         return EmulatedEngine(graph, self._scheme.name, weights)
 
-    def layers(self, name: str, loras: Sequence[Lora] = ()) -> Sequence[Mapping[str, Array]]:
+    def layers(
+        self, name: str, loras: Sequence[Lora] = (), *, keep: bool = True
+    ) -> Sequence[Mapping[str, Array]]:
+        if name not in TRANSFORMER:
+            return self._bundle.layers(name, loras, keep=keep)
         graph = self._graphs[name]
         layers = [load_weights(e, frozenset()) for e in graph.component.layers]
         return [bind_weights(graph, self._scheme.name, w) for w in layers]

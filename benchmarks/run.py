@@ -32,19 +32,18 @@ def main() -> None:
     parser.add_argument("--no-record", action="store_true", help="don't append to the results file")
     options = parser.parse_args()
     where = environment()
-    records = []
+    lines = []
     for name in options.case or ALL_CASES:
         result = ALL_CASES[name]()
         if "skipped" in result:
             print(f"{name:32} skipped: {result['skipped']}")
             continue
         record = {"case": name, **result, "environment": where}
-        records.append(record)
-        print(f"{name:32} {record['median_s']:8.3f} s")
-    lines = [json.dumps(r, sort_keys=True, default=str) for r in records]
-    if not options.no_record:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
+        lines.append(json.dumps(record, sort_keys=True, default=str))
+        print(f"{name:32} {record['median_s']:8.3f} s", flush=True)
+        if not options.no_record:  # at once: a later case may fail
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(lines[-1] + "\n")
     print("\n".join(lines))
 
 
