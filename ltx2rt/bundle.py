@@ -68,6 +68,7 @@ class Bundle:
         self.manifest = manifest
         self._sources = tuple(sources)
         self._files = MappedFiles()
+        self._fits = False
         self._memory: DeviceMemory | None = None
         self._merger: tuple[tuple[Lora, ...], LoraMerger] | None = None
 
@@ -150,8 +151,7 @@ class Bundle:
                 + self.manifest.command().replace(" --weights constant", "")
             )
         if entry.engines:
-            gpu = local_gpu(f"backend {self.manifest.backend}")
-            refuse_too_large(stage_weight_bytes(self.manifest, least=True), "weights", gpu)
+            self._check_gpu()
         if entry.weight_binding == "initializer" and not inside:
             weights = self._load(name, entry, 0, self._merge_of(loras))
         if entry.layered:
@@ -159,15 +159,15 @@ class Bundle:
 
             files = [self.folder / e.file for e in entry.engines]
             paths = dict(zip(entry.served, files, strict=True))
-            return LayeredEngine(
-                paths, entry.spec(name), self.manifest.command(), memory=self._shared(name)
-            )
+            memory = self._transformer_memory()
+            return LayeredEngine(paths, entry.spec(name), self.manifest.command(), memory)
         if entry.engines:
             from ltx2rt.backends.tensorrt import TrtEngine
 
             path = self.folder / entry.engines[0].file
+            shared = self._transformer_memory() if name in LORA_COMPONENTS else None
             return TrtEngine(
-                path, entry.spec(name), weights, self.manifest.command(), memory=self._shared(name)
+                path, entry.spec(name), weights, self.manifest.command(), memory=shared
             )
         from ltx2rt.backends import onnxruntime as backend
 
@@ -178,12 +178,17 @@ class Bundle:
         graph = (self.folder / entry.graph).read_bytes()
         return backend.OrtEngine(graph, entry.spec(name), weights, options)
 
-    def _shared(self, name: str) -> DeviceMemory | None:
-        """The device memory of the transformer's engines, between which hidden states stay there;
-        None for other components.
+    def _check_gpu(self) -> None:
+        """Refuse a GPU that cannot hold this bundle, before its first engine is loaded."""
+        if not self._fits:
+            gpu = local_gpu(f"backend {self.manifest.backend}")
+            refuse_too_large(stage_weight_bytes(self.manifest, least=True), "weights", gpu)
+            self._fits = True
+
+    def _transformer_memory(self) -> DeviceMemory:
+        """The device memory of the transformer's engines, between which hidden states stay
+        there.
         """
-        if not name.startswith("transformer_"):
-            return None
         if self._memory is None or self._memory.closed:
             device = CudaDevice(f"backend {self.manifest.backend}")
             self._memory = DeviceMemory(device, reserve=denoise_reserve(self.manifest))
@@ -292,7 +297,7 @@ class LayerWeights(Sequence[Mapping[str, Array]]):
 
     def _load(self, index: int) -> Mapping[str, Array]:
         if self._entry.layered:
-            return layer_number(index) if index in self._entry.served else {}
+            return layer_number(index) if self._entry.layers[index] else {}
         return self._bundle._load(self._name, self._entry, index, self._loras)
 
 

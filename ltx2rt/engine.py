@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -93,10 +92,6 @@ class Kept:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     address: int
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @runtime_checkable

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.cuda import Gpu
 from ltx2rt.errors import UnsupportedError
-from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry, Manifest
+from ltx2rt.manifest import BLOCKS, PLAIN_BLOCK, ComponentEntry, Manifest
 from ltx2rt.weights import ITEM_BYTES, PRECISIONS
 
 #: components whose weights are held at once, by stage of the distilled pipeline
@@ -26,10 +27,6 @@ STAGES = {
 
 #: components whose layers are loaded one at a time
 STREAMED = ("text_block", FULL_BLOCK)
-
-#: components whose layers are uploaded at every use where a GPU has no room for all; not those that
-#: are inside engines
-STREAMABLE = ("transformer_block", PLAIN_BLOCK)
 
 #: of the GPU, what the weights of the transformer leave to the activations of an upsampler
 UPSAMPLER_ACTIVATIONS = 2 << 30
@@ -57,13 +54,23 @@ def stage_weight_bytes(manifest: Manifest, *, least: bool = False) -> dict[str, 
     Args:
         least: on a GPU without room for all layers of the transformer.
     """
-    held = {}
-    for name, entry in manifest.components.items():
-        sizes = layer_bytes(entry)
-        # the text encoder lets go of a layer's weights as soon as it has run
-        one = name in STREAMED or (least and name in STREAMABLE and not entry.layered)
-        held[name] = max(sizes, default=0) if one else sum(sizes)
+    held = {
+        name: held_bytes(name, layer_bytes(entry), least=least and not entry.layered)
+        for name, entry in manifest.components.items()
+    }
     return {s: sum(held.get(n, 0) for n in names) for s, names in STAGES.items()}
+
+
+def held_bytes(name: str, sizes: Sequence[int], *, least: bool) -> int:
+    """What a component holds at once of layers of these sizes.
+
+    Args:
+        least: layers of the transformer are uploaded at every use, for which they must not be
+            inside engines.
+    """
+    # the text encoder lets go of a layer's weights as soon as it has run
+    one = name in STREAMED or (least and name in BLOCKS)
+    return max(sizes, default=0) if one else sum(sizes)
 
 
 def denoise_reserve(manifest: Manifest) -> int:
@@ -72,7 +79,7 @@ def denoise_reserve(manifest: Manifest) -> int:
     """
     parts = {n: layer_bytes(e) for n, e in manifest.components.items()}
     upsamplers = [sum(parts.get(f"{kind}_upsampler", ())) for kind in ("spatial", "temporal")]
-    layers = [max(parts.get(name, ()), default=0) for name in STREAMABLE]
+    layers = [max(parts.get(name, ()), default=0) for name in BLOCKS]
     return UPSAMPLER_ACTIVATIONS + max(upsamplers) + sum(layers)
 
 

@@ -99,8 +99,7 @@ def _layer_rungs(
 ) -> Iterator[Rung]:
     """The first and the last layer that this block engine serves."""
     entry, weights = bundle.component(name), bundle.layers(name)
-    served = [i for i, layer in enumerate(entry.layers) if layer]
-    for layer in sorted({served[0], served[-1]}):
+    for layer in sorted({entry.served[0], entry.served[-1]}):
         official = load_weights(component.layers[layer], frozenset())
         want = reference({**inputs, **official})
         got = _run(engine, inputs, weights[layer])

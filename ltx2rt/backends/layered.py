@@ -4,12 +4,11 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.tensorrt import TrtEngine
-from ltx2rt.cuda import CudaDevice, Device
 from ltx2rt.engine import Array, EngineBase, EngineSpec, Kept
 from ltx2rt.weights import LAYER
 
@@ -20,7 +19,7 @@ class LayeredEngine(EngineBase):
     Args:
         paths: layer -> engine file.
         spec: the component's boundary.
-        rebuild, make_device, memory: see `TrtEngine`, which says what is raised too.
+        rebuild, memory: see `TrtEngine`, which says what is raised too.
     """
 
     def __init__(
@@ -28,18 +27,13 @@ class LayeredEngine(EngineBase):
         paths: Mapping[int, Path],
         spec: EngineSpec,
         rebuild: str,
-        make_device: Callable[[str], Device] = CudaDevice,
-        memory: DeviceMemory | None = None,
+        memory: DeviceMemory,
     ) -> None:
         self._spec = spec
         self._engines: dict[int, TrtEngine] = {}
-        if memory is None:
-            memory = DeviceMemory(make_device(f"{spec.component} in layers"))
-        self._memory = memory.opened()
-        self._closed = False
         try:
             for index, path in paths.items():
-                self._engines[index] = TrtEngine(path, spec, {}, rebuild, memory=self._memory)
+                self._engines[index] = TrtEngine(path, spec, {}, rebuild, memory=memory)
         except BaseException:
             self.close()
             raise
@@ -66,6 +60,3 @@ class LayeredEngine(EngineBase):
         """Free all engines and their memory; closing again does nothing."""
         while self._engines:
             self._engines.popitem()[1].close()
-        if not self._closed:
-            self._closed = True
-            self._memory.close()

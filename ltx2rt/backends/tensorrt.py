@@ -6,7 +6,6 @@ uploaded once; everything runs in order on one stream.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -217,14 +216,13 @@ class TrtEngine(EngineBase):
         """Where outputs go: never over an input, which may be what this engine gave before."""
         outputs = {}
         for tensor in self._spec.outputs:
-            kept = Kept(
-                tuple(self._context.get_tensor_shape(tensor.name)), NUMPY_DTYPES[tensor.dtype], 0
-            )
-            address = self._memory.buffer(f"output {tensor.name}", kept.nbytes)
+            shape, dtype = self._context.get_tensor_shape(tensor.name), NUMPY_DTYPES[tensor.dtype]
+            size = math.prod(shape) * dtype.itemsize
+            address = self._memory.buffer(f"output {tensor.name}", size)
             if address in taken:
-                address = self._memory.buffer(f"other output {tensor.name}", kept.nbytes)
+                address = self._memory.buffer(f"other output {tensor.name}", size)
             self._bind(tensor.name, address)
-            outputs[tensor.name] = dataclasses.replace(kept, address=address)
+            outputs[tensor.name] = Kept(tuple(shape), dtype, address)
         return outputs
 
     def _set_scratch(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.layered import LayeredEngine
 from ltx2rt.engine import Engine
 from ltx2rt.errors import BundleError
@@ -31,7 +32,7 @@ def test_the_layer_chooses_the_engine_and_all_share_their_memory(
     device: FakeDevice, tmp_path: Path
 ) -> None:
     paths = {i: write_engine(tmp_path, held=10.0 * i) for i in (0, 1, 3)}
-    with LayeredEngine(paths, SPEC, "", lambda purpose: device) as engine:
+    with LayeredEngine(paths, SPEC, "", DeviceMemory(device)) as engine:
         assert isinstance(engine, Engine)
         for batch in (2, 16):
             for layer in (3, 0, 1):
@@ -50,5 +51,5 @@ def test_one_bad_engine_frees_the_others(device: FakeDevice, tmp_path: Path) -> 
         1: write_engine(tmp_path, held=2.0, backend_version="1.6.0.0"),
     }
     with pytest.raises(BundleError, match=r"1\.6\.0\.0.*ltx2rt build again"):
-        LayeredEngine(paths, SPEC, "ltx2rt build again", lambda purpose: device)
+        LayeredEngine(paths, SPEC, "ltx2rt build again", DeviceMemory(device))
     assert device.closed

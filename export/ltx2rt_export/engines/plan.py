@@ -12,7 +12,7 @@ from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
 from ltx2rt.cuda import local_gpu
 from ltx2rt.engine import TensorSpec
 from ltx2rt.manifest import PLAIN_BLOCK, BuildInputs
-from ltx2rt.memory import STAGES, STREAMABLE, STREAMED, refuse_too_large
+from ltx2rt.memory import STAGES, held_bytes, refuse_too_large
 from ltx2rt.safetensors import TensorEntry
 from ltx2rt.targets import fitting_card
 from ltx2rt.weights import PRECISIONS
@@ -28,7 +28,7 @@ from ltx2rt_export.fuse_loras import match_loras
 from ltx2rt_export.quantize import component_precision
 from ltx2rt_export.quantize.lora_inputs import RANK
 from ltx2rt_export.quantize.plan import plan_quantization
-from ltx2rt_export.quantize.schemes import QUANTIZED_COMPONENT, SCHEMES
+from ltx2rt_export.quantize.schemes import QUANTIZED_COMPONENT, float_precision
 
 #: bytes of one element by dtype of the weights
 WIDTHS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
@@ -65,10 +65,7 @@ def parts_of(component: Component, config: BuildConfig) -> list[Part]:
     quantized = frozenset(f"{m}.weight" for m in plan.modules)
     parts = [Part(name, precision, tuple(layers.values()), quantized)]
     if plain:
-        wide = next(
-            s.name for s in SCHEMES.values() if not s.rewrite and s.dtype == plan.scheme.dtype
-        )
-        parts.append(Part(PLAIN_BLOCK, wide, plain))
+        parts.append(Part(PLAIN_BLOCK, float_precision(plan.scheme.dtype), plain))
     return parts
 
 
@@ -106,12 +103,8 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
                 "weights": "constant" if inside else "input",
                 "layers": len(part.layers),
                 "weight_bytes": sum(sizes),
-                # the text encoder lets go of a layer's weights as soon as it has run
-                "held_bytes": max(sizes) if part.name in STREAMED else sum(sizes),
-                # and a GPU without room for all layers of the transformer uploads them at every use
-                "least_bytes": max(sizes)
-                if part.name in STREAMED or (part.name in STREAMABLE and not inside)
-                else sum(sizes),
+                "held_bytes": held_bytes(part.name, sizes, least=False),
+                "least_bytes": held_bytes(part.name, sizes, least=not inside),
                 "activation_bytes": activations,
                 "engine_bytes": int(engine) if config.backend in APIS else 0,
                 "buckets": [b.text() for b in buckets] if config.backend in APIS else [],

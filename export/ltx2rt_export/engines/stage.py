@@ -10,7 +10,7 @@ from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.engine import Array
-from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry, EngineEntry, ModelInfo, Source
+from ltx2rt.manifest import BLOCKS, ComponentEntry, EngineEntry, ModelInfo, Source
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import MappedFiles
 from ltx2rt.shapes import VideoScaleFactors
@@ -25,10 +25,6 @@ from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes, holding_weights
 from ltx2rt_export.onnx import Export, ExportedGraph, export_component
-from ltx2rt_export.quantize.schemes import QUANTIZED_COMPONENT
-
-#: repeated components whose layers get engines of their own where weights are constants
-LAYERED = (QUANTIZED_COMPONENT, PLAIN_BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +107,7 @@ def holds_weights(config: BuildConfig, component: Component) -> bool:
     never have: they run once a prompt, and would take more time to load.
     """
     return config.weights == "constant" and (
-        component.weight_binding != "input" or component.name in LAYERED
+        component.weight_binding != "input" or component.name in BLOCKS
     )
 
 

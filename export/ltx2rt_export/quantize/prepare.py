@@ -21,6 +21,7 @@ from ltx2rt_export.quantize.schemes import (
     QUANTIZED_COMPONENT,
     SCHEMES,
     component_precision,
+    float_precision,
     rewrite,
 )
 
@@ -84,7 +85,7 @@ def prepare(
         graph = export(component, dtype or SCHEMES[precision].dtype)
         if lora_inputs and component.name == QUANTIZED_COMPONENT:
             graph = add_lora_inputs(graph, find_linears(graph))
-        return [Prepared(graph=graph, precision=_float_precision(graph.dtype))]
+        return [Prepared(graph=graph, precision=float_precision(graph.dtype))]
     plain = export(component, dtype or plan.scheme.dtype)
     overlays = write_overlays(component, plan, folder / component.name, job, resume=resume)
     quantized = rewrite(plain, plan.scheme, plan.modules)
@@ -101,7 +102,7 @@ def prepare(
     ]
     if plan.plain_layers:
         graph = _serving(plain, PLAIN_BLOCK, plan, plain=True)
-        prepared.append(Prepared(graph=graph, precision=_float_precision(graph.dtype)))
+        prepared.append(Prepared(graph=graph, precision=float_precision(graph.dtype)))
     return prepared
 
 
@@ -153,7 +154,3 @@ def _serving(graph: ExportedGraph, name: str, plan: QuantPlan, *, plain: bool) -
     return dataclasses.replace(
         graph, component=dataclasses.replace(component, name=name, layers=layers)
     )
-
-
-def _float_precision(dtype: str) -> str:
-    return next(s.name for s in SCHEMES.values() if s.format is None and s.dtype == dtype)

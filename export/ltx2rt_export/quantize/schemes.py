@@ -149,7 +149,12 @@ def component_precision(component: str, scheme: str) -> str:
         return "fp32"
     if chosen.rewrite is None or component == QUANTIZED_COMPONENT:
         return scheme
-    return next(s.name for s in SCHEMES.values() if s.dtype == chosen.dtype and not s.rewrite)
+    return float_precision(chosen.dtype)
+
+
+def float_precision(dtype: str) -> str:
+    """The scheme that leaves all weights in a dtype."""
+    return next(s.name for s in SCHEMES.values() if s.format is None and s.dtype == dtype)
 
 
 def check_target(scheme: str, target: str) -> None:
