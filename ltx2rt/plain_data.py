@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import types
 import typing
@@ -219,11 +220,17 @@ def _read_mapping(
     return found
 
 
+@functools.cache
+def _type_hints(kind: type[Any]) -> dict[str, Any]:
+    """Read once a class: a manifest of a real model has thousands of entries of a few classes."""
+    return typing.get_type_hints(kind)
+
+
 def _read_dataclass(kind: type[Any], data: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(data, dict):
         return _wrong("an object", data, where, problems)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     before = len(problems)
     problems += [unknown_name(n, fields, where) for n in data if n not in fields]
     values = {}
