@@ -221,7 +221,7 @@ def _read_mapping(
 
 
 @functools.cache
-def _type_hints(kind: type[Any]) -> dict[str, Any]:
+def _type_hints(kind: Any) -> dict[str, Any]:
     """Read once a class: a manifest of a real model has thousands of entries of a few classes."""
     return typing.get_type_hints(kind)
 
