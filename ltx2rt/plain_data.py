@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import json
 import types
 import typing
@@ -20,6 +19,8 @@ from typing import Any, Literal, TypeVar, Union
 from ltx2rt.errors import BundleError, Ltx2rtError, OptionError, join_problems
 
 T = TypeVar("T")
+
+_HINTS: dict[type[Any], dict[str, Any]] = {}
 
 _SHOWN = 60  # characters of a bad value in a message
 
@@ -220,10 +221,11 @@ def _read_mapping(
     return found
 
 
-@functools.cache
-def _type_hints(kind: Any) -> dict[str, Any]:
-    """Read once a class: a manifest of a real model has thousands of entries of a few classes."""
-    return typing.get_type_hints(kind)
+def _type_hints(kind: type[Any]) -> dict[str, Any]:
+    """Resolved once a class: the manifest of a real model has thousands of entries of a few."""
+    if kind not in _HINTS:
+        _HINTS[kind] = typing.get_type_hints(kind)
+    return _HINTS[kind]
 
 
 def _read_dataclass(kind: type[Any], data: Any, where: str, problems: list[str]) -> Any:

@@ -244,7 +244,7 @@ def test_rebuild_command_names_every_file() -> None:
 
 def test_type_hints_are_resolved_once_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real manifest has thousands of entries: resolving them anew was most of opening it."""
-    plain_data._type_hints.cache_clear()
+    plain_data._HINTS.clear()
     asked: list[type[Any]] = []
     resolve = typing.get_type_hints
 
