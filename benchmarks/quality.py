@@ -22,11 +22,11 @@ import numpy as np
 from benchmarks.cases import demo_bundle
 from benchmarks.hardware import environment
 from benchmarks.real_size import LTX23, transformer_components
-from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.bundle.bundle import Bundle, open_bundle
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.floats import round_bfloat16
-from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.safetensors import convert
 from ltx2rt_export.bundle import inputs_in, make_components, open_inputs

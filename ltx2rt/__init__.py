@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ltx2rt.bundle import Bundle as Bundle
-    from ltx2rt.bundle import open_bundle as open_bundle
+    from ltx2rt.bundle.bundle import Bundle as Bundle
+    from ltx2rt.bundle.bundle import open_bundle as open_bundle
+    from ltx2rt.bundle.manifest import Lora as Lora
     from ltx2rt.components.reference_conditioner import ReferenceFile as ReferenceFile
     from ltx2rt.config import GenerationConfig as GenerationConfig
     from ltx2rt.config import GuidanceConfig as GuidanceConfig
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ltx2rt.config import RuntimeConfig as RuntimeConfig
     from ltx2rt.duration import AutoDuration as AutoDuration
     from ltx2rt.guidance import GuiderParams as GuiderParams
-    from ltx2rt.manifest import Lora as Lora
     from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline as AudioToVideoPipeline
     from ltx2rt.pipelines.clip import Clip as Clip
     from ltx2rt.pipelines.dfr import DFRInputs as DFRInputs
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
     from ltx2rt.pipelines.upscale import UpscalePipeline as UpscalePipeline
 
 _NAMES = {
-    "Bundle": "ltx2rt.bundle",
-    "open_bundle": "ltx2rt.bundle",
+    "Bundle": "ltx2rt.bundle.bundle",
+    "open_bundle": "ltx2rt.bundle.bundle",
     "AutoDuration": "ltx2rt.duration",
     "GenerationConfig": "ltx2rt.config",
     "GuidanceConfig": "ltx2rt.config",
     "GuiderParams": "ltx2rt.guidance",
-    "Lora": "ltx2rt.manifest",
+    "Lora": "ltx2rt.bundle.manifest",
     "ImageCondition": "ltx2rt.config",
     "RuntimeConfig": "ltx2rt.config",
     "Clip": "ltx2rt.pipelines.clip",

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.duration import AutoDuration
 from ltx2rt.errors import InternalError, OptionError, ShapeError, join_problems
 from ltx2rt.guidance import GuiderParams, GuiderSchedule
-from ltx2rt.manifest import Lora
 from ltx2rt.sampling import SAMPLERS, Sampler
 from ltx2rt.schedules import SCHEDULERS, Scheduler, sigma_table
 from ltx2rt.tiling import TilingConfig

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError, join_problems
@@ -26,7 +27,6 @@ from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import LoraPair, lora_generations, read_lora_keys
 from ltx2rt.lora_metadata import merged_metadata
 from ltx2rt.lora_names import official_name
-from ltx2rt.manifest import Lora
 from ltx2rt.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.safetensors_writer import Stream, write_safetensors
 

@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt import __version__
-from ltx2rt.bundle import find_moved
-from ltx2rt.config import lora_problems
-from ltx2rt.errors import CheckpointError, OptionError, join_problems
-from ltx2rt.lock import build_lock
-from ltx2rt.manifest import (
+from ltx2rt.bundle.bundle import find_moved
+from ltx2rt.bundle.lock import build_lock
+from ltx2rt.bundle.manifest import (
     SCHEMA,
     BuildInputs,
     ComponentEntry,
@@ -35,6 +33,8 @@ from ltx2rt.manifest import (
     bundle_id,
     write_manifest,
 )
+from ltx2rt.config import lora_problems
+from ltx2rt.errors import CheckpointError, OptionError, join_problems
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.build_config import BuildConfig

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ltx2rt.bundle import Bundle
+from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.manifest import PLAIN_BLOCK, ComponentEntry
 from ltx2rt.components.transformer_inputs import as_dtype
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, TensorSpec
-from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry
 from ltx2rt.safetensors import convert
 from ltx2rt_export.component import Component
 from ltx2rt_export.reference import TorchEngine, load_weights

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli import enhancement as enhancement_flags
 from ltx2rt.cli import job_file
 from ltx2rt.cli import outputs as output_flags

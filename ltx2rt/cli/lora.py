@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.cli.common import parse_lora, print_json
 from ltx2rt.errors import OptionError
 from ltx2rt.lora_files import find_lora, open_lora

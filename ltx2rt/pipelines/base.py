@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ltx2rt.bundle import ModelSource
+from ltx2rt.bundle.bundle import ModelSource
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
 from ltx2rt.components.embeddings import write_embeddings
 from ltx2rt.components.prompt_encoder import TextContext
@@ -20,7 +21,6 @@ from ltx2rt.errors import (
     OptionError,
     join_problems,
 )
-from ltx2rt.manifest import Lora
 from ltx2rt.media.files import OutputKind
 from ltx2rt.pipelines.checkpointing import StageStore
 from ltx2rt.pipelines.engines import PipelineEngines

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt import __version__
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import Array
-from ltx2rt.manifest import Lora
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.record import RECORD_TAG, Record, record_of, record_text
 from ltx2rt.progress import Job

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.diffusion_stage import StageResult
 from ltx2rt.components.image_conditioner import EncodedImage
 from ltx2rt.components.prompt_encoder import TextContext
@@ -19,7 +20,6 @@ from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_metadata import detailing_factor
-from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.run import Request
 from ltx2rt.schedules import DISTILLED, TEMPORAL_ROUND

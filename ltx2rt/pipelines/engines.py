@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from ltx2rt.bundle import ModelSource
+from ltx2rt.bundle.bundle import ModelSource
+from ltx2rt.bundle.manifest import PLAIN_BLOCK, Lora
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER, DiffusionVideoDecoder
 from ltx2rt.components.duration_head import DurationHead
@@ -20,7 +21,6 @@ from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Engine
-from ltx2rt.manifest import PLAIN_BLOCK, Lora
 from ltx2rt.pipelines.run import TRANSFORMER
 from ltx2rt.shapes import VideoScaleFactors
 from ltx2rt.tokenizer import Tokenizer

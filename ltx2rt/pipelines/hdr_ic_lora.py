@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.reference_conditioner import (
     ReferenceFile,
@@ -20,7 +21,6 @@ from ltx2rt.engine import Array
 from ltx2rt.errors import MediaError, OptionError, join_problems
 from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_metadata import hdr_transfer, reference_factors
-from ltx2rt.manifest import Lora
 from ltx2rt.media.exr import openexr
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import HdrFormat

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.reference_conditioner import (
     ReferenceFile,
     load_mask,
@@ -18,7 +19,6 @@ from ltx2rt.conditioning import ReferenceAudio
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_metadata import reference_factors
-from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.media_steps import check_sound, encode_sound, read_sound
 from ltx2rt.pipelines.run import Request

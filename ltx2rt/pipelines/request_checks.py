@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ltx2rt.bundle import ModelSource
+from ltx2rt.bundle.bundle import ModelSource
 from ltx2rt.components.embeddings import check_embeddings
 from ltx2rt.conditioning import keyframe_indices
 from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig

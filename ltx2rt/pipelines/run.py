@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.diffusion_stage import (
     ANCESTRAL_SEED_OFFSET,
@@ -23,7 +24,6 @@ from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.conditioning import ConditioningItem
 from ltx2rt.engine import Array
 from ltx2rt.errors import InternalError
-from ltx2rt.manifest import Lora
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.run_inputs import Request, RunInputs
 from ltx2rt.sampling import Sampler

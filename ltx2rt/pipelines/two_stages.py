@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from ltx2rt.manifest import Lora
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.pipelines.base import TWO_STAGE
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.run import Request, Run

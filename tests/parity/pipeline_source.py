@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.bundle.manifest import Lora, ModelInfo
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
 from ltx2rt.errors import Ltx2rtError
 from ltx2rt.lora import LoraMerger, weight_module
-from ltx2rt.manifest import Lora, ModelInfo
 from ltx2rt.pipelines.run import TRANSFORMER
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.safetensors_writer import write_safetensors

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 import ltx2rt_export.bundle as export_bundle
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.manifest import read_manifest
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.safetensors_writer import write_safetensors

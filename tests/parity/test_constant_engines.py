@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.bundle.engine_file import read_info
+from ltx2rt.bundle.manifest import PLAIN_BLOCK, ComponentEntry, Lora
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.engine_file import read_info
 from ltx2rt.errors import BundleError, UnsupportedError
-from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry, Lora
 from ltx2rt_export.engines.stage import StoredWeights
 from tests.parity.command_line import build_flags, edited_bundle, expect_user_error, ltx2rt
 from tests.parity.demo_loras import write_demo_lora

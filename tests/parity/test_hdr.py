@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.components.reference_conditioner import load_reference
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.media.exr import ExrFolder, iterate_exr_frames

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.manifest import Lora
 from ltx2rt.media.exr import iterate_exr_frames
 from ltx2rt.media.hdr import TRANSFERS, HdrFormat, srgb_signal
 from ltx2rt.media.reader import probe_video, read_video_frames

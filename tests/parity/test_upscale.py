@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.errors import OptionError
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input

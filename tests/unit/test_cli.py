@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import ltx2rt
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.cli.__main__ import COMMANDS, main
 from ltx2rt.cli.build import parse_lora
 from ltx2rt.cli.common import ProgressPrinter
@@ -27,7 +28,6 @@ from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, Runt
 from ltx2rt.enhance import EnhanceConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.guidance import GuiderParams
-from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.progress import Progress

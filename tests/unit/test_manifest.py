@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltx2rt import plain_data
-from ltx2rt.errors import BundleError
-from ltx2rt.manifest import (
+from ltx2rt.bundle.load_weights import weight_problems
+from ltx2rt.bundle.manifest import (
     BuildInputs,
     ComponentEntry,
     Lora,
@@ -29,7 +29,7 @@ from ltx2rt.manifest import (
     read_manifest,
     write_manifest,
 )
-from ltx2rt.weights import weight_problems
+from ltx2rt.errors import BundleError
 
 REF = WeightRef(source=0, dtype="bfloat16", shape=(4, 2), offset=100, length=16)
 ENTRY = ComponentEntry(

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
+from ltx2rt.bundle.manifest import PLAIN_BLOCK
 from ltx2rt.errors import InternalError, UnsupportedError, join_problems
-from ltx2rt.manifest import PLAIN_BLOCK
 from ltx2rt_export.custom_ops.patterns import (
     INTERLEAVED,
     Attention,

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
+from ltx2rt.bundle.load_weights import PRECISIONS
+from ltx2rt.bundle.manifest import PLAIN_BLOCK, BuildInputs
+from ltx2rt.bundle.memory import STAGES, held_bytes, refuse_too_large
+from ltx2rt.bundle.targets import fitting_card
 from ltx2rt.cuda import local_gpu
 from ltx2rt.engine import TensorSpec
-from ltx2rt.manifest import PLAIN_BLOCK, BuildInputs
-from ltx2rt.memory import STAGES, held_bytes, refuse_too_large
 from ltx2rt.safetensors import TensorEntry
-from ltx2rt.targets import fitting_card
-from ltx2rt.weights import PRECISIONS
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.bundle import chosen_components, model_info
 from ltx2rt_export.catalog import rows_of

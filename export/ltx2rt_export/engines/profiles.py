@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ltx2rt.buckets import Bucket, Range
+from ltx2rt.bundle.buckets import Bucket, Range
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import InternalError

@@ -1,5 +1,5 @@
 """Weights as a graph takes them, straight from values: for checks, tests and benchmarks. Bundles go
-through `ltx2rt.weights`, by the same table of formats.
+through `ltx2rt.bundle.load_weights`, by the same table of formats.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry, Place, Source
+from ltx2rt.bundle.load_weights import PRECISIONS
+from ltx2rt.bundle.manifest import PLAIN_BLOCK, ComponentEntry, Place, Source
 from ltx2rt.progress import Job
 from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.weights import PRECISIONS
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import Export, ExportedGraph, export_component
 from ltx2rt_export.quantize.linears import find_linears, weight_inputs

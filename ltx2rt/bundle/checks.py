@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
-from ltx2rt.engine_file import file_sha256, read_info, sidecar_of
+from ltx2rt.bundle.engine_file import file_sha256, read_info, sidecar_of
+from ltx2rt.bundle.manifest import Manifest
 from ltx2rt.errors import BundleError
-from ltx2rt.manifest import Manifest
 
 #: larger files, which are engines with their weights inside, are checked by their size alone
 HASHED_BYTES = 1 << 26

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.buckets import Bucket
+from ltx2rt.bundle.buckets import Bucket
 from ltx2rt.engine import EngineSpec, TensorSpec
 from ltx2rt.errors import BundleError
 from ltx2rt.plain_data import read_document, write_document

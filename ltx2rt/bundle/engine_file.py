@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.buckets import Bucket
-from ltx2rt.manifest import Tensor
+from ltx2rt.bundle.buckets import Bucket
+from ltx2rt.bundle.manifest import Tensor
 from ltx2rt.plain_data import read_document, write_document
 
 SIDECAR_SCHEMA = 1

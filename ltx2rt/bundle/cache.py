@@ -7,8 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
+from ltx2rt.bundle.lock import build_lock
 from ltx2rt.errors import OptionError
-from ltx2rt.lock import build_lock
 
 #: work folders of engine builds
 WORK = ".build-*"

@@ -9,17 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ltx2rt.backends.device_memory import DeviceMemory
-from ltx2rt.bundle_checks import check_file, engine_problems
-from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
-from ltx2rt.config import RuntimeConfig
-from ltx2rt.cuda import CudaDevice, local_gpu
-from ltx2rt.engine import Array, Engine
-from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
-from ltx2rt.lora import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
-from ltx2rt.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
-from ltx2rt.memory import denoise_reserve, refuse_too_large, stage_weight_bytes
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
-from ltx2rt.weights import (
+from ltx2rt.bundle.checks import check_file, engine_problems
+from ltx2rt.bundle.load_weights import (
     engine_tensors,
     layer_number,
     lora_tensors,
@@ -27,6 +18,15 @@ from ltx2rt.weights import (
     tensor_entry,
     weight_problems,
 )
+from ltx2rt.bundle.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
+from ltx2rt.bundle.memory import denoise_reserve, refuse_too_large, stage_weight_bytes
+from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
+from ltx2rt.config import RuntimeConfig
+from ltx2rt.cuda import CudaDevice, local_gpu
+from ltx2rt.engine import Array, Engine
+from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
+from ltx2rt.lora import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
+from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 
 
 class ModelSource(Protocol):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ltx2rt.bundle.load_weights import ITEM_BYTES, PRECISIONS
+from ltx2rt.bundle.manifest import BLOCKS, PLAIN_BLOCK, ComponentEntry, Manifest
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.cuda import Gpu
 from ltx2rt.errors import UnsupportedError
-from ltx2rt.manifest import BLOCKS, PLAIN_BLOCK, ComponentEntry, Manifest
-from ltx2rt.weights import ITEM_BYTES, PRECISIONS
 
 #: components whose weights are held at once, by stage of the distilled pipeline
 STAGES = {
