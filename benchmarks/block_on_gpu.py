@@ -21,9 +21,9 @@ from ltx2rt.bundle.targets import target_problems
 from ltx2rt.cuda import local_gpu
 from ltx2rt.engine import EngineSpec
 from ltx2rt.errors import InternalError
-from ltx2rt.floats import bfloat16_values
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import convert
+from ltx2rt.weights.floats import bfloat16_values
+from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.engines.weights import holding_weights
 from ltx2rt_export.quantize import SCHEMES
 

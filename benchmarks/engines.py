@@ -139,7 +139,7 @@ def random_weights(graph: Any) -> dict[str, Any]:
     """Weights of a graph as engines take them, about as large as real ones."""
     import numpy as np
 
-    from ltx2rt.safetensors import convert
+    from ltx2rt.weights.safetensors import convert
     from ltx2rt_export.onnx import DTYPE_NAMES
 
     names = {spec.name for spec in graph.component.inputs}

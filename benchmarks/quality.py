@@ -26,9 +26,9 @@ from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.bundle.manifest import Lora
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine
-from ltx2rt.floats import round_bfloat16
 from ltx2rt.pipelines.distilled import DistilledPipeline
-from ltx2rt.safetensors import convert
+from ltx2rt.weights.floats import round_bfloat16
+from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.bundle import inputs_in, make_components, open_inputs
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import ExportedGraph, export_component

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import OptionError, ShapeError
-from ltx2rt.floats import cast
 from ltx2rt.latent_state import (
     LatentState,
     append_tokens,
@@ -37,6 +36,7 @@ from ltx2rt.patchify import (
     video_token_bounds,
 )
 from ltx2rt.shapes import AUDIO_GRID, AudioGrid, AudioLatentShape, VideoLatentShape
+from ltx2rt.weights.floats import cast
 
 __all__ = [
     "ConditioningItem",

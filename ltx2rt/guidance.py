@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import OptionError, join_problems
-from ltx2rt.floats import cast
+from ltx2rt.weights.floats import cast
 
 Array = NDArray[Any]
 F32 = NDArray[np.float32]

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import InternalError, ShapeError
-from ltx2rt.floats import cast
 from ltx2rt.patchify import (
     audio_positions,
     patchify_audio,
@@ -26,6 +25,7 @@ from ltx2rt.shapes import (
     VideoLatentShape,
     VideoScaleFactors,
 )
+from ltx2rt.weights.floats import cast
 
 Array = NDArray[Any]
 F32 = NDArray[np.float32]

@@ -15,10 +15,10 @@ import numpy as np
 from ltx2rt.bundle.manifest import PLAIN_BLOCK, Lora
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
-from ltx2rt.floats import cast
 from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import LoraPair, read_lora_keys
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
+from ltx2rt.weights.floats import cast
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 
 logger = logging.getLogger(__name__)
 

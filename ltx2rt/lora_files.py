@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ltx2rt.errors import CheckpointError
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 
 
 def find_lora(path: str | os.PathLike[str]) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ltx2rt.lora_keys import STYLES, lora_generations, read_lora_keys
 from ltx2rt.lora_metadata import file_reference_factors
-from ltx2rt.safetensors import SafetensorsFile, read_metadata
+from ltx2rt.weights.safetensors import SafetensorsFile, read_metadata
 
 #: metadata that is one long text, or says nothing about the adapter
 _QUIET = ("config", "license", "format", "lora_adapter_metadata")

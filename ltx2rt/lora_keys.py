@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltx2rt.errors import CheckpointError
-from ltx2rt.safetensors import (
+from ltx2rt.weights.safetensors import (
     MappedFiles,
     SafetensorsFile,
     TensorEntry,

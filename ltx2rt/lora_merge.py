@@ -27,8 +27,8 @@ from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_keys import LoraPair, lora_generations, read_lora_keys
 from ltx2rt.lora_metadata import merged_metadata
 from ltx2rt.lora_names import official_name
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.safetensors_writer import Stream, write_safetensors
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors_writer import Stream, write_safetensors
 
 METHODS = ("concat", "orthogonal")
 DTYPES = ("float32", "bfloat16")

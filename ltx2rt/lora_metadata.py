@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from ltx2rt.errors import OptionError
-from ltx2rt.safetensors import SafetensorsFile, read_metadata
+from ltx2rt.weights.safetensors import SafetensorsFile, read_metadata
 
 DOWNSCALE_KEY = "reference_downscale_factor"
 TEMPORAL_KEY = "reference_temporal_scale_factor"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import OptionError
-from ltx2rt.floats import FLOAT_DTYPES, cast
+from ltx2rt.weights.floats import FLOAT_DTYPES, cast
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

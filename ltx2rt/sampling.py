@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import OptionError
-from ltx2rt.floats import cast
 from ltx2rt.latent_state import LatentState
+from ltx2rt.weights.floats import cast
 
 Array = NDArray[Any]
 F32 = NDArray[np.float32]

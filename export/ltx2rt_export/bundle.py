@@ -36,7 +36,7 @@ from ltx2rt.bundle.manifest import (
 from ltx2rt.config import lora_problems
 from ltx2rt.errors import CheckpointError, OptionError, join_problems
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import SafetensorsFile, TensorEntry
+from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.catalog import rows_of
 from ltx2rt_export.checkpoint import ModelFiles, open_model

@@ -17,7 +17,7 @@ from ltx2rt.bundle.manifest import PLAIN_BLOCK, ComponentEntry
 from ltx2rt.components.transformer_inputs import as_dtype
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, TensorSpec
-from ltx2rt.safetensors import convert
+from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.component import Component
 from ltx2rt_export.reference import TorchEngine, load_weights
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ltx2rt.errors import CheckpointError
 from ltx2rt.lora_info import distilled_hint
-from ltx2rt.safetensors import SafetensorsFile, read_metadata
+from ltx2rt.weights.safetensors import SafetensorsFile, read_metadata
 
 Number = tuple[int, ...]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from ltx2rt.bundle.manifest import ComponentEntry, Manifest, Place, WeightRef
-from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
-from ltx2rt.codecs.stored import storage_problems
 from ltx2rt.engine import Array
-from ltx2rt.layout import transposed_copy
 from ltx2rt.lora import LoraMerger, factor_names
-from ltx2rt.safetensors import DTYPES, Encoding, TensorEntry, convert
+from ltx2rt.weights.codecs.engine_formats import ENGINE_FORMATS
+from ltx2rt.weights.codecs.stored import storage_problems
+from ltx2rt.weights.layout import transposed_copy
+from ltx2rt.weights.safetensors import DTYPES, Encoding, TensorEntry, convert
 
 #: a component's precision -> the dtype of its weights that are not quantised
 PRECISIONS = {

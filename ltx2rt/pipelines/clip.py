@@ -22,8 +22,8 @@ from ltx2rt.engine import Array
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.record import RECORD_TAG, Record, record_of, record_text
 from ltx2rt.progress import Job
-from ltx2rt.safetensors_writer import write_safetensors
 from ltx2rt.tiling import TilingConfig
+from ltx2rt.weights.safetensors_writer import write_safetensors
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline

@@ -28,10 +28,10 @@ from ltx2rt.media.reader import probe_video
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
 from ltx2rt.pipelines.run import Request
-from ltx2rt.safetensors import SafetensorsFile
 from ltx2rt.schedules import DISTILLED, HDR_STAGE2
 from ltx2rt.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.tiling import AxisTile, TilingConfig, refine_tiles
+from ltx2rt.weights.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

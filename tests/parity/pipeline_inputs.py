@@ -18,7 +18,7 @@ from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.dfr import DFRInputs
 from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs
 from ltx2rt.pipelines.ic_lora import ICLoraInputs
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 from tests.parity.golden import Runner, read_arrays
 
 #: official argument -> field of our `Inputs`, where they mean the same

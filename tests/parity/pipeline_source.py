@@ -15,8 +15,8 @@ from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
 from ltx2rt.errors import Ltx2rtError
 from ltx2rt.lora import LoraMerger, weight_module
 from ltx2rt.pipelines.run import TRANSFORMER
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.bundle import model_info
 from ltx2rt_export.catalog import COMPONENTS
 from ltx2rt_export.checkpoint import ModelFiles, open_model

@@ -30,7 +30,7 @@ from ltx2rt.pipelines.retake import GuidedRetakePipeline, RetakePipeline
 from ltx2rt.pipelines.text_to_audio import TextToAudioPipeline
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 from tests.parity.golden import Result, Runner, Skip, read_arrays
 from tests.parity.pipeline_inputs import KNOWN_INPUTS, OWN_INPUTS, own_inputs
 from tests.parity.pipeline_source import ComponentSource, find_model

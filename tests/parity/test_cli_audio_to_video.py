@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ltx2rt.media.reader import probe_video, read_audio, read_video_frames
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import SMALL, Outcome, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora

@@ -15,7 +15,7 @@ from ltx2rt.media.hdr import HDR_FORMATS
 from ltx2rt.media.reader import probe_video, read_audio
 from ltx2rt.pipelines.record_files import record_in
 from ltx2rt.pipelines.retake import RetakePipeline
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import Outcome, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.media_files import video_file

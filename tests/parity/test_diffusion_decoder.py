@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ltx2rt.errors import UnsupportedError
-from ltx2rt.safetensors import TensorEntry
+from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.modules.diffusion_decoder import Features, PixelBlock, Pixels, rope_split
 from ltx2rt_export.modules.diffusion_decoder_config import DiffusionDecoderConfig, Stage
 from tests.tolerances import TOLERANCES

@@ -16,8 +16,8 @@ from ltx2rt.bundle.manifest import Lora, read_manifest
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import BundleError, UnsupportedError
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import fold_transposes

@@ -19,7 +19,7 @@ from ltx2rt.engine import (
     Kept,
     check_inputs,
 )
-from ltx2rt.safetensors import convert
+from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.transformer import (
     transformer_block,

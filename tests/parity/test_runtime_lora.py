@@ -17,8 +17,8 @@ from ltx2rt.errors import CheckpointError
 from ltx2rt.lora import collect_updates, fuse_entry, lora_targets, parse_lora, weight_module
 from ltx2rt.lora_merge import merge_loras
 from ltx2rt.pipelines.distilled import DistilledPipeline
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.checkpoint import open_model
 from tests.parity.command_line import build_flags, ltx2rt, use_graphs_of
 from tests.parity.demo_loras import STYLES, restyle_lora, write_demo_lora

@@ -16,7 +16,7 @@ from ltx2rt.bundle.manifest import ComponentEntry, EngineEntry
 from ltx2rt.components.transformer_inputs import as_dtype
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
-from ltx2rt.safetensors import convert
+from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.checkpoint import open_model
 from ltx2rt_export.modules.transformer import transformer_tail
 from ltx2rt_export.verify import allowed_sizes, verify_bundle

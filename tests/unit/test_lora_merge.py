@@ -19,8 +19,8 @@ from ltx2rt.lora_keys import read_lora_keys
 from ltx2rt.lora_merge import merge_loras, orthogonalize, truncate
 from ltx2rt.lora_metadata import detailing_factor, hdr_transfer
 from ltx2rt.lora_names import known_modules, official_name
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.safetensors_writer import bfloat16, write_safetensors
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
 from ltx2rt_export.checkpoint import open_model
 
 Q = "transformer_blocks.0.attn1.to_q"

@@ -30,10 +30,10 @@ from ltx2rt.lora_metadata import (
     merged_metadata,
     reference_factors,
 )
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
 from ltx2rt.shapes import VideoLatentShape
 from ltx2rt.tiling import refine_tiles
+from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 
 KEYS = (
     "reference_downscale_factor", "reference_spatial_scale_factor",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sparse_model import write_sparse_model
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.catalog import rows_of
 from ltx2rt_export.checkpoint import open_model
 

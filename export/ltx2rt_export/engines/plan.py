@@ -15,7 +15,7 @@ from ltx2rt.bundle.memory import STAGES, held_bytes, refuse_too_large
 from ltx2rt.bundle.targets import fitting_card
 from ltx2rt.cuda import local_gpu
 from ltx2rt.engine import TensorSpec
-from ltx2rt.safetensors import TensorEntry
+from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.bundle import chosen_components, model_info
 from ltx2rt_export.catalog import rows_of

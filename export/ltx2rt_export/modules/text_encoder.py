@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import CheckpointError
-from ltx2rt.safetensors import TensorEntry
+from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.connectors import Connector, ConnectorConfig
 from ltx2rt_export.modules.gemma import (

@@ -10,7 +10,7 @@ from pathlib import Path
 from ltx2rt.bundle.load_weights import PRECISIONS
 from ltx2rt.bundle.manifest import PLAIN_BLOCK, ComponentEntry, Place, Source
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import Export, ExportedGraph, export_component
 from ltx2rt_export.quantize.linears import find_linears, weight_inputs

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.codecs import fp8
-from ltx2rt.codecs.minifloat import (
+from ltx2rt.errors import ShapeError
+from ltx2rt.weights.codecs import fp8
+from ltx2rt.weights.codecs.minifloat import (
     E2M1,
     F32,
     U8,
@@ -20,7 +21,6 @@ from ltx2rt.codecs.minifloat import (
     round_to_codes,
     row_chunks,
 )
-from ltx2rt.errors import ShapeError
 
 GROUP = 16
 #: largest value of a tensor with scale 1: 448 (largest block scale) * 6 (largest element)

@@ -18,7 +18,7 @@ import numpy as np
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, InternalError
-from ltx2rt.safetensors import DTYPES, float32_to_bfloat16
+from ltx2rt.weights.safetensors import DTYPES, float32_to_bfloat16
 
 #: dtype name of `safetensors.DTYPES`, shape, and the data in order: bytes, or arrays of that dtype
 #: (for bfloat16: float32, which is rounded, or uint16 bit patterns).

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.codecs.minifloat import F32, row_chunks
 from ltx2rt.errors import ShapeError
+from ltx2rt.weights.codecs.minifloat import F32, row_chunks
 
 I8 = NDArray[np.int8]
 GROUP = 256

@@ -9,9 +9,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ltx2rt.codecs.minifloat import E4M3, F32, U8, decode_table, look_up, round_to_codes, row_chunks
 from ltx2rt.errors import ShapeError
-from ltx2rt.floats import cast, round_bfloat16
+from ltx2rt.weights.codecs.minifloat import (
+    E4M3,
+    F32,
+    U8,
+    decode_table,
+    look_up,
+    round_to_codes,
+    row_chunks,
+)
+from ltx2rt.weights.floats import cast, round_bfloat16
 
 LARGEST = E4M3.largest
 #: values of the 256 codes; 0x7F and 0xFF are NaN

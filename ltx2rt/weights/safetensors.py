@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt.codecs import fp8, stored
-from ltx2rt.codecs.stored import DECODED_PARTS, SCALE_CODES
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
-from ltx2rt.floats import bfloat16_bits
+from ltx2rt.weights.codecs import fp8, stored
+from ltx2rt.weights.codecs.stored import DECODED_PARTS, SCALE_CODES
+from ltx2rt.weights.floats import bfloat16_bits
 
 MAX_HEADER_BYTES = 100_000_000
 #: limits of shapes: an empty tensor takes no bytes whatever its other sizes
