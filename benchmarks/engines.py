@@ -37,7 +37,7 @@ def in_own_process(name: str) -> Callable[[], dict[str, Any]]:
 
 def make_builder(cache: Path, precision: str, **config: Any) -> Any:
     """A TensorRT-RTX builder for `SHAPE`, with an empty cache."""
-    from ltx2rt.shapes import VIDEO_SCALE_FACTORS
+    from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
     from ltx2rt_export.build_config import BuildConfig
     from ltx2rt_export.engines.build import open_builder
     from ltx2rt_export.engines.profiles import ProfileRequest

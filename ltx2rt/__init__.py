@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ltx2rt.config import GuidanceConfig as GuidanceConfig
     from ltx2rt.config import ImageCondition as ImageCondition
     from ltx2rt.config import RuntimeConfig as RuntimeConfig
-    from ltx2rt.duration import AutoDuration as AutoDuration
     from ltx2rt.guidance import GuiderParams as GuiderParams
+    from ltx2rt.latents.duration import AutoDuration as AutoDuration
     from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline as AudioToVideoPipeline
     from ltx2rt.pipelines.clip import Clip as Clip
     from ltx2rt.pipelines.dfr import DFRInputs as DFRInputs
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "Bundle": "ltx2rt.bundle.bundle",
     "open_bundle": "ltx2rt.bundle.bundle",
-    "AutoDuration": "ltx2rt.duration",
+    "AutoDuration": "ltx2rt.latents.duration",
     "GenerationConfig": "ltx2rt.config",
     "GuidanceConfig": "ltx2rt.config",
     "GuiderParams": "ltx2rt.guidance",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.latent_state import LatentState
+from ltx2rt.latents.state import LatentState
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.sampling import Denoise, DrawNoise, OnStep, Sigma, States, blend_clean, post_process
 from ltx2rt.weights.floats import cast

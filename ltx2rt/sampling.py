@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import OptionError
-from ltx2rt.latent_state import LatentState
+from ltx2rt.latents.state import LatentState
 from ltx2rt.weights.floats import cast
 
 Array = NDArray[Any]

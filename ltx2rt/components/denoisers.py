@@ -14,7 +14,7 @@ from ltx2rt.components.transformer_inputs import AttentionKind, ModalityInput, P
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError
 from ltx2rt.guidance import GuiderParams, GuiderSchedule, guided, running_difference
-from ltx2rt.latent_state import LatentState
+from ltx2rt.latents.state import LatentState
 from ltx2rt.sampling import Denoise, Sigma, modality_sigma, to_denoised, token_timesteps
 
 MODALITIES = ("video", "audio")

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ltx2rt.components.video_decoder import Progress, blend_tiles
 from ltx2rt.engine import Engine
 from ltx2rt.errors import ShapeError, UnsupportedError, join_problems
-from ltx2rt.shapes import VideoScaleFactors
-from ltx2rt.tiling import (
+from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.latents.tiling import (
     AXES,
     AxisTile,
     AxisTiling,

@@ -13,9 +13,10 @@ from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, simple_denoise
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.stage_trace import StageTrace, StageTracer, entry_tensors
 from ltx2rt.components.transformer import Transformer
-from ltx2rt.conditioning import ConditioningItem, apply_items
 from ltx2rt.engine import Array
-from ltx2rt.latent_state import (
+from ltx2rt.latents.conditioning import ConditioningItem, apply_items
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape, VideoScaleFactors
+from ltx2rt.latents.state import (
     LatentState,
     freeze,
     make_audio_state,
@@ -38,7 +39,6 @@ from ltx2rt.sampling import (
 )
 from ltx2rt.sampling import Sampler as Sampler
 from ltx2rt.schedules import sigma_table
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape, VideoScaleFactors
 
 Shape = TypeVar("Shape", VideoLatentShape, AudioLatentShape)
 

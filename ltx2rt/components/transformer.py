@@ -23,7 +23,7 @@ from ltx2rt.components.transformer_inputs import (
 )
 from ltx2rt.engine import Array, Engine, KeepingEngine, Kept
 from ltx2rt.errors import OptionError, ShapeError
-from ltx2rt.rope import rope_tables
+from ltx2rt.latents.rope import rope_tables
 from ltx2rt.weights.safetensors import convert
 
 __all__ = ["AttentionSkip", "ModalityInput", "Perturbations", "Transformer"]

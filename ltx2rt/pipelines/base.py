@@ -21,6 +21,7 @@ from ltx2rt.errors import (
     OptionError,
     join_problems,
 )
+from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.files import OutputKind
 from ltx2rt.pipelines.checkpointing import StageStore
 from ltx2rt.pipelines.engines import PipelineEngines
@@ -35,7 +36,6 @@ from ltx2rt.pipelines.request_checks import (
 )
 from ltx2rt.pipelines.run import TRANSFORMER, Request, Run
 from ltx2rt.progress import Job
-from ltx2rt.tiling import TilingConfig
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

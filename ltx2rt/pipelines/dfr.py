@@ -14,16 +14,21 @@ from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.diffusion_stage import StageResult
 from ltx2rt.components.image_conditioner import EncodedImage
 from ltx2rt.components.prompt_encoder import TextContext
-from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, Keyframe, ReferenceVideo
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.latents.conditioning import (
+    ConditioningItem,
+    GeneratedKeyframes,
+    Keyframe,
+    ReferenceVideo,
+)
+from ltx2rt.latents.temporal_rounds import TemporalTile, keyframe_canvas, temporal_tiles
 from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_metadata import detailing_factor
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.run import Request
 from ltx2rt.schedules import DISTILLED, TEMPORAL_ROUND
-from ltx2rt.temporal_rounds import TemporalTile, keyframe_canvas, temporal_tiles
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

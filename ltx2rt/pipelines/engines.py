@@ -21,8 +21,8 @@ from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Engine
+from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.pipelines.run import TRANSFORMER
-from ltx2rt.shapes import VideoScaleFactors
 from ltx2rt.tokenizer import Tokenizer
 
 

@@ -12,10 +12,10 @@ from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.guidance import GuiderParams, GuiderSchedule, default_guiders
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.run import Request, Run
 from ltx2rt.schedules import scheduled_sigmas
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
 
 
 class GuidedPipeline(Pipeline):

@@ -16,9 +16,11 @@ from ltx2rt.components.reference_conditioner import (
     load_reference,
     reference_problems,
 )
-from ltx2rt.conditioning import ReferenceVideo
 from ltx2rt.engine import Array
 from ltx2rt.errors import MediaError, OptionError, join_problems
+from ltx2rt.latents.conditioning import ReferenceVideo
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
+from ltx2rt.latents.tiling import AxisTile, TilingConfig, refine_tiles
 from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_metadata import hdr_transfer, reference_factors
 from ltx2rt.media.exr import openexr
@@ -29,8 +31,6 @@ from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
 from ltx2rt.pipelines.run import Request
 from ltx2rt.schedules import DISTILLED, HDR_STAGE2
-from ltx2rt.shapes import VIDEO_SCALE_FACTORS
-from ltx2rt.tiling import AxisTile, TilingConfig, refine_tiles
 from ltx2rt.weights.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from ltx2rt.components.reference_conditioner import (
     mask_problems,
     reference_problems,
 )
-from ltx2rt.conditioning import ReferenceAudio
 from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_metadata import reference_factors
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from ltx2rt.components.audio import as_stereo
 from ltx2rt.engine import Array
 from ltx2rt.errors import MediaError
+from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.reader import AudioInfo, VideoInfo, probe_audio, probe_video, read_audio
 from ltx2rt.pipelines.run import Run
-from ltx2rt.tiling import TilingConfig
 
 Sound = tuple[NDArray[np.float32], int]
 

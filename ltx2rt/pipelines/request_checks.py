@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from ltx2rt.bundle.bundle import ModelSource
 from ltx2rt.components.embeddings import check_embeddings
-from ltx2rt.conditioning import keyframe_indices
 from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig
-from ltx2rt.duration import AutoDuration
 from ltx2rt.errors import OptionError, UnsupportedError, join_problems
-from ltx2rt.shapes import check_generation_size
+from ltx2rt.latents.conditioning import keyframe_indices
+from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.shapes import check_generation_size
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline

@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 
 from ltx2rt.components.audio import fit_latent
 from ltx2rt.components.diffusion_stage import ModalityRequest
-from ltx2rt.conditioning import TemporalRegion
 from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.latents.conditioning import TemporalRegion
+from ltx2rt.latents.shapes import (
+    AudioLatentShape,
+    VideoLatentShape,
+    VideoPixelShape,
+    VideoScaleFactors,
+    check_generation_size,
+)
 from ltx2rt.media.audio import check_rate
 from ltx2rt.media.exr import exr_folder_shape, is_exr, iterate_exr_frames
 from ltx2rt.media.files import OutputKind
@@ -33,13 +40,6 @@ from ltx2rt.pipelines.media_steps import (
 )
 from ltx2rt.pipelines.run import Request, Run
 from ltx2rt.schedules import DISTILLED
-from ltx2rt.shapes import (
-    AudioLatentShape,
-    VideoLatentShape,
-    VideoPixelShape,
-    VideoScaleFactors,
-    check_generation_size,
-)
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

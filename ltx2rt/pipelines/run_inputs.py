@@ -15,16 +15,16 @@ from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_item
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
-from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
 from ltx2rt.config import GenerationConfig, GuidanceConfig
-from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Array
 from ltx2rt.errors import InternalError
+from ltx2rt.latents.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
+from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape, VideoPixelShape
 from ltx2rt.media.hdr import HDR_FORMATS, HdrFormat
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.request_checks import check_keyframes
 from ltx2rt.progress import Job
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape, VideoPixelShape
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline

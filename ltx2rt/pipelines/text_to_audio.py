@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ltx2rt.errors import ShapeError
 from ltx2rt.guidance import GuiderParams
+from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.run import Request, Run
-from ltx2rt.shapes import AudioLatentShape
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

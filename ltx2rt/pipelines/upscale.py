@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import BundleError, OptionError, join_problems
+from ltx2rt.latents.shapes import VideoPixelShape, VideoScaleFactors
+from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.audio import check_rate
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
@@ -21,8 +23,6 @@ from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
 from ltx2rt.pipelines.request_checks import check_stage_options
 from ltx2rt.pipelines.run import Request
 from ltx2rt.schedules import DISTILLED
-from ltx2rt.shapes import VideoPixelShape, VideoScaleFactors
-from ltx2rt.tiling import TilingConfig
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

@@ -14,9 +14,9 @@ import numpy as np
 from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
-from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Array
 from ltx2rt.guidance import GuiderParams
+from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline
 from ltx2rt.pipelines.dfr import DFRPipeline
 from ltx2rt.pipelines.distilled import DistilledPipeline

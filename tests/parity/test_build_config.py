@@ -199,7 +199,7 @@ def test_two_builds_into_one_bundle(tmp_path: Path) -> None:
 
 
 def test_profile_request_is_made_of_the_model(tmp_path: Path) -> None:
-    from ltx2rt.shapes import VideoScaleFactors
+    from ltx2rt.latents.shapes import VideoScaleFactors
     from ltx2rt_export.engines.shapes import parse_shapes
 
     factors = VideoScaleFactors(8, 16, 16)

@@ -28,10 +28,10 @@ from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, Runt
 from ltx2rt.enhance import EnhanceConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.guidance import GuiderParams
+from ltx2rt.latents.shapes import check_generation_size
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.progress import Progress
-from ltx2rt.shapes import check_generation_size
 
 #: start of the process included; a shared machine in mind
 HELP_SECONDS = 0.3

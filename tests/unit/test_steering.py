@@ -22,10 +22,10 @@ from ltx2rt.guidance import (
     guided,
     running_difference,
 )
+from ltx2rt.latents.tiling import AxisTiling, TilingConfig
 from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.request_checks import check_stage_options
 from ltx2rt.schedules import SCHEDULERS, Scheduler, scheduled_sigmas, sigma_table
-from ltx2rt.tiling import AxisTiling, TilingConfig
 from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
 
 WIDTHS = {"video_context": 6, "audio_context": 4}

@@ -12,8 +12,8 @@ from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.load_weights import engine_tensors, stored_tensor, tensor_entry
 from ltx2rt.bundle.manifest import BLOCKS, ComponentEntry, EngineEntry, ModelInfo, Source
 from ltx2rt.engine import Array
+from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.progress import Job
-from ltx2rt.shapes import VideoScaleFactors
 from ltx2rt.weights.safetensors import MappedFiles
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles

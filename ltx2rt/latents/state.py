@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import InternalError, ShapeError
-from ltx2rt.patchify import (
+from ltx2rt.latents.patchify import (
     audio_positions,
     patchify_audio,
     patchify_video,
@@ -17,7 +17,7 @@ from ltx2rt.patchify import (
     unpatchify_video,
     video_positions,
 )
-from ltx2rt.shapes import (
+from ltx2rt.latents.shapes import (
     AUDIO_GRID,
     VIDEO_SCALE_FACTORS,
     AudioGrid,

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ltx2rt.errors import OptionError
-from ltx2rt.shapes import AUDIO_GRID, VIDEO_SCALE_FACTORS, AudioGrid, AudioLatentShape
+from ltx2rt.latents.shapes import AUDIO_GRID, VIDEO_SCALE_FACTORS, AudioGrid, AudioLatentShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import OptionError, ShapeError, join_problems
-from ltx2rt.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
 
 Weights = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ltx2rt.errors import ShapeError
-from ltx2rt.shapes import VIDEO_SCALE_FACTORS
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 
 #: distances between keyframes; the longer one wins ties
 SEGMENTS = (32, 24)

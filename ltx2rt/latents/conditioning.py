@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import OptionError, ShapeError
-from ltx2rt.latent_state import (
+from ltx2rt.latents.patchify import (
+    audio_positions,
+    patchify_audio,
+    patchify_video,
+    video_pixel_bounds,
+    video_positions,
+    video_token_bounds,
+)
+from ltx2rt.latents.shapes import AUDIO_GRID, AudioGrid, AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.state import (
     LatentState,
     append_tokens,
     attention_bias,
@@ -27,15 +36,6 @@ from ltx2rt.latent_state import (
     slot_latents,
     target_latent,
 )
-from ltx2rt.patchify import (
-    audio_positions,
-    patchify_audio,
-    patchify_video,
-    video_pixel_bounds,
-    video_positions,
-    video_token_bounds,
-)
-from ltx2rt.shapes import AUDIO_GRID, AudioGrid, AudioLatentShape, VideoLatentShape
 from ltx2rt.weights.floats import cast
 
 __all__ = [

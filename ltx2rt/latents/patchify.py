@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import ShapeError
-from ltx2rt.shapes import (
+from ltx2rt.latents.shapes import (
     AUDIO_GRID,
     VIDEO_SCALE_FACTORS,
     AudioGrid,
