@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ltx2rt.config import GuidanceConfig as GuidanceConfig
     from ltx2rt.config import ImageCondition as ImageCondition
     from ltx2rt.config import RuntimeConfig as RuntimeConfig
-    from ltx2rt.guidance import GuiderParams as GuiderParams
     from ltx2rt.latents.duration import AutoDuration as AutoDuration
     from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline as AudioToVideoPipeline
     from ltx2rt.pipelines.clip import Clip as Clip
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline as TwoStagesHQPipeline
     from ltx2rt.pipelines.upscale import UpscaleInputs as UpscaleInputs
     from ltx2rt.pipelines.upscale import UpscalePipeline as UpscalePipeline
+    from ltx2rt.sampling.guidance import GuiderParams as GuiderParams
 
 _NAMES = {
     "Bundle": "ltx2rt.bundle.bundle",
@@ -54,7 +54,7 @@ _NAMES = {
     "AutoDuration": "ltx2rt.latents.duration",
     "GenerationConfig": "ltx2rt.config",
     "GuidanceConfig": "ltx2rt.config",
-    "GuiderParams": "ltx2rt.guidance",
+    "GuiderParams": "ltx2rt.sampling.guidance",
     "Lora": "ltx2rt.bundle.manifest",
     "ImageCondition": "ltx2rt.config",
     "RuntimeConfig": "ltx2rt.config",

@@ -24,10 +24,10 @@ from ltx2rt.latents.state import (
     slot_latents,
     target_latent,
 )
-from ltx2rt.noise import TorchGenerator
 from ltx2rt.progress import Job
-from ltx2rt.res_2s import STEP_SEED, SUBSTEP_SEED, normalised_noise_source, sample_res_2s
-from ltx2rt.sampling import (
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.res_2s import STEP_SEED, SUBSTEP_SEED, normalised_noise_source, sample_res_2s
+from ltx2rt.sampling.samplers import (
     Denoise,
     OnStep,
     States,
@@ -37,8 +37,8 @@ from ltx2rt.sampling import (
     sample_euler_cfg_pp,
     sample_gradient_estimation,
 )
-from ltx2rt.sampling import Sampler as Sampler
-from ltx2rt.schedules import sigma_table
+from ltx2rt.sampling.samplers import Sampler as Sampler
+from ltx2rt.sampling.schedules import sigma_table
 
 Shape = TypeVar("Shape", VideoLatentShape, AudioLatentShape)
 

@@ -20,9 +20,9 @@ from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import Array
 from ltx2rt.latents.tiling import TilingConfig
-from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.record import RECORD_TAG, Record, record_of, record_text
 from ltx2rt.progress import Job
+from ltx2rt.sampling.noise import TorchGenerator
 from ltx2rt.weights.safetensors_writer import write_safetensors
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from ltx2rt.lora_files import open_lora
 from ltx2rt.lora_metadata import detailing_factor
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.run import Request
-from ltx2rt.schedules import DISTILLED, TEMPORAL_ROUND
+from ltx2rt.sampling.schedules import DISTILLED, TEMPORAL_ROUND
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

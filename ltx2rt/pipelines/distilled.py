@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ltx2rt.components.diffusion_stage import ANCESTRAL_SEED_OFFSET
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
-from ltx2rt.schedules import DISTILLED
+from ltx2rt.sampling.schedules import DISTILLED
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

@@ -15,7 +15,7 @@ from ltx2rt.lora_metadata import file_reference_factors
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.media_steps import check_video, encode_sound, read_sound
 from ltx2rt.pipelines.run import Request
-from ltx2rt.schedules import DISTILLED
+from ltx2rt.sampling.schedules import DISTILLED
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

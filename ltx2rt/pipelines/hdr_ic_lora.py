@@ -27,10 +27,10 @@ from ltx2rt.media.exr import openexr
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.media.reader import probe_video
-from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
 from ltx2rt.pipelines.run import Request
-from ltx2rt.schedules import DISTILLED, HDR_STAGE2
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.schedules import DISTILLED, HDR_STAGE2
 from ltx2rt.weights.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from ltx2rt.pipelines.media_steps import (
     read_sound,
 )
 from ltx2rt.pipelines.run import Request, Run
-from ltx2rt.schedules import DISTILLED
+from ltx2rt.sampling.schedules import DISTILLED
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

@@ -25,10 +25,10 @@ from ltx2rt.engine import Array
 from ltx2rt.errors import InternalError
 from ltx2rt.latents.conditioning import ConditioningItem
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
-from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.run_inputs import Request, RunInputs
-from ltx2rt.sampling import Sampler
-from ltx2rt.schedules import STAGE2_DISTILLED
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.samplers import Sampler
+from ltx2rt.sampling.schedules import STAGE2_DISTILLED
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

@@ -22,9 +22,9 @@ from ltx2rt.latents.conditioning import ConditioningItem, GeneratedKeyframes, ke
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape, VideoPixelShape
 from ltx2rt.media.hdr import HDR_FORMATS, HdrFormat
-from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.request_checks import check_keyframes
 from ltx2rt.progress import Job
+from ltx2rt.sampling.noise import TorchGenerator
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline

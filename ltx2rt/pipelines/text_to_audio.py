@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ltx2rt.errors import ShapeError
-from ltx2rt.guidance import GuiderParams
 from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.run import Request, Run
+from ltx2rt.sampling.guidance import GuiderParams
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

@@ -11,7 +11,7 @@ from ltx2rt.bundle.manifest import Lora
 from ltx2rt.pipelines.base import TWO_STAGE
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.run import Request, Run
-from ltx2rt.sampling import Sampler
+from ltx2rt.sampling.samplers import Sampler
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

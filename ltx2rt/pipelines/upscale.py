@@ -22,7 +22,7 @@ from ltx2rt.media.reader import VideoInfo, probe_video, read_audio, read_video_f
 from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
 from ltx2rt.pipelines.request_checks import check_stage_options
 from ltx2rt.pipelines.run import Request
-from ltx2rt.schedules import DISTILLED
+from ltx2rt.sampling.schedules import DISTILLED
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

@@ -27,11 +27,11 @@ from ltx2rt.cli.requests import config_of, parse_image, runtime_of, seeds_of
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
 from ltx2rt.enhance import EnhanceConfig
 from ltx2rt.errors import OptionError
-from ltx2rt.guidance import GuiderParams
 from ltx2rt.latents.shapes import check_generation_size
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.progress import Progress
+from ltx2rt.sampling.guidance import GuiderParams
 
 #: start of the process included; a shared machine in mind
 HELP_SECONDS = 0.3

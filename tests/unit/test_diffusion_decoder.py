@@ -12,7 +12,7 @@ from ltx2rt.components import diffusion_decoder
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder, patchify, unpatchify
 from ltx2rt.errors import ShapeError, UnsupportedError
 from ltx2rt.latents.tiling import AxisTiling, TilingConfig
-from ltx2rt.noise import TorchGenerator
+from ltx2rt.sampling.noise import TorchGenerator
 from tests.tolerances import TOLERANCES
 
 SHIPPED: dict[str, Any] = {

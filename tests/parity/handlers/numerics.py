@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt import schedules
 from ltx2rt.latents.conditioning import (
     ConditioningItem,
     GeneratedKeyframes,
@@ -36,7 +35,8 @@ from ltx2rt.latents.patchify import (
     video_token_bounds,
 )
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
-from ltx2rt.sampling import add_noise, to_denoised, to_velocity
+from ltx2rt.sampling import schedules
+from ltx2rt.sampling.samplers import add_noise, to_denoised, to_velocity
 from tests.parity.golden import Case, Runner, Skip, handles
 
 

@@ -14,8 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.latents.state import LatentState
-from ltx2rt.noise import TorchGenerator
-from ltx2rt.sampling import Denoise, DrawNoise, OnStep, Sigma, States, blend_clean, post_process
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.samplers import (
+    Denoise,
+    DrawNoise,
+    OnStep,
+    Sigma,
+    States,
+    blend_clean,
+    post_process,
+)
 from ltx2rt.weights.floats import cast
 
 Array = NDArray[Any]
