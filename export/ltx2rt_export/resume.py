@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.bundle.manifest import BuildInputs
-from ltx2rt.lora_files import find_lora
+from ltx2rt.lora.files import find_lora
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles

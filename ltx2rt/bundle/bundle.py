@@ -25,7 +25,7 @@ from ltx2rt.config import RuntimeConfig
 from ltx2rt.cuda import CudaDevice, local_gpu
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
-from ltx2rt.lora import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
+from ltx2rt.lora.adapter import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 
 

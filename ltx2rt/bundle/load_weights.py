@@ -10,7 +10,7 @@ import numpy as np
 
 from ltx2rt.bundle.manifest import ComponentEntry, Manifest, Place, WeightRef
 from ltx2rt.engine import Array
-from ltx2rt.lora import LoraMerger, factor_names
+from ltx2rt.lora.adapter import LoraMerger, factor_names
 from ltx2rt.weights.codecs.engine_formats import ENGINE_FORMATS
 from ltx2rt.weights.codecs.stored import storage_problems
 from ltx2rt.weights.layout import transposed_copy

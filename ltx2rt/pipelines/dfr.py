@@ -24,8 +24,8 @@ from ltx2rt.latents.conditioning import (
     ReferenceVideo,
 )
 from ltx2rt.latents.temporal_rounds import TemporalTile, keyframe_canvas, temporal_tiles
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_metadata import detailing_factor
+from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.metadata import detailing_factor
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.run import Request
 from ltx2rt.sampling.schedules import DISTILLED, TEMPORAL_ROUND

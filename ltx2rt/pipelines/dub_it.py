@@ -10,8 +10,8 @@ from ltx2rt.components.reference_conditioner import ReferenceFile, reference_pro
 from ltx2rt.errors import MediaError, OptionError, join_problems
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.latents.tiling import TilingConfig
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_metadata import file_reference_factors
+from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.metadata import file_reference_factors
 from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
 from ltx2rt.pipelines.media_steps import check_video, encode_sound, read_sound
 from ltx2rt.pipelines.run import Request

@@ -21,8 +21,8 @@ from ltx2rt.errors import MediaError, OptionError, join_problems
 from ltx2rt.latents.conditioning import ReferenceVideo
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.latents.tiling import AxisTile, TilingConfig, refine_tiles
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_metadata import hdr_transfer, reference_factors
+from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.metadata import hdr_transfer, reference_factors
 from ltx2rt.media.exr import openexr
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import HdrFormat

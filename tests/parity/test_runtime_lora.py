@@ -14,8 +14,8 @@ from ltx2rt.bundle.manifest import Lora
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
-from ltx2rt.lora import collect_updates, fuse_entry, lora_targets, parse_lora, weight_module
-from ltx2rt.lora_merge import merge_loras
+from ltx2rt.lora.adapter import collect_updates, fuse_entry, lora_targets, parse_lora, weight_module
+from ltx2rt.lora.combine import merge_loras
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors

@@ -25,7 +25,7 @@ from ltx2rt.latents.conditioning import (
 )
 from ltx2rt.latents.shapes import VideoLatentShape
 from ltx2rt.latents.tiling import refine_tiles
-from ltx2rt.lora_metadata import (
+from ltx2rt.lora.metadata import (
     detailing_factor,
     file_reference_factors,
     hdr_transfer,

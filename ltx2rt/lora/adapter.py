@@ -15,8 +15,8 @@ import numpy as np
 from ltx2rt.bundle.manifest import PLAIN_BLOCK, Lora
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_keys import LoraPair, read_lora_keys
+from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.keys import LoraPair, read_lora_keys
 from ltx2rt.weights.floats import cast
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from ltx2rt.lora import flat_names, official_module
+from ltx2rt.lora.adapter import flat_names, official_module
 
 #: no published model has more layers: 48 blocks, 8 connector blocks
 _MAX_BLOCKS, _MAX_CONNECTOR_BLOCKS = 64, 16

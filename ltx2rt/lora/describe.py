@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ltx2rt.lora_keys import STYLES, lora_generations, read_lora_keys
-from ltx2rt.lora_metadata import file_reference_factors
+from ltx2rt.lora.keys import STYLES, lora_generations, read_lora_keys
+from ltx2rt.lora.metadata import file_reference_factors
 from ltx2rt.weights.safetensors import SafetensorsFile, read_metadata
 
 #: metadata that is one long text, or says nothing about the adapter

@@ -23,10 +23,10 @@ from ltx2rt.bundle.manifest import Lora
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError, join_problems
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_keys import LoraPair, lora_generations, read_lora_keys
-from ltx2rt.lora_metadata import merged_metadata
-from ltx2rt.lora_names import official_name
+from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.keys import LoraPair, lora_generations, read_lora_keys
+from ltx2rt.lora.metadata import merged_metadata
+from ltx2rt.lora.official_names import official_name
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import Stream, write_safetensors
 
