@@ -18,7 +18,7 @@ from benchmarks.engines import make_builder, random_block
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.bundle.targets import target_problems
-from ltx2rt.cuda import local_gpu
+from ltx2rt.device.cuda import local_gpu
 from ltx2rt.engine import EngineSpec
 from ltx2rt.errors import InternalError
 from ltx2rt.progress import Job

@@ -196,7 +196,7 @@ def block_on_gpu() -> dict[str, Any]:
     """The block of `block_weights` timed on this machine's GPU, in every way that it can hold its
     weights.
     """
-    from ltx2rt.cuda import local_gpu
+    from ltx2rt.device.cuda import local_gpu
     from ltx2rt.errors import UnsupportedError
 
     try:

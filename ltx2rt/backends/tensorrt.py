@@ -21,7 +21,7 @@ from ltx2rt.backends.tensorrt_api import APIS, load, make_logger
 from ltx2rt.bundle.buckets import choose_bucket, symbol_sizes
 from ltx2rt.bundle.engine_file import read_info
 from ltx2rt.bundle.manifest import Tensor
-from ltx2rt.cuda import CudaDevice, Device
+from ltx2rt.device.cuda import CudaDevice, Device
 from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, Kept, check_inputs
 from ltx2rt.errors import EngineError, InternalError
 

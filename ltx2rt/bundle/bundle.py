@@ -22,7 +22,7 @@ from ltx2rt.bundle.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Pl
 from ltx2rt.bundle.memory import denoise_reserve, refuse_too_large, stage_weight_bytes
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.cuda import CudaDevice, local_gpu
+from ltx2rt.device.cuda import CudaDevice, local_gpu
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
 from ltx2rt.lora.adapter import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module

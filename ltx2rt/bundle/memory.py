@@ -9,7 +9,7 @@ from ltx2rt.bundle.load_weights import ITEM_BYTES, PRECISIONS
 from ltx2rt.bundle.manifest import BLOCKS, PLAIN_BLOCK, ComponentEntry, Manifest
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
 from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
-from ltx2rt.cuda import Gpu
+from ltx2rt.device.cuda import Gpu
 from ltx2rt.errors import UnsupportedError
 
 #: components whose weights are held at once, by stage of the distilled pipeline

@@ -16,7 +16,7 @@ from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.bundle.memory import layer_bytes, stage_weight_bytes
 from ltx2rt.cli import cache
 from ltx2rt.cli.common import print_json
-from ltx2rt.cuda import driver_cuda, local_gpu
+from ltx2rt.device.cuda import driver_cuda, local_gpu
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError, UnsupportedError
 

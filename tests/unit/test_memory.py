@@ -14,7 +14,7 @@ from ltx2rt.bundle.memory import (
     refuse_too_large,
     stage_weight_bytes,
 )
-from ltx2rt.cuda import Gpu
+from ltx2rt.device.cuda import Gpu
 from ltx2rt.errors import UnsupportedError
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles

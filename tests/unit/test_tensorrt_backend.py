@@ -17,7 +17,7 @@ from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.engine_checks import import_plugins, runs_on
 from ltx2rt.backends.tensorrt import BITS, TrtEngine, tensor_bytes
 from ltx2rt.bundle.manifest import Tensor
-from ltx2rt.cuda import CudaDevice, Gpu
+from ltx2rt.device.cuda import CudaDevice, Gpu
 from ltx2rt.errors import (
     BundleError,
     EngineError,

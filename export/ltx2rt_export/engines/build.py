@@ -17,7 +17,7 @@ from ltx2rt.backends.tensorrt_api import APIS, load
 from ltx2rt.bundle.buckets import Bucket, tensor_ranges
 from ltx2rt.bundle.engine_file import SIDECAR_SCHEMA, EngineInfo, file_sha256, write_info
 from ltx2rt.bundle.manifest import EngineEntry, Tensor
-from ltx2rt.cuda import local_gpu
+from ltx2rt.device.cuda import local_gpu
 from ltx2rt.engine import Array, TensorSpec
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import InternalError, OptionError

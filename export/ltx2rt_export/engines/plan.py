@@ -13,7 +13,7 @@ from ltx2rt.bundle.load_weights import PRECISIONS
 from ltx2rt.bundle.manifest import PLAIN_BLOCK, BuildInputs
 from ltx2rt.bundle.memory import STAGES, held_bytes, refuse_too_large
 from ltx2rt.bundle.targets import fitting_card
-from ltx2rt.cuda import local_gpu
+from ltx2rt.device.cuda import local_gpu
 from ltx2rt.engine import TensorSpec
 from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.build_config import BuildConfig
