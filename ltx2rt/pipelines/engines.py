@@ -15,6 +15,7 @@ from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER, DiffusionVide
 from ltx2rt.components.duration_head import DurationHead
 from ltx2rt.components.prompt_encoder import PromptEncoder
 from ltx2rt.components.text_encoder import TextEncoder
+from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
@@ -23,7 +24,6 @@ from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Engine
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.pipelines.run import TRANSFORMER
-from ltx2rt.tokenizer import Tokenizer
 
 
 class PipelineEngines:

@@ -24,8 +24,8 @@ from ltx2rt.cli.demo import generate_options
 from ltx2rt.cli.enhancement import DEFAULT_TIMEOUT_S
 from ltx2rt.cli.inputs import FLAGS
 from ltx2rt.cli.requests import config_of, parse_image, runtime_of, seeds_of
+from ltx2rt.components.enhance import EnhanceConfig
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
-from ltx2rt.enhance import EnhanceConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import check_generation_size
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class

@@ -12,11 +12,11 @@ from typing import Any
 
 from ltx2rt.bundle.buckets import Bucket, Range
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
+from ltx2rt.components.tokenizer import MAX_TOKENS
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import InternalError
 from ltx2rt.latents.shapes import AUDIO_GRID, AudioLatentShape, VideoScaleFactors
 from ltx2rt.latents.tiling import TilingConfig
-from ltx2rt.tokenizer import MAX_TOKENS
 from ltx2rt_export.engines.shapes import ClipShape
 
 #: keyframe images that may be appended to a clip's tokens, one latent frame each

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.components.text_encoder import TextEncoder
+from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.engine import Array, Engine
-from ltx2rt.tokenizer import Tokenizer
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.text_encoder import (
