@@ -20,12 +20,12 @@ from ltx2rt.bundle.load_weights import (
 )
 from ltx2rt.bundle.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
 from ltx2rt.bundle.memory import denoise_reserve, refuse_too_large, stage_weight_bytes
-from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device.cuda import CudaDevice, local_gpu
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
-from ltx2rt.lora.adapter import LORA_COMPONENTS, Adapter, LoraMerger, parse_lora, weight_module
+from ltx2rt.lora.adapter import Adapter, LoraMerger, parse_lora, weight_module
+from ltx2rt.names import LORA_COMPONENTS, TEXT_BLOCK_FULL, TEXT_ENCODER, TRANSFORMER_HEAD
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 
 
@@ -87,7 +87,7 @@ class Bundle:
         """Names the text encoder's weight files and tokenizer, whatever the precision; "" where
         the bundle has none.
         """
-        parts = [self.manifest.components.get(name) for name in (*TEXT_ENCODER, FULL_BLOCK)]
+        parts = [self.manifest.components.get(name) for name in (*TEXT_ENCODER, TEXT_BLOCK_FULL)]
         refs = [ref for e in parts if e for layer in e.layers for ref in layer.values()]
         if not refs:
             return ""
@@ -98,7 +98,7 @@ class Bundle:
 
     def context_widths(self) -> dict[str, int]:
         """`video_context`, `audio_context` -> their width in the transformer."""
-        shapes = {t.name: t.shape for t in self.component("transformer_head").inputs}
+        shapes = {t.name: t.shape for t in self.component(TRANSFORMER_HEAD).inputs}
         return {name: int(shapes[name][-1]) for name in ("video_context", "audio_context")}
 
     def options(self, name: str) -> Mapping[str, Any]:

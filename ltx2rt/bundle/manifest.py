@@ -21,10 +21,6 @@ from ltx2rt.errors import BundleError
 from ltx2rt.plain_data import read_document, write_document
 
 SCHEMA = 1
-#: the component that runs the layers which a quantised bundle leaves in 16 bits
-PLAIN_BLOCK = "transformer_block_plain"
-#: the repeated components of the transformer, whose layers hold nearly all of its weights
-BLOCKS = ("transformer_block", PLAIN_BLOCK)
 #: fields that only quantised weights fill; left out where they are empty
 QUANTIZED_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays")
 FILE_NAME = "manifest.json"

@@ -6,27 +6,10 @@ import math
 from collections.abc import Sequence
 
 from ltx2rt.bundle.load_weights import ITEM_BYTES, PRECISIONS
-from ltx2rt.bundle.manifest import BLOCKS, PLAIN_BLOCK, ComponentEntry, Manifest
-from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
-from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
+from ltx2rt.bundle.manifest import ComponentEntry, Manifest
 from ltx2rt.device.cuda import Gpu
 from ltx2rt.errors import UnsupportedError
-
-#: components whose weights are held at once, by stage of the distilled pipeline
-STAGES = {
-    "encode prompt": (*TEXT_ENCODER, FULL_BLOCK),
-    "denoise": (
-        "transformer_head",
-        "transformer_block",
-        PLAIN_BLOCK,
-        "transformer_tail",
-        "spatial_upsampler",
-    ),
-    "decode": ("video_decoder", *DIFFUSION_DECODER, "audio_decoder", "vocoder"),
-}
-
-#: components whose layers are loaded one at a time
-STREAMED = ("text_block", FULL_BLOCK)
+from ltx2rt.names import STAGES, TEXT_BLOCKS, TRANSFORMER_BLOCKS
 
 #: of the GPU, what the weights of the transformer leave to the activations of an upsampler
 UPSAMPLER_ACTIVATIONS = 2 << 30
@@ -69,7 +52,7 @@ def held_bytes(name: str, sizes: Sequence[int], *, least: bool) -> int:
             inside engines.
     """
     # the text encoder lets go of a layer's weights as soon as it has run
-    one = name in STREAMED or (least and name in BLOCKS)
+    one = name in TEXT_BLOCKS or (least and name in TRANSFORMER_BLOCKS)
     return max(sizes, default=0) if one else sum(sizes)
 
 
@@ -79,7 +62,7 @@ def denoise_reserve(manifest: Manifest) -> int:
     """
     parts = {n: layer_bytes(e) for n, e in manifest.components.items()}
     upsamplers = [sum(parts.get(f"{kind}_upsampler", ())) for kind in ("spatial", "temporal")]
-    layers = [max(parts.get(name, ()), default=0) for name in BLOCKS]
+    layers = [max(parts.get(name, ()), default=0) for name in TRANSFORMER_BLOCKS]
     return UPSAMPLER_ACTIVATIONS + max(upsamplers) + sum(layers)
 
 

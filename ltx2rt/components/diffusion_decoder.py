@@ -32,9 +32,6 @@ F32 = NDArray[np.float32]
 Draw = Callable[[Sequence[int]], F32]
 Cells = tuple[int, int, int]
 
-#: the components of a diffusion decoder, in the order they run
-DIFFUSION_DECODER = ("diffusion_features", "diffusion_context", "diffusion_pixels")
-
 #: patches of the largest tile that `auto` makes; a fixed number, so that a seed gives the same clip
 #: on every machine
 TILE_PATCHES = 2**20

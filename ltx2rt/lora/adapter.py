@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt.bundle.manifest import PLAIN_BLOCK, Lora
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
 from ltx2rt.lora.files import open_lora
 from ltx2rt.lora.keys import LoraPair, read_lora_keys
+from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt.weights.floats import cast
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 
@@ -208,18 +209,9 @@ def flat_names(targets: Iterable[str]) -> dict[str, str]:
     return flat
 
 
-#: components that LoRAs named at run time change: as upstream, the transformer alone
-LORA_COMPONENTS = (
-    "transformer_head",
-    "transformer_block",
-    PLAIN_BLOCK,
-    "transformer_tail",
-)
-
-
 def weight_module(component: str, layer: int, weight: str) -> str:
     """The official module of a component's weight: block weights are named without their layer."""
-    prefix = f"transformer_blocks.{layer}." if component.startswith("transformer_block") else ""
+    prefix = f"transformer_blocks.{layer}." if component.startswith(TRANSFORMER_BLOCK) else ""
     return prefix + weight.removesuffix(".weight")
 
 

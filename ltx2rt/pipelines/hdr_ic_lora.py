@@ -27,8 +27,9 @@ from ltx2rt.media.exr import openexr
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.media.reader import probe_video
-from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
-from ltx2rt.pipelines.run import Request
+from ltx2rt.names import SPATIAL_UPSAMPLER, TEXT_ENCODER, TRANSFORMER, VIDEO_DECODER, VIDEO_ENCODER
+from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.request import Request
 from ltx2rt.sampling.noise import TorchGenerator
 from ltx2rt.sampling.schedules import DISTILLED, HDR_STAGE2
 from ltx2rt.weights.safetensors import SafetensorsFile
@@ -70,9 +71,9 @@ class HDRICLoraPipeline(Pipeline):
     requires: ClassVar[tuple[str, ...]] = (
         *TEXT_ENCODER,
         *TRANSFORMER,
-        "spatial_upsampler",
-        "video_encoder",
-        "video_decoder",
+        SPATIAL_UPSAMPLER,
+        VIDEO_ENCODER,
+        VIDEO_DECODER,
     )
     two_stage: ClassVar[bool] = True
     any_size: ClassVar[bool] = True
@@ -146,7 +147,7 @@ class HDRICLoraPipeline(Pipeline):
         run.canvas = replace(run.canvas, num_frames=frames, height=height, width=width)
         downscale, _ = reference_factors(files)
         half, full = (self.references(run, divisor, downscale) for divisor in (2, 1))
-        self.release("video_encoder")
+        self.release(VIDEO_ENCODER)
         context = run.encode([config.prompt])
         first = run.stage(
             "stage_1",

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from ltx2rt.bundle.manifest import Lora
-from ltx2rt.pipelines.base import TWO_STAGE
+from ltx2rt.names import TWO_STAGE
 from ltx2rt.pipelines.guided import GuidedPipeline
-from ltx2rt.pipelines.run import Request, Run
+from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.run import Run
 from ltx2rt.sampling.samplers import Sampler
 
 if TYPE_CHECKING:

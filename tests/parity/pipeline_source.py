@@ -14,7 +14,7 @@ from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
 from ltx2rt.errors import Ltx2rtError
 from ltx2rt.lora.adapter import LoraMerger, weight_module
-from ltx2rt.pipelines.run import TRANSFORMER
+from ltx2rt.names import TRANSFORMER
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.bundle import model_info

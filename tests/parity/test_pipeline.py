@@ -17,7 +17,7 @@ from ltx2rt.errors import InternalError, Ltx2rtError, OptionError, ShapeError
 from ltx2rt.media.image import image_to_vae_input
 from ltx2rt.pipelines.clip import Clip, prefetch, to_uint8
 from ltx2rt.pipelines.distilled import DistilledPipeline
-from ltx2rt.pipelines.run import Request
+from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Cancelled, Job, Progress
 from tests.tolerances import TOLERANCES
 

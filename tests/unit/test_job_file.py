@@ -25,7 +25,7 @@ from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.pipelines.ic_lora import ICLoraInputs
 from ltx2rt.pipelines.record import Record, read_record, record_text
 from ltx2rt.pipelines.record_files import record_in
-from ltx2rt.pipelines.run import Request
+from ltx2rt.pipelines.request import Request
 from ltx2rt.plain_data import from_plain, parse_json, to_plain
 from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
 
