@@ -95,7 +95,7 @@ def transformer() -> dict[str, Any]:
     """Head, block and tail of LTX-2.3 in BF16 and FP8; export is not timed here."""
     from benchmarks.real_size import LTX23, transformer_components
     from ltx2rt_export.engines.weights import fold_transposes
-    from ltx2rt_export.quantize import component_precision, export_scheme
+    from ltx2rt_export.quantize import component_precision, export_in_precision
 
     engines = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -103,7 +103,7 @@ def transformer() -> dict[str, Any]:
         for component in transformer_components(LTX23):
             for asked in ("bf16", "fp8"):
                 precision = component_precision(component.name, asked)
-                graph = fold_transposes(export_scheme(component, precision))
+                graph = fold_transposes(export_in_precision(component, precision))
                 builder = make_builder(folder / "cache", asked)
                 engines[f"{component.name}-{asked}"] = measured(
                     builder, graph, precision, None, folder
@@ -129,9 +129,9 @@ def block_weights(precision: str) -> dict[str, Any]:
 def random_block(precision: str) -> tuple[Any, dict[str, Any]]:
     """The graph of an LTX-2.3 block, and random weights for it."""
     from benchmarks.real_size import LTX23, transformer_components
-    from ltx2rt_export.quantize import export_scheme
+    from ltx2rt_export.quantize import export_in_precision
 
-    graph = export_scheme(transformer_components(LTX23)[1], precision)
+    graph = export_in_precision(transformer_components(LTX23)[1], precision)
     return graph, random_weights(graph)
 
 
@@ -172,7 +172,7 @@ def everything(generation: str) -> dict[str, Any]:
     from ltx2rt_export.catalog import rows_of
     from ltx2rt_export.checkpoint import open_model
     from ltx2rt_export.engines.weights import fold_transposes
-    from ltx2rt_export.quantize import component_precision, export_scheme
+    from ltx2rt_export.quantize import component_precision, export_in_precision
 
     engines, export_s = {}, {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -186,7 +186,7 @@ def everything(generation: str) -> dict[str, Any]:
         for component in components:
             start = time.perf_counter()
             precision = component_precision(component.name, "bf16")
-            graph = fold_transposes(export_scheme(component, precision))
+            graph = fold_transposes(export_in_precision(component, precision))
             export_s[component.name] = time.perf_counter() - start
             engines[component.name] = measured(builder, graph, precision, None, folder)
     return total(engines, export_s=export_s)
