@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, target_problems
@@ -99,7 +100,7 @@ class BuildConfig:
             return tuple(t for t in DEFAULT_RTX_TARGETS if int(t[2:]) >= oldest)
         return tuple(sorted(self.target, key=lambda t: (len(t), t)))
 
-    def builder_options(self) -> dict[str, int | bool]:
+    def builder_options(self) -> dict[str, Any]:
         """Options of the library's builder that were set."""
         workspace = None if self.workspace_mib is None else self.workspace_mib * 2**20
         return {
@@ -141,9 +142,9 @@ class BuildConfig:
                 problems.append(f"{name}={value!r}; allowed: {', '.join(allowed)}")
         row = PRECISIONS.get(self.precision)
         if self.backend == "onnxruntime" and row is not None and not row.on_cpu:
-            allowed = [p.name for p in PRECISIONS.values() if p.on_cpu]
+            run = [p.name for p in PRECISIONS.values() if p.on_cpu]
             problems.append(
-                f"backend onnxruntime runs no {row.name} on a CPU; allowed: {', '.join(allowed)}"
+                f"backend onnxruntime runs no {row.name} on a CPU; allowed: {', '.join(run)}"
             )
         if self.lora_inputs and self.weights == "constant":
             problems.append("lora_inputs needs weights='input'")

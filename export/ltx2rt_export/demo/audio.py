@@ -185,4 +185,5 @@ def _mel_basis(bins: int, sampling_rate: int) -> Array:
     low, centre, high = hertz[:-2, None], hertz[1:-1, None], hertz[2:, None]
     frequencies = np.linspace(0, sampling_rate / 2, bins)
     rising, falling = (frequencies - low) / (centre - low), (high - frequencies) / (high - centre)
-    return np.maximum(np.minimum(rising, falling), 0) * 2 / (high - low)
+    filters: Array = np.maximum(np.minimum(rising, falling), 0) * 2 / (high - low)
+    return filters

@@ -26,11 +26,14 @@ def kaiser_sinc_filter(taps: int = FILTER_TAPS) -> NDArray[np.float64]:
     window = np.kaiser(taps, 0.1102 * (attenuation - 8.7))
     time = np.arange(-(taps // 2), taps // 2) + 0.5
     values = 0.5 * window * np.sinc(0.5 * time)
-    return values / values.sum()
+    normalised: NDArray[np.float64] = values / values.sum()
+    return normalised
 
 
 class Filter(nn.Module):
     """Holds one stored filter, `filter` `[1, 1, 12]`."""
+
+    filter: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,11 +81,14 @@ class AntiAliasedSnake(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         filters = self.upsample.filter, self.downsample.lowpass.filter
-        return anti_aliased_snake(x, *self.act.values(), *filters)
+        result: torch.Tensor = anti_aliased_snake(x, *self.act.values(), *filters)
+        return result
 
 
 class StftBasis(nn.Module):
     """Holds the stored kernels; the inverse basis of checkpoints takes no part."""
+
+    forward_basis: torch.Tensor
 
     def __init__(self, n_fft: int) -> None:
         super().__init__()
@@ -94,6 +100,8 @@ class CausalMel(nn.Module):
 
     N must be a multiple of the hop.
     """
+
+    mel_basis: torch.Tensor
 
     def __init__(self, n_fft: int, hop_length: int, mel_bins: int) -> None:
         super().__init__()
@@ -123,11 +131,14 @@ def resampler_filter(ratio: int) -> NDArray[np.float64]:
     """Windowed sinc for an integer factor, `[14 * ratio + 1]`; its sum is not normalised."""
     time = (np.arange(2 * RESAMPLER_WIDTH * ratio + 1) / ratio - RESAMPLER_WIDTH) * ROLLOFF
     window = np.cos(np.pi * np.clip(time, -LOWPASS_WIDTH, LOWPASS_WIDTH) / LOWPASS_WIDTH / 2.0) ** 2
-    return np.sinc(time) * window * ROLLOFF / ratio
+    taps: NDArray[np.float64] = np.sinc(time) * window * ROLLOFF / ratio
+    return taps
 
 
 class Resampler(nn.Module):
     """Upsample by an integer factor with repeated edges: `[B, C, N]` -> `[B, C, ratio * N]`."""
+
+    kernels: torch.Tensor
 
     def __init__(self, ratio: int) -> None:
         super().__init__()

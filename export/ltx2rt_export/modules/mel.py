@@ -66,6 +66,11 @@ class MelFrontEnd(nn.Module):
     N must be greater than `n_fft // 2` (reflection at both ends).
     """
 
+    kernels: torch.Tensor
+    filterbank: torch.Tensor
+    head: torch.Tensor
+    tail: torch.Tensor
+
     def __init__(self, config: MelConfig) -> None:
         super().__init__()
         self.config = config
