@@ -30,6 +30,7 @@ from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.progress import Progress
 from ltx2rt.sampling.guidance import GuiderParams
+from tests.unit.conftest import HEAVY
 
 #: start of the process included; a shared machine in mind
 
@@ -305,7 +306,8 @@ def test_doctor_reports_this_machine(capsys: pytest.CaptureFixture[str]) -> None
 def test_missing_export_extra_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in HEAVY:
+        monkeypatch.setitem(sys.modules, name, None)
     for name in [m for m in sys.modules if m.startswith("ltx2rt_export")]:
         monkeypatch.delitem(sys.modules, name)
     files = ["--checkpoint", str(tmp_path / "x"), "-o", str(tmp_path / "b")]
