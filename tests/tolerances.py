@@ -26,7 +26,7 @@ TOLERANCES: dict[str, Tolerance] = {
     "json": Tolerance(1e-6, 1e-6, "tables of plain numbers"),
 }
 
-#: (golden case, output) -> bound, where one output of a case has another than the case's class
+#: (component of a golden case, output) -> bound, where one output has another than the case's class
 OUTPUT_TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("fp8", "cast.linear_f32"): Tolerance(1e-5, 1e-5, "another summation order in float32"),
     ("fp8", "scaled.linear_bf16"): Tolerance(0.0, 2**-8, "which side of a bfloat16 rounding"),
