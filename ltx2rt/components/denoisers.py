@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.transformer_inputs import AttentionKind, ModalityInput, Perturbations
 from ltx2rt.engine import Array

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, simple_denoise
-from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.stage_trace import StageTrace, StageTracer, entry_tensors
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.engine import Array
 from ltx2rt.latents.conditioning import ConditioningItem, apply_items
@@ -66,6 +66,21 @@ class ModalityRequest(Generic[Shape]):
     frozen: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class StageOverrides:
+    """What the user wants of a stage, in place of what the pipeline says; None leaves it.
+
+    Attributes:
+        sampler: how steps are taken, with noise of its own from `ancestral_seed`.
+        sigmas: noise levels. A modality that refines a latent from the pipeline's first level does
+            so from the first of these.
+    """
+
+    sampler: Sampler | None
+    sigmas: Sequence[float] | None
+    ancestral_seed: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StageRequest:
     """What one stage does.
@@ -78,6 +93,7 @@ class StageRequest:
         video, audio: what to do with each modality; None leaves it out (one at least is given).
         sampler: how steps are taken.
         ancestral_seed, ancestral_eta: the own noise of the ancestral sampler and of CFG++.
+        overrides: what the user wants of this stage; None: the stage has its own ways.
     """
 
     name: str
@@ -89,6 +105,24 @@ class StageRequest:
     sampler: Sampler = "euler"
     ancestral_seed: int = 0
     ancestral_eta: float = 1.0
+    overrides: StageOverrides | None = None
+
+    def overridden(self) -> StageRequest:
+        """The request as the user wants it, without overrides."""
+        asked, request = self.overrides, replace(self, overrides=None)
+        if asked is None:
+            return request
+        if asked.sampler is not None:
+            request = replace(request, sampler=asked.sampler, ancestral_seed=asked.ancestral_seed)
+        if asked.sigmas is None:
+            return request
+        first, start = self.sigmas[0], asked.sigmas[0]
+        return replace(
+            request,
+            sigmas=asked.sigmas,
+            video=_restarted(request.video, first, start),
+            audio=_restarted(request.audio, first, start),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,6 +144,15 @@ class StageResult:
         """What there is, by name."""
         parts = {"video": self.video, "audio": self.audio, "keyframes": self.keyframes}
         return {name: array for name, array in parts.items() if array is not None}
+
+
+def _restarted(
+    modality: ModalityRequest[Shape] | None, first: float, start: float
+) -> ModalityRequest[Shape] | None:
+    """A modality that refines a latent from noise level `first`, to do so from `start`."""
+    if modality is None or modality.initial is None or modality.noise_scale != first:
+        return modality
+    return replace(modality, noise_scale=start)
 
 
 def run_stage(

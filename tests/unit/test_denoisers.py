@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, passes, simple_denoise
-from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.components.transformer_inputs import KINDS, ModalityInput, Perturbations
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
