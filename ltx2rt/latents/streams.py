@@ -13,7 +13,7 @@ R = TypeVar("R")
 MODALITIES = ("video", "audio")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Streams(Generic[T]):
     """What there is of each modality; None for one that is absent. Iterates as video, audio."""
 
