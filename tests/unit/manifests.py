@@ -7,13 +7,13 @@ import dataclasses
 from ltx2rt.bundle.manifest import (
     BuildInputs,
     ComponentEntry,
-    Lora,
     Manifest,
     ModelInfo,
     Source,
     Tensor,
     WeightRef,
 )
+from ltx2rt.lora.files import Lora
 
 REF = WeightRef(source=0, dtype="bfloat16", shape=(4, 2), offset=100, length=16)
 ENTRY = ComponentEntry(
