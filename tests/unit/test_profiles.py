@@ -24,6 +24,7 @@ OPTIONS = {
         "latent_channels": 128,
         "patch_size": 4,
         "pixel_channels": 64,
+        "border_patches": 2,
         "steps": 1,
         "prediction": "x0",
         "ghost_frames": 1,
