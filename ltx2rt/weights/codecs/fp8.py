@@ -107,7 +107,8 @@ def scale_blocks(values: F32, scales: F32) -> F32:
 
 
 def encode_activation(values: F32, input_scale: float, dtype: str = "bfloat16") -> U8:
-    """Static activation codes of spec/quantization.md §2: `e4m3(clamp(dtype(x * (1 / input_scale))))`.
+    """Static activation codes of spec/quantization.md §2:
+    `e4m3(clamp(dtype(x * (1 / input_scale))))`.
 
     The product is rounded to the activations' own dtype first; for bfloat16 this differs from a
     plain float32 division.
@@ -117,7 +118,8 @@ def encode_activation(values: F32, input_scale: float, dtype: str = "bfloat16") 
 
 
 def encode_activation_blocks(values: F32) -> tuple[U8, F32]:
-    """Dynamic activation codes of spec/quantization.md §3: a scale `amax / 448` per token and 128 channels.
+    """Dynamic activation codes of spec/quantization.md §3: a scale `amax / 448` per token and
+    128 channels.
 
     Args:
         values: `[T, D]`, D a multiple of 128.
