@@ -34,9 +34,9 @@ OUTPUT_TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("fp8", "scaled.linear_bf16"): Tolerance(0.0, 2**-8, "which side of a bfloat16 rounding"),
 }
 
-#: ONNX Runtime against our module, float32, per component (design: parity ladder rung 2). Its home
-#: is `ltx2rt verify`, which users run without the tests. Measured 1e-7 to 6e-6: another summation
-#: order in convolutions and softmax.
+#: ONNX Runtime against our module, float32, per component (docs/debug_accuracy.md, rung 2). Its
+#: home is `ltx2rt verify`, which users run without the tests. Measured 1e-7 to 6e-6: another
+#: summation order in convolutions and softmax.
 ORT_REL_RMS = FP32_REL_RMS
 
 #: Whole pipelines, float32 (goldens' own noise floor: latents 2e-6, frames and waveform 1.5e-5).

@@ -27,7 +27,7 @@ class Component:
     """One exportable part of the model.
 
     Attributes:
-        name: `video_decoder`, `transformer_block`, ... (design: one name from module to manifest).
+        name: `video_decoder`, `transformer_block`, ... (one name from module to manifest).
         module: the module on the `meta` device; `forward` takes `inputs` by keyword and returns a
             tuple in the order of `outputs`. Its state-dict names are the official ones.
         inputs, outputs: the boundary; see `TensorSpec` for symbols.
