@@ -18,15 +18,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ltx2rt.bundle.bundle import Bundle as Bundle
     from ltx2rt.bundle.bundle import open_bundle as open_bundle
-    from ltx2rt.bundle.manifest import Lora as Lora
     from ltx2rt.components.reference_conditioner import ReferenceFile as ReferenceFile
     from ltx2rt.config import GenerationConfig as GenerationConfig
     from ltx2rt.config import GuidanceConfig as GuidanceConfig
     from ltx2rt.config import ImageCondition as ImageCondition
     from ltx2rt.config import RuntimeConfig as RuntimeConfig
     from ltx2rt.latents.duration import AutoDuration as AutoDuration
+    from ltx2rt.lora.files import Lora as Lora
     from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline as AudioToVideoPipeline
-    from ltx2rt.pipelines.clip import Clip as Clip
     from ltx2rt.pipelines.dfr import DFRInputs as DFRInputs
     from ltx2rt.pipelines.dfr import DFRPipeline as DFRPipeline
     from ltx2rt.pipelines.distilled import DistilledPipeline as DistilledPipeline
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline as TwoStagesHQPipeline
     from ltx2rt.pipelines.upscale import UpscaleInputs as UpscaleInputs
     from ltx2rt.pipelines.upscale import UpscalePipeline as UpscalePipeline
+    from ltx2rt.results.clip import Clip as Clip
     from ltx2rt.sampling.guidance import GuiderParams as GuiderParams
 
 _NAMES = {
@@ -55,10 +55,10 @@ _NAMES = {
     "GenerationConfig": "ltx2rt.config",
     "GuidanceConfig": "ltx2rt.config",
     "GuiderParams": "ltx2rt.sampling.guidance",
-    "Lora": "ltx2rt.bundle.manifest",
+    "Lora": "ltx2rt.lora.files",
     "ImageCondition": "ltx2rt.config",
     "RuntimeConfig": "ltx2rt.config",
-    "Clip": "ltx2rt.pipelines.clip",
+    "Clip": "ltx2rt.results.clip",
     "AudioToVideoPipeline": "ltx2rt.pipelines.audio_to_video",
     "DFRInputs": "ltx2rt.pipelines.dfr",
     "DFRPipeline": "ltx2rt.pipelines.dfr",
@@ -83,8 +83,8 @@ _NAMES = {
     "Ltx2rtError": "ltx2rt.errors",
     "EnhanceConfig": "ltx2rt.components.enhance",
     "enhance_prompt": "ltx2rt.components.enhance",
-    "Record": "ltx2rt.pipelines.record",
-    "record_in": "ltx2rt.pipelines.record_files",
+    "Record": "ltx2rt.results.record",
+    "record_in": "ltx2rt.results.record",
     "EnhanceError": "ltx2rt.errors",
     "BundleError": "ltx2rt.errors",
     "CheckpointError": "ltx2rt.errors",

@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline
 from ltx2rt.pipelines.dfr import DFRPipeline
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.dub_it import DubItPipeline
-from ltx2rt.pipelines.hdr_clip import HdrClip
 from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraPipeline
 from ltx2rt.pipelines.ic_lora import ICLoraPipeline
 from ltx2rt.pipelines.keyframe import KeyframeInterpolationPipeline
@@ -29,6 +28,7 @@ from ltx2rt.pipelines.retake import GuidedRetakePipeline, RetakePipeline
 from ltx2rt.pipelines.text_to_audio import TextToAudioPipeline
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline
+from ltx2rt.results.hdr_clip import HdrClip
 from ltx2rt.sampling.guidance import GuiderParams
 from ltx2rt.weights.safetensors import SafetensorsFile
 from tests.parity.golden import Result, Runner, Skip, read_arrays

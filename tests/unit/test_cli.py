@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import ltx2rt
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.cli.__main__ import COMMANDS, main
 from ltx2rt.cli.build import parse_lora
 from ltx2rt.cli.common import ProgressPrinter
@@ -28,7 +27,9 @@ from ltx2rt.components.enhance import EnhanceConfig
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import check_generation_size
-from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
+from ltx2rt.lora.files import Lora
+from ltx2rt.pipelines.base import pipeline_class
+from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.progress import Progress
 from ltx2rt.sampling.guidance import GuiderParams

@@ -17,7 +17,6 @@ from ltx2rt.bundle.load_weights import weight_problems
 from ltx2rt.bundle.manifest import (
     BuildInputs,
     ComponentEntry,
-    Lora,
     Manifest,
     ModelInfo,
     Place,
@@ -30,6 +29,7 @@ from ltx2rt.bundle.manifest import (
     write_manifest,
 )
 from ltx2rt.errors import BundleError
+from ltx2rt.lora.files import Lora
 
 REF = WeightRef(source=0, dtype="bfloat16", shape=(4, 2), offset=100, length=16)
 ENTRY = ComponentEntry(
