@@ -45,7 +45,7 @@ PRECISIONS: dict[str, Precision] = {
             min_sm=0,
             weight_bytes=4,
             on_cpu=True,
-            tolerance=1e-5,  # design: parity ladder, rung 2
+            tolerance=1e-5,  # docs/debug_accuracy.md, rung 2
         ),
         Precision(name="bf16", dtype="bfloat16", min_sm=80, weight_bytes=2, tolerance=4e-2),
         Precision(name="fp16", dtype="float16", min_sm=75, weight_bytes=2, tolerance=1e-2),
