@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import percentiles
-from benchmarks.engines import make_builder, random_block
+from benchmarks.engine_builds import make_builder, random_block
+from benchmarks.timing import percentiles
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.bundle.targets import target_problems

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import demo_bundle
 from benchmarks.hardware import environment
 from benchmarks.real_size import LTX23, transformer_components
+from benchmarks.tiny_model import demo_bundle
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cases import percentiles
+from benchmarks.timing import percentiles
 from ltx2rt.bundle.bundle import Bundle, ModelSource, open_bundle
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine
