@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, Array
 from ltx2rt.errors import OptionError, ShapeError
 from ltx2rt.latents.patchify import (
     audio_positions,
@@ -63,8 +63,6 @@ __all__ = [
     "target_latent",
 ]
 
-Array = NDArray[Any]
-F32 = NDArray[np.float32]
 
 _REFERENCE_AUDIO_GAP_S = 0.04
 

@@ -8,14 +8,13 @@ position is an angle of 1e-3: another order gives another result.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, Array
 from ltx2rt.errors import OptionError, ShapeError
 
-F32 = NDArray[np.float32]
 RopeType = Literal["split", "interleaved"]
 
 
@@ -45,7 +44,7 @@ def _linspace_float32(count: int) -> F32:
 
 
 def rope_angles(
-    positions: NDArray[Any],
+    positions: Array,
     *,
     width: int,
     max_pos: Sequence[float],
@@ -84,7 +83,7 @@ def rope_angles(
 
 
 def rope_tables(
-    positions: NDArray[Any],
+    positions: Array,
     *,
     width: int,
     heads: int,

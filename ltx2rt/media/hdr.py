@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-Matrix = NDArray[np.float32]
+from ltx2rt.engine import F32
+
+Matrix = F32
 
 AP1_TO_REC709: Matrix = np.array(
     [[1.70505, -0.62179, -0.08326], [-0.13026, 1.1408, -0.01055], [-0.024, -0.12897, 1.15297]],

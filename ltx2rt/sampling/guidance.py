@@ -6,16 +6,13 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, Array
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.weights.floats import cast
-
-Array = NDArray[Any]
-F32 = NDArray[np.float32]
 
 #: how the difference to the negative prompt is used: as it is, against the part of the negative
 #: estimate that is parallel to the positive one, or projected and bounded

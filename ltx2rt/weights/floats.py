@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ltx2rt.engine import F32, Array
 from ltx2rt.errors import OptionError
-
-F32 = NDArray[np.float32]
 
 #: dtype names a tensor may be rounded to; "bfloat16" results are float32 arrays of bfloat16 values.
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -48,7 +45,7 @@ def round_bfloat16(values: ArrayLike) -> F32:
     return bfloat16_values(bfloat16_bits(values))
 
 
-def cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+def cast(values: Array, dtype: str) -> Array:
     """Cast as the reference framework does: float64 goes to the 16-bit types through float32.
 
     Args:

@@ -9,15 +9,15 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from ltx2rt.engine import F64
 from ltx2rt_export.modules.mel import constant, log_floor, stft_magnitude
 from ltx2rt_export.modules.snake import FILTER_TAPS, anti_aliased_snake, snake, upsample
 
 
-def kaiser_sinc_filter(taps: int = FILTER_TAPS) -> NDArray[np.float64]:
+def kaiser_sinc_filter(taps: int = FILTER_TAPS) -> F64:
     """The low-pass filter that checkpoints store, `[taps]`: cutoff 0.25, half width 0.3, sum 1.
 
     Stored values are rounded to bfloat16 and always win; this is for writing checkpoints.
@@ -26,7 +26,7 @@ def kaiser_sinc_filter(taps: int = FILTER_TAPS) -> NDArray[np.float64]:
     window = np.kaiser(taps, 0.1102 * (attenuation - 8.7))
     time = np.arange(-(taps // 2), taps // 2) + 0.5
     values = 0.5 * window * np.sinc(0.5 * time)
-    normalised: NDArray[np.float64] = values / values.sum()
+    normalised: F64 = values / values.sum()
     return normalised
 
 
@@ -127,11 +127,11 @@ LOWPASS_WIDTH = 6
 ROLLOFF = 0.99
 
 
-def resampler_filter(ratio: int) -> NDArray[np.float64]:
+def resampler_filter(ratio: int) -> F64:
     """Windowed sinc for an integer factor, `[14 * ratio + 1]`; its sum is not normalised."""
     time = (np.arange(2 * RESAMPLER_WIDTH * ratio + 1) / ratio - RESAMPLER_WIDTH) * ROLLOFF
     window = np.cos(np.pi * np.clip(time, -LOWPASS_WIDTH, LOWPASS_WIDTH) / LOWPASS_WIDTH / 2.0) ** 2
-    taps: NDArray[np.float64] = np.sinc(time) * window * ROLLOFF / ratio
+    taps: F64 = np.sinc(time) * window * ROLLOFF / ratio
     return taps
 
 

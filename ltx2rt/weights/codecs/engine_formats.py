@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ltx2rt.engine import Array
+from ltx2rt.engine import F32, U8, Array
 from ltx2rt.weights.codecs import fp8, int4, int8, nvfp4
-from ltx2rt.weights.codecs.minifloat import F32, U8
 
 Tensors = dict[str, Array]
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ltx2rt.engine import F32, U8
 from ltx2rt.errors import ShapeError
 from ltx2rt.weights.codecs.minifloat import (
     E4M3,
-    F32,
-    U8,
     decode_table,
     look_up,
     round_to_codes,

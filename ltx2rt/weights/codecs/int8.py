@@ -5,13 +5,12 @@ spec/quantization.md §6.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, Array
 from ltx2rt.errors import ShapeError
-from ltx2rt.weights.codecs.minifloat import F32, row_chunks
+from ltx2rt.weights.codecs.minifloat import row_chunks
 
 I8 = NDArray[np.int8]
 GROUP = 256
@@ -30,7 +29,7 @@ def encode_rows(weight: F32) -> tuple[I8, F32]:
     return codes, scales
 
 
-def decode_rows(codes: NDArray[Any], scales: F32) -> F32:
+def decode_rows(codes: Array, scales: F32) -> F32:
     """`code * scale`; scales are one number, or `[out, 1]`."""
     values = codes.astype(np.float32)
     values *= np.asarray(scales, np.float32)

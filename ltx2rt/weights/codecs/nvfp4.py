@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, U8
 from ltx2rt.errors import ShapeError
 from ltx2rt.weights.codecs import fp8
 from ltx2rt.weights.codecs.minifloat import (
     E2M1,
-    F32,
-    U8,
     decode_table,
     look_up,
     round_to_codes,
@@ -111,7 +110,7 @@ def tiled_offsets(rows: int, groups: int) -> NDArray[np.int64]:
     return tile * 512 + (r % 32) * 16 + ((r % 128) // 32) * 4 + c % 4
 
 
-def tile_scales(scales: NDArray[np.uint8]) -> U8:
+def tile_scales(scales: U8) -> U8:
     """Logical `[rows, groups]` scales in the cuBLAS order, zero padded to `tiled_shape`."""
     padded = np.zeros(tiled_shape(*scales.shape), np.uint8)
     padded[: scales.shape[0], : scales.shape[1]] = scales
