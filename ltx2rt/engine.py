@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ltx2rt.errors import ShapeError, join_problems
 
+#: arrays on the host by element type; the one home of these names (a test looks)
 Array = NDArray[Any]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -34,7 +34,7 @@ class BuildConfig:
             inside the engines, of which the transformer block has one a layer; the text encoder's
             blocks keep theirs as inputs.
         plain_layers: transformer blocks that a quantising precision leaves in 16 bits; None: what
-            the checkpoint or `quantize.plan` says.
+            the checkpoint or `quantize.layer_choice` says.
         lora_inputs: the block takes LoRAs as low-rank inputs instead of merged weights: for
             adapters that change at every request.
         optimization_level: effort of the builder, 0 to 5; None is the library's choice.

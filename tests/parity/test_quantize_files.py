@@ -29,8 +29,8 @@ from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.transformer import transformer_block
+from ltx2rt_export.quantize.layer_choice import plan_quantization
 from ltx2rt_export.quantize.overlay import Overlays, write_overlays
-from ltx2rt_export.quantize.plan import plan_quantization
 from ltx2rt_export.quantize.prepare import attach_overlays, prepare
 from ltx2rt_export.storage_format import with_encodings
 from ltx2rt_export.verify import verify_bundle

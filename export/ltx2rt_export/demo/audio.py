@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt_export.demo.weights import RandomWeights
+from ltx2rt_export.demo.random_weights import RandomWeights
 
 MEL_BINS = 64
 Z_CHANNELS = 8

@@ -28,8 +28,8 @@ from ltx2rt_export.engines.profiles import component_buckets
 from ltx2rt_export.engines.stage import holds_weights, profile_request
 from ltx2rt_export.fuse_loras import match_loras
 from ltx2rt_export.quantize import component_precision
+from ltx2rt_export.quantize.layer_choice import plan_quantization
 from ltx2rt_export.quantize.lora_inputs import RANK
-from ltx2rt_export.quantize.plan import plan_quantization
 from ltx2rt_export.quantize.rewrites import QUANTIZED_COMPONENT
 
 #: an engine's size for one bucket where its weights are inputs: measured, TensorRT-RTX 1.7

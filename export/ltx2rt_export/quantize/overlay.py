@@ -15,7 +15,7 @@ from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights.safetensors_writer import Stream, data_bytes, require_space, write_safetensors
 from ltx2rt_export.component import Component
 from ltx2rt_export.quantize.carry import carried
-from ltx2rt_export.quantize.plan import QuantPlan, has_input_scale
+from ltx2rt_export.quantize.layer_choice import QuantPlan, has_input_scale
 
 Overlays = tuple[dict[str, TensorEntry], ...]
 

@@ -15,10 +15,10 @@ from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import Export, ExportedGraph, export_component
 from ltx2rt_export.quantize.component_graph import component_precision, rewrite_graph
+from ltx2rt_export.quantize.layer_choice import QuantPlan, plan_quantization
 from ltx2rt_export.quantize.linears import find_linears, weight_inputs
 from ltx2rt_export.quantize.lora_inputs import add_lora_inputs
 from ltx2rt_export.quantize.overlay import Overlays, overlay_weights, write_overlays
-from ltx2rt_export.quantize.plan import QuantPlan, plan_quantization
 from ltx2rt_export.quantize.rewrites import QUANTIZED_COMPONENT
 
 
