@@ -151,9 +151,10 @@ def run_stage(
         unconditional = denoise.unconditional
     if tracer is not None:
         denoise = tracer.denoise(denoise)
-    final_video, final_audio = _sample(
-        request, denoise, unconditional, video, audio, sigmas, tracer, on_step
-    )
+    with transformer.stage():
+        final_video, final_audio = _sample(
+            request, denoise, unconditional, video, audio, sigmas, tracer, on_step
+        )
     return StageResult(
         video=None if final_video is None else target_latent(final_video),
         audio=None if final_audio is None else target_latent(final_audio),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ltx2rt.components.text_encoder import OnLayer, TextContext, TextEncoder
+from ltx2rt.backends.stack import OnLayer
+from ltx2rt.components.text_encoder import TextContext, TextEncoder
 from ltx2rt.components.tokenizer import Tokenizer
 
 __all__ = ["PromptEncoder", "TextContext"]

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ltx2rt.bundle.bundle import ModelSource
+from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.manifest import Lora
+from ltx2rt.bundle.source import ModelSource
 from ltx2rt.components.embeddings import write_embeddings
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.stage_trace import StageTrace
@@ -77,7 +78,7 @@ class Pipeline(PipelineEngines):
     #: whether height and width need not be multiples of the model's factor
     any_size: ClassVar[bool] = False
 
-    def __init__(self, source: ModelSource, runtime: RuntimeConfig | None = None) -> None:
+    def __init__(self, source: Bundle | ModelSource, runtime: RuntimeConfig | None = None) -> None:
         # a request may bring its text contexts along: `prepare` looks for the text encoder
         self._refuse_missing([c for c in self.missing(source.has) if c not in TEXT_ENCODER])
         super().__init__(source, runtime)
@@ -264,6 +265,6 @@ class Pipeline(PipelineEngines):
             )
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
-        """Refuse LoRAs that do not fit, before anything is loaded (`ModelSource.check_loras`)."""
+        """Refuse LoRAs that do not fit, before anything is loaded (`ModelLoader.check_loras`)."""
         if any(lora.strength for lora in loras):
-            self.source.check_loras(loras)
+            self.loader.check_loras(loras)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ltx2rt.bundle.bundle import ModelSource
+from ltx2rt.bundle.source import ModelFacts
 from ltx2rt.components.embeddings import check_embeddings
 from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig
 from ltx2rt.errors import OptionError, UnsupportedError, join_problems
@@ -83,7 +83,7 @@ def check_duration(pipeline: Pipeline, config: GenerationConfig) -> None:
         )
 
 
-def check_keyframes(source: ModelSource, config: GenerationConfig) -> None:
+def check_keyframes(source: ModelFacts, config: GenerationConfig) -> None:
     """Refuse generated keyframes that this model or this clip cannot have.
 
     Raises:
@@ -102,7 +102,7 @@ def check_keyframes(source: ModelSource, config: GenerationConfig) -> None:
         keyframe_indices(config.generated_keyframes, config.num_frames)
 
 
-def with_embedded_prompts(request: Request, source: ModelSource) -> Request:
+def with_embedded_prompts(request: Request, source: ModelFacts) -> Request:
     """A request with embeddings, its prompts those that they were made from.
 
     Raises:

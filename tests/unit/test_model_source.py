@@ -7,16 +7,29 @@ import inspect
 import pytest
 
 from benchmarks.quality import EmulatedSource
-from ltx2rt.bundle.bundle import Bundle, ModelSource
+from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.loader import Loader
+from ltx2rt.bundle.source import ModelFacts, ModelLoader
 from tests.parity.pipeline_source import ComponentSource
 
 
-@pytest.mark.parametrize("source", [Bundle, EmulatedSource, ComponentSource])
-def test_sources_have_the_methods_of_the_protocol(source: type) -> None:
-    names = [n for n, v in vars(ModelSource).items() if inspect.isfunction(v) and n[0] != "_"]
-    assert "layers" in names
+@pytest.mark.parametrize(
+    ("protocol", "source"),
+    [
+        (ModelFacts, Bundle),
+        (ModelLoader, Loader),
+        *(
+            (face, s)
+            for face in (ModelFacts, ModelLoader)
+            for s in (EmulatedSource, ComponentSource)
+        ),
+    ],
+)
+def test_sources_have_the_methods_of_the_protocol(protocol: type, source: type) -> None:
+    names = [n for n, v in vars(protocol).items() if inspect.isfunction(v) and n[0] != "_"]
+    assert {"has", "stack"} & set(names)
     for name in names:
-        wanted = inspect.signature(getattr(ModelSource, name)).parameters
+        wanted = inspect.signature(getattr(protocol, name)).parameters
         found = inspect.signature(getattr(source, name)).parameters
         assert [(p.name, p.kind, p.default) for p in wanted.values()] == [
             (p.name, p.kind, p.default) for p in found.values()
