@@ -13,7 +13,6 @@ from ltx2rt.backends.stack import Stack
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.load_weights import engine_tensors, lora_tensors, stored_tensor
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.bundle.memory import denoise_reserve, refuse_too_large, stage_weight_bytes
 from ltx2rt.components.stack_plans import stack_plan
 from ltx2rt.config import RuntimeConfig
@@ -21,6 +20,7 @@ from ltx2rt.device.cuda import CudaDevice, local_gpu
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.lora.adapter import LoraMerger, weight_module
+from ltx2rt.lora.files import Lora
 from ltx2rt.names import LORA_COMPONENTS, StackNames
 from ltx2rt.weights.safetensors import MappedFiles
 

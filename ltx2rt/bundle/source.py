@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ltx2rt.backends.stack import Stack
-from ltx2rt.bundle.manifest import Lora, ModelInfo
+from ltx2rt.bundle.manifest import ModelInfo
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Engine
+from ltx2rt.lora.files import Lora
 from ltx2rt.names import StackNames
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ltx2rt.backends.stack import Call, OnLayer, Stack
+from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.engine import Array
 
 
@@ -47,3 +49,15 @@ class TextEncoder:
             for name in ("video_context", "audio_context")
         )
         return TextContext(video, audio)
+
+
+class PromptEncoder:
+    """Encodes prompts; the engines of `encoder` are closed by their owner."""
+
+    def __init__(self, tokenizer: Tokenizer, encoder: TextEncoder) -> None:
+        self._tokenizer = tokenizer
+        self._encoder = encoder
+
+    def __call__(self, prompts: Sequence[str], on_layer: OnLayer | None = None) -> TextContext:
+        """Contexts of prompts, each padded to 1024 tokens; `on_layer` as in `TextEncoder`."""
+        return self._encoder(*self._tokenizer.encode(prompts), on_layer)

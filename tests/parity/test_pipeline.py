@@ -16,10 +16,10 @@ from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import InternalError, Ltx2rtError, OptionError, ShapeError
 from ltx2rt.media.image import image_to_vae_input
 from ltx2rt.names import TEXT_STACK, TRANSFORMER_STACK
-from ltx2rt.pipelines.clip import Clip, prefetch, to_uint8
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Cancelled, Job, Progress
+from ltx2rt.results.clip import Clip, prefetch, to_uint8
 from tests.tolerances import TOLERANCES
 
 LAYERS = 6  # of the demo model's Gemma
@@ -95,22 +95,22 @@ def test_residency_changes_nothing_but_memory(
 ) -> None:
     with DistilledPipeline(open_bundle(demo_bundle), RuntimeConfig(threads=1)) as staged:
         other = staged(SMALL)
-        assert not staged._engines
-        assert not staged._stacks
+        assert not staged.engines._engines
+        assert not staged.engines._stacks
         for name, latent in clip.latents.items():
             np.testing.assert_array_equal(other.latents[name], latent)
         other.audio  # noqa: B018
-        assert not staged._engines
-        assert not staged._stacks
+        assert not staged.engines._engines
+        assert not staged.engines._stacks
         np.testing.assert_array_equal(
             np.concatenate(list(other.frames)), np.concatenate(list(clip.frames))
         )
-        assert not staged._engines
-        assert not staged._stacks
+        assert not staged.engines._engines
+        assert not staged.engines._stacks
         again = staged(SMALL)  # engines load anew
         np.testing.assert_array_equal(again.video_latent, clip.video_latent)
-    assert "spatial_upsampler" in pipe._engines
-    assert set(pipe._stacks) == {TEXT_STACK, TRANSFORMER_STACK}
+    assert "spatial_upsampler" in pipe.engines._engines
+    assert set(pipe.engines._stacks) == {TEXT_STACK, TRANSFORMER_STACK}
 
 
 def test_keywords_are_a_config(pipe: DistilledPipeline, clip: Clip) -> None:
@@ -146,7 +146,7 @@ def test_image_pins_the_first_frame(
     shown = pipe(dataclasses.replace(SMALL, images=(image,)))
     assert np.abs(shown.video_latent - clip.video_latent).max() > 1e-3
     for stage, size in (("stage_1", 32), ("stage_2", 64)):
-        want = pipe.video_encoder().encode(image_to_vae_input(path, size, size, 0))
+        want = pipe.engines.video_encoder().encode(image_to_vae_input(path, size, size, 0))
         got = shown.latents[f"{stage}.video"][:, :, :1]
         if strength == 1:
             bound = TOLERANCES["scalar"]
@@ -177,9 +177,8 @@ def test_tiled_decoding_agrees_with_one_pass(
     frames, height, width = size
     clip = pipe(dataclasses.replace(SMALL, num_frames=frames, height=height, width=width))
     config = dataclasses.replace(clip.config, tiling="none")
-    one = np.concatenate(
-        list(dataclasses.replace(clip, request=Request(config=config)).float_frames())
-    )
+    record = dataclasses.replace(clip.record, request=Request(config=config))
+    one = np.concatenate(list(dataclasses.replace(clip, record=record).float_frames()))
     reports: list[Progress] = []
     chunks = list(dataclasses.replace(clip, job=Job(reports.append)).float_frames())
     assert [(p.step, p.total) for p in reports] == [(0, 1), (1, 2), (2, 2)]

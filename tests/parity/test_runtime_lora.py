@@ -11,12 +11,12 @@ import pytest
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.bundle.loader import Loader
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
 from ltx2rt.lora.adapter import collect_updates, fuse_entry, lora_targets, parse_lora, weight_module
 from ltx2rt.lora.combine import merge_loras
+from ltx2rt.lora.files import Lora
 from ltx2rt.names import TRANSFORMER
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
@@ -119,7 +119,7 @@ def test_stage_2_has_loras_of_its_own(bundle: Bundle, loras: list[Lora]) -> None
             )
         )
         plain = pipe(first).latents
-        kept = pipe(weaker).record()
+        kept = pipe(weaker).record
     for name in plain:
         np.testing.assert_array_equal(same[name], plain[name])
     np.testing.assert_array_equal(other["stage_1.video"], plain["stage_1.video"])
@@ -172,8 +172,8 @@ def test_an_ambiguous_folder_lists_its_files(bundle: Bundle, loras: list[Lora]) 
     with DistilledPipeline(bundle, RUNTIME) as pipe:
         with pytest.raises(CheckpointError, match=r"2 LoRA files \(0\.safetensors, 1\.safetensors"):
             pipe(_with((Lora(path=str(folder), strength=1.0),)))
-        assert not pipe._engines
-        assert not pipe._stacks
+        assert not pipe.engines._engines
+        assert not pipe.engines._stacks
 
 
 def test_a_lora_of_another_model_is_refused_before_work(bundle: Bundle, tmp_path: Path) -> None:
@@ -190,8 +190,8 @@ def test_a_lora_of_another_model_is_refused_before_work(bundle: Bundle, tmp_path
             pipe(_with((Lora(path=path, strength=1.0),)))
         with pytest.raises(CheckpointError, match="cannot read"):
             pipe(_with((Lora(path=str(tmp_path / "absent"), strength=1.0),)))
-        assert not pipe._engines
-        assert not pipe._stacks
+        assert not pipe.engines._engines
+        assert not pipe.engines._stacks
 
 
 def _with(loras: tuple[Lora, ...]) -> GenerationConfig:
