@@ -70,7 +70,7 @@ class In16Bits(EngineBase):
 
 
 def device_engine(
-    folder: Path,
+    own: Path,
     runner: Engine,
     device: LoggingDevice,
     memory: DeviceMemory,
@@ -79,10 +79,10 @@ def device_engine(
     """A `TrtEngine` that runs `runner`.
 
     Args:
+        own: a folder of its own, where its file goes.
         weights: of one of its layers, for their names, dtypes and shapes; {}: it holds them.
     """
     spec = runner.spec
-    own = folder / spec.component
     own.mkdir(exist_ok=True)
     names = {np.dtype(np.uint16): "bfloat16"}
     path = write_engine(
@@ -150,6 +150,7 @@ class _Context:
             name: self._device.array(self._addresses[name], shape, dtype)
             for name, (shape, dtype) in {**self._weights, **facts}.items()
         }
+        self._check_outputs({n: (self._addresses[n], a.nbytes) for n, a in tensors.items()})
         for name, array in self._runner(tensors).items():
             whole = np.ascontiguousarray(array)
             assert whole.shape == self.get_tensor_shape(name)
@@ -157,6 +158,17 @@ class _Context:
             ctypes.memmove(self._addresses[name], whole.ctypes.data, whole.nbytes)
         self._device.log.append(("run", spec.component))
         return True
+
+    def _check_outputs(self, read: Mapping[str, tuple[int, int]]) -> None:
+        """No output may lie over what the engine reads."""
+        for output in self._runner.spec.outputs:
+            size = NUMPY_DTYPES[output.dtype].itemsize * int(
+                np.prod(self.get_tensor_shape(output.name))
+            )
+            start = self._addresses[output.name]
+            for name, (address, length) in {**read, "scratch": self._scratch}.items():
+                apart = address + length <= start or start + size <= address
+                assert apart, f"{output.name} lies over {name}"
 
 
 def make_library() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ class Stacks:
         def engine(name: str, _: int) -> TrtEngine:
             if name not in engines:
                 engines[name] = device_engine(
-                    self._folder, self._engines[name], device, memory, self._load(name, 0)
+                    self._folder / name, self._engines[name], device, memory, self._load(name, 0)
                 )
             return engines[name]
 
@@ -148,6 +149,23 @@ def test_a_device_changes_nothing(
     assert device.closed
 
 
+def test_layers_may_be_run_by_two_components(
+    parts: list[Component], streams: Streams, device: LoggingDevice, tmp_path: Path
+) -> None:
+    """Those that stay in 16 bits where the others are quantised."""
+    stacks = Stacks(parts, tmp_path)
+    want = Transformer(stacks.host(), parts[1].options)(*streams)
+    plain = dataclasses.replace(parts[1], name="transformer_block_plain")
+    stacks._engines[plain.name] = TorchEngine(plain)
+    stacks._layers[plain.name] = stacks._layers[parts[1].name]
+    stacks.plan = transformer_plan(parts[1].options, {parts[1].name: (0,), plain.name: (1,)})
+    for stack in (stacks.host(), stacks.device(device)):
+        assert_same(Transformer(stack, parts[1].options)(*streams), want)
+    assert [name for what, name in device.log if what == "run"] == [
+        "transformer_head", "transformer_block", "transformer_block_plain", "transformer_tail",
+    ]  # fmt: skip
+
+
 def test_a_16_bit_spec_is_close_to_float32(
     parts: list[Component], streams: Streams, device: LoggingDevice, tmp_path: Path
 ) -> None:
@@ -159,15 +177,21 @@ def test_a_16_bit_spec_is_close_to_float32(
 
 
 @pytest.fixture
-def rope_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    calls: list[int] = []
-    made: Callable[..., Any] = stage_constants.rope_tables
+def made(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often tables and biases were made."""
+    calls: Counter[str] = Counter()
 
-    def counted(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        return made(*arguments, **options)
+    def count(name: str) -> None:
+        make: Callable[..., Any] = getattr(stage_constants, name)
 
-    monkeypatch.setattr(stage_constants, "rope_tables", counted)
+        def counted(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return make(*arguments, **options)
+
+        monkeypatch.setattr(stage_constants, name, counted)
+
+    count("rope_tables")
+    count("attention_bias")
     return calls
 
 
@@ -176,7 +200,7 @@ def test_passes_of_a_stage_upload_what_changed(
     streams: Streams,
     device: LoggingDevice,
     tmp_path: Path,
-    rope_calls: list[int],
+    made: Counter[str],
 ) -> None:
     _, model, _ = transformers(parts, device, tmp_path)
     video, audio = streams
@@ -186,7 +210,8 @@ def test_passes_of_a_stage_upload_what_changed(
     with model.stage():
         for each in passes:
             model(*each)
-        assert len(rope_calls) == 4  # self and cross tables of two streams, for all passes
+        once = {"rope_tables": 4, "attention_bias": 2}  # self and cross tables, two streams
+        assert made == once
         for sigma in (0.5, 0.25):
             for video_given, audio_given, *rest in passes:
                 step = dataclasses.replace(
@@ -207,10 +232,10 @@ def test_passes_of_a_stage_upload_what_changed(
                 after = [what for what, _ in device.log[started:]]
                 assert after == ["run"] * 4 + ["download"] * 2  # head, two layers, tail
                 assert "allocate" not in {what for what, _ in device.log}
-        assert len(rope_calls) == 4
+        assert made == once
     with model.stage():
         model(*passes[0])
-    assert len(rope_calls) == 8
+    assert made == {name: 2 * count for name, count in once.items()}
 
 
 def test_a_stage_ends_with_what_it_held(

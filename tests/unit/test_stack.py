@@ -70,6 +70,31 @@ def test_every_layer_runs_its_own_engine_in_shared_memory(
     assert device.closed
 
 
+def test_inputs_that_come_with_a_layer_stay_on_the_device(
+    device: FakeDevice, tmp_path: Path
+) -> None:
+    """Low-rank LoRA inputs are inputs of the engine and weights of the layer."""
+    memory = DeviceMemory(device).opened()
+    weights = {"w": np.full(4, 5, np.float32), "unread": np.zeros(3, np.float32)}
+    loads: list[int] = []
+
+    def load(name: str, index: int) -> dict[str, np.ndarray]:
+        loads.append(index)
+        return weights
+
+    engine = TrtEngine(write_engine(tmp_path), SPEC, {}, "", memory=memory)
+    stack = DeviceStack(PLAN.parts(lambda name, index: engine, load), memory)
+    x = inputs(3)["x"]
+    for _ in range(2):
+        device.uploads.clear()
+        (out,) = stack([Call({"x": x})])
+        np.testing.assert_array_equal(out["y"], x + np.float32(5 * 5))
+    assert device.uploads == [x.nbytes]
+    assert loads == [0, 0, 1, 2, 0]  # head, three layers and tail, once each
+    stack.close()
+    assert device.blocks == {}
+
+
 def test_constants_belong_to_their_stack(device: FakeDevice, tmp_path: Path) -> None:
     stack = make_stack(device, tmp_path)
     host = HostStack(stack._parts)
