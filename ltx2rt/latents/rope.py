@@ -174,15 +174,17 @@ def _gather(out: Array, rows: Sequence[Array], index: Sequence[Array]) -> None:
     lane is zero on all axes but one, their bits are put together with `or`.
     """
     bits = np.dtype(f"u{out.dtype.itemsize}")
+    tables = [np.ascontiguousarray(table.swapaxes(0, 1)).view(bits) for table in rows]
+    buffer = np.empty((GATHERED, out.shape[2]), bits)
     for begin in range(0, out.shape[1], GATHERED):
-        part = slice(begin, begin + GATHERED)
+        parts = [which[begin : begin + GATHERED] for which in index]
+        found = buffer[: len(parts[0])]
         for head in range(out.shape[0]):
-            tokens = out[head, part].view(bits)
-            for axis, (table, which) in enumerate(zip(rows, index, strict=True)):
-                found = np.take(table[:, head].view(bits), which[part], axis=0)
-                if axis == 0:
-                    tokens[:] = found
-                else:
+            tokens = out[head, begin : begin + GATHERED].view(bits)
+            for axis, (table, which) in enumerate(zip(tables, parts, strict=True)):
+                # every index is in range: "clip" only spares numpy a copy
+                np.take(table[head], which, axis=0, out=found if axis else tokens, mode="clip")
+                if axis:
                     tokens |= found
 
 
