@@ -24,7 +24,7 @@ from ltx2rt_export.reference import TorchEngine, load_weights
 
 HALVES = ("float16", "bfloat16")
 
-#: bound on the relative RMS error of an fp32 engine (design: parity ladder, rung 2)
+#: bound on the relative RMS error of an fp32 engine (docs/debug_accuracy.md, rung 2)
 FP32_REL_RMS = 1e-5
 
 #: bounds of a component in a precision, random inputs: about twice what emulations of random models

@@ -314,7 +314,7 @@ def open_bundle(
 
     Raises:
         BundleError: lists all problems: missing or changed graphs, weight files that moved or
-        changed.
+            changed.
     """
     folder = Path(path)
     manifest = read_manifest(folder)

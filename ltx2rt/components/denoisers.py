@@ -1,4 +1,4 @@
-"""Denoisers: which forward passes make one prediction (spec/sampling.md 6 and 7)."""
+"""Denoisers: which forward passes make one prediction (spec/sampling.md §6 and §7)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The diffusion transformer: head, one block engine run a layer at a time, tail.
 
 What engines cannot or should not do happens here, on the host: distinct timesteps, RoPE tables,
-additive masks, and the choice of weights for each layer (spec/transformer.md sections 4 to 14).
+additive masks, and the choice of weights for each layer (spec/transformer.md §4 to §14).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rotary position tables, computed on the host in the official order of operations.
 
-spec/transformer.md section 8: the frequency ladder is float64 rounded to float32; the angles are
+spec/transformer.md §8: the frequency ladder is float64 rounded to float32; the angles are
 float32 from the first step on. The ladder's top entry is about 15708, so one float32 ulp of a
 position is an angle of 1e-3: another order gives another result.
 """

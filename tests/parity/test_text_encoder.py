@@ -57,7 +57,7 @@ GEMMA = {
 
 
 def gen(name: str, shape: tuple[int, ...], amp: float) -> np.ndarray:
-    """The integer-hash generator of the golden vectors (spec/transformer.md, section 20)."""
+    """The integer-hash generator of the golden vectors (spec/transformer.md §20)."""
     wide = np.arange(np.prod(shape), dtype=np.uint64)
     low = np.uint64(0xFFFFFFFF)
     x = (wide * np.uint64(0x9E3779B1) + np.uint64(zlib.crc32(name.encode()))) & low

@@ -41,7 +41,7 @@ GRID = VideoLatentShape(batch=2, channels=16, num_frames=3, height=2, width=3)
 
 
 def gen(name: str, shape: tuple[int, ...], amp: float) -> np.ndarray:
-    """Values in +-amp from a hash of name and flat index (spec/transformer.md section 20)."""
+    """Values in +-amp from a hash of name and flat index (spec/transformer.md §20)."""
     low = np.uint64(0xFFFFFFFF)
     x = np.arange(np.prod(shape), dtype=np.uint64) * np.uint64(0x9E3779B1)
     x = (x + np.uint64(zlib.crc32(name.encode()))) & low

@@ -173,7 +173,7 @@ def test_nvfp4_error_is_bounded_by_half_a_step(rows: int, groups: int, seed: int
 
 
 def tiled_offsets(rows: int, groups: int) -> np.ndarray:
-    """Where the scale of row r and group c lies in the cuBLAS order (section 4.2), one by one."""
+    """Where the scale of row r and group c lies in the cuBLAS order (spec/quantization.md §4.2)."""
     r, c = np.arange(rows)[:, None], np.arange(groups)[None, :]
     tile = (r // 128) * (nvfp4.tiled_shape(rows, groups)[1] // 4) + c // 4
     return tile * 512 + (r % 32) * 16 + ((r % 128) // 32) * 4 + c % 4

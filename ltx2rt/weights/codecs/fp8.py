@@ -1,6 +1,6 @@
 """FP8 E4M3 (fn): plain, scaled per tensor, output channel or square block; MXFP8.
 
-spec/quantization.md sections 1 to 3. A *scale* is always the factor that decodes: value = code *
+spec/quantization.md §1 to §3. A *scale* is always the factor that decodes: value = code *
 scale.
 """
 

@@ -1,6 +1,6 @@
 """NVFP4: E2M1 codes, an E4M3 scale per 16 inputs, one float32 scale per tensor.
 
-spec/quantization.md section 4. A value is `code * (tensor_scale * block_scale)`.
+spec/quantization.md §4. A value is `code * (tensor_scale * block_scale)`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def tiled_shape(rows: int, groups: int) -> tuple[int, int]:
 
 
 def untile_scales(tiled: U8, rows: int, groups: int) -> U8:
-    """Logical `[rows, groups]` scales from the cuBLAS order (section 4.2); padding is dropped."""
+    """Logical `[rows, groups]` scales from the cuBLAS order (spec/quantization.md §4.2), without
+    the padding.
+    """
     tiles = tiled.reshape(tiled.shape[0] // 128, tiled.shape[1] // 4, 32, 4, 4)
     logical = tiles.transpose(0, 3, 2, 1, 4).reshape(tiled.shape)
     return np.ascontiguousarray(logical[:rows, :groups])
