@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import av
@@ -18,6 +17,8 @@ from PIL import Image
 
 from tests.e2e.conftest import Home
 from tests.e2e.readme import blocks, commands, words
+from tests.parity.demo_loras import write_demo_lora
+from tests.parity.media_files import sound_file, video_file
 
 QUIET = ("--threads", 1, "--quiet")
 SMALL = ("--height", 64, "--width", 64, "--num-frames", 9, *QUIET)
@@ -49,16 +50,20 @@ def test_make_demo(made: Home) -> None:
 def desk(made: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A folder with the files that the README's commands name."""
     home = made.inside(tmp_path_factory.mktemp("desk") / "desk")
-    demo = commands("ltx2rt demo") or ["ltx2rt demo -o demo.mp4"]
-    home.run(*words(demo[0])[:-1], "in.mp4", "--keep", "kept", *SMALL[:4], "--quiet")
     files = demo_files(home)
-    (build,) = (words(c) for c in commands("ltx2rt build --checkpoint"))
-    names = dict(zip(build[2:-2:2], build[3:-2:2], strict=True))
-    for flag, name in names.items():
-        (home.folder / name.rstrip("/")).symlink_to(files[flag[2:].replace("-", "_")])
-    home.run(*build, "--quiet")
+    for name, file in model_files().items():
+        (home.folder / file).symlink_to(files[name])
+    (build,) = commands("ltx2rt build --checkpoint")
+    home.run(*words(build), "--quiet")
     write_media(home)
     return home
+
+
+def model_files() -> dict[str, str]:
+    """The files that the README builds, by the name of the option that takes them."""
+    (build,) = (words(c) for c in commands("ltx2rt build --checkpoint"))
+    flags = zip(build[2:-2:2], build[3:-2:2], strict=True)
+    return {flag[2:].replace("-", "_"): file.rstrip("/") for flag, file in flags}
 
 
 def demo_files(home: Home) -> dict[str, str]:
@@ -80,27 +85,13 @@ def write_media(home: Home) -> None:
     for name in ("first", "last", "a", "b", "face"):
         Image.fromarray(values).save(folder / f"{name}.png")
     for name in ("talk.wav", "voice.wav"):
-        home.run(
-            home.commands / "python", "-c",
-            "import sys, numpy as np; from ltx2rt.media.audio import write_audio; "
-            "write_audio(sys.argv[1], np.sin(np.arange(48000) / 20)[None].repeat(2, 0)"
-            ".astype('float32') / 4, 48000)",
-            name,
-        )  # fmt: skip
-    shutil.copy(folder / "in.mp4", folder / "depth.mp4")
-    make = (
-        "import sys; from pathlib import Path; from tests.parity.demo_loras import "
-        "write_demo_lora as w; f = Path(sys.argv[1])\n"
-        "model = dict(a.split('=', 1) for a in sys.argv[2:])\n"
-        "metadata = {'reference_downscale_factor': '1', 'hdr_transform': 'logc3'}\n"
-        "for n in ('L', 'depth', 'id', 'dub', 'hdr'):\n"
-        "    w(f / f'{n}.safetensors', {k: Path(v) for k, v in model.items()}, 0, metadata)"
-    )
-    (build,) = (words(c) for c in commands("ltx2rt build --checkpoint"))
-    pairs = zip(build[2:-2:2], build[3:-2:2], strict=True)
-    model = [f"{k[2:].replace('-', '_')}={folder / v}" for k, v in pairs]
-    project = Home(home.commands.parents[1], home.commands, home.variables)
-    project.run(home.commands / "python", "-c", make, folder, *model)
+        sound_file(folder / name, 1.0)
+    for name in ("in.mp4", "depth.mp4"):
+        video_file(folder / name, 49)
+    model = {name: folder / file for name, file in model_files().items()}
+    metadata = {"reference_downscale_factor": "1", "hdr_transform": "logc3"}
+    for name in ("L", "depth", "id", "dub", "hdr", "a", "b"):
+        write_demo_lora(folder / f"{name}.safetensors", model, 0, metadata)
 
 
 def test_the_quickstart(desk: Home) -> None:
@@ -129,8 +120,6 @@ def test_reports(desk: Home) -> None:
 
 
 def test_merging_loras(desk: Home) -> None:
-    shutil.copy(desk.folder / "L.safetensors", desk.folder / "a.safetensors")
-    shutil.copy(desk.folder / "depth.safetensors", desk.folder / "b.safetensors")
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (merge,) = re.findall(r"`(ltx2rt lora merge a\.[^`]*)`", text)
     desk.run(*words(merge))
