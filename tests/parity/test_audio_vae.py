@@ -14,8 +14,9 @@ from ltx2rt_export.modules.audio_vae_config import AudioVaeConfig
 from ltx2rt_export.modules.vocoder import UNUSED_TENSORS, BweVocoder, Vocoder, vocoder
 from ltx2rt_export.modules.vocoder_config import BweConfig, GeneratorConfig, VocoderConfig
 from ltx2rt_export.onnx import export_component
-from ltx2rt_export.reference import TorchEngine, ort_engine
+from ltx2rt_export.reference import TorchEngine
 from tests.parity.audio_models import BWE, GENERATOR, random_tensors
+from tests.parity.ort_engine import ort_engine
 from tests.tolerances import ORT_REL_RMS
 
 SNAKE = {"activation": "snakebeta", "final_bias": False}
