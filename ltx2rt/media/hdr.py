@@ -30,14 +30,7 @@ REC709_TO_REC2020: Matrix = np.array(
     ],
     np.float32,
 )
-AP1_TO_REC2020: Matrix = np.array(
-    [
-        [1.02582475, -0.02005319, -0.00577156],
-        [-0.00223437, 1.0045865, -0.00235213],
-        [-0.00501335, -0.02529007, 1.03030342],
-    ],
-    np.float32,
-)
+
 
 #: red, green, blue and white, x and y each, as an EXR file's `chromaticities` hold them
 REC709_CHROMATICITIES = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290)

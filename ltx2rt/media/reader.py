@@ -216,49 +216,6 @@ def read_video_frames(path: str | Path, frame_cap: int | None = None) -> U8:
     return np.stack(list(iterate_video_frames(path, frame_cap)))
 
 
-def read_video_window(path: str | Path, start_s: float, duration_s: float) -> U8:
-    """Decode the frames that begin in `[start_s, start_s + duration_s)`.
-
-    Where a frame has no timestamp, or the file cannot be searched, frames are counted instead: from
-    round(start_s * rate), round(duration_s * rate) of them.
-
-    Returns:
-        `[n, H, W, 3]` uint8, n >= 1.
-
-    Raises:
-        MediaError: see `probe_video`; or no frame lies in the window.
-    """
-    frames: list[U8] = []
-    with _reading(path, "video") as container:
-        if start_s > 0 and container.streams.video:
-            if not _seek(container, container.streams.video[0], start_s):
-                return _read_counted(path, start_s, duration_s)
-        for frame in _video_frames(container, path):
-            if frame.pts is None or frame.time_base is None:
-                return _read_counted(path, start_s, duration_s)
-            time = float(frame.pts * frame.time_base)
-            if time >= start_s + duration_s:
-                break
-            if time >= start_s:
-                frames.append(_rgb(frame))
-    return _stack_window(frames, path, start_s, duration_s)
-
-
-def _read_counted(path: str | Path, start_s: float, duration_s: float) -> U8:
-    rate = float(probe_video(path).frame_rate)
-    first, count = round(start_s * rate), round(duration_s * rate)
-    frames = list(iterate_video_frames(path, first + count))[first:]
-    return _stack_window(frames, path, start_s, duration_s)
-
-
-def _stack_window(frames: list[U8], path: str | Path, start_s: float, duration_s: float) -> U8:
-    if not frames:
-        raise MediaError(
-            f"'{path}' has no frames between {start_s} and {start_s + duration_s} seconds."
-        )
-    return np.stack(frames)
-
-
 def read_audio(
     path: str | Path, start_s: float = 0.0, max_duration_s: float | None = None
 ) -> tuple[F32, int]:

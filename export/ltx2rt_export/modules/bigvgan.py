@@ -5,8 +5,6 @@ Anti-aliased periodic activation, causal log-mel and the resampler of the bandwi
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import nn
@@ -15,19 +13,6 @@ from torch.nn import functional
 from ltx2rt.engine import F64
 from ltx2rt_export.modules.mel import constant, log_floor, stft_magnitude
 from ltx2rt_export.modules.snake import FILTER_TAPS, anti_aliased_snake, snake, upsample
-
-
-def kaiser_sinc_filter(taps: int = FILTER_TAPS) -> F64:
-    """The low-pass filter that checkpoints store, `[taps]`: cutoff 0.25, half width 0.3, sum 1.
-
-    Stored values are rounded to bfloat16 and always win; this is for writing checkpoints.
-    """
-    attenuation = 2.285 * (taps // 2 - 1) * math.pi * 4.0 * 0.3 + 7.95
-    window = np.kaiser(taps, 0.1102 * (attenuation - 8.7))
-    time = np.arange(-(taps // 2), taps // 2) + 0.5
-    values = 0.5 * window * np.sinc(0.5 * time)
-    normalised: F64 = values / values.sum()
-    return normalised
 
 
 class Filter(nn.Module):
