@@ -53,7 +53,7 @@ def open_bundle() -> dict[str, Any]:
 
 def demo_bundle(folder: Path) -> Path:
     """Build the tiny demo bundle."""
-    from ltx2rt.manifest import BuildInputs
+    from ltx2rt.bundle.manifest import BuildInputs
     from ltx2rt_export.bundle import BuildConfig, build_bundle, open_inputs
     from ltx2rt_export.demo import write_demo_model
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from benchmarks.cases import percentiles
-from ltx2rt.bundle import Bundle, ModelSource, open_bundle
+from ltx2rt.bundle.bundle import Bundle, ModelSource, open_bundle
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import OptionError
-from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt_export.bundle import inputs_in, make_components, open_inputs
 from ltx2rt_export.reference import TorchEngine, load_weights

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ltx2rt.bundle import Bundle as Bundle
-    from ltx2rt.bundle import open_bundle as open_bundle
+    from ltx2rt.bundle.bundle import Bundle as Bundle
+    from ltx2rt.bundle.bundle import open_bundle as open_bundle
+    from ltx2rt.bundle.manifest import Lora as Lora
     from ltx2rt.components.reference_conditioner import ReferenceFile as ReferenceFile
     from ltx2rt.config import GenerationConfig as GenerationConfig
     from ltx2rt.config import GuidanceConfig as GuidanceConfig
     from ltx2rt.config import ImageCondition as ImageCondition
     from ltx2rt.config import RuntimeConfig as RuntimeConfig
-    from ltx2rt.duration import AutoDuration as AutoDuration
-    from ltx2rt.guidance import GuiderParams as GuiderParams
-    from ltx2rt.manifest import Lora as Lora
+    from ltx2rt.latents.duration import AutoDuration as AutoDuration
     from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline as AudioToVideoPipeline
     from ltx2rt.pipelines.clip import Clip as Clip
     from ltx2rt.pipelines.dfr import DFRInputs as DFRInputs
@@ -47,15 +46,16 @@ if TYPE_CHECKING:
     from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline as TwoStagesHQPipeline
     from ltx2rt.pipelines.upscale import UpscaleInputs as UpscaleInputs
     from ltx2rt.pipelines.upscale import UpscalePipeline as UpscalePipeline
+    from ltx2rt.sampling.guidance import GuiderParams as GuiderParams
 
 _NAMES = {
-    "Bundle": "ltx2rt.bundle",
-    "open_bundle": "ltx2rt.bundle",
-    "AutoDuration": "ltx2rt.duration",
+    "Bundle": "ltx2rt.bundle.bundle",
+    "open_bundle": "ltx2rt.bundle.bundle",
+    "AutoDuration": "ltx2rt.latents.duration",
     "GenerationConfig": "ltx2rt.config",
     "GuidanceConfig": "ltx2rt.config",
-    "GuiderParams": "ltx2rt.guidance",
-    "Lora": "ltx2rt.manifest",
+    "GuiderParams": "ltx2rt.sampling.guidance",
+    "Lora": "ltx2rt.bundle.manifest",
     "ImageCondition": "ltx2rt.config",
     "RuntimeConfig": "ltx2rt.config",
     "Clip": "ltx2rt.pipelines.clip",
@@ -81,8 +81,8 @@ _NAMES = {
     "Progress": "ltx2rt.progress",
     "Cancelled": "ltx2rt.progress",
     "Ltx2rtError": "ltx2rt.errors",
-    "EnhanceConfig": "ltx2rt.enhance",
-    "enhance_prompt": "ltx2rt.enhance",
+    "EnhanceConfig": "ltx2rt.components.enhance",
+    "enhance_prompt": "ltx2rt.components.enhance",
     "Record": "ltx2rt.pipelines.record",
     "record_in": "ltx2rt.pipelines.record_files",
     "EnhanceError": "ltx2rt.errors",

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltx2rt.duration import AutoDuration
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.errors import InternalError, OptionError, ShapeError, join_problems
-from ltx2rt.guidance import GuiderParams, GuiderSchedule
-from ltx2rt.manifest import Lora
-from ltx2rt.sampling import SAMPLERS, Sampler
-from ltx2rt.schedules import SCHEDULERS, Scheduler, sigma_table
-from ltx2rt.tiling import TilingConfig
+from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.tiling import TilingConfig
+from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
+from ltx2rt.sampling.samplers import SAMPLERS, Sampler
+from ltx2rt.sampling.schedules import SCHEDULERS, Scheduler, sigma_table
 
 DEFAULT_NEGATIVE_PROMPT = (
     "out of focus, grainy, overexposed, muddy colours, compression blocks, flickering light, "

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ltx2rt.backends.tensorrt_api import APIS
+from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, target_problems
 from ltx2rt.errors import Ltx2rtError, OptionError, ShapeError, UnsupportedError, join_problems
-from ltx2rt.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, target_problems
 from ltx2rt_export.custom_ops.table import MODES
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.quantize import SCHEMES

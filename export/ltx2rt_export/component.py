@@ -17,7 +17,7 @@ from torch import nn
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import CheckpointError, join_problems
-from ltx2rt.safetensors import MappedFiles, TensorEntry
+from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
 
 #: tensor name (prefix of the component removed) -> where it lies
 TensorIndex = Mapping[str, TensorEntry]

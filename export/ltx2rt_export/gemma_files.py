@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.kinds import is_gemma, open_weights, split_components
 from ltx2rt_export.version import parse_model_version, read_version_text
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
-from ltx2rt.safetensors import SafetensorsFile, TensorEntry
+from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 
 #: kind -> what to call it in a sentence
 KINDS: dict[str, str] = {

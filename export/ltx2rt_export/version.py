@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ltx2rt.errors import CheckpointError
-from ltx2rt.lora_info import distilled_hint
-from ltx2rt.safetensors import SafetensorsFile, read_metadata
+from ltx2rt.lora.describe import distilled_hint
+from ltx2rt.weights.safetensors import SafetensorsFile, read_metadata
 
 Number = tuple[int, ...]
 

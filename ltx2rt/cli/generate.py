@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli import enhancement as enhancement_flags
 from ltx2rt.cli import job_file
 from ltx2rt.cli import outputs as output_flags
@@ -25,7 +25,7 @@ from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.pipelines.checkpointing import kept_stages, remove_stages
 from ltx2rt.pipelines.record import record_of
-from ltx2rt.pipelines.run import Request
+from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from ltx2rt.cli.requests import (
 )
 from ltx2rt.config import HDR_MODES, GenerationConfig, RuntimeConfig
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
-from ltx2rt.sampling import SAMPLERS
+from ltx2rt.sampling.samplers import SAMPLERS
 
 
 class HelpAction(argparse.Action):

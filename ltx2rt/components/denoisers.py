@@ -13,9 +13,9 @@ from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.transformer_inputs import AttentionKind, ModalityInput, Perturbations
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError
-from ltx2rt.guidance import GuiderParams, GuiderSchedule, guided, running_difference
-from ltx2rt.latent_state import LatentState
-from ltx2rt.sampling import Denoise, Sigma, modality_sigma, to_denoised, token_timesteps
+from ltx2rt.latents.state import LatentState
+from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule, guided, running_difference
+from ltx2rt.sampling.samplers import Denoise, Sigma, modality_sigma, to_denoised, token_timesteps
 
 MODALITIES = ("video", "audio")
 SELF_ATTENTION: dict[str, AttentionKind] = {"video": "video_self", "audio": "audio_self"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ltx2rt.components.video_decoder import Progress, blend_tiles
 from ltx2rt.engine import Engine
-from ltx2rt.errors import ShapeError, UnsupportedError, join_problems
-from ltx2rt.shapes import VideoScaleFactors
-from ltx2rt.tiling import (
+from ltx2rt.errors import BundleError, ShapeError, UnsupportedError, join_problems
+from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.latents.tiling import (
     AXES,
     AxisTile,
     AxisTiling,
@@ -31,9 +31,6 @@ from ltx2rt.tiling import (
 F32 = NDArray[np.float32]
 Draw = Callable[[Sequence[int]], F32]
 Cells = tuple[int, int, int]
-
-#: the components of a diffusion decoder, in the order they run
-DIFFUSION_DECODER = ("diffusion_features", "diffusion_context", "diffusion_pixels")
 
 #: patches of the largest tile that `auto` makes; a fixed number, so that a seed gives the same clip
 #: on every machine
@@ -53,6 +50,7 @@ class DecoderOptions:
     Attributes:
         scale_factors: pixels per latent cell.
         latent_channels, patch_size, pixel_channels: of the latent, of patches, of the pixel stage.
+        border_patches: columns that the pixel stage adds on both sides of the width.
         steps, prediction: of the diffusion; `x0` or `v`.
         ghost_frames: latent frames appended before decoding.
         min_latent_cells: smaller latents are padded.
@@ -64,6 +62,7 @@ class DecoderOptions:
     latent_channels: int
     patch_size: int
     pixel_channels: int
+    border_patches: int
     steps: int
     prediction: str
     ghost_frames: int
@@ -71,6 +70,22 @@ class DecoderOptions:
     feature_stride: tuple[int, ...]
     min_feature_cells: tuple[int, ...]
     halo_feature_cells: tuple[int, ...]
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> DecoderOptions:
+        """Read what a bundle says.
+
+        Raises:
+            BundleError: facts are missing: another version built the bundle.
+        """
+        missing = [f.name for f in fields(cls) if f.name not in options]
+        if missing:
+            raise BundleError(
+                f"the diffusion decoder of this bundle does not say its {', '.join(missing)}: "
+                "another version of ltx2rt built it; build the bundle again."
+            )
+        factors = VideoScaleFactors(**options["scale_factors"])
+        return cls(**{**options, "scale_factors": factors})
 
     @property
     def feature_factors(self) -> VideoScaleFactors:
@@ -94,8 +109,7 @@ class DiffusionVideoDecoder:
         self._features = features
         self._context = context
         self._pixels = pixels
-        facts = {**options, "scale_factors": VideoScaleFactors(**options["scale_factors"])}
-        self.options = DecoderOptions(**facts)
+        self.options = DecoderOptions.from_options(options)
 
     def decode(
         self,
@@ -241,7 +255,8 @@ class DiffusionVideoDecoder:
     def _check_memory(self, axes: Sequence[Sequence[AxisTile]]) -> None:
         facts = self.options
         frames, rows, columns = (max(t.target.stop - t.target.start for t in a) for a in axes)
-        patches = frames * (rows // facts.patch_size) * (columns // facts.patch_size)
+        width = columns // facts.patch_size + 2 * facts.border_patches
+        patches = frames * (rows // facts.patch_size) * width
         needed = LIVE_ARRAYS * 4 * facts.pixel_channels * patches
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > memory:

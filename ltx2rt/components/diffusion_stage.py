@@ -13,9 +13,10 @@ from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, simple_denoise
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.stage_trace import StageTrace, StageTracer, entry_tensors
 from ltx2rt.components.transformer import Transformer
-from ltx2rt.conditioning import ConditioningItem, apply_items
 from ltx2rt.engine import Array
-from ltx2rt.latent_state import (
+from ltx2rt.latents.conditioning import ConditioningItem, apply_items
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape, VideoScaleFactors
+from ltx2rt.latents.state import (
     LatentState,
     freeze,
     make_audio_state,
@@ -23,10 +24,10 @@ from ltx2rt.latent_state import (
     slot_latents,
     target_latent,
 )
-from ltx2rt.noise import TorchGenerator
 from ltx2rt.progress import Job
-from ltx2rt.res_2s import STEP_SEED, SUBSTEP_SEED, normalised_noise_source, sample_res_2s
-from ltx2rt.sampling import (
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.res_2s import STEP_SEED, SUBSTEP_SEED, normalised_noise_source, sample_res_2s
+from ltx2rt.sampling.samplers import (
     Denoise,
     OnStep,
     States,
@@ -36,9 +37,8 @@ from ltx2rt.sampling import (
     sample_euler_cfg_pp,
     sample_gradient_estimation,
 )
-from ltx2rt.sampling import Sampler as Sampler
-from ltx2rt.schedules import sigma_table
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape, VideoScaleFactors
+from ltx2rt.sampling.samplers import Sampler as Sampler
+from ltx2rt.sampling.schedules import sigma_table
 
 Shape = TypeVar("Shape", VideoLatentShape, AudioLatentShape)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ltx2rt.components.text_encoder import OnLayer, TextContext, TextEncoder
-from ltx2rt.tokenizer import Tokenizer
+from ltx2rt.components.tokenizer import Tokenizer
 
 __all__ = ["PromptEncoder", "TextContext"]
 

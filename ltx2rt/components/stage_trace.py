@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt.latent_state import LatentState
-from ltx2rt.sampling import Denoise, DrawNoise, Sigma
+from ltx2rt.latents.state import LatentState
+from ltx2rt.sampling.samplers import Denoise, DrawNoise, Sigma
 
 
 @dataclass(slots=True)

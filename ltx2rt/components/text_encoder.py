@@ -10,12 +10,7 @@ import numpy as np
 
 from ltx2rt.components.transformer_inputs import as_dtype
 from ltx2rt.engine import NUMPY_DTYPES, Array, Engine
-from ltx2rt.safetensors import convert
-
-#: components of every text encoder
-TEXT_ENCODER = ("text_head", "text_block", "text_tail")
-#: the block of layers with a structure of their own (Gemma 4)
-FULL_BLOCK = "text_block_full"
+from ltx2rt.weights.safetensors import convert
 
 Layers = Sequence[Mapping[str, Array]]
 OnLayer = Callable[[int, int], None]

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ltx2rt.components.audio import crop_latent
 from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.prompt_encoder import TextContext
-from ltx2rt.duration import audio_steps, longest_clip
 from ltx2rt.errors import OptionError, ShapeError, join_problems
-from ltx2rt.guidance import GuiderParams
+from ltx2rt.latents.duration import audio_steps, longest_clip
+from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.media.audio import check_rate
-from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER
+from ltx2rt.names import AUDIO_ENCODER, SPATIAL_UPSAMPLER, TEXT_ENCODER, TRANSFORMER, VIDEO_DECODER
 from ltx2rt.pipelines.media_steps import Sound, check_sound, encode_sound, read_sound
-from ltx2rt.pipelines.run import Request, Run
+from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.run import Run
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
-from ltx2rt.shapes import AudioLatentShape
+from ltx2rt.sampling.guidance import GuiderParams
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
@@ -62,9 +63,9 @@ class AudioToVideoPipeline(TwoStagesPipeline):
     requires: ClassVar[tuple[str, ...]] = (
         *TEXT_ENCODER,
         *TRANSFORMER,
-        "spatial_upsampler",
-        "video_decoder",
-        "audio_encoder",
+        SPATIAL_UPSAMPLER,
+        VIDEO_DECODER,
+        AUDIO_ENCODER,
     )
     Inputs: ClassVar[type[Any] | None] = AudioInput
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes",)

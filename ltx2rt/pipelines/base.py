@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ltx2rt.bundle import ModelSource
-from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
+from ltx2rt.bundle.bundle import ModelSource
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.embeddings import write_embeddings
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.stage_trace import StageTrace
-from ltx2rt.components.text_encoder import TEXT_ENCODER
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.errors import (
     BundleError,
@@ -20,12 +19,14 @@ from ltx2rt.errors import (
     OptionError,
     join_problems,
 )
-from ltx2rt.manifest import Lora
+from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.files import OutputKind
+from ltx2rt.names import DIFFUSION_DECODER, TEXT_ENCODER, VIDEO_DECODER
 from ltx2rt.pipelines.checkpointing import StageStore
 from ltx2rt.pipelines.engines import PipelineEngines
 from ltx2rt.pipelines.exr_checks import exr_problems
 from ltx2rt.pipelines.record import record_of
+from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.request_checks import (
     check_duration,
     check_keyframes,
@@ -33,19 +34,11 @@ from ltx2rt.pipelines.request_checks import (
     check_stage_options,
     with_embedded_prompts,
 )
-from ltx2rt.pipelines.run import TRANSFORMER, Request, Run
+from ltx2rt.pipelines.run import Run
 from ltx2rt.progress import Job
-from ltx2rt.tiling import TilingConfig
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
-
-__all__ = ["ONE_STAGE", "TEXT_ENCODER", "TRANSFORMER", "TWO_STAGE", "Pipeline"]
-
-_DECODERS = ("video_decoder", "audio_decoder", "vocoder")
-#: components of the text-to-clip pipelines
-ONE_STAGE = (*TEXT_ENCODER, *TRANSFORMER, *_DECODERS)
-TWO_STAGE = (*TEXT_ENCODER, *TRANSFORMER, "spatial_upsampler", *_DECODERS)
 
 
 class Pipeline(PipelineEngines):
@@ -259,7 +252,7 @@ class Pipeline(PipelineEngines):
         """Components this pipeline needs that a source with this `has` does not hold."""
         missing = [c for c in cls.requires if not has(c)]
         if has(*DIFFUSION_DECODER):
-            missing = [c for c in missing if c != "video_decoder"]
+            missing = [c for c in missing if c != VIDEO_DECODER]
         return missing
 
     def _refuse_missing(self, missing: Sequence[str]) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, OptionError, join_problems
-from ltx2rt.noise import TorchGenerator
 from ltx2rt.pipelines.record import Record, plain_record
 from ltx2rt.plain_data import named_files, parse_json
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 
 _SUFFIX = ".stage.safetensors"
 _GENERATOR = "generator"

@@ -14,20 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt import __version__
-from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import Array
-from ltx2rt.manifest import Lora
-from ltx2rt.noise import TorchGenerator
+from ltx2rt.latents.tiling import TilingConfig
+from ltx2rt.names import AUDIO_DECODER, DIFFUSION_DECODER, VIDEO_DECODER, VOCODER
 from ltx2rt.pipelines.record import RECORD_TAG, Record, record_of, record_text
 from ltx2rt.progress import Job
-from ltx2rt.safetensors_writer import write_safetensors
-from ltx2rt.tiling import TilingConfig
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.weights.safetensors_writer import write_safetensors
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline
-    from ltx2rt.pipelines.run import Request
+    from ltx2rt.pipelines.request import Request
 
 Frames = NDArray[np.uint8]
 
@@ -141,7 +141,7 @@ class Clip:
                 tiling = decoder.auto_tiling(self.video_latent.shape[2:])
             draw = self.generator.copy().randn
             yield from decoder.decode(self.video_latent, draw, tiling, on_tile)
-        self.pipeline.release("video_decoder", *DIFFUSION_DECODER)
+        self.pipeline.release(VIDEO_DECODER, *DIFFUSION_DECODER)
 
     @property
     def has_audio(self) -> bool:
@@ -160,7 +160,7 @@ class Clip:
             if self.cut_audio:
                 waveform = waveform[:, : round(self.num_frames / self.frame_rate * rate)]
             self.waveform = waveform, rate
-            self.pipeline.release("audio_decoder", "vocoder")
+            self.pipeline.release(AUDIO_DECODER, VOCODER)
             self.job.report("decode audio", 1, 1)
         return self.waveform[0]
 

@@ -10,20 +10,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.diffusion_stage import StageResult
 from ltx2rt.components.image_conditioner import EncodedImage
 from ltx2rt.components.prompt_encoder import TextContext
-from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, Keyframe, ReferenceVideo
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, join_problems
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_metadata import detailing_factor
-from ltx2rt.manifest import Lora
-from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
-from ltx2rt.pipelines.run import Request
-from ltx2rt.schedules import DISTILLED, TEMPORAL_ROUND
-from ltx2rt.temporal_rounds import TemporalTile, keyframe_canvas, temporal_tiles
+from ltx2rt.latents.conditioning import (
+    ConditioningItem,
+    GeneratedKeyframes,
+    Keyframe,
+    ReferenceVideo,
+)
+from ltx2rt.latents.temporal_rounds import TemporalTile, keyframe_canvas, temporal_tiles
+from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.metadata import detailing_factor
+from ltx2rt.names import TEMPORAL_UPSAMPLER, TRANSFORMER_BLOCK, TWO_STAGE
+from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.request import Request
+from ltx2rt.sampling.schedules import DISTILLED, TEMPORAL_ROUND
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
@@ -90,11 +96,11 @@ class DFRPipeline(Pipeline):
         if isinstance(request.config.num_frames, int):
             keyframe_canvas(request.config.num_frames)
         problems = []
-        if not self.source.options("transformer_block")["keyframes_embedding"]:
+        if not self.source.options(TRANSFORMER_BLOCK)["keyframes_embedding"]:
             problems.append(
                 f"{self.source.model.generation} has no keyframe embedding; use an LTX-2.5 model"
             )
-        if request.inputs.temporal_upsample_rounds and not self.source.has("temporal_upsampler"):
+        if request.inputs.temporal_upsample_rounds and not self.source.has(TEMPORAL_UPSAMPLER):
             problems.append(
                 "temporal rounds need a temporal upsampler; build the bundle with "
                 "--temporal-upsampler FILE, or ask for 0 rounds"
@@ -164,7 +170,7 @@ class DFRPipeline(Pipeline):
 
         Images keep their frame number, as upstream: they attach at half their time.
         """
-        upsampled = run.upsample(video, "temporal_upsampler")
+        upsampled = run.upsample(video, TEMPORAL_UPSAMPLER)
         run.canvas = replace(
             run.canvas,
             num_frames=2 * (run.canvas.num_frames - 1) + 1,

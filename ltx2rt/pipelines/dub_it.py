@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
-from ltx2rt.conditioning import ReferenceAudio
 from ltx2rt.errors import MediaError, OptionError, join_problems
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_metadata import file_reference_factors
-from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
+from ltx2rt.latents.conditioning import ReferenceAudio
+from ltx2rt.latents.tiling import TilingConfig
+from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.metadata import file_reference_factors
+from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
+from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.media_steps import check_video, encode_sound, read_sound
-from ltx2rt.pipelines.run import Request
-from ltx2rt.schedules import DISTILLED
-from ltx2rt.tiling import TilingConfig
+from ltx2rt.pipelines.request import Request
+from ltx2rt.sampling.schedules import DISTILLED
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
@@ -53,7 +54,7 @@ class DubItPipeline(Pipeline):
     summary: ClassVar[str] = (
         "A clip that follows another one and its voice but says something else; needs an IC-LoRA."
     )
-    requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, "video_encoder", "audio_encoder")
+    requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, VIDEO_ENCODER, AUDIO_ENCODER)
     two_stage: ClassVar[bool] = True
     Inputs: ClassVar[type[Any] | None] = DubItInputs
     unused: ClassVar[tuple[str, ...]] = (

@@ -9,7 +9,7 @@ from ltx2rt.errors import MediaError, UnsupportedError
 from ltx2rt.media.exr import exr_files, exr_size, is_exr, openexr
 
 if TYPE_CHECKING:
-    from ltx2rt.pipelines.run import Request
+    from ltx2rt.pipelines.request import Request
 
 
 def exr_folder(path: str | Path) -> Path:

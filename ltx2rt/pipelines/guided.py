@@ -11,11 +11,13 @@ from ltx2rt.components.diffusion_stage import ModalityRequest, StageResult
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.errors import OptionError, join_problems
-from ltx2rt.guidance import GuiderParams, GuiderSchedule, default_guiders
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt.pipelines.base import Pipeline
-from ltx2rt.pipelines.run import Request, Run
-from ltx2rt.schedules import scheduled_sigmas
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.run import Run
+from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule, default_guiders
+from ltx2rt.sampling.schedules import scheduled_sigmas
 
 
 class GuidedPipeline(Pipeline):
@@ -107,7 +109,7 @@ class GuidedPipeline(Pipeline):
         return [float(s) for s in scheduled_sigmas(guidance.scheduler, steps, token_count)]
 
     def _block_count(self) -> int:
-        return int(self.source.options("transformer_block")["num_layers"])
+        return int(self.source.options(TRANSFORMER_BLOCK)["num_layers"])
 
     def _check(self, config: GenerationConfig, guidance: GuidanceConfig) -> None:
         problems = []

@@ -9,29 +9,30 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.reference_conditioner import (
     ReferenceFile,
     load_reference,
     reference_problems,
 )
-from ltx2rt.conditioning import ReferenceVideo
 from ltx2rt.engine import Array
 from ltx2rt.errors import MediaError, OptionError, join_problems
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_metadata import hdr_transfer, reference_factors
-from ltx2rt.manifest import Lora
+from ltx2rt.latents.conditioning import ReferenceVideo
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
+from ltx2rt.latents.tiling import AxisTile, TilingConfig, refine_tiles
+from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.metadata import hdr_transfer, reference_factors
 from ltx2rt.media.exr import openexr
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.media.reader import probe_video
-from ltx2rt.noise import TorchGenerator
-from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
-from ltx2rt.pipelines.run import Request
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.schedules import DISTILLED, HDR_STAGE2
-from ltx2rt.shapes import VIDEO_SCALE_FACTORS
-from ltx2rt.tiling import AxisTile, TilingConfig, refine_tiles
+from ltx2rt.names import SPATIAL_UPSAMPLER, TEXT_ENCODER, TRANSFORMER, VIDEO_DECODER, VIDEO_ENCODER
+from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.request import Request
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.schedules import DISTILLED, HDR_STAGE2
+from ltx2rt.weights.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
@@ -70,9 +71,9 @@ class HDRICLoraPipeline(Pipeline):
     requires: ClassVar[tuple[str, ...]] = (
         *TEXT_ENCODER,
         *TRANSFORMER,
-        "spatial_upsampler",
-        "video_encoder",
-        "video_decoder",
+        SPATIAL_UPSAMPLER,
+        VIDEO_ENCODER,
+        VIDEO_DECODER,
     )
     two_stage: ClassVar[bool] = True
     any_size: ClassVar[bool] = True
@@ -146,7 +147,7 @@ class HDRICLoraPipeline(Pipeline):
         run.canvas = replace(run.canvas, num_frames=frames, height=height, width=width)
         downscale, _ = reference_factors(files)
         half, full = (self.references(run, divisor, downscale) for divisor in (2, 1))
-        self.release("video_encoder")
+        self.release(VIDEO_ENCODER)
         context = run.encode([config.prompt])
         first = run.stage(
             "stage_1",

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.reference_conditioner import (
     ReferenceFile,
     load_mask,
     mask_problems,
     reference_problems,
 )
-from ltx2rt.conditioning import ReferenceAudio
 from ltx2rt.errors import OptionError, join_problems
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_metadata import reference_factors
-from ltx2rt.manifest import Lora
-from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
+from ltx2rt.latents.conditioning import ReferenceAudio
+from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.metadata import reference_factors
+from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
+from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.media_steps import check_sound, encode_sound, read_sound
-from ltx2rt.pipelines.run import Request
-from ltx2rt.schedules import DISTILLED
+from ltx2rt.pipelines.request import Request
+from ltx2rt.sampling.schedules import DISTILLED
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
@@ -79,7 +80,7 @@ class ICLoraPipeline(Pipeline):
     summary: ClassVar[str] = (
         "A clip that follows reference videos (depth, pose, ...) or a voice, by an IC-LoRA."
     )
-    requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, "video_encoder")
+    requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, VIDEO_ENCODER)
     two_stage: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes", "stage_2_loras")
     Inputs: ClassVar[type[Any]] = ICLoraInputs
@@ -96,7 +97,7 @@ class ICLoraPipeline(Pipeline):
         request = super().prepare(request)
         inputs: ICLoraInputs = request.inputs
         if inputs.reference_audio is not None:
-            if not self.source.has("audio_encoder"):
+            if not self.source.has(AUDIO_ENCODER):
                 raise OptionError(
                     "a reference voice needs the audio encoder, which this bundle leaves out; "
                     "build it without --components, or leave out --reference-audio"

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from ltx2rt.components.audio import as_stereo
 from ltx2rt.engine import Array
 from ltx2rt.errors import MediaError
+from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.reader import AudioInfo, VideoInfo, probe_audio, probe_video, read_audio
+from ltx2rt.names import AUDIO_ENCODER, VIDEO_ENCODER
 from ltx2rt.pipelines.run import Run
-from ltx2rt.tiling import TilingConfig
 
 Sound = tuple[NDArray[np.float32], int]
 
@@ -54,7 +55,7 @@ def encode_sound(run: Run, sound: Sound) -> Array:
     """Latent of sound, as long as it is; the audio encoder is released."""
     run.job.report("encode audio", 0, 1)
     latent = run.pipeline.audio_encoder()(*sound)
-    run.pipeline.release("audio_encoder")
+    run.pipeline.release(AUDIO_ENCODER)
     run.job.report("encode audio", 1, 1)
     return latent
 
@@ -65,7 +66,7 @@ def encode_video(run: Run, pixels: NDArray[np.float32]) -> Array:
     """
     run.job.report("encode video", 0, 1)
     latent = run.pipeline.video_encoder().encode(pixels, TilingConfig.default())
-    run.pipeline.release("video_encoder")
+    run.pipeline.release(VIDEO_ENCODER)
     run.job.report("encode video", 1, 1)
     return latent
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from ltx2rt.pipelines.base import ONE_STAGE
+from ltx2rt.names import ONE_STAGE
 from ltx2rt.pipelines.guided import GuidedPipeline
 
 if TYPE_CHECKING:

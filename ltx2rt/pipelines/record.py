@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ltx2rt import __version__
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
-from ltx2rt.pipelines.run import Request
+from ltx2rt.pipelines.request import Request
 from ltx2rt.plain_data import from_plain, parse_json, to_plain, unknown_name
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from ltx2rt.errors import OptionError
 from ltx2rt.media.files import AUDIO_FORMATS, VIDEO_FORMATS
 from ltx2rt.media.reader import read_tags
 from ltx2rt.pipelines.record import RECORD_TAG, Record, read_record
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 
 RECORD_SUFFIXES = (*VIDEO_FORMATS, *AUDIO_FORMATS, ".png", ".safetensors")
 

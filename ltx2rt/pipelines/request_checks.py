@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ltx2rt.bundle import ModelSource
+from ltx2rt.bundle.bundle import ModelSource
 from ltx2rt.components.embeddings import check_embeddings
-from ltx2rt.conditioning import keyframe_indices
 from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig
-from ltx2rt.duration import AutoDuration
 from ltx2rt.errors import OptionError, UnsupportedError, join_problems
-from ltx2rt.shapes import check_generation_size
+from ltx2rt.latents.conditioning import keyframe_indices
+from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.shapes import check_generation_size
+from ltx2rt.names import DURATION_HEAD, TRANSFORMER_BLOCK
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline
-    from ltx2rt.pipelines.run import Request
+    from ltx2rt.pipelines.request import Request
 
 
 def check_stage_options(
@@ -67,7 +68,7 @@ def check_duration(pipeline: Pipeline, config: GenerationConfig) -> None:
         raise OptionError(
             f"the {pipeline.name} pipeline cannot choose its duration; give num_frames as a number."
         )
-    if not pipeline.source.has("duration_head"):
+    if not pipeline.source.has(DURATION_HEAD):
         raise UnsupportedError(
             f"an automatic duration needs a duration head, which this bundle of "
             f"{pipeline.source.model.generation} does not hold; give num_frames as a number, or "
@@ -91,7 +92,7 @@ def check_keyframes(source: ModelSource, config: GenerationConfig) -> None:
     """
     if not config.generated_keyframes:
         return
-    if not source.options("transformer_block")["keyframes_embedding"]:
+    if not source.options(TRANSFORMER_BLOCK)["keyframes_embedding"]:
         raise UnsupportedError(
             f"generated keyframes were asked for, which {source.model.generation} cannot "
             "make: its transformer has no keyframe embedding; use an LTX-2.5 model, or ask for "

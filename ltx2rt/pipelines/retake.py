@@ -12,15 +12,23 @@ from numpy.typing import NDArray
 
 from ltx2rt.components.audio import fit_latent
 from ltx2rt.components.diffusion_stage import ModalityRequest
-from ltx2rt.conditioning import TemporalRegion
 from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.latents.conditioning import TemporalRegion
+from ltx2rt.latents.shapes import (
+    AudioLatentShape,
+    VideoLatentShape,
+    VideoPixelShape,
+    VideoScaleFactors,
+    check_generation_size,
+)
 from ltx2rt.media.audio import check_rate
 from ltx2rt.media.exr import exr_folder_shape, is_exr, iterate_exr_frames
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import codes_to_vae_input
 from ltx2rt.media.image import resize_and_crop, to_vae_input
 from ltx2rt.media.reader import probe_video, read_video_frames
-from ltx2rt.pipelines.base import ONE_STAGE, Pipeline
+from ltx2rt.names import AUDIO_ENCODER, ONE_STAGE, VIDEO_ENCODER
+from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.exr_checks import exr_problems
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.media_steps import (
@@ -31,20 +39,14 @@ from ltx2rt.pipelines.media_steps import (
     fit_video,
     read_sound,
 )
-from ltx2rt.pipelines.run import Request, Run
-from ltx2rt.schedules import DISTILLED
-from ltx2rt.shapes import (
-    AudioLatentShape,
-    VideoLatentShape,
-    VideoPixelShape,
-    VideoScaleFactors,
-    check_generation_size,
-)
+from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.run import Run
+from ltx2rt.sampling.schedules import DISTILLED
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
 
-_REQUIRES = (*ONE_STAGE, "video_encoder", "audio_encoder")
+_REQUIRES = (*ONE_STAGE, VIDEO_ENCODER, AUDIO_ENCODER)
 _UNUSED = (
     "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes",
 )  # fmt: skip

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.diffusion_stage import (
     ANCESTRAL_SEED_OFFSET,
@@ -20,22 +21,18 @@ from ltx2rt.components.diffusion_stage import (
     run_stage,
 )
 from ltx2rt.components.prompt_encoder import TextContext
-from ltx2rt.conditioning import ConditioningItem
 from ltx2rt.engine import Array
 from ltx2rt.errors import InternalError
-from ltx2rt.manifest import Lora
-from ltx2rt.noise import TorchGenerator
-from ltx2rt.pipelines.run_inputs import Request, RunInputs
-from ltx2rt.sampling import Sampler
-from ltx2rt.schedules import STAGE2_DISTILLED
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.conditioning import ConditioningItem
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.names import SPATIAL_UPSAMPLER, TRANSFORMER
+from ltx2rt.pipelines.run_inputs import RunInputs
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.samplers import Sampler
+from ltx2rt.sampling.schedules import STAGE2_DISTILLED
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
-
-__all__ = ["TRANSFORMER", "Request", "Run"]
-
-TRANSFORMER = ("transformer_head", "transformer_block", "transformer_tail")
 
 
 class Run(RunInputs):
@@ -132,7 +129,7 @@ class Run(RunInputs):
             audio=_restarted(request.audio, first, start),
         )
 
-    def upsample(self, video: Array | None, upsampler: str = "spatial_upsampler") -> Array:
+    def upsample(self, video: Array | None, upsampler: str = SPATIAL_UPSAMPLER) -> Array:
         """A video latent with more rows and columns, or with more frames (`temporal_upsampler`);
         the upsampler is released. What the run's store has is not made again.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ltx2rt.components.diffusion_stage import (
@@ -14,36 +14,22 @@ from ltx2rt.components.image_conditioner import EncodedImage, encode_images
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_item
 from ltx2rt.components.stage_trace import StageTrace
-from ltx2rt.components.text_encoder import FULL_BLOCK, TEXT_ENCODER
-from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
 from ltx2rt.config import GenerationConfig, GuidanceConfig
-from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Array
 from ltx2rt.errors import InternalError
+from ltx2rt.latents.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
+from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape, VideoPixelShape
 from ltx2rt.media.hdr import HDR_FORMATS, HdrFormat
-from ltx2rt.noise import TorchGenerator
+from ltx2rt.names import DURATION_HEAD, TEXT_BLOCK_FULL, TEXT_ENCODER, TEXT_HEAD, VIDEO_ENCODER
+from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.request_checks import check_keyframes
 from ltx2rt.progress import Job
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape, VideoPixelShape
+from ltx2rt.sampling.noise import TorchGenerator
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline
     from ltx2rt.pipelines.checkpointing import StageStore
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What one call asks for.
-
-    Attributes:
-        config: what to make.
-        guidance: how to sample; None for pipelines without guidance.
-        inputs: the pipeline's own inputs (its `Inputs`), or None.
-    """
-
-    config: GenerationConfig
-    guidance: GuidanceConfig | None = None
-    inputs: Any = None
 
 
 class RunInputs:
@@ -142,10 +128,10 @@ class RunInputs:
         if kept is not None:
             return self._ready(lambda: TextContext(kept["video"], kept["audio"]))
         encoder = self.pipeline.prompt_encoder()
-        layers = len(self.pipeline.source.options("text_head")["layers"])
+        layers = len(self.pipeline.source.options(TEXT_HEAD)["layers"])
         self.job.report("prompt", 0, layers)
         context = encoder(prompts, lambda done, total: self.job.report("prompt", done, total))
-        self.pipeline.release(*TEXT_ENCODER, FULL_BLOCK)
+        self.pipeline.release(*TEXT_ENCODER, TEXT_BLOCK_FULL)
         if self.store is not None:
             self.store.save("context", facts, {"video": context.video, "audio": context.audio})
         return context
@@ -154,7 +140,7 @@ class RunInputs:
         self.job.report("duration", 0, 1)
         audio_only = self.pipeline.makes == "audio"
         seconds = self.pipeline.duration_head()(context, audio_only=audio_only)
-        self.pipeline.release("duration_head")
+        self.pipeline.release(DURATION_HEAD)
         frames = asked.frames(seconds, self.config.frame_rate)
         self.request = replace(self.request, config=replace(self.config, num_frames=frames))
         self.canvas = replace(self.canvas, num_frames=frames)
@@ -202,7 +188,7 @@ class RunInputs:
                 self.hdr,
             )
             self.job.report(f"images {stage}", 1, 1)
-        self.pipeline.release("video_encoder")
+        self.pipeline.release(VIDEO_ENCODER)
         return encoded
 
     def reference_items(
@@ -223,7 +209,7 @@ class RunInputs:
                 reference_item(reference, encoder, self.pixels(divisor), hdr=self.hdr, **facts)
             )
             self.job.report(f"references {stage}", index + 1, len(references))
-        self.pipeline.release("video_encoder")
+        self.pipeline.release(VIDEO_ENCODER)
         return items
 
     def pixels(self, divisor: int = 1) -> VideoPixelShape:

@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from ltx2rt.manifest import Lora
-from ltx2rt.pipelines.base import TWO_STAGE
+from ltx2rt.bundle.manifest import Lora
+from ltx2rt.names import TWO_STAGE
 from ltx2rt.pipelines.guided import GuidedPipeline
-from ltx2rt.pipelines.run import Request, Run
-from ltx2rt.sampling import Sampler
+from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.run import Run
+from ltx2rt.sampling.samplers import Sampler
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip

@@ -13,16 +13,24 @@ from numpy.typing import NDArray
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import BundleError, OptionError, join_problems
+from ltx2rt.latents.shapes import VideoPixelShape, VideoScaleFactors
+from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.audio import check_rate
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import VideoInfo, probe_video, read_audio, read_video_frames
-from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
+from ltx2rt.names import (
+    SPATIAL_UPSAMPLER,
+    TEMPORAL_UPSAMPLER,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    VIDEO_DECODER,
+    VIDEO_ENCODER,
+)
+from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.request_checks import check_stage_options
-from ltx2rt.pipelines.run import Request
-from ltx2rt.schedules import DISTILLED
-from ltx2rt.shapes import VideoPixelShape, VideoScaleFactors
-from ltx2rt.tiling import TilingConfig
+from ltx2rt.sampling.schedules import DISTILLED
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.clip import Clip
@@ -87,7 +95,7 @@ class UpscalePipeline(Pipeline):
     summary: ClassVar[str] = (
         "Raise size or frame rate of a video or image that exists; --refine adds detail."
     )
-    requires: ClassVar[tuple[str, ...]] = ("video_encoder", "video_decoder")
+    requires: ClassVar[tuple[str, ...]] = (VIDEO_ENCODER, VIDEO_DECODER)
     unused: ClassVar[tuple[str, ...]] = (
         "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes", "hdr",
         "sampler", "sigmas",
@@ -112,7 +120,7 @@ class UpscalePipeline(Pipeline):
             OptionError: refining without a prompt, or a result that no video can hold.
         """
         inputs: UpscaleInputs = request.inputs
-        needed = ["spatial_upsampler"] * inputs.spatial + ["temporal_upsampler"] * inputs.temporal
+        needed = [SPATIAL_UPSAMPLER] * inputs.spatial + [TEMPORAL_UPSAMPLER] * inputs.temporal
         if inputs.refine is not None:
             needed += [*TEXT_ENCODER, *TRANSFORMER]
         missing = [name for name in needed if not self.source.has(name)]
@@ -169,7 +177,7 @@ class UpscalePipeline(Pipeline):
         return source.height * numerator // denominator, source.width * numerator // denominator
 
     def _spatial_scale(self) -> tuple[int, int]:
-        numerator, denominator = self.source.options("spatial_upsampler")["spatial_scale"]
+        numerator, denominator = self.source.options(SPATIAL_UPSAMPLER)["spatial_scale"]
         return int(numerator), int(denominator)
 
     def generate(self, run: Run) -> Clip:
@@ -181,13 +189,13 @@ class UpscalePipeline(Pipeline):
         pixels = to_vae_input(padded(read_source(inputs), self.scale_factors))
         tiling = None if run.config.tiling == "none" else TilingConfig.default()
         latent = self.video_encoder().encode(pixels, tiling)
-        self.release("video_encoder")
+        self.release(VIDEO_ENCODER)
         run.job.report("encode video", 1, 1)
         run.latents["source.video"] = latent
         if inputs.spatial:
             latent = run.upsample(latent)
         if inputs.temporal:
-            latent = run.upsample(latent, "temporal_upsampler")
+            latent = run.upsample(latent, TEMPORAL_UPSAMPLER)
         if inputs.refine is not None:
             latent = self.refine(run, latent)
         config = run.config

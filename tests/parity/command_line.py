@@ -16,8 +16,8 @@ import onnx
 import pytest
 
 import ltx2rt_export.bundle as export_bundle
+from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.cli.__main__ import main
-from ltx2rt.manifest import read_manifest
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import ExportedGraph
 

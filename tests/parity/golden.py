@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.engine import Engine
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from tests.tolerances import OUTPUT_TOLERANCES, TOLERANCES, Tolerance
 
 BACKENDS = ("torch", "onnxruntime")

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
-from ltx2rt.duration import AutoDuration
 from ltx2rt.engine import Array
-from ltx2rt.guidance import GuiderParams
-from ltx2rt.manifest import Lora
+from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline
 from ltx2rt.pipelines.dfr import DFRPipeline
 from ltx2rt.pipelines.distilled import DistilledPipeline
@@ -30,7 +29,8 @@ from ltx2rt.pipelines.retake import GuidedRetakePipeline, RetakePipeline
 from ltx2rt.pipelines.text_to_audio import TextToAudioPipeline
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.sampling.guidance import GuiderParams
+from ltx2rt.weights.safetensors import SafetensorsFile
 from tests.parity.golden import Result, Runner, Skip, read_arrays
 from tests.parity.pipeline_inputs import KNOWN_INPUTS, OWN_INPUTS, own_inputs
 from tests.parity.pipeline_source import ComponentSource, find_model

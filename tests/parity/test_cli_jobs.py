@@ -24,7 +24,7 @@ from ltx2rt.errors import OptionError
 from ltx2rt.media.reader import probe_video, read_audio, read_tags
 from ltx2rt.pipelines.record_files import record_in
 from ltx2rt.progress import Progress
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import (
     SMALL,
     Outcome,

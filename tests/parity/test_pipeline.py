@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import InternalError, Ltx2rtError, OptionError, ShapeError
 from ltx2rt.media.image import image_to_vae_input
 from ltx2rt.pipelines.clip import Clip, prefetch, to_uint8
 from ltx2rt.pipelines.distilled import DistilledPipeline
-from ltx2rt.pipelines.run import Request
+from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Cancelled, Job, Progress
 from tests.tolerances import TOLERANCES
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.numpy import save_file
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.connectors import valid_first
 from ltx2rt_export.modules.gemma import gemma_root

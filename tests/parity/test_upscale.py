@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.errors import OptionError
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoPixelShape
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import probe_video, read_audio, read_video_frames
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.upscale import UpscaleInputs, UpscalePipeline, padded
-from ltx2rt.shapes import VIDEO_SCALE_FACTORS, VideoPixelShape
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.media_files import video_file

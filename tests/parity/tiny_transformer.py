@@ -12,9 +12,9 @@ import torch
 from safetensors.numpy import save_file
 
 from ltx2rt.components.transformer import ModalityInput, Transformer
-from ltx2rt.patchify import audio_positions, video_positions
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.patchify import audio_positions, video_positions
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.modules.transformer import (
     transformer_block,
     transformer_head,

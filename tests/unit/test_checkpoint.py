@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ltx2rt.errors import CheckpointError, Ltx2rtError, UnsupportedError
-from ltx2rt.lora_info import distilled_hint
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.lora.describe import distilled_hint
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.checkpoint import REQUIRED, ROLES, open_model
 from ltx2rt_export.gemma_files import check_gemma_version, open_gemma
 from ltx2rt_export.kinds import detect_kind, open_weights, split_components, transformer_prefix

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import ltx2rt
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.cli.__main__ import COMMANDS, main
 from ltx2rt.cli.build import parse_lora
 from ltx2rt.cli.common import ProgressPrinter
@@ -23,15 +24,14 @@ from ltx2rt.cli.demo import generate_options
 from ltx2rt.cli.enhancement import DEFAULT_TIMEOUT_S
 from ltx2rt.cli.inputs import FLAGS
 from ltx2rt.cli.requests import config_of, parse_image, runtime_of, seeds_of
+from ltx2rt.components.enhance import EnhanceConfig
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
-from ltx2rt.enhance import EnhanceConfig
 from ltx2rt.errors import OptionError
-from ltx2rt.guidance import GuiderParams
-from ltx2rt.manifest import Lora
+from ltx2rt.latents.shapes import check_generation_size
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.progress import Progress
-from ltx2rt.shapes import check_generation_size
+from ltx2rt.sampling.guidance import GuiderParams
 
 #: start of the process included; a shared machine in mind
 HELP_SECONDS = 0.3

@@ -12,9 +12,9 @@ from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, passes, simple
 from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.transformer_inputs import KINDS, ModalityInput, Perturbations
 from ltx2rt.errors import OptionError
-from ltx2rt.guidance import GuiderParams, GuiderSchedule
-from ltx2rt.latent_state import LatentState, freeze, make_audio_state, make_video_state
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.state import LatentState, freeze, make_audio_state, make_video_state
+from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
 from tests.tolerances import TOLERANCES
 
 NET = TOLERANCES["net"]

@@ -10,9 +10,9 @@ import pytest
 
 from ltx2rt.components import diffusion_decoder
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder, patchify, unpatchify
-from ltx2rt.errors import ShapeError, UnsupportedError
-from ltx2rt.noise import TorchGenerator
-from ltx2rt.tiling import AxisTiling, TilingConfig
+from ltx2rt.errors import BundleError, ShapeError, UnsupportedError
+from ltx2rt.latents.tiling import AxisTiling, TilingConfig
+from ltx2rt.sampling.noise import TorchGenerator
 from tests.tolerances import TOLERANCES
 
 SHIPPED: dict[str, Any] = {
@@ -20,6 +20,7 @@ SHIPPED: dict[str, Any] = {
     "latent_channels": 3,
     "patch_size": 4,
     "pixel_channels": 256,
+    "border_patches": 5,
     "steps": 1,
     "prediction": "x0",
     "ghost_frames": 2,
@@ -200,3 +201,20 @@ def test_what_cannot_be_decoded_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(diffusion_decoder.os, "sysconf", lambda name: 1024)
     with pytest.raises(UnsupportedError, match="tiling='auto'"):
         decode(what, latent(3, 7, 7))
+
+
+def test_a_bundle_of_another_version_is_told_to_be_built_again() -> None:
+    options = {k: v for k, v in SHIPPED.items() if k != "border_patches"}
+    with pytest.raises(BundleError, match="does not say its border_patches"):
+        decoder(options)
+
+
+def test_memory_counts_the_border_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile of 17 frames, 56 rows and 56 columns of patches is 66 columns wide inside."""
+    needed = diffusion_decoder.LIVE_ARRAYS * 4 * 256 * 17 * 56 * (56 + 10)
+    sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": needed}
+    monkeypatch.setattr(diffusion_decoder.os, "sysconf", lambda name: sizes[name])
+    assert decode(decoder(SHIPPED)[0], latent(3, 7, 7)).shape == (17, 224, 224, 3)
+    sizes["SC_PHYS_PAGES"] -= 1
+    with pytest.raises(UnsupportedError, match="in one piece"):
+        decode(decoder(SHIPPED)[0], latent(3, 7, 7))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
-from ltx2rt.safetensors import DTYPES
+from ltx2rt.weights.codecs.engine_formats import ENGINE_FORMATS
+from ltx2rt.weights.safetensors import DTYPES
 
 #: largest relative RMS error on Gaussian weights: half a step of E4M3, E2M1, INT8, INT4
 ERRORS = {"fp8": 0.03, "nvfp4": 0.11, "int8": 0.01, "int4": 0.14}

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from ltx2rt.conditioning import GeneratedKeyframes
 from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.latents.conditioning import GeneratedKeyframes
 from ltx2rt.pipelines.base import Pipeline
-from ltx2rt.pipelines.run import Request, Run
+from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.run import Run
 from ltx2rt.progress import Job
 
 

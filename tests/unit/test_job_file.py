@@ -15,19 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ltx2rt.bundle.manifest import Lora
 from ltx2rt.cli import generate as generate_command
 from ltx2rt.cli import job_file
 from ltx2rt.cli.requests import asked_of, config_of, runtime_of
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import Ltx2rtError, OptionError
-from ltx2rt.guidance import GuiderParams, GuiderSchedule
-from ltx2rt.manifest import Lora
 from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
 from ltx2rt.pipelines.ic_lora import ICLoraInputs
 from ltx2rt.pipelines.record import Record, read_record, record_text
 from ltx2rt.pipelines.record_files import record_in
-from ltx2rt.pipelines.run import Request
+from ltx2rt.pipelines.request import Request
 from ltx2rt.plain_data import from_plain, parse_json, to_plain
+from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
 
 FLAGS = generate_command.flags()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltx2rt.errors import BundleError
-from ltx2rt.manifest import (
+from ltx2rt import plain_data
+from ltx2rt.bundle.load_weights import weight_problems
+from ltx2rt.bundle.manifest import (
     BuildInputs,
     ComponentEntry,
     Lora,
@@ -27,7 +29,7 @@ from ltx2rt.manifest import (
     read_manifest,
     write_manifest,
 )
-from ltx2rt.weights import weight_problems
+from ltx2rt.errors import BundleError
 
 REF = WeightRef(source=0, dtype="bfloat16", shape=(4, 2), offset=100, length=16)
 ENTRY = ComponentEntry(
@@ -238,3 +240,20 @@ def test_rebuild_command_names_every_file() -> None:
         "ltx2rt build --checkpoint /weights/a.safetensors --spatial-upsampler /u.safetensors "
         "--lora /l.safetensors:0.5"
     )
+
+
+def test_type_hints_are_resolved_once_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real manifest has thousands of entries: resolving them anew was most of opening it."""
+    plain_data._HINTS.clear()
+    asked: list[type[Any]] = []
+    resolve = typing.get_type_hints
+
+    def counting(kind: type[Any]) -> dict[str, Any]:
+        asked.append(kind)
+        return resolve(kind)
+
+    monkeypatch.setattr(plain_data.typing, "get_type_hints", counting)
+    entries = [{"name": f"t{i}", "dtype": "float32", "shape": [1]} for i in range(50)]
+    for entry in entries:
+        assert plain_data.from_plain(Tensor, entry, "a tensor").shape == (1,)
+    assert asked == [Tensor]

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from ltx2rt.bundle import open_bundle
-from ltx2rt.cuda import Gpu
-from ltx2rt.errors import UnsupportedError
-from ltx2rt.manifest import BuildInputs
-from ltx2rt.memory import (
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.bundle.manifest import BuildInputs
+from ltx2rt.bundle.memory import (
     denoise_reserve,
     layer_bytes,
     refuse_too_large,
     stage_weight_bytes,
 )
+from ltx2rt.device.cuda import Gpu
+from ltx2rt.errors import UnsupportedError
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.engines import plan

@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from benchmarks.quality import EmulatedSource
-from ltx2rt.bundle import Bundle, ModelSource
+from ltx2rt.bundle.bundle import Bundle, ModelSource
 from tests.parity.pipeline_source import ComponentSource
 
 

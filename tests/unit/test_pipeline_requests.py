@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from ltx2rt.config import GenerationConfig, ImageCondition
-from ltx2rt.duration import AutoDuration
 from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.pipelines.audio_to_video import AudioInput, AudioToVideoPipeline
 from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake import RetakeInputs, RetakePipeline
-from ltx2rt.pipelines.run import Request
 
 
 def source(*parts: str) -> Any:

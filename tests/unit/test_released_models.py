@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sparse_model import write_sparse_model
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.names import TRANSFORMER
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.catalog import rows_of
 from ltx2rt_export.checkpoint import open_model
 
@@ -30,7 +31,6 @@ HEADER_BYTES = 40_000
 
 ENCODERS = ("text_head", "text_block", "text_tail", "video_encoder", "audio_encoder")
 DECODERS = ("audio_decoder", "vocoder")
-TRANSFORMER = ("transformer_head", "transformer_block", "transformer_tail")
 UPSAMPLERS = ("spatial_upsampler", "temporal_upsampler")
 COMPONENTS = {
     "2": {*ENCODERS, *TRANSFORMER, *DECODERS, "video_decoder", "spatial_upsampler"},

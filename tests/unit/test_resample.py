@@ -11,7 +11,7 @@ from ltx2rt.components.audio import (
     fit_latent,
 )
 from ltx2rt.errors import OptionError, ShapeError
-from ltx2rt.resample import resample, resampling_taps
+from ltx2rt.media.resample import resample, resampling_taps
 
 
 def direct(waveform: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:

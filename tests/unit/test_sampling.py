@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltx2rt import schedules
 from ltx2rt.errors import OptionError
-from ltx2rt.floats import bfloat16_bits, bfloat16_values, cast, round_bfloat16
-from ltx2rt.latent_state import LatentState, freeze, make_audio_state, make_video_state
-from ltx2rt.noise import TorchGenerator
-from ltx2rt.res_2s import normalise_noise, res_2s_coefficients, sample_res_2s
-from ltx2rt.sampling import (
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.state import LatentState, freeze, make_audio_state, make_video_state
+from ltx2rt.sampling import schedules
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.res_2s import normalise_noise, res_2s_coefficients, sample_res_2s
+from ltx2rt.sampling.samplers import (
     add_noise,
     ancestral_step,
     euler_step,
@@ -26,7 +26,7 @@ from ltx2rt.sampling import (
     to_velocity,
     token_timesteps,
 )
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.weights.floats import bfloat16_bits, bfloat16_values, cast, round_bfloat16
 from tests.tolerances import TOLERANCES
 
 SCALAR = TOLERANCES["scalar"]

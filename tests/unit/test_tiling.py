@@ -15,8 +15,8 @@ from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.engine import Array, EngineBase, EngineSpec, TensorSpec
 from ltx2rt.errors import ShapeError
-from ltx2rt.shapes import VideoScaleFactors
-from ltx2rt.tiling import (
+from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.latents.tiling import (
     AxisTiling,
     Interval,
     TilingConfig,

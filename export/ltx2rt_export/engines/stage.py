@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
+from ltx2rt.bundle.load_weights import engine_tensors, stored_tensor, tensor_entry
+from ltx2rt.bundle.manifest import ComponentEntry, EngineEntry, ModelInfo, Source
 from ltx2rt.engine import Array
-from ltx2rt.manifest import BLOCKS, ComponentEntry, EngineEntry, ModelInfo, Source
+from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.names import TRANSFORMER_BLOCKS
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import MappedFiles
-from ltx2rt.shapes import VideoScaleFactors
-from ltx2rt.weights import engine_tensors, stored_tensor, tensor_entry
+from ltx2rt.weights.safetensors import MappedFiles
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
@@ -107,7 +108,7 @@ def holds_weights(config: BuildConfig, component: Component) -> bool:
     never have: they run once a prompt, and would take more time to load.
     """
     return config.weights == "constant" and (
-        component.weight_binding != "input" or component.name in BLOCKS
+        component.weight_binding != "input" or component.name in TRANSFORMER_BLOCKS
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
+from ltx2rt.names import DIFFUSION_CONTEXT, DIFFUSION_FEATURES, DIFFUSION_PIXELS
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.diffusion_decoder_config import (
     Cells,
@@ -65,8 +66,9 @@ class Rope(nn.Module):
             steps = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size
             self.register_buffer(axis, (ROPE_BASE**-steps).float(), persistent=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        sizes = x.shape[1:4]
+    def forward(self, x: Tensor, margin: int = 0) -> tuple[Tensor, Tensor]:
+        """Tables of the grid of `x`, with `margin` more columns on both sides."""
+        sizes = (x.shape[1], x.shape[2], x.shape[3] + 2 * margin)
         parts = []
         for axis, name in enumerate("thw"):
             index = torch.arange(sizes[axis], dtype=torch.float32, device=x.device)
@@ -240,10 +242,15 @@ class SharedAdaLn(nn.Module):
 
 
 class PixelBlock(nn.Module):
-    """A block of the diffusion stage (§4); gates are constants of older files (§2)."""
+    """A block of the diffusion stage (§4); gates are constants of older files (§2).
+
+    Its attention has a border rule of its own along the width: windows stay centred, and beyond the
+    first and the last column there are copies of them, half a neighbourhood wide.
+    """
 
     def __init__(self, stage: Stage, head_dim: int, *, gated: bool) -> None:
         super().__init__()
+        self.margin = stage.kernel[2] // 2
         self.scale_shift_table = nn.Parameter(torch.empty(ADALN_ROWS, stage.channels))
         self.context_proj = nn.Linear(stage.channels, stage.channels)
         self.norm1 = RmsNorm(stage.channels)
@@ -258,15 +265,23 @@ class PixelBlock(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor, shared: Tensor, rope: tuple[Tensor, Tensor]
     ) -> Tensor:
+        """`x`, `context`: `[B, T, H, W, C]`; `rope`: tables of the grid `widened` by `margin`."""
         rows = (shared + self.scale_shift_table)[:, :, None, None, None]
         x = x + self._gate("gate_ctx", self.context_proj(context))
-        h = self.norm1(x) * (1 + rows[:, 0]) + rows[:, 1]
-        x = x + self._gate("gate_msa", self.attn(h, rope))
+        h = self.norm1(widened(x, self.margin)) * (1 + rows[:, 0]) + rows[:, 1]
+        h = self.attn(h, rope).narrow(3, self.margin, x.shape[3])
+        x = x + self._gate("gate_msa", h)
         h = self.norm2(x) * (1 + rows[:, 3]) + rows[:, 4]
         return x + self._gate("gate_mlp", self.mlp(h))
 
     def _gate(self, name: str, branch: Tensor) -> Tensor:
         return branch * getattr(self, name) if self.gated else branch
+
+
+def widened(x: Tensor, margin: int) -> Tensor:
+    """`[B, T, H, W, C]` with `margin` copies of the first and of the last column beside it."""
+    columns = torch.arange(x.shape[3] + 2 * margin, device=x.device) - margin
+    return x.index_select(3, columns.clamp(0, x.shape[3] - 1))
 
 
 class PixelStage(nn.Module):
@@ -276,6 +291,7 @@ class PixelStage(nn.Module):
         super().__init__()
         stage = config.pixels
         patch = config.out_channels * config.patch_size**2
+        self.margin = stage.kernel[2] // 2
         self.t_embedder = TimestepEmbedder(config.time_width, config.frequencies)
         self.shared_adaln = SharedAdaLn(config.time_width, stage.channels)
         self.conv_in_x_t = nn.Linear(patch, stage.channels)
@@ -289,7 +305,7 @@ class PixelStage(nn.Module):
     def forward(self, patches: Tensor, context: Tensor, timestep: Tensor) -> Tensor:
         shared = self.shared_adaln(self.t_embedder(timestep))
         x = self.conv_in_x_t(patches)
-        rope = self.rope(x)
+        rope = self.rope(x, self.margin)
         for block in self.diff_blocks:
             x = block(x, context, shared, rope)
         return self.conv_out(self.norm_out(x))
@@ -322,7 +338,7 @@ def diffusion_features(config: Mapping[str, Any], tensors: TensorIndex) -> Compo
     module = on_meta(lambda: Features(parsed))
     width = parsed.stages[-1].channels
     return Component(
-        name="diffusion_features",
+        name=DIFFUSION_FEATURES,
         module=module,
         inputs=(_spec("video_latent", "B", parsed.latent_channels, "Fl", "Hl", "Wl"),),
         outputs=(_spec("features", "B", "Fs", "Hs", "Ws", width),),
@@ -338,7 +354,7 @@ def diffusion_context(config: Mapping[str, Any], tensors: TensorIndex) -> Compon
     module = on_meta(lambda: Context(parsed))
     stage = parsed.stages[-1]
     return Component(
-        name="diffusion_context",
+        name=DIFFUSION_CONTEXT,
         module=module,
         inputs=(_spec("features", "B", "Fs", "Hs", "Ws", stage.channels),),
         outputs=(_spec("context", "B", "F", "Hc", "Wc", stage.out_channels),),
@@ -357,7 +373,7 @@ def diffusion_pixels(config: Mapping[str, Any], tensors: TensorIndex) -> Compone
     patch = parsed.out_channels * parsed.patch_size**2
     grid = ("B", "F", "Hc", "Wc")
     return Component(
-        name="diffusion_pixels",
+        name=DIFFUSION_PIXELS,
         module=module,
         inputs=(
             _spec("noisy_patches", *grid, patch),
@@ -389,6 +405,7 @@ def _options(config: DiffusionDecoderConfig) -> dict[str, Any]:
         "latent_channels": config.latent_channels,
         "patch_size": config.patch_size,
         "pixel_channels": pixels.channels,
+        "border_patches": pixels.kernel[2] // 2,
         "steps": config.steps,
         "prediction": config.prediction,
         "ghost_frames": config.ghost_frames,

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
+from ltx2rt.names import VOCODER
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.audio_config import refuse_unused
 from ltx2rt_export.modules.bigvgan import AntiAliasedSnake, CausalMel, Resampler
@@ -148,13 +149,13 @@ def vocoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
     """
     parsed = VocoderConfig.from_checkpoint(config, tensors)
     module = on_meta(lambda: BweVocoder(parsed) if parsed.bwe else Vocoder(parsed.generator))
-    refuse_unused(module, tensors, "vocoder", unused=UNUSED_TENSORS)
+    refuse_unused(module, tensors, VOCODER, unused=UNUSED_TENSORS)
     return Component(
-        name="vocoder",
+        name=VOCODER,
         module=module,
         inputs=(TensorSpec("mel", "float32", ("B", 2, "M", parsed.mel_bins)),),
         outputs=(TensorSpec("waveform", "float32", ("B", 2, "N")),),
-        weights=match_weights(module, tensors, "vocoder"),
+        weights=match_weights(module, tensors, VOCODER),
         trace={"B": 2, "M": 7},
         options={
             "output_sampling_rate": parsed.output_sampling_rate,

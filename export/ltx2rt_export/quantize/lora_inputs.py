@@ -14,7 +14,7 @@ from onnx import NodeProto
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import InternalError
-from ltx2rt.lora import factor_names
+from ltx2rt.lora.adapter import factor_names
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.linears import ELEM_TYPES, Linear
 

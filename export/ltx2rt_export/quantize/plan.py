@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ltx2rt.errors import OptionError, UnsupportedError
-from ltx2rt.safetensors import TensorEntry
+from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.component import Component
 from ltx2rt_export.quantize.schemes import (
     BLOCK_LINEARS,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ltx2rt.errors import InternalError, OptionError, UnsupportedError
+from ltx2rt.names import DURATION_HEAD, TRANSFORMER_BLOCK, VOCODER
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import ExportedGraph, export_component
 from ltx2rt_export.quantize.fp8 import quantize_fp8
@@ -18,10 +19,10 @@ from ltx2rt_export.quantize.nvfp4 import quantize_nvfp4
 
 #: components that need float32 whatever is asked for: bandwidth extension and waveforms lose
 #: audible detail in 16 bits (spec/audio.md); seconds are rounded to frames (spec/duration_head.md)
-FLOAT32_COMPONENTS = ("vocoder", "mel_front_end", "duration_head")
+FLOAT32_COMPONENTS = (VOCODER, "mel_front_end", DURATION_HEAD)
 
 #: the component whose linears quantised schemes change
-QUANTIZED_COMPONENT = "transformer_block"
+QUANTIZED_COMPONENT = TRANSFORMER_BLOCK
 
 #: the linears of a block that official fp8 files quantise (spec/quantization.md section 1); gates,
 #: norms, tables and everything outside the blocks stay in 16 bits (section 8)

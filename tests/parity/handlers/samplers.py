@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt import guidance
-from ltx2rt.latent_state import LatentState, make_audio_state, make_video_state
-from ltx2rt.res_2s import (
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.state import LatentState, make_audio_state, make_video_state
+from ltx2rt.sampling import guidance
+from ltx2rt.sampling.res_2s import (
     normalise_noise,
     res_2s_coefficients,
     sample_res_2s,
     sde_coefficients,
     sde_step,
 )
-from ltx2rt.sampling import (
+from ltx2rt.sampling.samplers import (
     ancestral_step,
     cfg_pp_step,
     euler_step,
@@ -26,7 +27,6 @@ from ltx2rt.sampling import (
     sample_euler_cfg_pp,
     sample_gradient_estimation,
 )
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
 from tests.parity.golden import Case, Runner, handles
 
 Array = np.ndarray

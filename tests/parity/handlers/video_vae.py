@@ -12,8 +12,8 @@ from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
-from ltx2rt.shapes import VideoScaleFactors
-from ltx2rt.tiling import AxisTile, AxisTiling, TilingConfig
+from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.latents.tiling import AxisTile, AxisTiling, TilingConfig
 from ltx2rt_export.component import TensorIndex, load_module
 from ltx2rt_export.modules.diffusion_decoder import (
     diffusion_context,
@@ -83,23 +83,28 @@ def encode(case: Case, run: Runner) -> Arrays:
 
 @handles("diffusion_vae")
 def diffusion_vae(case: Case, run: Runner) -> Arrays:
-    """The encoder of the diffusion VAE, or its decoder with noise that repeats."""
+    """The encoder of the diffusion VAE, or its decoder with noise that repeats.
+
+    The k-th draw is `noise_base` repeated, rolled by k times `roll_columns_per_draw`.
+    """
     if "latent" in case.outputs:
         return encode(case, run)
     parts = [make(*vae(case.checkpoint, run)) for make in DIFFUSION_PARTS]
     decoder = DiffusionVideoDecoder(*map(run.engine, parts), parts[0].options)
+    how = tiling(case.params)
     drawn: list[list[int]] = []
 
     def draw(shape: Sequence[int]) -> np.ndarray:
+        roll = len(drawn) * case.params.get("roll_columns_per_draw", 0)
+        base = np.roll(case.inputs["noise_base"], roll, axis=-1)
         drawn.append(list(shape))
-        base = case.inputs["noise_base"]
         grid = np.ix_(
             range(shape[1]),
             *(np.arange(n) % p for n, p in zip(shape[2:], base.shape[1:], strict=True)),
         )
         return np.repeat(base[grid][None], shape[0], axis=0)
 
-    frames = np.concatenate(list(decoder.decode(case.inputs["latent"], draw)))
+    frames = np.concatenate(list(decoder.decode(case.inputs["latent"], draw, how)))
     if drawn != case.params["noise_shapes"]:
         raise AssertionError(f"noise was drawn in shapes {drawn}")
     step = case.params["pixel_stride"]
