@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -318,6 +319,7 @@ def simulated(setup: Setup | None = None) -> Iterator[SimulatedDriver]:
         minor=(ctypes.c_int32 * MAX_DEVICES)(*[setup.capability[1]] * MAX_DEVICES),
     )
     driver = SimulatedDriver(setup, library)
+    _forget_devices()
     library.simulator_start(ctypes.byref(given))
     _running.append(driver)
     try:
@@ -325,6 +327,12 @@ def simulated(setup: Setup | None = None) -> Iterator[SimulatedDriver]:
     finally:
         _running.remove(driver)
         library.simulator_stop()
+
+
+def _forget_devices() -> None:
+    """cuda.core keeps the devices that a thread saw, with what it asked about them."""
+    if (module := sys.modules.get("cuda.core._device")) is not None:
+        vars(module._tls).pop("devices", None)
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
