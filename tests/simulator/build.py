@@ -60,7 +60,9 @@ def build_engine_bundle(
     return target
 
 
-def simulate_build(component: str, request: EngineRequest, on_step: OnStep | None = None) -> Outcome:
+def simulate_build(
+    component: str, request: EngineRequest, on_step: OnStep | None = None
+) -> Outcome:
     """As `run_build`, but the engine is a file that the simulated library runs."""
     model = onnx.load(request.graph)  # external data too
     read = {name for node in model.graph.node for name in node.input}

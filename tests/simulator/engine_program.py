@@ -147,9 +147,15 @@ class Program:
             _MEASURED[key] = self._measured_shapes(shapes)
         return _MEASURED[key]
 
-    def _measured_shapes(
-        self, shapes: Mapping[str, tuple[int, ...]]
-    ) -> dict[str, tuple[int, ...]]:
+    def scratch_bytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Memory of the activations at these shapes of the inputs: simulated as what the inputs
+        that are no weights take, twice, in steps of 256 bytes.
+        """
+        symbolic = (t for t in self.inputs if any(isinstance(d, str) for d in t.shape))
+        size = sum(t.bytes_at(shapes[t.name]) for t in symbolic)
+        return (2 * size + 511) // 256 * 256
+
+    def _measured_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         zeros = {}
         for t in self.inputs:
             flat = np.zeros(t.bytes_at(shapes[t.name]) // t.carrier.itemsize, t.carrier)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,16 @@ from tests.simulator.engine_program import Boundary, Program
 if TYPE_CHECKING:
     from tests.simulator.tensorrt import IRuntimeConfig, Library
 
-ERROR = 1  # Severity.ERROR
 ALIGNMENT = 256
 CUDA_SUCCESS = 0
+
+
+class Severity(enum.IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+    INFO = 3
+    VERBOSE = 4
 
 
 class ExecutionContext:
@@ -30,7 +39,6 @@ class ExecutionContext:
         self._addresses: dict[str, int] = {}
         self._scratch = (0, 0)
         self._warm: set[tuple[Any, ...]] = set()  # shapes that ran outside of a capture
-        self.compilations = 0
         self._reset_shapes()
 
     @property
@@ -56,6 +64,8 @@ class ExecutionContext:
         return True
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        if not isinstance(shape, tuple | list):
+            raise TypeError(f"set_input_shape(): incompatible function arguments: {shape!r}")
         tensor, given = self._inputs.get(name), tuple(int(d) for d in shape)
         if tensor is None:
             return self._refuse(f"{name} is no input")
@@ -92,17 +102,10 @@ class ExecutionContext:
         return self._addresses.get(name, 0)
 
     def update_device_memory_size_for_shapes(self) -> int:
-        from tests.simulator.tensorrt import scratch_bytes
-
-        return scratch_bytes(self._program, self._shapes)
+        return self._program.scratch_bytes(self._shapes)
 
     def set_device_memory(self, memory: int, size: int) -> None:
         self._scratch = (int(memory), int(size))
-
-    def is_stream_capturable(self, stream: int) -> bool:
-        """Not while kernels for other shapes may still replace those that run."""
-        strategy = self._config.dynamic_shapes_kernel_specialization_strategy
-        return self._user_managed() and strategy.name != "LAZY"
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         driver = self._library.driver
@@ -144,7 +147,7 @@ class ExecutionContext:
         if self._scratch[0] % ALIGNMENT:
             return f"the address of the device memory is not a multiple of {ALIGNMENT}"
         capturing = self._library.driver.is_capturing(stream)
-        if capturing and not self.is_stream_capturable(stream):
+        if capturing and not self._can_be_captured():
             return "this context cannot be captured: choose EAGER or NONE, and user-managed memory"
         return ""
 
@@ -152,11 +155,17 @@ class ExecutionContext:
         strategy = self._config.get_execution_context_allocation_strategy()
         return strategy.name == "USER_MANAGED"
 
+    def _can_be_captured(self) -> bool:
+        """With kernels that stay, which TensorRT's always do."""
+        strategy = getattr(self._config, "dynamic_shapes_kernel_specialization_strategy", None)
+        return self._user_managed() and (strategy is None or strategy.name != "LAZY")
+
     def _compile(self, key: tuple[Any, ...]) -> None:
-        cache = self._config.get_runtime_cache()
-        if cache is not None and str(hash(key)) not in cache.kernels:
-            cache.kernels.add(str(hash(key)))
-            self.compilations += 1
+        get_cache = getattr(self._config, "get_runtime_cache", None)
+        cache = get_cache() if get_cache is not None else None
+        kernel = hashlib.sha256(repr((self._program.digest, key)).encode()).hexdigest()
+        if cache is not None and kernel not in cache.kernels:
+            cache.kernels.add(kernel)
 
     def _output_shapes(self) -> dict[str, tuple[int, ...]]:
         return self._program.output_shapes(self._shapes)
@@ -178,8 +187,6 @@ class ExecutionContext:
         return fixed, fixed
 
     def _refuse(self, text: str) -> bool:
-        from tests.simulator.tensorrt import Severity
-
         self._library.log(Severity.ERROR, f"IExecutionContext: Error Code 3: {text}")
         return False
 

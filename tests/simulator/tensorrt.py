@@ -16,18 +16,10 @@ from typing import Any
 
 from tests.simulator.driver import SimulatedDriver, running
 from tests.simulator.engine_program import Program
-from tests.simulator.execution import ExecutionContext
+from tests.simulator.execution import ExecutionContext, Severity
 
 VERSIONS = {"tensorrt_rtx": "1.7.1.116", "tensorrt": "11.4.0.106"}
 BACKENDS = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
-
-
-class Severity(enum.IntEnum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
-    INFO = 3
-    VERBOSE = 4
 
 
 class ILogger:
@@ -120,6 +112,10 @@ class Library:
         self._logger: weakref.ref[ILogger] | None = None
 
     @property
+    def is_rtx(self) -> bool:
+        return self.module == "tensorrt_rtx"
+
+    @property
     def driver(self) -> SimulatedDriver:
         return running()
 
@@ -182,13 +178,10 @@ class IRuntimeCache:
 
 
 class IRuntimeConfig:
+    """How contexts get their memory; TensorRT has no more than this."""
+
     def __init__(self) -> None:
         self._strategy = ExecutionContextAllocationStrategy.STATIC
-        self._cache: IRuntimeCache | None = None
-        self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
-        self.dynamic_shapes_kernel_specialization_strategy = (
-            DynamicShapesKernelSpecializationStrategy.LAZY
-        )
 
     def set_execution_context_allocation_strategy(
         self,
@@ -198,6 +191,23 @@ class IRuntimeConfig:
 
     def get_execution_context_allocation_strategy(self) -> ExecutionContextAllocationStrategy:
         return self._strategy
+
+
+class RtxRuntimeConfig(IRuntimeConfig):
+    """What TensorRT-RTX adds: kernels are compiled when they first run."""
+
+    cuda_graph_strategy = CudaGraphStrategy.DISABLED
+    dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cache: IRuntimeCache | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        kept = getattr(type(self), name, value)
+        if not isinstance(value, type(kept)):  # the bindings take no number for a member
+            raise TypeError(f"{name} takes a {type(kept).__name__}, not {value!r}")
+        object.__setattr__(self, name, value)
 
     def create_runtime_cache(self) -> IRuntimeCache:
         return IRuntimeCache()
@@ -245,7 +255,7 @@ class ICudaEngine:
             t.name: self.get_tensor_profile_shape(t.name, profile_index)[2]
             for t in self._program.inputs
         }
-        return scratch_bytes(self._program, largest)
+        return self._program.scratch_bytes(largest)
 
     def get_tensor_name(self, index: int) -> str:
         return list(self._tensors)[index]
@@ -269,7 +279,7 @@ class ICudaEngine:
         return list(ranges.get(name) or [self.get_tensor_shape(name)] * 3)
 
     def create_runtime_config(self) -> IRuntimeConfig:
-        return IRuntimeConfig()
+        return RtxRuntimeConfig() if self._library.is_rtx else IRuntimeConfig()
 
     def create_execution_context(
         self,
@@ -279,9 +289,9 @@ class ICudaEngine:
     ) -> IExecutionContext:
         config = strategy
         if not isinstance(config, IRuntimeConfig):
-            config = IRuntimeConfig()
-            config.set_execution_context_allocation_strategy(strategy)  # type: ignore[arg-type]
-        return IExecutionContext(self, config)
+            config = self.create_runtime_config()
+            config.set_execution_context_allocation_strategy(strategy)
+        return (RtxExecutionContext if self._library.is_rtx else IExecutionContext)(self, config)
 
     def serialize(self) -> IHostMemory:
         return IHostMemory(self._program.to_bytes())
@@ -302,13 +312,25 @@ class IExecutionContext(ExecutionContext):
         return self._config
 
 
+class RtxExecutionContext(IExecutionContext):
+    def is_stream_capturable(self, stream: int) -> bool:
+        """Not while kernels for other shapes may still replace those that run."""
+        return self._can_be_captured()
+
+
 class Runtime:
+    _library: Library
+    engine_host_code_allowed = False
+
     def __init__(self, logger: ILogger) -> None:
-        self.logger = logger
-        self.engine_host_code_allowed = False
+        self._given = logger  # lives as long as the runtime
+
+    @property
+    def logger(self) -> ILogger:
+        return self._given
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
-        library: Library = self._library  # type: ignore[attr-defined]
+        library = self._library
         try:
             program = Program.from_bytes(bytes(serialized_engine))
         except ValueError as error:
@@ -320,16 +342,23 @@ class Runtime:
         return ICudaEngine(library, program)
 
 
-def scratch_bytes(program: Program, shapes: Any) -> int:
-    """Memory of the activations at these shapes of the inputs: simulated as what the inputs that
-    are no weights take, twice, in whole kilobytes.
-    """
-    size = sum(
-        t.bytes_at(shapes[t.name])
-        for t in program.inputs
-        if any(isinstance(d, str) for d in t.shape)
-    )
-    return (2 * size + 2047) // 1024 * 1024
+SHARED: Sequence[Any] = (
+    ILogger,
+    Logger,
+    DataType,
+    TensorIOMode,
+    TensorLocation,
+    ExecutionContextAllocationStrategy,
+    ICudaEngine,
+    IExecutionContext,
+    IRuntimeConfig,
+    IHostMemory,
+)
+OF_RTX: Sequence[Any] = (
+    IRuntimeCache,
+    CudaGraphStrategy,
+    DynamicShapesKernelSpecializationStrategy,
+)
 
 
 def make_module(name: str) -> Any:
@@ -344,22 +373,10 @@ def make_module(name: str) -> Any:
             library.use_logger(logger)
 
     BoundRuntime.__name__ = BoundRuntime.__qualname__ = "Runtime"
-    shared: Sequence[Any] = (
-        ILogger,
-        Logger,
-        DataType,
-        TensorIOMode,
-        TensorLocation,
-        ExecutionContextAllocationStrategy,
-        ICudaEngine,
-        IExecutionContext,
-        IRuntimeConfig,
-        IHostMemory,
-    )
     module = types.ModuleType(name)
-    vars(module).update({c.__name__: c for c in shared})
+    vars(module).update({c.__name__: c for c in SHARED})
     vars(module).update(__version__=VERSIONS[name], Runtime=BoundRuntime, library=library)
-    if name == "tensorrt_rtx":
-        own = (IRuntimeCache, CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy)
-        vars(module).update({c.__name__: c for c in own})
+    if library.is_rtx:
+        vars(module).update({c.__name__: c for c in OF_RTX})
+        vars(module).update(IRuntimeConfig=RtxRuntimeConfig, IExecutionContext=RtxExecutionContext)
     return module

@@ -28,6 +28,7 @@ static CUresult copy_rows(Stream *stream, uint64_t to, uint64_t to_pitch, uint64
                  .device = stream->device,
                  .pageable = (direction == HOST_TO_DEVICE || direction == DEVICE_TO_HOST) &&
                              !find_pinned(host),
+                 .waited = made != NULL,
                  .to = to,
                  .from = from,
                  .bytes = bytes,

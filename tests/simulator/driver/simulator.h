@@ -56,7 +56,7 @@ typedef struct {
     Kind kind;
     Direction direction;
     int device;
-    bool pageable;
+    bool pageable, waited; /* COPY; waited: the caller waits for it */
     uint64_t to, from, bytes, rows, to_pitch, from_pitch; /* COPY and FILL; bytes of one row */
     uint32_t value, width;                                /* FILL */
     Callback callback;                                    /* CALL */

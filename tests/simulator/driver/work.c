@@ -40,7 +40,7 @@ void count_work(const Work *work, bool from_graph) {
     if (!work->pageable) return;
     counters->pageable_calls++;
     counters->pageable_bytes += bytes;
-    if (work->direction == DEVICE_TO_HOST || bytes > STAGING_BYTES)
+    if (!work->waited && (work->direction == DEVICE_TO_HOST || bytes > STAGING_BYTES))
         counters->hidden_synchronizations++;
 }
 
