@@ -23,9 +23,9 @@ from benchmarks.cases import demo_bundle
 from benchmarks.hardware import environment
 from benchmarks.real_size import LTX23, transformer_components
 from ltx2rt.bundle.bundle import Bundle, open_bundle
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine
+from ltx2rt.lora.files import Lora
 from ltx2rt.names import TRANSFORMER
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.weights.floats import round_bfloat16

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.errors import InternalError, OptionError, ShapeError, join_problems
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.tiling import TilingConfig
+from ltx2rt.lora.files import Lora
 from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
 from ltx2rt.sampling.samplers import SAMPLERS, Sampler
 from ltx2rt.sampling.schedules import SCHEDULERS, Scheduler, sigma_table

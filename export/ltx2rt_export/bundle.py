@@ -22,7 +22,6 @@ from ltx2rt.bundle.manifest import (
     SCHEMA,
     BuildInputs,
     ComponentEntry,
-    Lora,
     Manifest,
     ModelInfo,
     Place,
@@ -35,6 +34,7 @@ from ltx2rt.bundle.manifest import (
 )
 from ltx2rt.config import lora_problems
 from ltx2rt.errors import CheckpointError, OptionError, join_problems
+from ltx2rt.lora.files import Lora
 from ltx2rt.names import AUDIO_DECODER, VIDEO_ENCODER, VOCODER
 from ltx2rt.progress import Job
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry

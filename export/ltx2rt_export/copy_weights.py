@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ltx2rt.bundle.manifest import BuildInputs, ComponentEntry, Lora, Place, Source, WeightRef
+from ltx2rt.bundle.manifest import BuildInputs, ComponentEntry, Place, Source, WeightRef
+from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Job
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights.safetensors_writer import write_safetensors

@@ -8,10 +8,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.engine import Array
 from ltx2rt.lora.adapter import collect_updates, fuse_entry, fused_dtype, lora_targets, parse_lora
-from ltx2rt.lora.files import find_lora
+from ltx2rt.lora.files import Lora, find_lora
 from ltx2rt.lora.keys import LoraPair
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights.safetensors_writer import write_safetensors

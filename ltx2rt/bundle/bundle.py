@@ -18,13 +18,14 @@ from ltx2rt.bundle.load_weights import (
     tensor_entry,
     weight_problems,
 )
-from ltx2rt.bundle.manifest import ComponentEntry, Lora, Manifest, ModelInfo, Place, read_manifest
+from ltx2rt.bundle.manifest import ComponentEntry, Manifest, ModelInfo, Place, read_manifest
 from ltx2rt.bundle.memory import denoise_reserve, refuse_too_large, stage_weight_bytes
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device.cuda import CudaDevice, local_gpu
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
 from ltx2rt.lora.adapter import Adapter, LoraMerger, parse_lora, weight_module
+from ltx2rt.lora.files import Lora
 from ltx2rt.names import LORA_COMPONENTS, TEXT_BLOCK_FULL, TEXT_ENCODER, TRANSFORMER_HEAD
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 

@@ -18,7 +18,9 @@ from typing import Any
 from ltx2rt.bundle.buckets import Bucket
 from ltx2rt.engine import EngineSpec, TensorSpec
 from ltx2rt.errors import BundleError
+from ltx2rt.lora.files import Lora
 from ltx2rt.plain_data import read_document, write_document
+from ltx2rt.sampling.samplers import Sampler
 
 SCHEMA = 1
 #: fields that only quantised weights fill; left out where they are empty
@@ -152,7 +154,7 @@ class ModelInfo:
     num_inference_steps: int
     stg_block: int
     image_crf: int
-    distilled_sampler: str
+    distilled_sampler: Sampler
     time_scale: int
     spatial_scale: int
     latent_channels: int
@@ -186,14 +188,6 @@ class BuildInputs:
         ]
         flags += [f"--lora {shlex.quote(f'{lora.path}:{lora.strength:g}')}" for lora in self.loras]
         return " ".join(["ltx2rt build", *flags])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lora:
-    """A LoRA file and its strength: fused at build time, or merged at run time."""
-
-    path: str
-    strength: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

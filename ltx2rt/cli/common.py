@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.errors import UnsupportedError
+from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Progress
 
 

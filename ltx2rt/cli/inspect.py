@@ -14,7 +14,8 @@ from ltx2rt.bundle.manifest import FILE_NAME, read_manifest
 from ltx2rt.cli.common import export_module, print_json
 from ltx2rt.cli.doctor import gib
 from ltx2rt.errors import BundleError
-from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
+from ltx2rt.pipelines.base import pipeline_class
+from ltx2rt.pipelines.catalog import PIPELINES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.components.transformer_inputs import as_dtype
 from ltx2rt.engine import NUMPY_DTYPES, Array, Engine
 from ltx2rt.weights.safetensors import convert
@@ -98,3 +99,15 @@ class TextEncoder:
         """Block, kind and weights of every layer, each block's layers in their order."""
         each = {name: iter(layers) for name, (_, layers) in self._blocks.items()}
         return ((name, kind, next(each[name])) for name, kind in self._plan)
+
+
+class PromptEncoder:
+    """Encodes prompts; the engines of `encoder` are closed by their owner."""
+
+    def __init__(self, tokenizer: Tokenizer, encoder: TextEncoder) -> None:
+        self._tokenizer = tokenizer
+        self._encoder = encoder
+
+    def __call__(self, prompts: Sequence[str], on_layer: OnLayer | None = None) -> TextContext:
+        """Contexts of prompts, each padded to 1024 tokens; `on_layer` as in `TextEncoder`."""
+        return self._encoder(*self._tokenizer.encode(prompts), on_layer)

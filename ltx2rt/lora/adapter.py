@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
-from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.keys import LoraPair, read_lora_keys
 from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt.weights.floats import cast

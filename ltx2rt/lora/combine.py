@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError, join_problems
-from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.keys import LoraPair, lora_generations, read_lora_keys
 from ltx2rt.lora.metadata import merged_metadata
 from ltx2rt.lora.official_names import official_name

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from ltx2rt.errors import CheckpointError
 from ltx2rt.weights.safetensors import SafetensorsFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """A LoRA file and its strength: fused at build time, or merged at run time."""
+
+    path: str
+    strength: float
 
 
 def find_lora(path: str | os.PathLike[str]) -> Path:

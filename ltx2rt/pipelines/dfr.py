@@ -6,14 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.diffusion_stage import StageResult
 from ltx2rt.components.image_conditioner import EncodedImage
-from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, join_problems
@@ -24,16 +23,15 @@ from ltx2rt.latents.conditioning import (
     ReferenceVideo,
 )
 from ltx2rt.latents.temporal_rounds import TemporalTile, keyframe_canvas, temporal_tiles
-from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.metadata import detailing_factor
 from ltx2rt.names import TEMPORAL_UPSAMPLER, TRANSFORMER_BLOCK, TWO_STAGE
 from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.inputs import encode_prompts, images_of_stages
 from ltx2rt.pipelines.request import Request
+from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED, TEMPORAL_ROUND
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
-    from ltx2rt.pipelines.run import Run
 
 #: how firmly a round holds on to the keyframes of the one before
 ANCHOR_STRENGTH = 0.95
@@ -117,10 +115,10 @@ class DFRPipeline(Pipeline):
     def generate(self, run: Run) -> Clip:
         rounds = run.request.inputs.temporal_upsample_rounds
         stage_1_loras, stage_2_loras = self.stage_loras(run.request)
-        context = run.encode([run.config.prompt])
+        context = encode_prompts(run, [run.config.prompt])
         canvas = keyframe_canvas(run.config.frame_count)
         run.canvas = replace(run.canvas, num_frames=canvas.num_frames)
-        images = run.encode_images({"stage_1": 2, "stage_2": 1})
+        images = images_of_stages(run, {"stage_1": 2, "stage_2": 1})
         slots = GeneratedKeyframes(frame_indices=canvas.keyframes)
         first = run.stage(
             "stage_1",
@@ -129,6 +127,7 @@ class DFRPipeline(Pipeline):
             stage_1_loras,
             video=run.video(2, items=[*(i.item() for i in images["stage_1"]), slots]),
             audio=run.audio(),
+            overrides=run.stage_1_overrides,
         )
         slots = replace(slots, latents=run.upsample(first.keyframes))
         items = [*(i.item() for i in images["stage_2"]), slots, *self.details(run, first)]
@@ -141,7 +140,8 @@ class DFRPipeline(Pipeline):
             )
         frames = (run.config.frame_count - 1) * 2**rounds + 1
         assert video is not None
-        return run.clip(
+        return self.clip(
+            run,
             video[:, :, : (frames - 1) // self.scale_factors.time + 1],
             first.audio,
             frame_rate=run.config.frame_rate * 2**rounds,
@@ -192,6 +192,7 @@ class DFRPipeline(Pipeline):
                     items=tile_items(tile, latent, images, anchors, self.scale_factors.time),
                 ),
                 audio=None,
+                overrides=None,
                 frame_rate=min(run.canvas.frame_rate, MAX_FRAME_RATE),
                 sampler="euler_ancestral",
                 ancestral_seed=run.config.seed + 1000 * number + index,

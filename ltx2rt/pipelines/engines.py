@@ -5,16 +5,12 @@ class that gives it its meaning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from ltx2rt.bundle.bundle import ModelSource
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.components.duration_head import DurationHead
-from ltx2rt.components.prompt_encoder import PromptEncoder
-from ltx2rt.components.text_encoder import TextEncoder
+from ltx2rt.components.text_encoder import PromptEncoder, TextContext, TextEncoder
 from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.upsampler import LatentUpsampler
@@ -23,6 +19,7 @@ from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Engine
 from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.lora.files import Lora
 from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
@@ -42,8 +39,8 @@ from ltx2rt.names import (
 )
 
 
-class PipelineEngines:
-    """A context manager that owns engines.
+class Engines:
+    """Owns the engines of one pipeline.
 
     Args:
         source: an opened bundle.
@@ -56,17 +53,8 @@ class PipelineEngines:
         self._engines: dict[str, Engine] = {}
         self._transformer: Transformer | None = None
         self._loras: tuple[Lora, ...] = ()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        #: the last prompts and their contexts: encoded once for several clips
+        self.contexts: tuple[tuple[str, ...], TextContext] | None = None
 
     def close(self) -> None:
         """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,12 @@ from ltx2rt.names import (
     VIDEO_ENCODER,
 )
 from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.checks import check_stage_options
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.inputs import encode_prompts
 from ltx2rt.pipelines.request import Request
-from ltx2rt.pipelines.request_checks import check_stage_options
+from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
-    from ltx2rt.pipelines.run import Run
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 
@@ -180,16 +179,18 @@ class UpscalePipeline(Pipeline):
         numerator, denominator = self.source.options(SPATIAL_UPSAMPLER)["spatial_scale"]
         return int(numerator), int(denominator)
 
-    def generate(self, run: Run) -> Clip:
-        from ltx2rt.pipelines.clip import Clip
-        from ltx2rt.pipelines.image_clip import ImageClip
+    def clip_class(self, request: Request) -> type[Clip]:
+        from ltx2rt.results.image_clip import ImageClip
 
+        return ImageClip if request.inputs.is_image else Clip
+
+    def generate(self, run: Run) -> Clip:
         inputs: UpscaleInputs = run.request.inputs
         run.job.report("encode video", 0, 1)
         pixels = to_vae_input(padded(read_source(inputs), self.scale_factors))
         tiling = None if run.config.tiling == "none" else TilingConfig.default()
-        latent = self.video_encoder().encode(pixels, tiling)
-        self.release(VIDEO_ENCODER)
+        latent = self.engines.video_encoder().encode(pixels, tiling)
+        self.engines.release(VIDEO_ENCODER)
         run.job.report("encode video", 1, 1)
         run.latents["source.video"] = latent
         if inputs.spatial:
@@ -199,11 +200,11 @@ class UpscalePipeline(Pipeline):
         if inputs.refine is not None:
             latent = self.refine(run, latent)
         config = run.config
-        return run.clip(
+        return self.clip(
+            run,
             latent,
             None,
-            kind=ImageClip if inputs.is_image else Clip,
-            crop=(config.num_frames, config.height, config.width),
+            crop=(config.frame_count, config.height, config.width),
             waveform=sound_of(inputs),
         )
 
@@ -218,9 +219,17 @@ class UpscalePipeline(Pipeline):
             width=width * columns,
         )
         sigmas = run.request.inputs.sigmas
-        context = run.encode([run.config.prompt])
+        context = encode_prompts(run, [run.config.prompt])
         video = run.video(initial=latent, noise_scale=sigmas[0])
-        result = run.stage("refine", sigmas, context, run.config.loras, video=video, audio=None)
+        result = run.stage(
+            "refine",
+            sigmas,
+            context,
+            run.config.loras,
+            video=video,
+            audio=None,
+            overrides=None,  # the request gives its noise level, and nothing else
+        )
         assert result.video is not None
         return result.video
 

@@ -14,10 +14,10 @@ import pytest
 import ltx2rt.bundle.bundle as bundle_module
 from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
 from ltx2rt.bundle.bundle import open_bundle
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.bundle.targets import target_problems
 from ltx2rt.device.cuda import local_gpu
 from ltx2rt.errors import UnsupportedError
+from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from tests.parity.command_line import build_flags, ltx2rt
 from tests.parity.demo_loras import write_demo_lora

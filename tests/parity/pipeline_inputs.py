@@ -11,9 +11,9 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.engine import Array
+from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.dfr import DFRInputs
 from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs

@@ -9,11 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.bundle.manifest import Lora, ModelInfo
+from ltx2rt.bundle.manifest import ModelInfo
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
 from ltx2rt.errors import Ltx2rtError
 from ltx2rt.lora.adapter import LoraMerger, weight_module
+from ltx2rt.lora.files import Lora
 from ltx2rt.names import TRANSFORMER
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors

@@ -11,9 +11,10 @@ import pytest
 
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.bundle.engine_file import read_info
-from ltx2rt.bundle.manifest import ComponentEntry, Lora
+from ltx2rt.bundle.manifest import ComponentEntry
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import BundleError, UnsupportedError
+from ltx2rt.lora.files import Lora
 from ltx2rt.names import TRANSFORMER_BLOCK_PLAIN
 from ltx2rt_export.engines.stage import StoredWeights
 from tests.parity.command_line import build_flags, edited_bundle, expect_user_error, ltx2rt

@@ -15,11 +15,12 @@ from torch import nn
 
 from benchmarks.real_size import LTX23, transformer_components
 from ltx2rt.bundle.bundle import Bundle, open_bundle
-from ltx2rt.bundle.manifest import Lora, Tensor, write_manifest
+from ltx2rt.bundle.manifest import Tensor, write_manifest
 from ltx2rt.bundle.memory import layer_bytes
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.progress import Job
 from ltx2rt.weights.codecs import nvfp4

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.errors import BundleError
+from ltx2rt.lora.files import Lora
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.checkpoint import open_model

@@ -12,8 +12,8 @@ import pytest
 
 import ltx2rt
 from ltx2rt.bundle.bundle import Bundle, open_bundle
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.errors import OptionError
+from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.sampling.guidance import HQ_AUDIO_GUIDER, HQ_VIDEO_GUIDER, GuiderParams, GuiderSchedule
 from ltx2rt.sampling.schedules import DISTILLED, STAGE2_DISTILLED, ltx2_sigmas

@@ -87,8 +87,10 @@ def test_an_image_becomes_a_png(demo_bundle: Path, folder: Path, photo: Path) ->
     assert Image.open(folder / "large.png").text["pipeline"] == "upscale"
     with UpscalePipeline(open_bundle(demo_bundle)) as pipe:
         padded = to_vae_input(resize_and_pad(load_image(photo)[None], 64, 64))
-        latent = pipe.upsampler("spatial_upsampler")(pipe.video_encoder().encode(padded))
-        frame = next(pipe.video_decoder().decode(latent))[0, :66, :90]
+        latent = pipe.engines.upsampler("spatial_upsampler")(
+            pipe.engines.video_encoder().encode(padded)
+        )
+        frame = next(pipe.engines.video_decoder().decode(latent))[0, :66, :90]
     # the number of threads moves the last bits, and with them the rounding of a few values
     np.testing.assert_allclose(large, frame * 255, atol=0.502)
 

@@ -15,12 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.errors import CheckpointError, Ltx2rtError
 from ltx2rt.lora.adapter import LoraMerger, parse_lora
 from ltx2rt.lora.combine import METHODS, merge_loras
 from ltx2rt.lora.describe import describe_lora
-from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.keys import read_lora_keys
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.cli.__main__ import main
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
 from ltx2rt.lora.adapter import flat_names, lora_targets, parse_lora
 from ltx2rt.lora.combine import merge_loras, orthogonalize, truncate
-from ltx2rt.lora.files import find_lora, open_lora
+from ltx2rt.lora.files import Lora, find_lora, open_lora
 from ltx2rt.lora.keys import read_lora_keys
 from ltx2rt.lora.metadata import detailing_factor, hdr_transfer
 from ltx2rt.lora.official_names import known_modules, official_name

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltx2rt.components.embeddings import check_embeddings, read_embeddings, write_embeddings
-from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.errors import CheckpointError, Ltx2rtError, OptionError
 from ltx2rt.latents.tiling import AxisTiling, TilingConfig
-from ltx2rt.pipelines.request_checks import check_stage_options
+from ltx2rt.pipelines.checks import check_stage_options
 from ltx2rt.sampling.guidance import (
     GuiderParams,
     GuiderSchedule,

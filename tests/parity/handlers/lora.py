@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ltx2rt.bundle.manifest import Lora
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.lora.adapter import collect_updates, fuse_entry, lora_targets, parse_lora
+from ltx2rt.lora.files import Lora
 from ltx2rt.lora.keys import LoraPair
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt_export.checkpoint import open_model

@@ -156,7 +156,7 @@ def hidden_states(case: Case, run: Runner) -> Mapping[str, Any]:
 
 @handles("json:tokenizer_gemma3", "json:tokenizer_gemma4")
 def tokens(case: Case, run: Runner) -> Mapping[str, Any]:
-    family = case.name.removeprefix("tokenizer_")
+    family = case.component.removeprefix("json:tokenizer_")
     names = (n for n, c in gemma_checkpoints(run) if str(c["model_type"]).startswith(family))
     name = next(names, None)
     if name is None:

@@ -11,32 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import OptionError
-from ltx2rt.media.exr import ExrFolder
+from ltx2rt.media.exr import ExrFolder, exr_folder
 from ltx2rt.media.hdr import HdrFormat, srgb_signal
 from ltx2rt.media.writer import VideoWriter
-from ltx2rt.pipelines.clip import Clip, prefetch
-from ltx2rt.pipelines.exr_checks import exr_folder
+from ltx2rt.results.clip import Clip, prefetch
 
 F32 = NDArray[np.float32]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class HdrClip(Clip):
-    """A clip whose decoded frames are codes of a log curve.
+    """A clip whose decoded frames are codes of a log curve, which `hdr` explains."""
 
-    Attributes:
-        hdr: what the codes mean, and what the EXR files hold.
-    """
-
-    hdr: HdrFormat
+    @property
+    def curve(self) -> HdrFormat:
+        """What the codes mean, and what the EXR files hold."""
+        assert self.hdr is not None
+        return self.hdr
 
     def exr_frames(self) -> Iterator[F32]:
         """Chunks of float32 `[f, H, W, 3]` as the EXR files hold them, not rounded."""
-        return (self.hdr.decode(codes) for codes in self.decoded_frames())
+        return (self.curve.decode(codes) for codes in self.decoded_frames())
 
     def float_frames(self) -> Iterator[F32]:
         """The picture for an ordinary screen: light above diffuse white is cut."""
-        return (srgb_signal(self.hdr.linear_rec709(codes)) for codes in self.decoded_frames())
+        return (srgb_signal(self.curve.linear_rec709(codes)) for codes in self.decoded_frames())
 
     def save(
         self,
@@ -57,10 +56,10 @@ class HdrClip(Clip):
                 "a clip of high dynamic range goes to a file with EXR frames beside it, not to a "
                 "stream, fragments or PNG frames."
             )
-        folder = ExrFolder(exr_folder(path), self.hdr.exr_attributes)
+        folder = ExrFolder(exr_folder(path), self.curve.exr_attributes)
         with folder, self.writer(path) as writer:
             for codes in prefetch(self.decoded_frames()):
-                folder.write(self.hdr.decode(codes))
+                folder.write(self.curve.decode(codes))
                 writer.write(self.video_frames(codes))
 
     def writer(self, path: str | Path) -> VideoWriter:
@@ -79,7 +78,7 @@ class HdrClip(Clip):
 
     def video_frames(self, codes: F32) -> F32:
         """Codes as the video file's writer takes them."""
-        return srgb_signal(self.hdr.linear_rec709(codes))
+        return srgb_signal(self.curve.linear_rec709(codes))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -92,4 +91,4 @@ class HlgClip(HdrClip):
         return self._writer(HlgWriter, path)
 
     def video_frames(self, codes: F32) -> F32:
-        return self.hdr.linear_rec709(codes)
+        return self.curve.linear_rec709(codes)

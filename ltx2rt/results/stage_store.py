@@ -15,8 +15,8 @@ import numpy as np
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, OptionError, join_problems
-from ltx2rt.pipelines.record import Record, plain_record
 from ltx2rt.plain_data import named_files, parse_json
+from ltx2rt.results.record import Record, flattened, request_key
 from ltx2rt.sampling.noise import TorchGenerator
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
@@ -61,7 +61,7 @@ class StageStore:
         if not path.exists():
             return None
         file, maps = _opened(path), MappedFiles()
-        kept, asked = _facts(file, "facts"), _flat(facts)
+        kept, asked = _facts(file, "facts"), flattened(facts)
         if kept != asked:
             raise _refusal(path, kept, asked)
         tensors = {name: maps.raw(entry).copy() for name, entry in file.items()}
@@ -85,7 +85,7 @@ class StageStore:
         write_safetensors(
             self.folder / f"{stage}{_SUFFIX}",
             {**{n: np.ascontiguousarray(t) for n, t in tensors.items()}, **states},
-            {"request": json.dumps(self._key), "facts": json.dumps(_flat(facts))},
+            {"request": json.dumps(self._key), "facts": json.dumps(flattened(facts))},
         )
 
     def _check(self, path: Path) -> None:
@@ -107,13 +107,6 @@ def remove_stages(folder: Path) -> None:
         folder.rmdir()
 
 
-def request_key(record: Record) -> dict[str, Any]:
-    """Everything in a record that decides the latents, flat: `request.config.seed`, ..."""
-    plain = plain_record(record)
-    del plain["stages"], plain["threads"]  # a run may go on with more or fewer threads
-    return _flat(plain)
-
-
 def _key_of(record: Record) -> dict[str, Any]:
     """As `request_key`, with what is in the files that the request names: `file /a/b.png`, ..."""
     key = request_key(record)
@@ -125,16 +118,6 @@ def _key_of(record: Record) -> dict[str, Any]:
             size, newest = sum(f.st_size for f in frames), max(f.st_mtime_ns for f in frames)
             key[f"folder {path}"] = f"{len(frames)} frames, {size} bytes, the last of {newest}"
     return key
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        return {
-            k: v
-            for key, inner in value.items()
-            for k, v in _flat(inner, f"{name}.{key}" if name else str(key)).items()
-        }
-    return {name: list(value) if isinstance(value, tuple) else value}
 
 
 def _opened(path: Path) -> SafetensorsFile:

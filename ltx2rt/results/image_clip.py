@@ -10,7 +10,7 @@ import numpy as np
 
 from ltx2rt.errors import OptionError
 from ltx2rt.media.still_writer import write_image
-from ltx2rt.pipelines.clip import Clip
+from ltx2rt.results.clip import Clip
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

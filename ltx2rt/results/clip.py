@@ -5,29 +5,24 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt import __version__
-from ltx2rt.bundle.manifest import Lora
-from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import Array
-from ltx2rt.latents.tiling import TilingConfig
-from ltx2rt.names import AUDIO_DECODER, DIFFUSION_DECODER, VIDEO_DECODER, VOCODER
-from ltx2rt.pipelines.record import RECORD_TAG, Record, record_of, record_text
+from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.lora.files import Lora
+from ltx2rt.media.hdr import HdrFormat
+from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
-from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.results.record import RECORD_TAG, Record, record_text
 from ltx2rt.weights.safetensors_writer import write_safetensors
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.base import Pipeline
-    from ltx2rt.pipelines.request import Request
 
 Frames = NDArray[np.uint8]
 
@@ -37,38 +32,44 @@ class Clip:
     """One clip.
 
     Attributes:
-        pipeline: owns the decoders; it must stay open until the clip is decoded.
-        request: what was asked for, defaults filled in.
+        record: what it was made from.
         job: progress, cancelling and timings of this clip.
         latents: `stage_1.video`, `stage_1.audio`, ... as they left each stage, float32.
         video_latent, audio_latent: what the decoders get; None: the clip has no picture, no sound.
-        generator: the pipeline's, after its last draw: a diffusion decoder takes its noise from a
-            copy, so that every decoding gives the same frames.
-        frame_rate: frames per second, where it is not that of the request.
+        decode_video: job, latent and tiling (as `GenerationConfig.tiling`) to chunks of float32
+            `[f, H, W, 3]` in [0, 1]; its pipeline must stay open until the clip is decoded.
+        decode_audio: job and latent to a waveform `[2, N]` and its rate in Hz.
+        scale_factors: pixels per latent cell.
+        sampling_rate: of decoded sound, in Hz.
+        frame_rate: frames per second.
         waveform: sound that is finished, `[2, N]` float32 and its rate in Hz, instead of
             `audio_latent`.
         crop: frames, height and width of the finished picture, where the decoded one is larger.
         frame_step: every so many-th decoded frame is kept.
         cut_audio: `audio` ends with the picture, where `audio_latent` lasts longer.
-        stages: what every stage did: its sigmas, sampler and LoRAs.
+        hdr: what the codes of a clip of high dynamic range mean.
     """
 
-    pipeline: Pipeline
-    request: Request
+    record: Record
     job: Job
     latents: Mapping[str, Array]
     video_latent: Array | None
     audio_latent: Array | None
-    generator: TorchGenerator
-    frame_rate: float = 0.0
+    decode_video: Callable[[Job, Array, str], Iterator[NDArray[np.float32]]]
+    decode_audio: Callable[[Job, Array], tuple[NDArray[np.float32], int]]
+    scale_factors: VideoScaleFactors
+    sampling_rate: int
+    frame_rate: float
     waveform: tuple[NDArray[np.float32], int] | None = None
     crop: tuple[int, int, int] | None = None
     frame_step: int = 1
     cut_audio: bool = False
-    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    hdr: HdrFormat | None = None
 
-    def __post_init__(self) -> None:
-        self.frame_rate = self.frame_rate or self.config.frame_rate
+    @property
+    def request(self) -> Request:
+        """What was asked for, defaults filled in."""
+        return self.record.request
 
     @property
     def config(self) -> GenerationConfig:
@@ -98,7 +99,7 @@ class Clip:
             return 0, 0, 0
         if self.crop is not None:
             return self.crop
-        time, rows, columns = self.pipeline.scale_factors
+        time, rows, columns = self.scale_factors
         frames, height, width = self.video_latent.shape[2:]
         return (frames - 1) * time + 1, height * rows, width * columns
 
@@ -115,33 +116,16 @@ class Clip:
 
     def decoded_frames(self) -> Iterator[NDArray[np.float32]]:
         """As `float_frames`: what the decoder gives, cropped."""
+        if self.video_latent is None:
+            return
         frames, height, width = self._pixels()
         seen = kept = 0
-        for chunk in self._decode():
+        for chunk in self.decode_video(self.job, self.video_latent, self.config.tiling):
             chosen = chunk[-seen % self.frame_step :: self.frame_step, :height, :width]
             chosen = chosen[: frames - kept]
             seen, kept = seen + len(chunk), kept + len(chosen)
             if len(chosen):
                 yield chosen
-
-    def _decode(self) -> Iterator[NDArray[np.float32]]:
-        if self.video_latent is None:
-            return
-        tiling = TilingConfig.parse(self.config.tiling)
-
-        def on_tile(done: int, total: int) -> None:
-            self.job.report("decode video", done, total)
-
-        self.job.report("decode video", 0, 1)
-        decoder = self.pipeline.video_decoder()
-        if isinstance(decoder, VideoDecoder):
-            yield from decoder.decode(self.video_latent, tiling, on_tile)
-        else:
-            if self.config.tiling == "auto":
-                tiling = decoder.auto_tiling(self.video_latent.shape[2:])
-            draw = self.generator.copy().randn
-            yield from decoder.decode(self.video_latent, draw, tiling, on_tile)
-        self.pipeline.release(VIDEO_DECODER, *DIFFUSION_DECODER)
 
     @property
     def has_audio(self) -> bool:
@@ -155,13 +139,10 @@ class Clip:
         if self.waveform is None:
             if self.audio_latent is None:
                 return np.zeros((2, 0), np.float32)
-            self.job.report("decode audio", 0, 1)
-            waveform, rate = self.pipeline.audio_decoder()(self.audio_latent)
+            waveform, rate = self.decode_audio(self.job, self.audio_latent)
             if self.cut_audio:
                 waveform = waveform[:, : round(self.num_frames / self.frame_rate * rate)]
             self.waveform = waveform, rate
-            self.pipeline.release(AUDIO_DECODER, VOCODER)
-            self.job.report("decode audio", 1, 1)
         return self.waveform[0]
 
     @property
@@ -169,7 +150,7 @@ class Clip:
         """In Hz."""
         if self.waveform is not None:
             return self.waveform[1]
-        return self.pipeline.source.model.audio_sampling_rate
+        return self.sampling_rate
 
     def save(
         self,
@@ -245,24 +226,20 @@ class Clip:
         """What a file of this clip says about itself: `metadata`, and the `record` from which the
         same clip is made again.
         """
-        return {**self.metadata(), RECORD_TAG: record_text(self.record())}
-
-    def record(self) -> Record:
-        """Everything that decides this clip."""
-        return record_of(self.pipeline, self.request, self.stages)
+        return {**self.metadata(), RECORD_TAG: record_text(self.record)}
 
     def metadata(self) -> dict[str, str]:
         """The main facts, for people, as strings."""
         config = self.config
         facts: dict[str, Any] = {
             "prompt": config.prompt,
-            "pipeline": self.pipeline.name,
+            "pipeline": self.record.pipeline,
             "seed": config.seed,
             "num_frames": self.num_frames or self.config.frame_count,
             "frame_rate": self.frame_rate,
             "height": self.height,
             "width": self.width,
-            "bundle": self.pipeline.source.bundle_id,
+            "bundle": self.record.bundle,
             "ltx2rt_version": __version__,
         }
         if self.video_latent is None:
