@@ -306,6 +306,7 @@ def simulated(setup: Setup | None = None) -> Iterator[SimulatedDriver]:
         SimulatorUnavailableError: see `load_library`.
     """
     setup = setup or Setup()
+    assert not _running, "a simulation runs already: build bundles before it starts"
     library = _declare(load_library())
     given = _Setup(
         device_count=setup.devices,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.once import made_once
 from tests.simulator.build import build_engine_bundle
 from tests.simulator.driver import Setup, SimulatedDriver, simulated
 from tests.simulator.library import SimulatorUnavailableError, load_library
@@ -55,22 +56,24 @@ def engine_bundle(
     demo_model: dict[str, Path], demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> EngineBundle:
     """Bundles of simulated engines of the demo model for 64x64x9 clips, by precision and further
-    flags of `ltx2rt build`; each made once a session, read-only.
+    flags of `ltx2rt build`; each made once a run, read-only. Not while a simulation runs.
     """
     _skip_without_library()
-    made: dict[tuple[object, ...], Path] = {}
 
     def build(precision: str, *flags: object) -> Path:
-        key = (precision, *flags)
-        if key not in made:
-            target = tmp_path_factory.mktemp("simulated") / f"{precision}.bundle"
+        name = "-".join(str(part).strip("-") for part in ("simulated", precision, *flags))
+
+        def make(folder: Path) -> dict[str, Path]:
+            target = folder / f"{precision}.bundle"
             with simulated(), pytest.MonkeyPatch.context() as patch:
                 patch.setitem(sys.modules, "tensorrt_rtx", make_module("tensorrt_rtx"))
-                made[key] = build_engine_bundle(
+                build_engine_bundle(
                     demo_bundle, demo_model, target, "--shapes", "64x64x9", *flags,
                     precision=precision,
                 )  # fmt: skip
-        return made[key]
+            return {"bundle": target}
+
+        return made_once(tmp_path_factory, name, make)["bundle"]
 
     return build
 
