@@ -162,4 +162,3 @@ def _boundary(value: onnx.ValueInfoProto) -> Boundary:
 
 def _numbers(tensor: Boundary) -> tuple[int, ...]:
     return tuple(d if isinstance(d, int) else -1 for d in tensor.shape)
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import threading
 from collections.abc import Callable
 
@@ -91,6 +92,21 @@ def test_a_staging_buffer_freed_too_early_is_an_illegal_address(simulate: Simula
     assert np.isnan(host).all()  # a view that lives on reads poison
     assert c.api.cuStreamSynchronize(stream)[0].name == "CUDA_ERROR_ILLEGAL_ADDRESS"
     assert "host memory that was freed" in gpu.take_problems()[0]
+
+
+def test_an_array_that_is_gone_before_its_download_is_an_illegal_address(
+    gpu: SimulatedDriver,
+) -> None:
+    c = Calls()
+    size = 1 << 20
+    stream, x = c.stream(), c.cuMemAlloc(size)
+    mapped = mmap.mmap(-1, size)
+    host = np.frombuffer(mapped, np.float32)
+    c.down(host, x, stream)
+    del host
+    mapped.close()
+    assert c.api.cuStreamSynchronize(stream)[0].name == "CUDA_ERROR_ILLEGAL_ADDRESS"
+    assert "host memory that is gone" in gpu.take_problems()[0]
 
 
 def test_a_kernel_past_the_end_of_memory_is_an_illegal_address(gpu: SimulatedDriver) -> None:

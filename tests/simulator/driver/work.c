@@ -1,8 +1,12 @@
 /* What one piece of work does: check it, count it, carry it out. */
+#define _GNU_SOURCE
 #include "simulator.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 CUresult carry_out(Op *op);
 CUresult check_work(const Work *work);
@@ -67,6 +71,17 @@ static CUresult fault(const Op *op, uint64_t address, const char *reason) {
     return CUDA_ERROR_ILLEGAL_ADDRESS;
 }
 
+/* Copy to an array that may be gone by now: without a crash if its pages are. */
+static bool write_pageable(void *target, void *source, uint64_t bytes) {
+    struct iovec from = {source, bytes}, to = {target, bytes};
+    ssize_t written = process_vm_writev(getpid(), &from, 1, &to, 1, 0);
+    if (written < 0 && errno != EFAULT) {
+        memmove(target, source, bytes); /* not allowed here */
+        return true;
+    }
+    return written == (ssize_t)bytes;
+}
+
 static CUresult carry_out_copy(Op *op) {
     Work *work = &op->work;
     const char *reason;
@@ -78,7 +93,12 @@ static CUresult carry_out_copy(Op *op) {
         void *source = op->staged ? (char *)op->staged + row * work->bytes
                                   : translate(from, work->bytes, -1, &reason);
         if (!source) return fault(op, from, reason);
-        memmove(target, source, work->bytes);
+        if (work->pageable && work->direction == DEVICE_TO_HOST) {
+            if (!write_pageable(target, source, work->bytes))
+                return fault(op, to, "host memory that is gone");
+        } else {
+            memmove(target, source, work->bytes);
+        }
     }
     return CUDA_SUCCESS;
 }
