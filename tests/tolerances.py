@@ -51,8 +51,8 @@ class Bound:
 
 
 #: The distilled pipeline through the device code on the simulated GPU against ONNX Runtime, by
-#: precision: relative L2 of the latents. The same arithmetic in float32 inside engines; what differs
-#: is the boundary and the weights. That the device adds nothing is a test of equal bits.
+#: precision: relative L2 of the latents. Engines compute in float32; what differs is the boundary
+#: and the weights. That the device adds nothing is a test of equal bits.
 SIMULATED_LATENT_REL_L2: dict[str, Bound] = {
     "fp32": Bound(5e-6, "other graph rewrites: summation orders; measured 2.0e-7"),
     "fp16": Bound(1e-3, "boundaries of the transformer in float16; measured 2.9e-4"),

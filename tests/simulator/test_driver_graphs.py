@@ -187,18 +187,24 @@ def test_an_event_from_outside_is_refused(gpu: SimulatedDriver) -> None:
     assert gpu.take_problems()
 
 
-def test_launches_of_one_graph_follow_each_other(gpu: SimulatedDriver) -> None:
+def test_launches_of_one_graph_follow_each_other(simulate: Simulate) -> None:
+    """On streams that nothing orders: two nodes, which would lose counts if they interleaved."""
+    gpu = simulate(schedule="random", seed=2)
     c = Calls()
-    stream, other, total = c.stream(), c.stream(), c.floats(0)
+    streams, total, before = [c.stream() for _ in range(4)], c.floats(0), c.floats(0)
 
-    def add() -> None:
-        gpu.view(total, 4).view(np.float32)[0] += 1
+    def enqueue() -> None:
+        def add() -> None:
+            gpu.view(total, 4).view(np.float32)[0] = gpu.view(before, 4).view(np.float32)[0] + 1
 
-    graph = captured(c, stream, lambda: gpu.launch(stream, add, "add", [(total, 4)], [(total, 4)]))
-    for where in (stream, other, stream):
-        c.cuGraphLaunch(graph, where)
+        c.cuMemcpyDtoDAsync(before, total, 4, streams[0])
+        gpu.launch(streams[0], add, "add", [(before, 4)], [(total, 4)])
+
+    graph = captured(c, streams[0], enqueue)
+    for stream in (*streams, *streams):
+        c.cuGraphLaunch(graph, stream)
     c.cuCtxSynchronize()
-    assert c.read(total, 1) == [3]
+    assert c.read(total, 1) == [8]
 
 
 def test_work_around_a_graph_keeps_its_order(gpu: SimulatedDriver) -> None:

@@ -71,7 +71,24 @@ def overwritten_buffer(c: Calls, gpu: SimulatedDriver, *, wait: bool) -> list[fl
     return found
 
 
-PROGRAMS = (producer_and_consumer, overwritten_buffer)
+def overwritten_by_a_later_upload(c: Calls, gpu: SimulatedDriver, *, wait: bool) -> list[float]:
+    """The same behind an upload that is harmless, and older than the kernel."""
+    upload, compute = c.stream(), c.stream()
+    x, y, z = c.floats(1, 2), c.floats(0, 0), c.floats(0, 0)
+    c.up(z, c.pinned(7, 7), upload)
+    double(gpu, compute, x, y, 2)
+    if wait:
+        event = c.event()
+        c.cuEventRecord(event, compute)
+        c.cuStreamWaitEvent(upload, event, 0)
+    c.up(x, c.pinned(50, 60), upload)
+    c.cuStreamSynchronize(compute)
+    found = c.read(y, 2)
+    c.cuStreamSynchronize(upload)
+    return found
+
+
+PROGRAMS = (producer_and_consumer, overwritten_buffer, overwritten_by_a_later_upload)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -134,6 +151,16 @@ def test_the_default_stream_waits_for_blocking_streams_only(gpu: SimulatedDriver
     c.up(x, c.pinned(2), c.stream())
     assert c.read(x, 1) == [1]  # not 2: nothing waits for that stream
     assert "race" in gpu.take_problems()[0]
+
+
+def test_blocking_streams_wait_for_the_default_stream(gpu: SimulatedDriver) -> None:
+    c = Calls()
+    x, y = c.floats(0), c.floats(0)
+    blocking = int(c.cuStreamCreate(0))
+    c.up(x, c.pinned(4), 0)
+    double(gpu, blocking, x, y, 1)
+    c.cuStreamSynchronize(blocking)
+    assert gpu.view(y, 4).view(np.float32)[0] == 8
 
 
 def ring(c: Calls, gpu: SimulatedDriver, slots: int) -> list[Any]:

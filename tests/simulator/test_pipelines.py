@@ -126,7 +126,7 @@ def test_engines_that_hold_their_weights(
 def test_a_card_that_is_too_small_says_so(simulate: Simulate, engine_bundle: EngineBundle) -> None:
     bundle = engine_bundle("bf16")
     simulate(memory_bytes=20 << 20)  # the weights of every stage have room, a decode has not
-    with pytest.raises(ltx2rt.Ltx2rtError, match="is out of memory: .* more are needed"):
+    with pytest.raises(ltx2rt.Ltx2rtError, match=r"is out of memory: .* more are needed"):
         make_clip(bundle)
 
 
