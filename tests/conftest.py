@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.once import made_once
+
+# graphs that tests export are kept for the next run, apart from those of the user's own builds
+os.environ.setdefault("LTX2RT_CACHE", str(Path.home() / ".cache" / "ltx2rt-tests"))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,8 @@
 """Read golden cases from any directory laid out like the reference one, and run them on a backend.
 
 Layout: `components/*.safetensors|*.json`, `checkpoints/*[.xz]`, `pipelines/*`. Cases are
-recognised by the `component` field
-of their metadata; handlers in `tests/parity/handlers/` turn a case's inputs into the outputs it
-names.
+recognised by the `component` field of their metadata; handlers in `tests/parity/handlers/` turn a
+case's inputs into the outputs it names.
 """
 
 from __future__ import annotations
@@ -210,19 +209,21 @@ _EXPORTS: dict[str, Any] = {}
 
 
 def exported_graph(component: Any) -> Any:
-    """Export a component once a process."""
-    from ltx2rt_export.onnx import export_component
+    """A component's graph, exported once; the next run of the tests takes it from the cache."""
+    from ltx2rt.env import cache_dir
+    from ltx2rt_export.engines.cache import EngineCache
+    from ltx2rt_export.engines.graphs import GraphCache
 
     key = _key(component)
     if key not in _EXPORTS:
-        _EXPORTS[key] = export_component(component)
+        _EXPORTS[key] = GraphCache(EngineCache(cache_dir()), {"golden": key}).export(component)
     return _EXPORTS[key]
 
 
 def _key(component: Any) -> str:
     entries = [component.weights, *component.layers]
     where = [
-        (n, str(e.path), e.offset, e.shape) for layer in entries for n, e in sorted(layer.items())
+        (n, e.path.name, e.offset, e.shape) for layer in entries for n, e in sorted(layer.items())
     ]
     return repr(
         (
