@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltx2rt.errors import InternalError, OptionError, ShapeError, join_problems
+from ltx2rt.errors import InternalError, OptionError, ShapeError
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
@@ -57,7 +57,7 @@ class RuntimeConfig:
         if self.max_batch_size < 1:
             problems.append(f"max_batch_size={self.max_batch_size} is less than 1")
         if problems:
-            raise OptionError(join_problems("runtime options", problems))
+            raise OptionError("runtime options", problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class ImageCondition:
         if self.crf is not None and not 0 <= self.crf <= 51:
             problems.append(f"crf={self.crf} is not in [0, 51]")
         if problems:
-            raise OptionError(join_problems(f"image {self.path}", problems))
+            raise OptionError(f"image {self.path}", problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +150,7 @@ class GenerationConfig:
         try:
             TilingConfig.parse(self.tiling)
         except (OptionError, ShapeError) as error:
-            problems.append(str(error))
+            problems += error.problems
         for name in ("sampler", "stage_2_sampler"):
             if (sampler := getattr(self, name)) not in (None, *SAMPLERS):
                 problems.append(f"{name}={sampler!r}; allowed: {', '.join(SAMPLERS)}")
@@ -165,7 +165,7 @@ class GenerationConfig:
             ]
         problems += lora_problems((*self.loras, *(self.stage_2_loras or ())))
         if problems:
-            raise OptionError(join_problems("cannot generate", problems))
+            raise OptionError("cannot generate", problems)
 
     @property
     def refine_loras(self) -> tuple[Lora, ...]:
@@ -219,7 +219,7 @@ class GuidanceConfig:
         if not all(math.isfinite(s) for s in self.distilled_strengths or ()):
             problems.append(f"distilled_strengths={self.distilled_strengths} are not numbers")
         if problems:
-            raise OptionError(join_problems("guidance options", problems))
+            raise OptionError("guidance options", problems)
 
 
 def sigma_problems(name: str, sigmas: tuple[float, ...] | None) -> list[str]:
@@ -229,7 +229,7 @@ def sigma_problems(name: str, sigmas: tuple[float, ...] | None) -> list[str]:
     try:
         table = sigma_table(sigmas)
     except OptionError as error:
-        return [f"{name}: {error}"]
+        return [f"{name}: {problem}" for problem in error.problems]
     if table[0] > 1 or table[-1] != 0:
         return [
             f"{name} must start at 1 or below and end at 0, found {table[0]:g} to {table[-1]:g}"

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from ltx2rt.errors import BundleError, Ltx2rtError, OptionError, join_problems
+from ltx2rt.errors import BundleError, Ltx2rtError, OptionError, Problem
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def from_plain(kind: type[T], data: Any, what: str) -> T:
     """
     value, problems = read_plain(kind, data)
     if value is None:
-        raise OptionError(join_problems(what, problems))
+        raise OptionError(what, problems)
     return value
 
 
@@ -105,7 +105,7 @@ def read_document(
         )
     value, problems = read_plain(kind, data, where)
     if value is None:
-        raise BundleError(join_problems(f"{path} is not valid", problems[:20]))
+        raise BundleError(f"{path} is not valid", problems[:20])
     return value
 
 
@@ -247,7 +247,7 @@ def _read_dataclass(kind: type[Any], data: Any, where: str, problems: list[str])
     try:
         return kind(**values)
     except Ltx2rtError as error:
-        problems.append(str(error))
+        problems += [p.inside(where) if isinstance(p, Problem) else p for p in error.problems]
         return None
 
 

@@ -23,7 +23,7 @@ from ltx2rt.bundle.memory import denoise_reserve, refuse_too_large, stage_weight
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device.cuda import CudaDevice, local_gpu
 from ltx2rt.engine import Array, Engine
-from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError
 from ltx2rt.lora.adapter import Adapter, LoraMerger, parse_lora, weight_module
 from ltx2rt.lora.files import Lora
 from ltx2rt.names import LORA_COMPONENTS, TEXT_BLOCK_FULL, TEXT_ENCODER, TRANSFORMER_HEAD
@@ -334,14 +334,15 @@ def open_bundle(
             file = SafetensorsFile(place)
         except CheckpointError as error:
             hint = "" if place.exists() else "; if it moved, pass its new folder (--weights-dir)"
-            problems.append(f"{error}{hint}")
+            problems += [f"{problem}{hint}" for problem in error.problems]
             continue
         if (file.file_bytes, file.header_sha256) != (source.bytes, source.header_sha256):
             problems.append(f"{place} changed since the build")
     if problems:
         raise BundleError(
-            join_problems(f"{folder} cannot be used", problems)
-            + f"\nBuild it again: {manifest.command()} -o {folder} --force"
+            f"{folder} cannot be used",
+            problems,
+            f"Build it again: {manifest.command()} -o {folder} --force",
         )
     return Bundle(folder, manifest, sources)
 

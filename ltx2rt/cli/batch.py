@@ -15,7 +15,7 @@ from ltx2rt.cli import job_file
 from ltx2rt.cli.outputs import Outputs
 from ltx2rt.cli.requests import Asked, asked_of, runtime_of
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.errors import Ltx2rtError, OptionError, join_problems
+from ltx2rt.errors import Ltx2rtError, OptionError
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.plain_data import parse_json
 
@@ -129,7 +129,7 @@ def read_jobs(options: argparse.Namespace) -> list[BatchJob]:
     paths = Counter(p for job in jobs for p in job.output.paths)
     problems += [f"{p} is the output of several jobs" for p, count in paths.items() if count > 1]
     if problems:
-        raise OptionError(join_problems(f"{options.jobs} cannot be run", problems[:20]))
+        raise OptionError(f"{options.jobs} cannot be run", problems[:20])
     if not jobs:
         raise OptionError(f"{options.jobs} holds no jobs.")
     return jobs

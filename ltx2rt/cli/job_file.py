@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import OptionError
 from ltx2rt.plain_data import parse_json, unknown_name
 from ltx2rt.results.record import Record, plain_record, read_record
 
@@ -89,7 +89,7 @@ def with_job(
         except (OptionError, ValueError, argparse.ArgumentTypeError) as error:
             problems.append(f"{key}: {error}")
     if problems:
-        raise OptionError(join_problems(f"{where} cannot be used as a job", problems))
+        raise OptionError(f"{where} cannot be used as a job", problems)
     given = {k: v for k, v in vars(options).items() if v is not None}
     return argparse.Namespace(**{**vars(options), **values, **given}), record
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import OptionError
 from ltx2rt.plain_data import named_files
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Outputs:
                 "leave --stream, --frames and -o - out"
             )
         if problems:
-            raise OptionError(join_problems("cannot write", problems))
+            raise OptionError("cannot write", problems)
         if self.stream and self.clip is not None:
             check_fragmented(self.clip)
         if is_hdr and self.clip is not None:

@@ -14,7 +14,7 @@ from ltx2rt.cli import guidance as guidance_flags
 from ltx2rt.cli import inputs as input_flags
 from ltx2rt.cli.common import parse_lora
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import OptionError
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.pipelines.base import pipeline_class
 from ltx2rt.results.record import Record
@@ -104,7 +104,7 @@ def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked
         raise OptionError(refusals[0])
     problems += [text.removeprefix("cannot generate: ") for text in refusals]
     if problems or config is None:
-        raise OptionError(join_problems("cannot generate", problems))
+        raise OptionError("cannot generate", problems)
     return Asked(
         pipeline=pipeline, config=config, seeds=seeds, inputs=inputs, options=options, record=record
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.engine import Array
-from ltx2rt.errors import CheckpointError, OptionError, join_problems
+from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, read_metadata
 from ltx2rt.weights.safetensors_writer import write_safetensors
 
@@ -93,7 +93,7 @@ def check_embeddings(
     if prompts is not None and (not listed or (rows and len(prompts) not in rows)):
         problems.append("its list of prompts is damaged")
     if problems:
-        raise CheckpointError(join_problems(f"{path} cannot be used as text contexts", problems))
+        raise CheckpointError(f"{path} cannot be used as text contexts", problems)
     return EmbeddingsInfo(rows=rows.pop(), prompts=tuple(prompts or ()), text_encoder=made_by)
 
 

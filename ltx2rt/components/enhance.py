@@ -24,7 +24,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ltx2rt.env import cache_dir, enhance_key
-from ltx2rt.errors import EnhanceError, MediaError, OptionError, join_problems
+from ltx2rt.errors import EnhanceError, MediaError, OptionError
 from ltx2rt.plain_data import parse_json
 
 MAX_ANSWER_BYTES = 1_000_000
@@ -97,7 +97,7 @@ class EnhanceConfig:
         if not 0 < self.timeout_s <= 3600:
             problems.append(f"timeout_s={self.timeout_s} is not in (0, 3600]")
         if problems:
-            raise OptionError(join_problems("prompt enhancement", problems))
+            raise OptionError("prompt enhancement", problems)
 
 
 def enhance_prompt(

@@ -55,7 +55,7 @@ def reference_problems(paths: Iterable[Path], height: int, width: int, multiple:
     """Videos that cannot be read, and sides of the clip that are no multiple of what its references
     need: the VAE's factor times `downscale` times the divisor of the stage.
     """
-    problems = []
+    problems: list[str] = []
     for path in paths:
         try:
             if path.is_dir():
@@ -63,7 +63,7 @@ def reference_problems(paths: Iterable[Path], height: int, width: int, multiple:
             else:
                 probe_video(path)
         except MediaError as error:
-            problems.append(str(error))
+            problems += error.problems
     for side, value in (("height", height), ("width", width)):
         if value % multiple:
             valid = ", ".join(str(v) for v in nearest_multiples(value, multiple))
@@ -102,7 +102,7 @@ def mask_problems(
         try:
             check_mask_frames(mask_frames, (kept - 1) // latent_step + 1)
         except ShapeError as error:
-            problems.append(f"'{mask}' for '{path}': {error}")
+            problems += [f"'{mask}' for '{path}': {problem}" for problem in error.problems]
     return problems
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ltx2rt.errors import ShapeError, join_problems
+from ltx2rt.errors import ShapeError
 
 
 class VideoScaleFactors(NamedTuple):
@@ -224,4 +224,4 @@ def check_generation_size(
         wrong = "positive" if num_frames < 1 else f"{scale_factors.time}k+1"
         problems.append(f"num_frames={num_frames} is not {wrong}. Nearest valid: {valid}.")
     if problems:
-        raise ShapeError(join_problems(f"{subject} is not valid", problems))
+        raise ShapeError(f"{subject} is not valid", problems)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.errors import OptionError, ShapeError, join_problems
+from ltx2rt.errors import OptionError, ShapeError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
 
 Weights = NDArray[np.float32]
@@ -330,7 +330,7 @@ class TilingConfig:
                     f"{axis}: an overlap of {overlap} is below the {least} a tiled encode needs"
                 )
         if problems:
-            raise ShapeError(join_problems("The tiling is not valid", problems))
+            raise ShapeError("The tiling is not valid", problems)
 
     @property
     def _axes(self) -> tuple[AxisTiling, AxisTiling, AxisTiling]:

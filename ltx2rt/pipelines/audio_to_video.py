@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ltx2rt.components.audio import crop_latent
 from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.text_encoder import TextContext
-from ltx2rt.errors import OptionError, ShapeError, join_problems
+from ltx2rt.errors import OptionError, ShapeError
 from ltx2rt.latents.duration import audio_steps, longest_clip
 from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.media.audio import check_rate
@@ -46,7 +46,7 @@ class AudioInput:
         if longest is not None and not (math.isfinite(longest) and longest > 0):
             problems.append(f"audio_max_duration={longest} is not a number of seconds above 0")
         if problems:
-            raise OptionError(join_problems(f"the sound of '{self.audio}'", problems))
+            raise OptionError(f"the sound of '{self.audio}'", problems)
 
 
 class AudioToVideoPipeline(TwoStagesPipeline):

@@ -21,7 +21,6 @@ from ltx2rt.errors import (
     BundleError,
     InternalError,
     OptionError,
-    join_problems,
 )
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.latents.tiling import TilingConfig
@@ -271,7 +270,7 @@ class Pipeline:
         if guidance is not None and not self.guided:
             problems.append("it takes no guidance: use a guided pipeline (one-stage, two-stage)")
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+            raise OptionError(f"the {self.name} pipeline cannot generate", problems)
         if inputs is None and self.Inputs is not None:
             inputs = self.Inputs(**{k: v for k, v in options.items() if k in own})
         if config is None:
@@ -292,7 +291,7 @@ class Pipeline:
         ]
         problems += exr_problems(request, takes_hdr="hdr" not in self.unused)
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+            raise OptionError(f"the {self.name} pipeline cannot generate", problems)
         check_duration(config, self.source, self.name, automatic=self.auto_duration)
         if self.makes == "video":
             factors = self.scale_factors

@@ -8,7 +8,7 @@ from pathlib import Path
 from ltx2rt.bundle.bundle import ModelSource
 from ltx2rt.components.embeddings import check_embeddings
 from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig
-from ltx2rt.errors import MediaError, OptionError, UnsupportedError, join_problems
+from ltx2rt.errors import MediaError, OptionError, UnsupportedError
 from ltx2rt.latents.conditioning import keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.shapes import VideoScaleFactors, check_generation_size
@@ -37,7 +37,7 @@ def check_stage_options(
             if getattr(config, name) is not None
         ]
     if problems:
-        raise OptionError(join_problems("cannot generate", problems))
+        raise OptionError("cannot generate", problems)
 
 
 def check_size(
@@ -134,7 +134,7 @@ def with_embedded_prompts(request: Request, source: ModelSource) -> Request:
         if made_from.get(name, text) != text
     ]
     if problems:
-        raise OptionError(join_problems(f"embeddings {config.embeddings}", problems))
+        raise OptionError(f"embeddings {config.embeddings}", problems)
     if "prompt" in made_from:
         config = replace(config, prompt=made_from["prompt"])
     if guidance is not None and "negative_prompt" in made_from:
@@ -179,11 +179,11 @@ def _unreadable(paths: list[Path]) -> list[str]:
     try:
         openexr()
     except UnsupportedError as error:
-        return [str(error)]
-    problems = []
+        return [*error.problems]
+    problems: list[str] = []
     for path in paths:
         try:
             exr_size(exr_files(path)[0] if path.is_dir() else path)
         except MediaError as error:
-            problems.append(str(error))
+            problems += error.problems
     return problems

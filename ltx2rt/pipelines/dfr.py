@@ -15,7 +15,7 @@ from ltx2rt.components.image_conditioner import EncodedImage
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import OptionError
 from ltx2rt.latents.conditioning import (
     ConditioningItem,
     GeneratedKeyframes,
@@ -63,7 +63,7 @@ class DFRInputs:
                 f"temporal_upsample_rounds={self.temporal_upsample_rounds}; allowed: 0, 1, 2"
             )
         if problems:
-            raise OptionError(join_problems("the dfr pipeline cannot generate", problems))
+            raise OptionError("the dfr pipeline cannot generate", problems)
 
 
 class DFRPipeline(Pipeline):
@@ -104,7 +104,7 @@ class DFRPipeline(Pipeline):
                 "--temporal-upsampler FILE, or ask for 0 rounds"
             )
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+            raise OptionError(f"the {self.name} pipeline cannot generate", problems)
         return request
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:

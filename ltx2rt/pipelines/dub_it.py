@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
-from ltx2rt.errors import MediaError, OptionError, join_problems
+from ltx2rt.errors import MediaError, OptionError
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import open_lora
@@ -96,7 +96,7 @@ class DubItPipeline(Pipeline):
         multiple = 2 * self.scale_factors.height * _downscale(request)
         problems = reference_problems([], config.height, config.width, multiple)
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+            raise OptionError(f"the {self.name} pipeline cannot generate", problems)
         return request
 
     def generate(self, run: Run) -> Clip:

@@ -10,7 +10,7 @@ from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.diffusion_stage import ModalityRequest, StageResult
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
 from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt.pipelines.base import Pipeline
@@ -161,7 +161,7 @@ class GuidedPipeline(Pipeline):
                 "(--distilled-lora FILE), or use the distilled pipeline with a distilled model"
             )
         if problems:
-            raise OptionError(join_problems("cannot generate", problems))
+            raise OptionError("cannot generate", problems)
 
 
 def schedules_of(guidance: GuidanceConfig) -> tuple[GuiderSchedule, GuiderSchedule]:

@@ -14,7 +14,7 @@ from ltx2rt.components.reference_conditioner import (
     mask_problems,
     reference_problems,
 )
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import OptionError
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.metadata import reference_factors
@@ -70,7 +70,7 @@ class ICLoraInputs:
         if not 0.0 <= self.attention_strength <= 1.0:
             problems.append(f"attention_strength={self.attention_strength} is not in [0, 1]")
         if problems:
-            raise OptionError(join_problems("the ic-lora pipeline cannot generate", problems))
+            raise OptionError("the ic-lora pipeline cannot generate", problems)
 
 
 class ICLoraPipeline(Pipeline):
@@ -128,7 +128,7 @@ class ICLoraPipeline(Pipeline):
             if inputs.skip_stage_2 and getattr(config, name) is not None
         ]
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+            raise OptionError(f"the {self.name} pipeline cannot generate", problems)
         return request
 
     def generate(self, run: Run) -> Clip:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ltx2rt.components.audio import fit_latent
 from ltx2rt.components.diffusion_stage import ModalityRequest
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import OptionError
 from ltx2rt.latents.conditioning import TemporalRegion
 from ltx2rt.latents.shapes import (
     AudioLatentShape,
@@ -76,7 +76,7 @@ class RetakeInputs:
         if not (self.regenerate_video or self.regenerate_audio):
             problems.append("neither video nor audio is to be made anew")
         if problems:
-            raise OptionError(join_problems(f"the retake of '{self.video}'", problems))
+            raise OptionError(f"the retake of '{self.video}'", problems)
 
 
 class RetakePipeline(GuidedPipeline):
@@ -139,7 +139,7 @@ def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
     if not is_exr(own.video) and own.video_frame_rate is not None:
         problems.append("video_frame_rate is for a folder of .exr frames: leave it out")
     if problems:
-        raise OptionError(join_problems(f"the retake of '{own.video}'", problems))
+        raise OptionError(f"the retake of '{own.video}'", problems)
     source = _source_shape(own)
     check_generation_size(
         source.height,

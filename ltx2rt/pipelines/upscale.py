@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.engine import Array
-from ltx2rt.errors import BundleError, OptionError, join_problems
+from ltx2rt.errors import BundleError, OptionError
 from ltx2rt.latents.shapes import VideoPixelShape, VideoScaleFactors
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.audio import check_rate
@@ -63,7 +63,7 @@ class UpscaleInputs:
         if self.temporal and self.is_image:
             problems.append(f"'{self.source}' is an image, which has no frame rate to double")
         if problems:
-            raise OptionError(join_problems("the upscale pipeline cannot run", problems))
+            raise OptionError("the upscale pipeline cannot run", problems)
 
     @property
     def spatial(self) -> bool:
@@ -157,7 +157,7 @@ class UpscalePipeline(Pipeline):
                 "the source to even sides"
             )
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot run", problems))
+            raise OptionError(f"the {self.name} pipeline cannot run", problems)
         frame_rate = source.frame_rate * (2 if inputs.temporal else 1)
         config = replace(
             request.config,
@@ -265,7 +265,7 @@ def sound_problems(info: VideoInfo) -> list[str]:
     try:
         check_rate(info.audio_sampling_rate)
     except OptionError as error:
-        problems.append(str(error))
+        problems += error.problems
     return problems
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt.errors import CheckpointError, OptionError, join_problems
+from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.plain_data import named_files, parse_json
 from ltx2rt.results.record import Record, flattened, request_key
 from ltx2rt.sampling.noise import TorchGenerator
@@ -154,7 +154,7 @@ def _refusal(path: Path, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> O
         f"{path} was kept by another request: repeat that one, choose another folder (--work-dir), "
         "or leave --resume out"
     )
-    return OptionError(join_problems(what, problems))
+    return OptionError(what, problems)
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import OptionError
 from ltx2rt.weights.floats import cast
 
 Array = NDArray[Any]
@@ -77,7 +77,7 @@ class GuiderParams:
         if self.skip_step < 0:
             problems.append(f"skip_step={self.skip_step} is negative; 0 runs every step")
         if problems:
-            raise OptionError(join_problems("guidance options", problems))
+            raise OptionError("guidance options", problems)
 
     @property
     def needs_uncond(self) -> bool:
