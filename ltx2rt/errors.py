@@ -16,8 +16,7 @@ class Field(str):
     `guidance.video.cfg_scale`); shown is its own name.
     """
 
-    @property
-    def name(self) -> str:
+    def own_name(self) -> str:
         """The last part."""
         return self.rpartition(".")[2]
 
@@ -34,13 +33,15 @@ class Problem(str):
     def __new__(cls, *parts: str) -> Problem:
         """Put it together from text and `Field`s; a `Problem` among them keeps its fields."""
         flat = [inner for p in parts for inner in (p.parts if isinstance(p, Problem) else (p,))]
-        text = "".join(p.name if isinstance(p, Field) else p for p in flat)
+        text = "".join(p.own_name() if isinstance(p, Field) else p for p in flat)
         problem = super().__new__(cls, text)
         problem.parts = tuple(flat)
         return problem
 
     def inside(self, place: str) -> Problem:
         """The same of a dataclass that lies at `place` in another one."""
+        if not place:
+            return self
         return Problem(*(Field(f"{place}.{p}") if isinstance(p, Field) else p for p in self.parts))
 
     def spelled(self, spell: Callable[[Field], str]) -> str:
@@ -68,7 +69,7 @@ class Ltx2rtError(Exception):
         self.advice = advice
 
     def __str__(self) -> str:
-        return self.told(lambda field: field.name)
+        return self.told(Field.own_name)
 
     def told(self, spell: Callable[[Field], str]) -> str:
         """The message: a sentence for one problem, a list for several.
@@ -76,13 +77,15 @@ class Ltx2rtError(Exception):
         Args:
             spell: the name of a field.
         """
-        texts = [p.spelled(spell) if isinstance(p, Problem) else p for p in self.problems]
+        *texts, advice = (
+            p.spelled(spell) if isinstance(p, Problem) else p for p in (*self.problems, self.advice)
+        )
         if len(texts) > 1:
             lines = "".join(f"\n  - {text}" for text in texts)
             text = f"{self.subject} ({len(texts)} problems):{lines}"
         else:
             text = f"{self.subject}: {texts[0]}" if self.subject else texts[0]
-        return f"{text}\n{self.advice}" if self.advice else text
+        return f"{text}\n{advice}" if advice else text
 
 
 class BundleError(Ltx2rtError):

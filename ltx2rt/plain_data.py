@@ -123,10 +123,14 @@ def parse_json(text: str) -> Any:
 
 def unknown_name(name: str, known: Iterable[str], where: str = "") -> str:
     """`'sead' is unknown; did you mean 'seed'?`, or `x has an unknown option 'sead'; did ...`."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    shown = repr(name[:_SHOWN])
+    hint, shown = nearest(name, known), repr(name[:_SHOWN])
     return f"{where} has an unknown option {shown}{hint}" if where else f"{shown} is unknown{hint}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'seed'?`, or nothing."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.video_encoder import VideoEncoder
-from ltx2rt.errors import MediaError, OptionError, ShapeError
+from ltx2rt.errors import Field, MediaError, OptionError, Problem, ShapeError
 from ltx2rt.latents.conditioning import (
     ReferenceVideo,
     check_mask_frames,
@@ -47,7 +47,10 @@ class ReferenceFile:
     def __post_init__(self) -> None:
         if not 0.0 <= self.strength <= 1.0:
             raise OptionError(
-                f"strength={self.strength} of the reference {self.path} is not in [0, 1]."
+                Problem(
+                    Field("strength"),
+                    f"={self.strength} of the reference {self.path} is not in [0, 1].",
+                )
             )
 
 
@@ -68,8 +71,11 @@ def reference_problems(paths: Iterable[Path], height: int, width: int, multiple:
         if value % multiple:
             valid = ", ".join(str(v) for v in nearest_multiples(value, multiple))
             problems.append(
-                f"{side}={value} is not a multiple of {multiple}, which references of the size "
-                f"that the LoRA wants need. Nearest valid: {valid}"
+                Problem(
+                    Field(side),
+                    f"={value} is not a multiple of {multiple}, which references of the size that "
+                    f"the LoRA wants need. Nearest valid: {valid}",
+                )
             )
     return problems
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ltx2rt.errors import ShapeError
+from ltx2rt.errors import Field, Problem, ShapeError
 
 
 class VideoScaleFactors(NamedTuple):
@@ -218,10 +218,14 @@ def check_generation_size(
         if value < 1 or value % multiple:
             valid = ", ".join(str(v) for v in nearest_multiples(value, multiple))
             wrong = "positive" if value < 1 else f"a multiple of {multiple}"
-            problems.append(f"{name}={value} is not {wrong} ({stage}). Nearest valid: {valid}.")
+            problems.append(
+                Problem(Field(name), f"={value} is not {wrong} ({stage}). Nearest valid: {valid}.")
+            )
     if num_frames < 1 or (num_frames - 1) % scale_factors.time:
         valid = ", ".join(str(v) for v in nearest_multiples(num_frames, scale_factors.time, 1))
         wrong = "positive" if num_frames < 1 else f"{scale_factors.time}k+1"
-        problems.append(f"num_frames={num_frames} is not {wrong}. Nearest valid: {valid}.")
+        problems.append(
+            Problem(Field("num_frames"), f"={num_frames} is not {wrong}. Nearest valid: {valid}.")
+        )
     if problems:
         raise ShapeError(f"{subject} is not valid", problems)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.errors import OptionError, ShapeError
+from ltx2rt.errors import Field, OptionError, Problem, ShapeError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
 
 Weights = NDArray[np.float32]
@@ -286,8 +286,11 @@ class TilingConfig:
         match = re.fullmatch(f"{number}x{number}(?::{number}x{number})?", text)
         if match is None:
             raise OptionError(
-                f"tiling={text[:40]!r}; allowed: auto, none, SIDExFRAMES or "
-                "SIDExFRAMES:OVERLAPxOVERLAP, an example: 512x64:64x24"
+                Problem(
+                    Field("tiling"),
+                    f"={text[:40]!r}; allowed: auto, none, SIDExFRAMES or "
+                    "SIDExFRAMES:OVERLAPxOVERLAP, an example: 512x64:64x24",
+                )
             )
         side, frames = int(match[1]), int(match[2])
         overlaps = (int(match[3] or DEFAULT_SIDE[1]), int(match[4] or DEFAULT_FRAMES[1]))

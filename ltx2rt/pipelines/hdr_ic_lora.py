@@ -126,7 +126,7 @@ class HDRICLoraPipeline(Pipeline):
                 "and width must be even"
             )
         if problems:
-            raise OptionError(f"the {self.name} pipeline cannot generate", problems)
+            raise self.refusal(problems)
         return request
 
     def aligned(self, request: Request) -> tuple[int, int]:
