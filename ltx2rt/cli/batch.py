@@ -6,7 +6,6 @@ import argparse
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +109,7 @@ def _made(
             pipes.popitem()[1].close()
         pipes[key] = asked.pipeline(bundle, runtime)
     pipe = pipes[key]
-    request = next(islice(asked.requests(pipe), job.index, None))
-    return generate_command.make(pipe, asked, request, job.output)
+    return generate_command.make(pipe, asked.for_pipeline(pipe), job.index, job.output)
 
 
 def read_jobs(options: argparse.Namespace) -> list[BatchJob]:

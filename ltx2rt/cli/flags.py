@@ -88,7 +88,9 @@ class Flag:
             raise OptionError(f"{len(found)} values, expected {self.count}")
         if self.count == "+" and not found:
             raise OptionError("the list is empty")
-        return [part for item in found for part in item] if self.action == "extend" else found
+        if self.action == "extend":
+            return [part for item in found for part in item] or None
+        return found
 
     def _one(self, value: Any, folder: Path) -> Any:
         kinds: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float)}

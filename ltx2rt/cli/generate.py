@@ -122,24 +122,26 @@ def generate(asked: Asked, path: Path) -> Iterator[dict[str, Any]]:
     made and how long it took.
     """
     several = len(asked.seeds) > 1
-    numbers = range(1, len(asked.seeds) + 1)
-    outputs = [asked.output.numbered(i) if several else asked.output for i in numbers]
+    outputs = [
+        asked.output.numbered(i + 1) if several else asked.output for i in range(len(asked.seeds))
+    ]
     for output in outputs:
         output.check(asked.pipeline, asked.request)
     check_files(asked)
     bundle = open_bundle(path, weights_dir=asked.run.weights_dir)
     with asked.pipeline(bundle, asked.runtime) as pipe:
         warn_of_other_bundle(asked, bundle)
-        for number, request, output in zip(numbers, asked.requests(pipe), outputs, strict=True):
-            work_dir = work_dir_of(asked, output, number if several else None)
-            yield make(pipe, asked, request, output, work_dir)
+        asked = asked.for_pipeline(pipe)
+        for index, output in enumerate(outputs):
+            work_dir = work_dir_of(asked, output, index + 1 if several else None)
+            yield make(pipe, asked, index, output, work_dir)
 
 
 def make(
-    pipe: Pipeline, asked: Asked, request: Request, output: Outputs, work_dir: Path | None = None
+    pipe: Pipeline, asked: Asked, index: int, output: Outputs, work_dir: Path | None = None
 ) -> dict[str, Any]:
-    """Generate and write one clip."""
-    run = asked.run
+    """Generate and write one of the clips that were asked for."""
+    run, request = asked.run, asked.request_of(index)
     job = Job(ProgressPrinter(quiet=run.quiet))
     if asked.enhance is not None:
         pipe.prepare(request)  # refuse a bad request before anybody is asked

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ltx2rt.cli.fields import all_flags
-from ltx2rt.cli.flags import Flag
 from ltx2rt.cli.job_file import read_table
 from ltx2rt.cli.outputs import Outputs
 from ltx2rt.cli.rows import AUTO
 from ltx2rt.cli.run_options import RunOptions
 from ltx2rt.components.enhance import EnhanceConfig
 from ltx2rt.config import DISTILLED_STRENGTHS, RuntimeConfig
-from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.errors import OptionError, Problem
 from ltx2rt.pipelines.base import Pipeline, pipeline_class
 from ltx2rt.pipelines.catalog import read_request
 from ltx2rt.pipelines.guided import GuidedPipeline
@@ -29,6 +28,14 @@ Given = Mapping[str, Any]
 Guiders = tuple[GuiderParams, GuiderParams]
 
 MODALITIES = ("video", "audio")
+ENHANCING = ("enhance_url", "enhance_model", "enhance_timeout")
+#: what is asked for besides the request
+PARTS: Mapping[str, type[Any]] = {
+    "runtime": RuntimeConfig,
+    "output": Outputs,
+    "enhance": EnhanceConfig,
+    "run": RunOptions,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +62,15 @@ class Asked:
     given: Given
     record: Record | None = None
 
-    def requests(self, pipe: Pipeline) -> Iterator[Request]:
-        """One a clip; guidance that flags change a part of is, for the rest, this pipeline's."""
-        request = self.request
-        if isinstance(pipe, GuidedPipeline) and pipe.guided:
-            request = asked_of(self.given, self.record, pipe.default_guiders()).request
-        return (replace(request, config=replace(request.config, seed=s)) for s in self.seeds)
+    def for_pipeline(self, pipe: Pipeline) -> Asked:
+        """The same; guidance that flags change a part of is, for the rest, this pipeline's."""
+        if not isinstance(pipe, GuidedPipeline) or not pipe.guided:
+            return self
+        return asked_of(self.given, self.record, pipe.default_guiders())
+
+    def request_of(self, index: int) -> Request:
+        """The request of one of the clips."""
+        return replace(self.request, config=replace(self.request.config, seed=self.seeds[index]))
 
 
 def asked_of(given: Given, record: Record | None = None, guiders: Guiders | None = None) -> Asked:
@@ -78,45 +88,29 @@ def asked_of(given: Given, record: Record | None = None, guiders: Guiders | None
     data = _base(given, record, name)
     values, problems = _values(given, cls)
     problems += cls.named_problems(_named(values))
-    if cls.guided:
-        problems += _put_guidance(data, given, values, guiders or (GuiderParams(), GuiderParams()))
     for place, value in values.items():
         part = place.partition(".")[0]
         if part != "guidance" and (part != "inputs" or cls.takes(place)):
             _put(data, place, value)
+    if cls.guided:
+        problems += _put_guidance(data, given, values, guiders or (GuiderParams(), GuiderParams()))
     request, wrong = read_request(name, data)
     problems += wrong if request is None else cls.problems(request)
-    kinds: dict[str, type[Any]] = {"runtime": RuntimeConfig, "output": Outputs, "run": RunOptions}
-    if "enhance_prompt" in given:
-        kinds["enhance"] = EnhanceConfig
-    parts: dict[str, Any] = {}
-    for part, kind in kinds.items():
-        parts[part], wrong = read_plain(kind, data[part], part)
-        problems += wrong
+    parts: dict[str, Any] = {"enhance": None}
+    for part, kind in PARTS.items():
+        if part != "enhance" or {"enhance_prompt", "enhance_model"} <= given.keys():
+            parts[part], wrong = read_plain(kind, data[part], part)
+            problems += wrong
     problems += _combination_problems(given, request)
-    seeds: Sequence[int] = given.get("seed") or ([request.config.seed] if request else [])
-    count = given.get("num_videos")
-    if count is not None and len(seeds) > 1 and len(seeds) != count:
-        problems.append(
-            Problem(Field("num_videos"), f"={count} does not fit {len(seeds)} seeds; leave one out")
-        )
     if problems or request is None:
         raise cls.refusal([*dict.fromkeys(problems)])
-    if count is not None and len(seeds) == 1:
-        seeds = range(seeds[0], seeds[0] + count)
-    return Asked(
-        pipeline=cls,
-        request=request,
-        seeds=tuple(seeds),
-        given=given,
-        record=record,
-        **{"enhance": None, **parts},
-    )
+    seeds = _seeds(given, request.config.seed)
+    return Asked(pipeline=cls, request=request, seeds=seeds, given=given, record=record, **parts)
 
 
 def _base(given: Given, record: Record | None, pipeline: str) -> dict[str, Any]:
     """Plain data of what the flags change."""
-    data: dict[str, Any] = {part: {} for part in ("config", "runtime", "output", "enhance", "run")}
+    data: dict[str, Any] = {part: {} for part in ("config", *PARTS)}
     if record is None:
         return data
     known = to_plain(record.request)
@@ -185,16 +179,15 @@ def _put_guidance(
             if name in MODALITIES:  # plain flags replace a recorded schedule
                 guidance[f"{name}_schedule"] = None
     for place in places:
-        _put(data, place, values[place])
-    if "guidance_schedule" not in given:
-        return []
-    return _put_schedules(guidance, openings, Path(given["guidance_schedule"]))
+        if not place.endswith("_schedule"):
+            _put(data, place, values[place])
+    path = given.get("guidance_schedule")
+    return [] if path is None else _put_schedules(guidance, openings, Path(path))
 
 
 def _put_schedules(guidance: dict[str, Any], openings: Mapping[str, Any], path: Path) -> list[str]:
     """Put guidance by noise level; what a bin leaves out is as without the file."""
     problems: list[str] = []
-    guidance |= {f"{modality}_schedule": None for modality in MODALITIES}
     try:
         table = read_table(path)
     except OptionError as error:
@@ -216,12 +209,19 @@ def _put_schedules(guidance: dict[str, Any], openings: Mapping[str, Any], path: 
 def _combination_problems(given: Given, request: Request | None) -> list[str]:
     """Flags that do not go together, beside what the pipeline says of a request."""
     problems = []
-    asks = "enhance_prompt" in given
-    more = [flag.name for key, flag in all_flags().items() if key in given and _enhances(flag)]
-    if more and not asks:
+    seeds, count = given.get("seed", ()), given.get("num_videos")
+    if count is not None and len(seeds) > 1 and len(seeds) != count:
+        problems.append(f"--num-videos {count} does not fit {len(seeds)} seeds; leave one out")
+    more = [f"--{key.replace('_', '-')}" for key in given if key in ENHANCING]
+    if more and "enhance_prompt" not in given:
         problems.append(f"{', '.join(more)} needs --enhance-prompt")
-    if asks and "embeddings" in given:
-        problems.append("--enhance-prompt cannot be used with --embeddings")
+    if "enhance_prompt" in given:
+        if "enhance_model" not in given:
+            problems.append(
+                "--enhance-prompt needs --enhance-model (and --enhance-url for an endpoint)"
+            )
+        if "embeddings" in given:
+            problems.append("--enhance-prompt cannot be used with --embeddings")
     if "save_embeddings" in given:
         if "embeddings" in given:
             problems.append("--embeddings and --save-embeddings exclude each other")
@@ -230,5 +230,9 @@ def _combination_problems(given: Given, request: Request | None) -> list[str]:
     return problems
 
 
-def _enhances(flag: Flag) -> bool:
-    return flag.places[0].startswith("enhance.")
+def _seeds(given: Given, first: int) -> tuple[int, ...]:
+    """One a clip: those given, or so many from the first one on."""
+    seeds = given.get("seed") or [first]
+    return tuple(
+        seeds if len(seeds) > 1 else range(seeds[0], seeds[0] + given.get("num_videos", 1))
+    )

@@ -140,7 +140,7 @@ ROWS: Mapping[str, dict[str, Any]] = {
     "output.latents": {"name": "--save-latents"},
     "enhance.url": {
         "name": "--enhance-url", "metavar": "URL", "help": "an endpoint that speaks the OpenAI "
-        "protocol, such as http://127.0.0.1:8080/v1; its key is read from LTX2RTENHANCE_KEY",
+        "protocol, such as http://127.0.0.1:8080/v1; its key is read from LTX2RT_ENHANCE_KEY",
     },
     "enhance.model": {
         "name": "--enhance-model", "metavar": "NAME|DIR", "help": "the model's name there; without "
