@@ -6,35 +6,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
     """As its base, but a repeated flag that takes one value is refused, where argparse would take
-    the last value and say nothing.
+    the last value and say nothing; flags are not abbreviated.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+    def __init__(self, **options: object) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})  # type: ignore[arg-type]
         for name in (None, "store"):
             self.register("action", name, _Once)
         self.given: set[str] = set()
 
-    def parse_known_args(  # type: ignore[override]  # the overloads are about `namespace`
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> tuple[Any, list[str]]:
+    def parse_known_args(  # type: ignore[override]  # the base has overloads for other namespaces
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         """As the base; every call starts anew."""
         self.given = set()
         return super().parse_known_args(args, namespace)
-
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> Any:
-        """As the base."""
-        parsed, extras = self.parse_known_args(args, namespace)
-        if extras:
-            self.refuse(extras)
-        return parsed
 
     def refuse(self, extras: Sequence[str]) -> None:
         """End with the error of arguments that nothing takes."""
@@ -50,7 +40,7 @@ class _Once(argparse.Action):
         self,
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
-        values: Any,
+        values: object,
         option_string: str | None = None,
     ) -> None:
         if option_string is not None and isinstance(parser, Parser):
