@@ -24,9 +24,16 @@ from ltx2rt.latents.state import (
     slot_latents,
     target_latent,
 )
+from ltx2rt.latents.streams import Streams
 from ltx2rt.progress import Job
 from ltx2rt.sampling.noise import TorchGenerator
-from ltx2rt.sampling.res_2s import STEP_SEED, SUBSTEP_SEED, normalised_noise_source, sample_res_2s
+from ltx2rt.sampling.res_2s import (
+    STEP_SEED,
+    SUBSTEP_SEED,
+    Res2s,
+    normalised_noise_source,
+    sample_res_2s,
+)
 from ltx2rt.sampling.samplers import (
     Denoise,
     OnStep,
@@ -168,40 +175,37 @@ def run_stage(
 
     Draws the video noise, then the audio noise from `generator` (spec/sampling.md §8).
     """
-    draws = {"video": _start(_video_state(request), request.video, generator)}
-    draws["audio"] = _start(_audio_state(request), request.audio, generator)
-    (video, _), (audio, _) = draws["video"], draws["audio"]
-    if trace is not None:
-        trace.tensors.update(entry_tensors(request.name, draws))
+    asked = Streams[ModalityRequest[Any]](request.video, request.audio)
+    fresh = Streams(_video_state(request), _audio_state(request))
+    noises = fresh.map(lambda state: generator.randn(state.latent.shape))
+    states = fresh.map(_started, noises, asked)
     sigmas = sigma_table(request.sigmas)
     steps = len(sigmas) - 1
     job.report(request.name, 0, steps)
 
-    def on_step(index: int, _video: LatentState | None, _audio: LatentState | None) -> None:
+    def on_step(index: int, _: States) -> None:
         job.report(request.name, index + 1, steps)
 
     tracer = None
     if trace is not None:
         tracer = StageTracer(request.name, trace)
+        trace.tensors.update(entry_tensors(request.name, states, noises))
         trace.tensors[f"{request.name}.sigmas"] = sigmas
     denoise: Denoise
     unconditional: Mapping[str, Array] = {}
     if guidance is None:
-        denoise = simple_denoise(transformer, video, audio, context)
+        denoise = simple_denoise(transformer, states, context)
     else:
         on_passes = None if tracer is None else tracer.on_passes
-        denoise = GuidedDenoiser(transformer, video, audio, context, guidance, on_passes)
+        denoise = GuidedDenoiser(transformer, states, context, guidance, on_passes)
         unconditional = denoise.unconditional
     if tracer is not None:
         denoise = tracer.denoise(denoise)
-    final_video, final_audio = _sample(
-        request, denoise, unconditional, video, audio, sigmas, tracer, on_step
-    )
-    return StageResult(
-        video=None if final_video is None else target_latent(final_video),
-        audio=None if final_audio is None else target_latent(final_audio),
-        keyframes=None if final_video is None else slot_latents(final_video),
-    )
+    with transformer.stage():
+        final = _sample(request, denoise, unconditional, states, sigmas, tracer, on_step)
+    video, audio = final.map(target_latent)
+    keyframes = None if final.video is None else slot_latents(final.video)
+    return StageResult(video=video, audio=audio, keyframes=keyframes)
 
 
 def _video_state(request: StageRequest) -> LatentState | None:
@@ -221,43 +225,36 @@ def _audio_state(request: StageRequest) -> LatentState | None:
     return apply_items(make_audio_state(audio.shape, audio.initial), audio.items)
 
 
-def _start(
-    state: LatentState | None, request: ModalityRequest[Any] | None, generator: TorchGenerator
-) -> tuple[LatentState | None, Array | None]:
-    """The state that enters the loop, and the noise it was made with."""
-    if state is None or request is None:
-        return None, None
-    noise = generator.randn(state.latent.shape)
+def _started(state: LatentState, noise: Array, request: ModalityRequest[Any]) -> LatentState:
+    """The state that enters the loop."""
     noised = add_noise(state, noise, request.noise_scale)
-    return (freeze(noised) if request.frozen else noised), noise
+    return freeze(noised) if request.frozen else noised
 
 
 def _sample(
     request: StageRequest,
     denoise: Denoise,
     unconditional: Mapping[str, Array],
-    video: LatentState | None,
-    audio: LatentState | None,
+    states: States,
     sigmas: NDArray[np.float32],
     tracer: StageTracer | None,
     on_step: OnStep,
 ) -> States:
-    states = (video, audio, sigmas)
     draw, eta = TorchGenerator(request.ancestral_seed).randn, request.ancestral_eta
     match request.sampler:
         case "euler":
-            return sample_euler(denoise, *states, on_step=on_step)
+            return sample_euler(denoise, states, sigmas, on_step=on_step)
         case "gradient_estimation":
-            return sample_gradient_estimation(denoise, *states, on_step=on_step)
+            return sample_gradient_estimation(denoise, states, sigmas, on_step=on_step)
         case "euler_ancestral":
-            return sample_euler_ancestral(denoise, *states, draw, eta=eta, on_step=on_step)
+            return sample_euler_ancestral(denoise, states, sigmas, draw, eta=eta, on_step=on_step)
         case "cfg_pp":
             return sample_euler_cfg_pp(
-                denoise, unconditional.__getitem__, *states, draw, eta=eta, on_step=on_step
+                denoise, unconditional.__getitem__, states, sigmas, draw, eta=eta, on_step=on_step
             )
         case "res_2s":
             step, substep = (normalised_noise_source(seed) for seed in (STEP_SEED, SUBSTEP_SEED))
             if tracer is not None:
                 step, substep = tracer.draw(step), tracer.draw(substep)
-            dtype = next(state.dtype for state in (video, audio) if state is not None)
-            return sample_res_2s(denoise, *states, step, substep, dtype=dtype, on_step=on_step)
+            options = Res2s(dtype=next(state.dtype for _, state in states.items()))
+            return sample_res_2s(denoise, states, sigmas, step, substep, options, on_step=on_step)

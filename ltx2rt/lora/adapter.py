@@ -22,7 +22,7 @@ from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 
 logger = logging.getLogger(__name__)
 
-#: diffusers path segments -> official ones (spec/checkpoints.md section 2)
+#: diffusers path segments -> official ones (spec/checkpoints.md §2)
 _DIFFUSERS: dict[str, str] = {
     "proj_in": "patchify_proj",
     "audio_proj_in": "audio_patchify_proj",
@@ -135,7 +135,7 @@ def fuse(
     dtype: str = "bfloat16",
     delta_dtype: str = "bfloat16",
 ) -> Array:
-    """Add low-rank updates to a weight with the official rounding (spec/lora.md section 2).
+    """Add low-rank updates to a weight with the official rounding (spec/lora.md §2).
 
     Args:
         weight: float32 values, `[out, in]`.
@@ -180,7 +180,7 @@ def fuse_entry(
 def fused_dtype(weight: TensorEntry) -> str:
     """What a fused weight is rounded to: its own dtype, bfloat16 for quantised ones.
 
-    The runtime does not quantise fused weights again (spec/lora.md section 5 does): bfloat16 keeps
+    The runtime does not quantise fused weights again (spec/lora.md §5 does): bfloat16 keeps
     more of them, and the delta is a bfloat16 number anyway.
     """
     return "float32" if weight.dtype in {"float64", "float32", "float16"} else "bfloat16"
@@ -286,7 +286,7 @@ class LoraMerger:
 
         Returns:
             A `[in, rank]` and B `[rank, out]` with the strengths, float32; zeros where ranks are
-            left over (spec/lora.md section 4: ranks side by side).
+            left over (spec/lora.md §4: ranks side by side).
         """
         out, width = shape
         down = np.zeros((self.rank, width), np.float32)

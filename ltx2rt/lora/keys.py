@@ -1,6 +1,6 @@
 """What an adapter file says by itself: key style, pairs, scales.
 
-Formats: spec/lora.md section 1.
+Formats: spec/lora.md §1.
 
 Only headers and scalar alphas are read.
 """

@@ -1,7 +1,7 @@
 """Official names of every linear layer that a LoRA of this model family may change.
 
 Adapter files of some trainers flatten names (`lora_unet_transformer_blocks_0_attn1_to_out_0`): they
-are found by flattening all official names the same way, never by rules (spec/lora.md section 1).
+are found by flattening all official names the same way, never by rules (spec/lora.md §1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The res_2s sampler: two evaluations and two noise injections a step (spec/sampling.md 5.4).
+"""The res_2s sampler: two evaluations and two noise injections a step (spec/sampling.md §5.4).
 
 The state is carried in float64 within a step. Noise does not depend on the user's seed: upstream
 gives none, so both stages replay the streams of seeds -1 and 9999.
@@ -7,13 +7,16 @@ gives none, so both stages replay the streams of seeds -1 and 9999.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.latents.state import LatentState
+from ltx2rt.latents.streams import Streams
 from ltx2rt.sampling.noise import TorchGenerator
 from ltx2rt.sampling.samplers import (
     Denoise,
@@ -22,6 +25,7 @@ from ltx2rt.sampling.samplers import (
     Sigma,
     States,
     blend_clean,
+    latents_of,
     post_process,
 )
 from ltx2rt.weights.floats import cast
@@ -115,18 +119,40 @@ def sde_step(
     return (alpha * (denoised + down * slope) + up * noise).astype(target.dtype)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Res2s:
+    """How `sample_res_2s` steps.
+
+    Attributes:
+        eta: noise ratio of the full step; half steps always use 0.5.
+        refine_anchor: iterate the anchor of a small step until it is consistent.
+        per_token_noise: scale injected noise by each token's mask instead of blending afterwards.
+        dtype: type the latents are rounded to after each step.
+    """
+
+    eta: float = _ETA
+    refine_anchor: bool = True
+    per_token_noise: bool = False
+    dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """One modality at the middle of a step: where it started from, and where to."""
+
+    anchor: F64
+    slope: F64
+    midpoint: Array
+
+
 def sample_res_2s(
     denoise: Denoise,
-    video: LatentState | None,
-    audio: LatentState | None,
+    states: States,
     sigmas: F32,
     draw_step: DrawNoise,
     draw_substep: DrawNoise,
+    options: Res2s | None = None,
     *,
-    eta: float = _ETA,
-    refine_anchor: bool = True,
-    per_token_noise: bool = False,
-    dtype: str = "bfloat16",
     on_step: OnStep | None = None,
 ) -> States:
     """Second-order sampler of the HQ pipeline.
@@ -134,88 +160,82 @@ def sample_res_2s(
     Args:
         denoise: the model with its guidance. Midpoints are called with a float64 sigma and step
             index 0; a schedule that ends at 0 adds one last call at sigma 0.0011.
-        video, audio: noised states.
+        states: noised.
         sigmas: `[steps + 1]` float32.
         draw_step, draw_substep: normalised noise, video before audio (`normalised_noise_source`).
-        eta: noise ratio of the full step; half steps always use 0.5.
-        refine_anchor: iterate the anchor of a small step until it is consistent.
-        per_token_noise: scale injected noise by each token's mask instead of blending afterwards.
-        dtype: type the latents are rounded to after each step.
         on_step: called after every step.
 
     Returns:
         The states with their final latents.
     """
+    options = options or Res2s()
     levels = [np.float32(s) for s in sigmas]
     ends_at_zero = bool(levels[-1] == 0)
     if ends_at_zero:
         levels[-1] = np.float32(_LAST_SIGMA)
-    step_count = len(levels) - 1
-    states = [video, audio]
 
-    def predict(sigma: Sigma, index: int, latents: list[Array | None]) -> list[Array | None]:
-        predictions = denoise(latents[0], latents[1], sigma, index)
-        return [
-            None if state is None or value is None else post_process(value, state)
-            for state, value in zip(states, predictions, strict=True)
-        ]
+    def predict(latents: Streams[Array], sigma: Sigma, index: int) -> Streams[Array]:
+        return denoise(latents, sigma, index).map(post_process, states)
 
-    for index in range(step_count):
-        sigma, sigma_next = levels[index], levels[index + 1]
-        wide, wide_next = np.float64(sigma), np.float64(sigma_next)
-        log_step = float(-np.log(wide_next / wide))
-        a21, b1, b2 = res_2s_coefficients(log_step)
-        middle = np.sqrt(wide * wide_next)
-
-        first = predict(sigma, index, [None if s is None else s.latent for s in states])
-        anchors: list[F64] = []
-        slopes: list[F64] = []
-        midpoints: list[Array | None] = []
-        for state, denoised in zip(states, first, strict=True):
-            if state is None or denoised is None:
-                anchors.append(np.empty(0))
-                slopes.append(np.empty(0))
-                midpoints.append(None)
-                continue
-            clean = denoised.astype(np.float64)
-            anchor = state.latent.astype(np.float64)
-            slope = clean - anchor
-            point = _inject(
-                state,
-                anchor,
-                anchor + log_step * a21 * slope,
-                (wide, middle),
-                draw_substep,
-                _ETA,
-                per_token_noise,
-            )
-            if refine_anchor and log_step < 0.5 and sigma > 0.03:
-                for _ in range(_REFINEMENTS):
-                    anchor = point - log_step * a21 * slope
-                    slope = clean - anchor
-            anchors.append(anchor)
-            slopes.append(slope)
-            midpoints.append(cast(point, dtype))
-
-        second = predict(middle, 0, midpoints)
-        for i, (state, denoised) in enumerate(zip(states, second, strict=True)):
-            if state is None or denoised is None:
-                continue
-            end_slope = denoised.astype(np.float64) - anchors[i]
-            target = anchors[i] + log_step * (b1 * slopes[i] + b2 * end_slope)
-            moved = _inject(
-                state, anchors[i], target, (sigma, sigma_next), draw_step, eta, per_token_noise
-            )
-            states[i] = replace(state, latent=cast(moved, dtype))
+    for index, level in enumerate(pairwise(levels)):
+        first = predict(latents_of(states), level[0], index)
+        halves = states.map(partial(_half_step, options, level, draw_substep), first)
+        middle = np.sqrt(np.float64(level[0]) * np.float64(level[1]))
+        second = predict(halves.map(lambda half: half.midpoint), middle, 0)
+        states = states.map(partial(_full_step, options, level, draw_step), halves, second)
         if on_step is not None:
-            on_step(index, states[0], states[1])
-
+            on_step(index, states)
     if ends_at_zero:
-        last = predict(levels[-1], step_count, [None if s is None else s.latent for s in states])
-        for i, (state, denoised) in enumerate(zip(states, last, strict=True)):
-            if state is not None and denoised is not None:
-                states[i] = replace(state, latent=cast(denoised, dtype))
-    return states[0], states[1]
+        last = predict(latents_of(states), levels[-1], len(levels) - 1)
+        states = states.map(
+            lambda state, found: replace(state, latent=cast(found, options.dtype)), last
+        )
+    return states
+
+
+def _log_step(levels: tuple[Sigma, Sigma]) -> float:
+    return float(-np.log(np.float64(levels[1]) / np.float64(levels[0])))
+
+
+def _half_step(
+    options: Res2s,
+    levels: tuple[Sigma, Sigma],
+    draw: DrawNoise,
+    state: LatentState,
+    denoised: Array,
+) -> _Half:
+    """From a step's first level to its (geometric) middle."""
+    wide, wide_next = (np.float64(s) for s in levels)
+    log_step = _log_step(levels)
+    a21, _, _ = res_2s_coefficients(log_step)
+    clean = denoised.astype(np.float64)
+    anchor = state.latent.astype(np.float64)
+    slope = clean - anchor
+    target = anchor + log_step * a21 * slope
+    between = (wide, np.sqrt(wide * wide_next))
+    point = _inject(state, anchor, target, between, draw, _ETA, options.per_token_noise)
+    if options.refine_anchor and log_step < 0.5 and levels[0] > 0.03:
+        for _ in range(_REFINEMENTS):
+            anchor = point - log_step * a21 * slope
+            slope = clean - anchor
+    return _Half(anchor, slope, cast(point, options.dtype))
+
+
+def _full_step(
+    options: Res2s,
+    levels: tuple[Sigma, Sigma],
+    draw: DrawNoise,
+    state: LatentState,
+    half: _Half,
+    denoised: Array,
+) -> LatentState:
+    """The whole step, from both predictions."""
+    log_step = _log_step(levels)
+    _, b1, b2 = res_2s_coefficients(log_step)
+    end_slope = denoised.astype(np.float64) - half.anchor
+    target = half.anchor + log_step * (b1 * half.slope + b2 * end_slope)
+    moved = _inject(state, half.anchor, target, levels, draw, options.eta, options.per_token_noise)
+    return replace(state, latent=cast(moved, options.dtype))
 
 
 def _inject(

@@ -1,4 +1,4 @@
-"""Noise, conversions, steps and sampling loops (spec/sampling.md 2 to 5).
+"""Noise, conversions, steps and sampling loops (spec/sampling.md §2 to §5).
 
 All functions are pure and work on token arrays `[B, T, D]`. A step computes in float32 and rounds
 its result to the state's `dtype`, as upstream does. Loops drive video and audio in lockstep; an
@@ -10,6 +10,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -18,28 +19,26 @@ from numpy.typing import NDArray
 
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.state import LatentState
+from ltx2rt.latents.streams import Streams
 from ltx2rt.weights.floats import cast
 
 Array = NDArray[Any]
 F32 = NDArray[np.float32]
 Sigma = np.float32 | np.float64
 
-#: (video latent, audio latent, sigma, step index) -> (video denoised, audio denoised)
-Denoise = Callable[
-    [Array | None, Array | None, Sigma, int],
-    tuple[Array | None, Array | None],
-]
+#: (latents, sigma, step index) -> clean estimates
+Denoise = Callable[[Streams[Array], Sigma, int], Streams[Array]]
 #: shape -> standard normal values; called in the order in which upstream draws
 DrawNoise = Callable[[tuple[int, ...]], Array]
-#: (step index, video state, audio state) after every step; may raise to cancel
-OnStep = Callable[[int, LatentState | None, LatentState | None], None]
+#: (step index, states) after every step; may raise to cancel
+OnStep = Callable[[int, "States"], None]
 #: (modality, state, prediction, sigma, next sigma) -> new latent
 Step = Callable[[str, LatentState, Array, Sigma, Sigma], Array]
 #: (modality, latent, denoised, sigma, next sigma, noise or None) -> new latent
 Move = Callable[[str, Array, Array, Sigma, Sigma, Array | None], F32]
 #: modality -> the unconditional prediction that belongs to the last denoised one
 UnconditionalOf = Callable[[str], Array]
-States = tuple[LatentState | None, LatentState | None]
+States = Streams[LatentState]
 Sampler = Literal["euler", "euler_ancestral", "res_2s", "gradient_estimation", "cfg_pp"]
 SAMPLERS: tuple[Sampler, ...] = typing.get_args(Sampler)
 
@@ -143,7 +142,7 @@ def ancestral_step(
     eta: float = 1.0,
     s_noise: float = 1.0,
 ) -> F32:
-    """One stochastic Euler step in rectified-flow form (spec/sampling.md 5.3), in float32.
+    """One stochastic Euler step in rectified-flow form (spec/sampling.md §5.3), in float32.
 
     Args:
         latent, denoised: `[B, T, D]`.
@@ -171,8 +170,7 @@ def ancestral_step(
 
 def sample_euler(
     denoise: Denoise,
-    video: LatentState | None,
-    audio: LatentState | None,
+    states: States,
     sigmas: F32,
     *,
     on_step: OnStep | None = None,
@@ -181,7 +179,7 @@ def sample_euler(
 
     Args:
         denoise: the model with its guidance; called once a step, before mask post-processing.
-        video, audio: noised states; at least one.
+        states: noised; at least one.
         sigmas: `[steps + 1]` float32.
         on_step: called after every step.
 
@@ -193,19 +191,18 @@ def sample_euler(
         fixed = post_process(prediction, state)
         return euler_step(state.latent, fixed, s, t, state.dtype)
 
-    return drive(denoise, video, audio, sigmas, step, on_step)
+    return drive(denoise, states, sigmas, step, on_step)
 
 
 def sample_gradient_estimation(
     denoise: Denoise,
-    video: LatentState | None,
-    audio: LatentState | None,
+    states: States,
     sigmas: F32,
     *,
     gamma: float = 2.0,
     on_step: OnStep | None = None,
 ) -> States:
-    """Euler with the velocity extrapolated from the previous step (spec/sampling.md 5.2)."""
+    """Euler with the velocity extrapolated from the previous step (spec/sampling.md §5.2)."""
     previous: dict[str, Array] = {}
 
     def step(modality: str, state: LatentState, prediction: Array, s: Sigma, t: Sigma) -> Array:
@@ -220,13 +217,12 @@ def sample_gradient_estimation(
             fixed = to_denoised(state.latent, cast(total, state.dtype), s, state.dtype)
         return euler_step(state.latent, fixed, s, t, state.dtype)
 
-    return drive(denoise, video, audio, sigmas, step, on_step)
+    return drive(denoise, states, sigmas, step, on_step)
 
 
 def sample_euler_ancestral(
     denoise: Denoise,
-    video: LatentState | None,
-    audio: LatentState | None,
+    states: States,
     sigmas: F32,
     draw_noise: DrawNoise,
     *,
@@ -238,7 +234,7 @@ def sample_euler_ancestral(
     """Euler with fresh noise every step (LTX-2.5 stage 1, temporal rounds).
 
     Args:
-        denoise, video, audio, sigmas, on_step: as `sample_euler`.
+        denoise, states, sigmas, on_step: as `sample_euler`.
         draw_noise: called for video, then audio, on every step but the last.
         eta, s_noise: see `ancestral_step`; with eta 0 nothing is drawn.
         dtype: type the latents are rounded to after each step; None keeps each state's own.
@@ -248,7 +244,7 @@ def sample_euler_ancestral(
         return ancestral_step(x, denoised, s, t, noise, eta=eta, s_noise=s_noise)
 
     step = _noisy_step(move, draw_noise, eta, dtype)
-    return drive(denoise, video, audio, sigmas, step, on_step)
+    return drive(denoise, states, sigmas, step, on_step)
 
 
 def _noisy_step(move: Move, draw_noise: DrawNoise, eta: float, dtype: str | None) -> Step:
@@ -303,8 +299,7 @@ def cfg_pp_step(
 def sample_euler_cfg_pp(
     denoise: Denoise,
     unconditional: UnconditionalOf,
-    video: LatentState | None,
-    audio: LatentState | None,
+    states: States,
     sigmas: F32,
     draw_noise: DrawNoise,
     *,
@@ -322,13 +317,12 @@ def sample_euler_cfg_pp(
         return cfg_pp_step(x, denoised, unconditional(m), s, t, noise, eta=eta, s_noise=s_noise)
 
     step = _noisy_step(move, draw_noise, eta, dtype)
-    return drive(denoise, video, audio, sigmas, step, on_step)
+    return drive(denoise, states, sigmas, step, on_step)
 
 
 def drive(
     denoise: Denoise,
-    video: LatentState | None,
-    audio: LatentState | None,
+    states: States,
     sigmas: F32,
     step: Step,
     on_step: OnStep | None = None,
@@ -336,21 +330,22 @@ def drive(
     """Run a one-evaluation-per-step sampler: predict, then step video, then step audio."""
     values = [np.float32(s) for s in sigmas]
     for index, (sigma, sigma_next) in enumerate(pairwise(values)):
-        predictions = denoise(
-            None if video is None else video.latent,
-            None if audio is None else audio.latent,
-            sigma,
-            index,
-        )
-        if video is not None and predictions[0] is not None:
-            latent = step("video", video, predictions[0], sigma, sigma_next)
-            video = replace(video, latent=latent)
-        if audio is not None and predictions[1] is not None:
-            latent = step("audio", audio, predictions[1], sigma, sigma_next)
-            audio = replace(audio, latent=latent)
+        predictions = denoise(latents_of(states), sigma, index)
+        states = states.named(partial(_moved, step, sigma, sigma_next), predictions)
         if on_step is not None:
-            on_step(index, video, audio)
-    return video, audio
+            on_step(index, states)
+    return states
+
+
+def latents_of(states: States) -> Streams[Array]:
+    """What a model gets of its states."""
+    return states.map(lambda state: state.latent)
+
+
+def _moved(
+    step: Step, sigma: Sigma, sigma_next: Sigma, modality: str, state: LatentState, found: Array
+) -> LatentState:
+    return replace(state, latent=step(modality, state, found, sigma, sigma_next))
 
 
 def _f32(values: Array) -> F32:
