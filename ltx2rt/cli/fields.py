@@ -113,14 +113,15 @@ def input_flags(pipeline: str) -> list[str]:
 
 
 def spell(field: Field) -> str:
-    """A field in a message as its flag; its own name where no flag, or more than one, is meant."""
-    names = {
-        flag.name
-        for flag in all_flags().values()
-        for place in flag.places
-        if f".{place}".endswith(f".{field}") or f".{field}".endswith(f".{place}")
-    }
-    return names.pop() if len(names) == 1 else field.own_name()
+    """A field in a message as its flag, or as those of its two parts; its own name where none, or
+    one of several, may be meant.
+    """
+    places = [(f".{place}", flag.name) for flag in all_flags().values() for place in flag.places]
+    exact = {n for p, n in places if p.endswith(f".{field}") or f".{field}".endswith(p)}
+    parts = {n for p, n in places if p.rpartition(".")[0].endswith(f".{field}")}
+    if len(exact) == 1 or (not exact and len(parts) == 2):
+        return " and ".join(sorted(exact or parts))
+    return field.own_name()
 
 
 def _of(cls: type[Any], part: str, group: str) -> Iterator[Flag]:
