@@ -116,7 +116,8 @@ def spell(field: Field) -> str:
     """A field in a message as its flag, or as those of its two parts; its own name where none, or
     one of several, may be meant.
     """
-    places = [(f".{place}", flag.name) for flag in all_flags().values() for place in flag.places]
+    flags = [flag for flag in all_flags().values() if flag is not AUTO_DURATION]
+    places = [(f".{place}", flag.name) for flag in flags for place in flag.places]
     exact = {n for p, n in places if p.endswith(f".{field}") or f".{field}".endswith(p)}
     parts = {n for p, n in places if p.rpartition(".")[0].endswith(f".{field}")}
     if len(exact) == 1 or (not exact and len(parts) == 2):

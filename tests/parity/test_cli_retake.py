@@ -9,7 +9,7 @@ import pytest
 
 from ltx2rt.media.reader import probe_video, read_audio
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
-from tests.parity.command_line import expect_user_error, unchanged
+from tests.parity.command_line import expect_user_error, instead, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.media_files import mono_file, video_file
 
@@ -34,7 +34,8 @@ def retake(
     saved = target.with_suffix(".safetensors")
     outcome = run(
         "generate", bundle, "--pipeline", pipeline, "--prompt", "a bell", "--video", source,
-        *WINDOW, "--threads", 1, "--quiet", "-o", target, "--save-latents", saved, *flags,
+        *instead(*WINDOW, *flags), "--threads", 1, "--quiet", "-o", target,
+        "--save-latents", saved,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     maps = MappedFiles()

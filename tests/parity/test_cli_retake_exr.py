@@ -109,7 +109,7 @@ def test_no_sound_where_none_is_made(demo_bundle: Path, tmp_path: Path) -> None:
     [
         (
             ("--video", "take_exr"),
-            ["take_exr is of high dynamic range; say what it holds with hdr (--hdr)",
+            ["take_exr is of high dynamic range; say what it holds with --hdr",
              "EXR frames have no frame rate: give --video-frame-rate"],
         ),
         (

@@ -68,7 +68,7 @@ def test_every_flag_has_one_name_a_text_and_one_spelling() -> None:
     assert len(set(names)) == len(names)
     assert all(flag.help for flag in all_flags().values())
     for flag in all_flags().values():
-        if flag is not AUTO_DURATION and flag.places != ("config.num_frames",):
+        if flag is not AUTO_DURATION:
             assert spell(Field(flag.places[0])) == flag.name
 
 
@@ -157,6 +157,9 @@ def test_messages_name_flags_where_a_flag_is_meant() -> None:
     assert outer == "x.json: cfg_scale=nan is not a number"
     assert outer.spelled(spell) == "x.json: --audio-cfg-guidance-scale=nan is not a number"
     assert spell(Field("user_prompt")) == "user_prompt"
+    assert spell(Field("num_frames")) == "--num-frames"
+    both = "--distilled-lora-strength-stage-1 and --distilled-lora-strength-stage-2"
+    assert spell(Field("distilled_strengths")) == both
 
 
 @pytest.mark.parametrize(
