@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.media import pyav as av
 from ltx2rt.media.color import check_frames
@@ -51,7 +51,7 @@ class HlgWriter(VideoWriter):
         context.colorspace = BT2020_NON_CONSTANT
         return stream
 
-    def write(self, chunk: NDArray[np.float32]) -> None:
+    def write(self, chunk: F32) -> None:
         """Append frames and the sound that goes with them.
 
         Args:

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ltx2rt.engine import U8, Array
 from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media import pyav as av
 from ltx2rt.media.audio import AudioTrack, audio_samples, check_rate, check_waveform
@@ -88,7 +88,7 @@ class VideoWriter:
         width: int,
         height: int,
         frame_rate: float | Fraction,
-        audio: tuple[NDArray[Any], int] | None = None,
+        audio: tuple[Array, int] | None = None,
         *,
         fragmented: bool = False,
         metadata: Mapping[str, str] | None = None,
@@ -202,7 +202,7 @@ class VideoWriter:
                 f"frames of {width}x{height} were given to a video of {self.width}x{self.height}."
             )
 
-    def write_i420(self, chunk: NDArray[np.uint8]) -> None:
+    def write_i420(self, chunk: U8) -> None:
         """Append frames that are converted already (see `color.rgb_to_i420`).
 
         Args:
