@@ -20,7 +20,7 @@ from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.hdr_ic_lora import OVERLAPS, TILES, HDRICLoraPipeline
 from ltx2rt.results.hdr_clip import HdrClip
-from tests.parity.command_line import expect_user_error, unchanged
+from tests.parity.command_line import expect_user_error, instead, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
 from tests.parity.golden import golden_root
@@ -161,7 +161,7 @@ def test_size_frames_and_rate_are_the_reference_s_unless_named(
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ([], ["--pipeline hdr-ic-lora needs --reference"]),
+        ([], ["it needs --reference"]),
         (["--reference", "absent.mp4", "--height", 71], ["absent.mp4", "must be even"]),
         (["--reference", "REFERENCE", "--image", "x.png"], ["has no use for --image"]),
         (["--reference", "REFERENCE", "--lora", "OTHER"], ["the HDR curves pq"]),
@@ -179,7 +179,7 @@ def test_wrong_requests(
     files |= {"OTHER": lora(folder, demo_model, "pq"), "REFERENCE": reference}
     with unchanged(tmp_path):
         outcome = run(
-            "generate", demo_bundle, *ASK[:-1], *SIZE, *(files.get(f, f) for f in flags),
-            "-o", tmp_path / "x.mp4",
+            "generate", demo_bundle, *ASK[:-1],
+            *instead(*SIZE, *(files.get(f, f) for f in flags)), "-o", tmp_path / "x.mp4",
         )  # fmt: skip
     expect_user_error(outcome, *parts)

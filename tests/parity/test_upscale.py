@@ -144,7 +144,7 @@ def test_noise_levels_of_the_refinement() -> None:
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ([], ["--pipeline upscale needs --source"]),
+        ([], ["it needs --source"]),
         (["--source", "absent.mp4"], ["absent.mp4", "no such file"]),
         (["--source", "VIDEO", "--upscale", "temporal"], ["this request needs temporal_upsampler"]),
         (["--source", "VIDEO", "--refine", 0.5], ["refining takes a prompt"]),
@@ -152,7 +152,10 @@ def test_noise_levels_of_the_refinement() -> None:
             ["--source", "VIDEO", "--lora", "x", "--prompt", "a lake"],
             ["LoRAs would change nothing", "a prompt would change nothing"],
         ),
-        (["--source", "VIDEO", "--stage-2-sampler", "euler"], ["stage_2_sampler is for pipelines"]),
+        (
+            ["--source", "VIDEO", "--stage-2-sampler", "euler"],
+            ["--stage-2-sampler is for pipelines"],
+        ),
         (["--source", "VIDEO", "--embeddings", "x"], ["embeddings would change nothing"]),
         (["--source", "VIDEO", "--save-embeddings", "x"], ["--save-embeddings needs --prompt"]),
         (
