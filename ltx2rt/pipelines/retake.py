@@ -54,9 +54,10 @@ class RetakeInputs:
             or step of sound (0.04 s) that the part only touches is made anew as a whole.
         end_time: where it ends, in seconds.
         video_frame_rate: of a folder of EXR frames, which do not say it. None for a file.
-        regenerate_video, regenerate_audio: False keeps that of the source: its sound as it is, its
-            picture as the VAE gives it back. A source without sound gets sound over its whole
-            length, or stays silent if `regenerate_audio` is False.
+        regenerate_video, regenerate_audio: False keeps that of the source, and what is made anew
+            follows it: its sound as it is, its picture as the VAE gives it back. A source
+            without sound gets sound over its whole length, or stays silent if `regenerate_audio` is
+            False.
     """
 
     video: Path
@@ -97,6 +98,9 @@ class RetakePipeline(GuidedPipeline):
     guided: ClassVar[bool] = False
     requires: ClassVar[tuple[str, ...]] = (*ONE_STAGE, VIDEO_ENCODER, AUDIO_ENCODER)
     Inputs: ClassVar[type[Any] | None] = RetakeInputs
+    #: of the stream that is kept: 0 shows it clean. The official code adds all the noise (1) before
+    #: it freezes the stream, so that what is made anew does not see it; parity tests set that.
+    kept_noise_scale: ClassVar[float] = 0.0
     unused: ClassVar[tuple[str, ...]] = (
         "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes",
     )  # fmt: skip
@@ -120,7 +124,7 @@ class RetakePipeline(GuidedPipeline):
         return super().prepare(_as_source(request, self.scale_factors))
 
     def generate(self, run: Run) -> Clip:
-        video, audio = _targets(run)
+        video, audio = _targets(run, {"frozen": True, "noise_scale": self.kept_noise_scale})
         result = self.only_stage(run, self.encode(run), video=video, audio=audio)
         return self.clip(run, result.video, result.audio, waveform=_kept_sound(run))
 
@@ -202,14 +206,11 @@ def _source_pixels(run: Run) -> NDArray[np.float32]:
 
 
 def _targets(
-    run: Run,
+    run: Run, kept: dict[str, Any]
 ) -> tuple[ModalityRequest[VideoLatentShape], ModalityRequest[AudioLatentShape] | None]:
-    """The source as it enters the stage. What is kept is noised like the rest before it is frozen,
-    as upstream does it; the sampler brings it back to the source.
-    """
+    """The source as it enters the stage; `kept` says how what is not made anew is shown."""
     own: RetakeInputs = run.request.inputs
-    region = {"items": [TemporalRegion(start_s=own.start_time, end_s=own.end_time)]}
-    kept = {"frozen": True}
+    region: dict[str, Any] = {"items": [TemporalRegion(start_s=own.start_time, end_s=own.end_time)]}
     video = run.video(**(region if own.regenerate_video else kept))
     latent = encode_video(run, _source_pixels(run))
     video = replace(video, initial=fit_video(latent, video.shape.num_frames))

@@ -98,6 +98,12 @@ def run_pipeline_case(path: Path, runner: Runner) -> Result:
     )
 
 
+class OfficialRetakePipeline(GuidedRetakePipeline):
+    """With the official noise on the stream that is kept."""
+
+    kept_noise_scale = 1.0
+
+
 def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int]:
     pipeline = PIPELINES.get(case["pipeline"])
     if pipeline is None:
@@ -106,7 +112,7 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
         raise Skip("bfloat16 arithmetic is informative, not a gate; it is not run on a CPU")
     call = dict(case["call"])
     if call.pop("distilled", True) is False:
-        pipeline = GuidedRetakePipeline
+        pipeline = OfficialRetakePipeline
     unknown = sorted(k for k in set(call) - KNOWN_ARGUMENTS if call[k])
     if unknown:
         raise Skip(f"option {', '.join(unknown)} of {case['pipeline']} is not supported yet")

@@ -75,7 +75,7 @@ def test_modalities_are_independent(
     audio_only: dict[str, np.ndarray],
 ) -> None:
     def close(a: np.ndarray, b: np.ndarray) -> bool:
-        return bool(np.abs(a - b).max() <= 1e-4)  # what freezing noise leaves after eight steps
+        return bool(np.abs(a - b).max() <= 1e-4)  # what eight steps leave of a part kept by a mask
 
     # outside the window every run has the source
     assert close(both["stage_1.video"][:, :, :2], audio_only["stage_1.video"][:, :, :2])
