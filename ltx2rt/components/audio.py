@@ -67,7 +67,7 @@ class AudioEncoder:
         """Encode one clip.
 
         Args:
-            waveform: `[2, N]`; see `as_stereo` for mono.
+            waveform: `[2, N]`; see `mixed_down` for others.
             sampling_rate: of `waveform`, in Hz.
 
         Returns:
@@ -90,22 +90,6 @@ class AudioEncoder:
             )
         batch = np.ascontiguousarray(samples[None], dtype=np.float32)
         return np.array(self._engine({"waveform": batch})["audio_latent"], np.float32)
-
-
-def as_stereo(waveform: F32) -> F32:
-    """Duplicate a mono waveform `[1, N]` to `[2, N]`; stereo passes unchanged.
-
-    Raises:
-        ShapeError: more than two channels.
-    """
-    if waveform.ndim == 2 and waveform.shape[0] == 1:
-        return np.repeat(waveform, 2, axis=0)
-    if waveform.ndim == 2 and waveform.shape[0] == 2:
-        return waveform
-    raise ShapeError(
-        f"the audio has shape {list(waveform.shape)}; mono or stereo is needed, "
-        "mix it down to two channels."
-    )
 
 
 def crop_latent(latent: F32, num_latents: int) -> F32:

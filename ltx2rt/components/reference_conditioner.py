@@ -28,7 +28,7 @@ from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.exr import exr_files, exr_size, iterate_exr_frames
 from ltx2rt.media.hdr import HdrFormat, codes_to_vae_input
 from ltx2rt.media.image import resize_and_crop, resize_and_pad, to_vae_input
-from ltx2rt.media.reader import iterate_video_frames, probe_video
+from ltx2rt.media.reader import count_frames, iterate_video_frames, probe_video
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +83,7 @@ def mask_problems(
     mask: Path,
     references: Iterable[ReferenceFile],
     num_frames: int,
+    frame_rate: float,
     *,
     temporal_scale: int = 1,
     latent_step: int = VIDEO_SCALE_FACTORS.time,
@@ -93,16 +94,17 @@ def mask_problems(
         mask: a video or image.
         references: files that can be read.
         num_frames: of the clip; what is longer is cut.
+        frame_rate: of the clip; videos of another are shown at this one.
         temporal_scale: as of `reference_item`.
         latent_step: pixel frames of a latent frame.
 
     Raises:
         MediaError: the mask cannot be read.
     """
-    mask_frames = min(probe_video(mask).num_frames, num_frames)
+    mask_frames = min(count_frames(mask, frame_rate), num_frames)
     problems = []
     for path in (reference.path for reference in references):
-        frames = len(exr_files(path)) if path.is_dir() else probe_video(path).num_frames
+        frames = len(exr_files(path)) if path.is_dir() else count_frames(path, frame_rate)
         kept = len(subsample_indices(min(frames, num_frames), temporal_scale))
         try:
             check_mask_frames(mask_frames, (kept - 1) // latent_step + 1)
@@ -167,8 +169,9 @@ def load_reference(
     pad: bool = False,
     hdr: HdrFormat | None = None,
 ) -> F32:
-    """The first frames of a video at the size of a stage over `downscale`: centre-cropped, or with
-    `pad` fitted and filled by reflection, as EXR frames always are.
+    """The first frames of a video at the size of a stage over `downscale` and at the clip's frame
+    rate: centre-cropped, or with `pad` fitted and filled by reflection, as EXR frames always are
+    (they have no rate and are taken one by one).
 
     Returns:
         `[1, 3, n, H, W]` float32 in [-1, 1]; n is at most the clip's frames, and with a
@@ -188,14 +191,16 @@ def load_reference(
         light = (f for i, f in enumerate(iterate_exr_frames(path, max(kept) + 1)) if i in kept)
         fitted = [resize_and_pad(frame[None], height, width) for frame in light]
         return codes_to_vae_input(hdr.encode(np.concatenate(fitted)))
-    read = iterate_video_frames(path, pixels.num_frames)
+    read = iterate_video_frames(path, pixels.num_frames, pixels.frame_rate)
     frames = (frame for index, frame in enumerate(read) if index in kept)
     return _fitted(frames, height, width, pad=pad)
 
 
 def load_mask(path: Path, pixels: VideoPixelShape) -> F32:
-    """A mask video at the size of a stage: `[1, 1, n, H, W]` float32 in [0, 1], mean over RGB."""
-    frames = iterate_video_frames(path, pixels.num_frames)
+    """A mask video at the size and frame rate of a stage: `[1, 1, n, H, W]` float32 in [0, 1], mean
+    over RGB.
+    """
+    frames = iterate_video_frames(path, pixels.num_frames, pixels.frame_rate)
     video = _fitted(frames, pixels.height, pixels.width)
     grey: F32 = (video.mean(axis=1, keepdims=True) + np.float32(1)) / np.float32(2)
     return np.clip(grey, 0, 1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from av import AudioFrame as AudioFrame
+    from av import AudioResampler as AudioResampler
     from av import Codec as Codec
     from av import FFmpegError as FFmpegError
     from av import VideoFrame as VideoFrame

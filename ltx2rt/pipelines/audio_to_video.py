@@ -14,9 +14,10 @@ from ltx2rt.errors import Field, OptionError, Problem, ShapeError
 from ltx2rt.latents.duration import audio_steps, longest_clip
 from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.media.audio import check_rate
+from ltx2rt.media.sound import probe_audio
 from ltx2rt.names import AUDIO_ENCODER, SPATIAL_UPSAMPLER, TEXT_ENCODER, TRANSFORMER, VIDEO_DECODER
 from ltx2rt.pipelines.generation import Run
-from ltx2rt.pipelines.inputs import Sound, check_sound, encode_sound, image_items, read_sound
+from ltx2rt.pipelines.inputs import Sound, encode_sound, image_items, read_sound
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 from ltx2rt.results.clip import Clip
@@ -29,7 +30,7 @@ class AudioToVideoInputs:
 
     Attributes:
         audio: a sound or video file; its sound ends up in the clip as it is, at its own rate (mono
-            is doubled to stereo).
+            is doubled to stereo, more channels are mixed down to it).
         audio_start_time: where in the file the clip begins, in seconds.
         audio_max_duration: read no more seconds than this; by default as many as the clip lasts.
     """
@@ -91,7 +92,7 @@ class AudioToVideoPipeline(TwoStagesPipeline):
             OptionError: guidance of the sound, or a sampling rate that mp4 cannot hold.
         """
         request = super().prepare(request)
-        check_rate(check_sound(request.inputs.audio).sampling_rate)
+        check_rate(probe_audio(request.inputs.audio).sampling_rate)
         self._check_length(request)
         return request
 

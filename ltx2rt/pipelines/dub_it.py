@@ -12,11 +12,11 @@ from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import open_lora
 from ltx2rt.lora.metadata import file_reference_factors
+from ltx2rt.media.reader import probe_video
 from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import (
-    check_video,
     encode_prompts,
     encode_sound,
     image_items,
@@ -89,7 +89,7 @@ class DubItPipeline(Pipeline):
             CheckpointError: the LoRA cannot be read.
         """
         own: DubItInputs = request.inputs
-        info = check_video(own.reference_video)
+        info = probe_video(own.reference_video)
         if not info.has_audio:
             raise MediaError(
                 f"'{own.reference_video}' has no audio stream; the {self.name} pipeline needs the "

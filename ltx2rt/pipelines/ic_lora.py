@@ -18,11 +18,11 @@ from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.metadata import reference_factors
+from ltx2rt.media.sound import probe_audio
 from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import (
-    check_sound,
     encode_prompts,
     encode_sound,
     image_items,
@@ -121,7 +121,7 @@ class ICLoraPipeline(Pipeline):
                         Field("reference_audio"),
                     )
                 )
-            check_sound(inputs.reference_audio)
+            probe_audio(inputs.reference_audio)
         config = request.config
         downscale, temporal_scale = factors(config.loras)
         paths = [reference.path for reference in inputs.references]
@@ -134,6 +134,7 @@ class ICLoraPipeline(Pipeline):
                 inputs.attention_mask,
                 inputs.references,
                 config.frame_count,
+                config.frame_rate,
                 temporal_scale=temporal_scale,
                 latent_step=self.scale_factors.time,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.components.audio import as_stereo
 from ltx2rt.components.embeddings import read_embeddings
 from ltx2rt.components.image_conditioner import EncodedImage, encode_images
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_item
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.engine import Array
-from ltx2rt.errors import MediaError
 from ltx2rt.latents.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.tiling import TilingConfig
-from ltx2rt.media.reader import AudioInfo, VideoInfo, probe_audio, probe_video, read_audio
+from ltx2rt.media.sound import mixed_down, probe_audio, read_audio
 from ltx2rt.names import (
     AUDIO_ENCODER,
     DURATION_HEAD,
@@ -185,37 +184,19 @@ def reference_items(
     return items
 
 
-def check_sound(path: Path) -> AudioInfo:
-    """The facts of a file's sound.
-
-    Raises:
-        MediaError: no such file, not a media file, no audio stream, or more than two channels.
+def read_sound(path: Path, start_s: float = 0.0, max_duration_s: float | None = None) -> Sound:
+    """A window of a file's sound, `[2, N]` float32, and its own rate in Hz; mono is doubled, more
+    than two channels are mixed down, with a warning.
     """
+    waveform, rate = read_audio(path, start_s, max_duration_s)
     info = probe_audio(path)
     if info.channels > 2:
-        raise MediaError(
-            f"the sound of '{path}' has {info.channels} channels; mono or stereo is needed: mix it "
-            "down to two channels first."
+        warnings.warn(
+            f"the sound of '{path}' has {info.channels} channels ({info.layout}): it is mixed down "
+            "to two.",
+            stacklevel=2,
         )
-    return info
-
-
-def check_video(path: Path) -> VideoInfo:
-    """The facts of a video file, with sound that can be used if it has any.
-
-    Raises:
-        MediaError: no such file, not a media file, no video stream, or more than two channels.
-    """
-    info = probe_video(path)
-    if info.has_audio:
-        check_sound(path)
-    return info
-
-
-def read_sound(path: Path, start_s: float = 0.0, max_duration_s: float | None = None) -> Sound:
-    """A window of a file's sound, `[2, N]` float32, and its own rate in Hz; mono is doubled."""
-    waveform, rate = read_audio(path, start_s, max_duration_s)
-    return as_stereo(waveform), rate
+    return mixed_down(waveform, info.layout, rate), rate
 
 
 def encode_sound(run: Run, sound: Sound) -> Array:

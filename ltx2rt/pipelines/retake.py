@@ -33,7 +33,6 @@ from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.inputs import (
     Sound,
-    check_video,
     encode_sound,
     encode_video,
     fit_video,
@@ -184,19 +183,19 @@ def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
 
 
 def _source_shape(own: RetakeInputs) -> VideoPixelShape:
-    """Size, frames and frame rate of the source; sound that it has can be used."""
+    """Size, frames and frame rate of the source."""
     if own.video_frame_rate is not None:
         frames, height, width = exr_folder_shape(own.video)
         rate = own.video_frame_rate
     else:
-        info = check_video(own.video)
+        info = probe_video(own.video)
         frames, height, width = info.num_frames, info.height, info.width
         rate = float(info.frame_rate)
     return VideoPixelShape(num_frames=frames, height=height, width=width, frame_rate=rate)
 
 
 def _source_pixels(run: Run) -> NDArray[np.float32]:
-    """The source's frames as the video encoder takes them, whatever their time stamps say."""
+    """The source's frames as the video encoder takes them."""
     path, count = run.request.inputs.video, run.pixels().num_frames
     if run.hdr is not None and is_exr(path):
         codes = [run.hdr.encode(light[None]) for light in iterate_exr_frames(path, count)]

@@ -18,7 +18,7 @@ from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.audio import check_rate
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
-from ltx2rt.media.reader import VideoInfo, probe_video, read_audio, read_video_frames
+from ltx2rt.media.reader import VideoInfo, probe_video, read_video_frames
 from ltx2rt.names import (
     SPATIAL_UPSAMPLER,
     TEMPORAL_UPSAMPLER,
@@ -29,7 +29,7 @@ from ltx2rt.names import (
 )
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.generation import Run
-from ltx2rt.pipelines.inputs import encode_prompts
+from ltx2rt.pipelines.inputs import encode_prompts, read_sound
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED
@@ -263,24 +263,18 @@ def sound_problems(info: VideoInfo) -> list[str]:
     """Why a video file could not hold the source's sound."""
     if not info.has_audio:
         return []
-    problems = []
-    if info.audio_channels > 2:
-        problems.append(f"the sound has {info.audio_channels} channels; mix it down to two")
     try:
         check_rate(info.audio_sampling_rate)
     except OptionError as error:
-        problems += error.problems
-    return problems
+        return list(error.problems)
+    return []
 
 
 def sound_of(inputs: UpscaleInputs) -> tuple[NDArray[np.float32], int] | None:
-    """The source's own sound, untouched; mono is doubled."""
+    """The source's own sound, see `read_sound`."""
     if inputs.is_image or not probe_video(inputs.source).has_audio:
         return None
-    from ltx2rt.components.audio import as_stereo
-
-    waveform, rate = read_audio(inputs.source)
-    return as_stereo(waveform), rate
+    return read_sound(inputs.source)
 
 
 def padded(frames: NDArray[np.uint8], factors: VideoScaleFactors) -> NDArray[np.float32]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltx2rt.media.reader import probe_video, read_audio
+from ltx2rt.media.reader import probe_video
+from ltx2rt.media.sound import read_audio
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import Outcome, expect_user_error, instead, unchanged
 from tests.parity.command_line import ltx2rt as run

@@ -12,7 +12,8 @@ from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.media.exr import ExrFolder, exr_files
 from ltx2rt.media.hdr import HDR_FORMATS
-from ltx2rt.media.reader import probe_video, read_audio
+from ltx2rt.media.reader import probe_video
+from ltx2rt.media.sound import read_audio
 from ltx2rt.pipelines.retake import RetakePipeline
 from ltx2rt.results.record import record_in
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile

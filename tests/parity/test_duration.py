@@ -10,7 +10,8 @@ import pytest
 import ltx2rt.pipelines.base as base
 from ltx2rt.components.duration_head import DurationHead
 from ltx2rt.components.text_encoder import TextContext
-from ltx2rt.media.reader import probe_video, read_audio
+from ltx2rt.media.reader import probe_video
+from ltx2rt.media.sound import read_audio
 from ltx2rt_export.modules.duration_head import duration_head
 from tests.parity.command_line import Outcome, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run

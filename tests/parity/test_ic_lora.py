@@ -14,7 +14,8 @@ from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.lora.files import Lora
-from ltx2rt.media.reader import probe_video, read_audio
+from ltx2rt.media.reader import probe_video
+from ltx2rt.media.sound import read_audio
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.dub_it import DubItPipeline
 from ltx2rt.pipelines.ic_lora import ICLoraInputs, ICLoraPipeline

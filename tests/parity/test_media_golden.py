@@ -25,7 +25,8 @@ from ltx2rt.media.image import (
     resize_and_pad,
     to_vae_input,
 )
-from ltx2rt.media.reader import read_audio, read_video_frames
+from ltx2rt.media.reader import read_video_frames
+from ltx2rt.media.sound import read_audio
 from ltx2rt.weights.safetensors import SafetensorsFile
 from tests.parity.golden import golden_root, read_arrays
 from tests.tolerances import TOLERANCES

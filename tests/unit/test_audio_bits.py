@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltx2rt.media.audio import to_int16, write_audio
-from ltx2rt.media.reader import read_audio
+from ltx2rt.media.sound import read_audio
 
 SAMPLES = st.lists(st.integers(-32768, 32767), min_size=1, max_size=50)
 

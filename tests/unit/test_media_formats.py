@@ -10,7 +10,8 @@ import pytest
 
 from ltx2rt.errors import OptionError
 from ltx2rt.media.audio import write_audio
-from ltx2rt.media.reader import probe_video, read_audio, read_tags, read_video_frames
+from ltx2rt.media.reader import probe_video, read_tags, read_video_frames
+from ltx2rt.media.sound import read_audio
 from ltx2rt.media.writer import VideoWriter
 
 RATE = 24000

@@ -19,7 +19,8 @@ from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media.audio import to_int16, write_audio
 from ltx2rt.media.color import rgb_to_i420, to_uint8
 from ltx2rt.media.files import OutputFile, check_output_path
-from ltx2rt.media.reader import read_audio, read_video_frames
+from ltx2rt.media.reader import read_video_frames
+from ltx2rt.media.sound import read_audio
 from ltx2rt.media.writer import VideoWriter, exact_frame_rate, write_frames
 
 RATE = 48000

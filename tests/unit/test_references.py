@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,11 +63,11 @@ def test_a_mask_is_refused_early_where_it_would_be_late(
     counts = {"mask": mask, "reference": reference}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "ltx2rt.components.reference_conditioner.probe_video",
-            lambda path: SimpleNamespace(num_frames=counts[path.name]),
+            "ltx2rt.components.reference_conditioner.count_frames",
+            lambda path, _: counts[path.name],
         )
         shown = [ReferenceFile(path=Path("reference"))]
-        problems = mask_problems(Path("mask"), shown, clip, temporal_scale=scale)
+        problems = mask_problems(Path("mask"), shown, clip, 24.0, temporal_scale=scale)
     loaded = [i for i in range(min(reference, clip)) if i == 0 or (i - 1) % scale == 0]
     shape = VideoLatentShape(num_frames=(len(loaded) - 1) // 8 + 1, height=1, width=1)
     late = []

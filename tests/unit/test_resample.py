@@ -6,12 +6,12 @@ import pytest
 from ltx2rt.components.audio import (
     AudioDecoder,
     AudioEncoder,
-    as_stereo,
     crop_latent,
     fit_latent,
 )
 from ltx2rt.errors import OptionError, ShapeError
 from ltx2rt.media.resample import resample, resampling_taps
+from ltx2rt.media.sound import mixed_down
 
 
 def direct(waveform: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
@@ -117,9 +117,13 @@ def test_latents_are_cropped_or_padded() -> None:
         crop_latent(latent, 6)
 
 
-def test_mono_is_duplicated() -> None:
+def test_sound_as_two_channels() -> None:
     mono = np.arange(4, dtype=np.float32)[None]
-    np.testing.assert_array_equal(as_stereo(mono), np.concatenate([mono, mono]))
-    assert as_stereo(np.zeros((2, 4), np.float32)).shape == (2, 4)
-    with pytest.raises(ShapeError, match="mix it down"):
-        as_stereo(np.zeros((6, 4), np.float32))
+    np.testing.assert_array_equal(mixed_down(mono, "mono", 48000), np.concatenate([mono, mono]))
+    assert mixed_down(np.zeros((2, 4), np.float32), "stereo", 48000).shape == (2, 4)
+    six = np.zeros((6, 100), np.float32)
+    for channel, want in ((0, (1, 0)), (2, (0.7071, 0.7071)), (3, (0, 0)), (5, (0, 0.7071))):
+        six[:] = 0
+        six[channel] = 0.25  # left, right, centre, low, left and right surround
+        mixed = mixed_down(six, "5.1", 48000)
+        np.testing.assert_allclose(mixed, np.multiply.outer(want, six[channel]), atol=1e-4)
