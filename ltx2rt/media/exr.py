@@ -19,7 +19,7 @@ from ltx2rt.engine import F32
 from ltx2rt.errors import MediaError, UnsupportedError
 from ltx2rt.media.color import check_frames
 from ltx2rt.media.files import check_output_path, temporary_name, writing
-from ltx2rt.media.image import MAX_PIXELS
+from ltx2rt.media.still_reader import MAX_PIXELS
 
 HALF_MAX = np.float32(65504)
 #: what OpenEXR's binding raises on damaged files

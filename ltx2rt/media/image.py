@@ -1,109 +1,22 @@
-"""Stills for conditioning: decode, H.264 round trip, resize, crop (spec/conditioning.md §3.1)."""
+"""Pixels for conditioning: H.264 round trip, resize, crop (spec/conditioning.md §3.1)."""
 
 from __future__ import annotations
 
 import io
 import math
-import struct
-import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ltx2rt.engine import F32, U8, Array
 from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media import pyav as av
+from ltx2rt.media.still_reader import load_image
 from ltx2rt.media.x264 import x264_options
 
-Pixels = U8  # [H, W, 3]
 
-MAX_PIXELS = 89_478_485  # Pillow's own warning level: a quarter GiB of RGB
-_EXIF_ORIENTATION = 0x0112
-_ROTATIONS = {
-    3: Image.Transpose.ROTATE_180,
-    6: Image.Transpose.ROTATE_270,  # counter-clockwise
-    8: Image.Transpose.ROTATE_90,
-}
-# What Pillow's decoders raise on damaged files, besides OSError.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
-
-
-def load_image(path: str | Path) -> Pixels:
-    """Decode a still to 8-bit sRGB.
-
-    EXIF orientations 3, 6 and 8 are applied (mirrored ones are ignored, as upstream does), an
-    embedded colour profile is converted to sRGB (a warning and plain RGB if that fails), alpha is
-    dropped without compositing, 16-bit grey keeps its upper 8 bits.
-
-    Returns:
-        `[H, W, 3]` uint8.
-
-    Raises:
-        MediaError: missing, not an image, truncated, or more than `MAX_PIXELS` pixels.
-    """
-    path = Path(path)
-    if not path.is_file():
-        what = "it is a directory" if path.is_dir() else "there is no such file"
-        raise MediaError(f"cannot read the image '{path}': {what}.")
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise MediaError(
-                    f"the image '{path}' has {image.width}x{image.height} pixels, more than the"
-                    f" {MAX_PIXELS} allowed; scale it down first."
-                )
-            image.load()
-            return _to_srgb(image, path)
-    except Image.DecompressionBombError as error:
-        raise MediaError(
-            f"the image '{path}' has more than twice the {MAX_PIXELS} pixels allowed;"
-            " scale it down first."
-        ) from error
-    except UnidentifiedImageError as error:
-        raise MediaError(
-            f"'{path}' is not an image that can be read; use PNG, JPEG, WebP or TIFF."
-        ) from error
-    except _DAMAGED as error:
-        raise MediaError(
-            f"the image '{path}' is damaged or truncated ({error}); save it again."
-        ) from error
-
-
-def _to_srgb(image: Image.Image, path: Path) -> Pixels:
-    rotation = _ROTATIONS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    profile = image.info.get("icc_profile")
-    if rotation is not None:
-        image = image.transpose(rotation)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise MediaError(f"the image '{path}' holds floating point pixels; save it with 8 bits.")
-    elif image.mode == "RGBA":
-        image = image.convert("RGB")
-    elif image.mode == "LA":
-        image = image.convert("L")
-    if profile:
-        image = _apply_profile(image, profile, path)
-    return np.array(image.convert("RGB"))
-
-
-def _apply_profile(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError) as error:
-        warnings.warn(
-            f"the colour profile of '{path}' cannot be used ({error}); read as sRGB.", stacklevel=4
-        )
-        return image
-    return image if converted is None else converted
-
-
-def crf_roundtrip(image: Pixels, crf: int | None) -> Pixels:
+def crf_roundtrip(image: U8, crf: int | None) -> U8:
     """Give a still the compression marks of video by an H.264 round trip in memory.
 
     Args:

@@ -17,8 +17,9 @@ from ltx2rt.latents.shapes import VideoPixelShape, VideoScaleFactors
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.audio import check_rate
 from ltx2rt.media.files import OutputKind
-from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
+from ltx2rt.media.image import resize_and_pad, to_vae_input
 from ltx2rt.media.reader import VideoInfo, probe_video, read_video_frames
+from ltx2rt.media.still_reader import load_image
 from ltx2rt.names import (
     SPATIAL_UPSAMPLER,
     TEMPORAL_UPSAMPLER,

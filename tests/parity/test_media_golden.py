@@ -20,13 +20,13 @@ from ltx2rt.media.hdr import (
 from ltx2rt.media.image import (
     crf_roundtrip,
     image_to_vae_input,
-    load_image,
     resize_and_crop,
     resize_and_pad,
     to_vae_input,
 )
 from ltx2rt.media.reader import read_video_frames
 from ltx2rt.media.sound import read_audio
+from ltx2rt.media.still_reader import load_image
 from ltx2rt.weights.safetensors import SafetensorsFile
 from tests.parity.golden import golden_root, read_arrays
 from tests.tolerances import TOLERANCES

@@ -13,9 +13,10 @@ from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoPixelShape
-from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
+from ltx2rt.media.image import resize_and_pad, to_vae_input
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.media.sound import read_audio
+from ltx2rt.media.still_reader import load_image
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.pipelines.upscale import UpscaleInputs, UpscalePipeline, padded

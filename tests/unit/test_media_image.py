@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media.image import (
     crf_roundtrip,
     image_to_vae_input,
-    load_image,
     resize_and_crop,
     resize_and_pad,
     to_vae_input,
 )
+from ltx2rt.media.still_reader import load_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8)
 
@@ -35,24 +35,48 @@ def save(path: Path, array: np.ndarray = PIXELS, mode: str | None = None, **opti
     return path
 
 
-@pytest.mark.parametrize(
-    ("orientation", "turns"), [(1, 0), (2, 0), (3, 2), (4, 0), (5, 0), (6, -1), (7, 0), (8, 1)]
-)
+@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
-def test_exif_orientation(tmp_path, orientation, turns, suffix):
+def test_exif_orientation(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if suffix == ".webp" else {}
     path = save(tmp_path / f"a{suffix}", exif=exif, **options)
-    np.testing.assert_array_equal(load_image(path), np.rot90(PIXELS, turns))
+    with Image.open(path) as image:
+        want = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    np.testing.assert_array_equal(load_image(path), want)
+    assert orientation == 1 or want.shape != PIXELS.shape or (want != PIXELS).any()
 
 
-def test_alpha_is_dropped_without_compositing(tmp_path):
-    rgba = np.dstack([PIXELS, np.zeros((6, 10), np.uint8)])
-    np.testing.assert_array_equal(load_image(save(tmp_path / "a.png", rgba)), PIXELS)
-    grey_alpha = rgba[..., [0, 3]]
-    got = load_image(save(tmp_path / "b.png", grey_alpha))
-    np.testing.assert_array_equal(got, PIXELS[..., :1].repeat(3, -1))
+def test_transparency_is_laid_on_white(tmp_path):
+    alpha = np.zeros((6, 10), np.uint8)
+    alpha[:, :5] = 255
+    rgba = np.dstack([PIXELS, alpha])
+    white = np.where(alpha[..., None] > 0, PIXELS, 255)
+    grey = np.where(alpha[..., None] > 0, PIXELS[..., :1].repeat(3, -1), 255)
+    few = Image.fromarray(rgba).quantize(64, method=Image.Quantize.FASTOCTREE)
+    few.save(tmp_path / "few.png")
+    for path, want in (
+        (save(tmp_path / "a.png", rgba), white),
+        (save(tmp_path / "b.png", rgba[..., [0, 3]]), grey),
+    ):
+        with pytest.warns(UserWarning, match="transparent parts"):
+            np.testing.assert_array_equal(load_image(path), want)
+    with pytest.warns(UserWarning, match="transparent parts"):
+        assert (load_image(tmp_path / "few.png")[:, 5:] == 255).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opaque = save(tmp_path / "c.png", np.dstack([PIXELS, np.full((6, 10), 255, np.uint8)]))
+        np.testing.assert_array_equal(load_image(opaque), PIXELS)
+
+
+def test_palette_with_a_profile(tmp_path):
+    flat = Image.fromarray(np.full((4, 4, 3), 128, np.uint8)).quantize(4)
+    flat.save(tmp_path / "a.png", icc_profile=linear_profile())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = load_image(tmp_path / "a.png")
+    assert np.abs(got.astype(float) - 187.5).max() <= 1.5
 
 
 def test_other_modes(tmp_path):
@@ -62,6 +86,9 @@ def test_other_modes(tmp_path):
     np.testing.assert_array_equal(load_image(save(tmp_path / "deep.png", deep)), grey)
     assert load_image(save(tmp_path / "p.png", mode="P")).shape == (6, 10, 3)
     assert load_image(save(tmp_path / "cmyk.jpg", mode="CMYK")).shape == (6, 10, 3)
+    full = PIXELS[..., 0].astype(np.int32) * 65537
+    with pytest.raises(MediaError, match="32-bit grey"):
+        load_image(save(tmp_path / "grey32.tiff", full))
     with pytest.raises(MediaError, match="floating point"):
         load_image(save(tmp_path / "f.tiff", PIXELS[..., 0].astype(np.float32)))
 
