@@ -34,6 +34,7 @@ from ltx2rt.bundle.manifest import (
 )
 from ltx2rt.config import lora_problems
 from ltx2rt.errors import CheckpointError, OptionError
+from ltx2rt.lora.describe import names_distillation
 from ltx2rt.lora.files import Lora
 from ltx2rt.names import AUDIO_DECODER, VIDEO_ENCODER, VOCODER
 from ltx2rt.progress import Job
@@ -205,6 +206,8 @@ def _fill(
     components = make_components(files, (), work)
     options = {c.name: c.options for c in components}
     info = model_info(files, options)
+    if any(names_distillation(Path(lora.path).name) for lora in inputs.loras):
+        info = dataclasses.replace(info, is_distilled=True)
     components = chosen_components(components, config.components)
     engines = engine_stage(config, info, options)
     if inputs.loras:  # last: it writes every tensor that they change
@@ -357,6 +360,7 @@ def model_info(files: ModelFiles, options: Mapping[str, Mapping[str, Any]]) -> M
         stg_block=version.stg_block,
         image_crf=version.image_crf,
         distilled_sampler=version.distilled_sampler,
+        is_distilled=version.is_distilled,
         time_scale=factors["time"],
         spatial_scale=factors["height"],
         latent_channels=video["latent_channels"],

@@ -147,7 +147,11 @@ class ComponentEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """Facts about the checkpoint that pipelines need (spec/pipelines.md §0.8)."""
+    """Facts about the checkpoint that pipelines need (spec/pipelines.md §0.8).
+
+    Attributes:
+        is_distilled: by the names of its files; None where they do not say, or in older bundles.
+    """
 
     generation: str
     version: str
@@ -161,6 +165,7 @@ class ModelInfo:
     audio_channels: int
     audio_bins: int
     audio_sampling_rate: int
+    is_distilled: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

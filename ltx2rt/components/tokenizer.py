@@ -85,3 +85,13 @@ class Tokenizer:
             input_ids[row, MAX_TOKENS - len(ids) :] = ids
             attention_mask[row, MAX_TOKENS - len(ids) :] = 1
         return input_ids, attention_mask
+
+    def cut(self, prompt: str) -> tuple[int, str]:
+        """How many tokens a prompt takes, `<bos>` with them, and the end of it that `encode` cuts
+        off; the text is empty if it fits.
+        """
+        text = prompt.strip()
+        found = self._tokenizer.encode(text)
+        extra = 0 if found.ids[:1] == [self.bos_id] else 1
+        count = len(found.ids) + extra
+        return count, text[found.offsets[MAX_TOKENS - extra][0] :] if count > MAX_TOKENS else ""

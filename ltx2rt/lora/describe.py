@@ -62,4 +62,9 @@ def distilled_hint(file_name: str) -> bool | None:
 
 def is_distilled_lora(file: SafetensorsFile) -> bool:
     """Whether the file name says that this LoRA distils a model (a hint, nothing more)."""
-    return distilled_hint(file.path.name.lower().replace("lora", "")) is True
+    return names_distillation(file.path.name)
+
+
+def names_distillation(lora_name: str) -> bool:
+    """Whether the file name of a LoRA says that it distils a model."""
+    return distilled_hint(lora_name.lower().replace("lora", "")) is True

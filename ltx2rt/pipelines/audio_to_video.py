@@ -64,6 +64,7 @@ class AudioToVideoPipeline(TwoStagesPipeline):
     """
 
     name: ClassVar[str] = "audio-to-video"
+    counterpart: ClassVar[str | None] = None
     summary: ClassVar[str] = (
         "A clip for sound that exists, which is kept as it is; guided, two stages."
     )

@@ -36,6 +36,7 @@ from ltx2rt.pipelines.decoding import decode_audio, decode_video
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.pipelines.facts import PipelineFacts, field_names
 from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.model_kind import warn_of_model
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 from ltx2rt.results.clip import Clip
@@ -258,6 +259,7 @@ class Pipeline(PipelineFacts):
         )
         if problems:
             raise self.refusal(problems)
+        warn_of_model(type(self), self.source.model, config)
         check_duration(config, self.source)
         if self.makes == "video":
             factors = self.scale_factors

@@ -19,6 +19,7 @@ class DistilledPipeline(Pipeline):
     """Prompt (and images) to a clip with sound, with a distilled model."""
 
     name: ClassVar[str] = "distilled"
+    counterpart: ClassVar[str | None] = "two-stage"
     requires: ClassVar[tuple[str, ...]] = TWO_STAGE
     two_stage: ClassVar[bool] = True
     auto_duration: ClassVar[bool] = True

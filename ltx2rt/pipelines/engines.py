@@ -53,6 +53,7 @@ class Engines:
         self.runtime = runtime or RuntimeConfig()
         self._engines: dict[str, Engine] = {}
         self._stacks: dict[StackNames, Stack] = {}
+        self._tokenizer: Tokenizer | None = None
         self._transformer: Transformer | None = None
         self._loras: tuple[Lora, ...] = ()
         #: the last prompts and their contexts: encoded once for several clips
@@ -105,8 +106,13 @@ class Engines:
         """Tokenizer and text encoder. Unless engines stay resident, a layer's weights are let go
         as soon as it has run.
         """
-        encoder = TextEncoder(self._stack(TEXT_STACK))
-        return PromptEncoder(Tokenizer.from_file(self.source.tokenizer_path()), encoder)
+        return PromptEncoder(self.tokenizer(), TextEncoder(self._stack(TEXT_STACK)))
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the text encoder, read once."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_file(self.source.tokenizer_path())
+        return self._tokenizer
 
     def duration_head(self) -> DurationHead:
         return DurationHead(self.engine(DURATION_HEAD))

@@ -26,6 +26,8 @@ class PipelineFacts:
     guided: ClassVar[bool] = False
     #: whether stage 1 works at half size and a second stage refines it
     two_stage: ClassVar[bool] = False
+    #: the pipeline that makes the same with the other kind of model, distilled or not
+    counterpart: ClassVar[str | None] = None
     #: a frozen dataclass of what this pipeline takes besides `GenerationConfig`; None: nothing
     Inputs: ClassVar[type[Any] | None] = None
     #: height and width where none are asked for; None: those of the input, or it has none

@@ -27,6 +27,7 @@ class GuidedPipeline(Pipeline):
     """
 
     guided: ClassVar[bool] = True
+    counterpart: ClassVar[str | None] = "distilled"
     #: what guidance applies to; a modality that is given or absent takes none
     guides: ClassVar[tuple[str, ...]] = ("video", "audio")
     #: whether it takes the strengths of the distilled LoRA from `distilled_strengths`

@@ -14,6 +14,7 @@ from ltx2rt.components.embeddings import read_embeddings
 from ltx2rt.components.image_conditioner import EncodedImage, encode_images
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_item
 from ltx2rt.components.text_encoder import TextContext
+from ltx2rt.components.tokenizer import MAX_TOKENS
 from ltx2rt.engine import Array
 from ltx2rt.latents.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
@@ -53,6 +54,8 @@ def encode_prompts(run: Run, prompts: Sequence[str], *, audio_only: bool = False
     else:
         context = _encoded(run, prompts)
         engines.contexts = key, context
+    if embeddings is None:
+        _note_cut_prompts(run, prompts)
     if run.trace is not None:
         run.trace.tensors["context.video"] = context.video[:1]
         run.trace.tensors["context.audio"] = context.audio[:1]
@@ -82,6 +85,22 @@ def _encoded(run: Run, prompts: Sequence[str]) -> TextContext:
     if run.store is not None:
         run.store.save("context", facts, {"video": context.video, "audio": context.audio})
     return context
+
+
+def _note_cut_prompts(run: Run, prompts: Sequence[str]) -> None:
+    """Warn about prompts that the text encoder does not see to their end, and put that into the
+    clip's record.
+    """
+    for prompt in prompts:
+        count, lost = run.engines.tokenizer().cut(prompt)
+        if lost:
+            facts = {"tokens": count, "kept": MAX_TOKENS, "lost": lost}
+            run.stages.setdefault("prompt", {"cut": []})["cut"].append(facts)
+            warnings.warn(
+                f"a prompt takes {count} tokens, of which the text encoder sees the first "
+                f"{MAX_TOKENS}; lost is: {lost!r}",
+                stacklevel=3,
+            )
 
 
 def _predict_duration(

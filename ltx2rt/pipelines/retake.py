@@ -95,6 +95,7 @@ class RetakePipeline(GuidedPipeline):
         "Make a part of a clip anew, in time, with a distilled model: video, sound or both."
     )
     guided: ClassVar[bool] = False
+    counterpart: ClassVar[str | None] = "retake-guided"
     requires: ClassVar[tuple[str, ...]] = (*ONE_STAGE, VIDEO_ENCODER, AUDIO_ENCODER)
     Inputs: ClassVar[type[Any] | None] = RetakeInputs
     #: of the stream that is kept: 0 shows it clean. The official code adds all the noise (1) before
@@ -134,6 +135,7 @@ class GuidedRetakePipeline(RetakePipeline):
     name: ClassVar[str] = "retake-guided"
     summary: ClassVar[str] = "As retake, with guidance: for a model that is not distilled."
     guided: ClassVar[bool] = True
+    counterpart: ClassVar[str | None] = "retake"
 
 
 def _has_sound(own: RetakeInputs) -> bool:

@@ -21,6 +21,7 @@ class TextToAudioPipeline(GuidedPipeline):
     """
 
     name: ClassVar[str] = "text-to-audio"
+    counterpart: ClassVar[str | None] = None
     summary: ClassVar[str] = "Prompt to sound alone, in one guided stage."
     requires: ClassVar[tuple[str, ...]] = (*TEXT_ENCODER, *TRANSFORMER, AUDIO_DECODER, VOCODER)
     unused: ClassVar[tuple[str, ...]] = (

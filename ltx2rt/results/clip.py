@@ -242,6 +242,10 @@ class Clip:
             "bundle": self.record.bundle,
             "ltx2rt_version": __version__,
         }
+        if cut := self.record.stages.get("prompt", {}).get("cut"):
+            facts["prompt_cut"] = "; ".join(
+                f"{c['tokens']} tokens, {c['kept']} kept, lost: {c['lost']}" for c in cut
+            )
         if self.video_latent is None:
             del facts["height"], facts["width"]
         if config.loras:

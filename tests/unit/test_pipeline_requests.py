@@ -24,7 +24,9 @@ def source(*parts: str) -> Any:
     return SimpleNamespace(
         has=lambda *names: all(n in parts if parts else n != "duration_head" for n in names),
         options=lambda name: {"keyframes_embedding": False, "num_layers": 2},
-        model=SimpleNamespace(generation="LTX-2.3", time_scale=8, spatial_scale=32),
+        model=SimpleNamespace(
+            generation="LTX-2.3", is_distilled=None, time_scale=8, spatial_scale=32
+        ),
     )
 
 

@@ -52,6 +52,15 @@ def test_the_end_of_a_long_prompt_is_cut(tmp_path: Path) -> None:
     assert ids[1].tolist() == [7] + [2] * (MAX_TOKENS - 1)
 
 
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_what_is_cut_is_said(tmp_path: Path, adds_bos: bool) -> None:
+    tokenizer = Tokenizer.from_file(save(tmp_path / "t.json", WORDS, adds_bos=adds_bos))
+    long = "  " + "a " * (MAX_TOKENS - 1) + "red car\n"
+    assert tokenizer.cut(long) == (MAX_TOKENS + 2, "red car")
+    assert tokenizer.cut("a " * (MAX_TOKENS - 1)) == (MAX_TOKENS, "")
+    assert tokenizer.cut("") == (1, "")
+
+
 def test_no_prompts_give_empty_arrays(tmp_path: Path) -> None:
     ids, mask = Tokenizer.from_file(save(tmp_path / "t.json", WORDS)).encode([])
     assert ids.shape == mask.shape == (0, MAX_TOKENS)
