@@ -40,4 +40,4 @@ def test_nothing_is_left_open(word: str) -> None:
 
 def test_committed_goldens_stay_small() -> None:
     total = sum(p.stat().st_size for p in (ROOT / "tests/golden").rglob("*") if p.is_file())
-    assert total <= 12 * 2**20
+    assert total <= 12e6
