@@ -1,8 +1,8 @@
 """Read golden cases from any directory laid out like the reference one, and run them on a backend.
 
 Layout: `components/*.safetensors[.xz]|*.json`, `checkpoints/*[.xz]`, `pipelines/*`. Cases are
-recognised by the `component` field of their metadata; handlers in `tests/parity/handlers/` turn a case's inputs into the outputs it
-names.
+recognised by the `component` field of their metadata; handlers in `tests/parity/handlers/` turn a
+case's inputs into the outputs it names.
 """
 
 from __future__ import annotations
