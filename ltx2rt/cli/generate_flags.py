@@ -167,8 +167,8 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--tiling",
         metavar="HOW",
-        help="decode in tiles to bound memory: auto, none, or SIDExFRAMES[:OVERLAPxOVERLAP] such "
-        f"as 512x64:64x24; default {defaults['tiling'].default}",
+        help="decode in tiles to bound memory: auto, none, SIDExFRAMES or WIDTHxHEIGHTxFRAMES, "
+        f"with overlaps such as 512x64:64x24; default {defaults['tiling'].default}",
     )
     what.add_argument(
         "--hdr",

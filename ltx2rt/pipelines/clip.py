@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt import __version__
+from ltx2rt.components.decoder_tiles import DecoderOptions, auto_tiling
 from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.config import GenerationConfig, GuidanceConfig
@@ -127,7 +128,7 @@ class Clip:
     def _decode(self) -> Iterator[NDArray[np.float32]]:
         if self.video_latent is None:
             return
-        tiling = TilingConfig.parse(self.config.tiling)
+        tiling = TilingConfig.parse(self.tiling)
 
         def on_tile(done: int, total: int) -> None:
             self.job.report("decode video", done, total)
@@ -137,11 +138,22 @@ class Clip:
         if isinstance(decoder, VideoDecoder):
             yield from decoder.decode(self.video_latent, tiling, on_tile)
         else:
-            if self.config.tiling == "auto":
-                tiling = decoder.auto_tiling(self.video_latent.shape[2:])
             draw = self.generator.copy().randn
             yield from decoder.decode(self.video_latent, draw, tiling, on_tile)
         self.pipeline.release("video_decoder", *DIFFUSION_DECODER)
+
+    @property
+    def tiling(self) -> str:
+        """How the decoder splits the clip. Automatic tiles of a diffusion decoder depend on memory
+        and decide its noise, so they are named.
+        """
+        source = self.pipeline.source
+        if self.config.tiling != "auto" or self.video_latent is None:
+            return self.config.tiling
+        if not source.has(*DIFFUSION_DECODER):
+            return "auto"
+        facts = DecoderOptions.from_options(source.options(DIFFUSION_DECODER[0]))
+        return auto_tiling(facts, self.video_latent.shape[2:]).text()
 
     @property
     def has_audio(self) -> bool:
@@ -249,7 +261,9 @@ class Clip:
 
     def record(self) -> Record:
         """Everything that decides this clip."""
-        return record_of(self.pipeline, self.request, self.stages)
+        config = dataclasses.replace(self.config, tiling=self.tiling)
+        request = dataclasses.replace(self.request, config=config)
+        return record_of(self.pipeline, request, self.stages)
 
     def metadata(self) -> dict[str, str]:
         """The main facts, for people, as strings."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
+from ltx2rt.components.decoder_tiles import DEVICE_BYTES
+from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
 from ltx2rt.engine import Array
 from ltx2rt.manifest import BLOCKS, ComponentEntry, EngineEntry, ModelInfo, Source
 from ltx2rt.progress import Job
@@ -134,6 +136,21 @@ class StoredWeights(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._weights.keys() | self._ready.keys())
+
+
+def with_tile_memory(config: BuildConfig, components: Sequence[Component]) -> list[Component]:
+    """The components, the diffusion decoder's with the memory that its automatic tiles may take on
+    a device: the runtime then makes the tiles that engines are built for.
+    """
+    if config.backend not in APIS:
+        return list(components)
+    room = DEVICE_BYTES if config.decoder_mib is None else config.decoder_mib * 2**20
+    return [
+        dataclasses.replace(c, options={**c.options, "tile_bytes": room})
+        if c.name == DIFFUSION_DECODER[0]
+        else c
+        for c in components
+    ]
 
 
 def profile_request(
