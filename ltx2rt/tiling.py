@@ -274,9 +274,9 @@ class TilingConfig:
     @classmethod
     def parse(cls, text: str) -> TilingConfig:
         """`auto`, `none`, `SIDExFRAMES[:OVERLAPxOVERLAP]`: tiles of SIDE pixels in height and width
-        and of FRAMES frames, 0 for an axis that is not split; or all three,
-        `WIDTHxHEIGHTxFRAMES[:OVERLAPxOVERLAPxOVERLAP]`. Overlaps are 64 pixels and 24 frames if left
-        out.
+        and of FRAMES frames, 0 for an axis that is not split; or one number an axis,
+        `WIDTHxHEIGHTxFRAMES[:OVERLAPxOVERLAPxOVERLAP]`. Overlaps are 64 pixels and 24 frames if
+        left out.
 
         Raises:
             OptionError: it is none of these.

@@ -92,7 +92,7 @@ def _made(
     job: BatchJob, bundle: Bundle, pipes: dict[tuple[str, RuntimeConfig], Pipeline]
 ) -> dict[str, Any]:
     """Generate one clip; the engines of one pipeline at a time stay loaded."""
-    asked = job.asked
+    asked = job.asked.for_bundle(bundle.has)
     job.output.check(asked.pipeline, asked.inputs, asked.config)
     runtime = replace(runtime_of(asked.options, asked.record), residency="resident")
     key = (asked.pipeline.name, runtime)

@@ -90,6 +90,7 @@ def generate(asked: Asked) -> Iterator[dict[str, Any]]:
         output.check(asked.pipeline, asked.inputs, asked.config)
     check_files(options)
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
+    asked = asked.for_bundle(bundle.has)
     with asked.pipeline(bundle, runtime_of(options, asked.record)) as pipe:
         warn_of_other_bundle(asked, bundle)
         guidance = asked.guidance(pipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,27 @@ class Asked:
     def configs(self) -> Iterator[GenerationConfig]:
         """One a clip."""
         return (dataclasses.replace(self.config, seed=seed) for seed in self.seeds)
+
+    def for_bundle(self, has: Callable[..., bool]) -> Asked:
+        """With what nobody named filled in as the official command does, for a bundle that `has`
+        these components; a record that is repeated names everything. A length that the model
+        will choose is announced on stderr.
+        """
+        if self.record is not None:
+            return self
+        options = vars(self.options)
+        open_fields = {n for n in ("num_frames", "tiling") if options.get(n) is None}
+        if options.get("auto_duration") is not None:
+            open_fields.discard("num_frames")
+        found = self.pipeline.command_defaults(has)
+        found = {name: value for name, value in found.items() if name in open_fields}
+        if "num_frames" in found and not self.options.quiet:
+            print(
+                "ltx2rt: note: the clip will be as long as the model finds right for the prompt; "
+                "name --num-frames N to fix it.",
+                file=sys.stderr,
+            )
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **found))
 
     def guidance(self, pipe: Pipeline) -> GuidanceConfig | None:
         """Guidance for a pipeline; None for one without."""

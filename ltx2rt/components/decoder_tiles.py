@@ -172,8 +172,8 @@ def _pixel_tile(interval: Interval, factor: int, *, temporal: bool) -> AxisTile:
 
 
 def least_waste(facts: DecoderOptions, cells: Cells, fits: Callable[[Cells], bool]) -> TilingConfig:
-    """Of the tilings whose tile fits, the one with the least work, every tile counted as the largest
-    one; where none fits, the smallest tiles.
+    """Of the tilings whose tile fits, the one with the least work, every tile counted as the
+    largest one; where none fits, the smallest tiles.
 
     Args:
         facts: of the decoder.

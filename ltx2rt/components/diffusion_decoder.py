@@ -112,11 +112,9 @@ class DiffusionVideoDecoder:
         tile = tuple(max(t.source.stop - t.source.start for t in a) for a in axes)
         needed, memory = decode_bytes(facts, cells, tile, HOST_ITEM), machine_bytes()
         if needed > memory:
-            frames, rows, columns = (
-                n * f for n, f in zip(tile, facts.feature_factors, strict=True)
-            )
+            size = [n * f for n, f in zip(tile, facts.feature_factors, strict=True)]
             raise UnsupportedError(
-                f"decoding tiles of {frames} frames of {columns}x{rows} takes about "
+                f"decoding tiles of {size[0]} frames of {size[2]}x{size[1]} takes about "
                 f"{needed / 2**30:.0f} GiB of memory and this machine has {memory / 2**30:.0f} GiB "
                 "(use tiling='auto', or a smaller or shorter clip)."
             )

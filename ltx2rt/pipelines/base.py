@@ -14,6 +14,7 @@ from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.text_encoder import TEXT_ENCODER
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
+from ltx2rt.duration import AutoDuration
 from ltx2rt.errors import (
     BundleError,
     InternalError,
@@ -237,6 +238,15 @@ class Pipeline(PipelineEngines):
         default everywhere. `inputs` is None where something is missing in them.
         """
         return dict(zip(("height", "width"), cls.default_size or (), strict=False))
+
+    @classmethod
+    def command_defaults(cls, has: Callable[..., bool]) -> dict[str, Any]:
+        """Fields of a `GenerationConfig` that the command line fills in otherwise than `defaults`,
+        as the official command does, for a bundle that `has` these components.
+        """
+        if cls.auto_duration and has("duration_head"):
+            return {"num_frames": AutoDuration()}
+        return {}
 
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
