@@ -11,6 +11,7 @@ from ltx2rt.cli import enhancement as enhancement_flags
 from ltx2rt.cli import guidance as guidance_flags
 from ltx2rt.cli import inputs as input_flags
 from ltx2rt.cli import outputs as output_flags
+from ltx2rt.cli.common import text_or_file
 from ltx2rt.cli.pipelines import facts_of
 from ltx2rt.cli.requests import (
     DEFAULT_PIPELINE,
@@ -110,7 +111,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_what(parser: argparse.ArgumentParser) -> None:
     defaults = GenerationConfig.__dataclass_fields__
     what = parser.add_argument_group("what to make")
-    what.add_argument("--prompt", metavar="TEXT", help="describes the clip")
+    what.add_argument(
+        "--prompt",
+        type=text_or_file,
+        metavar="TEXT|@FILE",
+        help="describes the clip; @ names a file that holds the text",
+    )
     what.add_argument(
         "--seed",
         dest="seeds",

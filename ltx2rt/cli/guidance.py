@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltx2rt.cli.common import parse_lora
+from ltx2rt.cli.common import parse_lora, text_or_file
 from ltx2rt.cli.job_file import read_job
 from ltx2rt.config import DISTILLED_STRENGTHS, GenerationConfig, GuidanceConfig
 from ltx2rt.errors import OptionError
@@ -47,7 +47,12 @@ _PLAIN = ("negative_prompt", "num_inference_steps", "scheduler", "guidance_sched
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that the guided pipelines take; all default to those of pipeline and model version."""
     group = parser.add_argument_group("guidance (for guided pipelines)")
-    group.add_argument("--negative-prompt", metavar="TEXT", help="what the clip must not be")
+    group.add_argument(
+        "--negative-prompt",
+        type=text_or_file,
+        metavar="TEXT|@FILE",
+        help="what the clip must not be, or @ and a file of it; default: a list of artefacts",
+    )
     group.add_argument("--num-inference-steps", type=int, metavar="N", help="steps of stage 1")
     group.add_argument(
         "--scheduler",

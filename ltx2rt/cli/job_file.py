@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.cli.common import text_or_file
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.pipelines.record import Record, plain_record, read_record
 from ltx2rt.plain_data import parse_json, unknown_name
@@ -198,6 +199,8 @@ def _scalar(action: argparse.Action, value: Any, folder: Path | None) -> Any:
         if "\0" in text:
             raise OptionError(f"{_shown(value)} is not a path")
         text = text if Path(text).is_absolute() else str(folder / text)
+    if folder is not None and convert is text_or_file and text.startswith("@"):
+        text = f"@{folder / text[1:]}"
     found = convert(text)
     if action.choices is not None and found not in action.choices:
         raise OptionError(f"{_shown(value)}; allowed: {', '.join(map(str, action.choices))}")

@@ -120,7 +120,8 @@ def tile_scales(scales: NDArray[np.uint8]) -> U8:
 
 
 def untile_scales(tiled: U8, rows: int, groups: int) -> U8:
-    """Inverse of `tile_scales`; padding is dropped."""
+    """Inverse of `tile_scales`; padding is dropped, also whole rows of it below the last tile."""
+    tiled = tiled[: tiled_shape(rows, groups)[0]]
     tiles = tiled.reshape(tiled.shape[0] // 128, tiled.shape[1] // 4, 32, 4, 4)
     logical = tiles.transpose(0, 3, 2, 1, 4).reshape(tiled.shape)
     return np.ascontiguousarray(logical[:rows, :groups])

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ltx2rt.errors import BundleError, ShapeError, join_problems
 from ltx2rt.shapes import VideoScaleFactors
@@ -172,35 +173,52 @@ def _pixel_tile(interval: Interval, factor: int, *, temporal: bool) -> AxisTile:
 
 
 def least_waste(facts: DecoderOptions, cells: Cells, fits: Callable[[Cells], bool]) -> TilingConfig:
-    """Of the tilings whose tile fits, the one with the least work, every tile counted as the
-    largest one; where none fits, the smallest tiles.
+    """Of the tilings whose tile fits, the one whose tiles overlap in the smallest share; then the
+    one with the largest tiles, then with the fewest (spec/media_io.md §5.4). Where none fits, the
+    smallest tiles.
 
     Args:
         facts: of the decoder.
         cells: the grid, see `feature_cells`.
-        fits: whether a tile of so many cells along each axis has room.
+        fits: whether a tile of so many cells along each axis has room; so has then a smaller one.
     """
-    per_axis = [_candidates(facts, axis, cells[axis]) for axis in range(3)]
-    for choice in sorted(product(*per_axis), key=lambda c: math.prod(n * size for n, size, _ in c)):
-        frames, height, width = choice
-        if fits((frames[1], height[1], width[1])):
-            break
-    else:
-        frames, height, width = (options[-1] for options in per_axis)
-    return TilingConfig(frames=frames[2], height=height[2], width=width[2])
+    times, rows, columns = (_candidates(facts, axis, cells[axis]) for axis in range(3))
+    best: tuple[tuple[float, int, int], tuple[AxisTiling, ...]] | None = None
+    for time, row in product(times, rows):
+        # the widest that fits overlaps least
+        index = bisect(columns, False, key=lambda c: fits((time.size, row.size, c.size)))
+        if index == len(columns):
+            continue
+        choice = (time, row, columns[index])
+        waste = 1 - math.prod(1 - c.overlap for c in choice)
+        rank = (waste, -math.prod(c.size for c in choice), math.prod(c.tiles for c in choice))
+        if best is None or rank < best[0]:
+            best = rank, tuple(c.tiling for c in choice)
+    smallest = tuple(options[-1].tiling for options in (times, rows, columns))
+    frames, height, width = best[1] if best else smallest
+    return TilingConfig(frames=frames, height=height, width=width)
 
 
-def _candidates(facts: DecoderOptions, axis: int, length: int) -> list[tuple[int, int, AxisTiling]]:
-    """(tiles, cells of the longest, tiling) of an axis: for each number of tiles the smallest."""
+class _Candidate(NamedTuple):
+    """A way to split an axis: cells of the longest tile, share of it that overlaps, tiles."""
+
+    size: int
+    overlap: float
+    tiles: int
+    tiling: AxisTiling
+
+
+def _candidates(facts: DecoderOptions, axis: int, length: int) -> list[_Candidate]:
+    """The whole axis, then ever smaller tiles."""
     factor, halo = facts.feature_factors[axis], facts.halo_feature_cells[axis]
     step = max(AUTO_STEPS[axis] // factor, 1)
     least = max(2 * halo, facts.min_feature_cells[axis], 2)
-    found = {1: (1, length, AxisTiling())}
+    found = [_Candidate(length, 0.0, 1, AxisTiling())]
     for size in range((length - 1) // step * step, least - 1, -step):
         tiling = AxisTiling(size * factor, halo * factor)
-        tiles = split_axis(facts, tiling, axis, length)
-        found[len(tiles)] = (len(tiles), max(t.stop - t.start for t in tiles), tiling)
-    return list(found.values())
+        count = len(split_axis(facts, tiling, axis, length))
+        found.append(_Candidate(size, halo / size, count, tiling))
+    return found
 
 
 def decode_bytes(facts: DecoderOptions, cells: Cells, tile: Cells, item: int) -> int:

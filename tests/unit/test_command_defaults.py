@@ -98,9 +98,7 @@ def test_references_are_encoded_in_the_tiles_of_the_decoder(
     monkeypatch.setattr(hdr_ic_lora, "load_reference", lambda *_, **__: video)
     pipe: Any = SimpleNamespace(video_encoder=lambda: SimpleNamespace(encode=encode))
     inputs = HDRICLoraInputs(references=(ReferenceFile(path=Path("x.mp4")),))
-    pixels = VideoPixelShape(
-        batch=1, num_frames=1, height=size[0], width=size[1], frame_rate=24.0
-    )
+    pixels = VideoPixelShape(batch=1, num_frames=1, height=size[0], width=size[1], frame_rate=24.0)
     run: Any = SimpleNamespace(
         pixels=lambda divisor: pixels,
         request=SimpleNamespace(inputs=inputs),

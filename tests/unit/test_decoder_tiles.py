@@ -57,10 +57,12 @@ def test_a_device_has_what_the_build_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gib", "tile"), [(16, (512, 1024)), (24, (864, 1024)), (40, (1024, 1536))]
+    ("gib", "tile"), [(15.5, (1024, 512)), (22.2, (1024, 864)), (40, (1024, 1536))]
 )
-def test_the_official_rule_at_1536x1024(gib: int, tile: tuple[int, int]) -> None:
-    """Height and width of the tiles that spec/diffusion_decoder.md §7 names for its own cost."""
+def test_the_official_rule_at_1536x1024(gib: float, tile: tuple[int, int]) -> None:
+    """Height and width of the tiles that spec/diffusion_decoder.md §7 names for cards of 16, 24 and
+    40 GB, at its own cost; less what a driver holds.
+    """
     cells = feature_cells(FACTS, (16, 32, 48))
     features = 69 * 128 * 192 * 512 * 2
 
@@ -71,7 +73,7 @@ def test_the_official_rule_at_1536x1024(gib: int, tile: tuple[int, int]) -> None
         return needed <= gib * GIB - GIB - GIB - features
 
     frames, rows, columns = longest(FACTS, least_waste(FACTS, cells, fits), cells)
-    assert (frames, sorted((rows * 8, columns * 8))) == (61, sorted(tile))
+    assert (frames, rows * 8, columns * 8) == (61, *tile)
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,18 +88,15 @@ def test_tiles_fit_or_are_the_smallest(latent: Cells, gib: int) -> None:
     assert TilingConfig.parse(tiling.text()) == tiling  # `--tiling` takes it on any machine
 
 
-def test_more_memory_repeats_no_more_work() -> None:
-    cells = feature_cells(FACTS, (16, 34, 60))
+def test_more_memory_overlaps_no_more() -> None:
+    def overlap(gib: int) -> float:
+        tiling = auto_tiling(FACTS, (16, 34, 60), gib * GIB)
+        axes = (tiling.frames, tiling.height, tiling.width)
+        return 1 - float(np.prod([1 - a.overlap / a.size if a.size else 1 for a in axes]))
 
-    def work(gib: int) -> int:
-        axes = decoder_tiles.decoder_tiles(
-            FACTS, auto_tiling(FACTS, (16, 34, 60), gib * GIB), cells
-        )
-        return int(np.prod([len(a) * max(t.source.stop - t.source.start for t in a) for a in axes]))
-
-    works = [work(gib) for gib in (8, 16, 32, 64, 128, 256)]
-    assert works == sorted(works, reverse=True)
-    assert works[0] > works[-1] == np.prod(cells)
+    shares = [overlap(gib) for gib in (8, 16, 32, 64, 128, 256)]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 == shares[-1] < shares[0]
 
 
 def test_memory_counts_the_border_columns() -> None:

@@ -105,9 +105,7 @@ def _carried(files: MappedFiles, entry: TensorEntry, kind: EngineFormat) -> dict
             }
         case "nvfp4", "nvfp4", encoding if encoding is not None:
             scales = files.raw(encoding.parts["scale"])
-            groups = width // nvfp4.GROUP
-            if scales.shape == nvfp4.tiled_shape(out, groups):
-                scales = nvfp4.untile_scales(scales, out, groups)
+            scales = nvfp4.untile_scales(scales, out, width // nvfp4.GROUP)
             scale = files.load(encoding.parts["tensor_scale"], "float32").reshape(-1)[0]
             return nvfp4_parts(
                 nvfp4.Nvfp4(codes=files.raw(entry), block_scales=scales, tensor_scale=scale)
