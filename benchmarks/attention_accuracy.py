@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.hardware import environment
-from ltx2rt.patchify import video_positions
-from ltx2rt.rope import rope_tables
-from ltx2rt.shapes import VideoLatentShape
+from ltx2rt.latents.patchify import video_positions
+from ltx2rt.latents.rope import rope_tables
+from ltx2rt.latents.shapes import VideoLatentShape
 from ltx2rt_kernels.flash_attention.reference import flash_attention
 from ltx2rt_kernels.fp8_attention.reference import (
     GROUP,

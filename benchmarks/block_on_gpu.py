@@ -17,13 +17,13 @@ from benchmarks.cases import percentiles
 from benchmarks.engines import make_builder, random_block
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
-from ltx2rt.cuda import local_gpu
+from ltx2rt.bundle.targets import target_problems
+from ltx2rt.device.cuda import local_gpu
 from ltx2rt.engine import EngineSpec
 from ltx2rt.errors import InternalError
-from ltx2rt.floats import bfloat16_values
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import convert
-from ltx2rt.targets import target_problems
+from ltx2rt.weights.floats import bfloat16_values
+from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.engines.weights import holding_weights
 from ltx2rt_export.quantize import SCHEMES
 

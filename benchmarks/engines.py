@@ -37,7 +37,7 @@ def in_own_process(name: str) -> Callable[[], dict[str, Any]]:
 
 def make_builder(cache: Path, precision: str, **config: Any) -> Any:
     """A TensorRT-RTX builder for `SHAPE`, with an empty cache."""
-    from ltx2rt.shapes import VIDEO_SCALE_FACTORS
+    from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
     from ltx2rt_export.build_config import BuildConfig
     from ltx2rt_export.engines.build import open_builder
     from ltx2rt_export.engines.profiles import ProfileRequest
@@ -139,7 +139,7 @@ def random_weights(graph: Any) -> dict[str, Any]:
     """Weights of a graph as engines take them, about as large as real ones."""
     import numpy as np
 
-    from ltx2rt.safetensors import convert
+    from ltx2rt.weights.safetensors import convert
     from ltx2rt_export.onnx import DTYPE_NAMES
 
     names = {spec.name for spec in graph.component.inputs}
@@ -196,7 +196,7 @@ def block_on_gpu() -> dict[str, Any]:
     """The block of `block_weights` timed on this machine's GPU, in every way that it can hold its
     weights.
     """
-    from ltx2rt.cuda import local_gpu
+    from ltx2rt.device.cuda import local_gpu
     from ltx2rt.errors import UnsupportedError
 
     try:

@@ -22,13 +22,14 @@ import numpy as np
 from benchmarks.cases import demo_bundle
 from benchmarks.hardware import environment
 from benchmarks.real_size import LTX23, transformer_components
-from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine
-from ltx2rt.floats import round_bfloat16
-from ltx2rt.manifest import Lora
+from ltx2rt.lora.files import Lora
+from ltx2rt.names import TRANSFORMER
 from ltx2rt.pipelines.distilled import DistilledPipeline
-from ltx2rt.safetensors import convert
+from ltx2rt.weights.floats import round_bfloat16
+from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.bundle import inputs_in, make_components, open_inputs
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import ExportedGraph, export_component
@@ -52,7 +53,6 @@ SIZES = {"B": 1, "Tv": 96, "Ta": 24, "Uv": 2, "Ua": 2, "S": 32}
 CLIP = GenerationConfig(
     prompt="A quiet lake.", seed=3, height=64, width=64, num_frames=9, tiling="none"
 )
-TRANSFORMER = ("transformer_head", "transformer_block", "transformer_tail")
 #: largest value of a format's activations with scale 1
 LARGEST = {"fp8": 448.0, "nvfp4": 2688.0}
 

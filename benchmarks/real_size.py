@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ltx2rt.safetensors import TensorEntry
+from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.component import Component, on_meta
 from ltx2rt_export.modules import transformer
 from ltx2rt_export.modules.transformer_block import TransformerBlock

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from benchmarks.cases import percentiles
-from ltx2rt.bundle import Bundle, ModelSource, open_bundle
+from ltx2rt.bundle.bundle import Bundle, ModelSource, open_bundle
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import OptionError
-from ltx2rt.manifest import Lora
+from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt_export.bundle import inputs_in, make_components, open_inputs
 from ltx2rt_export.reference import TorchEngine, load_weights
@@ -68,7 +68,7 @@ class TorchSource:
 
 def run(pipe: DistilledPipeline) -> tuple[float, Mapping[str, Array]]:
     """One clip, decoded; engines are loaded already."""
-    pipe.contexts = None  # the prompt is encoded every time
+    pipe.engines.contexts = None  # the prompt is encoded every time
     start = time.perf_counter()
     clip = pipe(CONFIG)
     for _ in clip.float_frames():

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltx2rt.duration import AutoDuration
 from ltx2rt.errors import InternalError, OptionError, ShapeError, join_problems
-from ltx2rt.guidance import GuiderParams, GuiderSchedule
-from ltx2rt.manifest import Lora
-from ltx2rt.sampling import SAMPLERS, Sampler
-from ltx2rt.schedules import SCHEDULERS, Scheduler, sigma_table
-from ltx2rt.tiling import TilingConfig
+from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.tiling import TilingConfig
+from ltx2rt.lora.files import Lora
+from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
+from ltx2rt.sampling.samplers import SAMPLERS, Sampler
+from ltx2rt.sampling.schedules import SCHEDULERS, Scheduler, sigma_table
 
 #: of the guided pipelines: what the official one describes (spec/pipelines.md §0.8), in our own
 #: words; `--negative-prompt @FILE` takes another
@@ -50,8 +50,7 @@ class RuntimeConfig:
     Attributes:
         threads: CPU threads per engine; 0 uses every core.
         residency: `stage` frees the text encoder, transformer and upsampler as soon as their part
-        is done; `resident` keeps
-            every engine loaded between calls.
+            is done; `resident` keeps every engine loaded between calls.
         max_batch_size: guidance passes that run together: faster on large machines, more memory.
     """
 
@@ -78,7 +77,7 @@ class ImageCondition:
     Attributes:
         path: the image file.
         frame: pixel frame index; 0 replaces the first latent frame, others are attached as
-        keyframes.
+            keyframes.
         strength: 1 pins the frame exactly, 0 ignores it.
         crf: H.264 quality of the compression round trip (0: none); default: the model version's.
     """

@@ -31,10 +31,8 @@ class TensorSpec:
     """Name, dtype and symbolic shape of one tensor at an engine's boundary.
 
     `shape` mixes fixed sizes (int) and symbols (str), e.g. `("B", "Tv", 128)`. Equal symbols mean
-    equal
-    sizes, except symbols that start with `1|`: that dimension is either 1 or the size named after
-    the
-    bar (it broadcasts).
+    equal sizes, except symbols that start with `1|`: that dimension is either 1 or the size named
+    after the bar (it broadcasts).
     """
 
     name: str

@@ -20,6 +20,8 @@ from ltx2rt.errors import BundleError, Ltx2rtError, OptionError, join_problems
 
 T = TypeVar("T")
 
+_HINTS: dict[type[Any], dict[str, Any]] = {}
+
 _SHOWN = 60  # characters of a bad value in a message
 
 
@@ -219,11 +221,18 @@ def _read_mapping(
     return found
 
 
+def _type_hints(kind: type[Any]) -> dict[str, Any]:
+    """Resolved once a class: the manifest of a real model has thousands of entries of a few."""
+    if kind not in _HINTS:
+        _HINTS[kind] = typing.get_type_hints(kind)
+    return _HINTS[kind]
+
+
 def _read_dataclass(kind: type[Any], data: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(data, dict):
         return _wrong("an object", data, where, problems)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     before = len(problems)
     problems += [unknown_name(n, fields, where) for n in data if n not in fields]
     values = {}

@@ -1,4 +1,4 @@
-"""Video VAEs of released models (spec/video_vae.md §1.2, diffusion_decoder.md §1)."""
+"""Video VAEs of released models (spec/video_vae.md §1.2, spec/diffusion_decoder.md §1)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.sparse_model.files import Shapes, shapes_of
-from ltx2rt.safetensors import TensorEntry
+from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.component import on_meta
 from ltx2rt_export.modules.diffusion_decoder import Context, Features, Pixels
 from ltx2rt_export.modules.diffusion_decoder_config import DiffusionDecoderConfig, Stage

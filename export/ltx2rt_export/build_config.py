@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ltx2rt.backends.tensorrt_api import APIS
+from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, target_problems
 from ltx2rt.errors import Ltx2rtError, OptionError, ShapeError, UnsupportedError, join_problems
-from ltx2rt.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, target_problems
 from ltx2rt_export.custom_ops.table import MODES
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.quantize import SCHEMES
@@ -48,7 +48,8 @@ class BuildConfig:
         plugin_modules: Python modules whose import registers plugins (TensorRT).
         custom_ops: our own kernels: `auto` where a benchmark showed them faster (nowhere yet), `on`
             wherever the backend can run them, `off` never; see `custom_ops.table`.
-        cache_dir: where built engines are kept; None: `LTX2RT_CACHE`, else the user's cache folder.
+        cache_dir: where exported graphs and built engines are kept; None: `LTX2RT_CACHE`, else
+            the user's cache folder.
         copy_weights: copy every needed tensor into the bundle instead of pointing at the user's
             files.
         force: replace an existing bundle.
@@ -174,7 +175,6 @@ class BuildConfig:
         given = {
             "target": bool(self.target),
             "max_batch": self.max_batch != 1,
-            "cache_dir": self.cache_dir is not None,
             "weights='constant'": self.weights == "constant",
             "optimization_level": self.optimization_level is not None,
             "workspace_mib": self.workspace_mib is not None,

@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt import __version__
-from ltx2rt.bundle import find_moved
-from ltx2rt.config import lora_problems
-from ltx2rt.errors import CheckpointError, OptionError, join_problems
-from ltx2rt.lock import build_lock
-from ltx2rt.manifest import (
+from ltx2rt.bundle.bundle import find_moved
+from ltx2rt.bundle.lock import build_lock
+from ltx2rt.bundle.manifest import (
     SCHEMA,
     BuildInputs,
     ComponentEntry,
-    Lora,
     Manifest,
     ModelInfo,
     Place,
@@ -35,8 +32,12 @@ from ltx2rt.manifest import (
     bundle_id,
     write_manifest,
 )
+from ltx2rt.config import lora_problems
+from ltx2rt.errors import CheckpointError, OptionError, join_problems
+from ltx2rt.lora.files import Lora
+from ltx2rt.names import AUDIO_DECODER, VIDEO_ENCODER, VOCODER
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import SafetensorsFile, TensorEntry
+from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.catalog import rows_of
 from ltx2rt_export.checkpoint import ModelFiles, open_model
@@ -346,7 +347,7 @@ def _entry(part: Prepared, graph: ExportedGraph, digest: str, table: SourceTable
 def model_info(files: ModelFiles, options: Mapping[str, Mapping[str, Any]]) -> ModelInfo:
     """Facts about the model that pipelines need, from its version and its components."""
     version = files.version
-    video, audio = options["video_encoder"], options["audio_decoder"]
+    video, audio = options[VIDEO_ENCODER], options[AUDIO_DECODER]
     factors = video["scale_factors"]
     return ModelInfo(
         generation=version.generation,
@@ -360,5 +361,5 @@ def model_info(files: ModelFiles, options: Mapping[str, Mapping[str, Any]]) -> M
         latent_channels=video["latent_channels"],
         audio_channels=audio["latent_channels"],
         audio_bins=audio["latent_bins"],
-        audio_sampling_rate=options["vocoder"]["output_sampling_rate"],
+        audio_sampling_rate=options[VOCODER]["output_sampling_rate"],
     )

@@ -8,6 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ltx2rt.names import (
+    AUDIO_DECODER,
+    AUDIO_ENCODER,
+    DIFFUSION_CONTEXT,
+    DIFFUSION_FEATURES,
+    DIFFUSION_PIXELS,
+    DURATION_HEAD,
+    SPATIAL_UPSAMPLER,
+    TEMPORAL_UPSAMPLER,
+    TEXT_BLOCK,
+    TEXT_BLOCK_FULL,
+    TEXT_HEAD,
+    TEXT_TAIL,
+    TRANSFORMER_BLOCK,
+    TRANSFORMER_HEAD,
+    TRANSFORMER_TAIL,
+    VIDEO_DECODER,
+    VIDEO_ENCODER,
+    VOCODER,
+)
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules import (
@@ -63,7 +83,7 @@ def _upsampler(factory: Callable[..., Component], role: str) -> Callable[[ModelF
     )
 
 
-def _text_block(files: ModelFiles, name: str = "text_block") -> Component:
+def _text_block(files: ModelFiles, name: str = TEXT_BLOCK) -> Component:
     return text_encoder.text_block(files.gemma_config, files.tensors("gemma"), name)
 
 
@@ -82,36 +102,36 @@ def _text_tail(files: ModelFiles) -> Component:
 
 COMPONENTS: tuple[Row, ...] = (
     Row(
-        "text_head",
+        TEXT_HEAD,
         ("gemma",),
         lambda files: text_encoder.text_head(files.gemma_config, files.tensors("gemma")),
     ),
-    Row("text_block", ("gemma",), _text_block),
+    Row(TEXT_BLOCK, ("gemma",), _text_block),
     Row(
-        text_encoder.FULL_BLOCK,
+        TEXT_BLOCK_FULL,
         ("gemma",),
-        lambda files: _text_block(files, text_encoder.FULL_BLOCK),
+        lambda files: _text_block(files, TEXT_BLOCK_FULL),
         when=_has_full_block,
     ),
-    Row("text_tail", ("gemma", "text"), _text_tail),
+    Row(TEXT_TAIL, ("gemma", "text"), _text_tail),
     Row(
-        "transformer_head",
+        TRANSFORMER_HEAD,
         ("transformer",),
         _from_role(transformer.transformer_head, "transformer"),
     ),
     Row(
-        "transformer_block",
+        TRANSFORMER_BLOCK,
         ("transformer",),
         _from_role(transformer.transformer_block, "transformer"),
     ),
     Row(
-        "transformer_tail",
+        TRANSFORMER_TAIL,
         ("transformer",),
         _from_role(transformer.transformer_tail, "transformer"),
     ),
-    Row("video_encoder", ("video_vae",), _from_role(video_vae.video_encoder, "video_vae")),
+    Row(VIDEO_ENCODER, ("video_vae",), _from_role(video_vae.video_encoder, "video_vae")),
     Row(
-        "video_decoder",
+        VIDEO_DECODER,
         ("video_vae",),
         _from_role(video_vae.video_decoder, "video_vae"),
         when=_has_conv_decoder,
@@ -119,28 +139,28 @@ COMPONENTS: tuple[Row, ...] = (
     *(
         Row(name, ("video_vae",), _from_role(make, "video_vae"), when=_has_diffusion_decoder)
         for name, make in (
-            ("diffusion_features", diffusion_decoder.diffusion_features),
-            ("diffusion_context", diffusion_decoder.diffusion_context),
-            ("diffusion_pixels", diffusion_decoder.diffusion_pixels),
+            (DIFFUSION_FEATURES, diffusion_decoder.diffusion_features),
+            (DIFFUSION_CONTEXT, diffusion_decoder.diffusion_context),
+            (DIFFUSION_PIXELS, diffusion_decoder.diffusion_pixels),
         )
     ),
-    Row("audio_encoder", ("audio_vae",), _from_role(audio_vae.audio_encoder, "audio_vae")),
-    Row("audio_decoder", ("audio_vae",), _from_role(audio_vae.audio_decoder, "audio_vae")),
-    Row("vocoder", ("vocoder",), _from_role(vocoder.vocoder, "vocoder")),
+    Row(AUDIO_ENCODER, ("audio_vae",), _from_role(audio_vae.audio_encoder, "audio_vae")),
+    Row(AUDIO_DECODER, ("audio_vae",), _from_role(audio_vae.audio_decoder, "audio_vae")),
+    Row(VOCODER, ("vocoder",), _from_role(vocoder.vocoder, "vocoder")),
     Row(
-        "duration_head",
+        DURATION_HEAD,
         ("duration_head",),
         _from_role(duration_head.duration_head, "duration_head"),
         optional=True,
     ),
     Row(
-        "spatial_upsampler",
+        SPATIAL_UPSAMPLER,
         ("spatial_upsampler", "video_vae"),
         _upsampler(upsampler.spatial_upsampler, "spatial_upsampler"),
         optional=True,
     ),
     Row(
-        "temporal_upsampler",
+        TEMPORAL_UPSAMPLER,
         ("temporal_upsampler", "video_vae"),
         _upsampler(upsampler.temporal_upsampler, "temporal_upsampler"),
         optional=True,

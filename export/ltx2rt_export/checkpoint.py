@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError, join_problems
-from ltx2rt.safetensors import SafetensorsFile, TensorEntry
+from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.gemma_files import GemmaFiles, check_gemma_version, open_gemma
 from ltx2rt_export.kinds import KINDS, detect_kind, open_weights, split_components
 from ltx2rt_export.storage_format import StorageFormat, detect_storage_format, with_encodings

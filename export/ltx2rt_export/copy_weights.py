@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ltx2rt.manifest import BuildInputs, ComponentEntry, Lora, Place, Source, WeightRef
+from ltx2rt.bundle.manifest import BuildInputs, ComponentEntry, Place, Source, WeightRef
+from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.storage_format import is_companion_of
 

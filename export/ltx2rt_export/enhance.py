@@ -1,4 +1,4 @@
-"""Ask a local Gemma to write out a prompt (spec/text_encoder.md §6); `ltx2rt.enhance` calls it.
+"""Ask a local Gemma to write out a prompt (spec/text_encoder.md §6), for `components.enhance`.
 
 Gemma 3 (the text encoder's own folder will do) samples; instruction-tuned Gemma 4 decodes greedily.
 The fine-tuned `gemma4_unified` of LTX-2.5 only encodes and is refused.

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ltx2rt.engine import Array
-from ltx2rt.lora import collect_updates, fuse_entry, fused_dtype, lora_targets, parse_lora
-from ltx2rt.lora_files import find_lora
-from ltx2rt.lora_keys import LoraPair
-from ltx2rt.manifest import Lora
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.lora.adapter import collect_updates, fuse_entry, fused_dtype, lora_targets, parse_lora
+from ltx2rt.lora.files import Lora, find_lora
+from ltx2rt.lora.keys import LoraPair
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.kinds import open_weights

@@ -1,6 +1,6 @@
 """The text encoder's files: a Hugging Face directory, or one packed file with tokenizer inside.
 
-Layouts: spec/checkpoints.md section 5; version checks: spec/text_encoder.md section 7.
+Layouts: spec/checkpoints.md §5; version checks: spec/text_encoder.md §7.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.kinds import is_gemma, open_weights, split_components
 from ltx2rt_export.version import parse_model_version, read_version_text
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError
-from ltx2rt.lora_info import describe_lora
-from ltx2rt.safetensors import SafetensorsFile, TensorEntry, read_metadata
+from ltx2rt.lora.describe import describe_lora
+from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.gemma_files import GemmaFiles, open_gemma
 from ltx2rt_export.kinds import (
     KINDS,

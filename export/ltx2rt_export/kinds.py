@@ -1,6 +1,6 @@
 """What a weight file holds: components by tensor name, its kind, and the signs of other models.
 
-Prefixes: spec/checkpoints.md section 2. Only headers are read.
+Prefixes: spec/checkpoints.md §2. Only headers are read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
-from ltx2rt.safetensors import SafetensorsFile, TensorEntry
+from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 
 #: kind -> what to call it in a sentence
 KINDS: dict[str, str] = {

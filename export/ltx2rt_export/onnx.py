@@ -1,10 +1,9 @@
 """Export a component to ONNX from fake tensors: no weight is read, no memory is spent on them.
 
 Every weight becomes a graph input while tracing. Afterwards it is either left one
-(`weight_binding="input"`: the transformer
-block, one graph for all layers) or turned into an initializer with external data that the runtime
-injects
-(`"initializer"`). Opset 20, plain operators: what fuses and what breaks is in docs/architecture.md.
+(`weight_binding="input"`: the transformer block, one graph for all layers) or turned into an
+initializer with external data that the runtime injects (`"initializer"`). Opset 20, plain
+operators: what fuses and what breaks is in docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ltx2rt.engine import TensorSpec
+from ltx2rt.names import LORA_COMPONENTS
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules import loop_ops, shape_ops, snake
 from ltx2rt_export.optimize import optimize
@@ -50,10 +50,6 @@ TORCH_DTYPES = {
 }
 
 
-#: components whose tensors stay on the device between engines: their boundary has the dtype of the
-#: graph
-NATIVE_BOUNDARY = ("transformer_head", "transformer_block", "transformer_tail")
-
 HALF_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 #: ONNX element type -> dtype name of manifests and engines
@@ -78,7 +74,7 @@ class ExportedGraph:
     Attributes:
         component: its boundary has the dtypes of this graph.
         model: the ONNX model; weights are inputs or external initializers, by their state-dict
-        names.
+            names.
         weights: state-dict names in graph order.
         transposed: weights that the graph wants as `[in, out]` although files hold `[out, in]`.
         dtype: of weights and activations that the module does not hold in float32 itself.
@@ -123,7 +119,7 @@ def export_component(component: Component, dtype: str = "float32") -> ExportedGr
     single frames and tokens, and tracing symbolic shapes is about eight times as fast.
     """
     inside = {s.name: TORCH_DTYPES[s.dtype] for s in with_dtype(component, dtype).inputs}
-    if component.name.startswith(NATIVE_BOUNDARY):
+    if component.name in LORA_COMPONENTS:
         component = with_dtype(component, dtype)
     state = component.module.state_dict()
     weights = tuple(state)
@@ -189,7 +185,7 @@ def _with_output_dtypes(component: Component, model: onnx.ModelProto) -> Compone
     """
     for value in model.graph.output:
         elem = value.type.tensor_type
-        if elem.elem_type not in HALF_FLOATS or component.name.startswith(NATIVE_BOUNDARY):
+        if elem.elem_type not in HALF_FLOATS or component.name in LORA_COMPONENTS:
             continue
         inner = f"{value.name}_{DTYPE_NAMES[elem.elem_type]}"
         for node in model.graph.node:

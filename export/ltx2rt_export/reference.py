@@ -13,8 +13,8 @@ import torch
 
 from ltx2rt.backends.onnxruntime import OrtEngine, OrtOptions
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec, check_inputs
-from ltx2rt.layout import transposed_copy
-from ltx2rt.safetensors import MappedFiles, TensorEntry
+from ltx2rt.weights.layout import transposed_copy
+from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
 from ltx2rt_export.component import Component, load_module
 from ltx2rt_export.onnx import ExportedGraph
 

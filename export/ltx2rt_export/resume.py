@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt.lora_files import find_lora
-from ltx2rt.manifest import BuildInputs
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.bundle.manifest import BuildInputs
+from ltx2rt.lora.files import find_lora
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.engines.cache import cache_key

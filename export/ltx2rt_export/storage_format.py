@@ -1,6 +1,6 @@
 """Find quantised layers in a file and say how each is decoded, from names, dtypes and shapes.
 
-Formats: spec/checkpoints.md section 7. A layer counts by its own companions, never by a fixed list.
+Formats: spec/checkpoints.md §7. A layer counts by its own companions, never by a fixed list.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ltx2rt.codecs import int8
-from ltx2rt.codecs.stored import GROUPS, LAYOUTS, storage_problems
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
-from ltx2rt.safetensors import Encoding, MappedFiles, TensorEntry
+from ltx2rt.weights.codecs import int8
+from ltx2rt.weights.codecs.stored import GROUPS, LAYOUTS, storage_problems
+from ltx2rt.weights.safetensors import Encoding, MappedFiles, TensorEntry
 
 #: format -> how to name it in a sentence
 FORMATS: dict[str, str] = {

@@ -12,18 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ltx2rt.bundle import Bundle
+from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.manifest import ComponentEntry
 from ltx2rt.components.transformer_inputs import as_dtype
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, TensorSpec
-from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry
-from ltx2rt.safetensors import convert
+from ltx2rt.names import TRANSFORMER_BLOCK, TRANSFORMER_BLOCK_PLAIN
+from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.component import Component
 from ltx2rt_export.reference import TorchEngine, load_weights
 
 HALVES = ("float16", "bfloat16")
 
-#: bound on the relative RMS error of an fp32 engine (design: parity ladder, rung 2)
+#: bound on the relative RMS error of an fp32 engine (docs/debug_accuracy.md, rung 2)
 FP32_REL_RMS = 1e-5
 
 #: bounds of a component in a precision, random inputs: about twice what emulations of random models
@@ -81,12 +82,14 @@ def verify_bundle(bundle: Bundle, components: Sequence[Component], seed: int = 0
                 yield from _rungs(name, None, reference(inputs), _run(engine, inputs, {}), bound)
                 continue
             yield from _layer_rungs(name, bundle, component, reference, engine, inputs)
-        if name == "transformer_block" and bundle.has(PLAIN_BLOCK):
+        if name == TRANSFORMER_BLOCK and bundle.has(TRANSFORMER_BLOCK_PLAIN):
             with (
                 TorchEngine(component) as reference,
-                bundle.engine(PLAIN_BLOCK, runtime) as engine,
+                bundle.engine(TRANSFORMER_BLOCK_PLAIN, runtime) as engine,
             ):
-                yield from _layer_rungs(PLAIN_BLOCK, bundle, component, reference, engine, inputs)
+                yield from _layer_rungs(
+                    TRANSFORMER_BLOCK_PLAIN, bundle, component, reference, engine, inputs
+                )
 
 
 def _layer_rungs(

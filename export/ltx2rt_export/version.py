@@ -1,6 +1,6 @@
 """Model versions: what a checkpoint says it is, what its tensors say, and the defaults that follow.
 
-Rules: spec/checkpoints.md section 3, spec/pipelines.md section 0.8.
+Rules: spec/checkpoints.md §3, spec/pipelines.md §0.8.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ltx2rt.errors import CheckpointError
-from ltx2rt.lora_info import distilled_hint
-from ltx2rt.safetensors import SafetensorsFile, read_metadata
+from ltx2rt.lora.describe import distilled_hint
+from ltx2rt.weights.safetensors import SafetensorsFile, read_metadata
 
 Number = tuple[int, ...]
 

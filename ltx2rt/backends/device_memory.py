@@ -6,7 +6,7 @@ import weakref
 
 import numpy as np
 
-from ltx2rt.cuda import Device
+from ltx2rt.device.cuda import Device
 from ltx2rt.engine import Array, Kept
 
 

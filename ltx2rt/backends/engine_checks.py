@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ltx2rt.backends.tensorrt_api import APIS
-from ltx2rt.engine_file import EngineInfo, file_sha256
+from ltx2rt.bundle.engine_file import EngineInfo, file_sha256
 from ltx2rt.errors import BundleError, OptionError
 
 #: the target of engines that run on every GPU from Ampere on

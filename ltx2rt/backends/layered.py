@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.tensorrt import TrtEngine
+from ltx2rt.bundle.load_weights import LAYER
 from ltx2rt.engine import Array, EngineBase, EngineSpec, Kept
-from ltx2rt.weights import LAYER
 
 
 class LayeredEngine(EngineBase):

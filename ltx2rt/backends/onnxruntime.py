@@ -36,7 +36,7 @@ class OrtEngine(EngineBase):
         graph: the serialized ONNX model.
         spec: its boundary; inputs that `spec` does not list are weights bound at every call.
         initializers: weights injected on loading, by initializer name. The arrays must outlive the
-        engine.
+            engine.
 
     Raises:
         EngineError: ONNX Runtime refuses the graph; the message names the component.
@@ -53,6 +53,9 @@ class OrtEngine(EngineBase):
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = options.threads
+        # planning which outputs share memory is quadratic in the number of nodes: most of the
+        # time that a vocoder takes to load, for the same peak memory
+        settings.enable_mem_reuse = False
         if not options.full_optimization:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self._initializers = {n: np.ascontiguousarray(a) for n, a in initializers.items()}

@@ -9,8 +9,8 @@ import os
 import re
 from typing import Any
 
-from ltx2rt.cuda import Gpu
-from ltx2rt.engine_file import EngineInfo
+from ltx2rt.bundle.engine_file import EngineInfo
+from ltx2rt.device.cuda import Gpu
 from ltx2rt.env import cache_dir
 
 

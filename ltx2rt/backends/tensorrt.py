@@ -18,12 +18,12 @@ from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.engine_checks import check_gpu, check_plugins, check_version
 from ltx2rt.backends.runtime_cache import RuntimeCache
 from ltx2rt.backends.tensorrt_api import APIS, load, make_logger
-from ltx2rt.buckets import choose_bucket, symbol_sizes
-from ltx2rt.cuda import CudaDevice, Device
+from ltx2rt.bundle.buckets import choose_bucket, symbol_sizes
+from ltx2rt.bundle.engine_file import read_info
+from ltx2rt.bundle.manifest import Tensor
+from ltx2rt.device.cuda import CudaDevice, Device
 from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, Kept, check_inputs
-from ltx2rt.engine_file import read_info
 from ltx2rt.errors import EngineError, InternalError
-from ltx2rt.manifest import Tensor
 
 #: bits of one element, by dtype name; weights come in more dtypes than other tensors
 BITS = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from ltx2rt.cuda import driver_cuda
+from ltx2rt.device.cuda import driver_cuda
 from ltx2rt.errors import UnsupportedError
 
 #: CUDA versions that both libraries are published for; the last is assumed where there is no driver

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli import generate as generate_command
 from ltx2rt.cli import job_file
 from ltx2rt.cli.outputs import Outputs

@@ -7,11 +7,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.bundle.manifest import BuildInputs, Manifest
+from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, RTX_TARGETS
 from ltx2rt.cli.common import ProgressPrinter, export_module, parse_lora, print_json
 from ltx2rt.errors import OptionError
-from ltx2rt.manifest import BuildInputs, Lora, Manifest
+from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Job
-from ltx2rt.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, RTX_TARGETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

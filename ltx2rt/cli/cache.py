@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.cache import cached_files, clear_cache
+from ltx2rt.bundle.cache import cached_files, clear_cache
 from ltx2rt.cli.common import print_json
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError

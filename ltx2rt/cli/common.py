@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, TextIO
 
 from ltx2rt.errors import UnsupportedError
-from ltx2rt.manifest import Lora
+from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Progress
 
 

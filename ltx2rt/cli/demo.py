@@ -12,7 +12,7 @@ from ltx2rt.cli import generate as generate_command
 from ltx2rt.cli.common import export_module
 from ltx2rt.cli.requests import asked_of
 from ltx2rt.errors import OptionError
-from ltx2rt.shapes import check_generation_size
+from ltx2rt.latents.shapes import check_generation_size
 
 PROMPT = "Soft lights drift over a quiet lake at dusk while a distant bell rings."
 

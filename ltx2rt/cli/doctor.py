@@ -13,12 +13,12 @@ from typing import Any
 from ltx2rt import __version__
 from ltx2rt.backends.engine_checks import runs_on
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
+from ltx2rt.bundle.memory import layer_bytes, stage_weight_bytes
 from ltx2rt.cli import cache
 from ltx2rt.cli.common import print_json
-from ltx2rt.cuda import driver_cuda, local_gpu
+from ltx2rt.device.cuda import driver_cuda, local_gpu
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError, UnsupportedError
-from ltx2rt.memory import layer_bytes, stage_weight_bytes
 
 PACKAGES = {
     "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow"),
@@ -99,7 +99,7 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
     """Memory that each stage of the distilled pipeline holds at once, with `--residency stage`;
     opens (and so checks) the bundle.
     """
-    from ltx2rt.bundle import open_bundle
+    from ltx2rt.bundle.bundle import open_bundle
 
     manifest = open_bundle(folder, weights_dir=weights_dir).manifest
     engines = [engine for entry in manifest.components.values() for engine in entry.engines]

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def problems_of(options: argparse.Namespace) -> list[str]:
     """What does not go together."""
-    from ltx2rt.enhance import EnhanceConfig
+    from ltx2rt.components.enhance import EnhanceConfig
     from ltx2rt.errors import OptionError
 
     more = ("enhance_url", "enhance_model", "enhance_timeout")
@@ -67,7 +67,7 @@ def enhanced(config: GenerationConfig, options: argparse.Namespace, seed: int) -
     """The request with its prompt written out, if the flags ask for it."""
     if not options.enhance_prompt:
         return config
-    from ltx2rt.enhance import EnhanceConfig, enhance_prompt
+    from ltx2rt.components.enhance import EnhanceConfig, enhance_prompt
 
     who = EnhanceConfig(
         model=options.enhance_model,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli import enhancement as enhancement_flags
 from ltx2rt.cli import job_file
 from ltx2rt.cli import outputs as output_flags
@@ -23,10 +23,9 @@ from ltx2rt.cli.requests import (
 )
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.errors import CheckpointError, OptionError
-from ltx2rt.pipelines.checkpointing import kept_stages, remove_stages
-from ltx2rt.pipelines.record import record_of
-from ltx2rt.pipelines.run import Request
+from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
+from ltx2rt.results.stage_store import kept_stages, remove_stages
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline
@@ -159,9 +158,9 @@ def _is_made(pipe: Pipeline, request: Request, output: Outputs) -> bool:
     """Whether every file of a clip is there, made by this same request. EXR frames do not say what
     they were made by.
     """
-    from ltx2rt.pipelines.finished import is_made
+    from ltx2rt.results.record import is_made
 
-    record = record_of(pipe, pipe.prepare(request), {})
+    record = pipe.record(pipe.prepare(request), {})
     is_exr = pipe.makes_exr or request.config.hdr is not None
     return not is_exr and all(is_made(path, record) for path in output.paths)
 

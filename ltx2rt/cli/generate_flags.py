@@ -19,8 +19,9 @@ from ltx2rt.cli.requests import (
     parse_seeds,
 )
 from ltx2rt.config import HDR_MODES, GenerationConfig, RuntimeConfig
-from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
-from ltx2rt.sampling import SAMPLERS
+from ltx2rt.pipelines.base import pipeline_class
+from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.sampling.samplers import SAMPLERS
 
 
 class HelpAction(argparse.Action):

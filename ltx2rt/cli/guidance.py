@@ -11,9 +11,9 @@ from ltx2rt.cli.common import parse_lora, text_or_file
 from ltx2rt.cli.job_file import read_job
 from ltx2rt.config import DISTILLED_STRENGTHS, GenerationConfig, GuidanceConfig
 from ltx2rt.errors import OptionError
-from ltx2rt.guidance import CFG_MODES, GuiderParams, GuiderSchedule
 from ltx2rt.plain_data import from_plain, to_plain, unknown_name
-from ltx2rt.schedules import SCHEDULERS
+from ltx2rt.sampling.guidance import CFG_MODES, GuiderParams, GuiderSchedule
+from ltx2rt.sampling.schedules import SCHEDULERS
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx2rt.cli.common import parse_lora, split_strength
-from ltx2rt.pipelines.catalog import pipeline_class
+from ltx2rt.pipelines.base import pipeline_class
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline

@@ -8,13 +8,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.buckets import Bucket
+from ltx2rt.bundle.buckets import Bucket
+from ltx2rt.bundle.engine_file import file_sha256, kernels_in, read_info
+from ltx2rt.bundle.manifest import FILE_NAME, read_manifest
 from ltx2rt.cli.common import export_module, print_json
 from ltx2rt.cli.doctor import gib
-from ltx2rt.engine_file import file_sha256, kernels_in, read_info
 from ltx2rt.errors import BundleError
-from ltx2rt.manifest import FILE_NAME, read_manifest
-from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
+from ltx2rt.pipelines.base import pipeline_class
+from ltx2rt.pipelines.catalog import PIPELINES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 from ltx2rt.cli.common import text_or_file
 from ltx2rt.errors import OptionError, join_problems
-from ltx2rt.pipelines.record import Record, plain_record, read_record
 from ltx2rt.plain_data import parse_json, unknown_name
+from ltx2rt.results.record import Record, plain_record, read_record
 
 MAX_JOB_BYTES = 16_000_000
 RECORD_KEY = "record"
@@ -52,7 +52,7 @@ def complete(
     Raises:
         OptionError: lists everything that is wrong in the file.
     """
-    from ltx2rt.pipelines.record_files import RECORD_SUFFIXES, record_in
+    from ltx2rt.results.record import RECORD_SUFFIXES, record_in
 
     if path is None:
         return options, None
@@ -101,7 +101,7 @@ def read_job(path: Path) -> dict[str, Any]:
     Raises:
         OptionError: it cannot be read, is not JSON or TOML, or holds no table.
     """
-    from ltx2rt.pipelines.record_files import RECORD_SUFFIXES
+    from ltx2rt.results.record import RECORD_SUFFIXES
 
     kind = path.suffix.lower()
     if kind not in (".json", ".toml"):

@@ -7,12 +7,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.cli.common import parse_lora, print_json
 from ltx2rt.errors import OptionError
-from ltx2rt.lora_files import find_lora, open_lora
-from ltx2rt.lora_info import describe_lora, short_metadata
-from ltx2rt.lora_merge import DTYPES, METHODS, merge_loras
+from ltx2rt.lora.combine import DTYPES, METHODS, merge_loras
+from ltx2rt.lora.describe import describe_lora, short_metadata
+from ltx2rt.lora.files import find_lora, open_lora
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

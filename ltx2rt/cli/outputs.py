@@ -15,7 +15,7 @@ from ltx2rt.plain_data import named_files
 if TYPE_CHECKING:
     from ltx2rt.config import GenerationConfig
     from ltx2rt.pipelines.base import Pipeline
-    from ltx2rt.pipelines.clip import Clip
+    from ltx2rt.results.clip import Clip
 
 STDOUT = Path("-")
 
@@ -137,8 +137,8 @@ class Outputs:
         Raises:
             MediaError, OptionError: see `check_output_path`.
         """
+        from ltx2rt.media.exr import exr_folder
         from ltx2rt.media.files import check_file_path, check_fragmented, check_output_path
-        from ltx2rt.pipelines.exr_checks import exr_folder
 
         makes = pipeline.output_kinds(inputs)
         kind = makes[0]

@@ -7,7 +7,8 @@ from typing import Any
 
 from ltx2rt.cli.common import print_json
 from ltx2rt.cli.inputs import FLAGS
-from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
+from ltx2rt.pipelines.base import pipeline_class
+from ltx2rt.pipelines.catalog import PIPELINES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

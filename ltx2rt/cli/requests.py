@@ -15,10 +15,10 @@ from ltx2rt.cli import guidance as guidance_flags
 from ltx2rt.cli import inputs as input_flags
 from ltx2rt.cli.common import parse_lora
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
-from ltx2rt.duration import AutoDuration
 from ltx2rt.errors import OptionError, join_problems
-from ltx2rt.pipelines.catalog import pipeline_class
-from ltx2rt.pipelines.record import Record
+from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.pipelines.base import pipeline_class
+from ltx2rt.results.record import Record
 
 if TYPE_CHECKING:
     from ltx2rt.pipelines.base import Pipeline

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.cli.common import export_module, print_json
 
 EXIT_FAILED = 1

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ltx2rt.engine import Engine
 from ltx2rt.errors import ShapeError
-from ltx2rt.resample import resample
+from ltx2rt.media.resample import resample
 
 Float32 = NDArray[np.float32]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ltx2rt.errors import BundleError, ShapeError, join_problems
-from ltx2rt.shapes import VideoScaleFactors
-from ltx2rt.tiling import (
+from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.latents.tiling import (
     AXES,
     AxisTile,
     AxisTiling,

@@ -1,4 +1,4 @@
-"""Denoisers: which forward passes make one prediction (spec/sampling.md 6 and 7)."""
+"""Denoisers: which forward passes make one prediction (spec/sampling.md §6 and §7)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.transformer_inputs import AttentionKind, ModalityInput, Perturbations
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError
-from ltx2rt.guidance import GuiderParams, GuiderSchedule, guided, running_difference
-from ltx2rt.latent_state import LatentState
-from ltx2rt.sampling import Denoise, Sigma, modality_sigma, to_denoised, token_timesteps
+from ltx2rt.latents.state import LatentState
+from ltx2rt.latents.streams import Streams
+from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule, guided, running_difference
+from ltx2rt.sampling.samplers import Denoise, Sigma, modality_sigma, to_denoised, token_timesteps
 
-MODALITIES = ("video", "audio")
 SELF_ATTENTION: dict[str, AttentionKind] = {"video": "video_self", "audio": "audio_self"}
 
 #: (modality, pass name -> clean estimate) of every evaluation, for parity tests
@@ -69,20 +69,18 @@ def passes(params: Mapping[str, GuiderParams]) -> list[Pass]:
 
 
 def simple_denoise(
-    transformer: Transformer,
-    video: LatentState | None,
-    audio: LatentState | None,
-    context: TextContext,
+    transformer: Transformer, states: Streams[LatentState], context: TextContext
 ) -> Denoise:
     """One forward pass with the positive contexts: distilled stages and every refinement."""
+    contexts = Streams(context.video, context.audio)
 
-    def denoise(
-        video_latent: Array | None, audio_latent: Array | None, sigma: Sigma, _index: int
-    ) -> tuple[Array | None, Array | None]:
-        video_input = modality_input(video, video_latent, sigma, context.video)
-        audio_input = modality_input(audio, audio_latent, sigma, context.audio)
-        video_velocity, audio_velocity = transformer(video_input, audio_input)
-        return _clean(video_input, video_velocity), _clean(audio_input, audio_velocity)
+    def denoise(latents: Streams[Array], sigma: Sigma, _index: int) -> Streams[Array]:
+        inputs = states.map(
+            lambda state, latent, text: modality_input(state, latent, sigma, text),
+            latents,
+            contexts,
+        )
+        return inputs.map(_clean, Streams(*transformer(*inputs)))
 
     return denoise
 
@@ -104,14 +102,13 @@ class GuidedDenoiser:
     def __init__(
         self,
         transformer: Transformer,
-        video: LatentState | None,
-        audio: LatentState | None,
+        states: Streams[LatentState],
         context: TextContext,
         guidance: Guidance,
         on_passes: OnPasses | None = None,
     ) -> None:
         self._transformer = transformer
-        self._states = {"video": video, "audio": audio}
+        self._states = dict(states.items())
         self._positive = {"video": context.video, "audio": context.audio}
         self._negative = {"video": guidance.negative_video, "audio": guidance.negative_audio}
         self._schedules = {"video": guidance.video, "audio": guidance.audio}
@@ -121,24 +118,18 @@ class GuidedDenoiser:
         self._differences: dict[str, NDArray[np.float32]] = {}
         self.unconditional: dict[str, Array] = {}
 
-    def __call__(
-        self, video_latent: Array | None, audio_latent: Array | None, sigma: Sigma, index: int
-    ) -> tuple[Array | None, Array | None]:
+    def __call__(self, latents: Streams[Array], sigma: Sigma, index: int) -> Streams[Array]:
         """Predict; see `Denoise`.
 
         Raises:
             OptionError: a modality needs a negative prompt that was not given.
         """
-        latents = {"video": video_latent, "audio": audio_latent}
-        params = {m: self._schedules[m].at(float(sigma)) for m in MODALITIES}
-        active = {
-            m: params[m]
-            for m in MODALITIES
-            if latents[m] is not None and not params[m].skips(index)
-        }
+        params = {m: self._schedules[m].at(float(sigma)) for m, _ in latents.items()}
+        active = {m: p for m, p in params.items() if not p.skips(index)}
         if active:
             inputs = {
-                m: self._input(m, latents[m], sigma, skipped=m not in active) for m in MODALITIES
+                m: self._input(m, latent, sigma, skipped=m not in active)
+                for m, latent in latents.items()
             }
             predictions = self._predict(inputs, active)
             for modality, found in predictions.items():
@@ -147,8 +138,7 @@ class GuidedDenoiser:
                 if modality not in active:
                     continue
                 self._last[modality] = self._combine(modality, active[modality], found)
-        video, audio = (None if latents[m] is None else self._last[m] for m in MODALITIES)
-        return video, audio
+        return latents.named(lambda modality, _: self._last[modality])
 
     def _combine(self, modality: str, params: GuiderParams, found: Mapping[str, Array]) -> Array:
         """The guided estimate of a modality from those of its passes."""
@@ -169,40 +159,37 @@ class GuidedDenoiser:
             difference=difference,
         )
 
-    def _input(
-        self, modality: str, latent: Array | None, sigma: Sigma, *, skipped: bool
-    ) -> ModalityInput | None:
-        made = modality_input(self._states[modality], latent, sigma, self._positive[modality])
-        return replace(made, enabled=False) if made is not None and skipped else made
+    def _input(self, modality: str, latent: Array, sigma: Sigma, *, skipped: bool) -> ModalityInput:
+        text = self._positive[modality]
+        made = modality_input(self._states[modality], latent, sigma, text)
+        return replace(made, enabled=False) if skipped else made
 
     def _predict(
-        self, inputs: Mapping[str, ModalityInput | None], active: Mapping[str, GuiderParams]
+        self, inputs: Mapping[str, ModalityInput], active: Mapping[str, GuiderParams]
     ) -> dict[str, dict[str, Array]]:
         """Clean estimates: modality -> pass name -> `[1, T, D]`."""
-        found: dict[str, dict[str, Array]] = {m: {} for m in MODALITIES if inputs[m] is not None}
+        found: dict[str, dict[str, Array]] = {modality: {} for modality in inputs}
         for chunk in _chunks(passes(active), self._max_batch_size):
-            video, audio = (self._batch(m, inputs[m], chunk, active) for m in MODALITIES)
-            velocities = self._transformer(video, audio, _stacked(chunk))
-            for modality, velocity in zip(MODALITIES, velocities, strict=True):
-                for row, item in enumerate(chunk if modality in found else ()):
-                    assert velocity is not None
+            batches = {m: self._batch(m, one, chunk, active) for m, one in inputs.items()}
+            velocities = self._transformer(
+                batches.get("video"), batches.get("audio"), _stacked(chunk)
+            )
+            for modality, velocity in Streams(*velocities).items():
+                for row, item in enumerate(chunk):
                     clean = _clean(inputs[modality], velocity[row : row + 1])
-                    assert clean is not None
                     found[modality][item.name] = clean
         return found
 
     def _batch(
         self,
         modality: str,
-        one: ModalityInput | None,
+        one: ModalityInput,
         chunk: Sequence[Pass],
         active: Mapping[str, GuiderParams],
-    ) -> ModalityInput | None:
+    ) -> ModalityInput:
         """One stream of several passes: everything but the context is the same array, repeated as
         a view.
         """
-        if one is None:
-            return None
         positive, negative = self._positive[modality], self._negative[modality]
         if negative is None:
             if modality in active and active[modality].needs_uncond:
@@ -230,11 +217,9 @@ class GuidedDenoiser:
 
 
 def modality_input(
-    state: LatentState | None, latent: Array | None, sigma: Sigma, context: Array
-) -> ModalityInput | None:
-    """The transformer's view of a state at one noise level; None for an absent modality."""
-    if state is None or latent is None:
-        return None
+    state: LatentState, latent: Array, sigma: Sigma, context: Array
+) -> ModalityInput:
+    """The transformer's view of a state at one noise level."""
     batch = latent.shape[0]
     return ModalityInput(
         latent=latent,
@@ -247,9 +232,7 @@ def modality_input(
     )
 
 
-def _clean(given: ModalityInput | None, velocity: Array | None) -> Array | None:
-    if given is None or velocity is None:
-        return None
+def _clean(given: ModalityInput, velocity: Array) -> Array:
     return to_denoised(given.latent, velocity, given.timesteps)
 
 

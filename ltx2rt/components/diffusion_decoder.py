@@ -25,13 +25,10 @@ from ltx2rt.components.decoder_tiles import (
 from ltx2rt.components.video_decoder import Progress, blend_tiles
 from ltx2rt.engine import Engine
 from ltx2rt.errors import ShapeError, UnsupportedError
-from ltx2rt.tiling import AxisTile, TilingConfig
+from ltx2rt.latents.tiling import AxisTile, TilingConfig
 
 F32 = NDArray[np.float32]
 Draw = Callable[[Sequence[int]], F32]
-
-#: the components of a diffusion decoder, in the order they run
-DIFFUSION_DECODER = ("diffusion_features", "diffusion_context", "diffusion_pixels")
 
 
 class DiffusionVideoDecoder:

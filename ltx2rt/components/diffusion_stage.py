@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, simple_denoise
-from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.stage_trace import StageTrace, StageTracer, entry_tensors
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.components.transformer import Transformer
-from ltx2rt.conditioning import ConditioningItem, apply_items
 from ltx2rt.engine import Array
-from ltx2rt.latent_state import (
+from ltx2rt.latents.conditioning import ConditioningItem, apply_items
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape, VideoScaleFactors
+from ltx2rt.latents.state import (
     LatentState,
     freeze,
     make_audio_state,
@@ -23,10 +24,17 @@ from ltx2rt.latent_state import (
     slot_latents,
     target_latent,
 )
-from ltx2rt.noise import TorchGenerator
+from ltx2rt.latents.streams import Streams
 from ltx2rt.progress import Job
-from ltx2rt.res_2s import STEP_SEED, SUBSTEP_SEED, normalised_noise_source, sample_res_2s
-from ltx2rt.sampling import (
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.res_2s import (
+    STEP_SEED,
+    SUBSTEP_SEED,
+    Res2s,
+    normalised_noise_source,
+    sample_res_2s,
+)
+from ltx2rt.sampling.samplers import (
     Denoise,
     OnStep,
     States,
@@ -36,9 +44,8 @@ from ltx2rt.sampling import (
     sample_euler_cfg_pp,
     sample_gradient_estimation,
 )
-from ltx2rt.sampling import Sampler as Sampler
-from ltx2rt.schedules import sigma_table
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape, VideoScaleFactors
+from ltx2rt.sampling.samplers import Sampler as Sampler
+from ltx2rt.sampling.schedules import sigma_table
 
 Shape = TypeVar("Shape", VideoLatentShape, AudioLatentShape)
 
@@ -66,6 +73,21 @@ class ModalityRequest(Generic[Shape]):
     frozen: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class StageOverrides:
+    """What the user wants of a stage, in place of what the pipeline says; None leaves it.
+
+    Attributes:
+        sampler: how steps are taken, with noise of its own from `ancestral_seed`.
+        sigmas: noise levels. A modality that refines a latent from the pipeline's first level does
+            so from the first of these.
+    """
+
+    sampler: Sampler | None
+    sigmas: Sequence[float] | None
+    ancestral_seed: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StageRequest:
     """What one stage does.
@@ -78,6 +100,7 @@ class StageRequest:
         video, audio: what to do with each modality; None leaves it out (one at least is given).
         sampler: how steps are taken.
         ancestral_seed, ancestral_eta: the own noise of the ancestral sampler and of CFG++.
+        overrides: what the user wants of this stage; None: the stage has its own ways.
     """
 
     name: str
@@ -89,6 +112,24 @@ class StageRequest:
     sampler: Sampler = "euler"
     ancestral_seed: int = 0
     ancestral_eta: float = 1.0
+    overrides: StageOverrides | None = None
+
+    def overridden(self) -> StageRequest:
+        """The request as the user wants it, without overrides."""
+        asked, request = self.overrides, replace(self, overrides=None)
+        if asked is None:
+            return request
+        if asked.sampler is not None:
+            request = replace(request, sampler=asked.sampler, ancestral_seed=asked.ancestral_seed)
+        if asked.sigmas is None:
+            return request
+        first, start = self.sigmas[0], asked.sigmas[0]
+        return replace(
+            request,
+            sigmas=asked.sigmas,
+            video=_restarted(request.video, first, start),
+            audio=_restarted(request.audio, first, start),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -112,6 +153,15 @@ class StageResult:
         return {name: array for name, array in parts.items() if array is not None}
 
 
+def _restarted(
+    modality: ModalityRequest[Shape] | None, first: float, start: float
+) -> ModalityRequest[Shape] | None:
+    """A modality that refines a latent from noise level `first`, to do so from `start`."""
+    if modality is None or modality.initial is None or modality.noise_scale != first:
+        return modality
+    return replace(modality, noise_scale=start)
+
+
 def run_stage(
     request: StageRequest,
     transformer: Transformer,
@@ -125,40 +175,36 @@ def run_stage(
 
     Draws the video noise, then the audio noise from `generator` (spec/sampling.md §8).
     """
-    draws = {"video": _start(_video_state(request), request.video, generator)}
-    draws["audio"] = _start(_audio_state(request), request.audio, generator)
-    (video, _), (audio, _) = draws["video"], draws["audio"]
-    if trace is not None:
-        trace.tensors.update(entry_tensors(request.name, draws))
+    asked = Streams[ModalityRequest[Any]](request.video, request.audio)
+    fresh = Streams(_video_state(request), _audio_state(request))
+    noises = fresh.map(lambda state: generator.randn(state.latent.shape))
+    states = fresh.map(_started, noises, asked)
     sigmas = sigma_table(request.sigmas)
     steps = len(sigmas) - 1
     job.report(request.name, 0, steps)
 
-    def on_step(index: int, _video: LatentState | None, _audio: LatentState | None) -> None:
+    def on_step(index: int, _: States) -> None:
         job.report(request.name, index + 1, steps)
 
     tracer = None
     if trace is not None:
         tracer = StageTracer(request.name, trace)
+        trace.tensors.update(entry_tensors(request.name, states, noises))
         trace.tensors[f"{request.name}.sigmas"] = sigmas
     denoise: Denoise
     unconditional: Mapping[str, Array] = {}
     if guidance is None:
-        denoise = simple_denoise(transformer, video, audio, context)
+        denoise = simple_denoise(transformer, states, context)
     else:
         on_passes = None if tracer is None else tracer.on_passes
-        denoise = GuidedDenoiser(transformer, video, audio, context, guidance, on_passes)
+        denoise = GuidedDenoiser(transformer, states, context, guidance, on_passes)
         unconditional = denoise.unconditional
     if tracer is not None:
         denoise = tracer.denoise(denoise)
-    final_video, final_audio = _sample(
-        request, denoise, unconditional, video, audio, sigmas, tracer, on_step
-    )
-    return StageResult(
-        video=None if final_video is None else target_latent(final_video),
-        audio=None if final_audio is None else target_latent(final_audio),
-        keyframes=None if final_video is None else slot_latents(final_video),
-    )
+    final = _sample(request, denoise, unconditional, states, sigmas, tracer, on_step)
+    video, audio = final.map(target_latent)
+    keyframes = None if final.video is None else slot_latents(final.video)
+    return StageResult(video=video, audio=audio, keyframes=keyframes)
 
 
 def _video_state(request: StageRequest) -> LatentState | None:
@@ -178,43 +224,36 @@ def _audio_state(request: StageRequest) -> LatentState | None:
     return apply_items(make_audio_state(audio.shape, audio.initial), audio.items)
 
 
-def _start(
-    state: LatentState | None, request: ModalityRequest[Any] | None, generator: TorchGenerator
-) -> tuple[LatentState | None, Array | None]:
-    """The state that enters the loop, and the noise it was made with."""
-    if state is None or request is None:
-        return None, None
-    noise = generator.randn(state.latent.shape)
+def _started(state: LatentState, noise: Array, request: ModalityRequest[Any]) -> LatentState:
+    """The state that enters the loop."""
     noised = add_noise(state, noise, request.noise_scale)
-    return (freeze(noised) if request.frozen else noised), noise
+    return freeze(noised) if request.frozen else noised
 
 
 def _sample(
     request: StageRequest,
     denoise: Denoise,
     unconditional: Mapping[str, Array],
-    video: LatentState | None,
-    audio: LatentState | None,
+    states: States,
     sigmas: NDArray[np.float32],
     tracer: StageTracer | None,
     on_step: OnStep,
 ) -> States:
-    states = (video, audio, sigmas)
     draw, eta = TorchGenerator(request.ancestral_seed).randn, request.ancestral_eta
     match request.sampler:
         case "euler":
-            return sample_euler(denoise, *states, on_step=on_step)
+            return sample_euler(denoise, states, sigmas, on_step=on_step)
         case "gradient_estimation":
-            return sample_gradient_estimation(denoise, *states, on_step=on_step)
+            return sample_gradient_estimation(denoise, states, sigmas, on_step=on_step)
         case "euler_ancestral":
-            return sample_euler_ancestral(denoise, *states, draw, eta=eta, on_step=on_step)
+            return sample_euler_ancestral(denoise, states, sigmas, draw, eta=eta, on_step=on_step)
         case "cfg_pp":
             return sample_euler_cfg_pp(
-                denoise, unconditional.__getitem__, *states, draw, eta=eta, on_step=on_step
+                denoise, unconditional.__getitem__, states, sigmas, draw, eta=eta, on_step=on_step
             )
         case "res_2s":
             step, substep = (normalised_noise_source(seed) for seed in (STEP_SEED, SUBSTEP_SEED))
             if tracer is not None:
                 step, substep = tracer.draw(step), tracer.draw(substep)
-            dtype = next(state.dtype for state in (video, audio) if state is not None)
-            return sample_res_2s(denoise, *states, step, substep, dtype=dtype, on_step=on_step)
+            options = Res2s(dtype=next(state.dtype for _, state in states.items()))
+            return sample_res_2s(denoise, states, sigmas, step, substep, options, on_step=on_step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.engine import Engine
 
 

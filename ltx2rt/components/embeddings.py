@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, OptionError, join_problems
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, read_metadata
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, read_metadata
+from ltx2rt.weights.safetensors_writer import write_safetensors
 
 _NAMES = ("video_context", "audio_context")
 _DTYPES = ("float32", "float16", "bfloat16")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ltx2rt.components.video_encoder import VideoEncoder
-from ltx2rt.conditioning import ConditioningItem, Keyframe, ReplaceLatent
 from ltx2rt.config import ImageCondition
 from ltx2rt.engine import Array
+from ltx2rt.latents.conditioning import ConditioningItem, Keyframe, ReplaceLatent
 from ltx2rt.media.exr import is_exr, read_exr
 from ltx2rt.media.hdr import HdrFormat, codes_to_vae_input
 from ltx2rt.media.image import image_to_vae_input, resize_and_crop

@@ -10,24 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.video_encoder import VideoEncoder
-from ltx2rt.conditioning import (
+from ltx2rt.errors import MediaError, OptionError, ShapeError
+from ltx2rt.latents.conditioning import (
     ReferenceVideo,
     check_mask_frames,
     mask_latent,
     subsample_indices,
 )
-from ltx2rt.errors import MediaError, OptionError, ShapeError
-from ltx2rt.media.exr import exr_files, exr_size, iterate_exr_frames
-from ltx2rt.media.hdr import HdrFormat, codes_to_vae_input
-from ltx2rt.media.image import resize_and_crop, resize_and_pad, to_vae_input
-from ltx2rt.media.reader import iterate_video_frames, probe_video
-from ltx2rt.shapes import (
+from ltx2rt.latents.shapes import (
     VIDEO_SCALE_FACTORS,
     VideoLatentShape,
     VideoPixelShape,
     nearest_multiples,
 )
-from ltx2rt.tiling import TilingConfig
+from ltx2rt.latents.tiling import TilingConfig
+from ltx2rt.media.exr import exr_files, exr_size, iterate_exr_frames
+from ltx2rt.media.hdr import HdrFormat, codes_to_vae_input
+from ltx2rt.media.image import resize_and_crop, resize_and_pad, to_vae_input
+from ltx2rt.media.reader import iterate_video_frames, probe_video
 
 F32 = NDArray[np.float32]
 

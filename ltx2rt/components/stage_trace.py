@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt.latent_state import LatentState
-from ltx2rt.sampling import Denoise, DrawNoise, Sigma
+from ltx2rt.latents.state import LatentState
+from ltx2rt.latents.streams import Streams
+from ltx2rt.sampling.samplers import Denoise, DrawNoise, Sigma
 
 
 @dataclass(slots=True)
@@ -34,18 +35,14 @@ class StageTracer:
     def denoise(self, inner: Denoise) -> Denoise:
         """`inner`, with its latents and predictions written down."""
 
-        def traced(
-            video: Array | None, audio: Array | None, sigma: Sigma, index: int
-        ) -> tuple[Array | None, Array | None]:
+        def traced(latents: Streams[Array], sigma: Sigma, index: int) -> Streams[Array]:
             self._evaluation += 1
             self._put("sigma", np.array(sigma, np.float64))
-            for modality, latent in (("video", video), ("audio", audio)):
-                if latent is not None:
-                    self._put(f"{modality}.x", latent)
-            predictions = inner(video, audio, sigma, index)
-            for modality, value in zip(("video", "audio"), predictions, strict=True):
-                if value is not None:
-                    self._put(f"{modality}.denoised", value)
+            for modality, latent in latents.items():
+                self._put(f"{modality}.x", latent)
+            predictions = inner(latents, sigma, index)
+            for modality, value in predictions.items():
+                self._put(f"{modality}.denoised", value)
             return predictions
 
         return traced
@@ -70,14 +67,11 @@ class StageTracer:
 
 
 def entry_tensors(
-    stage: str, draws: Mapping[str, tuple[LatentState | None, Array | None]]
+    stage: str, states: Streams[LatentState], noises: Streams[Array]
 ) -> dict[str, Array]:
-    """The states that enter the loop (by modality) and the noise they were made with."""
-    tensors: dict[str, Array] = {}
-    for name, (state, noise) in draws.items():
-        if state is None or noise is None:
-            continue
-        tensors[f"{stage}.{name}.noise"] = noise
+    """The states that enter the loop and the noise they were made with."""
+    tensors = {f"{stage}.{name}.noise": noise for name, noise in noises.items()}
+    for name, state in states.items():
         tensors[f"{stage}.{name}.x0"] = state.latent
         tensors[f"{stage}.{name}.mask"] = state.mask
         tensors[f"{stage}.{name}.positions"] = state.positions

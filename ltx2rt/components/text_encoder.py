@@ -8,14 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.components.transformer_inputs import as_dtype
 from ltx2rt.engine import NUMPY_DTYPES, Array, Engine
-from ltx2rt.safetensors import convert
-
-#: components of every text encoder
-TEXT_ENCODER = ("text_head", "text_block", "text_tail")
-#: the block of layers with a structure of their own (Gemma 4)
-FULL_BLOCK = "text_block_full"
+from ltx2rt.weights.safetensors import convert
 
 Layers = Sequence[Mapping[str, Array]]
 OnLayer = Callable[[int, int], None]
@@ -103,3 +99,15 @@ class TextEncoder:
         """Block, kind and weights of every layer, each block's layers in their order."""
         each = {name: iter(layers) for name, (_, layers) in self._blocks.items()}
         return ((name, kind, next(each[name])) for name, kind in self._plan)
+
+
+class PromptEncoder:
+    """Encodes prompts; the engines of `encoder` are closed by their owner."""
+
+    def __init__(self, tokenizer: Tokenizer, encoder: TextEncoder) -> None:
+        self._tokenizer = tokenizer
+        self._encoder = encoder
+
+    def __call__(self, prompts: Sequence[str], on_layer: OnLayer | None = None) -> TextContext:
+        """Contexts of prompts, each padded to 1024 tokens; `on_layer` as in `TextEncoder`."""
+        return self._encoder(*self._tokenizer.encode(prompts), on_layer)

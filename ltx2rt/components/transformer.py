@@ -1,7 +1,7 @@
 """The diffusion transformer: head, one block engine run a layer at a time, tail.
 
 What engines cannot or should not do happens here, on the host: distinct timesteps, RoPE tables,
-additive masks, and the choice of weights for each layer (spec/transformer.md sections 4 to 14).
+additive masks, and the choice of weights for each layer (spec/transformer.md §4 to §14).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ltx2rt.components.transformer_inputs import (
 )
 from ltx2rt.engine import Array, Engine, KeepingEngine, Kept
 from ltx2rt.errors import OptionError, ShapeError
-from ltx2rt.rope import rope_tables
-from ltx2rt.safetensors import convert
+from ltx2rt.latents.rope import rope_tables
+from ltx2rt.weights.safetensors import convert
 
 __all__ = ["AttentionSkip", "ModalityInput", "Perturbations", "Transformer"]
 
@@ -181,10 +181,12 @@ class Transformer:
         batch, tokens = stream.latent.shape[:2]
         dtype = next(s.dtype for s in self._block.spec.inputs if s.name == f"{name}_attention_bias")
         length = stream.context.shape[1]
-        return self._rope(name, stream.positions) | {
+        biases = {
             f"{name}_attention_bias": attention_bias(stream.attention_mask, batch, tokens, dtype),
             f"{name}_context_bias": context_bias(stream.context_mask, batch, length, dtype),
         }
+        tables = self._rope(name, stream.positions)
+        return tables | {n: as_dtype(bias, dtype) for n, bias in biases.items()}
 
     def _rope(self, name: str, positions: Array) -> dict[str, Array]:
         """RoPE tables of a stream: computed when its positions change, that is once a stage."""

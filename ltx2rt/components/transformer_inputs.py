@@ -10,7 +10,7 @@ import numpy as np
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, ShapeError
-from ltx2rt.safetensors import convert
+from ltx2rt.weights.safetensors import convert
 
 AttentionKind = Literal["video_self", "audio_self", "audio_to_video", "video_to_audio"]
 KINDS: tuple[AttentionKind, ...] = (

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ltx2rt.engine import Engine
 from ltx2rt.errors import ShapeError
-from ltx2rt.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
-from ltx2rt.tiling import AxisTile, TilingConfig
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
+from ltx2rt.latents.tiling import AxisTile, TilingConfig
 
 F32 = NDArray[np.float32]
 Progress = Callable[[int, int], None]

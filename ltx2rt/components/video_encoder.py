@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ltx2rt.engine import Engine
 from ltx2rt.errors import ShapeError, join_problems
-from ltx2rt.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors, nearest_multiples
-from ltx2rt.tiling import TilingConfig
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors, nearest_multiples
+from ltx2rt.latents.tiling import TilingConfig
 
 F32 = NDArray[np.float32]
 

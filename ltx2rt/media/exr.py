@@ -43,6 +43,12 @@ def openexr() -> Any:
         ) from error
 
 
+def exr_folder(path: str | Path) -> Path:
+    """Where the EXR frames of a video file go."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_exr")
+
+
 def is_exr(path: Path) -> bool:
     """Whether a path is an EXR still, or a folder that directly holds some."""
     if path.is_dir():

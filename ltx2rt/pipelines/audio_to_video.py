@@ -5,27 +5,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ltx2rt.components.audio import crop_latent
 from ltx2rt.components.denoisers import Guidance
-from ltx2rt.components.prompt_encoder import TextContext
-from ltx2rt.duration import audio_steps, longest_clip
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.errors import OptionError, ShapeError, join_problems
-from ltx2rt.guidance import GuiderParams
+from ltx2rt.latents.duration import audio_steps, longest_clip
+from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.media.audio import check_rate
-from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER
-from ltx2rt.pipelines.media_steps import Sound, check_sound, encode_sound, read_sound
-from ltx2rt.pipelines.run import Request, Run
+from ltx2rt.names import AUDIO_ENCODER, SPATIAL_UPSAMPLER, TEXT_ENCODER, TRANSFORMER, VIDEO_DECODER
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.inputs import Sound, check_sound, encode_sound, image_items, read_sound
+from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
-from ltx2rt.shapes import AudioLatentShape
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
+from ltx2rt.results.clip import Clip
+from ltx2rt.sampling.guidance import GuiderParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AudioInput:
+class AudioToVideoInputs:
     """The sound of a clip.
 
     Attributes:
@@ -62,11 +61,11 @@ class AudioToVideoPipeline(TwoStagesPipeline):
     requires: ClassVar[tuple[str, ...]] = (
         *TEXT_ENCODER,
         *TRANSFORMER,
-        "spatial_upsampler",
-        "video_decoder",
-        "audio_encoder",
+        SPATIAL_UPSAMPLER,
+        VIDEO_DECODER,
+        AUDIO_ENCODER,
     )
-    Inputs: ClassVar[type[Any] | None] = AudioInput
+    Inputs: ClassVar[type[Any] | None] = AudioToVideoInputs
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes",)
     auto_duration: ClassVar[bool] = False
     guides: ClassVar[tuple[str, ...]] = ("video",)
@@ -94,7 +93,7 @@ class AudioToVideoPipeline(TwoStagesPipeline):
         latent = encode_sound(run, sound)
         steps = run.audio().shape.num_frames
         audio = run.audio(initial=crop_latent(latent, steps), noise_scale=0.0, frozen=True)
-        items = run.image_items({"stage_1": 2, "stage_2": 1})
+        items = image_items(run, {"stage_1": 2, "stage_2": 1})
         context, guidance = self.encode(run)
         first = run.stage(
             "stage_1",
@@ -103,14 +102,16 @@ class AudioToVideoPipeline(TwoStagesPipeline):
             loras[0],
             video=run.video(2, items=items["stage_1"]),
             audio=audio,
+            overrides=run.stage_1_overrides,
             guidance=guidance,
         )
         second = run.refine(first, context, loras[1], video_items=items["stage_2"], audio=audio)
-        return run.clip(second.video, None, waveform=sound)
+        return self.clip(run, second.video, None, waveform=sound)
 
-    def encode(self, run: Run) -> tuple[TextContext, Guidance]:
+    def encode(self, run: Run) -> tuple[TextContext, Guidance | None]:
         """As `GuidedPipeline.encode`; the sound never sees the negative prompt."""
         context, guidance = super().encode(run)
+        assert guidance is not None
         return context, replace(guidance, negative_audio=None)
 
     def _check_length(self, request: Request) -> None:

@@ -4,53 +4,53 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from types import TracebackType
+from typing import Any, ClassVar, Literal, Self
 
-from ltx2rt.bundle import ModelSource
-from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx2rt.bundle.bundle import ModelSource
 from ltx2rt.components.embeddings import write_embeddings
-from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.stage_trace import StageTrace
-from ltx2rt.components.text_encoder import TEXT_ENCODER
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
-from ltx2rt.duration import AutoDuration
+from ltx2rt.engine import Array
 from ltx2rt.errors import (
     BundleError,
     InternalError,
     OptionError,
     join_problems,
 )
-from ltx2rt.manifest import Lora
+from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.latents.tiling import TilingConfig
+from ltx2rt.lora.files import Lora
 from ltx2rt.media.files import OutputKind
-from ltx2rt.pipelines.checkpointing import StageStore
-from ltx2rt.pipelines.engines import PipelineEngines
-from ltx2rt.pipelines.exr_checks import exr_problems
-from ltx2rt.pipelines.record import record_of
-from ltx2rt.pipelines.request_checks import (
+from ltx2rt.media.hdr import HdrFormat
+from ltx2rt.names import DIFFUSION_DECODER, TEXT_ENCODER, TRANSFORMER, VIDEO_DECODER
+from ltx2rt.pipelines.catalog import catalog_class
+from ltx2rt.pipelines.checks import (
     check_duration,
     check_keyframes,
     check_size,
     check_stage_options,
+    exr_problems,
     with_embedded_prompts,
 )
-from ltx2rt.pipelines.run import TRANSFORMER, Request, Run
+from ltx2rt.pipelines.decoding import chosen_tiling, decode_audio, decode_video
+from ltx2rt.pipelines.engines import Engines
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
-from ltx2rt.tiling import TilingConfig
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
-
-__all__ = ["ONE_STAGE", "TEXT_ENCODER", "TRANSFORMER", "TWO_STAGE", "Pipeline"]
-
-_DECODERS = ("video_decoder", "audio_decoder", "vocoder")
-#: components of the text-to-clip pipelines
-ONE_STAGE = (*TEXT_ENCODER, *TRANSFORMER, *_DECODERS)
-TWO_STAGE = (*TEXT_ENCODER, *TRANSFORMER, "spatial_upsampler", *_DECODERS)
+from ltx2rt.results.clip import Clip
+from ltx2rt.results.record import Record
+from ltx2rt.results.stage_store import StageStore
 
 
-class Pipeline(PipelineEngines):
-    """Base of the pipelines.
+class Pipeline:
+    """Base of the pipelines: a context manager, which closes its engines.
 
     Args:
         source: an opened bundle.
@@ -88,9 +88,37 @@ class Pipeline(PipelineEngines):
     def __init__(self, source: ModelSource, runtime: RuntimeConfig | None = None) -> None:
         # a request may bring its text contexts along: `prepare` looks for the text encoder
         self._refuse_missing([c for c in self.missing(source.has) if c not in TEXT_ENCODER])
-        super().__init__(source, runtime)
-        #: the last prompts and their contexts: encoded once for several clips
-        self.contexts: tuple[tuple[str, ...], TextContext] | None = None
+        self.engines = Engines(source, runtime)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
+        self.engines.close()
+
+    @property
+    def source(self) -> ModelSource:
+        """The bundle."""
+        return self.engines.source
+
+    @property
+    def runtime(self) -> RuntimeConfig:
+        """How it runs."""
+        return self.engines.runtime
+
+    @property
+    def scale_factors(self) -> VideoScaleFactors:
+        """Pixels per latent cell of this model."""
+        return self.engines.scale_factors
 
     def __call__(
         self,
@@ -129,8 +157,8 @@ class Pipeline(PipelineEngines):
             self.check_loras(loras)
         store = None
         if work_dir is not None:
-            store = StageStore(work_dir, record_of(self, request, {}), resume=resume)
-        return self.generate(Run(self, request, job or Job(), trace, store))
+            store = StageStore(work_dir, self.record(request, {}), resume=resume)
+        return self.generate(Run(self.engines, request, job or Job(), trace, store))
 
     def generate_many(
         self,
@@ -154,6 +182,72 @@ class Pipeline(PipelineEngines):
     def generate(self, run: Run) -> Clip:
         """The pipeline itself, for a request that was checked."""
         raise InternalError(f"{type(self).__name__} generates nothing")
+
+    def record(self, request: Request, stages: Mapping[str, Any]) -> Record:
+        """What a clip of this request is made from.
+
+        Args:
+            stages: what every stage did.
+        """
+        return Record(
+            pipeline=self.name,
+            request=request,
+            max_batch_size=self.runtime.max_batch_size,
+            threads=self.runtime.threads,
+            bundle=self.source.bundle_id,
+            stages=stages,
+        )
+
+    def clip_class(self, request: Request) -> type[Clip]:
+        """What this pipeline makes of a request."""
+        if request.config.hdr is None:
+            return Clip
+        from ltx2rt.results.hdr_clip import HlgClip
+
+        return HlgClip
+
+    def clip(
+        self,
+        run: Run,
+        video: Array | None,
+        audio: Array | None,
+        *,
+        frame_rate: float | None = None,
+        waveform: tuple[NDArray[np.float32], int] | None = None,
+        crop: tuple[int, int, int] | None = None,
+        frame_step: int = 1,
+        cut_audio: bool = False,
+        hdr: HdrFormat | None = None,
+    ) -> Clip:
+        """The finished clip; the transformer is released.
+
+        Args:
+            video, audio: latents for the decoders, or None.
+            frame_rate, waveform, crop, frame_step, cut_audio, hdr: see `Clip`.
+        """
+        self.engines.release(*TRANSFORMER)
+        request = run.request
+        if video is not None:
+            tiling = chosen_tiling(self.source, run.config.tiling, video.shape[2:])
+            config = dataclasses.replace(run.config, tiling=tiling)
+            request = dataclasses.replace(request, config=config)
+        return self.clip_class(run.request)(
+            record=self.record(request, run.stages),
+            job=run.job,
+            latents=run.latents,
+            video_latent=video,
+            audio_latent=audio,
+            decode_video=partial(decode_video, self.engines, run.generator.copy()),
+            decode_audio=partial(decode_audio, self.engines),
+            scale_factors=self.scale_factors,
+            sampling_rate=self.source.model.audio_sampling_rate,
+            frame_rate=frame_rate or run.config.frame_rate,
+            waveform=waveform,
+            crop=crop,
+            frame_step=frame_step,
+            cut_audio=cut_audio,
+            hdr=hdr or run.hdr,
+        )
 
     def make_request(
         self,
@@ -205,9 +299,10 @@ class Pipeline(PipelineEngines):
         problems += exr_problems(request, takes_hdr="hdr" not in self.unused)
         if problems:
             raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
-        check_duration(self, config)
+        check_duration(config, self.source, self.name, automatic=self.auto_duration)
         if self.makes == "video":
-            check_size(self, config)
+            factors = self.scale_factors
+            check_size(config, factors, two_stage=self.two_stage, any_size=self.any_size)
             if not self.source.has(*DIFFUSION_DECODER):
                 TilingConfig.parse(config.tiling).check(self.scale_factors)
         check_keyframes(self.source, config)
@@ -223,9 +318,9 @@ class Pipeline(PipelineEngines):
         Raises:
             OptionError: no prompt was encoded yet.
         """
-        if self.contexts is None:
+        if self.engines.contexts is None:
             raise OptionError("there are no text contexts to save: generate a clip from a prompt.")
-        prompts, context = self.contexts
+        prompts, context = self.engines.contexts
         write_embeddings(path, context, prompts, self.source.text_encoder_id)
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
@@ -269,7 +364,7 @@ class Pipeline(PipelineEngines):
         """Components this pipeline needs that a source with this `has` does not hold."""
         missing = [c for c in cls.requires if not has(c)]
         if has(*DIFFUSION_DECODER):
-            missing = [c for c in missing if c != "video_decoder"]
+            missing = [c for c in missing if c != VIDEO_DECODER]
         return missing
 
     def _refuse_missing(self, missing: Sequence[str]) -> None:
@@ -284,3 +379,9 @@ class Pipeline(PipelineEngines):
         """Refuse LoRAs that do not fit, before anything is loaded (`ModelSource.check_loras`)."""
         if any(lora.strength for lora in loras):
             self.source.check_loras(loras)
+
+
+def pipeline_class(name: str) -> type[Pipeline]:
+    """The class of a pipeline of `catalog.PIPELINES`."""
+    found: type[Pipeline] = catalog_class(name)
+    return found

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.base import Pipeline
+from typing import Any
 
 #: name -> (module of this package, class)
 PIPELINES: dict[str, tuple[str, str]] = {
@@ -27,8 +24,13 @@ PIPELINES: dict[str, tuple[str, str]] = {
 }
 
 
-def pipeline_class(name: str) -> type[Pipeline]:
-    """The class of a pipeline of `PIPELINES`."""
+def catalog_class(name: str) -> Any:
+    """The class of a pipeline of `PIPELINES`; see `base.pipeline_class` for its type."""
     module, cls = PIPELINES[name]
-    found: type[Pipeline] = getattr(importlib.import_module(f"ltx2rt.pipelines.{module}"), cls)
+    return getattr(importlib.import_module(f"ltx2rt.pipelines.{module}"), cls)
+
+
+def inputs_class(name: str) -> type[Any] | None:
+    """What a pipeline takes besides `GenerationConfig`: a frozen dataclass, or None."""
+    found: type[Any] | None = catalog_class(name).Inputs
     return found

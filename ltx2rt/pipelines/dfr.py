@@ -6,28 +6,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ltx2rt.components.diffusion_stage import StageResult
 from ltx2rt.components.image_conditioner import EncodedImage
-from ltx2rt.components.prompt_encoder import TextContext
-from ltx2rt.conditioning import ConditioningItem, GeneratedKeyframes, Keyframe, ReferenceVideo
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, join_problems
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_metadata import detailing_factor
-from ltx2rt.manifest import Lora
-from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
-from ltx2rt.pipelines.run import Request
-from ltx2rt.schedules import DISTILLED, TEMPORAL_ROUND
-from ltx2rt.temporal_rounds import TemporalTile, keyframe_canvas, temporal_tiles
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
-    from ltx2rt.pipelines.run import Run
+from ltx2rt.latents.conditioning import (
+    ConditioningItem,
+    GeneratedKeyframes,
+    Keyframe,
+    ReferenceVideo,
+)
+from ltx2rt.latents.temporal_rounds import TemporalTile, keyframe_canvas, temporal_tiles
+from ltx2rt.lora.files import Lora, open_lora
+from ltx2rt.lora.metadata import detailing_factor
+from ltx2rt.names import TEMPORAL_UPSAMPLER, TRANSFORMER_BLOCK, TWO_STAGE
+from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.inputs import encode_prompts, images_of_stages
+from ltx2rt.pipelines.request import Request
+from ltx2rt.results.clip import Clip
+from ltx2rt.sampling.schedules import DISTILLED, TEMPORAL_ROUND
 
 #: how firmly a round holds on to the keyframes of the one before
 ANCHOR_STRENGTH = 0.95
@@ -90,11 +94,11 @@ class DFRPipeline(Pipeline):
         if isinstance(request.config.num_frames, int):
             keyframe_canvas(request.config.num_frames)
         problems = []
-        if not self.source.options("transformer_block")["keyframes_embedding"]:
+        if not self.source.options(TRANSFORMER_BLOCK)["keyframes_embedding"]:
             problems.append(
                 f"{self.source.model.generation} has no keyframe embedding; use an LTX-2.5 model"
             )
-        if request.inputs.temporal_upsample_rounds and not self.source.has("temporal_upsampler"):
+        if request.inputs.temporal_upsample_rounds and not self.source.has(TEMPORAL_UPSAMPLER):
             problems.append(
                 "temporal rounds need a temporal upsampler; build the bundle with "
                 "--temporal-upsampler FILE, or ask for 0 rounds"
@@ -111,10 +115,10 @@ class DFRPipeline(Pipeline):
     def generate(self, run: Run) -> Clip:
         rounds = run.request.inputs.temporal_upsample_rounds
         stage_1_loras, stage_2_loras = self.stage_loras(run.request)
-        context = run.encode([run.config.prompt])
+        context = encode_prompts(run, [run.config.prompt])
         canvas = keyframe_canvas(run.config.frame_count)
         run.canvas = replace(run.canvas, num_frames=canvas.num_frames)
-        images = run.encode_images({"stage_1": 2, "stage_2": 1})
+        images = images_of_stages(run, {"stage_1": 2, "stage_2": 1})
         slots = GeneratedKeyframes(frame_indices=canvas.keyframes)
         first = run.stage(
             "stage_1",
@@ -123,6 +127,7 @@ class DFRPipeline(Pipeline):
             stage_1_loras,
             video=run.video(2, items=[*(i.item() for i in images["stage_1"]), slots]),
             audio=run.audio(),
+            overrides=run.stage_1_overrides,
         )
         slots = replace(slots, latents=run.upsample(first.keyframes))
         items = [*(i.item() for i in images["stage_2"]), slots, *self.details(run, first)]
@@ -135,7 +140,8 @@ class DFRPipeline(Pipeline):
             )
         frames = (run.config.frame_count - 1) * 2**rounds + 1
         assert video is not None
-        return run.clip(
+        return self.clip(
+            run,
             video[:, :, : (frames - 1) // self.scale_factors.time + 1],
             first.audio,
             frame_rate=run.config.frame_rate * 2**rounds,
@@ -164,7 +170,7 @@ class DFRPipeline(Pipeline):
 
         Images keep their frame number, as upstream: they attach at half their time.
         """
-        upsampled = run.upsample(video, "temporal_upsampler")
+        upsampled = run.upsample(video, TEMPORAL_UPSAMPLER)
         run.canvas = replace(
             run.canvas,
             num_frames=2 * (run.canvas.num_frames - 1) + 1,
@@ -186,6 +192,7 @@ class DFRPipeline(Pipeline):
                     items=tile_items(tile, latent, images, anchors, self.scale_factors.time),
                 ),
                 audio=None,
+                overrides=None,
                 frame_rate=min(run.canvas.frame_rate, MAX_FRAME_RATE),
                 sampler="euler_ancestral",
                 ancestral_seed=run.config.seed + 1000 * number + index,

@@ -4,15 +4,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ltx2rt.components.diffusion_stage import ANCESTRAL_SEED_OFFSET
-from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
-from ltx2rt.schedules import DISTILLED
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
-    from ltx2rt.pipelines.run import Run
+from ltx2rt.names import TWO_STAGE
+from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.inputs import encode_prompts, image_items, keyframe_items
+from ltx2rt.results.clip import Clip
+from ltx2rt.sampling.schedules import DISTILLED
 
 
 class DistilledPipeline(Pipeline):
@@ -25,9 +25,9 @@ class DistilledPipeline(Pipeline):
 
     def generate(self, run: Run) -> Clip:
         loras = self.stage_loras(run.request)
-        items = run.image_items({"stage_1": 2, "stage_2": 1})
-        context = run.encode([run.config.prompt])
-        keyframes = run.keyframe_items()
+        items = image_items(run, {"stage_1": 2, "stage_2": 1})
+        context = encode_prompts(run, [run.config.prompt])
+        keyframes = keyframe_items(run)
         first = run.stage(
             "stage_1",
             DISTILLED,
@@ -35,8 +35,9 @@ class DistilledPipeline(Pipeline):
             loras[0],
             video=run.video(2, items=[*items["stage_1"], *keyframes]),
             audio=run.audio(),
+            overrides=run.stage_1_overrides,
             sampler=self.source.model.distilled_sampler,
             ancestral_seed=run.config.seed + ANCESTRAL_SEED_OFFSET,
         )
         second = run.refine(first, context, loras[1], video_items=items["stage_2"])
-        return run.clip(second.video, second.audio)
+        return self.clip(run, second.video, second.audio)

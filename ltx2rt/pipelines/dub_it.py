@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
-from ltx2rt.conditioning import ReferenceAudio
 from ltx2rt.errors import MediaError, OptionError, join_problems
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_metadata import file_reference_factors
-from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
-from ltx2rt.pipelines.media_steps import check_video, encode_sound, read_sound
-from ltx2rt.pipelines.run import Request
-from ltx2rt.schedules import DISTILLED
-from ltx2rt.tiling import TilingConfig
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
-    from ltx2rt.pipelines.run import Run
+from ltx2rt.latents.conditioning import ReferenceAudio
+from ltx2rt.latents.tiling import TilingConfig
+from ltx2rt.lora.files import open_lora
+from ltx2rt.lora.metadata import file_reference_factors
+from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
+from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.inputs import (
+    check_video,
+    encode_prompts,
+    encode_sound,
+    image_items,
+    read_sound,
+    reference_items,
+)
+from ltx2rt.pipelines.request import Request
+from ltx2rt.results.clip import Clip
+from ltx2rt.sampling.schedules import DISTILLED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +59,7 @@ class DubItPipeline(Pipeline):
     summary: ClassVar[str] = (
         "A clip that follows another one and its voice but says something else; needs an IC-LoRA."
     )
-    requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, "video_encoder", "audio_encoder")
+    requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, VIDEO_ENCODER, AUDIO_ENCODER)
     two_stage: ClassVar[bool] = True
     Inputs: ClassVar[type[Any] | None] = DubItInputs
     unused: ClassVar[tuple[str, ...]] = (
@@ -97,9 +103,10 @@ class DubItPipeline(Pipeline):
         own: DubItInputs = run.request.inputs
         loras = run.config.loras
         stages = {"stage_1": 2, "stage_2": 1}
-        images = run.image_items(stages)
+        images = image_items(run, stages)
         references = {
-            stage: run.reference_items(
+            stage: reference_items(
+                run,
                 stage,
                 [own.reference],
                 divisor,
@@ -109,7 +116,7 @@ class DubItPipeline(Pipeline):
             for stage, divisor in stages.items()
         }
         voice = encode_sound(run, read_sound(own.reference_video))
-        context = run.encode([run.config.prompt])
+        context = encode_prompts(run, [run.config.prompt])
         first = run.stage(
             "stage_1",
             DISTILLED,
@@ -117,6 +124,7 @@ class DubItPipeline(Pipeline):
             loras,
             video=run.video(2, items=[*images["stage_1"], *references["stage_1"]]),
             audio=run.audio(items=[ReferenceAudio.before_start(voice)]),
+            overrides=run.stage_1_overrides,
         )
         assert first.audio is not None
         second = run.refine(
@@ -131,7 +139,7 @@ class DubItPipeline(Pipeline):
                 items=[ReferenceAudio.before_start(first.audio)],
             ),
         )
-        return run.clip(second.video, first.audio)
+        return self.clip(run, second.video, first.audio)
 
 
 def _downscale(request: Request) -> int:

@@ -5,29 +5,42 @@ class that gives it its meaning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
-from ltx2rt.bundle import ModelSource
+from ltx2rt.bundle.bundle import ModelSource
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
-from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER, DiffusionVideoDecoder
+from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.components.duration_head import DurationHead
-from ltx2rt.components.prompt_encoder import PromptEncoder
-from ltx2rt.components.text_encoder import TextEncoder
+from ltx2rt.components.text_encoder import PromptEncoder, TextContext, TextEncoder
+from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Engine
-from ltx2rt.manifest import PLAIN_BLOCK, Lora
-from ltx2rt.pipelines.run import TRANSFORMER
-from ltx2rt.shapes import VideoScaleFactors
-from ltx2rt.tokenizer import Tokenizer
+from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.lora.files import Lora
+from ltx2rt.names import (
+    AUDIO_DECODER,
+    AUDIO_ENCODER,
+    DIFFUSION_DECODER,
+    DIFFUSION_FEATURES,
+    DURATION_HEAD,
+    TEXT_HEAD,
+    TEXT_TAIL,
+    TRANSFORMER,
+    TRANSFORMER_BLOCK,
+    TRANSFORMER_BLOCK_PLAIN,
+    TRANSFORMER_HEAD,
+    TRANSFORMER_TAIL,
+    VIDEO_DECODER,
+    VIDEO_ENCODER,
+    VOCODER,
+)
 
 
-class PipelineEngines:
-    """A context manager that owns engines.
+class Engines:
+    """Owns the engines of one pipeline.
 
     Args:
         source: an opened bundle.
@@ -40,17 +53,8 @@ class PipelineEngines:
         self._engines: dict[str, Engine] = {}
         self._transformer: Transformer | None = None
         self._loras: tuple[Lora, ...] = ()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        #: the last prompts and their contexts: encoded once for several clips
+        self.contexts: tuple[tuple[str, ...], TextContext] | None = None
 
     def close(self) -> None:
         """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
@@ -70,7 +74,7 @@ class PipelineEngines:
             return
         if set(names) & set(TRANSFORMER):
             self._transformer = None
-            names = (*names, PLAIN_BLOCK)
+            names = (*names, TRANSFORMER_BLOCK_PLAIN)
         self._close(*names)
 
     def _close(self, *names: str) -> None:
@@ -89,18 +93,18 @@ class PipelineEngines:
         as soon as it has run.
         """
         source, keep = self.source, self.runtime.residency == "resident"
-        names = dict.fromkeys(block for block, _ in source.options("text_head")["layers"])
+        names = dict.fromkeys(block for block, _ in source.options(TEXT_HEAD)["layers"])
         encoder = TextEncoder(
-            self.engine("text_head"),
+            self.engine(TEXT_HEAD),
             {name: (self.engine(name), source.layers(name, keep=keep)) for name in names},
-            self.engine("text_tail"),
-            source.layers("text_head", keep=keep),
-            source.options("text_head"),
+            self.engine(TEXT_TAIL),
+            source.layers(TEXT_HEAD, keep=keep),
+            source.options(TEXT_HEAD),
         )
         return PromptEncoder(Tokenizer.from_file(source.tokenizer_path()), encoder)
 
     def duration_head(self) -> DurationHead:
-        return DurationHead(self.engine("duration_head"))
+        return DurationHead(self.engine(DURATION_HEAD))
 
     def transformer(self, loras: Sequence[Lora] = ()) -> Transformer:
         """The diffusion transformer with LoRAs merged; one object for all stages that want the
@@ -109,47 +113,48 @@ class PipelineEngines:
         active = tuple(lora for lora in loras if lora.strength)
         if self._transformer is None or self._loras != active:
             self._transformer = None
-            self._close("transformer_head", "transformer_tail")  # the block engine has no weights
+            self._close(TRANSFORMER_HEAD, TRANSFORMER_TAIL)  # the block engine has no weights
             head, block, tail = (self.engine(name, active) for name in TRANSFORMER)
             plain = None
-            if self.source.has(PLAIN_BLOCK):
-                plain = (self.engine(PLAIN_BLOCK), self.source.layers(PLAIN_BLOCK, active))
+            if self.source.has(TRANSFORMER_BLOCK_PLAIN):
+                plain = (
+                    self.engine(TRANSFORMER_BLOCK_PLAIN),
+                    self.source.layers(TRANSFORMER_BLOCK_PLAIN, active),
+                )
             self._loras = active
             self._transformer = Transformer(
                 head,
                 block,
                 tail,
-                self.source.layers("transformer_block", active),
-                self.source.options("transformer_block"),
+                self.source.layers(TRANSFORMER_BLOCK, active),
+                self.source.options(TRANSFORMER_BLOCK),
                 plain,
             )
         return self._transformer
 
     def video_encoder(self) -> VideoEncoder:
         return VideoEncoder.from_options(
-            self.engine("video_encoder"), self.source.options("video_encoder")
+            self.engine(VIDEO_ENCODER), self.source.options(VIDEO_ENCODER)
         )
 
     def video_decoder(self) -> VideoDecoder | DiffusionVideoDecoder:
         """The decoder that the bundle holds."""
         if self.source.has(*DIFFUSION_DECODER):
             features, context, pixels = (self.engine(name) for name in DIFFUSION_DECODER)
-            options = self.source.options("diffusion_features")
+            options = self.source.options(DIFFUSION_FEATURES)
             return DiffusionVideoDecoder(features, context, pixels, options)
         return VideoDecoder.from_options(
-            self.engine("video_decoder"), self.source.options("video_decoder")
+            self.engine(VIDEO_DECODER), self.source.options(VIDEO_DECODER)
         )
 
     def audio_encoder(self) -> AudioEncoder:
-        options = self.source.options("audio_encoder")
-        return AudioEncoder(
-            self.engine("audio_encoder"), options["sampling_rate"], options["n_fft"]
-        )
+        options = self.source.options(AUDIO_ENCODER)
+        return AudioEncoder(self.engine(AUDIO_ENCODER), options["sampling_rate"], options["n_fft"])
 
     def audio_decoder(self) -> AudioDecoder:
         return AudioDecoder(
-            self.engine("audio_decoder"),
-            self.engine("vocoder"),
+            self.engine(AUDIO_DECODER),
+            self.engine(VOCODER),
             self.source.model.audio_sampling_rate,
         )
 

@@ -8,18 +8,23 @@ from typing import ClassVar
 
 from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.diffusion_stage import ModalityRequest, StageResult
-from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.errors import OptionError, join_problems
-from ltx2rt.guidance import GuiderParams, GuiderSchedule, default_guiders
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt.pipelines.base import Pipeline
-from ltx2rt.pipelines.run import Request, Run
-from ltx2rt.schedules import scheduled_sigmas
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.inputs import encode_prompts
+from ltx2rt.pipelines.request import Request
+from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule, default_guiders
+from ltx2rt.sampling.schedules import DISTILLED, scheduled_sigmas
 
 
 class GuidedPipeline(Pipeline):
-    """Base of the guided pipelines."""
+    """Base of pipelines whose first stage is guided; one that is not (`guided` is False) samples it
+    with one pass a step, on the noise levels of distilled models.
+    """
 
     guided: ClassVar[bool] = True
     #: what guidance applies to; a modality that is given or absent takes none
@@ -43,6 +48,8 @@ class GuidedPipeline(Pipeline):
             OptionError: guidance that this model cannot do, or no distilled LoRA.
         """
         request = super().prepare(request)
+        if not self.guided:
+            return request
         asked = request.guidance or GuidanceConfig()
         guidance = self.with_defaults(asked)
         if request.config.sigmas is not None:
@@ -60,14 +67,17 @@ class GuidedPipeline(Pipeline):
             guidance = replace(guidance, num_inference_steps=self.default_steps())
         return guidance
 
-    def encode(self, run: Run) -> tuple[TextContext, Guidance]:
+    def encode(self, run: Run) -> tuple[TextContext, Guidance | None]:
         """The prompt's contexts, and stage 1's guidance with those of the negative prompt; that
         one is encoded only if a guider needs it.
         """
+        audio_only = self.makes == "audio"
+        if not self.guided:
+            return encode_prompts(run, [run.config.prompt], audio_only=audio_only), None
         video, audio = schedules_of(run.guidance)
         needed = video.needs_uncond or audio.needs_uncond
         prompts = [run.config.prompt, run.guidance.negative_prompt][: 1 + needed]
-        both = run.encode(prompts)
+        both = encode_prompts(run, prompts, audio_only=audio_only)
         return TextContext(both.video[:1], both.audio[:1]), Guidance(
             video=video,
             audio=audio,
@@ -79,7 +89,7 @@ class GuidedPipeline(Pipeline):
     def only_stage(
         self,
         run: Run,
-        encoded: tuple[TextContext, Guidance],
+        encoded: tuple[TextContext, Guidance | None],
         *,
         video: ModalityRequest[VideoLatentShape] | None,
         audio: ModalityRequest[AudioLatentShape] | None,
@@ -93,11 +103,12 @@ class GuidedPipeline(Pipeline):
         context, guidance = encoded
         return run.stage(
             "stage_1",
-            self.sigmas(run.guidance),
+            self.sigmas(run.guidance) if self.guided else DISTILLED,
             context,
             run.config.loras,
             video=video,
             audio=audio,
+            overrides=run.stage_1_overrides,
             guidance=guidance,
         )
 
@@ -107,7 +118,7 @@ class GuidedPipeline(Pipeline):
         return [float(s) for s in scheduled_sigmas(guidance.scheduler, steps, token_count)]
 
     def _block_count(self) -> int:
-        return int(self.source.options("transformer_block")["num_layers"])
+        return int(self.source.options(TRANSFORMER_BLOCK)["num_layers"])
 
     def _check(self, config: GenerationConfig, guidance: GuidanceConfig) -> None:
         problems = []

@@ -5,38 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
-from ltx2rt.components.prompt_encoder import TextContext
 from ltx2rt.components.reference_conditioner import (
     ReferenceFile,
     load_reference,
     reference_problems,
 )
-from ltx2rt.conditioning import ReferenceVideo
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.engine import Array
 from ltx2rt.errors import MediaError, OptionError, join_problems
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_metadata import hdr_transfer, reference_factors
-from ltx2rt.manifest import Lora
+from ltx2rt.latents.conditioning import ReferenceVideo
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
+from ltx2rt.latents.tiling import AxisTile, AxisTiling, TilingConfig, refine_tiles
+from ltx2rt.lora.files import Lora, open_lora
+from ltx2rt.lora.metadata import hdr_transfer, reference_factors
 from ltx2rt.media.exr import openexr
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.media.reader import probe_video
-from ltx2rt.noise import TorchGenerator
-from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
-from ltx2rt.pipelines.run import Request
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.schedules import DISTILLED, HDR_STAGE2
-from ltx2rt.shapes import VIDEO_SCALE_FACTORS
-from ltx2rt.tiling import AxisTile, AxisTiling, TilingConfig, refine_tiles
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
-    from ltx2rt.pipelines.run import Run
+from ltx2rt.names import (
+    DIFFUSION_DECODER,
+    SPATIAL_UPSAMPLER,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    VIDEO_DECODER,
+    VIDEO_ENCODER,
+)
+from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.inputs import encode_prompts
+from ltx2rt.pipelines.request import Request
+from ltx2rt.results.clip import Clip
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.schedules import DISTILLED, HDR_STAGE2
+from ltx2rt.weights.safetensors import SafetensorsFile
 
 #: references with more pixels are encoded in tiles
 UNTILED_PIXELS = 512 * 768
@@ -73,9 +78,9 @@ class HDRICLoraPipeline(Pipeline):
     requires: ClassVar[tuple[str, ...]] = (
         *TEXT_ENCODER,
         *TRANSFORMER,
-        "spatial_upsampler",
-        "video_encoder",
-        "video_decoder",
+        SPATIAL_UPSAMPLER,
+        VIDEO_ENCODER,
+        VIDEO_DECODER,
     )
     two_stage: ClassVar[bool] = True
     any_size: ClassVar[bool] = True
@@ -150,9 +155,12 @@ class HDRICLoraPipeline(Pipeline):
         height, width = request.config.height, request.config.width
         return height + -height % factor, width + -width % factor
 
-    def generate(self, run: Run) -> Clip:
-        from ltx2rt.pipelines.hdr_clip import HdrClip
+    def clip_class(self, request: Request) -> type[Clip]:
+        from ltx2rt.results.hdr_clip import HdrClip
 
+        return HdrClip
+
+    def generate(self, run: Run) -> Clip:
         config, inputs = run.config, run.request.inputs
         files = lora_files(config.loras)
         frames = 2 * config.frame_count - 1 if inputs.high_quality else config.frame_count
@@ -160,8 +168,8 @@ class HDRICLoraPipeline(Pipeline):
         run.canvas = replace(run.canvas, num_frames=frames, height=height, width=width)
         downscale, _ = reference_factors(files)
         half, full = (self.references(run, divisor, downscale) for divisor in (2, 1))
-        self.release("video_encoder")
-        context = run.encode([config.prompt])
+        self.engines.release(VIDEO_ENCODER)
+        context = encode_prompts(run, [config.prompt])
         first = run.stage(
             "stage_1",
             DISTILLED,
@@ -169,14 +177,15 @@ class HDRICLoraPipeline(Pipeline):
             config.loras,
             video=run.video(2, items=half),
             audio=None,
+            overrides=run.stage_1_overrides,
         )
         video = self.refine_tiles(run, run.upsample(first.video), full, context)
-        return run.clip(
+        return self.clip(
+            run,
             video,
             None,
-            kind=HdrClip,
             hdr=HdrFormat(transfer=hdr_transfer(files), files="rec709"),
-            crop=(config.num_frames, config.height, config.width),
+            crop=(config.frame_count, config.height, config.width),
             frame_step=2 if inputs.high_quality else 1,
         )
 
@@ -195,7 +204,7 @@ class HDRICLoraPipeline(Pipeline):
                 video = np.repeat(video, 2, axis=2)[:, :, : pixels.num_frames]
             tiled = video.shape[3] * video.shape[4] > UNTILED_PIXELS
             tiling = encoder_tiling(run.config.tiling) if tiled else None
-            latent = self.video_encoder().encode(video, tiling)
+            latent = self.engines.video_encoder().encode(video, tiling)
             items.append(
                 ReferenceVideo(latent=latent, strength=reference.strength, downscale=downscale)
             )
@@ -222,6 +231,7 @@ class HDRICLoraPipeline(Pipeline):
                     items=[part for part in shown if part.latent.size],  # a short one has ended
                 ),
                 audio=None,
+                overrides=run.stage_2_overrides,
                 generator=TorchGenerator(run.config.seed + index),
             )
             assert refined.video is not None

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import (
     ReferenceFile,
@@ -14,19 +14,24 @@ from ltx2rt.components.reference_conditioner import (
     mask_problems,
     reference_problems,
 )
-from ltx2rt.conditioning import ReferenceAudio
 from ltx2rt.errors import OptionError, join_problems
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_metadata import reference_factors
-from ltx2rt.manifest import Lora
-from ltx2rt.pipelines.base import TWO_STAGE, Pipeline
-from ltx2rt.pipelines.media_steps import check_sound, encode_sound, read_sound
-from ltx2rt.pipelines.run import Request
-from ltx2rt.schedules import DISTILLED
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
-    from ltx2rt.pipelines.run import Run
+from ltx2rt.latents.conditioning import ReferenceAudio
+from ltx2rt.lora.files import Lora, open_lora
+from ltx2rt.lora.metadata import reference_factors
+from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
+from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.inputs import (
+    check_sound,
+    encode_prompts,
+    encode_sound,
+    image_items,
+    read_sound,
+    reference_items,
+)
+from ltx2rt.pipelines.request import Request
+from ltx2rt.results.clip import Clip
+from ltx2rt.sampling.schedules import DISTILLED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +84,7 @@ class ICLoraPipeline(Pipeline):
     summary: ClassVar[str] = (
         "A clip that follows reference videos (depth, pose, ...) or a voice, by an IC-LoRA."
     )
-    requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, "video_encoder")
+    requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, VIDEO_ENCODER)
     two_stage: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes", "stage_2_loras")
     Inputs: ClassVar[type[Any]] = ICLoraInputs
@@ -96,7 +101,7 @@ class ICLoraPipeline(Pipeline):
         request = super().prepare(request)
         inputs: ICLoraInputs = request.inputs
         if inputs.reference_audio is not None:
-            if not self.source.has("audio_encoder"):
+            if not self.source.has(AUDIO_ENCODER):
                 raise OptionError(
                     "a reference voice needs the audio encoder, which this bundle leaves out; "
                     "build it without --components, or leave out --reference-audio"
@@ -131,9 +136,10 @@ class ICLoraPipeline(Pipeline):
         loras = run.config.loras
         downscale, temporal_scale = factors(loras)
         stages = {"stage_1": 2} if inputs.skip_stage_2 else {"stage_1": 2, "stage_2": 1}
-        items = run.image_items(stages)
+        items = image_items(run, stages)
         mask = inputs.attention_mask
-        references = run.reference_items(
+        references = reference_items(
+            run,
             "stage_1",
             inputs.references,
             2,
@@ -146,7 +152,7 @@ class ICLoraPipeline(Pipeline):
         if inputs.reference_audio is not None:
             sound = encode_sound(run, read_sound(inputs.reference_audio))
             voice.append(ReferenceAudio.before_start(sound))
-        context = run.encode([run.config.prompt])
+        context = encode_prompts(run, [run.config.prompt])
         first = run.stage(
             "stage_1",
             DISTILLED,
@@ -154,12 +160,13 @@ class ICLoraPipeline(Pipeline):
             loras,
             video=run.video(2, items=[*items["stage_1"], *references]),
             audio=run.audio(items=voice),
+            overrides=run.stage_1_overrides,
         )
         if inputs.skip_stage_2:
-            return run.clip(first.video, first.audio)
+            return self.clip(run, first.video, first.audio)
         kept = run.audio(initial=first.audio, noise_scale=0.0, frozen=True) if voice else None
         second = run.refine(first, context, video_items=items["stage_2"], audio=kept)
-        return run.clip(second.video, first.audio if voice else second.audio)
+        return self.clip(run, second.video, first.audio if voice else second.audio)
 
 
 def factors(loras: tuple[Lora, ...]) -> tuple[int, int]:

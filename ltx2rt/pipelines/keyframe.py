@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ltx2rt.errors import OptionError
-from ltx2rt.pipelines.run import Request
+from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from ltx2rt.pipelines.base import ONE_STAGE
+from ltx2rt.names import ONE_STAGE
+from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.guided import GuidedPipeline
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
-    from ltx2rt.pipelines.run import Run
+from ltx2rt.pipelines.inputs import image_items, keyframe_items
+from ltx2rt.results.clip import Clip
 
 
 class OneStagePipeline(GuidedPipeline):
@@ -21,8 +20,8 @@ class OneStagePipeline(GuidedPipeline):
     default_size: ClassVar[tuple[int, int] | None] = (512, 768)
 
     def generate(self, run: Run) -> Clip:
-        items = run.image_items({"stage_1": 1})
+        items = image_items(run, {"stage_1": 1})
         encoded = self.encode(run)
-        video = run.video(items=[*items["stage_1"], *run.keyframe_items()])
+        video = run.video(items=[*items["stage_1"], *keyframe_items(run)])
         result = self.only_stage(run, encoded, video=video, audio=run.audio())
-        return run.clip(result.video, result.audio)
+        return self.clip(run, result.video, result.audio)

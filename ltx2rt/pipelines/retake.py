@@ -5,25 +5,33 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.audio import fit_latent
 from ltx2rt.components.diffusion_stage import ModalityRequest
-from ltx2rt.conditioning import TemporalRegion
 from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.latents.conditioning import TemporalRegion
+from ltx2rt.latents.shapes import (
+    AudioLatentShape,
+    VideoLatentShape,
+    VideoPixelShape,
+    VideoScaleFactors,
+    check_generation_size,
+)
 from ltx2rt.media.audio import check_rate
 from ltx2rt.media.exr import exr_folder_shape, is_exr, iterate_exr_frames
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import codes_to_vae_input
 from ltx2rt.media.image import resize_and_crop, to_vae_input
 from ltx2rt.media.reader import probe_video, read_video_frames
-from ltx2rt.pipelines.base import ONE_STAGE, Pipeline
-from ltx2rt.pipelines.exr_checks import exr_problems
+from ltx2rt.names import AUDIO_ENCODER, ONE_STAGE, VIDEO_ENCODER
+from ltx2rt.pipelines.checks import exr_problems
+from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.guided import GuidedPipeline
-from ltx2rt.pipelines.media_steps import (
+from ltx2rt.pipelines.inputs import (
     Sound,
     check_video,
     encode_sound,
@@ -31,23 +39,8 @@ from ltx2rt.pipelines.media_steps import (
     fit_video,
     read_sound,
 )
-from ltx2rt.pipelines.run import Request, Run
-from ltx2rt.schedules import DISTILLED
-from ltx2rt.shapes import (
-    AudioLatentShape,
-    VideoLatentShape,
-    VideoPixelShape,
-    VideoScaleFactors,
-    check_generation_size,
-)
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
-
-_REQUIRES = (*ONE_STAGE, "video_encoder", "audio_encoder")
-_UNUSED = (
-    "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes",
-)  # fmt: skip
+from ltx2rt.pipelines.request import Request
+from ltx2rt.results.clip import Clip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,25 +79,29 @@ class RetakeInputs:
             raise OptionError(join_problems(f"the retake of '{self.video}'", problems))
 
 
-class RetakePipeline(Pipeline):
+class RetakePipeline(GuidedPipeline):
     """Make a part of a clip anew with a distilled model."""
 
     name: ClassVar[str] = "retake"
     summary: ClassVar[str] = (
         "Make a part of a clip anew, in time, with a distilled model: video, sound or both."
     )
-    requires: ClassVar[tuple[str, ...]] = _REQUIRES
+    guided: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, ...]] = (*ONE_STAGE, VIDEO_ENCODER, AUDIO_ENCODER)
     Inputs: ClassVar[type[Any] | None] = RetakeInputs
-    unused: ClassVar[tuple[str, ...]] = _UNUSED
+    unused: ClassVar[tuple[str, ...]] = (
+        "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes",
+    )  # fmt: skip
     default_size: ClassVar[tuple[int, int] | None] = None
 
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
         """Without sound if the source has none and none is made."""
-        return _output_kinds(inputs)
+        has_sound = inputs.regenerate_audio or _has_sound(inputs)
+        return ("video", "audio") if has_sound else ("video",)
 
     def prepare(self, request: Request) -> Request:
-        """As `Pipeline.prepare`, at the source's size, frames and frame rate.
+        """As `GuidedPipeline.prepare`, at the source's size, frames and frame rate.
 
         Raises:
             MediaError: the source cannot be read.
@@ -116,41 +113,16 @@ class RetakePipeline(Pipeline):
 
     def generate(self, run: Run) -> Clip:
         video, audio = _targets(run)
-        context = run.encode([run.config.prompt])
-        result = run.stage(
-            "stage_1", DISTILLED, context, run.config.loras, video=video, audio=audio
-        )
-        return run.clip(result.video, result.audio, waveform=_kept_sound(run))
+        result = self.only_stage(run, self.encode(run), video=video, audio=audio)
+        return self.clip(run, result.video, result.audio, waveform=_kept_sound(run))
 
 
-class GuidedRetakePipeline(GuidedPipeline):
+class GuidedRetakePipeline(RetakePipeline):
     """As `RetakePipeline`, with guidance: for a model that is not distilled."""
 
     name: ClassVar[str] = "retake-guided"
     summary: ClassVar[str] = "As retake, with guidance: for a model that is not distilled."
-    requires: ClassVar[tuple[str, ...]] = _REQUIRES
-    Inputs: ClassVar[type[Any] | None] = RetakeInputs
-    unused: ClassVar[tuple[str, ...]] = _UNUSED
-    default_size: ClassVar[tuple[int, int] | None] = None
-
-    @classmethod
-    def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
-        """Without sound if the source has none and none is made."""
-        return _output_kinds(inputs)
-
-    def prepare(self, request: Request) -> Request:
-        """As `RetakePipeline.prepare` and `GuidedPipeline.prepare`."""
-        return super().prepare(_as_source(request, self.scale_factors))
-
-    def generate(self, run: Run) -> Clip:
-        video, audio = _targets(run)
-        result = self.only_stage(run, self.encode(run), video=video, audio=audio)
-        return run.clip(result.video, result.audio, waveform=_kept_sound(run))
-
-
-def _output_kinds(own: RetakeInputs) -> tuple[OutputKind, ...]:
-    has_sound = own.regenerate_audio or _has_sound(own)
-    return ("video", "audio") if has_sound else ("video",)
+    guided: ClassVar[bool] = True
 
 
 def _has_sound(own: RetakeInputs) -> bool:

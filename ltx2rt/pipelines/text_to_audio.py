@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from ltx2rt.errors import ShapeError
-from ltx2rt.guidance import GuiderParams
-from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER
+from ltx2rt.latents.shapes import AudioLatentShape
+from ltx2rt.names import AUDIO_DECODER, TEXT_ENCODER, TRANSFORMER, VOCODER
+from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.guided import GuidedPipeline
-from ltx2rt.pipelines.run import Request, Run
-from ltx2rt.shapes import AudioLatentShape
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
+from ltx2rt.pipelines.request import Request
+from ltx2rt.results.clip import Clip
+from ltx2rt.sampling.guidance import GuiderParams
 
 
 class TextToAudioPipeline(GuidedPipeline):
@@ -23,7 +22,7 @@ class TextToAudioPipeline(GuidedPipeline):
 
     name: ClassVar[str] = "text-to-audio"
     summary: ClassVar[str] = "Prompt to sound alone, in one guided stage."
-    requires: ClassVar[tuple[str, ...]] = (*TEXT_ENCODER, *TRANSFORMER, "audio_decoder", "vocoder")
+    requires: ClassVar[tuple[str, ...]] = (*TEXT_ENCODER, *TRANSFORMER, AUDIO_DECODER, VOCODER)
     unused: ClassVar[tuple[str, ...]] = (
         "height", "width", "images", "generated_keyframes", "hdr", "tiling",
     )  # fmt: skip
@@ -55,4 +54,4 @@ class TextToAudioPipeline(GuidedPipeline):
     def generate(self, run: Run) -> Clip:
         encoded = self.encode(run)
         result = self.only_stage(run, encoded, video=None, audio=run.audio())
-        return run.clip(None, result.audio)
+        return self.clip(run, None, result.audio)

@@ -5,16 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from ltx2rt.manifest import Lora
-from ltx2rt.pipelines.base import TWO_STAGE
+from ltx2rt.lora.files import Lora
+from ltx2rt.names import TWO_STAGE
+from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.guided import GuidedPipeline
-from ltx2rt.pipelines.run import Request, Run
-from ltx2rt.sampling import Sampler
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
+from ltx2rt.pipelines.inputs import image_items, keyframe_items
+from ltx2rt.pipelines.request import Request
+from ltx2rt.results.clip import Clip
+from ltx2rt.sampling.samplers import Sampler
 
 
 class TwoStagesPipeline(GuidedPipeline):
@@ -49,9 +49,9 @@ class TwoStagesPipeline(GuidedPipeline):
 
     def generate(self, run: Run) -> Clip:
         loras = self.stage_loras(run.request)
-        items = run.image_items({"stage_1": 2, "stage_2": 1}, guiding=self.guiding_images)
+        items = image_items(run, {"stage_1": 2, "stage_2": 1}, guiding=self.guiding_images)
         context, guidance = self.encode(run)
-        keyframes = run.keyframe_items()
+        keyframes = keyframe_items(run)
         first = run.stage(
             "stage_1",
             self.stage_1_sigmas(run),
@@ -59,10 +59,11 @@ class TwoStagesPipeline(GuidedPipeline):
             loras[0],
             video=run.video(2, items=[*items["stage_1"], *keyframes]),
             audio=run.audio(),
+            overrides=run.stage_1_overrides,
             guidance=guidance,
             sampler=self.sampler,
         )
         second = run.refine(
             first, context, loras[1], video_items=items["stage_2"], sampler=self.sampler
         )
-        return run.clip(second.video, run.latents[f"{self.audio_stage}.audio"])
+        return self.clip(run, second.video, run.latents[f"{self.audio_stage}.audio"])

@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import ClassVar
 
 from ltx2rt.config import DISTILLED_STRENGTHS, GuidanceConfig
-from ltx2rt.guidance import HQ_AUDIO_GUIDER, HQ_VIDEO_GUIDER, GuiderParams
-from ltx2rt.manifest import Lora
-from ltx2rt.pipelines.run import Request, Run
+from ltx2rt.lora.files import Lora
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
-from ltx2rt.sampling import Sampler
+from ltx2rt.sampling.guidance import HQ_AUDIO_GUIDER, HQ_VIDEO_GUIDER, GuiderParams
+from ltx2rt.sampling.samplers import Sampler
 
 
 class TwoStagesHQPipeline(TwoStagesPipeline):

@@ -6,27 +6,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import BundleError, OptionError, join_problems
+from ltx2rt.latents.shapes import VideoPixelShape, VideoScaleFactors
+from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.audio import check_rate
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import VideoInfo, probe_video, read_audio, read_video_frames
-from ltx2rt.pipelines.base import TEXT_ENCODER, TRANSFORMER, Pipeline
-from ltx2rt.pipelines.request_checks import check_stage_options
-from ltx2rt.pipelines.run import Request
-from ltx2rt.schedules import DISTILLED
-from ltx2rt.shapes import VideoPixelShape, VideoScaleFactors
-from ltx2rt.tiling import TilingConfig
-
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.clip import Clip
-    from ltx2rt.pipelines.run import Run
+from ltx2rt.names import (
+    SPATIAL_UPSAMPLER,
+    TEMPORAL_UPSAMPLER,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    VIDEO_DECODER,
+    VIDEO_ENCODER,
+)
+from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.checks import check_stage_options
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.inputs import encode_prompts
+from ltx2rt.pipelines.request import Request
+from ltx2rt.results.clip import Clip
+from ltx2rt.sampling.schedules import DISTILLED
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 
@@ -87,7 +94,7 @@ class UpscalePipeline(Pipeline):
     summary: ClassVar[str] = (
         "Raise size or frame rate of a video or image that exists; --refine adds detail."
     )
-    requires: ClassVar[tuple[str, ...]] = ("video_encoder", "video_decoder")
+    requires: ClassVar[tuple[str, ...]] = (VIDEO_ENCODER, VIDEO_DECODER)
     unused: ClassVar[tuple[str, ...]] = (
         "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes", "hdr",
         "sampler", "sigmas",
@@ -112,7 +119,7 @@ class UpscalePipeline(Pipeline):
             OptionError: refining without a prompt, or a result that no video can hold.
         """
         inputs: UpscaleInputs = request.inputs
-        needed = ["spatial_upsampler"] * inputs.spatial + ["temporal_upsampler"] * inputs.temporal
+        needed = [SPATIAL_UPSAMPLER] * inputs.spatial + [TEMPORAL_UPSAMPLER] * inputs.temporal
         if inputs.refine is not None:
             needed += [*TEXT_ENCODER, *TRANSFORMER]
         missing = [name for name in needed if not self.source.has(name)]
@@ -169,33 +176,35 @@ class UpscalePipeline(Pipeline):
         return source.height * numerator // denominator, source.width * numerator // denominator
 
     def _spatial_scale(self) -> tuple[int, int]:
-        numerator, denominator = self.source.options("spatial_upsampler")["spatial_scale"]
+        numerator, denominator = self.source.options(SPATIAL_UPSAMPLER)["spatial_scale"]
         return int(numerator), int(denominator)
 
-    def generate(self, run: Run) -> Clip:
-        from ltx2rt.pipelines.clip import Clip
-        from ltx2rt.pipelines.image_clip import ImageClip
+    def clip_class(self, request: Request) -> type[Clip]:
+        from ltx2rt.results.image_clip import ImageClip
 
+        return ImageClip if request.inputs.is_image else Clip
+
+    def generate(self, run: Run) -> Clip:
         inputs: UpscaleInputs = run.request.inputs
         run.job.report("encode video", 0, 1)
         pixels = to_vae_input(padded(read_source(inputs), self.scale_factors))
         tiling = None if run.config.tiling == "none" else TilingConfig.default()
-        latent = self.video_encoder().encode(pixels, tiling)
-        self.release("video_encoder")
+        latent = self.engines.video_encoder().encode(pixels, tiling)
+        self.engines.release(VIDEO_ENCODER)
         run.job.report("encode video", 1, 1)
         run.latents["source.video"] = latent
         if inputs.spatial:
             latent = run.upsample(latent)
         if inputs.temporal:
-            latent = run.upsample(latent, "temporal_upsampler")
+            latent = run.upsample(latent, TEMPORAL_UPSAMPLER)
         if inputs.refine is not None:
             latent = self.refine(run, latent)
         config = run.config
-        return run.clip(
+        return self.clip(
+            run,
             latent,
             None,
-            kind=ImageClip if inputs.is_image else Clip,
-            crop=(config.num_frames, config.height, config.width),
+            crop=(config.frame_count, config.height, config.width),
             waveform=sound_of(inputs),
         )
 
@@ -210,9 +219,17 @@ class UpscalePipeline(Pipeline):
             width=width * columns,
         )
         sigmas = run.request.inputs.sigmas
-        context = run.encode([run.config.prompt])
+        context = encode_prompts(run, [run.config.prompt])
         video = run.video(initial=latent, noise_scale=sigmas[0])
-        result = run.stage("refine", sigmas, context, run.config.loras, video=video, audio=None)
+        result = run.stage(
+            "refine",
+            sigmas,
+            context,
+            run.config.loras,
+            video=video,
+            audio=None,
+            overrides=None,  # the request gives its noise level, and nothing else
+        )
         assert result.video is not None
         return result.video
 

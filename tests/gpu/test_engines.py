@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ltx2rt.bundle as bundle_module
+import ltx2rt.bundle.bundle as bundle_module
 from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
-from ltx2rt.bundle import open_bundle
-from ltx2rt.cuda import local_gpu
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.bundle.targets import target_problems
+from ltx2rt.device.cuda import local_gpu
 from ltx2rt.errors import UnsupportedError
-from ltx2rt.manifest import Lora
+from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.distilled import DistilledPipeline
-from ltx2rt.targets import target_problems
 from tests.parity.command_line import build_flags, ltx2rt
 from tests.parity.demo_loras import write_demo_lora
 

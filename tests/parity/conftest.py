@@ -10,12 +10,15 @@ import onnx
 import pytest
 
 import ltx2rt_export.bundle as export
-from ltx2rt.manifest import BuildInputs, read_manifest
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.safetensors_writer import bfloat16, write_safetensors
+from ltx2rt.bundle.manifest import BuildInputs, read_manifest
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
 from ltx2rt_export.onnx import ExportedGraph, export_component
 from tests.parity.command_line import use_export
+from tests.parity.demo_bundle import demo_bundle
 from tests.parity.golden import REPOSITORY, Runner
+
+__all__ = ["demo_bundle", "keyframe_bundle"]
 
 KEYFRAMES = "model.diffusion_model.keyframes_abs_pos_embedding"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ltx2rt.lora import lora_targets
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.safetensors_writer import Stream, bfloat16, write_safetensors
+from ltx2rt.lora.adapter import lora_targets
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors_writer import Stream, bfloat16, write_safetensors
 from ltx2rt_export.checkpoint import open_model
 
 RANK = 2

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real_size import LTX23, transformer_components
-from ltx2rt.shapes import VIDEO_SCALE_FACTORS
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.build import EngineBuilder, open_builder

@@ -10,9 +10,9 @@ import numpy as np
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from ltx2rt.codecs import nvfp4
 from ltx2rt.engine import Array
-from ltx2rt.safetensors import convert
+from ltx2rt.weights.codecs import nvfp4
+from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.linears import weight_inputs
 

@@ -13,12 +13,12 @@ from av.video.frame import VideoFrame
 
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.engine import Array
-from ltx2rt.manifest import Lora
+from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.dfr import DFRInputs
 from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs
 from ltx2rt.pipelines.ic_lora import ICLoraInputs
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 from tests.parity.golden import Runner, read_arrays
 
 #: official argument -> field of our `Inputs`, where they mean the same

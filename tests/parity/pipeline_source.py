@@ -9,14 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.bundle.manifest import ModelInfo
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
 from ltx2rt.errors import Ltx2rtError
-from ltx2rt.lora import LoraMerger, weight_module
-from ltx2rt.manifest import Lora, ModelInfo
-from ltx2rt.pipelines.run import TRANSFORMER
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.lora.adapter import LoraMerger, weight_module
+from ltx2rt.lora.files import Lora
+from ltx2rt.names import TRANSFORMER
+from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.bundle import model_info
 from ltx2rt_export.catalog import COMPONENTS
 from ltx2rt_export.checkpoint import ModelFiles, open_model

@@ -13,11 +13,11 @@ import pytest
 
 from benchmarks import block_on_gpu
 from ltx2rt.backends.tensorrt_api import APIS, install_hint, load
+from ltx2rt.bundle.lock import build_lock
+from ltx2rt.bundle.targets import PRECISIONS, RTX_TARGETS, fitting_card
 from ltx2rt.cli.build import add_arguments, config_of
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError, ShapeError, UnsupportedError
-from ltx2rt.lock import build_lock
-from ltx2rt.targets import PRECISIONS, RTX_TARGETS, fitting_card
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.catalog import COMPONENTS
 from ltx2rt_export.engines.build import open_builder
@@ -168,7 +168,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_two_builds_into_one_bundle(tmp_path: Path) -> None:
     output = tmp_path / "x.bundle"
     script = (
-        "import sys\nfrom pathlib import Path\nfrom ltx2rt.lock import build_lock\n"
+        "import sys\nfrom pathlib import Path\nfrom ltx2rt.bundle.lock import build_lock\n"
         f"with build_lock(Path({str(output)!r})):\n    print('held', flush=True)\n"
         "    sys.stdin.read()\n"
     )
@@ -199,7 +199,7 @@ def test_two_builds_into_one_bundle(tmp_path: Path) -> None:
 
 
 def test_profile_request_is_made_of_the_model(tmp_path: Path) -> None:
-    from ltx2rt.shapes import VideoScaleFactors
+    from ltx2rt.latents.shapes import VideoScaleFactors
     from ltx2rt_export.engines.shapes import parse_shapes
 
     factors = VideoScaleFactors(8, 16, 16)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.quantize import overlay
 from tests.parity.command_line import (
     Export,
@@ -148,7 +148,7 @@ def test_a_disk_that_cannot_hold_all_layers_is_refused_first(
     model: dict[str, Path], tmp_path: Path, quantized: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = SimpleNamespace(free=150_000)  # one layer of three
-    monkeypatch.setattr("ltx2rt.safetensors_writer.shutil.disk_usage", lambda _: some)
+    monkeypatch.setattr("ltx2rt.weights.safetensors_writer.shutil.disk_usage", lambda _: some)
     with unchanged(tmp_path):
         outcome = ltx2rt("build", *build_flags(model), *FP8, "-o", tmp_path / "b")
     expect_user_error(outcome, "transformer_block, which needs", "No space left")

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import BundleError, CheckpointError, EngineError
-from ltx2rt.manifest import read_manifest
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from tests.parity.command_line import (
     SMALL,

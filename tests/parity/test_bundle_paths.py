@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.errors import BundleError
 from tests.parity.command_line import edited_bundle
 

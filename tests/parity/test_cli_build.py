@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 
 import ltx2rt_export.bundle as export_bundle
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.manifest import read_manifest
 from ltx2rt.pipelines.distilled import DistilledPipeline
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.verify import verify_bundle
@@ -309,7 +309,7 @@ def test_disk_full_while_weights_are_copied(
     demo_model: Model, ready_graphs: Export, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "ltx2rt.safetensors_writer.shutil.disk_usage", lambda _: SimpleNamespace(free=100)
+        "ltx2rt.weights.safetensors_writer.shutil.disk_usage", lambda _: SimpleNamespace(free=100)
     )
     flags = (*build_flags(demo_model), "-o", folder / "b", "--copy-weights", "--quiet")
     expect_user_error(ltx2rt("build", *flags), "cannot write", "No space left")

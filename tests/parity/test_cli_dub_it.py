@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ltx2rt.media.reader import probe_video, read_audio
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import Outcome, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
@@ -92,6 +92,6 @@ def test_refused_before_anything_is_loaded(
     sound_file(tmp_path / "tone.wav", 0.5)
     video_file(tmp_path / "ok.mp4", 9)
     video_file(tmp_path / "silent.mp4", 9, sound=False)
-    monkeypatch.setattr("ltx2rt.bundle.Bundle.engine", pytest.fail)
+    monkeypatch.setattr("ltx2rt.bundle.bundle.Bundle.engine", pytest.fail)
     with unchanged(tmp_path):
         expect_user_error(generate(demo_bundle, lora, tmp_path / "x.mp4", *flags), *parts)

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import ltx2rt
-from ltx2rt.manifest import read_manifest
+from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.media.reader import probe_video, read_audio, read_video_frames
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import SMALL, Outcome
 from tests.parity.command_line import ltx2rt as run
 

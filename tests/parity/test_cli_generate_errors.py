@@ -129,7 +129,7 @@ def test_disk_full_while_latents_are_saved(
     demo_bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "ltx2rt.safetensors_writer.shutil.disk_usage", lambda _: SimpleNamespace(free=100)
+        "ltx2rt.weights.safetensors_writer.shutil.disk_usage", lambda _: SimpleNamespace(free=100)
     )
     latents = folder / "x.safetensors"
     outcome = ltx2rt(

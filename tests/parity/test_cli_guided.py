@@ -11,8 +11,8 @@ from PIL import Image
 
 from ltx2rt.media.reader import probe_video
 from ltx2rt.pipelines.catalog import PIPELINES
-from ltx2rt.pipelines.record_files import record_in
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.results.record import record_in
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import SMALL, Outcome, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora

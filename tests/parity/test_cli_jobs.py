@@ -18,13 +18,13 @@ from PIL import Image
 
 import ltx2rt
 from ltx2rt.cli.batch import EXIT_FAILED_JOBS
-from ltx2rt.components.prompt_encoder import PromptEncoder
+from ltx2rt.components.text_encoder import PromptEncoder
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.errors import OptionError
 from ltx2rt.media.reader import probe_video, read_audio, read_tags
-from ltx2rt.pipelines.record_files import record_in
 from ltx2rt.progress import Progress
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.results.record import record_in
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import (
     SMALL,
     Outcome,

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.cli import doctor
-from ltx2rt.cuda import Gpu
-from ltx2rt.manifest import read_manifest
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.device.cuda import Gpu
+from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export import verify
 from tests.parity.command_line import edited_bundle, expect_user_error, ltx2rt, only_components
 

@@ -8,14 +8,14 @@ import av
 import numpy as np
 import pytest
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.media.exr import ExrFolder, exr_files
 from ltx2rt.media.hdr import HDR_FORMATS
 from ltx2rt.media.reader import probe_video, read_audio
-from ltx2rt.pipelines.record_files import record_in
 from ltx2rt.pipelines.retake import RetakePipeline
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.results.record import record_in
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import Outcome, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.media_files import video_file
@@ -59,7 +59,7 @@ def test_a_folder_of_exr_frames(demo_bundle: Path, tmp_path: Path) -> None:
     latents = {name: maps.raw(entry) for name, entry in SafetensorsFile(saved).items()}
     codes = HDR_FORMATS["ACESCG"].encode(light)
     with RetakePipeline(open_bundle(demo_bundle), RuntimeConfig(threads=1)) as pipe:
-        source = pipe.video_encoder().encode(np.moveaxis(2 * codes - 1, -1, 0)[None])
+        source = pipe.engines.video_encoder().encode(np.moveaxis(2 * codes - 1, -1, 0)[None])
     found = latents["stage_1.video"]
     np.testing.assert_allclose(found[:, :, :1], source[:, :, :1], atol=1e-4)  # see test_cli_retake
     assert np.abs(found[:, :, 1:] - source[:, :, 1:]).max() > 1e-2
@@ -159,7 +159,7 @@ def test_refused_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(sources)
-    monkeypatch.setattr("ltx2rt.bundle.Bundle.engine", pytest.fail)
+    monkeypatch.setattr("ltx2rt.bundle.bundle.Bundle.engine", pytest.fail)
     with unchanged(sources):
         expect_user_error(retake(demo_bundle, "-o", "x.mp4", *flags), *parts)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ltx2rt.media.reader import probe_audio, read_audio
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import Outcome, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 
@@ -78,6 +78,6 @@ def test_refused_before_anything_is_loaded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ltx2rt.bundle.Bundle.engine", pytest.fail)
+    monkeypatch.setattr("ltx2rt.bundle.bundle.Bundle.engine", pytest.fail)
     with unchanged(tmp_path):
         expect_user_error(generate(demo_bundle, tmp_path / target, *flags), *parts)

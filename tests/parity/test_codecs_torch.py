@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ltx2rt.codecs import fp8, minifloat, nvfp4
+from ltx2rt.weights.codecs import fp8, minifloat, nvfp4
 
 
 def special_values() -> np.ndarray:

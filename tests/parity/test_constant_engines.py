@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.bundle.engine_file import read_info
+from ltx2rt.bundle.manifest import ComponentEntry
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.engine_file import read_info
 from ltx2rt.errors import BundleError, UnsupportedError
-from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry, Lora
+from ltx2rt.lora.files import Lora
+from ltx2rt.names import TRANSFORMER_BLOCK_PLAIN
 from ltx2rt_export.engines.stage import StoredWeights
 from tests.parity.command_line import build_flags, edited_bundle, expect_user_error, ltx2rt
 from tests.parity.demo_loras import write_demo_lora
@@ -50,7 +52,7 @@ def test_every_layer_of_the_block_has_an_engine(bundle: Path) -> None:
             stem.format("transformer_block", "fp8", "-layer00"),
             stem.format("transformer_block", "fp8", "-layer02"),
         ],
-        PLAIN_BLOCK: [stem.format(PLAIN_BLOCK, "bf16", "-layer01")],
+        TRANSFORMER_BLOCK_PLAIN: [stem.format(TRANSFORMER_BLOCK_PLAIN, "bf16", "-layer01")],
         "transformer_tail": [stem.format("transformer_tail", "bf16", "")],
         "text_block": [stem.format("text_block", "bf16", "")],
     }
@@ -63,7 +65,11 @@ def test_every_layer_of_the_block_has_an_engine(bundle: Path) -> None:
     assert [dict(layer) for layer in opened.layers("transformer_block")] == [
         {"layer": 0}, {}, {"layer": 2},
     ]  # fmt: skip
-    assert [dict(layer) for layer in opened.layers(PLAIN_BLOCK)] == [{}, {"layer": 1}, {}]
+    assert [dict(layer) for layer in opened.layers(TRANSFORMER_BLOCK_PLAIN)] == [
+        {},
+        {"layer": 1},
+        {},
+    ]
     with pytest.raises(UnsupportedError, match="needs an NVIDIA GPU"):
         opened.engine("transformer_block", RuntimeConfig())
 
@@ -75,7 +81,7 @@ def test_what_is_inside_is_what_would_be_bound(
     opened = open_bundle(bundle)
     sources = [bundle / s.path for s in opened.manifest.sources]
     monkeypatch.setattr(ComponentEntry, "layered", False)
-    for name, layer in (("transformer_block", 2), (PLAIN_BLOCK, 1)):
+    for name, layer in (("transformer_block", 2), (TRANSFORMER_BLOCK_PLAIN, 1)):
         stored = StoredWeights(opened.component(name), sources, layer)
         bound = opened.layers(name)[layer]
         assert set(stored) == set(bound)
@@ -106,7 +112,7 @@ def test_plans_and_options(demo_model: dict[str, Path], tmp_path: Path) -> None:
     assert {n: (c["weights"], c["layers"]) for n, c in report.items()} == {
         "text_block": ("input", 6),
         "transformer_block": ("constant", 2),
-        PLAIN_BLOCK: ("constant", 1),
+        TRANSFORMER_BLOCK_PLAIN: ("constant", 1),
         "transformer_tail": ("constant", 1),
     }
     block = report["transformer_block"]

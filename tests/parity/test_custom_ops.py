@@ -21,7 +21,7 @@ from benchmarks.real_size import LTX23, transformer_components
 from ltx2rt.backends.onnxruntime import OrtOptions
 from ltx2rt.components.transformer import ModalityInput, Perturbations, Transformer
 from ltx2rt.errors import EngineError, InternalError, OptionError, UnsupportedError
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.custom_ops import (
     apply_custom_ops,
     operators_for,

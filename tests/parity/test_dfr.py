@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ltx2rt.errors import ShapeError
+from ltx2rt.latents.temporal_rounds import keyframe_canvas, temporal_tiles
 from ltx2rt.media.reader import probe_video, read_audio
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.temporal_rounds import keyframe_canvas, temporal_tiles
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora

@@ -15,7 +15,7 @@ from torch import Tensor
 from ltx2rt.cli.inspect import inspect_engine
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import TensorEntry
+from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.weights import fold_transposes
 from ltx2rt_export.modules.diffusion_decoder import (

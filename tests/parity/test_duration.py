@@ -9,7 +9,7 @@ import pytest
 
 import ltx2rt.pipelines.base as base
 from ltx2rt.components.duration_head import DurationHead
-from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.media.reader import probe_video, read_audio
 from ltx2rt_export.modules.duration_head import duration_head
 from tests.parity.command_line import Outcome, expect_user_error, unchanged
@@ -50,7 +50,7 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(base.Pipeline, "duration_head", lambda self: Head())
     monkeypatch.setattr(
-        "ltx2rt.bundle.Bundle.has",
+        "ltx2rt.bundle.bundle.Bundle.has",
         lambda self, *names: all(n == "duration_head" or n in self.manifest.components
                                  for n in names),
     )  # fmt: skip
@@ -130,6 +130,6 @@ def test_refused_before_anything_is_loaded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ltx2rt.bundle.Bundle.engine", pytest.fail)
+    monkeypatch.setattr("ltx2rt.bundle.bundle.Bundle.engine", pytest.fail)
     with unchanged(tmp_path):
         expect_user_error(generate(demo_bundle, tmp_path / "x.mp4", *flags), *parts)

@@ -9,15 +9,16 @@ import numpy as np
 import onnx
 import pytest
 
-import ltx2rt.bundle_checks as checks_module
-from ltx2rt.bundle import open_bundle
+import ltx2rt.bundle.checks as checks_module
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.bundle.engine_file import read_info
+from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.engine_file import read_info
 from ltx2rt.errors import BundleError, UnsupportedError
-from ltx2rt.manifest import Lora, read_manifest
+from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import fold_transposes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ltx2rt.enhance import EnhanceConfig, enhance_prompt
+from ltx2rt.components.enhance import EnhanceConfig, enhance_prompt
 from ltx2rt.errors import EnhanceError
 from ltx2rt_export import enhance
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.components.reference_conditioner import load_reference
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
+from ltx2rt.latents.shapes import VideoPixelShape
 from ltx2rt.media.exr import ExrFolder, iterate_exr_frames
 from ltx2rt.media.hdr import HDR_FORMATS, hlg_planes, hlg_signal
 from ltx2rt.media.hlg_writer import HlgWriter
 from ltx2rt.media.image import resize_and_crop, resize_and_pad
 from ltx2rt.media.reader import probe_video
 from ltx2rt.pipelines.distilled import DistilledPipeline
-from ltx2rt.pipelines.hdr_clip import HlgClip
-from ltx2rt.shapes import VideoPixelShape
+from ltx2rt.results.hdr_clip import HlgClip
 from tests.parity.command_line import SMALL, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.tolerances import TOLERANCES
@@ -63,7 +63,7 @@ def test_an_exr_image_pins_the_first_frame(
         )
     )  # fmt: skip
     codes = HDR_FORMATS[mode].encode(resize_and_crop(light[:1], 64, 64))
-    want = pipe.video_encoder().encode(np.moveaxis(2 * codes - 1, -1, 0)[None])
+    want = pipe.engines.video_encoder().encode(np.moveaxis(2 * codes - 1, -1, 0)[None])
     bound = TOLERANCES["scalar"]
     got = clip.latents["stage_2.video"][:, :, :1]
     np.testing.assert_allclose(got, want, atol=bound.atol, rtol=bound.rtol)

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.manifest import Lora
+from ltx2rt.latents.tiling import refine_tiles
+from ltx2rt.lora.files import Lora
 from ltx2rt.media.exr import iterate_exr_frames
 from ltx2rt.media.hdr import TRANSFERS, HdrFormat, srgb_signal
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.media.writer import VideoWriter
-from ltx2rt.pipelines.hdr_clip import HdrClip
 from ltx2rt.pipelines.hdr_ic_lora import OVERLAPS, TILES, HDRICLoraPipeline
-from ltx2rt.tiling import refine_tiles
+from ltx2rt.results.hdr_clip import HdrClip
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.errors import OptionError
-from ltx2rt.manifest import Lora
+from ltx2rt.lora.files import Lora
 from ltx2rt.media.reader import probe_video, read_audio
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.dub_it import DubItPipeline

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from ltx2rt.components.transformer import Perturbations, Transformer
-from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec, KeepingEngine, Kept
+from ltx2rt.engine import (
+    Array,
+    Engine,
+    EngineBase,
+    EngineSpec,
+    KeepingEngine,
+    Kept,
+    check_inputs,
+)
+from ltx2rt.weights.safetensors import convert
+from ltx2rt_export.component import Component
 from ltx2rt_export.modules.transformer import (
     transformer_block,
     transformer_head,
     transformer_tail,
 )
+from ltx2rt_export.onnx import with_dtype
 from ltx2rt_export.reference import TorchEngine, load_weights
 from tests.parity.tiny_transformer import METADATA, inputs, tiny_config, write_checkpoint
+from tests.tolerances import BF16_BOUNDARY
 
 
 class Keeping(EngineBase):
@@ -62,6 +75,43 @@ class Keeping(EngineBase):
                 found[name] = value
                 self._uploads += [name] * (name in names)
         return found
+
+
+class In16Bits(EngineBase):
+    """A component in float32 whose boundary has the dtypes of its bfloat16 graph."""
+
+    def __init__(self, part: Component) -> None:
+        self._engine = TorchEngine(part)
+        outputs = tuple(replace(s, dtype="bfloat16") for s in self._engine.spec.outputs)
+        self.spec = EngineSpec(part.name, with_dtype(part, "bfloat16").inputs, outputs)
+
+    def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        check_inputs(self.spec, tensors)
+        narrow = {s.name for s in self.spec.inputs if s.dtype == "bfloat16"}
+        wide = {
+            n: convert(a, "bfloat16", "float32", n) if n in narrow else a
+            for n, a in tensors.items()
+        }
+        out = self._engine(wide)
+        return {n: convert(a, "float32", "bfloat16", n) for n, a in out.items()}
+
+
+def test_a_16_bit_boundary_runs_with_tensors_on_the_device(tmp_path: Path) -> None:
+    config = tiny_config("2.3")
+    tensors = write_checkpoint(tmp_path / "t.safetensors", config)
+    parts = [m(METADATA, tensors) for m in (transformer_head, transformer_block, transformer_tail)]
+    layers = [load_weights(layer, frozenset()) for layer in parts[1].layers]
+    table: dict[int, Array] = {}
+    narrow = [Keeping(In16Bits(part), table, []) for part in parts]
+    kept = Transformer(*narrow, layers, parts[1].options)
+    plain = Transformer(*(TorchEngine(part) for part in parts), layers, parts[1].options)
+    given = inputs(config)
+    found, expected = (t(given["video"], given["audio"]) for t in (kept, plain))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine is not None
+        assert theirs is not None
+        error = np.sqrt(np.mean((mine - theirs) ** 2) / np.mean(theirs**2))
+        assert 0 < error < BF16_BOUNDARY.bound
 
 
 def test_tensors_that_stay_on_the_device_change_nothing(tmp_path: Path) -> None:

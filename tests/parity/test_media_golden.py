@@ -27,7 +27,7 @@ from ltx2rt.media.image import (
     to_vae_input,
 )
 from ltx2rt.media.reader import read_audio, read_video_frames
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 from tests.parity.golden import golden_root, read_arrays
 from tests.tolerances import TOLERANCES
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ltx2rt.noise import TorchGenerator
+from ltx2rt.sampling.noise import TorchGenerator
 
 AVX2 = "AVX" in torch.backends.cpu.get_cpu_capability()
 pytestmark = pytest.mark.skipif(

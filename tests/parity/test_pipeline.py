@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import InternalError, Ltx2rtError, OptionError, ShapeError
 from ltx2rt.media.image import image_to_vae_input
-from ltx2rt.pipelines.clip import Clip, prefetch, to_uint8
 from ltx2rt.pipelines.distilled import DistilledPipeline
-from ltx2rt.pipelines.run import Request
+from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Cancelled, Job, Progress
+from ltx2rt.results.clip import Clip, prefetch, to_uint8
 from tests.tolerances import TOLERANCES
 
 LAYERS = 6  # of the demo model's Gemma
@@ -141,7 +141,7 @@ def test_image_pins_the_first_frame(
     shown = pipe(dataclasses.replace(SMALL, images=(image,)))
     assert np.abs(shown.video_latent - clip.video_latent).max() > 1e-3
     for stage, size in (("stage_1", 32), ("stage_2", 64)):
-        want = pipe.video_encoder().encode(image_to_vae_input(path, size, size, 0))
+        want = pipe.engines.video_encoder().encode(image_to_vae_input(path, size, size, 0))
         got = shown.latents[f"{stage}.video"][:, :, :1]
         if strength == 1:
             bound = TOLERANCES["scalar"]
@@ -172,9 +172,8 @@ def test_tiled_decoding_agrees_with_one_pass(
     frames, height, width = size
     clip = pipe(dataclasses.replace(SMALL, num_frames=frames, height=height, width=width))
     config = dataclasses.replace(clip.config, tiling="none")
-    one = np.concatenate(
-        list(dataclasses.replace(clip, request=Request(config=config)).float_frames())
-    )
+    record = dataclasses.replace(clip.record, request=Request(config=config))
+    one = np.concatenate(list(dataclasses.replace(clip, record=record).float_frames()))
     reports: list[Progress] = []
     chunks = list(dataclasses.replace(clip, job=Job(reports.append)).float_frames())
     assert [(p.step, p.total) for p in reports] == [(0, 1), (1, 2), (2, 2)]

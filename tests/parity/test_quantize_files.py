@@ -14,18 +14,19 @@ import pytest
 from torch import nn
 
 from benchmarks.real_size import LTX23, transformer_components
-from ltx2rt.bundle import Bundle, open_bundle
-from ltx2rt.codecs import nvfp4
-from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
+from ltx2rt.bundle.bundle import Bundle, open_bundle
+from ltx2rt.bundle.manifest import Tensor, write_manifest
+from ltx2rt.bundle.memory import layer_bytes
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, UnsupportedError
-from ltx2rt.manifest import Lora, Tensor, write_manifest
-from ltx2rt.memory import layer_bytes
+from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.codecs import nvfp4
+from ltx2rt.weights.codecs.engine_formats import ENGINE_FORMATS
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.transformer import transformer_block
 from ltx2rt_export.quantize.overlay import Overlays, write_overlays

@@ -16,10 +16,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from ltx2rt.backends.onnxruntime import OrtEngine, OrtOptions
+from ltx2rt.bundle.load_weights import PRECISIONS
 from ltx2rt.engine import Array, EngineSpec
 from ltx2rt.errors import OptionError, UnsupportedError
-from ltx2rt.safetensors import SafetensorsFile, convert
-from ltx2rt.weights import PRECISIONS
+from ltx2rt.weights.safetensors import SafetensorsFile, convert
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.transformer import (
     transformer_block,

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.errors import BundleError
-from ltx2rt.manifest import Lora
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.lora.files import Lora
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.checkpoint import open_model
 from ltx2rt_export.inspect import inspect_path
 from tests.parity.command_line import (

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
-from ltx2rt.lora import collect_updates, fuse_entry, lora_targets, parse_lora, weight_module
-from ltx2rt.lora_merge import merge_loras
-from ltx2rt.manifest import Lora
+from ltx2rt.lora.adapter import collect_updates, fuse_entry, lora_targets, parse_lora, weight_module
+from ltx2rt.lora.combine import merge_loras
+from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.distilled import DistilledPipeline
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.checkpoint import open_model
 from tests.parity.command_line import build_flags, ltx2rt, use_graphs_of
 from tests.parity.demo_loras import STYLES, restyle_lora, write_demo_lora
@@ -115,7 +115,7 @@ def test_stage_2_has_loras_of_its_own(bundle: Bundle, loras: list[Lora]) -> None
             )
         )
         plain = pipe(first).latents
-        kept = pipe(weaker).record()
+        kept = pipe(weaker).record
     for name in plain:
         np.testing.assert_array_equal(same[name], plain[name])
     np.testing.assert_array_equal(other["stage_1.video"], plain["stage_1.video"])

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import ltx2rt
-from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.errors import OptionError
-from ltx2rt.guidance import HQ_AUDIO_GUIDER, HQ_VIDEO_GUIDER, GuiderParams, GuiderSchedule
-from ltx2rt.manifest import Lora
+from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.base import Pipeline
-from ltx2rt.schedules import DISTILLED, STAGE2_DISTILLED, ltx2_sigmas
+from ltx2rt.sampling.guidance import HQ_AUDIO_GUIDER, HQ_VIDEO_GUIDER, GuiderParams, GuiderSchedule
+from ltx2rt.sampling.schedules import DISTILLED, STAGE2_DISTILLED, ltx2_sigmas
 from tests.parity.demo_loras import write_demo_lora
 
 SMALL = {"prompt": "a lake", "seed": 5, "height": 64, "width": 64, "num_frames": 9}

@@ -15,7 +15,7 @@ import torch
 from safetensors.numpy import save_file
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.connectors import valid_first
 from ltx2rt_export.modules.gemma import gemma_root
@@ -57,7 +57,7 @@ GEMMA = {
 
 
 def gen(name: str, shape: tuple[int, ...], amp: float) -> np.ndarray:
-    """The integer-hash generator of the golden vectors (spec/transformer.md, section 20)."""
+    """The integer-hash generator of the golden vectors (spec/transformer.md §20)."""
     wide = np.arange(np.prod(shape), dtype=np.uint64)
     low = np.uint64(0xFFFFFFFF)
     x = (wide * np.uint64(0x9E3779B1) + np.uint64(zlib.crc32(name.encode()))) & low

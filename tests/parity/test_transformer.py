@@ -11,7 +11,7 @@ import pytest
 
 from ltx2rt.components.transformer import ModalityInput, Perturbations
 from ltx2rt.errors import CheckpointError, OptionError, ShapeError, UnsupportedError
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.modules.transformer import transformer_block
 from ltx2rt_export.modules.transformer_config import TransformerConfig
 from tests.parity import tiny_transformer as tiny

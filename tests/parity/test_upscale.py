@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltx2rt.bundle import open_bundle
+from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.errors import OptionError
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoPixelShape
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import probe_video, read_audio, read_video_frames
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.upscale import UpscaleInputs, UpscalePipeline, padded
-from ltx2rt.shapes import VIDEO_SCALE_FACTORS, VideoPixelShape
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.media_files import video_file
@@ -87,8 +87,10 @@ def test_an_image_becomes_a_png(demo_bundle: Path, folder: Path, photo: Path) ->
     assert Image.open(folder / "large.png").text["pipeline"] == "upscale"
     with UpscalePipeline(open_bundle(demo_bundle)) as pipe:
         padded = to_vae_input(resize_and_pad(load_image(photo)[None], 64, 64))
-        latent = pipe.upsampler("spatial_upsampler")(pipe.video_encoder().encode(padded))
-        frame = next(pipe.video_decoder().decode(latent))[0, :66, :90]
+        latent = pipe.engines.upsampler("spatial_upsampler")(
+            pipe.engines.video_encoder().encode(padded)
+        )
+        frame = next(pipe.engines.video_decoder().decode(latent))[0, :66, :90]
     # the number of threads moves the last bits, and with them the rounding of a few values
     np.testing.assert_allclose(large, frame * 255, atol=0.502)
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ltx2rt.buckets import Bucket
-from ltx2rt.bundle import Bundle, open_bundle
+from ltx2rt.bundle.buckets import Bucket
+from ltx2rt.bundle.bundle import Bundle, open_bundle
+from ltx2rt.bundle.manifest import ComponentEntry, EngineEntry
 from ltx2rt.components.transformer_inputs import as_dtype
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
-from ltx2rt.manifest import ComponentEntry, EngineEntry
-from ltx2rt.safetensors import convert
+from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.checkpoint import open_model
 from ltx2rt_export.modules.transformer import transformer_tail
 from ltx2rt_export.verify import allowed_sizes, verify_bundle

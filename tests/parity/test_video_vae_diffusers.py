@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
-from ltx2rt.safetensors import TensorEntry
+from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.component import on_meta
 from ltx2rt_export.modules.video_vae import VideoDecoder, VideoEncoder, video_decoder
 from ltx2rt_export.modules.video_vae_config import VideoDecoderConfig, VideoEncoderConfig

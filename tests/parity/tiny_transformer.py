@@ -12,9 +12,9 @@ import torch
 from safetensors.numpy import save_file
 
 from ltx2rt.components.transformer import ModalityInput, Transformer
-from ltx2rt.patchify import audio_positions, video_positions
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.patchify import audio_positions, video_positions
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.modules.transformer import (
     transformer_block,
     transformer_head,
@@ -41,7 +41,7 @@ GRID = VideoLatentShape(batch=2, channels=16, num_frames=3, height=2, width=3)
 
 
 def gen(name: str, shape: tuple[int, ...], amp: float) -> np.ndarray:
-    """Values in +-amp from a hash of name and flat index (spec/transformer.md section 20)."""
+    """Values in +-amp from a hash of name and flat index (spec/transformer.md §20)."""
     low = np.uint64(0xFFFFFFFF)
     x = np.arange(np.prod(shape), dtype=np.uint64) * np.uint64(0x9E3779B1)
     x = (x + np.uint64(zlib.crc32(name.encode()))) & low

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 
 
 def write_names(

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt.buckets import Bucket
-from ltx2rt.cuda import Gpu
+from ltx2rt.bundle.buckets import Bucket
+from ltx2rt.bundle.engine_file import SIDECAR_SCHEMA, EngineInfo, write_info
+from ltx2rt.bundle.manifest import Tensor
+from ltx2rt.device.cuda import Gpu
 from ltx2rt.engine import Array, EngineSpec, TensorSpec
-from ltx2rt.engine_file import SIDECAR_SCHEMA, EngineInfo, write_info
-from ltx2rt.manifest import Tensor
 
 VERSION = "1.7.1.116"
 

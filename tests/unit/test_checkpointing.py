@@ -11,12 +11,11 @@ import pytest
 
 from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import OptionError
-from ltx2rt.pipelines.checkpointing import StageStore
-from ltx2rt.pipelines.finished import is_made
-from ltx2rt.pipelines.record import RECORD_TAG, Record, record_text
+from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake import RetakeInputs
-from ltx2rt.pipelines.run import Request
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.results.record import RECORD_TAG, Record, is_made, record_text
+from ltx2rt.results.stage_store import StageStore
+from ltx2rt.weights.safetensors_writer import write_safetensors
 
 LATENT = {"video": np.arange(6, dtype=np.float32).reshape(2, 3)}
 

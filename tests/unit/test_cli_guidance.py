@@ -15,7 +15,7 @@ from ltx2rt.cli.guidance import guidance_of
 from ltx2rt.cli.requests import asked_of
 from ltx2rt.config import GuidanceConfig
 from ltx2rt.errors import OptionError
-from ltx2rt.guidance import GuiderParams, GuiderSchedule
+from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
 
 VIDEO = GuiderParams(cfg_scale=3.0, stg_scale=1.0, stg_blocks=(2,))
 AUDIO = GuiderParams(cfg_scale=7.0)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ltx2rt.codecs import fp8, int4, int8, minifloat, nf4, nvfp4
 from ltx2rt.errors import ShapeError
-from ltx2rt.floats import round_bfloat16
+from ltx2rt.weights.codecs import fp8, int4, int8, minifloat, nf4, nvfp4
+from ltx2rt.weights.floats import round_bfloat16
 
 #: 0.1, -0.2, 0.3, ... -1.6
 RAMP = np.array([[(-1) ** i * 0.1 * (i + 1) for i in range(16)]], np.float32)

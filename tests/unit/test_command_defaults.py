@@ -12,16 +12,16 @@ import pytest
 
 from ltx2rt.cli import generate as generate_command
 from ltx2rt.cli.requests import Asked, asked_of
-from ltx2rt.components.diffusion_decoder import DIFFUSION_DECODER
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.config import GenerationConfig
-from ltx2rt.duration import AutoDuration
+from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.shapes import VideoPixelShape
+from ltx2rt.latents.tiling import AxisTiling, TilingConfig
+from ltx2rt.names import DIFFUSION_DECODER
 from ltx2rt.pipelines import hdr_ic_lora
 from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs, HDRICLoraPipeline, encoder_tiling
-from ltx2rt.pipelines.record import Record
-from ltx2rt.pipelines.run import Request
-from ltx2rt.shapes import VideoPixelShape
-from ltx2rt.tiling import AxisTiling, TilingConfig
+from ltx2rt.pipelines.request import Request
+from ltx2rt.results.record import Record
 
 
 def asked(*flags: str, record: Record | None = None) -> Asked:
@@ -96,7 +96,8 @@ def test_references_are_encoded_in_the_tiles_of_the_decoder(
 
     video = np.broadcast_to(np.float32(0), (1, 3, 1, *size))
     monkeypatch.setattr(hdr_ic_lora, "load_reference", lambda *_, **__: video)
-    pipe: Any = SimpleNamespace(video_encoder=lambda: SimpleNamespace(encode=encode))
+    engines = SimpleNamespace(video_encoder=lambda: SimpleNamespace(encode=encode))
+    pipe: Any = SimpleNamespace(engines=engines)
     inputs = HDRICLoraInputs(references=(ReferenceFile(path=Path("x.mp4")),))
     pixels = VideoPixelShape(batch=1, num_frames=1, height=size[0], width=size[1], frame_rate=24.0)
     run: Any = SimpleNamespace(

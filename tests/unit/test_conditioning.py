@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltx2rt.conditioning import (
+from ltx2rt.errors import OptionError, ShapeError
+from ltx2rt.latents.conditioning import (
     GeneratedKeyframes,
     Keyframe,
     LatentMask,
@@ -24,8 +25,7 @@ from ltx2rt.conditioning import (
     subsample_indices,
     target_latent,
 )
-from ltx2rt.errors import OptionError, ShapeError
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
 
 SHAPE = VideoLatentShape(num_frames=3, height=2, width=3)
 FPS = 24.0

@@ -24,11 +24,13 @@ from ltx2rt.components.decoder_tiles import (
     machine_bytes,
 )
 from ltx2rt.config import GenerationConfig, RuntimeConfig
-from ltx2rt.noise import TorchGenerator
-from ltx2rt.pipelines.clip import Clip
-from ltx2rt.pipelines.run import Request
+from ltx2rt.latents.tiling import AxisTiling, TilingConfig
+from ltx2rt.pipelines import base
+from ltx2rt.pipelines.decoding import chosen_tiling
+from ltx2rt.pipelines.distilled import DistilledPipeline
+from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
-from ltx2rt.tiling import AxisTiling, TilingConfig
+from ltx2rt.sampling.noise import TorchGenerator
 from tests.unit.test_diffusion_decoder import SHIPPED
 
 FACTS = DecoderOptions.from_options(SHIPPED)
@@ -136,30 +138,42 @@ def test_tilings_have_a_text(text: str, tiling: tuple[int, ...]) -> None:
     assert TilingConfig.parse(parsed.text()) == parsed
 
 
-def clip_of(tiling: str, has_decoder: bool = True) -> Clip:
-    source = SimpleNamespace(
-        has=lambda *names: has_decoder, options=lambda name: SHIPPED, bundle_id="b"
+def source(*, has_decoder: bool = True) -> Any:
+    return SimpleNamespace(has=lambda *names: has_decoder, options=lambda name: SHIPPED)
+
+
+def test_a_clip_names_the_tiles_that_memory_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its record repeats them, and with them the noise, on another machine."""
+    cells = (16, 16, 24)
+    monkeypatch.setattr(decoder_tiles, "machine_bytes", lambda: 24 * GIB)
+    chosen = chosen_tiling(source(), "auto", cells)
+    assert TilingConfig.parse(chosen) == auto_tiling(FACTS, cells, 24 * GIB)
+    monkeypatch.setattr(decoder_tiles, "machine_bytes", lambda: 96 * GIB)
+    assert chosen_tiling(source(), "auto", cells) == "none"
+    assert chosen_tiling(source(), chosen, cells) == chosen
+    assert chosen_tiling(source(has_decoder=False), "auto", cells) == "auto"
+
+
+def test_the_record_of_a_clip_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "chosen_tiling", lambda *_: "512x80")
+    pipe: Any = object.__new__(DistilledPipeline)
+    model = SimpleNamespace(audio_sampling_rate=48000)
+    pipe.engines = SimpleNamespace(
+        release=lambda *_: None,
+        source=SimpleNamespace(bundle_id="b", model=model),
+        runtime=RuntimeConfig(),
+        scale_factors=FACTS.scale_factors,
     )
-    pipeline: Any = SimpleNamespace(name="distilled", runtime=RuntimeConfig(), source=source)
-    config = GenerationConfig(prompt="a lake", height=512, width=768, num_frames=121, tiling=tiling)
-    latent = np.zeros((1, 1, 16, 16, 24), np.float32)
-    return Clip(
-        pipeline=pipeline,
+    config = GenerationConfig(prompt="a lake")
+    run: Any = SimpleNamespace(
         request=Request(config=config),
+        config=config,
+        stages={},
         job=Job(),
         latents={},
-        video_latent=latent,
-        audio_latent=None,
+        hdr=None,
         generator=TorchGenerator(0),
     )
-
-
-def test_the_record_names_the_tiles_that_memory_chose(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that `--job` repeats them, and with them the noise, on another machine."""
-    monkeypatch.setattr(decoder_tiles, "machine_bytes", lambda: 24 * GIB)
-    chosen = clip_of("auto").record().request.config.tiling
-    assert TilingConfig.parse(chosen) == auto_tiling(FACTS, (16, 16, 24), 24 * GIB)
-    monkeypatch.setattr(decoder_tiles, "machine_bytes", lambda: 96 * GIB)
-    assert clip_of("auto").record().request.config.tiling == "none"
-    assert clip_of(chosen).record().request.config.tiling == chosen
-    assert clip_of("auto", has_decoder=False).record().request.config.tiling == "auto"
+    clip = pipe.clip(run, np.zeros((1, 1, 1, 1, 1), np.float32), None)
+    assert clip.config.tiling == clip.record.request.config.tiling == "512x80"
+    assert pipe.clip(run, None, None).config.tiling == "auto"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ltx2rt.safetensors import MappedFiles
+from ltx2rt.weights.safetensors import MappedFiles
 from ltx2rt_export.checkpoint import REQUIRED, open_model
 from ltx2rt_export.demo import write_demo_model
 from ltx2rt_export.demo.gemma import VOCABULARY

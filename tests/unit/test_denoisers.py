@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, passes, simple_denoise
-from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.components.transformer_inputs import KINDS, ModalityInput, Perturbations
 from ltx2rt.errors import OptionError
-from ltx2rt.guidance import GuiderParams, GuiderSchedule
-from ltx2rt.latent_state import LatentState, freeze, make_audio_state, make_video_state
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.state import LatentState, freeze, make_audio_state, make_video_state
+from ltx2rt.latents.streams import Streams
+from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
+from ltx2rt.sampling.samplers import latents_of
 from tests.tolerances import TOLERANCES
 
 NET = TOLERANCES["net"]
@@ -82,9 +84,9 @@ def run(
         negative_audio=NEGATIVE["audio"] if negative else None,
         max_batch_size=batch,
     )
-    denoise = GuidedDenoiser(model, video_state, audio_state if audio else None, CONTEXT, guidance)
-    latents = (video_state.latent, audio_state.latent if audio else None)
-    return model, denoise, denoise(*latents, SIGMA, index)
+    given = Streams(video_state, audio_state if audio else None)
+    denoise = GuidedDenoiser(model, given, CONTEXT, guidance)
+    return model, denoise, tuple(denoise(latents_of(given), SIGMA, index))
 
 
 def skips(perturbations: Perturbations) -> list[tuple]:
@@ -163,16 +165,16 @@ def test_skipped_steps() -> None:
     """Video every second step, audio every third: who runs, who keeps its last prediction."""
     video_params, audio_params = replace(BOTH, skip_step=1), replace(BOTH, skip_step=2)
     model, denoise, (video, audio) = run(video_params, audio_params)
-    latents = [s.latent + 1 for s in states()]
+    latents = Streams(*(s.latent + 1 for s in states()))
     enabled = []
     for index in range(1, 5):
         before = len(model.calls)
-        new_video, new_audio = denoise(*latents, SIGMA, index)
+        new_video, new_audio = denoise(latents, SIGMA, index)
         enabled.append({(v.enabled, a.enabled) for v, a, _ in model.calls[before:]})
         assert np.array_equal(new_video, video) is (index in (1, 3))
         assert np.array_equal(new_audio, audio) is (index in (1, 2, 4))
         video, audio = new_video, new_audio
-        latents = [x + 1 for x in latents]
+        latents = latents.map(lambda x: x + 1)
     assert enabled == [set(), {(True, False)}, {(False, True)}, {(True, False)}]
 
 
@@ -191,8 +193,8 @@ def test_a_modality_without_negative_context_keeps_its_positive_one() -> None:
         negative_video=NEGATIVE["video"],
     )
     frozen = freeze(audio)
-    denoise = GuidedDenoiser(model, video, frozen, CONTEXT, guidance)
-    _, got = denoise(video.latent, frozen.latent, SIGMA, 0)
+    given = Streams(video, frozen)
+    _, got = GuidedDenoiser(model, given, CONTEXT, guidance)(latents_of(given), SIGMA, 0)
     assert [a.context.mean() for _, a, _ in model.calls] == [2, 2]
     assert all(a.sigma == 0 and not a.timesteps.any() for _, a, _ in model.calls)
     np.testing.assert_array_equal(got, frozen.latent)
@@ -210,21 +212,23 @@ def test_an_absent_modality() -> None:
 
 def test_simple_is_one_plain_pass() -> None:
     model, (video, audio) = FakeTransformer(), states()
-    got = simple_denoise(model, video, audio, CONTEXT)(video.latent, audio.latent, SIGMA, 3)
+    given = Streams(video, audio)
+    got = simple_denoise(model, given, CONTEXT)(latents_of(given), SIGMA, 3)
     assert len(model.calls) == 1
     _, _, want = run(OFF, OFF)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_array_equal(a, b)
-    alone = simple_denoise(model, video, None, CONTEXT)(video.latent, None, SIGMA, 0)
-    assert alone[1] is None
+    given = Streams(video, None)
+    assert simple_denoise(model, given, CONTEXT)(latents_of(given), SIGMA, 0).audio is None
 
 
 def test_parameters_follow_sigma() -> None:
     model, (video, audio) = FakeTransformer(), states()
     schedule = GuiderSchedule(bins={0.4: OFF, 1.0: GuiderParams(modality_scale=2.0)})
+    given = Streams(video, audio)
     denoise = GuidedDenoiser(
-        model, video, audio, CONTEXT, Guidance(video=schedule, audio=GuiderSchedule())
+        model, given, CONTEXT, Guidance(video=schedule, audio=GuiderSchedule())
     )
-    denoise(video.latent, audio.latent, np.float64(0.9), 0)
-    denoise(video.latent, audio.latent, np.float64(0.3), 1)
+    denoise(latents_of(given), np.float64(0.9), 0)
+    denoise(latents_of(given), np.float64(0.3), 1)
     assert len(model.calls) == 2 + 1

@@ -12,8 +12,8 @@ from ltx2rt.components import decoder_tiles as tiles_module
 from ltx2rt.components.decoder_tiles import decode_bytes, decoder_tiles, feature_cells
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder, patchify, unpatchify
 from ltx2rt.errors import BundleError, ShapeError, UnsupportedError
-from ltx2rt.noise import TorchGenerator
-from ltx2rt.tiling import AxisTiling, TilingConfig
+from ltx2rt.latents.tiling import AxisTiling, TilingConfig
+from ltx2rt.sampling.noise import TorchGenerator
 from tests.tolerances import TOLERANCES
 
 SHIPPED: dict[str, Any] = {

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltx2rt.config import GenerationConfig
-from ltx2rt.duration import AutoDuration, audio_steps, longest_clip
 from ltx2rt.errors import InternalError, OptionError
-from ltx2rt.shapes import AudioLatentShape
+from ltx2rt.latents.duration import AutoDuration, audio_steps, longest_clip
+from ltx2rt.latents.shapes import AudioLatentShape
 
 FRAME_RATES = st.sampled_from([12.5, 23.976, 24.0, 25.0, 29.97, 30.0, 48.0, 60.0])
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ltx2rt.bundle.engine_file import kernels_in, read_info, sidecar_of
 from ltx2rt.cli.inspect import engine_text, inspect_engine
-from ltx2rt.engine_file import kernels_in, read_info, sidecar_of
 from ltx2rt.errors import BundleError, OptionError
 from ltx2rt_export.engines.cache import EngineCache, cache_key
 from tests.unit.fake_tensorrt import VERSION, write_engine

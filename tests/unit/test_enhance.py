@@ -17,7 +17,13 @@ import pytest
 from PIL import Image
 
 from ltx2rt.cli.__main__ import main
-from ltx2rt.enhance import IMAGE_SIDE, SYSTEM_PROMPTS, EnhanceConfig, clean, enhance_prompt
+from ltx2rt.components.enhance import (
+    IMAGE_SIDE,
+    SYSTEM_PROMPTS,
+    EnhanceConfig,
+    clean,
+    enhance_prompt,
+)
 from ltx2rt.errors import EnhanceError, Ltx2rtError, MediaError, OptionError
 
 ANSWER = "1. “A lake” — it’s calm."

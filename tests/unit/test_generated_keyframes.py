@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 
-from ltx2rt.conditioning import GeneratedKeyframes
 from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import OptionError, UnsupportedError
-from ltx2rt.pipelines.base import Pipeline
-from ltx2rt.pipelines.run import Request, Run
+from ltx2rt.latents.conditioning import GeneratedKeyframes
+from ltx2rt.pipelines.engines import Engines
+from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.inputs import keyframe_items
+from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
-
-
-class Plain(Pipeline):
-    name = "plain"
-    requires = ()
 
 
 def items(asked: Any, *, embedding: bool) -> list[Any]:
@@ -27,7 +24,7 @@ def items(asked: Any, *, embedding: bool) -> list[Any]:
         model=SimpleNamespace(generation="LTX-2.3"),
     )
     config = GenerationConfig(prompt="a kite", num_frames=9, generated_keyframes=asked)
-    return Run(Plain(source), Request(config=config), Job()).keyframe_items()
+    return keyframe_items(Run(Engines(source), Request(config=config), Job()))
 
 
 @pytest.mark.parametrize(

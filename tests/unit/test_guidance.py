@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ltx2rt.errors import OptionError
-from ltx2rt.guidance import (
+from ltx2rt.sampling.guidance import (
     GuiderParams,
     GuiderSchedule,
     apg_delta,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ltx2rt.errors import CheckpointError
 from ltx2rt.pipelines.catalog import PIPELINES as CATALOG
-from ltx2rt.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.inspect import PIPELINES, format_inspection, inspect_path
 from tests.unit.checkpoint_files import copy_with, write_names
 

@@ -20,14 +20,14 @@ from ltx2rt.cli import job_file
 from ltx2rt.cli.requests import asked_of, config_of, runtime_of
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import Ltx2rtError, OptionError
-from ltx2rt.guidance import GuiderParams, GuiderSchedule
-from ltx2rt.manifest import Lora
-from ltx2rt.pipelines.catalog import PIPELINES, pipeline_class
+from ltx2rt.lora.files import Lora
+from ltx2rt.pipelines.base import pipeline_class
+from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.pipelines.ic_lora import ICLoraInputs
-from ltx2rt.pipelines.record import Record, read_record, record_text
-from ltx2rt.pipelines.record_files import record_in
-from ltx2rt.pipelines.run import Request
+from ltx2rt.pipelines.request import Request
 from ltx2rt.plain_data import from_plain, parse_json, to_plain
+from ltx2rt.results.record import Record, read_record, record_in, record_text
+from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
 
 FLAGS = generate_command.flags()
 
@@ -325,7 +325,7 @@ def test_bad_records_say_what_is_wrong(data: Any, part: str) -> None:
 
 
 def test_a_huge_record_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltx2rt.pipelines.record.MAX_RECORD_CHARACTERS", 10)
+    monkeypatch.setattr("ltx2rt.results.record.MAX_RECORD_CHARACTERS", 10)
     with pytest.raises(OptionError, match="longer than any that ltx2rt writes"):
         read_record("[" * 11, "x.mp4")
 

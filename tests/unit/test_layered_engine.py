@@ -10,9 +10,9 @@ import pytest
 
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.layered import LayeredEngine
+from ltx2rt.bundle.load_weights import layer_number
 from ltx2rt.engine import Engine
 from ltx2rt.errors import BundleError
-from ltx2rt.weights import layer_number
 from tests.unit.fake_tensorrt import SPEC, FakeContext, FakeDevice, make_library, write_engine
 
 

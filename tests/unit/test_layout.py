@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltx2rt import floats
-from ltx2rt.layout import transposed_copy
+from ltx2rt.weights import floats
+from ltx2rt.weights.layout import transposed_copy
 
 DTYPES = ("float32", "uint16", "uint8", "float64")
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
-from ltx2rt.lora import collect_updates, fuse, fuse_entry, lora_targets, parse_lora
-from ltx2rt.lora_info import is_distilled_lora
-from ltx2rt.lora_keys import lora_generations, read_lora_keys
-from ltx2rt.lora_metadata import reference_factors
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, convert
-from ltx2rt.safetensors_writer import bfloat16, write_safetensors
+from ltx2rt.lora.adapter import collect_updates, fuse, fuse_entry, lora_targets, parse_lora
+from ltx2rt.lora.describe import is_distilled_lora
+from ltx2rt.lora.keys import lora_generations, read_lora_keys
+from ltx2rt.lora.metadata import reference_factors
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, convert
+from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
 from ltx2rt_export.checkpoint import open_model
 from tests.unit.checkpoint_files import write_names
 

@@ -16,14 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltx2rt.errors import CheckpointError, Ltx2rtError
-from ltx2rt.lora import LoraMerger, parse_lora
-from ltx2rt.lora_files import open_lora
-from ltx2rt.lora_info import describe_lora
-from ltx2rt.lora_keys import read_lora_keys
-from ltx2rt.lora_merge import METHODS, merge_loras
-from ltx2rt.manifest import Lora
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.lora.adapter import LoraMerger, parse_lora
+from ltx2rt.lora.combine import METHODS, merge_loras
+from ltx2rt.lora.describe import describe_lora
+from ltx2rt.lora.files import Lora, open_lora
+from ltx2rt.lora.keys import read_lora_keys
+from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 
 Q = "transformer_blocks.0.attn1.to_q"
 K = "transformer_blocks.0.attn1.to_k"

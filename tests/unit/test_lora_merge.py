@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 
 from ltx2rt.cli.__main__ import main
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
-from ltx2rt.lora import flat_names, lora_targets, parse_lora
-from ltx2rt.lora_files import find_lora, open_lora
-from ltx2rt.lora_keys import read_lora_keys
-from ltx2rt.lora_merge import merge_loras, orthogonalize, truncate
-from ltx2rt.lora_metadata import detailing_factor, hdr_transfer
-from ltx2rt.lora_names import known_modules, official_name
-from ltx2rt.manifest import Lora
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile
-from ltx2rt.safetensors_writer import bfloat16, write_safetensors
+from ltx2rt.lora.adapter import flat_names, lora_targets, parse_lora
+from ltx2rt.lora.combine import merge_loras, orthogonalize, truncate
+from ltx2rt.lora.files import Lora, find_lora, open_lora
+from ltx2rt.lora.keys import read_lora_keys
+from ltx2rt.lora.metadata import detailing_factor, hdr_transfer
+from ltx2rt.lora.official_names import known_modules, official_name
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
 from ltx2rt_export.checkpoint import open_model
 
 Q = "transformer_blocks.0.attn1.to_q"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ltx2rt.errors import OptionError
-from ltx2rt.floats import bfloat16_bits
-from ltx2rt.noise import TorchGenerator
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.weights.floats import bfloat16_bits
 
 
 def digest(values: np.ndarray) -> str:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltx2rt.errors import ShapeError
-from ltx2rt.patchify import (
+from ltx2rt.latents.patchify import (
     audio_positions,
     patchify_audio,
     patchify_video,
@@ -15,7 +15,7 @@ from ltx2rt.patchify import (
     video_positions,
     video_token_bounds,
 )
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
 
 SMALL = st.integers(1, 4)
 

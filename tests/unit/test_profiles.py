@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltx2rt.buckets import Bucket, choose_bucket, nearest_bucket, symbol_sizes, tensor_ranges
+from ltx2rt.bundle.buckets import Bucket, choose_bucket, nearest_bucket, symbol_sizes, tensor_ranges
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import InternalError, ShapeError
-from ltx2rt.shapes import VIDEO_SCALE_FACTORS, AudioLatentShape
-from ltx2rt.tiling import TilingConfig
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, AudioLatentShape
+from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt_export.engines.profiles import ProfileRequest, component_buckets
 from ltx2rt_export.engines.shapes import ClipShape, parse_shapes
 

@@ -16,24 +16,24 @@ from ltx2rt.components.reference_conditioner import (
     mask_problems,
     reference_problems,
 )
-from ltx2rt.conditioning import (
+from ltx2rt.errors import OptionError, ShapeError
+from ltx2rt.latents.conditioning import (
     ReferenceVideo,
     make_video_state,
     mask_latent,
     subsample_indices,
 )
-from ltx2rt.errors import OptionError, ShapeError
-from ltx2rt.lora_metadata import (
+from ltx2rt.latents.shapes import VideoLatentShape
+from ltx2rt.latents.tiling import refine_tiles
+from ltx2rt.lora.metadata import (
     detailing_factor,
     file_reference_factors,
     hdr_transfer,
     merged_metadata,
     reference_factors,
 )
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.safetensors_writer import write_safetensors
-from ltx2rt.shapes import VideoLatentShape
-from ltx2rt.tiling import refine_tiles
+from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
 
 KEYS = (
     "reference_downscale_factor", "reference_spatial_scale_factor",

@@ -11,11 +11,11 @@ from ltx2rt.components.audio import (
     fit_latent,
 )
 from ltx2rt.errors import OptionError, ShapeError
-from ltx2rt.resample import resample, resampling_taps
+from ltx2rt.media.resample import resample, resampling_taps
 
 
 def direct(waveform: np.ndarray, rate_in: int, rate_out: int, dtype: type) -> np.ndarray:
-    """The sum of spec/audio.md section 2.2: every output from every input, times of this dtype."""
+    """The sum of spec/audio.md §2.2: every output from every input, times of this dtype."""
     divisor = np.gcd(rate_in, rate_out)
     o, n = rate_in // divisor, rate_out // divisor
     base = 0.99 * min(o, n)

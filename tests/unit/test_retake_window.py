@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltx2rt.components.audio import crop_latent, fit_latent
-from ltx2rt.conditioning import TemporalRegion
-from ltx2rt.latent_state import make_audio_state, make_video_state
-from ltx2rt.pipelines.media_steps import fit_video
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.conditioning import TemporalRegion
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.state import make_audio_state, make_video_state
+from ltx2rt.pipelines.inputs import fit_video
 
 #: two times are the same when float32 cannot tell them apart
 EPSILON = 1e-5

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ltx2rt.errors import OptionError, ShapeError
-from ltx2rt.patchify import video_positions
-from ltx2rt.rope import index_positions, rope_angles, rope_frequencies, rope_tables
-from ltx2rt.shapes import VideoLatentShape
+from ltx2rt.latents.patchify import video_positions
+from ltx2rt.latents.rope import index_positions, rope_angles, rope_frequencies, rope_tables
+from ltx2rt.latents.shapes import VideoLatentShape
 
 MAX_POS = (20, 2048, 2048)
 #: 512x768, 121 frames at 24 frames a second

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltx2rt import safetensors_writer
 from ltx2rt.errors import CheckpointError, InternalError
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, convert, float32_to_bfloat16
-from ltx2rt.safetensors_writer import bfloat16, write_safetensors
+from ltx2rt.weights import safetensors_writer
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, convert, float32_to_bfloat16
+from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
 
 official = pytest.importorskip("safetensors.numpy")
 

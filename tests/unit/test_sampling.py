@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltx2rt import schedules
 from ltx2rt.errors import OptionError
-from ltx2rt.floats import bfloat16_bits, bfloat16_values, cast, round_bfloat16
-from ltx2rt.latent_state import LatentState, freeze, make_audio_state, make_video_state
-from ltx2rt.noise import TorchGenerator
-from ltx2rt.res_2s import normalise_noise, res_2s_coefficients, sample_res_2s
-from ltx2rt.sampling import (
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.state import LatentState, freeze, make_audio_state, make_video_state
+from ltx2rt.latents.streams import Streams
+from ltx2rt.sampling import schedules
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.res_2s import Res2s, normalise_noise, res_2s_coefficients, sample_res_2s
+from ltx2rt.sampling.samplers import (
     add_noise,
     ancestral_step,
     euler_step,
@@ -26,7 +27,7 @@ from ltx2rt.sampling import (
     to_velocity,
     token_timesteps,
 )
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.weights.floats import bfloat16_bits, bfloat16_values, cast, round_bfloat16
 from tests.tolerances import TOLERANCES
 
 SCALAR = TOLERANCES["scalar"]
@@ -48,8 +49,8 @@ def states(dtype="float32") -> tuple[LatentState, LatentState]:
 def toward(value: float):
     """A denoiser that always predicts `value`."""
 
-    def denoise(video, audio, sigma, index):
-        return tuple(None if x is None else np.full_like(x, value) for x in (video, audio))
+    def denoise(latents, sigma, index):
+        return latents.map(lambda x: np.full_like(x, value))
 
     return denoise
 
@@ -214,10 +215,12 @@ def all_loops():
         return normalise_noise(TorchGenerator(1).randn(shape, "float64"))
 
     return {
-        "euler": lambda d, v, a: sample_euler(d, v, a, SIGMAS),
-        "ancestral": lambda d, v, a: sample_euler_ancestral(d, v, a, SIGMAS, draw),
-        "gradient": lambda d, v, a: sample_gradient_estimation(d, v, a, SIGMAS),
-        "res_2s": lambda d, v, a: sample_res_2s(d, v, a, SIGMAS, wide, wide, dtype="float32"),
+        "euler": lambda d, v, a: sample_euler(d, Streams(v, a), SIGMAS),
+        "ancestral": lambda d, v, a: sample_euler_ancestral(d, Streams(v, a), SIGMAS, draw),
+        "gradient": lambda d, v, a: sample_gradient_estimation(d, Streams(v, a), SIGMAS),
+        "res_2s": lambda d, v, a: sample_res_2s(
+            d, Streams(v, a), SIGMAS, wide, wide, Res2s(dtype="float32")
+        ),
     }
 
 
@@ -249,11 +252,11 @@ def test_euler_calls():
     video, audio = states()
     seen, steps = [], []
 
-    def denoise(v, a, sigma, index):
+    def denoise(latents, sigma, index):
         seen.append((index, sigma))
-        return toward(0.0)(v, a, sigma, index)
+        return toward(0.0)(latents, sigma, index)
 
-    sample_euler(denoise, video, audio, SIGMAS, on_step=lambda i, *_: steps.append(i))
+    sample_euler(denoise, Streams(video, audio), SIGMAS, on_step=lambda i, *_: steps.append(i))
     assert seen == list(enumerate(SIGMAS[:-1]))
     assert steps == list(range(8))
 
@@ -266,10 +269,10 @@ def test_ancestral_draws_video_before_audio_and_not_on_the_last_step():
         shapes.append(shape)
         return np.zeros(shape, np.float32)
 
-    sample_euler_ancestral(toward(0.0), video, audio, SIGMAS, draw)
+    sample_euler_ancestral(toward(0.0), Streams(video, audio), SIGMAS, draw)
     assert shapes == [video.latent.shape, audio.latent.shape] * 7
     shapes.clear()
-    sample_euler_ancestral(toward(0.0), video, audio, SIGMAS, draw, eta=0.0)
+    sample_euler_ancestral(toward(0.0), Streams(video, audio), SIGMAS, draw, eta=0.0)
     assert shapes == []
 
 
@@ -278,12 +281,12 @@ def test_res_2s_evaluations():
     video, audio = states()
     calls = []
 
-    def denoise(v, a, sigma, index):
+    def denoise(latents, sigma, index):
         calls.append((index, sigma))
-        return toward(0.0)(v, a, sigma, index)
+        return toward(0.0)(latents, sigma, index)
 
     sigmas = np.float32([1.0, 0.5, 0.0])
-    sample_res_2s(denoise, video, audio, sigmas, np.zeros, np.zeros)
+    sample_res_2s(denoise, Streams(video, audio), sigmas, np.zeros, np.zeros)
     assert [i for i, _ in calls] == [0, 0, 1, 0, 2]
     assert [s.dtype.itemsize for _, s in calls] == [4, 8, 4, 8, 4]
     assert calls[1][1] == np.sqrt(np.float64(0.5))
@@ -303,6 +306,6 @@ def test_normalised_noise():
 
 def test_bfloat16_states_stay_bfloat16():
     video, audio = states("bfloat16")
-    out_video, out_audio = sample_euler(toward(0.3), video, audio, SIGMAS)
+    out_video, out_audio = sample_euler(toward(0.3), Streams(video, audio), SIGMAS)
     for state in (video, audio, out_video, out_audio):
         assert np.array_equal(round_bfloat16(state.latent), state.latent)

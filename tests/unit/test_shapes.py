@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltx2rt.errors import ShapeError
-from ltx2rt.shapes import (
+from ltx2rt.latents.shapes import (
     AudioLatentShape,
     VideoLatentShape,
     VideoPixelShape,

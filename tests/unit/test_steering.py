@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltx2rt.components.embeddings import check_embeddings, read_embeddings, write_embeddings
-from ltx2rt.components.prompt_encoder import TextContext
+from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.errors import CheckpointError, Ltx2rtError, OptionError
-from ltx2rt.guidance import (
+from ltx2rt.latents.tiling import AxisTiling, TilingConfig
+from ltx2rt.pipelines.checks import check_stage_options
+from ltx2rt.sampling.guidance import (
     GuiderParams,
     GuiderSchedule,
     MomentumApg,
@@ -22,11 +24,9 @@ from ltx2rt.guidance import (
     guided,
     running_difference,
 )
-from ltx2rt.noise import TorchGenerator
-from ltx2rt.pipelines.request_checks import check_stage_options
-from ltx2rt.safetensors_writer import bfloat16, write_safetensors
-from ltx2rt.schedules import SCHEDULERS, Scheduler, scheduled_sigmas, sigma_table
-from ltx2rt.tiling import AxisTiling, TilingConfig
+from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.schedules import SCHEDULERS, Scheduler, scheduled_sigmas, sigma_table
+from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
 
 WIDTHS = {"video_context": 6, "audio_context": 4}
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltx2rt.codecs import fp8, nvfp4
-from ltx2rt.codecs.stored import GROUPS, LAYOUTS, decode, storage_problems
-from ltx2rt.safetensors import DTYPES, Encoding, MappedFiles, SafetensorsFile, TensorEntry
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.codecs import fp8, nvfp4
+from ltx2rt.weights.codecs.stored import GROUPS, LAYOUTS, decode, storage_problems
+from ltx2rt.weights.safetensors import DTYPES, Encoding, MappedFiles, SafetensorsFile, TensorEntry
+from ltx2rt.weights.safetensors_writer import write_safetensors
 
 SIZES = st.sampled_from([0, 1, 2, 3, 4, 16, 31, 32, 48, 64, 128, 256])
 SCALE_DTYPES = st.sampled_from(["float32", "bfloat16", "float16", "uint8", "float8_e4m3fn"])

@@ -16,8 +16,8 @@ import pytest
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.engine_checks import import_plugins, runs_on
 from ltx2rt.backends.tensorrt import BITS, TrtEngine, tensor_bytes
-from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
-from ltx2rt.cuda import CudaDevice, Gpu
+from ltx2rt.bundle.manifest import Tensor
+from ltx2rt.device.cuda import CudaDevice, Gpu
 from ltx2rt.errors import (
     BundleError,
     EngineError,
@@ -26,7 +26,7 @@ from ltx2rt.errors import (
     ShapeError,
     UnsupportedError,
 )
-from ltx2rt.manifest import Tensor
+from ltx2rt.weights.codecs.engine_formats import ENGINE_FORMATS
 from tests.unit.fake_tensorrt import SPEC, FakeContext, FakeDevice, make_library, write_engine
 
 REBUILD = "ltx2rt build --checkpoint x"

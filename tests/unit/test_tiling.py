@@ -1,4 +1,4 @@
-"""Tiles, masks and streaming, against the numbers of spec/video_vae.md section 7."""
+"""Tiles, masks and streaming, against the numbers of spec/video_vae.md §7."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.engine import Array, EngineBase, EngineSpec, TensorSpec
 from ltx2rt.errors import ShapeError
-from ltx2rt.shapes import VideoScaleFactors
-from ltx2rt.tiling import (
+from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.latents.tiling import (
     AxisTiling,
     Interval,
     TilingConfig,

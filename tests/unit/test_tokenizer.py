@@ -9,8 +9,8 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
+from ltx2rt.components.tokenizer import MAX_TOKENS, Tokenizer
 from ltx2rt.errors import CheckpointError
-from ltx2rt.tokenizer import MAX_TOKENS, Tokenizer
 
 WORDS = {"<unk>": 0, "<pad>": 5, "<bos>": 7, "<eos>": 1, "a": 2, "red": 3, "car": 4}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import onnx
 
 from ltx2rt.errors import InternalError, UnsupportedError, join_problems
-from ltx2rt.manifest import PLAIN_BLOCK
+from ltx2rt.names import TRANSFORMER_BLOCKS
 from ltx2rt_export.custom_ops.patterns import (
     INTERLEAVED,
     Attention,
@@ -37,9 +37,6 @@ from ltx2rt_kernels.gated_residual.spec import GATHERED as GATED
 from ltx2rt_kernels.qk_norm_rope import spec as qk
 from ltx2rt_kernels.spec import DOMAIN, KernelSpec
 
-#: components that hold the patterns
-COMPONENTS = ("transformer_block", PLAIN_BLOCK)
-
 #: the attention whose keys are so many that quantising them pays: named by its bias
 LONG_ATTENTION = "video_attention_bias"
 
@@ -61,7 +58,7 @@ def apply_custom_ops(
         UnsupportedError: `on`, and a pattern has no kernel for this target, type and size.
         InternalError: an attention of the graph does not look as expected.
     """
-    if graph.component.name not in COMPONENTS:
+    if graph.component.name not in TRANSFORMER_BLOCKS:
         return graph
     names = operators_for(backend, target, precision, mode)
     if not names:

@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.demo import audio, gemma, video_vae
 from ltx2rt_export.demo.transformer import DemoTransformer
 from ltx2rt_export.demo.weights import RandomWeights

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.safetensors_writer import write_safetensors
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.demo.weights import RandomWeights
 
 HIDDEN_SIZE = 48

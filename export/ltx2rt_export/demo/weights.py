@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt.safetensors_writer import Stream, bfloat16
+from ltx2rt.weights.safetensors_writer import Stream, bfloat16
 
 
 class RandomWeights:

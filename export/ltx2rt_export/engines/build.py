@@ -14,13 +14,13 @@ import onnx
 
 from ltx2rt.backends.engine_checks import AMPERE_AND_NEWER, import_plugins
 from ltx2rt.backends.tensorrt_api import APIS, load
-from ltx2rt.buckets import Bucket, tensor_ranges
-from ltx2rt.cuda import local_gpu
+from ltx2rt.bundle.buckets import Bucket, tensor_ranges
+from ltx2rt.bundle.engine_file import SIDECAR_SCHEMA, EngineInfo, file_sha256, write_info
+from ltx2rt.bundle.manifest import EngineEntry, Tensor
+from ltx2rt.device.cuda import local_gpu
 from ltx2rt.engine import Array, TensorSpec
-from ltx2rt.engine_file import SIDECAR_SCHEMA, EngineInfo, file_sha256, write_info
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import InternalError, OptionError
-from ltx2rt.manifest import EngineEntry, Tensor
 from ltx2rt.progress import Job
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.custom_ops.kernels import engine_facts, used_operators, write_kernels

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.cache import WORK, remove_leftovers
-from ltx2rt.engine_file import EngineInfo, file_sha256, read_info, sidecar_of, write_info
+from ltx2rt.bundle.cache import WORK, remove_leftovers
+from ltx2rt.bundle.engine_file import EngineInfo, file_sha256, read_info, sidecar_of, write_info
+from ltx2rt.bundle.lock import build_lock
 from ltx2rt.errors import BundleError, OptionError
-from ltx2rt.lock import build_lock
 
 
 def cache_key(facts: Mapping[str, Any]) -> str:
@@ -39,6 +39,11 @@ class EngineCache:
             raise OptionError(
                 f"the cache folder {folder} cannot be made: something of that name is no folder; "
                 "name another with --cache-dir."
+            ) from error
+        except OSError as error:
+            raise OptionError(
+                f"the cache folder {folder} cannot be made: {error.strerror}; name another with "
+                "--cache-dir, or LTX2RT_CACHE."
             ) from error
         remove_leftovers(self._folder)
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
-from ltx2rt.cuda import local_gpu
+from ltx2rt.bundle.load_weights import PRECISIONS
+from ltx2rt.bundle.manifest import BuildInputs
+from ltx2rt.bundle.memory import held_bytes, refuse_too_large
+from ltx2rt.bundle.targets import fitting_card
+from ltx2rt.device.cuda import local_gpu
 from ltx2rt.engine import TensorSpec
-from ltx2rt.manifest import PLAIN_BLOCK, BuildInputs
-from ltx2rt.memory import STAGES, held_bytes, refuse_too_large
-from ltx2rt.safetensors import TensorEntry
-from ltx2rt.targets import fitting_card
-from ltx2rt.weights import PRECISIONS
+from ltx2rt.names import STAGES, TRANSFORMER_BLOCK_PLAIN
+from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.bundle import chosen_components, model_info
 from ltx2rt_export.catalog import rows_of
@@ -65,7 +66,7 @@ def parts_of(component: Component, config: BuildConfig) -> list[Part]:
     quantized = frozenset(f"{m}.weight" for m in plan.modules)
     parts = [Part(name, precision, tuple(layers.values()), quantized)]
     if plain:
-        parts.append(Part(PLAIN_BLOCK, float_precision(plan.scheme.dtype), plain))
+        parts.append(Part(TRANSFORMER_BLOCK_PLAIN, float_precision(plan.scheme.dtype), plain))
     return parts
 
 

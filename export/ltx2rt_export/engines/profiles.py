@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ltx2rt.buckets import Bucket, Range
+from ltx2rt.bundle.buckets import Bucket, Range
 from ltx2rt.components.decoder_tiles import (
     DEVICE_BYTES,
     DecoderOptions,
@@ -18,11 +18,32 @@ from ltx2rt.components.decoder_tiles import (
     decoder_tiles,
     feature_cells,
 )
+from ltx2rt.components.tokenizer import MAX_TOKENS
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import InternalError
-from ltx2rt.shapes import AUDIO_GRID, AudioLatentShape, VideoScaleFactors
-from ltx2rt.tiling import TilingConfig
-from ltx2rt.tokenizer import MAX_TOKENS
+from ltx2rt.latents.shapes import AUDIO_GRID, AudioLatentShape, VideoScaleFactors
+from ltx2rt.latents.tiling import TilingConfig
+from ltx2rt.names import (
+    AUDIO_DECODER,
+    AUDIO_ENCODER,
+    DIFFUSION_CONTEXT,
+    DIFFUSION_FEATURES,
+    DIFFUSION_PIXELS,
+    DURATION_HEAD,
+    SPATIAL_UPSAMPLER,
+    TEMPORAL_UPSAMPLER,
+    TEXT_BLOCK,
+    TEXT_BLOCK_FULL,
+    TEXT_HEAD,
+    TEXT_TAIL,
+    TRANSFORMER_BLOCK,
+    TRANSFORMER_BLOCK_PLAIN,
+    TRANSFORMER_HEAD,
+    TRANSFORMER_TAIL,
+    VIDEO_DECODER,
+    VIDEO_ENCODER,
+    VOCODER,
+)
 from ltx2rt_export.engines.shapes import ClipShape
 
 #: keyframe images that may be appended to a clip's tokens, one latent frame each
@@ -222,16 +243,16 @@ def _audio(symbol: str, per_latent: Callable[[ProfileRequest], int], least: int 
 
 
 def _mel_per_latent(request: ProfileRequest) -> int:
-    return int(request.options["audio_decoder"]["mel_frames_per_latent"])
+    return int(request.options[AUDIO_DECODER]["mel_frames_per_latent"])
 
 
 def _samples_per_latent(request: ProfileRequest) -> int:
-    facts = request.options["audio_encoder"]
+    facts = request.options[AUDIO_ENCODER]
     return int(facts["mel_hop_length"]) * int(facts["mel_frames_per_latent"])
 
 
 def _audio_encoder(request: ProfileRequest) -> list[Bucket]:
-    least = int(request.options["audio_encoder"]["n_fft"]) // 2 + 1
+    least = int(request.options[AUDIO_ENCODER]["n_fft"]) // 2 + 1
     return _audio("N", _samples_per_latent, least)(request)
 
 
@@ -292,7 +313,7 @@ def _diffusion_tiles(symbols: Sequence[str], *, pixels: bool) -> Rule:
 
 
 def _decoder_facts(request: ProfileRequest) -> DecoderOptions:
-    options = request.options["diffusion_features"]
+    options = request.options[DIFFUSION_FEATURES]
     return DecoderOptions.from_options({"tile_bytes": DEVICE_BYTES, **options})
 
 
@@ -306,23 +327,23 @@ def _bucket(name: str, **sizes: tuple[int, ...]) -> Bucket:
 
 
 RULES: dict[str, Rule] = {
-    "text_head": _text_encoder,
-    "text_block": _text_encoder,
-    "text_block_full": _text_encoder,
-    "text_tail": _text_encoder,
-    "duration_head": _duration_head,
-    "transformer_head": _transformer_ends,
-    "transformer_block": _transformer,
-    "transformer_block_plain": _transformer,
-    "transformer_tail": _transformer_ends,
-    "video_encoder": _video_encoder,
-    "video_decoder": _video_decoder,
-    "audio_encoder": _audio_encoder,
-    "audio_decoder": _audio("Ta", lambda request: 1),
-    "vocoder": _audio("M", _mel_per_latent),
-    "spatial_upsampler": _upsampler,
-    "temporal_upsampler": _upsampler,
-    "diffusion_features": _diffusion_features,
-    "diffusion_context": _diffusion_tiles(("Fs", "Hs", "Ws"), pixels=False),
-    "diffusion_pixels": _diffusion_tiles(("F", "Hc", "Wc"), pixels=True),
+    TEXT_HEAD: _text_encoder,
+    TEXT_BLOCK: _text_encoder,
+    TEXT_BLOCK_FULL: _text_encoder,
+    TEXT_TAIL: _text_encoder,
+    DURATION_HEAD: _duration_head,
+    TRANSFORMER_HEAD: _transformer_ends,
+    TRANSFORMER_BLOCK: _transformer,
+    TRANSFORMER_BLOCK_PLAIN: _transformer,
+    TRANSFORMER_TAIL: _transformer_ends,
+    VIDEO_ENCODER: _video_encoder,
+    VIDEO_DECODER: _video_decoder,
+    AUDIO_ENCODER: _audio_encoder,
+    AUDIO_DECODER: _audio("Ta", lambda request: 1),
+    VOCODER: _audio("M", _mel_per_latent),
+    SPATIAL_UPSAMPLER: _upsampler,
+    TEMPORAL_UPSAMPLER: _upsampler,
+    DIFFUSION_FEATURES: _diffusion_features,
+    DIFFUSION_CONTEXT: _diffusion_tiles(("Fs", "Hs", "Ws"), pixels=False),
+    DIFFUSION_PIXELS: _diffusion_tiles(("F", "Hc", "Wc"), pixels=True),
 }

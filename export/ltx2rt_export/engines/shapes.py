@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ltx2rt.errors import ShapeError, join_problems
-from ltx2rt.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors, nearest_multiples
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors, nearest_multiples
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -1,4 +1,4 @@
-"""Audio VAE: log-mel spectrograms or waveforms to latents and back (spec/audio.md sections 2 to 4).
+"""Audio VAE: log-mel spectrograms or waveforms to latents and back (spec/audio.md §2 to §4).
 
 2-D convolutions over `[B, C, time, frequency]`, causal in time. State-dict names are the official
 ones without `audio_vae.`.
@@ -15,12 +15,13 @@ from torch import nn
 from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
+from ltx2rt.names import AUDIO_DECODER, AUDIO_ENCODER
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.audio_config import refuse_unused
 from ltx2rt_export.modules.audio_vae_config import AudioVaeConfig
 from ltx2rt_export.modules.mel import MelConfig, MelFrontEnd
 
-#: Epsilon of the pixel norm; the video VAE has 1e-8 (spec/audio.md section 4.1).
+#: Epsilon of the pixel norm; the video VAE has 1e-8 (spec/audio.md §4.1).
 PIXEL_NORM_EPS = 1e-6
 
 
@@ -265,7 +266,7 @@ def audio_encoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
     parsed = AudioVaeConfig.from_checkpoint(config, tensors, "encoder")
     waveform = TensorSpec("waveform", "float32", ("B", parsed.audio_channels, "N"))
     module = on_meta(lambda: AudioEncoder(parsed))
-    return _component("audio_encoder", parsed, tensors, module, waveform, {"B": 2, "N": 4321})
+    return _component(AUDIO_ENCODER, parsed, tensors, module, waveform, {"B": 2, "N": 4321})
 
 
 def audio_mel_encoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
@@ -284,7 +285,7 @@ def audio_decoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
     parsed = AudioVaeConfig.from_checkpoint(config, tensors, "decoder")
     module = on_meta(lambda: AudioDecoder(parsed))
     return _component(
-        "audio_decoder", parsed, tensors, module, _latent_spec(parsed), {"B": 2, "Ta": 5}
+        AUDIO_DECODER, parsed, tensors, module, _latent_spec(parsed), {"B": 2, "Ta": 5}
     )
 
 
@@ -315,7 +316,7 @@ def _component(
     source: TensorSpec,
     trace: Mapping[str, int],
 ) -> Component:
-    side = "decoder" if name == "audio_decoder" else "encoder"
+    side = "decoder" if name == AUDIO_DECODER else "encoder"
     refuse_unused(module, tensors, f"audio VAE {side}", prefix=f"{side}.")
     mel_shape = ("B", config.audio_channels, "M", config.mel.mel_bins)
     decoded = TensorSpec("mel", "float32", mel_shape)

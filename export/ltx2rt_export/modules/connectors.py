@@ -1,4 +1,4 @@
-"""Connectors: features of a prompt to the contexts (spec/text_encoder.md, section 4)."""
+"""Connectors: features of a prompt to the contexts (spec/text_encoder.md §4)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
-from ltx2rt.rope import RopeType, index_positions, rope_tables
+from ltx2rt.latents.rope import RopeType, index_positions, rope_tables
 from ltx2rt_export.component import TensorIndex
 from ltx2rt_export.modules.attention import Attention, FeedForward, Rope, rms_norm
 from ltx2rt_export.modules.gemma import MAX_TOKENS
@@ -21,7 +21,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorConfig:
-    """Sizes and options of one connector; the last three are arguments of `ltx2rt.rope`."""
+    """Sizes and options of one connector; the last three are arguments of `ltx2rt.latents.rope`."""
 
     heads: int
     head_dim: int

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
+from ltx2rt.names import DIFFUSION_CONTEXT, DIFFUSION_FEATURES, DIFFUSION_PIXELS
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.diffusion_decoder_config import (
     Cells,
@@ -337,7 +338,7 @@ def diffusion_features(config: Mapping[str, Any], tensors: TensorIndex) -> Compo
     module = on_meta(lambda: Features(parsed))
     width = parsed.stages[-1].channels
     return Component(
-        name="diffusion_features",
+        name=DIFFUSION_FEATURES,
         module=module,
         inputs=(_spec("video_latent", "B", parsed.latent_channels, "Fl", "Hl", "Wl"),),
         outputs=(_spec("features", "B", "Fs", "Hs", "Ws", width),),
@@ -353,7 +354,7 @@ def diffusion_context(config: Mapping[str, Any], tensors: TensorIndex) -> Compon
     module = on_meta(lambda: Context(parsed))
     stage = parsed.stages[-1]
     return Component(
-        name="diffusion_context",
+        name=DIFFUSION_CONTEXT,
         module=module,
         inputs=(_spec("features", "B", "Fs", "Hs", "Ws", stage.channels),),
         outputs=(_spec("context", "B", "F", "Hc", "Wc", stage.out_channels),),
@@ -372,7 +373,7 @@ def diffusion_pixels(config: Mapping[str, Any], tensors: TensorIndex) -> Compone
     patch = parsed.out_channels * parsed.patch_size**2
     grid = ("B", "F", "Hc", "Wc")
     return Component(
-        name="diffusion_pixels",
+        name=DIFFUSION_PIXELS,
         module=module,
         inputs=(
             _spec("noisy_patches", *grid, patch),

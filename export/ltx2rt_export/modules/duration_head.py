@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.names import DURATION_HEAD
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.transformer_config import Modalities
 
@@ -152,7 +153,7 @@ def duration_head(
     module = on_meta(lambda: DurationHead(parsed))
     sizes = {"video": "Sv", "audio": "Sa"}
     return Component(
-        name="duration_head",
+        name=DURATION_HEAD,
         module=module,
         inputs=tuple(
             TensorSpec(f"{name}_context", "float32", ("B", sizes[name], width))

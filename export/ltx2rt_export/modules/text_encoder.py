@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import CheckpointError
-from ltx2rt.safetensors import TensorEntry
+from ltx2rt.names import TEXT_BLOCK, TEXT_BLOCK_FULL, TEXT_HEAD, TEXT_TAIL
+from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.connectors import Connector, ConnectorConfig
 from ltx2rt_export.modules.gemma import (
@@ -35,9 +36,6 @@ CONNECTOR_ROOTS = ("model.diffusion_model.", "diffusion_model.", "")
 PROJECTION_ROOTS = ("", "model.", "model.diffusion_model.", "diffusion_model.")
 
 TRACE = {"B": 2, "S": 256}
-
-#: the block of the layers with full attention, where they have a structure of their own
-FULL_BLOCK = "text_block_full"
 
 
 class TextProjection(nn.Module):
@@ -100,7 +98,7 @@ def text_head(gemma_config: Mapping[str, Any], gemma_tensors: TensorIndex) -> Co
     weights = match_weights(head, gemma_tensors, "the text encoder", root)
     blocks = [block for block, _ in _structures(gemma_config, head)]
     return Component(
-        name="text_head",
+        name=TEXT_HEAD,
         module=head,
         inputs=_token_specs(),
         outputs=tuple(outputs),
@@ -118,7 +116,7 @@ def text_head(gemma_config: Mapping[str, Any], gemma_tensors: TensorIndex) -> Co
 
 
 def text_block(
-    gemma_config: Mapping[str, Any], gemma_tensors: TensorIndex, name: str = "text_block"
+    gemma_config: Mapping[str, Any], gemma_tensors: TensorIndex, name: str = TEXT_BLOCK
 ) -> Component:
     """The decoder layers of one structure: `text_block`, and `text_block_full` where Gemma's
     layers of full attention have other weights than the others.
@@ -167,7 +165,7 @@ def has_full_block(gemma_config: Mapping[str, Any]) -> bool:
     """Whether this Gemma has layers of two structures."""
     head = on_meta(lambda: GemmaHead(gemma_config))
     assert isinstance(head, GemmaHead)
-    return any(block == FULL_BLOCK for block, _ in _structures(gemma_config, head))
+    return any(block == TEXT_BLOCK_FULL for block, _ in _structures(gemma_config, head))
 
 
 def _structures(config: Mapping[str, Any], head: GemmaHead) -> list[tuple[str, nn.Module]]:
@@ -179,7 +177,7 @@ def _structures(config: Mapping[str, Any], head: GemmaHead) -> list[tuple[str, n
         layer = on_meta(lambda index=index: gemma_layer(config, index))
         structure = tuple((k, tuple(v.shape)) for k, v in layer.state_dict().items())
         if structure not in found:
-            found[structure] = FULL_BLOCK if found else "text_block", layer
+            found[structure] = TEXT_BLOCK_FULL if found else TEXT_BLOCK, layer
         of_kind[kind] = found[structure]
     return [of_kind[kind] for kind in head.layer_types]
 
@@ -219,7 +217,7 @@ def text_tail(
         ],
     )
     return Component(
-        name="text_tail",
+        name=TEXT_TAIL,
         module=on_meta(lambda: TextTail(norm, projection)),
         inputs=(
             TensorSpec("hidden_states", "float32", (states, "B", "S", head.hidden_size)),

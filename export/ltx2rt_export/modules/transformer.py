@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ltx2rt.engine import TensorSpec
+from ltx2rt.names import TRANSFORMER_BLOCK, TRANSFORMER_HEAD, TRANSFORMER_TAIL
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.transformer_block import OTHER, TransformerBlock
 from ltx2rt_export.modules.transformer_config import (
@@ -148,7 +149,7 @@ def transformer_head(
     module = on_meta(lambda: TransformerHead(facts, names))
     inputs = head_inputs(facts)
     return Component(
-        name="transformer_head",
+        name=TRANSFORMER_HEAD,
         module=module,
         inputs=inputs,
         outputs=outputs,
@@ -173,7 +174,7 @@ def transformer_block(
         for i in range(facts.num_layers)
     )
     return Component(
-        name="transformer_block",
+        name=TRANSFORMER_BLOCK,
         module=module,
         inputs=block_inputs(facts),
         outputs=block_outputs(facts),
@@ -192,7 +193,7 @@ def transformer_tail(
     facts = TransformerConfig.from_checkpoint(config, tensors, modalities)
     module = on_meta(lambda: TransformerTail(facts))
     return Component(
-        name="transformer_tail",
+        name=TRANSFORMER_TAIL,
         module=module,
         inputs=tail_inputs(facts),
         outputs=tail_outputs(facts),

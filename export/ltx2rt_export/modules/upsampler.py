@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.names import SPATIAL_UPSAMPLER, TEMPORAL_UPSAMPLER
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.shape_ops import depth_to_space, drop_first
 from ltx2rt_export.modules.video_vae_blocks import LatentStatistics
@@ -247,21 +248,21 @@ def spatial_upsampler(
         CheckpointError: tensors are missing or do not fit.
         UnsupportedError: the file is a temporal upsampler or another variant.
     """
-    return _component("spatial_upsampler", config, tensors, statistics)
+    return _component(SPATIAL_UPSAMPLER, config, tensors, statistics)
 
 
 def temporal_upsampler(
     config: Mapping[str, Any], tensors: TensorIndex, statistics: TensorIndex | None
 ) -> Component:
     """The temporal x2 upsampler of a file; arguments and errors as in `spatial_upsampler`."""
-    return _component("temporal_upsampler", config, tensors, statistics)
+    return _component(TEMPORAL_UPSAMPLER, config, tensors, statistics)
 
 
 def _component(
     name: str, config: Mapping[str, Any], tensors: TensorIndex, statistics: TensorIndex | None
 ) -> Component:
     parsed = UpsamplerConfig.from_checkpoint(config, tensors)
-    found = "temporal_upsampler" if parsed.kind == "temporal" else "spatial_upsampler"
+    found = TEMPORAL_UPSAMPLER if parsed.kind == "temporal" else SPATIAL_UPSAMPLER
     if found != name:
         raise UnsupportedError(f"the file given as {name} holds a {found}.")
     module = on_meta(lambda: LatentUpsampler(parsed, raw=statistics is None))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
+from ltx2rt.names import VIDEO_DECODER, VIDEO_ENCODER
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.video_vae_blocks import (
     CausalConv3d,
@@ -125,7 +126,7 @@ def video_encoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
     module = on_meta(lambda: VideoEncoder(parsed))
     time, height, width = parsed.scale_factors
     return Component(
-        name="video_encoder",
+        name=VIDEO_ENCODER,
         module=module,
         inputs=(TensorSpec("video", "float32", ("B", parsed.in_channels, "F", "H", "W")),),
         outputs=(_latent_spec(parsed.latent_channels),),
@@ -140,7 +141,7 @@ def video_decoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
     parsed = VideoDecoderConfig.from_checkpoint(config, tensors)
     module = on_meta(lambda: VideoDecoder(parsed))
     return Component(
-        name="video_decoder",
+        name=VIDEO_DECODER,
         module=module,
         inputs=(_latent_spec(parsed.latent_channels),),
         outputs=(TensorSpec("video", "float32", ("B", parsed.out_channels, "F", "H", "W")),),

@@ -1,7 +1,7 @@
 """Vocoders: log-mel to stereo waveform.
 
 HiFi-GAN (LTX-2), BigVGAN-v2 with bandwidth extension (LTX-2.3, 2.5). Always float32, whatever the
-rest of the model runs in (spec/audio.md section 6.5). State-dict names are the official ones
+rest of the model runs in (spec/audio.md §6.5). State-dict names are the official ones
 without one leading `vocoder.`.
 """
 
@@ -15,16 +15,17 @@ from torch import nn
 from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
+from ltx2rt.names import VOCODER
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.audio_config import refuse_unused
 from ltx2rt_export.modules.bigvgan import AntiAliasedSnake, CausalMel, Resampler
 from ltx2rt_export.modules.vocoder_config import GeneratorConfig, VocoderConfig
 
-#: Slope inside HiFi-GAN; the last activation has the library default (spec/audio.md section 5).
+#: Slope inside HiFi-GAN; the last activation has the library default (spec/audio.md §5).
 SLOPE = 0.1
 FINAL_SLOPE = 0.01
 
-#: Stored by checkpoints, takes no part in synthesis (spec/audio.md section 6.3).
+#: Stored by checkpoints, takes no part in synthesis (spec/audio.md §6.3).
 UNUSED_TENSORS = ("mel_stft.stft_fn.inverse_basis",)
 
 
@@ -148,13 +149,13 @@ def vocoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
     """
     parsed = VocoderConfig.from_checkpoint(config, tensors)
     module = on_meta(lambda: BweVocoder(parsed) if parsed.bwe else Vocoder(parsed.generator))
-    refuse_unused(module, tensors, "vocoder", unused=UNUSED_TENSORS)
+    refuse_unused(module, tensors, VOCODER, unused=UNUSED_TENSORS)
     return Component(
-        name="vocoder",
+        name=VOCODER,
         module=module,
         inputs=(TensorSpec("mel", "float32", ("B", 2, "M", parsed.mel_bins)),),
         outputs=(TensorSpec("waveform", "float32", ("B", 2, "N")),),
-        weights=match_weights(module, tensors, "vocoder"),
+        weights=match_weights(module, tensors, VOCODER),
         trace={"B": 2, "M": 7},
         options={
             "output_sampling_rate": parsed.output_sampling_rate,

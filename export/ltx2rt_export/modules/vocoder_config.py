@@ -1,6 +1,6 @@
 """Configuration of the vocoders: structure from tensors, rates and final activation from metadata.
 
-Keys and defaults: spec/audio.md sections 5 and 6.
+Keys and defaults: spec/audio.md §5 and §6.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def _final(config: Mapping[str, Any], unsaid: Final) -> Final:
     """What bounds the waveform of the first or only generator; `unsaid` without metadata.
 
     `apply_final_activation` is not read: the first generator always has one, that of the bandwidth
-    extension never (spec/audio.md section 6).
+    extension never (spec/audio.md §6).
     """
     if not config:
         return unsaid

@@ -1,5 +1,5 @@
 """Weights as a graph takes them, straight from values: for checks, tests and benchmarks. Bundles go
-through `ltx2rt.weights`, by the same table of formats.
+through `ltx2rt.bundle.load_weights`, by the same table of formats.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ltx2rt.codecs.engine_formats import ENGINE_FORMATS
 from ltx2rt.engine import Array
-from ltx2rt.safetensors import convert
+from ltx2rt.weights.codecs.engine_formats import ENGINE_FORMATS
+from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.linears import weight_inputs
 from ltx2rt_export.quantize.schemes import scheme_of

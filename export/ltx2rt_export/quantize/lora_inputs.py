@@ -1,7 +1,7 @@
 """LoRAs as inputs of the block graph instead of merged weights: `out = linear(x) + (x A) B`.
 
 For adapters that change at every request: nothing is merged or quantised again, at the price of two
-small GEMMs a linear (spec/lora.md section 3). Several LoRAs are one: ranks side by side.
+small GEMMs a linear (spec/lora.md §3). Several LoRAs are one: ranks side by side.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from onnx import NodeProto
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import InternalError
-from ltx2rt.lora import factor_names
+from ltx2rt.lora.adapter import factor_names
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.linears import ELEM_TYPES, Linear
 

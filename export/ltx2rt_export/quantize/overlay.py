@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ltx2rt.codecs import nvfp4
-from ltx2rt.codecs.engine_formats import ENGINE_FORMATS, EngineFormat, nvfp4_parts
 from ltx2rt.engine import Array
 from ltx2rt.errors import InternalError
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry, convert
-from ltx2rt.safetensors_writer import Stream, data_bytes, require_space, write_safetensors
+from ltx2rt.weights.codecs import nvfp4
+from ltx2rt.weights.codecs.engine_formats import ENGINE_FORMATS, EngineFormat, nvfp4_parts
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, convert
+from ltx2rt.weights.safetensors_writer import Stream, data_bytes, require_space, write_safetensors
 from ltx2rt_export.component import Component
 from ltx2rt_export.quantize.plan import QuantPlan, has_input_scale, stored_format
 

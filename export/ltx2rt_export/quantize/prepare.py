@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ltx2rt.manifest import PLAIN_BLOCK, ComponentEntry, Place, Source
+from ltx2rt.bundle.load_weights import PRECISIONS
+from ltx2rt.bundle.manifest import ComponentEntry, Place, Source
+from ltx2rt.names import TRANSFORMER_BLOCK_PLAIN
 from ltx2rt.progress import Job
-from ltx2rt.safetensors import SafetensorsFile
-from ltx2rt.weights import PRECISIONS
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import Export, ExportedGraph, export_component
 from ltx2rt_export.quantize.linears import find_linears, weight_inputs
@@ -72,8 +73,8 @@ def prepare(
         resume: see `write_overlays`.
 
     Returns:
-        one graph, or two: the quantised block and the plain one (`PLAIN_BLOCK`), each with the
-        layers that it serves.
+        one graph, or two: the quantised block and the plain one, each with the layers that it
+        serves.
 
     Raises:
         CheckpointError, OptionError, UnsupportedError: see `plan_quantization`, `write_overlays`.
@@ -101,7 +102,7 @@ def prepare(
         )
     ]
     if plan.plain_layers:
-        graph = _serving(plain, PLAIN_BLOCK, plan, plain=True)
+        graph = _serving(plain, TRANSFORMER_BLOCK_PLAIN, plan, plain=True)
         prepared.append(Prepared(graph=graph, precision=float_precision(graph.dtype)))
     return prepared
 

@@ -1,7 +1,7 @@
 """FP16 only after a check: run the graph in float32 and look for values that float16 cannot hold.
 
-This model family overflows float16 in places (design: precision), so the check names the node, the
-value and where it was, and the build is refused.
+This model family overflows float16 in places, so the check names the node, the value and where it
+was, and the build is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from onnx import TensorProto
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import UnsupportedError
-from ltx2rt_export.onnx import NATIVE_BOUNDARY, ExportedGraph
+from ltx2rt.names import LORA_COMPONENTS
+from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.reference import load_weights
 from ltx2rt_export.verify import example_inputs
@@ -122,7 +123,7 @@ def check_float16(graphs: Sequence[ExportedGraph], seed: int = 0) -> dict[str, P
     """
     peaks: dict[str, Peak] = {}
     chain: dict[str, Array] = {}
-    order = {name: i for i, name in enumerate(NATIVE_BOUNDARY)}
+    order = {name: i for i, name in enumerate(LORA_COMPONENTS)}
     narrow = [g for g in graphs if g.dtype == "float16"]
     for graph in sorted(narrow, key=lambda g: order.get(g.component.name, -1)):
         component, probe = graph.component, Probe(graph)

@@ -11,7 +11,7 @@ from torch import nn
 
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.engine import TensorSpec
-from ltx2rt.resample import resample
+from ltx2rt.media.resample import resample
 from ltx2rt_export.component import Component, match_weights, on_meta
 from ltx2rt_export.modules import audio_vae, bigvgan, mel
 from ltx2rt_export.modules import vocoder as vocoders

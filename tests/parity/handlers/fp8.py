@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ltx2rt.codecs import fp8
-from ltx2rt.floats import round_bfloat16
+from ltx2rt.weights.codecs import fp8
+from ltx2rt.weights.floats import round_bfloat16
 from tests.parity.golden import Case, Runner, handles
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ltx2rt.components.transformer import Transformer
-from ltx2rt.lora import collect_updates, fuse_entry, lora_targets, parse_lora
-from ltx2rt.lora_keys import LoraPair
-from ltx2rt.manifest import Lora
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
+from ltx2rt.lora.adapter import collect_updates, fuse_entry, lora_targets, parse_lora
+from ltx2rt.lora.files import Lora
+from ltx2rt.lora.keys import LoraPair
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt_export.checkpoint import open_model
 from ltx2rt_export.fuse_loras import fuse_loras
 from ltx2rt_export.modules.transformer import (

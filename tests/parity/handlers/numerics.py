@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt import schedules
-from ltx2rt.conditioning import (
+from ltx2rt.latents.conditioning import (
     ConditioningItem,
     GeneratedKeyframes,
     Keyframe,
@@ -28,15 +27,16 @@ from ltx2rt.conditioning import (
     mask_latent,
     subsample_indices,
 )
-from ltx2rt.patchify import (
+from ltx2rt.latents.patchify import (
     audio_positions,
     patchify_audio,
     patchify_video,
     video_positions,
     video_token_bounds,
 )
-from ltx2rt.sampling import add_noise, to_denoised, to_velocity
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.sampling import schedules
+from ltx2rt.sampling.samplers import add_noise, to_denoised, to_velocity
 from tests.parity.golden import Case, Runner, Skip, handles
 
 

@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt import guidance
-from ltx2rt.latent_state import LatentState, make_audio_state, make_video_state
-from ltx2rt.res_2s import (
+from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.latents.state import LatentState, make_audio_state, make_video_state
+from ltx2rt.latents.streams import Streams
+from ltx2rt.sampling import guidance
+from ltx2rt.sampling.res_2s import (
+    Res2s,
     normalise_noise,
     res_2s_coefficients,
     sample_res_2s,
     sde_coefficients,
     sde_step,
 )
-from ltx2rt.sampling import (
+from ltx2rt.sampling.samplers import (
     ancestral_step,
     cfg_pp_step,
     euler_step,
@@ -26,7 +29,6 @@ from ltx2rt.sampling import (
     sample_euler_cfg_pp,
     sample_gradient_estimation,
 )
-from ltx2rt.shapes import AudioLatentShape, VideoLatentShape
 from tests.parity.golden import Case, Runner, handles
 
 Array = np.ndarray
@@ -42,7 +44,7 @@ def samplers(case: Case, run: Runner) -> dict[str, Array]:
 def _loop(case: Case) -> dict[str, Array]:
     """A full loop with the closed-form denoiser and the stored noise, recognised by parameters."""
     inputs, params = case.inputs, case.params
-    video, audio = _states(case)
+    started = _states(case)
     sigmas = inputs["sigmas"]
     noises = (inputs[k] for k in sorted(inputs) if k.startswith("noise."))
     unconditional: dict[str, Array] = {}
@@ -52,40 +54,39 @@ def _loop(case: Case) -> dict[str, Array]:
         assert noise.shape == shape
         return noise
 
-    def denoise(
-        video_latent: Array, audio_latent: Array, sigma: Any, step_index: int
-    ) -> tuple[Array, Array]:
+    def denoise(latents: Streams[Array], sigma: Any, step_index: int) -> Streams[Array]:
         level = np.float32(sigma)
-        predictions = []
-        for modality, x in (("video", video_latent), ("audio", audio_latent)):
+
+        def predict(modality: str, x: Array) -> Array:
             target = inputs[f"{modality}.target"]
             x0 = np.float32(0.6) * x * (1 - level) + np.float32(0.3) * np.tanh(x)
             x0 = x0 + np.float32(0.1) * target
             unconditional[modality] = np.float32(0.5) * x0
-            predictions.append(x0)
-        return predictions[0], predictions[1]
+            return x0
+
+        return latents.named(predict)
 
     if "legacy_mode" in params:
         states = sample_res_2s(
             denoise,
-            video,
-            audio,
+            started,
             sigmas,
             draw,
             draw,
-            eta=params["eta"],
-            refine_anchor=params["bongmath"],
-            per_token_noise=not params["legacy_mode"],
-            dtype="float32",
+            Res2s(
+                eta=params["eta"],
+                refine_anchor=params["bongmath"],
+                per_token_noise=not params["legacy_mode"],
+                dtype="float32",
+            ),
         )
     elif "ge_gamma" in params:
-        states = sample_gradient_estimation(denoise, video, audio, sigmas, gamma=params["ge_gamma"])
+        states = sample_gradient_estimation(denoise, started, sigmas, gamma=params["ge_gamma"])
     elif "cfg_pp" in case.name:  # its parameters equal the ancestral loop's
         states = sample_euler_cfg_pp(
             denoise,
             unconditional.__getitem__,
-            video,
-            audio,
+            started,
             sigmas,
             draw,
             eta=params["eta"],
@@ -93,18 +94,14 @@ def _loop(case: Case) -> dict[str, Array]:
         )
     elif "eta" in params:
         states = sample_euler_ancestral(
-            denoise, video, audio, sigmas, draw, eta=params["eta"], s_noise=params["s_noise"]
+            denoise, started, sigmas, draw, eta=params["eta"], s_noise=params["s_noise"]
         )
     else:
-        states = sample_euler(denoise, video, audio, sigmas)
-    return {
-        name: state.latent
-        for name, state in zip(("video", "audio"), states, strict=True)
-        if state is not None
-    }
+        states = sample_euler(denoise, started, sigmas)
+    return {name: state.latent for name, state in states.items()}
 
 
-def _states(case: Case) -> tuple[LatentState, LatentState]:
+def _states(case: Case) -> Streams[LatentState]:
     inputs = case.inputs
     video_tokens, audio_tokens = (inputs[f"{m}.latent"].shape[1] for m in ("video", "audio"))
     fresh = {
@@ -113,16 +110,17 @@ def _states(case: Case) -> tuple[LatentState, LatentState]:
         ),
         "audio": make_audio_state(AudioLatentShape(num_frames=audio_tokens)),
     }
-    video, audio = (
-        replace(
-            state,
-            latent=inputs[f"{m}.latent"],
-            clean=inputs[f"{m}.clean"],
-            mask=inputs[f"{m}.mask"],
+    return Streams(
+        *(
+            replace(
+                state,
+                latent=inputs[f"{m}.latent"],
+                clean=inputs[f"{m}.clean"],
+                mask=inputs[f"{m}.mask"],
+            )
+            for m, state in fresh.items()
         )
-        for m, state in fresh.items()
     )
-    return video, audio
 
 
 @handles("diffusion_steps")

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.components.text_encoder import TextEncoder
+from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.engine import Array, Engine
-from ltx2rt.safetensors import MappedFiles, SafetensorsFile, TensorEntry
-from ltx2rt.tokenizer import Tokenizer
+from ltx2rt.names import TEXT_BLOCK_FULL
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.text_encoder import (
-    FULL_BLOCK,
     has_full_block,
     text_block,
     text_head,
@@ -107,7 +107,7 @@ def from_prompt(case: Case, run: Runner) -> Mapping[str, Any]:
         [
             text_head(*gemma),
             text_block(*gemma),
-            *([text_block(*gemma, FULL_BLOCK)] if has_full_block(gemma[0]) else []),
+            *([text_block(*gemma, TEXT_BLOCK_FULL)] if has_full_block(gemma[0]) else []),
             text_tail(*gemma, config, run.tensors(case.checkpoint)),
         ],
         run.engine,
@@ -156,7 +156,7 @@ def hidden_states(case: Case, run: Runner) -> Mapping[str, Any]:
 
 @handles("json:tokenizer_gemma3", "json:tokenizer_gemma4")
 def tokens(case: Case, run: Runner) -> Mapping[str, Any]:
-    family = case.name.removeprefix("tokenizer_")
+    family = case.component.removeprefix("json:tokenizer_")
     names = (n for n, c in gemma_checkpoints(run) if str(c["model_type"]).startswith(family))
     name = next(names, None)
     if name is None:

@@ -11,7 +11,7 @@ import torch
 
 from ltx2rt.components.transformer import ModalityInput, Perturbations, Transformer
 from ltx2rt.engine import EngineBase, EngineSpec
-from ltx2rt.rope import rope_tables
+from ltx2rt.latents.rope import rope_tables
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.adaln import sinusoid_frequencies, timestep_features
 from ltx2rt_export.modules.attention import apply_interleaved_rope, apply_split_rope

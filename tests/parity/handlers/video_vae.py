@@ -12,8 +12,8 @@ from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
-from ltx2rt.shapes import VideoScaleFactors
-from ltx2rt.tiling import AxisTile, AxisTiling, TilingConfig
+from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.latents.tiling import AxisTile, AxisTiling, TilingConfig
 from ltx2rt_export.component import TensorIndex, load_module
 from ltx2rt_export.modules.diffusion_decoder import (
     diffusion_context,

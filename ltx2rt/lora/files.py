@@ -1,0 +1,51 @@
+"""Open LoRA files: given as a file, or as the folder that a trainer or a download left."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ltx2rt.errors import CheckpointError
+from ltx2rt.weights.safetensors import SafetensorsFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """A LoRA file and its strength: fused at build time, or merged at run time."""
+
+    path: str
+    strength: float
+
+
+def find_lora(path: str | os.PathLike[str]) -> Path:
+    """The file itself, or the only `.safetensors` file in a folder.
+
+    Raises:
+        CheckpointError: the folder holds none, or several: they are listed.
+    """
+    place = Path(path)
+    try:
+        if not place.is_dir():
+            return place
+        found = sorted(p for p in place.iterdir() if p.suffix == ".safetensors" and p.is_file())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {str(path)!r}: {error}") from error
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise CheckpointError(f"{place} is a folder without a .safetensors file: name a LoRA file.")
+    names = ", ".join(p.name for p in found[:10])
+    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+    raise CheckpointError(
+        f"{place} is a folder with {len(found)} LoRA files ({names}{more}): name one of them."
+    )
+
+
+def open_lora(path: str | os.PathLike[str]) -> SafetensorsFile:
+    """Open the header of a LoRA; see `find_lora`.
+
+    Raises:
+        CheckpointError: no file, several, or not a safetensors file.
+    """
+    return SafetensorsFile(find_lora(path))

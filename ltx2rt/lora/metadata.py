@@ -1,0 +1,92 @@
+"""What a LoRA's metadata says about its use: size of references, HDR curve (spec/lora.md §6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from ltx2rt.errors import OptionError
+from ltx2rt.weights.safetensors import SafetensorsFile, read_metadata
+
+DOWNSCALE_KEY = "reference_downscale_factor"
+TEMPORAL_KEY = "reference_temporal_scale_factor"
+HDR_KEYS = ("hdr_transform", "use_hdr_transform")
+
+
+def reference_factors(files: Iterable[SafetensorsFile]) -> tuple[int, int]:
+    """IC-LoRA scale of the reference video: (spatial, temporal), 1 when no file says otherwise.
+
+    Raises:
+        OptionError: two LoRAs want different factors.
+    """
+    found: dict[str, dict[int, str]] = {"spatial": {}, "temporal": {}}
+    for file in files:
+        for axis, factor in zip(found, file_reference_factors(file), strict=True):
+            if factor != 1:
+                found[axis][factor] = file.path.name
+    for axis, factors in found.items():
+        if len(factors) > 1:
+            listed = ", ".join(f"{name}: {factor}" for factor, name in factors.items())
+            raise OptionError(f"LoRAs want different {axis} reference factors ({listed}).")
+    return next(iter(found["spatial"]), 1), next(iter(found["temporal"]), 1)
+
+
+def file_reference_factors(file: SafetensorsFile) -> tuple[int, int]:
+    """(spatial, temporal) reference factor in one file's metadata; missing or unreadable is 1."""
+    spatial = _factor(file, DOWNSCALE_KEY)
+    if spatial == 1:
+        spatial = _factor(file, "reference_spatial_scale_factor")
+    return spatial, _factor(file, TEMPORAL_KEY)
+
+
+def detailing_factor(file: SafetensorsFile) -> int:
+    """How much smaller than stage 2 a detailing LoRA wants its reference; 2, the size of stage 1,
+    unless its metadata says otherwise (spec/pipelines.md §12).
+    """
+    named = DOWNSCALE_KEY in file.metadata
+    return file_reference_factors(file)[0] if named else 2
+
+
+def hdr_transfer(files: Sequence[SafetensorsFile]) -> Literal["acescct", "logc3"]:
+    """The curve that the LoRAs were trained with; LogC3 unless their metadata names ACEScct.
+
+    Raises:
+        OptionError: they name different curves, or one that is not known.
+    """
+    named = {
+        file.metadata[key].lower() for file in files for key in HDR_KEYS if key in file.metadata
+    }
+    found = {"logc3" if name == "true" else name for name in named}
+    if found - {"logc3", "acescct"} or len(found) > 1:
+        raise OptionError(
+            f"the LoRAs name the HDR curves {', '.join(sorted(named))}; one is needed: logc3 or "
+            "acescct."
+        )
+    return "acescct" if "acescct" in found else "logc3"
+
+
+def merged_metadata(files: Sequence[SafetensorsFile]) -> dict[str, str]:
+    """What one LoRA that stands for all these must say.
+
+    Raises:
+        OptionError: they contradict each other.
+    """
+    spatial, temporal = reference_factors(files)
+    found = {}
+    # 1 is not the default of every use (`detailing_factor`)
+    if spatial != 1 or any(DOWNSCALE_KEY in file.metadata for file in files):
+        found[DOWNSCALE_KEY] = str(spatial)
+    if temporal != 1:
+        found[TEMPORAL_KEY] = str(temporal)
+    curve = hdr_transfer(files)
+    if any(key in file.metadata for file in files for key in HDR_KEYS):
+        found[HDR_KEYS[0]] = curve
+    return found
+
+
+def _factor(file: SafetensorsFile, key: str) -> int:
+    value = read_metadata(file, key)
+    try:
+        return max(int(value), 1) if value is not None else 1
+    except (TypeError, ValueError, OverflowError):
+        return 1

@@ -1,0 +1,51 @@
+"""The names of all components, and the groups that they are spoken of in."""
+
+from __future__ import annotations
+
+TEXT_HEAD = "text_head"
+TEXT_BLOCK = "text_block"
+#: layers of Gemma 4 that attend to everything: a structure of their own
+TEXT_BLOCK_FULL = "text_block_full"
+TEXT_TAIL = "text_tail"
+TRANSFORMER_HEAD = "transformer_head"
+TRANSFORMER_BLOCK = "transformer_block"
+#: runs the layers which a quantised bundle leaves in 16 bits
+TRANSFORMER_BLOCK_PLAIN = "transformer_block_plain"
+TRANSFORMER_TAIL = "transformer_tail"
+VIDEO_ENCODER = "video_encoder"
+VIDEO_DECODER = "video_decoder"
+DIFFUSION_FEATURES = "diffusion_features"
+DIFFUSION_CONTEXT = "diffusion_context"
+DIFFUSION_PIXELS = "diffusion_pixels"
+AUDIO_ENCODER = "audio_encoder"
+AUDIO_DECODER = "audio_decoder"
+VOCODER = "vocoder"
+SPATIAL_UPSAMPLER = "spatial_upsampler"
+TEMPORAL_UPSAMPLER = "temporal_upsampler"
+DURATION_HEAD = "duration_head"
+
+#: components of every text encoder
+TEXT_ENCODER = (TEXT_HEAD, TEXT_BLOCK, TEXT_TAIL)
+#: the repeated components of text encoders, whose layers are loaded one at a time
+TEXT_BLOCKS = (TEXT_BLOCK, TEXT_BLOCK_FULL)
+#: components of every transformer
+TRANSFORMER = (TRANSFORMER_HEAD, TRANSFORMER_BLOCK, TRANSFORMER_TAIL)
+#: the repeated components of the transformer, whose layers hold nearly all of its weights
+TRANSFORMER_BLOCKS = (TRANSFORMER_BLOCK, TRANSFORMER_BLOCK_PLAIN)
+#: components that LoRAs named at run time change: as upstream, the transformer alone
+LORA_COMPONENTS = (TRANSFORMER_HEAD, *TRANSFORMER_BLOCKS, TRANSFORMER_TAIL)
+#: stands in the place of `VIDEO_DECODER` in LTX-2.5 files that hold one
+DIFFUSION_DECODER = (DIFFUSION_FEATURES, DIFFUSION_CONTEXT, DIFFUSION_PIXELS)
+#: components that a clip is decoded with
+DECODERS = (VIDEO_DECODER, AUDIO_DECODER, VOCODER)
+
+#: components of the text-to-clip pipelines
+ONE_STAGE = (*TEXT_ENCODER, *TRANSFORMER, *DECODERS)
+TWO_STAGE = (*TEXT_ENCODER, *TRANSFORMER, SPATIAL_UPSAMPLER, *DECODERS)
+
+#: components whose weights are held at once, by stage of the distilled pipeline
+STAGES = {
+    "encode prompt": (*TEXT_ENCODER, TEXT_BLOCK_FULL),
+    "denoise": (*LORA_COMPONENTS, SPATIAL_UPSAMPLER),
+    "decode": (*DIFFUSION_DECODER, *DECODERS),
+}

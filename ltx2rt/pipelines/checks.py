@@ -1,0 +1,189 @@
+"""Checks of a request that every pipeline makes before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ltx2rt.bundle.bundle import ModelSource
+from ltx2rt.components.embeddings import check_embeddings
+from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig
+from ltx2rt.errors import MediaError, OptionError, UnsupportedError, join_problems
+from ltx2rt.latents.conditioning import keyframe_indices
+from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.shapes import VideoScaleFactors, check_generation_size
+from ltx2rt.media.exr import exr_files, exr_size, is_exr, openexr
+from ltx2rt.names import DURATION_HEAD, TRANSFORMER_BLOCK
+from ltx2rt.pipelines.request import Request
+
+
+def check_stage_options(
+    config: GenerationConfig, pipeline: str, *, guided: bool, two_stage: bool
+) -> None:
+    """Refuse samplers and sigmas for stages that a pipeline does not have.
+
+    Raises:
+        OptionError: lists all of them.
+    """
+    problems = []
+    if config.sampler == "cfg_pp" and not guided:
+        problems.append(f"sampler=cfg_pp is for guided pipelines; {pipeline} is not one")
+    if config.stage_2_sampler == "cfg_pp":
+        problems.append("stage_2_sampler=cfg_pp is not possible: stage 2 is not guided")
+    if not two_stage:
+        problems += [
+            f"{name} is for pipelines of two stages; {pipeline} has one"
+            for name in ("stage_2_sampler", "stage_2_sigmas", "stage_2_loras")
+            if getattr(config, name) is not None
+        ]
+    if problems:
+        raise OptionError(join_problems("cannot generate", problems))
+
+
+def check_size(
+    config: GenerationConfig, factors: VideoScaleFactors, *, two_stage: bool, any_size: bool
+) -> None:
+    """Refuse a size that a pipeline cannot make.
+
+    Args:
+        factors: pixels per latent cell.
+        two_stage: whether stage 1 works at half size.
+        any_size: whether height and width need not be multiples of anything.
+
+    Raises:
+        ShapeError: lists every problem, each with the nearest valid values.
+    """
+    frames = 1 if isinstance(config.num_frames, AutoDuration) else config.num_frames
+    height, width = config.height, config.width
+    if any_size:
+        step = factors.height * (2 if two_stage else 1)
+        height, width = height + -height % step, width + -width % step
+    check_generation_size(height, width, frames, two_stage, factors)
+
+
+def check_duration(
+    config: GenerationConfig, source: ModelSource, pipeline: str, *, automatic: bool
+) -> None:
+    """Refuse an automatic duration where the pipeline or the model has none.
+
+    Args:
+        pipeline: its name.
+        automatic: whether it can choose its duration.
+
+    Raises:
+        OptionError, UnsupportedError: says what to do instead.
+    """
+    if not isinstance(config.num_frames, AutoDuration):
+        return
+    if not automatic:
+        raise OptionError(
+            f"the {pipeline} pipeline cannot choose its duration; give num_frames as a number."
+        )
+    if not source.has(DURATION_HEAD):
+        raise UnsupportedError(
+            f"an automatic duration needs a duration head, which this bundle of "
+            f"{source.model.generation} does not hold; give num_frames as a number, or "
+            "build an LTX-2.5 bundle with one (ltx2rt build --duration-head FILE)."
+        )
+    limit = config.num_frames.limits(config.frame_rate)[1]
+    late = [i for i in config.images if i.frame >= limit]
+    if late:
+        raise OptionError(
+            f"image {late[0].path} is placed at frame {late[0].frame}; the clip has at most "
+            f"{limit} frames."
+        )
+
+
+def check_keyframes(source: ModelSource, config: GenerationConfig) -> None:
+    """Refuse generated keyframes that this model or this clip cannot have.
+
+    Raises:
+        UnsupportedError: the model has no keyframe embedding.
+        OptionError: the frames do not lie in the clip.
+    """
+    if not config.generated_keyframes:
+        return
+    if not source.options(TRANSFORMER_BLOCK)["keyframes_embedding"]:
+        raise UnsupportedError(
+            f"generated keyframes were asked for, which {source.model.generation} cannot "
+            "make: its transformer has no keyframe embedding; use an LTX-2.5 model, or ask for "
+            "none."
+        )
+    if isinstance(config.num_frames, int):
+        keyframe_indices(config.generated_keyframes, config.num_frames)
+
+
+def with_embedded_prompts(request: Request, source: ModelSource) -> Request:
+    """A request with embeddings, its prompts those that they were made from.
+
+    Raises:
+        CheckpointError: the embeddings do not fit the model.
+        OptionError: they were made from other prompts than those asked for.
+    """
+    config, guidance = request.config, request.guidance
+    assert config.embeddings is not None
+    info = check_embeddings(config.embeddings, source.context_widths(), source.text_encoder_id)
+    made_from = dict(zip(("prompt", "negative_prompt"), info.prompts, strict=False))
+    asked = {"prompt": config.prompt} if config.prompt.strip() else {}
+    if guidance is not None and guidance.negative_prompt != DEFAULT_NEGATIVE_PROMPT:
+        asked["negative_prompt"] = guidance.negative_prompt
+    problems = [
+        f"they were made from {name} {made_from[name]!r:.80}, not from the one asked for; leave it "
+        "out, or save them again"
+        for name, text in asked.items()
+        if made_from.get(name, text) != text
+    ]
+    if problems:
+        raise OptionError(join_problems(f"embeddings {config.embeddings}", problems))
+    if "prompt" in made_from:
+        config = replace(config, prompt=made_from["prompt"])
+    if guidance is not None and "negative_prompt" in made_from:
+        guidance = replace(guidance, negative_prompt=made_from["negative_prompt"])
+    return replace(request, config=config, guidance=guidance)
+
+
+def exr_problems(request: Request, *, takes_hdr: bool) -> list[str]:
+    """What is wrong with the images and the videos as far as dynamic range goes.
+
+    Args:
+        takes_hdr: whether the pipeline knows high dynamic range (`GenerationConfig.hdr`).
+    """
+    images = [image.path for image in request.config.images]
+    videos = [reference.path for reference in getattr(request.inputs, "references", ())]
+    if (source := getattr(request.inputs, "video", None)) is not None:
+        videos.append(source)
+    problems = [
+        f"{path} is an EXR still; a video is a folder of them"
+        for path in videos
+        if is_exr(path) and not path.is_dir()
+    ]
+    problems += [
+        f"{path} is a folder; an image is a single file" for path in images if path.is_dir()
+    ]
+    high = [path for path in (*images, *videos) if is_exr(path)]
+    ordinary = [path for path in (*images, *videos) if not is_exr(path)]
+    if high and not takes_hdr:
+        return [*problems, f"{high[0]} is of high dynamic range, which it cannot read"]
+    if high and request.config.hdr is None:
+        problems.append(f"{high[0]} is of high dynamic range; say what it holds with hdr (--hdr)")
+    if high and ordinary:
+        problems.append(
+            f"{high[0]} is of high dynamic range and {ordinary[0]} is not; use one kind"
+        )
+    if request.config.hdr is not None or high:
+        problems += _unreadable(high)
+    return problems
+
+
+def _unreadable(paths: list[Path]) -> list[str]:
+    try:
+        openexr()
+    except UnsupportedError as error:
+        return [str(error)]
+    problems = []
+    for path in paths:
+        try:
+            exr_size(exr_files(path)[0] if path.is_dir() else path)
+        except MediaError as error:
+            problems.append(str(error))
+    return problems

@@ -1,0 +1,69 @@
+"""Latents of a finished generation to frames and sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx2rt.bundle.bundle import ModelSource
+from ltx2rt.components.decoder_tiles import DecoderOptions, auto_tiling
+from ltx2rt.components.video_decoder import VideoDecoder
+from ltx2rt.engine import Array
+from ltx2rt.latents.tiling import TilingConfig
+from ltx2rt.names import (
+    AUDIO_DECODER,
+    DIFFUSION_DECODER,
+    DIFFUSION_FEATURES,
+    VIDEO_DECODER,
+    VOCODER,
+)
+from ltx2rt.pipelines.engines import Engines
+from ltx2rt.progress import Job
+from ltx2rt.sampling.noise import TorchGenerator
+
+
+def decode_video(
+    engines: Engines, generator: TorchGenerator, job: Job, latent: Array, tiling: str
+) -> Iterator[NDArray[np.float32]]:
+    """Chunks of float32 `[f, H, W, 3]` in [0, 1], finished ones while later tiles decode; the
+    decoder is released.
+
+    Args:
+        generator: the run's, after its last draw: a diffusion decoder takes its noise from a copy,
+            so that every decoding gives the same frames.
+        latent: `[1, C, F, H, W]`.
+        tiling: as `chosen_tiling` gave it.
+    """
+
+    def on_tile(done: int, total: int) -> None:
+        job.report("decode video", done, total)
+
+    job.report("decode video", 0, 1)
+    chosen = TilingConfig.parse(tiling)
+    decoder = engines.video_decoder()
+    if isinstance(decoder, VideoDecoder):
+        yield from decoder.decode(latent, chosen, on_tile)
+    else:
+        yield from decoder.decode(latent, generator.copy().randn, chosen, on_tile)
+    engines.release(VIDEO_DECODER, *DIFFUSION_DECODER)
+
+
+def chosen_tiling(source: ModelSource, tiling: str, cells: Sequence[int]) -> str:
+    """How a latent of these cells is decoded, as `GenerationConfig.tiling`. Automatic tiles of a
+    diffusion decoder depend on memory and decide its noise, so they are named.
+    """
+    if tiling != "auto" or not source.has(*DIFFUSION_DECODER):
+        return tiling
+    facts = DecoderOptions.from_options(source.options(DIFFUSION_FEATURES))
+    return auto_tiling(facts, cells).text()
+
+
+def decode_audio(engines: Engines, job: Job, latent: Array) -> tuple[NDArray[np.float32], int]:
+    """Waveform `[2, N]` in [-1, 1] and its rate in Hz; the decoder is released."""
+    job.report("decode audio", 0, 1)
+    sound = engines.audio_decoder()(latent)
+    engines.release(AUDIO_DECODER, VOCODER)
+    job.report("decode audio", 1, 1)
+    return sound

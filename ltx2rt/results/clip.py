@@ -1,0 +1,320 @@
+"""A generated clip: latents that are done, frames and sound that are decoded when asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltx2rt import __version__
+from ltx2rt.config import GenerationConfig, GuidanceConfig
+from ltx2rt.engine import Array
+from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.lora.files import Lora
+from ltx2rt.media.hdr import HdrFormat
+from ltx2rt.pipelines.request import Request
+from ltx2rt.progress import Job
+from ltx2rt.results.record import RECORD_TAG, Record, record_text
+from ltx2rt.weights.safetensors_writer import write_safetensors
+
+Frames = NDArray[np.uint8]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Clip:
+    """One clip.
+
+    Attributes:
+        record: what it was made from.
+        job: progress, cancelling and timings of this clip.
+        latents: `stage_1.video`, `stage_1.audio`, ... as they left each stage, float32.
+        video_latent, audio_latent: what the decoders get; None: the clip has no picture, no sound.
+        decode_video: job, latent and tiling (as `GenerationConfig.tiling`) to chunks of float32
+            `[f, H, W, 3]` in [0, 1]; its pipeline must stay open until the clip is decoded.
+        decode_audio: job and latent to a waveform `[2, N]` and its rate in Hz.
+        scale_factors: pixels per latent cell.
+        sampling_rate: of decoded sound, in Hz.
+        frame_rate: frames per second.
+        waveform: sound that is finished, `[2, N]` float32 and its rate in Hz, instead of
+            `audio_latent`.
+        crop: frames, height and width of the finished picture, where the decoded one is larger.
+        frame_step: every so many-th decoded frame is kept.
+        cut_audio: `audio` ends with the picture, where `audio_latent` lasts longer.
+        hdr: what the codes of a clip of high dynamic range mean.
+    """
+
+    record: Record
+    job: Job
+    latents: Mapping[str, Array]
+    video_latent: Array | None
+    audio_latent: Array | None
+    decode_video: Callable[[Job, Array, str], Iterator[NDArray[np.float32]]]
+    decode_audio: Callable[[Job, Array], tuple[NDArray[np.float32], int]]
+    scale_factors: VideoScaleFactors
+    sampling_rate: int
+    frame_rate: float
+    waveform: tuple[NDArray[np.float32], int] | None = None
+    crop: tuple[int, int, int] | None = None
+    frame_step: int = 1
+    cut_audio: bool = False
+    hdr: HdrFormat | None = None
+
+    @property
+    def request(self) -> Request:
+        """What was asked for, defaults filled in."""
+        return self.record.request
+
+    @property
+    def config(self) -> GenerationConfig:
+        """What was asked for."""
+        return self.request.config
+
+    @property
+    def guidance(self) -> GuidanceConfig | None:
+        """How it was sampled, defaults filled in; None for pipelines without guidance."""
+        return self.request.guidance
+
+    @property
+    def num_frames(self) -> int:
+        """Pixel frames; 0 without a picture."""
+        return self._pixels()[0]
+
+    @property
+    def height(self) -> int:
+        return self._pixels()[1]
+
+    @property
+    def width(self) -> int:
+        return self._pixels()[2]
+
+    def _pixels(self) -> tuple[int, int, int]:
+        if self.video_latent is None:
+            return 0, 0, 0
+        if self.crop is not None:
+            return self.crop
+        time, rows, columns = self.scale_factors
+        frames, height, width = self.video_latent.shape[2:]
+        return (frames - 1) * time + 1, height * rows, width * columns
+
+    @property
+    def frames(self) -> Iterator[Frames]:
+        """Chunks of uint8 `[f, H, W, 3]`, decoded anew by every new iterator, while you iterate."""
+        return (to_uint8(chunk) for chunk in self.float_frames())
+
+    def float_frames(self) -> Iterator[NDArray[np.float32]]:
+        """Chunks of float32 `[f, H, W, 3]` in [0, 1]; finished frames come while later tiles
+        decode. Nothing for a clip without a picture.
+        """
+        return self.decoded_frames()
+
+    def decoded_frames(self) -> Iterator[NDArray[np.float32]]:
+        """As `float_frames`: what the decoder gives, cropped."""
+        if self.video_latent is None:
+            return
+        frames, height, width = self._pixels()
+        seen = kept = 0
+        for chunk in self.decode_video(self.job, self.video_latent, self.config.tiling):
+            chosen = chunk[-seen % self.frame_step :: self.frame_step, :height, :width]
+            chosen = chosen[: frames - kept]
+            seen, kept = seen + len(chunk), kept + len(chosen)
+            if len(chosen):
+                yield chosen
+
+    @property
+    def has_audio(self) -> bool:
+        return self.audio_latent is not None or self.waveform is not None
+
+    @property
+    def audio(self) -> NDArray[np.float32]:
+        """Waveform float32 `[2, N]` in [-1, 1] at `audio_sampling_rate`; not cut to the video's
+        length; N is 0 for a clip without sound.
+        """
+        if self.waveform is None:
+            if self.audio_latent is None:
+                return np.zeros((2, 0), np.float32)
+            waveform, rate = self.decode_audio(self.job, self.audio_latent)
+            if self.cut_audio:
+                waveform = waveform[:, : round(self.num_frames / self.frame_rate * rate)]
+            self.waveform = waveform, rate
+        return self.waveform[0]
+
+    @property
+    def audio_sampling_rate(self) -> int:
+        """In Hz."""
+        if self.waveform is not None:
+            return self.waveform[1]
+        return self.sampling_rate
+
+    def save(
+        self,
+        path: str | Path | BinaryIO,
+        *,
+        fragmented: bool = False,
+        frames: str | Path | None = None,
+    ) -> None:
+        """Write video and sound of equal length; decoding and encoding overlap.
+
+        Args:
+            path: `.mp4`, `.mov` or `.mkv`; a sound file (`save_audio`) for a clip without a
+                picture; or a binary stream, which gets a fragmented mp4. Nothing is left behind
+                when decoding or writing fails.
+            fragmented: write a video file that plays while it grows.
+            frames: also write the frames into this folder (`save_frames`).
+
+        Raises:
+            MediaError: the file cannot be written.
+        """
+        if self.video_latent is None and isinstance(path, str | Path):
+            return self.save_audio(path)
+        from ltx2rt.media.writer import VideoWriter, write_frames
+
+        with VideoWriter(
+            path,
+            self.width,
+            self.height,
+            self.frame_rate,
+            audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
+            fragmented=fragmented,
+            metadata=self.tags(),
+        ) as writer:
+
+            def written() -> Iterator[NDArray[np.float32]]:
+                for chunk in prefetch(self.float_frames()):
+                    writer.write(chunk)
+                    yield chunk
+
+            if frames is not None:
+                write_frames(frames, written(), self.tags())
+            for _ in written() if frames is None else ():
+                pass
+
+    def save_frames(self, folder: str | Path) -> None:
+        """Write the frames as PNG files into a new or empty folder.
+
+        Raises:
+            MediaError: they cannot be written.
+        """
+        from ltx2rt.media.writer import write_frames
+
+        write_frames(folder, prefetch(self.float_frames()), self.tags())
+
+    def save_audio(self, path: str | Path) -> None:
+        """Write the whole sound: `.wav`, `.flac`, `.mp3` or `.m4a`.
+
+        Raises:
+            MediaError: the file cannot be written.
+        """
+        from ltx2rt.media.writer import write_audio
+
+        tags = self.tags()
+        if Path(path).suffix.lower() == ".wav":  # it has few tags, none of them free
+            tags = {"comment": tags[RECORD_TAG]}
+        write_audio(path, self.audio, self.audio_sampling_rate, tags)
+
+    def save_latents(self, path: str | Path) -> None:
+        """Write `latents` as safetensors, to decode or compare later."""
+        write_safetensors(path, self.latents, {"ltx2rt": __version__, **self.tags()})
+
+    def tags(self) -> dict[str, str]:
+        """What a file of this clip says about itself: `metadata`, and the `record` from which the
+        same clip is made again.
+        """
+        return {**self.metadata(), RECORD_TAG: record_text(self.record)}
+
+    def metadata(self) -> dict[str, str]:
+        """The main facts, for people, as strings."""
+        config = self.config
+        facts: dict[str, Any] = {
+            "prompt": config.prompt,
+            "pipeline": self.record.pipeline,
+            "seed": config.seed,
+            "num_frames": self.num_frames or self.config.frame_count,
+            "frame_rate": self.frame_rate,
+            "height": self.height,
+            "width": self.width,
+            "bundle": self.record.bundle,
+            "ltx2rt_version": __version__,
+        }
+        if self.video_latent is None:
+            del facts["height"], facts["width"]
+        if config.loras:
+            facts["loras"] = lora_text(config.loras)
+        if config.stage_2_loras is not None:
+            facts["stage_2_loras"] = lora_text(config.stage_2_loras)
+        for name in ("sampler", "sigmas", "stage_2_sampler", "stage_2_sigmas", "user_prompt"):
+            if (value := getattr(config, name)) is not None:
+                facts[name] = value
+        if config.generated_keyframes:
+            facts["generated_keyframes"] = config.generated_keyframes
+        if self.guidance is not None:
+            facts |= guidance_facts(self.guidance)
+        return {k: str(v) for k, v in facts.items()}
+
+
+def guidance_facts(guidance: GuidanceConfig) -> dict[str, Any]:
+    """Guidance as flat facts; what is unset is left out."""
+    facts: dict[str, Any] = {
+        "negative_prompt": guidance.negative_prompt,
+        "num_inference_steps": guidance.num_inference_steps,
+        "scheduler": None if guidance.scheduler == "ltx2" else guidance.scheduler,
+        "distilled_strengths": guidance.distilled_strengths,
+    }
+    if guidance.distilled_lora is not None:
+        facts["distilled_lora"] = lora_text([guidance.distilled_lora])
+    for modality, params in (("video", guidance.video), ("audio", guidance.audio)):
+        if params is not None:
+            facts |= {f"{modality}_{k}": v for k, v in dataclasses.asdict(params).items()}
+    return {k: v for k, v in facts.items() if v is not None}
+
+
+def lora_text(loras: Iterable[Lora]) -> str:
+    """LoRAs as the command line takes them."""
+    return " ".join(f"{lora.path}:{lora.strength:g}" for lora in loras)
+
+
+def to_uint8(chunk: NDArray[np.float32]) -> Frames:
+    """8-bit RGB by truncation, as upstream does (spec/video_vae.md §4)."""
+    return (np.clip(chunk, 0, 1) * np.float32(255)).astype(np.uint8)
+
+
+def prefetch(chunks: Iterator[Array], depth: int = 2) -> Iterator[Array]:
+    """Run an iterator on its own thread, at most `depth` items ahead; its exceptions are raised
+    here.
+    """
+    items: queue.Queue[Array | BaseException | None] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: Array | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return items.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def run() -> None:
+        try:
+            for chunk in chunks:
+                put(chunk)
+                if stop.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # handed to the consumer, which raises it
+            put(error)
+
+    thread = threading.Thread(target=run, name="decode", daemon=True)
+    thread.start()
+    try:
+        while (item := items.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,36 @@
+"""A generated clip of one frame, saved as a still."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ltx2rt.errors import OptionError
+from ltx2rt.media.still_writer import write_image
+from ltx2rt.results.clip import Clip
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ImageClip(Clip):
+    """A clip whose first frame is the result."""
+
+    def save(
+        self,
+        path: str | Path | BinaryIO,
+        *,
+        fragmented: bool = False,
+        frames: str | Path | None = None,
+    ) -> None:
+        """Write a PNG; it appears when it is complete.
+
+        Raises:
+            MediaError: the file cannot be written.
+            OptionError: a fragmented file, a stream or single frames were asked for.
+        """
+        if fragmented or frames is not None or not isinstance(path, str | Path):
+            raise OptionError("an image goes to a .png file, not to a stream, fragments or frames.")
+        picture = np.concatenate(list(self.float_frames()))
+        write_image(path, picture[0], self.tags())
