@@ -28,10 +28,11 @@ def test_every_decision_is_about_a_difference() -> None:
 
 
 def test_an_undecided_difference_stops_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        defaults_page, "ours", lambda name, version: {**ours(name, version), "seed": 7}
-    )
-    with pytest.raises(LookupError, match="seed of one-stage is .*7.* officially .*10"):
+    def other(name: str, version: str) -> dict[str, object]:
+        return {**ours(name, version), "seed": 7}
+
+    monkeypatch.setattr(defaults_page, "ours", other)
+    with pytest.raises(LookupError, match="seed of one-stage is"):
         rows_of("one-stage")
 
 
