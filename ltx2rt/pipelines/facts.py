@@ -78,7 +78,7 @@ class PipelineFacts:
         """
         part, _, name = place.partition(".")
         if part == "inputs":
-            return name in field_names(cls.Inputs)
+            return name.partition(".")[0] in field_names(cls.Inputs)
         if part == "guidance":
             return cls.guided
         return name not in cls.unused and (cls.two_stage or not name.startswith("stage_2_"))
