@@ -10,9 +10,13 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.errors import ShapeError, join_problems
+from ltx2rt.errors import ShapeError
 
+#: arrays on the host by element type; the one home of these names (a test looks)
 Array = NDArray[Any]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+U8 = NDArray[np.uint8]
 
 #: dtype names of manifests and engines -> the numpy dtype that carries them on the host.
 #: bfloat16 has no numpy type: it travels as its uint16 bit pattern.
@@ -63,7 +67,7 @@ class Engine(Protocol):
             tensors: every input of `spec`, by name, with a dtype of `NUMPY_DTYPES`.
 
         Returns:
-            every output of `spec`, by name. Valid until the next call: copy what must live longer.
+            every output of `spec`, by name: new arrays.
 
         Raises:
             ShapeError: a tensor is missing, unknown, or does not fit the spec.
@@ -83,30 +87,14 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A tensor that stays in device memory: what an engine left there for the next one."""
+class Shaped(Protocol):
+    """An array, or a tensor elsewhere: what `check_inputs` looks at."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    address: int
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
-
-@runtime_checkable
-class KeepingEngine(Engine, Protocol):
-    """An engine that can leave its outputs on the device, for engines that share its memory; each
-    takes a `Kept` in place of an array.
-    """
-
-    def place(self, tensors: Mapping[str, Array]) -> dict[str, Kept]:
-        """Upload tensors that several calls take; valid until one of that name is placed again."""
-        ...
-
-    def keep(self, tensors: Mapping[str, Array | Kept]) -> dict[str, Kept]:
-        """As a call, but the outputs stay, until the next call; one that the next call takes as an
-        input, until the call after that.
-        """
-        ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
 
 
 class EngineBase:
@@ -127,7 +115,7 @@ class EngineBase:
         self.close()
 
 
-def check_inputs(spec: EngineSpec, tensors: Mapping[str, Array | Kept]) -> None:
+def check_inputs(spec: EngineSpec, tensors: Mapping[str, Shaped]) -> None:
     """Check names, dtypes and shapes of an engine's inputs; further tensors (weights) are not
     looked at.
 
@@ -150,7 +138,7 @@ def check_inputs(spec: EngineSpec, tensors: Mapping[str, Array | Kept]) -> None:
                 f"[{', '.join(map(str, want.shape))}]" + (f" with {known}" if known else "")
             )
     if problems:
-        raise ShapeError(join_problems(f"inputs of {spec.component} do not fit", problems))
+        raise ShapeError(f"inputs of {spec.component} do not fit", problems)
 
 
 def _fits(shape: tuple[int, ...], want: tuple[int | str, ...], sizes: dict[str, int]) -> bool:

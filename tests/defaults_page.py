@@ -11,13 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from ltx2rt.cli.common import parse_lora
-from ltx2rt.cli.requests import parse_image
+from ltx2rt.cli.rows import image
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.config import (
     DEFAULT_NEGATIVE_PROMPT,
     DISTILLED_STRENGTHS,
     GenerationConfig,
     GuidanceConfig,
+    ImageCondition,
     RuntimeConfig,
 )
 from ltx2rt.latents.duration import AutoDuration
@@ -81,7 +82,7 @@ def ours(name: str, version: str) -> dict[str, Any]:
         "seed": config.seed,
         "frame_rate": config.frame_rate,
         "lora_strength": parse_lora("x.safetensors").strength,
-        "image_strength": parse_image("x.png").strength,
+        "image_strength": ImageCondition(**image("x.png")).strength,
         "image_crf": source.model.image_crf,
         "hdr": config.hdr or "off",
         "tiling": config.tiling,

@@ -33,10 +33,11 @@ from ltx2rt.bundle.manifest import (
     write_manifest,
 )
 from ltx2rt.config import lora_problems
-from ltx2rt.errors import CheckpointError, OptionError, join_problems
+from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.lora.files import Lora
 from ltx2rt.names import AUDIO_DECODER, VIDEO_ENCODER, VOCODER
 from ltx2rt.progress import Job
+from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.catalog import rows_of
@@ -147,7 +148,7 @@ def build_bundle(
     check_target(output, force=config.force)
     _check_inputs_survive(inputs, output)
     if problems := lora_problems(inputs.loras):
-        raise OptionError(join_problems("cannot build", problems))
+        raise OptionError("cannot build", problems)
     with build_lock(output):
         key = weights_key(files, inputs, config)
         work = open_work(output.absolute().parent, output.name, key)
@@ -238,7 +239,7 @@ def _fill(
             entries[name] = _entry(part, graph, hashlib.sha256(data).hexdigest(), table)
             overlays[name] = part.overlays
         job.report("export", i + 1, len(components), component.name)
-    if config.precision == "fp16":
+    if PRECISIONS[config.precision].dtype == "float16":
         job.report("range check", 0, 1)
         check_float16(exported)
         job.report("range check", 1, 1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.errors import CheckpointError, join_problems
+from ltx2rt.errors import CheckpointError
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.gemma_files import GemmaFiles, check_gemma_version, open_gemma
 from ltx2rt_export.kinds import KINDS, detect_kind, open_weights, split_components
@@ -159,7 +159,8 @@ def open_model(
             _take(file, (role,), parts, files)
     stored = detect_storage_format(parts.get("transformer", {}))
     parts = {role: with_encodings(tensors) for role, tensors in parts.items()}
-    encoder = open_gemma(gemma or packed_gemma) if gemma or packed_gemma else None
+    encoder_path = gemma or packed_gemma
+    encoder = open_gemma(encoder_path) if encoder_path else None
     if encoder is not None:
         encoder = dataclasses.replace(encoder, tensors=with_encodings(encoder.tensors))
         parts["gemma"] = encoder.tensors
@@ -218,7 +219,7 @@ def _check_complete(
         elif role.endswith("_vae") and not any(name.startswith("decoder.") for name in tensors):
             problems.append(f"the {_words(role)} has no decoder: {REQUIRED[role]}")
     if problems:
-        raise CheckpointError(join_problems(f"the model of {main.path} is incomplete", problems))
+        raise CheckpointError(f"the model of {main.path} is incomplete", problems)
 
 
 def _words(role: str) -> str:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from ltx2rt.engine import TensorSpec
-from ltx2rt.errors import CheckpointError, join_problems
+from ltx2rt.errors import CheckpointError
 from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
 
 #: tensor name (prefix of the component removed) -> where it lies
 TensorIndex = Mapping[str, TensorEntry]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,7 @@ class Component:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+def on_meta(make: Callable[[], M]) -> M:
     """Build a module without memory for its weights. Constants must name `device="cpu"`
     themselves.
     """
@@ -83,7 +85,7 @@ def match_weights(
             found[name] = entry
     if problems:
         shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
-        raise CheckpointError(join_problems(f"{where} does not fit this model", shown))
+        raise CheckpointError(f"{where} does not fit this model", shown)
     return found
 
 

@@ -14,31 +14,11 @@ from ltx2rt.lora.adapter import LoraMerger, factor_names
 from ltx2rt.weights.codecs.engine_formats import ENGINE_FORMATS
 from ltx2rt.weights.codecs.stored import storage_problems
 from ltx2rt.weights.layout import transposed_copy
+from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import DTYPES, Encoding, TensorEntry, convert
 
-#: a component's precision -> the dtype of its weights that are not quantised
-PRECISIONS = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "bf16": "bfloat16",
-    "fp8": "bfloat16",
-    "fp8-static": "bfloat16",
-    "nvfp4": "bfloat16",
-    "nvfp4-static": "bfloat16",
-    "int8-wo": "bfloat16",
-    "int4-wo": "bfloat16",
-}
 #: dtype -> bytes of one element
 ITEM_BYTES = {name: data_type.itemsize for name, data_type in DTYPES.values()}
-
-
-#: stands where a layer's weights would be given to engines that hold them: int64 `[]`
-LAYER = "layer"
-
-
-def layer_number(index: int) -> dict[str, Array]:
-    """What a call gives instead of the weights of layer `index`: which layer to run."""
-    return {LAYER: np.array(index)}
 
 
 def tensor_entry(name: str, ref: Place, sources: Sequence[Path]) -> TensorEntry:
@@ -81,7 +61,7 @@ def engine_tensors(
         )
         module = name.removesuffix("weight")
         return {module + p: stored_tensor(entry, module + p, a) for p, a in parts.items()}
-    target = entry.weight_dtypes.get(name, PRECISIONS[entry.precision])
+    target = entry.weight_dtypes.get(name, PRECISIONS[entry.precision].dtype)
     return {name: stored_tensor(entry, name, convert(values, dtype, target, where))}
 
 

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ltx2rt.errors import BundleError, ShapeError, join_problems
+from ltx2rt.errors import BundleError, ShapeError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.latents.tiling import (
     AXES,
@@ -159,7 +159,7 @@ def decoder_tiles(facts: DecoderOptions, tiling: TilingConfig, cells: Cells) -> 
             )
         axes.append(normalized([_pixel_tile(t, factor, temporal=axis == 0) for t in tiles]))
     if problems:
-        raise ShapeError(join_problems("The tiling is not valid", problems))
+        raise ShapeError("The tiling is not valid", problems)
     return axes[0], axes[1], axes[2]
 
 

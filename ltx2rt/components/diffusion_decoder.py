@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ltx2rt.components.decoder_tiles import (
     HOST_ITEM,
@@ -23,11 +22,10 @@ from ltx2rt.components.decoder_tiles import (
     machine_bytes,
 )
 from ltx2rt.components.video_decoder import Progress, blend_tiles
-from ltx2rt.engine import Engine
+from ltx2rt.engine import F32, Engine
 from ltx2rt.errors import ShapeError, UnsupportedError
 from ltx2rt.latents.tiling import AxisTile, TilingConfig
 
-F32 = NDArray[np.float32]
 Draw = Callable[[Sequence[int]], F32]
 
 

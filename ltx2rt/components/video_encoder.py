@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ltx2rt.engine import Engine
-from ltx2rt.errors import ShapeError, join_problems
+from ltx2rt.engine import F32, Engine
+from ltx2rt.errors import ShapeError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors, nearest_multiples
 from ltx2rt.latents.tiling import TilingConfig
-
-F32 = NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +94,7 @@ class VideoEncoder:
                     f"{name}={size} is not a multiple of {factor}. Nearest valid: {valid}"
                 )
         if problems:
-            raise ShapeError(join_problems("The video cannot be encoded", problems))
+            raise ShapeError("The video cannot be encoded", problems)
 
     def _run(self, tile: F32) -> F32:
         latent = self.engine({"video": np.ascontiguousarray(tile)})["video_latent"]

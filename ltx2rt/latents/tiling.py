@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ltx2rt.errors import InternalError, OptionError, ShapeError, join_problems
+from ltx2rt.engine import F32
+from ltx2rt.errors import Field, InternalError, OptionError, Problem, ShapeError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
 
-Weights = NDArray[np.float32]
+Weights = F32
 
 #: The library's default and the pipelines' `auto` share these: frames and pixels.
 DEFAULT_FRAMES = (80, 24)
@@ -285,8 +285,11 @@ class TilingConfig:
         overlaps = [n for n in numbers[3:] if n is not None]
         if match is None or len(overlaps) not in (0, len(sizes)):
             raise OptionError(
-                f"tiling={text[:40]!r}; allowed: auto, none, SIDExFRAMES, WIDTHxHEIGHTxFRAMES, or "
-                "one of these with overlaps, examples: 512x64:64x24, 768x512x80:160x160x40"
+                Problem(
+                    Field("tiling"),
+                    f"={text[:40]!r}; allowed: auto, none, SIDExFRAMES, WIDTHxHEIGHTxFRAMES, or "
+                    "one of these with overlaps, examples: 512x64:64x24, 768x512x80:160x160x40",
+                )
             )
         side, frames = DEFAULT_SIDE[1], DEFAULT_FRAMES[1]
         overlaps = overlaps or ([side, frames] if len(sizes) == 2 else [side, side, frames])
@@ -348,7 +351,7 @@ class TilingConfig:
                     "needs"
                 )
         if problems:
-            raise ShapeError(join_problems("The tiling is not valid", problems))
+            raise ShapeError("The tiling is not valid", problems)
 
     @property
     def _axes(self) -> tuple[AxisTiling, AxisTiling, AxisTiling]:

@@ -9,16 +9,19 @@ import warnings
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import av
 import numpy as np
-from av.audio.stream import AudioStream
-from av.container import OutputContainer
 from numpy.typing import NDArray
 
+from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, ShapeError
+from ltx2rt.media import pyav as av
 from ltx2rt.media.files import AUDIO_FORMATS, OutputFile, check_output_path
+
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
+    from av.container import OutputContainer
 
 _BLOCK = 65536  # samples per encoder call in files: bounds the copies, no influence on the result
 
@@ -32,7 +35,7 @@ _CODECS: dict[str, Codec] = {
 }
 
 
-def check_waveform(waveform: NDArray[Any], sampling_rate: int) -> None:
+def check_waveform(waveform: Array, sampling_rate: int) -> None:
     """Refuse anything but a non-empty float `[2, N]` waveform with a positive rate.
 
     Raises:
@@ -49,7 +52,7 @@ def check_waveform(waveform: NDArray[Any], sampling_rate: int) -> None:
         raise OptionError(f"sampling_rate={sampling_rate} is not a positive whole number of hertz.")
 
 
-def to_int16(waveform: NDArray[Any]) -> NDArray[np.int16]:
+def to_int16(waveform: Array) -> NDArray[np.int16]:
     """Clip to [-1, 1], scale by 32767, truncate toward zero; NaN becomes silence and warns.
 
     Sound that was read from 16 bits (every sample a whole number of 1/32768) is written as those
@@ -85,7 +88,7 @@ class AudioTrack:
         self,
         container: OutputContainer,
         codec: Codec,
-        waveform: NDArray[Any],
+        waveform: Array,
         sampling_rate: int,
     ) -> None:
         self._container = container
@@ -138,7 +141,7 @@ def check_rate(sampling_rate: int, codec: Codec = "aac") -> None:
 
 def write_audio(
     path: str | Path,
-    waveform: NDArray[Any],
+    waveform: Array,
     sampling_rate: int,
     metadata: Mapping[str, str] | None = None,
 ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.bundle.bundle import ModelSource
+from ltx2rt.bundle.source import ModelFacts
 from ltx2rt.components.decoder_tiles import DecoderOptions, auto_tiling
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.engine import Array
@@ -50,7 +50,7 @@ def decode_video(
     engines.release(VIDEO_DECODER, *DIFFUSION_DECODER)
 
 
-def chosen_tiling(source: ModelSource, tiling: str, cells: Sequence[int]) -> str:
+def chosen_tiling(source: ModelFacts, tiling: str, cells: Sequence[int]) -> str:
     """How a latent of these cells is decoded, as `GenerationConfig.tiling`. Automatic tiles of a
     diffusion decoder depend on memory and decide its noise, so they are named.
     """

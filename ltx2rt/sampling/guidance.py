@@ -6,16 +6,13 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.engine import F32, Array
+from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.weights.floats import cast
-
-Array = NDArray[Any]
-F32 = NDArray[np.float32]
 
 #: how the difference to the negative prompt is used: as it is, against the part of the negative
 #: estimate that is parallel to the positive one, or projected and bounded
@@ -57,27 +54,37 @@ class GuiderParams:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name}={value} is not a number"
+            Problem(Field(name), f"={value} is not a number")
             for name in _NUMBERS
             if not math.isfinite(value := getattr(self, name))
         ]
         if self.cfg_mode not in CFG_MODES:
-            problems.append(f"cfg_mode={self.cfg_mode!r}; allowed: {', '.join(CFG_MODES)}")
+            problems.append(
+                Problem(Field("cfg_mode"), f"={self.cfg_mode!r}; allowed: {', '.join(CFG_MODES)}")
+            )
         elif self.cfg_mode != "apg":
             unused = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
             problems += [
-                f"{name} is for cfg_mode='apg', not {self.cfg_mode!r}"
+                Problem(Field(name), f" is for cfg_mode='apg', not {self.cfg_mode!r}")
                 for name, off in unused.items()
                 if getattr(self, name) != off
             ]
         if self.apg_norm_threshold < 0:
-            problems.append(f"apg_norm_threshold={self.apg_norm_threshold} is negative; 0 is off")
+            problems.append(
+                Problem(
+                    Field("apg_norm_threshold"), f"={self.apg_norm_threshold} is negative; 0 is off"
+                )
+            )
         if abs(self.apg_momentum) >= 1:
-            problems.append(f"apg_momentum={self.apg_momentum} is not between -1 and 1")
+            problems.append(
+                Problem(Field("apg_momentum"), f"={self.apg_momentum} is not between -1 and 1")
+            )
         if self.skip_step < 0:
-            problems.append(f"skip_step={self.skip_step} is negative; 0 runs every step")
+            problems.append(
+                Problem(Field("skip_step"), f"={self.skip_step} is negative; 0 runs every step")
+            )
         if problems:
-            raise OptionError(join_problems("guidance options", problems))
+            raise OptionError("guidance options", problems)
 
     @property
     def needs_uncond(self) -> bool:
@@ -214,47 +221,18 @@ def cfg_delta(scale: float, cond: F32, uncond: F32) -> F32:
     return np.float32(scale - 1.0) * (cond - uncond)
 
 
-def stg_delta(scale: float, cond: F32, perturbed: F32) -> F32:
-    """Spatio-temporal guidance as a correction of `cond`."""
-    return np.float32(scale) * (cond - perturbed)
-
-
 def cfg_star_delta(scale: float, cond: F32, uncond: F32) -> F32:
     """CFG against the part of `uncond` that is parallel to `cond`."""
     coefficient = projection_coefficient(cond, uncond)
     return np.float32(scale - 1.0) * (cond - _per_item(coefficient, cond) * uncond)
 
 
-def apg_delta(
-    scale: float, cond: F32, uncond: F32, *, eta: float = 1.0, norm_threshold: float = 0.0
-) -> F32:
-    """Adaptive projected guidance: bound the difference, damp its part parallel to `cond`."""
-    return _projected(cond - uncond, cond, eta, norm_threshold) * np.float32(scale - 1.0)
-
-
 def _projected(difference: F32, cond: F32, eta: float, norm_threshold: float) -> F32:
+    """Adaptive projected guidance: bound the difference, damp its part parallel to `cond`."""
     bounded = _limit_norm(difference, norm_threshold)
     parallel = _per_item(projection_coefficient(bounded, cond), cond) * cond
     projected: F32 = parallel * np.float32(eta) + (bounded - parallel)
     return projected
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MomentumApg:
-    """APG on a running average of the differences; the average is passed along by the caller."""
-
-    scale: float
-    eta: float = 1.0
-    norm_threshold: float = 5.0
-    momentum: float = 0.0
-
-    def delta(self, cond: F32, uncond: F32, average: F32 | None) -> tuple[F32, F32]:
-        """The correction of `cond` and the new average (None before the first step)."""
-        difference = cond - uncond
-        if average is not None:
-            difference = np.float32(self.momentum) * average + difference
-        correction = _projected(difference, cond, self.eta, self.norm_threshold)
-        return correction * np.float32(self.scale), difference
 
 
 def projection_coefficient(values: F32, onto: F32) -> F32:

@@ -9,7 +9,7 @@ import pytest
 
 from ltx2rt.media.reader import probe_video, read_audio
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
-from tests.parity.command_line import Outcome, expect_user_error, unchanged
+from tests.parity.command_line import Outcome, expect_user_error, instead, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
 from tests.parity.media_files import sound_file, video_file
@@ -29,7 +29,7 @@ def lora(demo_model: dict[str, Path], folder: Path) -> Path:
 def generate(bundle: Path, lora: Path, target: Path, *flags: object) -> Outcome:
     return run(
         "generate", bundle, "--pipeline", "dub-it", "--prompt", "a bell", "--lora", lora,
-        "--height", 128, "--width", 128, "--threads", 1, "--quiet", "-o", target, *flags,
+        *instead("--height", 128, "--width", 128, *flags), "--threads", 1, "--quiet", "-o", target,
     )  # fmt: skip
 
 
@@ -92,6 +92,6 @@ def test_refused_before_anything_is_loaded(
     sound_file(tmp_path / "tone.wav", 0.5)
     video_file(tmp_path / "ok.mp4", 9)
     video_file(tmp_path / "silent.mp4", 9, sound=False)
-    monkeypatch.setattr("ltx2rt.bundle.bundle.Bundle.engine", pytest.fail)
+    monkeypatch.setattr("ltx2rt.bundle.loader.Loader.engine", pytest.fail)
     with unchanged(tmp_path):
         expect_user_error(generate(demo_bundle, lora, tmp_path / "x.mp4", *flags), *parts)

@@ -12,10 +12,12 @@ import pytest
 import ltx2rt.bundle.checks as checks_module
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.bundle.engine_file import read_info
+from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import BundleError, UnsupportedError
 from ltx2rt.lora.files import Lora
+from ltx2rt.names import TRANSFORMER_STACK
 from ltx2rt.progress import Job
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
@@ -24,12 +26,13 @@ from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import fold_transposes
 from ltx2rt_export.modules.vocoder import vocoder
 from ltx2rt_export.onnx import ExportedGraph, export_component
-from ltx2rt_export.quantize import export_scheme
+from ltx2rt_export.quantize import export_in_precision
 from tests.parity.audio_models import BWE
 from tests.parity.command_line import (
     build_flags,
     edited_bundle,
     expect_user_error,
+    instead,
     ltx2rt,
     unchanged,
     use_export,
@@ -143,7 +146,8 @@ def test_weights_are_loaded_as_engines_take_them(rtx_bundle: Path) -> None:
     bundle = open_bundle(rtx_bundle)
     entry = bundle.component("transformer_block")
     info = read_info(rtx_bundle / entry.engines[0].file)
-    for layer in bundle.layers("transformer_block"):
+    loader = Loader(bundle)
+    for layer in (loader.weights("transformer_block", i) for i in entry.served):
         found = {
             w.name: (layer[w.name].shape, layer[w.name].dtype.name) for w in info.weight_inputs
         }
@@ -153,18 +157,19 @@ def test_weights_are_loaded_as_engines_take_them(rtx_bundle: Path) -> None:
     sources = [rtx_bundle / s.path for s in bundle.manifest.sources]
     for name in ("transformer_tail", "audio_decoder"):
         stored = StoredWeights(bundle.component(name), sources)
-        bound = bundle.layers(name)[0]
+        bound = loader.weights(name)
         assert set(stored) == set(bound)
         for weight, array in bound.items():
             np.testing.assert_array_equal(stored[weight], array)
-    bundle.close()
 
 
 @pytest.mark.slow
 def test_a_machine_without_a_gpu_says_so(rtx_bundle: Path, tmp_path: Path) -> None:
     bundle = open_bundle(rtx_bundle)
     with pytest.raises(UnsupportedError, match="needs an NVIDIA GPU"):
-        bundle.engine("transformer_tail", RuntimeConfig())
+        Loader(bundle).engine("transformer_tail", RuntimeConfig())
+    with pytest.raises(UnsupportedError, match="needs an NVIDIA GPU"):
+        Loader(bundle).stack(TRANSFORMER_STACK, RuntimeConfig())
 
 
 @pytest.mark.slow
@@ -178,7 +183,7 @@ def test_loras_do_not_fit_weights_that_are_constants(
     path = write_demo_lora(tmp_path / "lora.safetensors", demo_model, 0)
     lora = Lora(path=str(path), strength=1.0)
     with pytest.raises(UnsupportedError, match=r"holds its weights as constants.*--weights input"):
-        bundle.engine("transformer_tail", RuntimeConfig(), [lora])
+        Loader(bundle)._device_engine("transformer_tail", [lora], 0, None)
 
 
 @pytest.mark.slow
@@ -218,7 +223,7 @@ def test_changed_engines_and_other_versions_are_refused(
 
 def test_vocoder_and_its_local_functions_build_in_float32(cache_dir: Path, tmp_path: Path) -> None:
     part = vocoder(BWE, tiny_vocoder(tmp_path / "v.safetensors", BWE))
-    graph = fold_transposes(export_scheme(part, "bf16"))
+    graph = fold_transposes(export_in_precision(part, "bf16"))
     assert graph.dtype == "float32"
     assert graph.model.functions  # the activation is a function, which RTX inlines
     made = builder(
@@ -283,7 +288,9 @@ def test_dry_run_plans_what_a_build_makes(demo_model: dict[str, Path], tmp_path:
     assert all(b.endswith(", r 1..512 (64)") for b in ranks["transformer_block"]["buckets"])
     assert ranks["text_block"] == text
     small = ("--backend", "onnxruntime", "--precision", "fp32")
-    assert "card" not in ltx2rt(*command, *small).out
+    outcome = ltx2rt(*instead(*command, *small))
+    assert outcome.code == 0, outcome.err
+    assert "card" not in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -304,7 +311,8 @@ def test_bad_requests_write_nothing(
     file.touch()
     given = [str(file) if f == "FILE" else f for f in flags]
     with unchanged(tmp_path):
-        outcome = ltx2rt("build", *build_flags(demo_model), *RTX, *given, "-o", tmp_path / "x")
+        asked = instead(*build_flags(demo_model), *RTX, *given)
+        outcome = ltx2rt("build", *asked, "-o", tmp_path / "x")
         expect_user_error(outcome, said)
 
 

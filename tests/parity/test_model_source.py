@@ -8,18 +8,30 @@ import inspect
 import pytest
 
 from benchmarks.quality import EmulatedSource
-from ltx2rt.bundle.bundle import Bundle, ModelSource
+from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.loader import Loader
+from ltx2rt.bundle.source import ModelFacts, ModelLoader
 from tests.parity.pipeline_source import ComponentSource
 
-SOURCES = pytest.mark.parametrize("source", [Bundle, EmulatedSource, ComponentSource])
+FACES = pytest.mark.parametrize(
+    ("protocol", "source"),
+    [
+        (ModelFacts, Bundle),
+        (ModelLoader, Loader),
+        (ModelFacts, EmulatedSource),
+        (ModelLoader, EmulatedSource),
+        (ModelFacts, ComponentSource),
+        (ModelLoader, ComponentSource),
+    ],
+)
 
 
-@SOURCES
-def test_sources_have_the_methods_of_the_protocol(source: type) -> None:
-    names = [n for n, v in vars(ModelSource).items() if inspect.isfunction(v) and n[0] != "_"]
-    assert "layers" in names
+@FACES
+def test_sources_have_the_methods_of_the_protocol(protocol: type, source: type) -> None:
+    names = [n for n, v in vars(protocol).items() if inspect.isfunction(v) and n[0] != "_"]
+    assert {"has", "stack"} & set(names)
     for name in names:
-        wanted = inspect.signature(getattr(ModelSource, name)).parameters
+        wanted = inspect.signature(getattr(protocol, name)).parameters
         found = inspect.signature(getattr(source, name)).parameters
         assert [(p.name, p.kind, p.default) for p in wanted.values()] == [
             (p.name, p.kind, p.default) for p in found.values()
@@ -32,9 +44,9 @@ def set_in_init(source: type) -> set[str]:
     return {step.argval for step in steps if step.opname == "STORE_ATTR"}
 
 
-@SOURCES
+@pytest.mark.parametrize("source", [Bundle, EmulatedSource, ComponentSource])
 def test_sources_have_the_properties_of_the_protocol(source: type) -> None:
-    names = {n for n, v in vars(ModelSource).items() if isinstance(v, property)}
+    names = {n for n, v in vars(ModelFacts).items() if isinstance(v, property)}
     assert names >= {"model", "bundle_id", "text_encoder_id"}
     missing = {n for n in names if not hasattr(source, n)} - set_in_init(source)
     assert not missing

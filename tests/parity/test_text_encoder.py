@@ -28,8 +28,9 @@ from ltx2rt_export.modules.text_encoder import (
 )
 from ltx2rt_export.modules.text_projection import FeatureExtractorV1, FeatureExtractorV2
 from ltx2rt_export.onnx import export_component
-from ltx2rt_export.reference import TorchEngine, load_weights, ort_engine
+from ltx2rt_export.reference import TorchEngine, load_weights
 from tests.parity.handlers.text import text_encoder_of
+from tests.parity.ort_engine import ort_engine
 from tests.tolerances import ORT_REL_RMS, TOLERANCES
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_tiny_text.json").read_text())[
@@ -225,6 +226,16 @@ def gemma_tensors() -> tuple[dict[str, np.ndarray], Any]:
     return {f"language_model.model.{k}": v.numpy() for k, v in model.state_dict().items()}, model
 
 
+def gemma_model_files(folder: Path) -> tuple[Any, Any]:
+    """Tensors of a tiny Gemma, and of the checkpoint that belongs to it."""
+    tensors, _ = gemma_tensors()
+    moved = {
+        k if k.startswith(PROJECTION) else f"model.diffusion_model.{k}": v
+        for k, v in checkpoint_tensors().items()
+    }
+    return saved(folder / "g.safetensors", tensors), saved(folder / "m.safetensors", moved)
+
+
 def tokens() -> dict[str, np.ndarray]:
     ids = np.random.default_rng(3).integers(2, 64, (2, 128))
     mask = np.ones((2, 128), np.int64)
@@ -251,15 +262,9 @@ def test_hidden_states_equal_those_of_transformers(tmp_path: Path) -> None:
 def test_text_encoder_is_the_chain_of_its_parts_on_both_backends(
     tmp_path: Path, projection: Component
 ) -> None:
-    tensors, _ = gemma_tensors()
-    gemma = saved(tmp_path / "g.safetensors", tensors)
-    names = checkpoint_tensors()
-    moved = {
-        k if k.startswith(PROJECTION) else f"model.diffusion_model.{k}": v for k, v in names.items()
-    }
+    gemma, model = gemma_model_files(tmp_path)
     files = (GEMMA, gemma)
-    parts = [text_head(*files), text_block(*files)]
-    parts.append(text_tail(*files, {}, saved(tmp_path / "m.safetensors", moved)))
+    parts = [text_head(*files), text_block(*files), text_tail(*files, {}, model)]
     inputs = tokens()
     states = TorchEngine(text_hidden_states(GEMMA, gemma))(inputs)["hidden_states"]
     chain = TorchEngine(projection)(

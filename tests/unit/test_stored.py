@@ -14,6 +14,7 @@ from ltx2rt.weights.codecs import fp8, nvfp4
 from ltx2rt.weights.codecs.stored import GROUPS, LAYOUTS, decode, storage_problems
 from ltx2rt.weights.safetensors import DTYPES, Encoding, MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights.safetensors_writer import write_safetensors
+from tests.encoders import tile_scales
 
 SIZES = st.sampled_from([0, 1, 2, 3, 4, 16, 31, 32, 48, 64, 128, 256])
 SCALE_DTYPES = st.sampled_from(["float32", "bfloat16", "float16", "uint8", "float8_e4m3fn"])
@@ -93,7 +94,7 @@ def test_files_are_read_through_their_encoding(tmp_path: Path, more_rows: int) -
     padded to more rows than their tiles.
     """
     tensor = nvfp4.encode(np.random.default_rng(0).standard_normal((5, 32), np.float32))
-    tiled = np.pad(nvfp4.tile_scales(tensor.block_scales), ((0, more_rows), (0, 0)))
+    tiled = np.pad(tile_scales(tensor.block_scales), ((0, more_rows), (0, 0)))
     tensors = {
         "w": tensor.codes,
         "s": ("float8_e4m3fn", tiled.shape, (tiled.tobytes(),)),

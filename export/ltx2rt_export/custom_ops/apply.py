@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
-from ltx2rt.errors import InternalError, UnsupportedError, join_problems
+from ltx2rt.errors import InternalError, UnsupportedError
 from ltx2rt.names import TRANSFORMER_BLOCKS
 from ltx2rt_export.custom_ops.patterns import (
     INTERLEAVED,
@@ -24,7 +24,6 @@ from ltx2rt_export.custom_ops.table import (
     FLASH_ATTENTION,
     FP8_ATTENTION,
     GATED_RESIDUAL,
-    KERNEL_DTYPES,
     QK_NORM_ROPE,
     operators_for,
 )
@@ -35,7 +34,7 @@ from ltx2rt_kernels.flash_attention import spec as flash
 from ltx2rt_kernels.fp8_attention import spec as fp8
 from ltx2rt_kernels.gated_residual.spec import GATHERED as GATED
 from ltx2rt_kernels.qk_norm_rope import spec as qk
-from ltx2rt_kernels.spec import DOMAIN, KernelSpec
+from ltx2rt_kernels.spec import DOMAIN, KERNEL_DTYPES, KernelSpec
 
 #: the attention whose keys are so many that quantising them pays: named by its bias
 LONG_ATTENTION = "video_attention_bias"
@@ -182,7 +181,7 @@ def _check_kernels(model: onnx.ModelProto, arch: str, dtype: str) -> None:
             problems.add(f"{node.op_type} ({given}); there are: {there}")
     if problems:
         what = f"custom_ops='on': no {dtype} kernel on {arch} for"
-        raise UnsupportedError(join_problems(what, sorted(problems)))
+        raise UnsupportedError(what, sorted(problems))
 
 
 def _fits(kernel: KernelSpec, asked: Mapping[str, int | float], dtype: str) -> bool:

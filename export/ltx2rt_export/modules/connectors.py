@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.latents.rope import RopeType, index_positions, rope_tables
 from ltx2rt_export.component import TensorIndex
 from ltx2rt_export.modules.attention import Attention, FeedForward, Rope, rms_norm
@@ -98,9 +98,7 @@ class ConnectorConfig:
         if result.rope_type not in ("split", "interleaved"):
             problems.append(f"rope_type is {result.rope_type!r}, expected split or interleaved")
         if problems:
-            raise UnsupportedError(
-                join_problems(f"the {modality} connector is not supported", problems)
-            )
+            raise UnsupportedError(f"the {modality} connector is not supported", problems)
         return result
 
 
@@ -134,11 +132,15 @@ class ConnectorBlock(nn.Module):
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
         normed = rms_norm(x, EPS)
         x = self.attn1(normed, normed, rope_q=rope, rope_k=rope) + x
-        return self.ff(rms_norm(x, EPS)) + x
+        result: Tensor = self.ff(rms_norm(x, EPS)) + x
+        return result
 
 
 class Connector(nn.Module):
     """One modality's connector: valid tokens come first, learnable registers replace the pads."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: ConnectorConfig) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.names import DURATION_HEAD
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.transformer_config import Modalities
@@ -52,9 +52,7 @@ class DurationHeadConfig:
         needed += [f"{name}_input_proj.weight" for name in names]
         missing = [name for name in needed if name not in tensors]
         if missing:
-            raise CheckpointError(
-                join_problems("the duration head is incomplete", [f"no {m}" for m in missing])
-            )
+            raise CheckpointError("the duration head is incomplete", [f"no {m}" for m in missing])
         queries, width = tensors["attention_pooler.query_tokens"].shape
         hidden = tensors["mlp_hidden.weight"].shape[0]
         heads = config.get("num_pooler_heads", DEFAULT_HEADS)
@@ -67,7 +65,7 @@ class DurationHeadConfig:
         if not isinstance(heads, int) or heads < 1 or width % heads:
             problems.append(f"num_pooler_heads={heads!r} does not divide a width of {width}")
         if problems:
-            raise UnsupportedError(join_problems("this duration head is not supported", problems))
+            raise UnsupportedError("this duration head is not supported", problems)
         return cls(
             streams={name: tensors[f"{name}_input_proj.weight"].shape[1] for name in names},
             width=width,
@@ -91,11 +89,13 @@ class CrossAttention(nn.Module):
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         sources = (queries, tokens, tokens)
         q, k, v = (
-            functional.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            torch.unflatten(functional.linear(x, w, b), -1, (self.heads, -1)).transpose(1, 2)
             for x, w, b in zip(sources, weights, biases, strict=True)
         )
         scores = (q * q.shape[-1] ** -0.5) @ k.mT
-        return self.out_proj((torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(2))
+        heads = torch.softmax(scores, dim=-1) @ v
+        result: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))
+        return result
 
 
 class AttentionPooler(nn.Module):
@@ -108,7 +108,8 @@ class AttentionPooler(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         queries = self.query_tokens[None].expand(tokens.shape[0], -1, -1)
-        return self.cross_attn(queries, tokens)
+        result: Tensor = self.cross_attn(queries, tokens)
+        return result
 
 
 class DurationHead(nn.Module):

@@ -11,12 +11,12 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt_export.component import TensorIndex
 
 #: every prompt is padded to this length; rotary tables end here
@@ -95,12 +95,18 @@ def _text_config(config: Mapping[str, Any]) -> tuple[Any, str]:
         if getattr(text, key, expected) != expected:
             problems.append(f"{key} is {getattr(text, key)!r}, expected {expected}")
     if problems:
-        raise UnsupportedError(join_problems("this Gemma configuration is not supported", problems))
+        raise UnsupportedError("this Gemma configuration is not supported", problems)
     return text, model_type
 
 
+class _Grouped(Protocol):
+    """A layer whose queries share keys and values in groups."""
+
+    num_key_value_groups: int
+
+
 def grouped_attention(
-    module: nn.Module,
+    module: _Grouped,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -6,11 +6,11 @@ from the tensors; metadata supplies what tensors cannot tell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt_export.component import TensorIndex
 
 Modalities = Literal["av", "video", "audio"]
@@ -131,6 +131,7 @@ class TransformerConfig:
             UnsupportedError: configuration values that this project does not implement; lists all.
             CheckpointError: tensors without which nothing can be said are missing.
         """
+        names: tuple[Literal["video", "audio"], ...]
         names = ("video", "audio") if modalities == "av" else (modalities,)
         first = "" if "video" in names else "audio_"
         _require(tensors, names)
@@ -169,7 +170,7 @@ class TransformerConfig:
                     f"audio_to_video_attn, divisible by {heads} heads"
                 )
         if problems:
-            raise UnsupportedError(join_problems("the transformer is not supported", problems))
+            raise UnsupportedError("the transformer is not supported", problems)
         return cls(
             streams=streams,
             num_layers=int(config.get("num_layers", _count_layers(tensors))),
@@ -199,7 +200,7 @@ def _fixed_problems(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _require(tensors: TensorIndex, names: tuple[str, ...]) -> None:
+def _require(tensors: TensorIndex, names: Sequence[str]) -> None:
     wanted: list[str] = []
     for name in names:
         prefix = "" if name == "video" else "audio_"
@@ -211,7 +212,7 @@ def _require(tensors: TensorIndex, names: tuple[str, ...]) -> None:
     missing = [f"{name} is missing" for name in wanted if name not in tensors]
     if missing:
         kind = " and ".join(names)
-        raise CheckpointError(join_problems(f"this is no LTX-2 {kind} transformer", missing))
+        raise CheckpointError(f"this is no LTX-2 {kind} transformer", missing)
 
 
 def _stream(
