@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from ltx2rt.cli.common import parse_lora
-from ltx2rt.cli.rows import image
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.config import (
     DEFAULT_NEGATIVE_PROMPT,
@@ -82,7 +81,7 @@ def ours(name: str, version: str) -> dict[str, Any]:
         "seed": config.seed,
         "frame_rate": config.frame_rate,
         "lora_strength": parse_lora("x.safetensors").strength,
-        "image_strength": ImageCondition(**image("x.png")).strength,
+        "image_strength": ImageCondition(path=Path("x.png")).strength,
         "image_crf": source.model.image_crf,
         "hdr": config.hdr or "off",
         "tiling": config.tiling,

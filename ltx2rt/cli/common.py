@@ -67,13 +67,14 @@ def export_module(name: str) -> ModuleType:
 
 
 def text_or_file(text: str) -> str:
-    """`TEXT`, or the text of the UTF-8 file that `@FILE` names, without its last line break.
+    """`TEXT`, or the text of the UTF-8 file that `@FILE` names, without its last line break; a text
+    that begins with `@` is written with two.
 
     Raises:
         ArgumentTypeError: the file cannot be read.
     """
-    if not text.startswith("@"):
-        return text
+    if not text.startswith("@") or text.startswith("@@"):
+        return text.removeprefix("@")
     path = Path(text[1:])
     try:
         return path.read_text("utf-8").removesuffix("\n")

@@ -102,8 +102,6 @@ class Flag:
         text = value if isinstance(value, str) else repr(value)
         if self.is_path and "\0" in text:
             raise OptionError(f"{_shown(value)} is not a path")
-        if self.convert is text_or_file and text.startswith("@"):
-            text = f"@{folder / text[1:]}"
         found = self.convert(self._from(folder, text))
         if self.choices and found not in self.choices:
             raise OptionError(f"{_shown(value)}; allowed: {', '.join(self.choices)}")
@@ -113,9 +111,13 @@ class Flag:
         """What it holds, with paths that do not depend on the current folder."""
         if isinstance(value, list):
             return [self.absolute(item) for item in value]
+        if self.convert is text_or_file:
+            return f"@{value}" if value.startswith("@") else value
         return self._from(Path.cwd(), value) if isinstance(value, str) else value
 
     def _from(self, folder: Path, text: str) -> str:
+        if self.convert is text_or_file and text.startswith("@") and not text.startswith("@@"):
+            return f"@{folder / text[1:]}"
         return str(folder / text) if self.is_path and text != "-" else text
 
 

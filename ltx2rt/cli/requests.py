@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.cli.fields import AUTO_DURATION, all_flags
+from ltx2rt.cli.fields import all_flags
 from ltx2rt.cli.job_file import read_table
 from ltx2rt.cli.outputs import Outputs
 from ltx2rt.cli.rows import AUTO
@@ -71,19 +71,23 @@ class Asked:
         asked = self
         if isinstance(pipe, GuidedPipeline) and pipe.guided:
             asked = asked_of(self.given, self.record, pipe.default_guiders())
-        if asked.record is not None:  # it names everything
-            return asked
-        named = {*self.given, *(["num_frames"] if AUTO_DURATION.key in self.given else [])}
-        found = pipe.command_defaults(pipe.source.has)
-        found = {name: value for name, value in found.items() if name not in named}
-        if "num_frames" in found and not self.run.quiet:
+        opened = self._opened(pipe)
+        if "num_frames" in opened and not self.run.quiet:
             print(
                 "ltx2rt: note: the clip will be as long as the model finds right for the prompt; "
                 "name --num-frames N to fix it.",
                 file=sys.stderr,
             )
-        request = replace(asked.request, config=replace(asked.request.config, **found))
-        return replace(asked, request=request)
+        config = replace(asked.request.config, **opened)
+        return replace(asked, request=replace(asked.request, config=config))
+
+    def _opened(self, pipe: Pipeline) -> dict[str, Any]:
+        """Fields that neither flags nor a record name, as the official command fills them in."""
+        if self.record is not None:
+            return {}
+        named = {*self.given, *(["num_frames"] if "auto_duration" in self.given else ())}
+        found = pipe.command_defaults(pipe.source.has)
+        return {name: value for name, value in found.items() if name not in named}
 
     def request_of(self, index: int) -> Request:
         """The request of one of the clips."""

@@ -71,8 +71,8 @@ def image(text: str) -> dict[str, Any]:
 #: place of a field -> what its flag has otherwise than `spelling` says
 ROWS: Mapping[str, dict[str, Any]] = {
     "config.prompt": {
-        "convert": text_or_file, "metavar": "TEXT|@FILE",
         "help": "describes the clip; @ names a file that holds the text",
+        "metavar": "TEXT|@FILE", "convert": text_or_file,
     },
     "config.seed": {
         "help": "one a clip (repeatable)", "metavar": "N[,N...]",
@@ -119,8 +119,8 @@ ROWS: Mapping[str, dict[str, Any]] = {
         "help": "text contexts from a file instead of --prompt and the text encoder"
     },
     "guidance.negative_prompt": {
-        "convert": text_or_file, "metavar": "TEXT|@FILE",
         "help": "what the clip must not be, or @ and a file of it; default: a list of artefacts",
+        "metavar": "TEXT|@FILE", "convert": text_or_file,
     },
     "guidance.video_schedule": {
         "name": "--guidance-schedule", "is_path": True, "metavar": "FILE",

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ltx2rt.components.transformer import ModalityInput, Transformer
-from ltx2rt.engine import Engine
+from ltx2rt.engine import Array, Engine
 from ltx2rt.latents.patchify import audio_positions, video_positions
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.names import TRANSFORMER_STACK
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.audio_vae import AudioDecoder, AudioMelEncoder
@@ -37,9 +38,10 @@ from ltx2rt_export.modules.video_vae_config import (
     VideoEncoderConfig,
 )
 from ltx2rt_export.onnx import export_component
-from ltx2rt_export.reference import TorchEngine, load_weights, ort_engine
+from ltx2rt_export.reference import TorchEngine, component_stack, load_weights
 from tests.parity import tiny_transformer as tiny
 from tests.parity.audio_models import random_tensors
+from tests.parity.ort_engine import ort_engine
 
 LATENT_CHANNELS = 4
 STRIDES = {"space": (1, 2, 2), "time": (2, 1, 1), "all": (2, 2, 2)}
@@ -172,12 +174,19 @@ def transformer_pair(case: TransformerCase) -> tuple[Transformer, Transformer]:
         make(case.metadata, tensors, "av")
         for make in (transformer_head, transformer_block, transformer_tail)
     ]
-    graphs = [export_component(part) for part in parts]
-    block = parts[1]
-    plain = [load_weights(layer, frozenset()) for layer in block.layers]
-    turned = [load_weights(layer, graphs[1].transposed) for layer in block.layers]
-    reference = Transformer(*map(TorchEngine, parts), plain, block.options)
-    return reference, Transformer(*map(ort_engine, graphs), turned, block.options)
+    graphs = {part.name: export_component(part) for part in parts}
+
+    def turned(part: Component) -> list[dict[str, Array]]:
+        return [load_weights(layer, graphs[part.name].transposed) for layer in part.layers]
+
+    stacks = (
+        component_stack(TRANSFORMER_STACK, parts, TorchEngine),
+        component_stack(
+            TRANSFORMER_STACK, parts, lambda part: ort_engine(graphs[part.name]), turned
+        ),
+    )
+    reference, runtime = (Transformer(stack, parts[1].options) for stack in stacks)
+    return reference, runtime
 
 
 # --- video VAE -----------------------------------------------------------------------------------

@@ -7,33 +7,31 @@ from pathlib import Path
 
 import pytest
 
-from ltx2rt.cli import generate as generate_command
-from ltx2rt.cli.job_file import read_job
+from ltx2rt.cli.common import text_or_file
+from ltx2rt.cli.job_file import dump_job, read_job
 from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT
+from tests.unit.command_flags import given_by
 
 
-def generate_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
-    generate_command.add_arguments(parser)
-    return parser
-
-
-def test_prompts_come_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_come_from_files(tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("a lake\nat dawn\n", encoding="utf-8")
-    arguments = ["b", "-o", "x.mp4", "--prompt", f"@{tmp_path / 'prompt.txt'}"]
-    assert generate_parser().parse_args(arguments).prompt == "a lake\nat dawn"
-    for name, text in (("--prompt", "No such file"), ("--negative-prompt", "No such file")):
-        with pytest.raises(SystemExit):
-            generate_parser().parse_args(["b", name, f"@{tmp_path / 'absent'}"])
-        assert text in capsys.readouterr().err
+    given = given_by("--prompt", f"@{tmp_path / 'prompt.txt'}")
+    assert given["prompt"] == "a lake\nat dawn"
+    with pytest.raises(argparse.ArgumentTypeError, match="No such file"):
+        text_or_file(f"@{tmp_path / 'absent'}")
     (tmp_path / "prompt.txt").write_bytes(b"\xff")
-    with pytest.raises(SystemExit):
-        generate_parser().parse_args(arguments)
-    assert "prompt.txt': it is not UTF-8 text" in capsys.readouterr().err
+    with pytest.raises(argparse.ArgumentTypeError, match=r"prompt.txt': it is not UTF-8 text"):
+        text_or_file(f"@{tmp_path / 'prompt.txt'}")
+
+
+def test_a_file_of_a_job_lies_beside_it_and_texts_survive_a_job(tmp_path: Path) -> None:
     job = tmp_path / "job.json"
-    job.write_text('{"prompt": "@words.txt", "output": "x.mp4"}', encoding="utf-8")
     (tmp_path / "words.txt").write_text("rain", encoding="utf-8")
-    assert read_job(job)[0]["prompt"] == "rain"  # beside the job
+    job.write_text('{"prompt": "@words.txt"}', encoding="utf-8")
+    assert read_job(job)[0]["prompt"] == "rain"
+    for text in ("@home at last", "@@", "plain"):
+        dump_job(job, {"prompt": text}, None)
+        assert read_job(job)[0]["prompt"] == text
 
 
 #: what the official negative prompt is about (spec/pipelines.md §0.8) -> words that say so in ours

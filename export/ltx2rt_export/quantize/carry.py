@@ -56,8 +56,7 @@ def _rows(files: MappedFiles, entry: TensorEntry, encoding: Encoding) -> Tensors
 def _groups(files: MappedFiles, entry: TensorEntry, encoding: Encoding) -> Tensors:
     """Codes with a scale a group, tiled, and one above."""
     out, width = entry.shape
-    scales = files.raw(encoding.parts["scale"])
-    scales = nvfp4.untile_scales(scales, out, width // nvfp4.GROUP)
+    scales = nvfp4.untile_scales(files.raw(encoding.parts["scale"]), out, width // nvfp4.GROUP)
     scale = files.load(encoding.parts["tensor_scale"], "float32").reshape(-1)[0]
     return nvfp4_parts(nvfp4.Nvfp4(codes=files.raw(entry), block_scales=scales, tensor_scale=scale))
 
