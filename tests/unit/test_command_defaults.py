@@ -17,7 +17,7 @@ from ltx2rt.config import GenerationConfig
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.shapes import VideoPixelShape
 from ltx2rt.latents.tiling import AxisTiling, TilingConfig
-from ltx2rt.names import DIFFUSION_DECODER
+from ltx2rt.names import DIFFUSION_DECODER, DURATION_HEAD
 from ltx2rt.pipelines import hdr_ic_lora
 from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs, HDRICLoraPipeline, encoder_tiling
 from ltx2rt.pipelines.request import Request
@@ -27,17 +27,29 @@ from ltx2rt.results.record import Record
 def asked(*flags: str, record: Record | None = None) -> Asked:
     parser = argparse.ArgumentParser()
     generate_command.add_arguments(parser)
-    return asked_of(parser.parse_args(["b", "--prompt", "a", "-o", "x.mp4", *flags]), record)
+    options = parser.parse_args(["b", "--prompt", "a", "-o", "x.mp4", *flags])
+    return asked_of(generate_command.given_in(options), record)
 
 
 def holding(*components: str) -> Any:
     return lambda *names: set(names) <= set(components)
 
 
+def completed(found: Asked, *components: str) -> GenerationConfig:
+    """What is asked of a bundle with these components."""
+    pipe = object.__new__(found.pipeline)
+    model = SimpleNamespace(stg_block=28)
+    options = {"num_layers": 48}
+    source = SimpleNamespace(has=holding(*components), model=model, options=lambda _: options)
+    pipe.engines = SimpleNamespace(source=source)
+    return found.for_pipeline(pipe).request.config
+
+
 @pytest.mark.parametrize(
     ("flags", "frames", "said"),
     [
         ((), AutoDuration(), True),
+        (("--pipeline", "one-stage"), AutoDuration(), True),
         (("--quiet",), AutoDuration(), False),
         (("--num-frames", "9"), 9, False),
         (("--num-frames", "auto"), AutoDuration(), False),
@@ -48,19 +60,18 @@ def holding(*components: str) -> Any:
 def test_a_duration_head_chooses_the_length_that_nobody_named(
     flags: tuple[str, ...], frames: int | AutoDuration, said: bool, capsys: Any
 ) -> None:
-    found = asked(*flags).for_bundle(holding("duration_head"))
-    assert found.config.num_frames == frames
+    assert completed(asked(*flags), DURATION_HEAD).num_frames == frames
     error = capsys.readouterr().err
     assert ("as long as the model finds right" in error) == said
     assert error.count("\n") == said
 
 
 def test_without_a_head_or_in_a_repeated_clip_the_length_is_a_number(capsys: Any) -> None:
-    assert asked().for_bundle(holding()).config.num_frames == 121
+    assert completed(asked()).num_frames == 121
     config = GenerationConfig(prompt="b", num_frames=17)
     record = Record(pipeline="distilled", request=Request(config=config))
-    found = asked(record=record).for_bundle(holding("duration_head"))
-    assert (found.config.num_frames, capsys.readouterr().err) == (17, "")
+    assert completed(asked(record=record), DURATION_HEAD).num_frames == 17
+    assert capsys.readouterr().err == ""
 
 
 def test_the_hdr_command_has_the_official_tiles_and_its_class_has_not() -> None:
