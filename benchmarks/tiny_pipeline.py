@@ -54,6 +54,9 @@ class TorchSource:
         if loras:
             raise OptionError("the benchmark measures the model without run-time LoRAs")
 
+    def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+        return ()
+
     def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
         return TorchEngine(self._components[name])
 

@@ -18,16 +18,35 @@ from ltx2rt.bundle.load_weights import (
     tensor_entry,
     weight_problems,
 )
-from ltx2rt.bundle.manifest import ComponentEntry, Manifest, ModelInfo, Place, read_manifest
+from ltx2rt.bundle.manifest import (
+    ComponentEntry,
+    Manifest,
+    ModelInfo,
+    Place,
+    WeightRef,
+    read_manifest,
+)
 from ltx2rt.bundle.memory import denoise_reserve, refuse_too_large, stage_weight_bytes
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device.cuda import CudaDevice, local_gpu
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
-from ltx2rt.lora.adapter import Adapter, LoraMerger, parse_lora, weight_module
+from ltx2rt.lora.adapter import Adapter, official_tensor, parse_lora
 from ltx2rt.lora.files import Lora
-from ltx2rt.names import LORA_COMPONENTS, TEXT_BLOCK_FULL, TEXT_ENCODER, TRANSFORMER_HEAD
+from ltx2rt.lora.merger import LoraMerger
+from ltx2rt.names import (
+    ADAPTED_COMPONENTS,
+    LORA_COMPONENTS,
+    TEXT_BLOCK_FULL,
+    TEXT_ENCODER,
+    TEXT_TAIL,
+    TRANSFORMER_BLOCKS,
+    TRANSFORMER_HEAD,
+)
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
+
+#: more threads than this wait for the memory that they share
+_MERGE_THREADS = 8
 
 
 class ModelSource(Protocol):
@@ -49,6 +68,8 @@ class ModelSource(Protocol):
     def options(self, name: str) -> Mapping[str, Any]: ...
 
     def check_loras(self, loras: Sequence[Lora]) -> None: ...
+
+    def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]: ...
 
     def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine: ...
 
@@ -126,13 +147,20 @@ class Bundle:
         return all(name in self.manifest.components for name in names)
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
-        """Read the headers of LoRA files and match them to this bundle's transformer.
+        """Match LoRA files to this bundle's model and look through their numbers.
 
         Raises:
             CheckpointError, UnsupportedError: see `LoraMerger`.
         """
         self._merger = None
         self._merge_of(loras)
+
+    def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+        """Those that change connectors or projections, and so the contexts of prompts."""
+        merger = self._merge_of(loras)
+        if merger is None or not self.has(TEXT_TAIL):
+            return ()
+        return merger.loras_for(self._official(TEXT_TAIL))
 
     def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
         """Load a component's engine on this bundle's backend; weights come from the mapped
@@ -145,7 +173,7 @@ class Bundle:
         entry = self.component(name)
         weights: Mapping[str, Array] = {}
         inside = any(e.weights == "constant" for e in entry.engines)
-        if inside and name in LORA_COMPONENTS and self._merge_of(loras) is not None:
+        if inside and self._is_changed(name, loras):
             raise UnsupportedError(
                 f"a LoRA cannot be merged into the engine of {name}, which holds its weights as "
                 "constants; build again with --weights input: "
@@ -219,25 +247,52 @@ class Bundle:
         if not active:
             return None
         if self._merger is None or self._merger[0] != active:
-            self._merger = active, LoraMerger(active, self._lora_targets())
+            unmerged = {
+                official
+                for name in filter(self.has, TRANSFORMER_BLOCKS)
+                for official, (_, weight, _) in self._official(name).items()
+                if weight.removesuffix(".weight") in self.options(name).get("lora_inputs", ())
+            }
+            threads = min(os.cpu_count() or 1, _MERGE_THREADS)
+            targets = self._lora_targets()
+            self._merger = active, LoraMerger(active, targets, unmerged=unmerged, threads=threads)
         return self._merger[1]
 
     def match_lora(self, file: SafetensorsFile) -> Adapter:
-        """Match an opened LoRA to this bundle's transformer.
+        """Match an opened LoRA to this bundle's model.
 
         Raises:
             CheckpointError, UnsupportedError: see `parse_lora`.
         """
         return parse_lora(file, self._lora_targets())
 
+    def base_tensor(self, official: str) -> Array | None:
+        """The model's own values of a tensor that LoRAs may change, float32; None where it has
+        none of that name.
+        """
+        for name in filter(self.has, ADAPTED_COMPONENTS):
+            if (found := self._official(name).get(official)) is not None:
+                return self._files.load(self.entry(found[1], found[2]), "float32")
+        return None
+
+    def _is_changed(self, name: str, loras: Sequence[Lora]) -> bool:
+        merger = self._merge_of(loras) if name in ADAPTED_COMPONENTS else None
+        return merger is not None and any(map(merger.changes, self._official(name)))
+
     def _lora_targets(self) -> dict[str, tuple[int, ...]]:
         return {
-            weight_module(name, index, weight): ref.shape
-            for name in LORA_COMPONENTS
-            if self.has(name)
+            official: ref.shape
+            for name in filter(self.has, ADAPTED_COMPONENTS)
+            for official, (_, _, ref) in self._official(name).items()
+        }
+
+    def _official(self, name: str) -> dict[str, tuple[int, str, WeightRef]]:
+        """Official name -> layer, name and place of a component's tensors."""
+        return {
+            official: (index, weight, ref)
             for index, layer in enumerate(self.component(name).layers)
             for weight, ref in layer.items()
-            if weight.endswith(".weight") and len(ref.shape) == 2
+            if (official := official_tensor(name, index, weight)) is not None
         }
 
     def _load(
@@ -246,19 +301,20 @@ class Bundle:
         loaded: dict[str, Array] = {}
         overlay = entry.overlays[index] if entry.overlays else {}
         adapted = {f"{module}.weight" for module in entry.options.get("lora_inputs", ())}
-        if name not in LORA_COMPONENTS:
+        if name not in ADAPTED_COMPONENTS:
             loras = None
         for weight, ref in entry.layers[index].items():
-            module, tensor = weight_module(name, index, weight), self.entry(weight, ref)
+            official, tensor = official_tensor(name, index, weight), self.entry(weight, ref)
             if weight in adapted:
-                loaded |= lora_tensors(entry, weight, ref.shape, module, loras)
-            if loras is not None and loras.changes(module) and weight not in adapted:
-                values, dtype = loras.merge(module, tensor), "float32"
+                loaded |= lora_tensors(entry, weight, ref.shape, official, loras)
+            if loras is not None and loras.changes(official) and weight not in adapted:
+                assert official is not None
+                values, dtype = loras.merge(official, tensor), "float32"
             elif weight in overlay:
                 continue
             else:
                 values, dtype = self._files.values(tensor)
-            loaded |= engine_tensors(entry, weight, values, dtype, f"{module} of {tensor.path}")
+            loaded |= engine_tensors(entry, weight, values, dtype, f"{weight} of {tensor.path}")
         for ready in overlay.keys() - loaded.keys():
             array = self._files.raw(self.entry(ready, overlay[ready]))
             loaded[ready] = stored_tensor(entry, ready, array)

@@ -141,6 +141,14 @@ FLAGS: tuple[Flag, ...] = (
         options={"type": Path, "metavar": "FILE"},
     ),
     Flag(
+        name="--reference-downscale",
+        target="reference_downscale",
+        pipelines=("ic-lora", "hdr-ic-lora", "dub-it"),
+        help="how much smaller than the clip the LoRA wants its reference, for files that do not "
+        "say so; default: what the file says, else 1",
+        options={"type": int, "metavar": "N"},
+    ),
+    Flag(
         name="--attention-strength",
         target="attention_strength",
         pipelines=("ic-lora",),

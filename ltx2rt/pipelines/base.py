@@ -314,7 +314,13 @@ class Pipeline:
         """
         if self.engines.contexts is None:
             raise OptionError("there are no text contexts to save: generate a clip from a prompt.")
-        prompts, context = self.engines.contexts
+        prompts, loras, context = self.engines.contexts
+        if loras:
+            named = ", ".join(lora.path for lora in loras)
+            raise OptionError(
+                f"these text contexts were made with {named}, which changes the text connectors: "
+                "they are not this model's; generate without it."
+            )
         write_embeddings(path, context, prompts, self.source.text_encoder_id)
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:

@@ -53,8 +53,10 @@ class Engines:
         self._engines: dict[str, Engine] = {}
         self._transformer: Transformer | None = None
         self._loras: tuple[Lora, ...] = ()
-        #: the last prompts and their contexts: encoded once for several clips
-        self.contexts: tuple[tuple[str, ...], TextContext] | None = None
+        #: the last prompts, the LoRAs that changed connectors or projections, and the contexts:
+        #: encoded once for several clips
+        self.contexts: tuple[tuple[str, ...], tuple[Lora, ...], TextContext] | None = None
+        self._text_loras: tuple[Lora, ...] = ()
 
     def close(self) -> None:
         """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
@@ -88,16 +90,19 @@ class Engines:
         model = self.source.model
         return VideoScaleFactors(model.time_scale, model.spatial_scale, model.spatial_scale)
 
-    def prompt_encoder(self) -> PromptEncoder:
-        """Tokenizer and text encoder. Unless engines stay resident, a layer's weights are let go
-        as soon as it has run.
+    def prompt_encoder(self, loras: Sequence[Lora] = ()) -> PromptEncoder:
+        """Tokenizer and text encoder, with LoRAs merged into connectors and projections. Unless
+        engines stay resident, a layer's weights are let go as soon as it has run.
         """
+        if self._text_loras != tuple(loras):
+            self._close(TEXT_TAIL)
+            self._text_loras = tuple(loras)
         source, keep = self.source, self.runtime.residency == "resident"
         names = dict.fromkeys(block for block, _ in source.options(TEXT_HEAD)["layers"])
         encoder = TextEncoder(
             self.engine(TEXT_HEAD),
             {name: (self.engine(name), source.layers(name, keep=keep)) for name in names},
-            self.engine(TEXT_TAIL),
+            self.engine(TEXT_TAIL, loras),
             source.layers(TEXT_HEAD, keep=keep),
             source.options(TEXT_HEAD),
         )

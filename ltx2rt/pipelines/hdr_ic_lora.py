@@ -21,7 +21,7 @@ from ltx2rt.latents.conditioning import ReferenceVideo
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.latents.tiling import AxisTile, TilingConfig, refine_tiles
 from ltx2rt.lora.files import Lora, open_lora
-from ltx2rt.lora.metadata import hdr_transfer, reference_factors
+from ltx2rt.lora.metadata import hdr_transfer, reference_downscale_problems, reference_factors
 from ltx2rt.media.exr import openexr
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import HdrFormat
@@ -49,14 +49,19 @@ class HDRICLoraInputs:
     Attributes:
         references: the videos that are turned into high dynamic range (one, as a rule).
         high_quality: make every frame twice over and keep one: steadier, at twice the work.
+        reference_downscale: as in `ICLoraInputs`.
     """
 
     references: tuple[ReferenceFile, ...]
     high_quality: bool = False
+    reference_downscale: int | None = None
 
     def __post_init__(self) -> None:
+        problems = reference_downscale_problems(self.reference_downscale)
         if not self.references:
-            raise OptionError("the hdr-ic-lora pipeline needs a reference video.")
+            problems.append("it needs a reference video")
+        if problems:
+            raise OptionError(join_problems("the hdr-ic-lora pipeline cannot generate", problems))
 
 
 class HDRICLoraPipeline(Pipeline):
@@ -117,7 +122,8 @@ class HDRICLoraPipeline(Pipeline):
         config, files = request.config, lora_files(request.config.loras)
         hdr_transfer(files)
         height, width = self.aligned(request)
-        multiple = 2 * reference_factors(files)[0] * self.scale_factors.height
+        downscale, _ = reference_factors(files, request.inputs.reference_downscale)
+        multiple = 2 * downscale * self.scale_factors.height
         paths = [reference.path for reference in request.inputs.references]
         problems = reference_problems(paths, height, width, multiple)
         if config.height % 2 or config.width % 2:
@@ -146,7 +152,7 @@ class HDRICLoraPipeline(Pipeline):
         frames = 2 * config.frame_count - 1 if inputs.high_quality else config.frame_count
         height, width = self.aligned(run.request)
         run.canvas = replace(run.canvas, num_frames=frames, height=height, width=width)
-        downscale, _ = reference_factors(files)
+        downscale, _ = reference_factors(files, inputs.reference_downscale)
         half, full = (self.references(run, divisor, downscale) for divisor in (2, 1))
         self.engines.release(VIDEO_ENCODER)
         context = encode_prompts(run, [config.prompt])

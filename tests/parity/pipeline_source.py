@@ -13,8 +13,9 @@ from ltx2rt.bundle.manifest import ModelInfo
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
 from ltx2rt.errors import Ltx2rtError
-from ltx2rt.lora.adapter import LoraMerger, weight_module
+from ltx2rt.lora.adapter import official_tensor
 from ltx2rt.lora.files import Lora
+from ltx2rt.lora.merger import LoraMerger
 from ltx2rt.names import TRANSFORMER
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
@@ -82,6 +83,9 @@ class ComponentSource:
     def check_loras(self, loras: Sequence[Lora]) -> None:
         self._merged(loras)
 
+    def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+        return ()
+
     def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
         plain = self._component(name)
         if not loras or name not in TRANSFORMER or plain.layers:
@@ -110,15 +114,15 @@ class ComponentSource:
 
     def _merge(self, loras: tuple[Lora, ...]) -> dict[str, Component]:
         weights = {
-            weight_module(name, index, weight): entry
+            official: entry
             for name in TRANSFORMER
             for index, layer in enumerate(layers_of(self._component(name)))
             for weight, entry in layer.items()
-            if weight.endswith(".weight") and len(entry.shape) == 2
+            if (official := official_tensor(name, index, weight)) is not None
         }
         merger = LoraMerger(
             loras,
-            {module: entry.shape for module, entry in weights.items()},
+            {official: entry.shape for official, entry in weights.items()},
             dtype="float32",
             delta_dtype="float32",
         )
@@ -130,7 +134,7 @@ class ComponentSource:
         for name in TRANSFORMER:
             component = self._component(name)
             layers = tuple(
-                {w: overlay.get(weight_module(name, i, w), e) for w, e in layer.items()}
+                {w: overlay.get(official_tensor(name, i, w) or "", e) for w, e in layer.items()}
                 for i, layer in enumerate(layers_of(component))
             )
             merged[name] = dataclasses.replace(
