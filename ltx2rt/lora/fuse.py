@@ -10,11 +10,11 @@ import numpy as np
 
 from ltx2rt.engine import Array
 from ltx2rt.lora.updates import Load, LowRank, Update
-from ltx2rt.weights.floats import cast
+from ltx2rt.weights.floats import cast, round_bfloat16_inplace
 
 #: rows that are multiplied and rounded at once: their delta stays in the processor's cache. Whether
 #: rows are cut here or multiplied together changes no bit.
-ROWS = 128
+ROWS = 256
 
 
 def fuse(
@@ -74,20 +74,22 @@ def add_low_rank(
         (cast(down, delta_dtype), cast(up, delta_dtype), np.float32(strength))
         for down, up, strength in factors
     ]
+    (down_1, up_1, scale_1), *others = prepared
+    scaled = cast(up_1 * scale_1, delta_dtype)
     result = np.empty(weight.shape, np.float32)
 
     def merge_rows(begin: int) -> None:
         rows = slice(begin, begin + ROWS)
-        (down, up, scale), *others = prepared
-        delta = cast(cast(up[rows] * scale, delta_dtype) @ down, delta_dtype)
+        delta = result[rows]
+        np.matmul(scaled[rows], down_1, out=delta)
+        _round(delta, delta_dtype)
         for down, up, scale in others:
             product = up[rows] @ down
             product *= scale
-            product += delta
-            delta = cast(product, delta_dtype)
-        np.add(delta, weight[rows], out=result[rows])
-        if dtype != "float32":
-            result[rows] = cast(result[rows], dtype)
+            delta += product
+            _round(delta, delta_dtype)
+        delta += weight[rows]
+        _round(delta, dtype)
 
     begins = range(0, weight.shape[0], ROWS)
     if threads == 1 or len(begins) == 1:
@@ -97,6 +99,11 @@ def add_low_rank(
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(merge_rows, begins))
     return result
+
+
+def _round(values: Array, dtype: str) -> None:
+    if dtype == "bfloat16":
+        round_bfloat16_inplace(values)
 
 
 def _is_low_rank(item: tuple[Update, float]) -> bool:
