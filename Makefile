@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 OUTPUT ?= demo.mp4
 
-.PHONY: demo test lint golden benchmarks clean
+.PHONY: demo test lint golden benchmarks docs clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/ltx2rt demo -o $(OUTPUT)
@@ -26,6 +26,10 @@ golden: $(VENV)/.developer
 benchmarks: $(VENV)/.developer
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.report
+
+docs: $(VENV)/.developer
+	$(BIN)/python -m tests.module_tables
+	$(BIN)/python -m tests.api_page
 
 $(VENV)/.python: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

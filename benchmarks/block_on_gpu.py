@@ -86,6 +86,7 @@ def _compare_one(backend: str, precision: str, target: str) -> dict[str, Any]:
 def _interleaved(engines: dict[str, TrtEngine], feeds: dict[str, Any]) -> dict[str, list[float]]:
     for engine in engines.values():
         engine.bind(feeds)
+        engine.bind_weights({})
     end = time.perf_counter() + WARM_UP_S
     while time.perf_counter() < end:
         for engine in engines.values():

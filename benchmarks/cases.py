@@ -51,6 +51,21 @@ def open_bundle() -> dict[str, Any]:
         return timed_processes([sys.executable, "-c", script])
 
 
+def open_headers() -> dict[str, Any]:
+    """Open the files of LTX-2.3 at real size (their data are holes): headers read and matched."""
+    from benchmarks.sparse_model import write_sparse_model
+    from ltx2rt_export.checkpoint import open_model
+
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_sparse_model(Path(folder), "2.3")
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            open_model(**paths)
+            seconds.append(time.perf_counter() - start)
+    return percentiles(seconds)
+
+
 def demo_bundle(folder: Path) -> Path:
     """Build the tiny demo bundle."""
     from ltx2rt.bundle.manifest import BuildInputs
@@ -118,6 +133,7 @@ def precision_quality() -> dict[str, Any]:
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "cli-help": cli_help,
     "open-bundle": open_bundle,
+    "open-ltx23-headers": open_headers,
     "export-ltx23-transformer": export_ltx23_transformer,
     "tiny-distilled-256x384-25f": tiny_distilled,
     "quality": precision_quality,

@@ -22,11 +22,13 @@ import numpy as np
 from benchmarks.cases import demo_bundle
 from benchmarks.hardware import environment
 from benchmarks.real_size import LTX23, transformer_components
+from ltx2rt.backends.stack import Stack
 from ltx2rt.bundle.bundle import Bundle, open_bundle
+from ltx2rt.bundle.loader import Loader
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.lora.files import Lora
-from ltx2rt.names import TRANSFORMER
+from ltx2rt.names import TRANSFORMER, TRANSFORMER_STACK, StackNames
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.weights.floats import round_bfloat16
 from ltx2rt.weights.safetensors import convert
@@ -38,7 +40,7 @@ from ltx2rt_export.quantize.emulate import EmulatedEngine, activation_maxima
 from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.quantize.linears import weight_inputs
 from ltx2rt_export.quantize.schemes import SCHEMES, rewrite, scheme_of
-from ltx2rt_export.reference import load_weights
+from ltx2rt_export.reference import component_stack, load_weights, official_layers
 from ltx2rt_export.verify import example_inputs
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
@@ -176,6 +178,7 @@ class EmulatedSource:
 
     def __init__(self, bundle: Bundle, graphs: Mapping[str, ExportedGraph], precision: str) -> None:
         self._bundle, self.model, self.bundle_id = bundle, bundle.model, precision
+        self._loader = Loader(bundle)
         scheme = self._scheme = SCHEMES[precision]
         self._graphs = {
             n: rewrite(g if g.dtype == scheme.dtype else substitute_float(g, scheme.dtype), scheme)
@@ -196,32 +199,34 @@ class EmulatedSource:
         return self._bundle.options(name)
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
-        self._bundle.check_loras(loras)
+        self._loader.check_loras(loras)
 
     def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
-        return self._bundle.text_loras(loras)
+        return self._loader.text_loras(loras)
 
     def tokenizer_path(self) -> Path:
         return self._bundle.tokenizer_path()
 
-    def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
-        if name not in TRANSFORMER:
-            return self._bundle.engine(name, runtime, loras)
-        graph = self._graphs[name]
+    def engine(self, name: str, runtime: RuntimeConfig) -> Engine:
+        return self._loader.engine(name, runtime)
+
+    def stack(self, names: StackNames, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Stack:
+        if names != TRANSFORMER_STACK:
+            return self._loader.stack(names, runtime, loras)
+        parts = [self._graphs[name].component for name in TRANSFORMER]
+        return component_stack(names, parts, self._emulated, self._layers)
+
+    def _emulated(self, part: Component) -> Engine:
+        graph = self._graphs[part.name]
         weights: dict[str, Array] = {}
-        if graph.component.weight_binding == "initializer":
-            values = load_weights(graph.component.weights, frozenset())
+        if part.weight_binding == "initializer":
+            values = load_weights(part.weights, frozenset())
             weights = {n: convert(a, "float32", graph.dtype, n) for n, a in values.items()}
         return EmulatedEngine(graph, self._scheme.name, weights)
 
-    def layers(
-        self, name: str, loras: Sequence[Lora] = (), *, keep: bool = True
-    ) -> Sequence[Mapping[str, Array]]:
-        if name not in TRANSFORMER:
-            return self._bundle.layers(name, loras, keep=keep)
-        graph = self._graphs[name]
-        layers = [load_weights(e, frozenset()) for e in graph.component.layers]
-        return [bind_weights(graph, self._scheme.name, w) for w in layers]
+    def _layers(self, part: Component) -> list[dict[str, Array]]:
+        graph, precision = self._graphs[part.name], self._scheme.name
+        return [bind_weights(graph, precision, weights) for weights in official_layers(part)]
 
 
 def distilled_clips() -> dict[str, dict[str, float]]:

@@ -20,6 +20,10 @@ TARGET = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 ROWS = {
     "cli-help": ("`ltx2rt --help`, whole process", "0.3 s"),
     "open-bundle": ("`import ltx2rt` and open the tiny bundle, whole process", "1 s"),
+    "open-ltx23-headers": (
+        "open the files of LTX-2.3 and Gemma at real size: headers read, tensors matched",
+        "none",
+    ),
     "export-ltx23-transformer": (
         "real-size LTX-2.3 transformer (head, block, tail) to ONNX from `meta`",
         "120 s, 3 GB",

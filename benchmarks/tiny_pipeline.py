@@ -14,14 +14,17 @@ import numpy as np
 import torch
 
 from benchmarks.cases import percentiles
-from ltx2rt.bundle.bundle import Bundle, ModelSource, open_bundle
+from ltx2rt.backends.host_stack import HostStack
+from ltx2rt.bundle.bundle import Bundle, open_bundle
+from ltx2rt.bundle.source import ModelSource
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import OptionError
 from ltx2rt.lora.files import Lora
+from ltx2rt.names import StackNames
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt_export.bundle import inputs_in, make_components, open_inputs
-from ltx2rt_export.reference import TorchEngine, load_weights
+from ltx2rt_export.reference import TorchEngine, component_stack
 from tests.tolerances import PIPELINE_LATENT_REL_L2
 
 CONFIG = GenerationConfig(
@@ -57,13 +60,14 @@ class TorchSource:
     def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
         return ()
 
-    def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
+    def engine(self, name: str, runtime: RuntimeConfig) -> Engine:
         return TorchEngine(self._components[name])
 
-    def layers(
-        self, name: str, loras: Sequence[Lora] = (), *, keep: bool = True
-    ) -> Sequence[Mapping[str, Array]]:
-        return [load_weights(layer, frozenset()) for layer in self._components[name].layers]
+    def stack(
+        self, names: StackNames, runtime: RuntimeConfig, loras: Sequence[Lora] = ()
+    ) -> HostStack:
+        parts = (self._components[n] for n in names.components if self.has(n))
+        return component_stack(names, parts, TorchEngine)
 
     def tokenizer_path(self) -> Path:
         return self._bundle.tokenizer_path()
@@ -83,7 +87,10 @@ def run(pipe: DistilledPipeline) -> tuple[float, Mapping[str, Array]]:
 def compare(folder: Path) -> dict[str, Any]:
     """Gate on parity of every stage's latents, then time both, alternating; loading is excluded."""
     bundle = open_bundle(folder)
-    sources: dict[str, ModelSource] = {"onnxruntime": bundle, "torch": TorchSource(bundle, folder)}
+    sources: dict[str, Bundle | ModelSource] = {
+        "onnxruntime": bundle,
+        "torch": TorchSource(bundle, folder),
+    }
     runtime = RuntimeConfig(residency="resident")
     pipes = {name: DistilledPipeline(source, runtime) for name, source in sources.items()}
     latents = {name: run(pipe)[1] for name, pipe in pipes.items()}

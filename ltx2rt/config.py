@@ -39,8 +39,7 @@ class RuntimeConfig:
     Attributes:
         threads: CPU threads per engine; 0 uses every core.
         residency: `stage` frees the text encoder, transformer and upsampler as soon as their part
-        is done; `resident` keeps
-            every engine loaded between calls.
+            is done; `resident` keeps every engine loaded between calls.
         max_batch_size: guidance passes that run together: faster on large machines, more memory.
     """
 
@@ -67,7 +66,7 @@ class ImageCondition:
     Attributes:
         path: the image file.
         frame: pixel frame index; 0 replaces the first latent frame, others are attached as
-        keyframes.
+            keyframes.
         strength: 1 pins the frame exactly, 0 ignores it.
         crf: H.264 quality of the compression round trip (0: none); default: the model version's.
     """

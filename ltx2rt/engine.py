@@ -31,10 +31,8 @@ class TensorSpec:
     """Name, dtype and symbolic shape of one tensor at an engine's boundary.
 
     `shape` mixes fixed sizes (int) and symbols (str), e.g. `("B", "Tv", 128)`. Equal symbols mean
-    equal
-    sizes, except symbols that start with `1|`: that dimension is either 1 or the size named after
-    the
-    bar (it broadcasts).
+    equal sizes, except symbols that start with `1|`: that dimension is either 1 or the size named
+    after the bar (it broadcasts).
     """
 
     name: str
@@ -65,7 +63,7 @@ class Engine(Protocol):
             tensors: every input of `spec`, by name, with a dtype of `NUMPY_DTYPES`.
 
         Returns:
-            every output of `spec`, by name. Valid until the next call: copy what must live longer.
+            every output of `spec`, by name: new arrays.
 
         Raises:
             ShapeError: a tensor is missing, unknown, or does not fit the spec.
@@ -85,30 +83,14 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A tensor that stays in device memory: what an engine left there for the next one."""
+class Shaped(Protocol):
+    """An array, or a tensor elsewhere: what `check_inputs` looks at."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    address: int
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
-
-@runtime_checkable
-class KeepingEngine(Engine, Protocol):
-    """An engine that can leave its outputs on the device, for engines that share its memory; each
-    takes a `Kept` in place of an array.
-    """
-
-    def place(self, tensors: Mapping[str, Array]) -> dict[str, Kept]:
-        """Upload tensors that several calls take; valid until one of that name is placed again."""
-        ...
-
-    def keep(self, tensors: Mapping[str, Array | Kept]) -> dict[str, Kept]:
-        """As a call, but the outputs stay, until the next call; one that the next call takes as an
-        input, until the call after that.
-        """
-        ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
 
 
 class EngineBase:
@@ -129,7 +111,7 @@ class EngineBase:
         self.close()
 
 
-def check_inputs(spec: EngineSpec, tensors: Mapping[str, Array | Kept]) -> None:
+def check_inputs(spec: EngineSpec, tensors: Mapping[str, Shaped]) -> None:
     """Check names, dtypes and shapes of an engine's inputs; further tensors (weights) are not
     looked at.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 TEXT_HEAD = "text_head"
 TEXT_BLOCK = "text_block"
 #: layers of Gemma 4 that attend to everything: a structure of their own
@@ -36,6 +38,28 @@ TRANSFORMER_BLOCKS = (TRANSFORMER_BLOCK, TRANSFORMER_BLOCK_PLAIN)
 LORA_COMPONENTS = (TRANSFORMER_HEAD, *TRANSFORMER_BLOCKS, TRANSFORMER_TAIL)
 #: all that LoRAs named at run time may change: connectors and projections too
 ADAPTED_COMPONENTS = (*LORA_COMPONENTS, TEXT_TAIL)
+
+
+@dataclass(frozen=True, slots=True)
+class StackNames:
+    """Components that run as one (`backends.stack`): head, every layer by one of the blocks, tail.
+
+    `runs_once` a clip: weights of a layer need not be held once it has run.
+    """
+
+    head: str
+    blocks: tuple[str, ...]
+    tail: str
+    runs_once: bool = False
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return (self.head, *self.blocks, self.tail)
+
+
+TEXT_STACK = StackNames(TEXT_HEAD, TEXT_BLOCKS, TEXT_TAIL, runs_once=True)
+TRANSFORMER_STACK = StackNames(TRANSFORMER_HEAD, TRANSFORMER_BLOCKS, TRANSFORMER_TAIL)
+
 #: stands in the place of `VIDEO_DECODER` in LTX-2.5 files that hold one
 DIFFUSION_DECODER = (DIFFUSION_FEATURES, DIFFUSION_CONTEXT, DIFFUSION_PIXELS)
 #: components that a clip is decoded with

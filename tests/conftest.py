@@ -1,32 +1,21 @@
-"""Fixtures of all tiers: the demo model and its bundle, made once a session."""
+"""Fixtures of all tiers: the files of the demo model."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from tests.once import made_once
+
+# graphs that tests export are kept for the next run, apart from those of the user's own builds
+os.environ.setdefault("LTX2RT_CACHE", str(Path.home() / ".cache" / "ltx2rt-tests"))
+
 
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The demo model's files, written once a session; read-only to tests."""
+    """The demo model's files, written once a run; read-only to tests."""
     from ltx2rt_export.demo import write_demo_model
 
-    return write_demo_model(tmp_path_factory.mktemp("demo"))
-
-
-@pytest.fixture(scope="session")
-def demo_bundle(demo_model: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the demo model, built through the command line once a session; read-only."""
-    from ltx2rt.cli.__main__ import main
-
-    bundle = tmp_path_factory.mktemp("bundle") / "demo.bundle"
-    arguments = [
-        "build", "--quiet",
-        "--checkpoint", str(demo_model["checkpoint"]),
-        "--gemma", str(demo_model["gemma"]),
-        "--spatial-upsampler", str(demo_model["spatial_upsampler"]),
-        "-o", str(bundle),
-    ]  # fmt: skip
-    assert main(arguments) == 0
-    return bundle
+    return made_once(tmp_path_factory, "demo-model", write_demo_model)

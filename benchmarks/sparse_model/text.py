@@ -1,5 +1,5 @@
 """What encodes prompts in released models: Gemma, projections, connectors, and the duration head
-(spec/text_encoder.md, duration_head.md).
+(spec/text_encoder.md, spec/duration_head.md).
 """
 
 from __future__ import annotations

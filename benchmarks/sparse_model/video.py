@@ -1,4 +1,4 @@
-"""Video VAEs of released models (spec/video_vae.md §1.2, diffusion_decoder.md §1)."""
+"""Video VAEs of released models (spec/video_vae.md §1.2, spec/diffusion_decoder.md §1)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Checkpoint files to a bundle: ONNX graphs, engines, a manifest. Needs torch and onnx."""

@@ -46,7 +46,8 @@ class BuildConfig:
         plugin_modules: Python modules whose import registers plugins (TensorRT).
         custom_ops: our own kernels: `auto` where a benchmark showed them faster (nowhere yet), `on`
             wherever the backend can run them, `off` never; see `custom_ops.table`.
-        cache_dir: where built engines are kept; None: `LTX2RT_CACHE`, else the user's cache folder.
+        cache_dir: where exported graphs and built engines are kept; None: `LTX2RT_CACHE`, else
+            the user's cache folder.
         copy_weights: copy every needed tensor into the bundle instead of pointing at the user's
             files.
         force: replace an existing bundle.
@@ -171,7 +172,6 @@ class BuildConfig:
         given = {
             "target": bool(self.target),
             "max_batch": self.max_batch != 1,
-            "cache_dir": self.cache_dir is not None,
             "weights='constant'": self.weights == "constant",
             "optimization_level": self.optimization_level is not None,
             "workspace_mib": self.workspace_mib is not None,

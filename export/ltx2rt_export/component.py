@@ -1,9 +1,8 @@
 """A component: one module, the tensors at its boundary, and where its weights come from.
 
 Everything that builds, exports, verifies or runs a part of the model speaks in `Component`s. A
-factory beside each module
-(`modules/<name>.py`) makes one from a checkpoint's configuration and tensor list; nothing is read
-but headers.
+factory beside each module (`modules/<name>.py`) makes one from a checkpoint's configuration and
+tensor list; nothing is read but headers.
 """
 
 from __future__ import annotations
@@ -28,18 +27,17 @@ class Component:
     """One exportable part of the model.
 
     Attributes:
-        name: `video_decoder`, `transformer_block`, ... (design: one name from module to manifest).
+        name: `video_decoder`, `transformer_block`, ... (one name from module to manifest).
         module: the module on the `meta` device; `forward` takes `inputs` by keyword and returns a
-        tuple in the order
-            of `outputs`. Its state-dict names are the official ones.
+            tuple in the order of `outputs`. Its state-dict names are the official ones.
         inputs, outputs: the boundary; see `TensorSpec` for symbols.
         weights: state-dict name -> checkpoint tensor. For a repeated component: those of layer 0.
-        layers: for a component that runs many times with other weights (the transformer block):
-        one mapping a layer.
+        layers: for a component that runs many times with other weights (the transformer block): one
+            mapping a layer.
         weight_binding: `initializer` (injected when the engine loads) or `input` (bound at every
-        call).
+            call).
         trace: sizes of the symbols for tracing; every one >= 2, all different where they may
-        differ.
+            differ.
         options: facts the runtime needs about this component (JSON values), copied to the manifest.
     """
 
@@ -68,8 +66,8 @@ def match_weights(
     """Find every weight of `module` in `tensors`, under `prefix`; unknown tensors are ignored.
 
     Raises:
-        CheckpointError: tensors are missing or have another shape; all are listed (the first ten
-        by name).
+        CheckpointError: tensors are missing or have another shape; all are listed (the first ten by
+            name).
     """
     found: dict[str, TensorEntry] = {}
     problems: list[str] = []

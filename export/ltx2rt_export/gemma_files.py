@@ -1,6 +1,6 @@
 """The text encoder's files: a Hugging Face directory, or one packed file with tokenizer inside.
 
-Layouts: spec/checkpoints.md section 5; version checks: spec/text_encoder.md section 7.
+Layouts: spec/checkpoints.md §5; version checks: spec/text_encoder.md §7.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a weight file holds: components by tensor name, its kind, and the signs of other models.
 
-Prefixes: spec/checkpoints.md section 2. Only headers are read.
+Prefixes: spec/checkpoints.md §2. Only headers are read.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Export a component to ONNX from fake tensors: no weight is read, no memory is spent on them.
 
 Every weight becomes a graph input while tracing. Afterwards it is either left one
-(`weight_binding="input"`: the transformer
-block, one graph for all layers) or turned into an initializer with external data that the runtime
-injects
-(`"initializer"`). Opset 20, plain operators: what fuses and what breaks is in docs/architecture.md.
+(`weight_binding="input"`: the transformer block, one graph for all layers) or turned into an
+initializer with external data that the runtime injects (`"initializer"`). Opset 20, plain
+operators: what fuses and what breaks is in docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class ExportedGraph:
     Attributes:
         component: its boundary has the dtypes of this graph.
         model: the ONNX model; weights are inputs or external initializers, by their state-dict
-        names.
+            names.
         weights: state-dict names in graph order.
         transposed: weights that the graph wants as `[in, out]` although files hold `[out, in]`.
         dtype: of weights and activations that the module does not hold in float32 itself.

@@ -6,13 +6,16 @@ Used by golden runs, `ltx2rt verify` and benchmarks; never by the runtime.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
+from ltx2rt.backends.host_stack import HostStack
 from ltx2rt.backends.onnxruntime import OrtEngine, OrtOptions
+from ltx2rt.components.stack_plans import stack_plan
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec, check_inputs
+from ltx2rt.names import StackNames
 from ltx2rt.weights.layout import transposed_copy
 from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
 from ltx2rt_export.component import Component, load_module
@@ -78,6 +81,35 @@ def ort_engine(exported: ExportedGraph, options: OrtOptions | None = None) -> En
     if component.weight_binding == "initializer":
         weights = load_weights(component.weights, frozenset())
     return OrtEngine(exported.model.SerializeToString(), engine_spec(component), weights, options)
+
+
+def component_stack(
+    names: StackNames,
+    components: Iterable[Component],
+    engine: Callable[[Component], Engine],
+    layers: Callable[[Component], Sequence[Mapping[str, Array]]] | None = None,
+) -> HostStack:
+    """A stack over components.
+
+    Args:
+        components: head, blocks and tail, in any order.
+        engine: makes the engine of a component.
+        layers: weights of every layer as that engine takes them; default: as files hold them.
+    """
+    found = {c.name: c for c in components}
+    served = {n: range(len(found[n].layers)) for n in names.blocks if n in found}
+    plan = stack_plan(names, lambda name: found[name].options, served)
+    layers = layers or official_layers
+    engines = {name: engine(found[name]) for name in plan.components}
+    weights = {n: layers(found[n]) for n in engines if found[n].weight_binding == "input"}
+    return HostStack(
+        plan.parts(lambda n, _: engines[n], lambda n, i: weights[n][i] if n in weights else {})
+    )
+
+
+def official_layers(component: Component) -> list[dict[str, Array]]:
+    """Weights of every layer as `TorchEngine` takes them."""
+    return [load_weights(layer, frozenset()) for layer in component.layers]
 
 
 def load_weights(

@@ -1,6 +1,6 @@
 """Find quantised layers in a file and say how each is decoded, from names, dtypes and shapes.
 
-Formats: spec/checkpoints.md section 7. A layer counts by its own companions, never by a fixed list.
+Formats: spec/checkpoints.md §7. A layer counts by its own companions, never by a fixed list.
 """
 
 from __future__ import annotations

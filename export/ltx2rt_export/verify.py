@@ -13,18 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.manifest import ComponentEntry
-from ltx2rt.components.transformer_inputs import as_dtype
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, TensorSpec
 from ltx2rt.names import TRANSFORMER_BLOCK, TRANSFORMER_BLOCK_PLAIN
+from ltx2rt.weights.floats import as_dtype
 from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.component import Component
 from ltx2rt_export.reference import TorchEngine, load_weights
 
 HALVES = ("float16", "bfloat16")
 
-#: bound on the relative RMS error of an fp32 engine (design: parity ladder, rung 2)
+#: bound on the relative RMS error of an fp32 engine (docs/debug_accuracy.md, rung 2)
 FP32_REL_RMS = 1e-5
 
 #: bounds of a component in a precision, random inputs: about twice what emulations of random models
@@ -69,43 +70,44 @@ def verify_bundle(bundle: Bundle, components: Sequence[Component], seed: int = 0
         components: made anew from the checkpoint files (`bundle.make_components`).
         seed: of the random inputs.
     """
-    runtime = RuntimeConfig()
+    loader = Loader(bundle)
     for component in components:
         name = component.name
         if not bundle.has(name):
             continue
         sizes = allowed_sizes(component, bundle.component(name))
         inputs = example_inputs(component, np.random.default_rng(seed), sizes)
-        with TorchEngine(component) as reference, bundle.engine(name, runtime) as engine:
-            bound = BOUNDS[bundle.component(name).precision]
+        with TorchEngine(component) as reference:
             if component.weight_binding == "initializer":
-                yield from _rungs(name, None, reference(inputs), _run(engine, inputs, {}), bound)
+                bound = BOUNDS[bundle.component(name).precision]
+                with loader.engine(name, RuntimeConfig()) as engine:
+                    got = _run(engine, inputs, {})
+                yield from _rungs(name, None, reference(inputs), got, bound)
                 continue
-            yield from _layer_rungs(name, bundle, component, reference, engine, inputs)
-        if name == TRANSFORMER_BLOCK and bundle.has(TRANSFORMER_BLOCK_PLAIN):
-            with (
-                TorchEngine(component) as reference,
-                bundle.engine(TRANSFORMER_BLOCK_PLAIN, runtime) as engine,
-            ):
+            blocks = [name]
+            if name == TRANSFORMER_BLOCK and bundle.has(TRANSFORMER_BLOCK_PLAIN):
+                blocks.append(TRANSFORMER_BLOCK_PLAIN)
+            for block in blocks:
                 yield from _layer_rungs(
-                    TRANSFORMER_BLOCK_PLAIN, bundle, component, reference, engine, inputs
+                    block, bundle.component(block), loader, component, reference, inputs
                 )
 
 
 def _layer_rungs(
     name: str,
-    bundle: Bundle,
+    entry: ComponentEntry,
+    loader: Loader,
     component: Component,
     reference: Engine,
-    engine: Engine,
     inputs: Mapping[str, Array],
 ) -> Iterator[Rung]:
-    """The first and the last layer that this block engine serves."""
-    entry, weights = bundle.component(name), bundle.layers(name)
+    """The first and the last layer that a block component serves."""
     for layer in sorted({entry.served[0], entry.served[-1]}):
         official = load_weights(component.layers[layer], frozenset())
         want = reference({**inputs, **official})
-        got = _run(engine, inputs, weights[layer])
+        weights = {} if entry.layered else loader.weights(name, layer)
+        with loader.layer_engine(name, layer, RuntimeConfig()) as engine:
+            got = _run(engine, inputs, weights)
         yield from _rungs(name, layer, want, got, BOUNDS[entry.precision])
 
 

@@ -1,6 +1,6 @@
 """Model versions: what a checkpoint says it is, what its tensors say, and the defaults that follow.
 
-Rules: spec/checkpoints.md section 3, spec/pipelines.md section 0.8.
+Rules: spec/checkpoints.md §3, spec/pipelines.md §0.8.
 """
 
 from __future__ import annotations

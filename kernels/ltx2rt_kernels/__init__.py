@@ -1,0 +1,1 @@
+"""Custom operators: Triton to PTX and cubin, ONNX functions, TensorRT plugins."""

@@ -36,7 +36,7 @@ class OrtEngine(EngineBase):
         graph: the serialized ONNX model.
         spec: its boundary; inputs that `spec` does not list are weights bound at every call.
         initializers: weights injected on loading, by initializer name. The arrays must outlive the
-        engine.
+            engine.
 
     Raises:
         EngineError: ONNX Runtime refuses the graph; the message names the component.

@@ -1,20 +1,20 @@
 """TensorRT and TensorRT-RTX engines behind the `Engine` protocol.
 
-Arrays go in and come out on the host, or stay on the device for the next engine. Weights are
-uploaded once; everything runs in order on one stream.
+A call takes and gives host arrays; `device_stack` binds tensors that are on the device already.
+Weights are uploaded once; everything runs in order on one stream.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ltx2rt.backends.device_memory import DeviceMemory
+from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
 from ltx2rt.backends.engine_checks import check_gpu, check_plugins, check_version
 from ltx2rt.backends.runtime_cache import RuntimeCache
 from ltx2rt.backends.tensorrt_api import APIS, load, make_logger
@@ -22,8 +22,11 @@ from ltx2rt.bundle.buckets import choose_bucket, symbol_sizes
 from ltx2rt.bundle.engine_file import read_info
 from ltx2rt.bundle.manifest import Tensor
 from ltx2rt.device.cuda import CudaDevice, Device
-from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, Kept, check_inputs
+from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, Shaped, check_inputs
 from ltx2rt.errors import EngineError, InternalError
+
+#: (output, bytes) -> the address where it goes
+Place = Callable[[str, int], int]
 
 #: bits of one element, by dtype name; weights come in more dtypes than other tensors
 BITS = {
@@ -106,26 +109,25 @@ class TrtEngine(EngineBase):
 
     def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Run once on host arrays; see `Engine`."""
+        found = self.bind(tensors)
+        self.bind_weights(tensors)
+        self.enqueue()
         outputs = {}
-        for name, kept in self.keep(tensors).items():
-            outputs[name] = np.empty(kept.shape, kept.dtype)
-            self._device.download(outputs[name], kept.address)
+        for name, tensor in found.items():
+            outputs[name] = np.empty(tensor.shape, tensor.dtype)
+            self._device.download(outputs[name], tensor.address)
         self.synchronize()
         return outputs
 
-    def keep(self, tensors: Mapping[str, Array | Kept]) -> dict[str, Kept]:
-        """Run once and leave the outputs on the device; see `KeepingEngine`."""
-        outputs = self.bind(tensors)
-        self.enqueue()
-        return outputs
+    def bind(
+        self, tensors: Mapping[str, Shaped], place: Place | None = None
+    ) -> dict[str, DeviceTensor]:
+        """Choose the profile, upload the inputs that are arrays, set the addresses of inputs,
+        outputs and scratch memory.
 
-    def place(self, tensors: Mapping[str, Array]) -> dict[str, Kept]:
-        """Upload tensors for several calls; see `KeepingEngine`."""
-        self._device.activate()
-        return {n: self._memory.upload(f"placed {n}", array) for n, array in tensors.items()}
-
-    def bind(self, tensors: Mapping[str, Array | Kept]) -> dict[str, Kept]:
-        """Choose the profile, upload the inputs that are arrays and set every address.
+        Args:
+            tensors: arrays, or `DeviceTensor`s.
+            place: says where outputs go, never over an input; None: to buffers of their own.
 
         Returns:
             where the outputs will be.
@@ -135,20 +137,52 @@ class TrtEngine(EngineBase):
         shapes = {t.name: t.shape for t in self._spec.inputs}
         sizes = symbol_sizes(shapes, {name: tensors[name].shape for name in shapes})
         self._choose_profile(choose_bucket(self._spec.component, self._info.buckets, sizes))
-        taken = set()
         for name in shapes.keys() & self._names:
             given = tensors[name]
-            kept = given if isinstance(given, Kept) else self._memory.upload(f"input {name}", given)
-            self._ok(self._context.set_input_shape(name, kept.shape), f"the shape of {name}")
-            self._bind(name, kept.address)
-            taken.add(kept.address)
-        outputs = self._prepare_outputs(taken)
+            if isinstance(given, np.ndarray):
+                given = self._memory.upload(f"input {name}", given)
+            assert isinstance(given, DeviceTensor)
+            self._ok(self._context.set_input_shape(name, given.shape), f"the shape of {name}")
+            self._bind(name, given.address)
+        outputs = {}
+        for tensor in self._spec.outputs:
+            shape = tuple(self._context.get_tensor_shape(tensor.name))
+            dtype = NUMPY_DTYPES[tensor.dtype]
+            size = math.prod(shape) * dtype.itemsize
+            if place is None:
+                address = self._memory.buffer(f"output {tensor.name}", size)
+            else:
+                address = place(tensor.name, size)
+            self._bind(tensor.name, address)
+            outputs[tensor.name] = DeviceTensor(shape, dtype, address)
         self._set_scratch()
-        self._bind_weights(tensors)  # last: they take what memory is left
         return outputs
 
+    def bind_weights(self, weights: Mapping[str, Shaped]) -> None:
+        """Set the addresses of all weights: those given, else those bound once. After `bind`, so
+        that they take what memory is left.
+
+        Raises:
+            InternalError: a weight is missing or has another size.
+        """
+        for weight in self._info.weight_inputs:
+            if weight.name not in self._names:
+                continue
+            given = weights.get(weight.name, self._bound.get(weight.name))
+            if not isinstance(given, np.ndarray | DeviceTensor):
+                raise InternalError(f"{self._spec.component} got no weight {weight.name}")
+            if given.nbytes != tensor_bytes(weight):
+                raise InternalError(
+                    f"{self._spec.component}: weight {weight.name} has {given.nbytes} bytes, its "
+                    f"engine takes {tensor_bytes(weight)}"
+                )
+            if isinstance(given, DeviceTensor):
+                self._bind(weight.name, given.address)
+            else:
+                self._bind(weight.name, self._memory.weight(weight.name, given))
+
     def enqueue(self) -> None:
-        """Run on the stream with what `bind` set, without waiting."""
+        """Run on the stream with what `bind` and `bind_weights` set, without waiting."""
         self._ran = True
         self._ok(self._context.execute_async_v3(self._device.stream), "the run")
 
@@ -197,33 +231,6 @@ class TrtEngine(EngineBase):
             done = self._context.set_optimization_profile_async(index, self._device.stream)
             self._ok(done, f"profile {index}")
             self._profile = index
-
-    def _bind_weights(self, tensors: Mapping[str, Array | Kept]) -> None:
-        for weight in self._info.weight_inputs:
-            array = tensors.get(weight.name, self._bound.get(weight.name))
-            if weight.name not in self._names:
-                continue
-            if array is None or isinstance(array, Kept):
-                raise InternalError(f"{self._spec.component} got no weight {weight.name}")
-            if array.nbytes != tensor_bytes(weight):
-                raise InternalError(
-                    f"{self._spec.component}: weight {weight.name} has {array.nbytes} bytes, its "
-                    f"engine takes {tensor_bytes(weight)}"
-                )
-            self._bind(weight.name, self._memory.weight(weight.name, array))
-
-    def _prepare_outputs(self, taken: Collection[int]) -> dict[str, Kept]:
-        """Where outputs go: never over an input, which may be what this engine gave before."""
-        outputs = {}
-        for tensor in self._spec.outputs:
-            shape, dtype = self._context.get_tensor_shape(tensor.name), NUMPY_DTYPES[tensor.dtype]
-            size = math.prod(shape) * dtype.itemsize
-            address = self._memory.buffer(f"output {tensor.name}", size)
-            if address in taken:
-                address = self._memory.buffer(f"other output {tensor.name}", size)
-            self._bind(tensor.name, address)
-            outputs[tensor.name] = Kept(tuple(shape), dtype, address)
-        return outputs
 
     def _set_scratch(self) -> None:
         """Give the context the memory that its activations need at these shapes."""

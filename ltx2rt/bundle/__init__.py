@@ -1,0 +1,1 @@
+"""Bundles and what lies in them: opened, checked, their engines and weights handed out."""

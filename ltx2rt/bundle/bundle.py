@@ -1,23 +1,15 @@
-"""Open a bundle: check every entry, then hand out engines, weights and the tokenizer."""
+"""Open a bundle: check every entry, and say what it holds and where the weights lie."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.bundle.checks import check_file, engine_problems
-from ltx2rt.bundle.load_weights import (
-    engine_tensors,
-    layer_number,
-    lora_tensors,
-    stored_tensor,
-    tensor_entry,
-    weight_problems,
-)
+from ltx2rt.bundle.load_weights import tensor_entry, weight_problems
 from ltx2rt.bundle.manifest import (
     ComponentEntry,
     Manifest,
@@ -26,73 +18,22 @@ from ltx2rt.bundle.manifest import (
     WeightRef,
     read_manifest,
 )
-from ltx2rt.bundle.memory import denoise_reserve, refuse_too_large, stage_weight_bytes
-from ltx2rt.config import RuntimeConfig
-from ltx2rt.device.cuda import CudaDevice, local_gpu
-from ltx2rt.engine import Array, Engine
-from ltx2rt.errors import BundleError, CheckpointError, UnsupportedError, join_problems
+from ltx2rt.engine import Array
+from ltx2rt.errors import BundleError, CheckpointError, join_problems
 from ltx2rt.lora.adapter import Adapter, official_tensor, parse_lora
-from ltx2rt.lora.files import Lora
-from ltx2rt.lora.merger import LoraMerger
-from ltx2rt.names import (
-    ADAPTED_COMPONENTS,
-    LORA_COMPONENTS,
-    TEXT_BLOCK_FULL,
-    TEXT_ENCODER,
-    TEXT_TAIL,
-    TRANSFORMER_BLOCKS,
-    TRANSFORMER_HEAD,
-)
+from ltx2rt.names import ADAPTED_COMPONENTS, TEXT_BLOCK_FULL, TEXT_ENCODER, TRANSFORMER_HEAD
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
-
-#: more threads than this wait for the memory that they share
-_MERGE_THREADS = 8
-
-
-class ModelSource(Protocol):
-    """Where a pipeline gets its engines from: a bundle, or the reference behind the same face."""
-
-    @property
-    def model(self) -> ModelInfo: ...
-
-    @property
-    def bundle_id(self) -> str: ...
-
-    @property
-    def text_encoder_id(self) -> str: ...
-
-    def has(self, *names: str) -> bool: ...
-
-    def context_widths(self) -> Mapping[str, int]: ...
-
-    def options(self, name: str) -> Mapping[str, Any]: ...
-
-    def check_loras(self, loras: Sequence[Lora]) -> None: ...
-
-    def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]: ...
-
-    def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine: ...
-
-    def layers(
-        self, name: str, loras: Sequence[Lora] = (), *, keep: bool = True
-    ) -> Sequence[Mapping[str, Array]]: ...
-
-    def tokenizer_path(self) -> Path: ...
 
 
 class Bundle:
-    """An opened bundle: a `ModelSource`. Nothing but headers is read until an engine is asked
-    for.
+    """An opened bundle: facts (`source.ModelFacts`) and places. `loader.Loader` hands out what is
+    in it; nothing but headers is read until then.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, sources: Sequence[Path]) -> None:
         self.folder = folder
         self.manifest = manifest
         self._sources = tuple(sources)
-        self._files = MappedFiles()
-        self._fits = False
-        self._memory: DeviceMemory | None = None
-        self._merger: tuple[tuple[Lora, ...], LoraMerger] | None = None
 
     @property
     def model(self) -> ModelInfo:
@@ -146,117 +87,13 @@ class Bundle:
         """Whether all these components are in the bundle."""
         return all(name in self.manifest.components for name in names)
 
-    def check_loras(self, loras: Sequence[Lora]) -> None:
-        """Match LoRA files to this bundle's model and look through their numbers.
-
-        Raises:
-            CheckpointError, UnsupportedError: see `LoraMerger`.
-        """
-        self._merger = None
-        self._merge_of(loras)
-
-    def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
-        """Those that change connectors or projections, and so the contexts of prompts."""
-        merger = self._merge_of(loras)
-        if merger is None or not self.has(TEXT_TAIL):
-            return ()
-        return merger.loras_for(self._official(TEXT_TAIL))
-
-    def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
-        """Load a component's engine on this bundle's backend; weights come from the mapped
-        files, with `loras` merged in memory.
-
-        Raises:
-            UnsupportedError: no GPU, one that is too small, or a LoRA that cannot be merged; see
-                `TrtEngine` for more.
-        """
-        entry = self.component(name)
-        weights: Mapping[str, Array] = {}
-        inside = any(e.weights == "constant" for e in entry.engines)
-        if inside and self._is_changed(name, loras):
-            raise UnsupportedError(
-                f"a LoRA cannot be merged into the engine of {name}, which holds its weights as "
-                "constants; build again with --weights input: "
-                + self.manifest.command().replace(" --weights constant", "")
-            )
-        if entry.engines:
-            self._check_gpu()
-        if entry.weight_binding == "initializer" and not inside:
-            weights = self._load(name, entry, 0, self._merge_of(loras))
-        if entry.layered:
-            from ltx2rt.backends.layered import LayeredEngine
-
-            files = [self.folder / e.file for e in entry.engines]
-            paths = dict(zip(entry.served, files, strict=True))
-            memory = self._transformer_memory()
-            return LayeredEngine(paths, entry.spec(name), self.manifest.command(), memory)
-        if entry.engines:
-            from ltx2rt.backends.tensorrt import TrtEngine
-
-            path = self.folder / entry.engines[0].file
-            shared = self._transformer_memory() if name in LORA_COMPONENTS else None
-            return TrtEngine(
-                path, entry.spec(name), weights, self.manifest.command(), memory=shared
-            )
-        from ltx2rt.backends import onnxruntime as backend
-
-        options = backend.OrtOptions(
-            threads=runtime.threads,
-            full_optimization="float8_e4m3fn" not in entry.weight_dtypes.values(),
-        )
-        graph = (self.folder / entry.graph).read_bytes()
-        return backend.OrtEngine(graph, entry.spec(name), weights, options)
-
-    def _check_gpu(self) -> None:
-        """Refuse a GPU that cannot hold this bundle, before its first engine is loaded."""
-        if not self._fits:
-            gpu = local_gpu(f"backend {self.manifest.backend}")
-            refuse_too_large(stage_weight_bytes(self.manifest, least=True), "weights", gpu)
-            self._fits = True
-
-    def _transformer_memory(self) -> DeviceMemory:
-        """The device memory of the transformer's engines, between which hidden states stay
-        there.
-        """
-        if self._memory is None or self._memory.closed:
-            device = CudaDevice(f"backend {self.manifest.backend}")
-            self._memory = DeviceMemory(device, reserve=denoise_reserve(self.manifest))
-        return self._memory
-
-    def layers(self, name: str, loras: Sequence[Lora] = (), *, keep: bool = True) -> LayerWeights:
-        """Weights of every layer of a repeated component, loaded when first used and then kept
-        (or, without `keep`, loaded anew at every use); `loras` are merged while a layer is loaded.
-        """
-        return LayerWeights(self, name, self._merge_of(loras), keep=keep)
-
     def tokenizer_path(self) -> Path:
         """The text encoder's `tokenizer.json`."""
         return self.folder / self.manifest.tokenizer
 
-    def close(self) -> None:
-        """Release the maps of the weight files."""
-        self._merger = None
-        self._files.close()
-
     def entry(self, name: str, ref: Place) -> TensorEntry:
         """Where a referenced tensor lies on disk now."""
         return tensor_entry(name, ref, self._sources)
-
-    def _merge_of(self, loras: Sequence[Lora]) -> LoraMerger | None:
-        active = tuple(lora for lora in loras if lora.strength)
-        if not active:
-            return None
-        if self._merger is None or self._merger[0] != active:
-            unmerged = {
-                official
-                for name in filter(self.has, TRANSFORMER_BLOCKS)
-                for official, (_, weight, _) in self._official(name).items()
-                if weight.removesuffix(".weight") in self.options(name).get("lora_inputs", ())
-            }
-            threads = min(os.cpu_count() or 1, _MERGE_THREADS)
-            targets = self._lora_targets()
-            self._merger = active, LoraMerger(active, targets, unmerged=unmerged, threads=threads)
-        return self._merger[1]
 
     def match_lora(self, file: SafetensorsFile) -> Adapter:
         """Match an opened LoRA to this bundle's model.
@@ -264,30 +101,22 @@ class Bundle:
         Raises:
             CheckpointError, UnsupportedError: see `parse_lora`.
         """
-        return parse_lora(file, self._lora_targets())
+        return parse_lora(file, self.lora_targets())
 
-    def base_tensor(self, official: str) -> Array | None:
-        """The model's own values of a tensor that LoRAs may change, float32; None where it has
-        none of that name.
-        """
-        for name in filter(self.has, ADAPTED_COMPONENTS):
-            if (found := self._official(name).get(official)) is not None:
-                return self._files.load(self.entry(found[1], found[2]), "float32")
-        return None
-
-    def _is_changed(self, name: str, loras: Sequence[Lora]) -> bool:
-        merger = self._merge_of(loras) if name in ADAPTED_COMPONENTS else None
-        return merger is not None and any(map(merger.changes, self._official(name)))
-
-    def _lora_targets(self) -> dict[str, tuple[int, ...]]:
+    def lora_targets(self) -> dict[str, tuple[int, ...]]:
+        """Official name of each tensor that a LoRA may change -> its shape."""
         return {
             official: ref.shape
             for name in filter(self.has, ADAPTED_COMPONENTS)
-            for official, (_, _, ref) in self._official(name).items()
+            for official, (_, _, ref) in self.official_tensors(name).items()
         }
 
-    def _official(self, name: str) -> dict[str, tuple[int, str, WeightRef]]:
-        """Official name -> layer, name and place of a component's tensors."""
+    def official_tensors(self, name: str) -> dict[str, tuple[int, str, WeightRef]]:
+        """Official name of a component's tensors -> layer, name there, and place; {} for components
+        that no LoRA changes.
+        """
+        if name not in ADAPTED_COMPONENTS:
+            return {}
         return {
             official: (index, weight, ref)
             for index, layer in enumerate(self.component(name).layers)
@@ -295,67 +124,14 @@ class Bundle:
             if (official := official_tensor(name, index, weight)) is not None
         }
 
-    def _load(
-        self, name: str, entry: ComponentEntry, index: int, loras: LoraMerger | None
-    ) -> dict[str, Array]:
-        loaded: dict[str, Array] = {}
-        overlay = entry.overlays[index] if entry.overlays else {}
-        adapted = {f"{module}.weight" for module in entry.options.get("lora_inputs", ())}
-        if name not in ADAPTED_COMPONENTS:
-            loras = None
-        for weight, ref in entry.layers[index].items():
-            official, tensor = official_tensor(name, index, weight), self.entry(weight, ref)
-            if weight in adapted:
-                loaded |= lora_tensors(entry, weight, ref.shape, official, loras)
-            if loras is not None and loras.changes(official) and weight not in adapted:
-                assert official is not None
-                values, dtype = loras.merge(official, tensor), "float32"
-            elif weight in overlay:
-                continue
-            else:
-                values, dtype = self._files.values(tensor)
-            loaded |= engine_tensors(entry, weight, values, dtype, f"{weight} of {tensor.path}")
-        for ready in overlay.keys() - loaded.keys():
-            array = self._files.raw(self.entry(ready, overlay[ready]))
-            loaded[ready] = stored_tensor(entry, ready, array)
-        return loaded
-
-
-class LayerWeights(Sequence[Mapping[str, Array]]):
-    """The layers of a repeated component, each converted on first use and (with `keep`) kept; of
-    one whose weights are inside its engines, only their numbers.
-    """
-
-    def __init__(
-        self, bundle: Bundle, name: str, loras: LoraMerger | None, *, keep: bool = True
-    ) -> None:
-        self._keep = keep
-        self._bundle = bundle
-        self._name = name
-        self._entry = bundle.component(name)
-        self._loras = loras
-        self._loaded: dict[int, Mapping[str, Array]] = {}
-
-    def __len__(self) -> int:
-        return len(self._entry.layers)
-
-    def __getitem__(self, index: int) -> Mapping[str, Array]:  # type: ignore[override]
-        if index not in self._loaded:
-            if not 0 <= index < len(self):
-                raise IndexError(index)
-            layer = self._load(index)
-            if not self._keep:
-                return layer
-            self._loaded[index] = layer
-        return self._loaded[index]
-
-    def __iter__(self) -> Iterator[Mapping[str, Array]]:
-        return (self[i] for i in range(len(self)))
-
-    def _load(self, index: int) -> Mapping[str, Array]:
-        if self._entry.layered:
-            return layer_number(index) if self._entry.layers[index] else {}
-        return self._bundle._load(self._name, self._entry, index, self._loras)
+    def base_tensor(self, official: str) -> Array | None:
+        """The model's own values of a tensor that LoRAs may change, float32; None where it has
+        none of that name.
+        """
+        for name in filter(self.has, ADAPTED_COMPONENTS):
+            if (found := self.official_tensors(name).get(official)) is not None:
+                return MappedFiles().load(self.entry(found[1], found[2]), "float32")
+        return None
 
 
 def open_bundle(
@@ -370,7 +146,7 @@ def open_bundle(
 
     Raises:
         BundleError: lists all problems: missing or changed graphs, weight files that moved or
-        changed.
+            changed.
     """
     folder = Path(path)
     manifest = read_manifest(folder)

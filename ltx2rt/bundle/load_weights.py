@@ -33,15 +33,6 @@ PRECISIONS = {
 ITEM_BYTES = {name: data_type.itemsize for name, data_type in DTYPES.values()}
 
 
-#: stands where a layer's weights would be given to engines that hold them: int64 `[]`
-LAYER = "layer"
-
-
-def layer_number(index: int) -> dict[str, Array]:
-    """What a call gives instead of the weights of layer `index`: which layer to run."""
-    return {LAYER: np.array(index)}
-
-
 def tensor_entry(name: str, ref: Place, sources: Sequence[Path]) -> TensorEntry:
     """Where a stored tensor lies on disk now: `sources` are the manifest's, in order."""
 

@@ -1,0 +1,1 @@
+"""What gives engines their meaning: thin classes, one a part of the model."""

@@ -1,4 +1,4 @@
-"""Denoisers: which forward passes make one prediction (spec/sampling.md 6 and 7)."""
+"""Denoisers: which forward passes make one prediction (spec/sampling.md §6 and §7)."""
 
 from __future__ import annotations
 
@@ -114,6 +114,7 @@ class GuidedDenoiser:
         self._schedules = {"video": guidance.video, "audio": guidance.audio}
         self._max_batch_size = guidance.max_batch_size
         self._on_passes = on_passes
+        self._contexts: dict[tuple[str, tuple[bool, ...]], Array] = {}
         self._last: dict[str, Array] = {}
         self._differences: dict[str, NDArray[np.float32]] = {}
         self.unconditional: dict[str, Array] = {}
@@ -198,18 +199,23 @@ class GuidedDenoiser:
                     "prompt; give one, or set cfg_scale to 1."
                 )
             negative = positive
-        texts = [negative if p.is_negative else positive for p in chunk]
-        count = len(chunk)
+        signs = tuple(p.is_negative for p in chunk)
+        if (modality, signs) not in self._contexts:  # the same array at every step of the stage
+            texts = [negative if sign else positive for sign in signs]
+            same = all(t is texts[0] for t in texts)
+            self._contexts[modality, signs] = (
+                _repeat(texts[0], len(texts)) if same else np.concatenate(texts)
+            )
+        count, context = len(chunk), self._contexts[modality, signs]
         if count == 1:
-            return replace(one, context=texts[0])
-        same = all(t is texts[0] for t in texts)
+            return replace(one, context=context)
         return replace(
             one,
             latent=_repeat(one.latent, count),
             sigma=_repeat(one.sigma, count),
             timesteps=_repeat(one.timesteps, count),
             positions=_repeat(one.positions, count),
-            context=_repeat(texts[0], count) if same else np.concatenate(texts),
+            context=context,
             keyframes_mask=(
                 None if one.keyframes_mask is None else _repeat(one.keyframes_mask, count)
             ),

@@ -201,7 +201,8 @@ def run_stage(
         unconditional = denoise.unconditional
     if tracer is not None:
         denoise = tracer.denoise(denoise)
-    final = _sample(request, denoise, unconditional, states, sigmas, tracer, on_step)
+    with transformer.stage():
+        final = _sample(request, denoise, unconditional, states, sigmas, tracer, on_step)
     video, audio = final.map(target_latent)
     keyframes = None if final.video is None else slot_latents(final.video)
     return StageResult(video=video, audio=audio, keyframes=keyframes)

@@ -1,4 +1,4 @@
-"""Prompts to token ids, as the text encoder takes them (spec/text_encoder.md, section 1)."""
+"""Prompts to token ids, as the text encoder takes them (spec/text_encoder.md §1)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, ShapeError
-from ltx2rt.weights.safetensors import convert
 
 AttentionKind = Literal["video_self", "audio_self", "audio_to_video", "video_to_audio"]
 KINDS: tuple[AttentionKind, ...] = (
@@ -99,13 +98,6 @@ class Perturbations:
             if skip.kind == kind and (skip.blocks is None or block in skip.blocks):
                 keep[slice(None) if skip.samples is None else sorted(skip.samples)] = 0
         return keep
-
-
-def as_dtype(array: Array, dtype: str) -> Array:
-    """Convert host floats to an engine's dtype; arrays that already have it pass unchanged."""
-    if array.dtype not in (np.float32, np.float64) or dtype == "float32":
-        return array.astype(np.float32) if array.dtype == np.float64 else array
-    return convert(array, "float32", dtype, "a transformer input")
 
 
 def attention_bias(mask: Array | None, batch: int, tokens: int, dtype: str = "float32") -> Array:

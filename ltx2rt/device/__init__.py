@@ -1,0 +1,1 @@
+"""The GPU itself; nothing outside this folder knows the driver."""

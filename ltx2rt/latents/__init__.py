@@ -1,0 +1,1 @@
+"""Latents as numbers: shapes, tokens, positions, masks, tiles."""

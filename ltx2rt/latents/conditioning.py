@@ -1,7 +1,7 @@
 """Conditioning items: what is fixed, pulled or shown to the model besides the text.
 
 Each item is applied to a state, in list order, before noise is added: `item.apply(state)` returns
-the new state (spec/conditioning.md 2). Encoded latents are `[B, C, F, H, W]`. A `strength` of 1
+the new state (spec/conditioning.md §2). Encoded latents are `[B, C, F, H, W]`. A `strength` of 1
 fixes a token, 0 leaves it free.
 """
 
@@ -308,7 +308,7 @@ def subsample_indices(num_frames: int, temporal_scale: int) -> list[int]:
 
 
 def mask_latent(mask: F32, shape: VideoLatentShape) -> F32:
-    """Average a pixel mask down to latent tokens (spec/conditioning.md 4.3).
+    """Average a pixel mask down to latent tokens (spec/conditioning.md §4.3).
 
     Args:
         mask: `[B, 1, n, H, W]` float32 in [0, 1].

@@ -2,7 +2,7 @@
 
 Positions are half-open intervals `[start, end)` per token and axis: seconds and pixels for video,
 seconds for audio. They are float32, computed in upstream's order of operations
-(spec/conditioning.md 1.3, 1.4): a position in another last bit moves RoPE angles by 1e-3.
+(spec/conditioning.md §1.3, §1.4): a position in another last bit moves RoPE angles by 1e-3.
 """
 
 from __future__ import annotations

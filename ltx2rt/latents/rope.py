@@ -1,8 +1,11 @@
 """Rotary position tables, computed on the host in the official order of operations.
 
-spec/transformer.md section 8: the frequency ladder is float64 rounded to float32; the angles are
+spec/transformer.md §8: the frequency ladder is float64 rounded to float32; the angles are
 float32 from the first step on. The ladder's top entry is about 15708, so one float32 ulp of a
 position is an angle of 1e-3: another order gives another result.
+
+A video has tens of thousands of tokens, but few distinct positions on each axis: cosines and sines
+are computed for those and gathered, which gives the same bits as computing them for every token.
 """
 
 from __future__ import annotations
@@ -13,10 +16,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx2rt.engine import NUMPY_DTYPES
 from ltx2rt.errors import OptionError, ShapeError
+from ltx2rt.weights.floats import as_dtype
 
 F32 = NDArray[np.float32]
 RopeType = Literal["split", "interleaved"]
+
+#: tokens that are gathered at once: what one head has of them fits a processor's cache
+GATHERED = 2048
 
 
 def rope_frequencies(count: int, theta: float, precision: str = "float64") -> F32:
@@ -67,20 +75,26 @@ def rope_angles(
     Raises:
         ShapeError: the number of axes differs from `max_pos`.
     """
-    single = positions.astype(np.float32, copy=False)
-    if single.ndim == 4:
-        single = (single[..., 0] + single[..., 1]) / np.float32(2)
-    if single.ndim != 3 or single.shape[1] != len(max_pos):
-        raise ShapeError(
-            f"RoPE positions have shape {list(positions.shape)}; expected "
-            f"[B, {len(max_pos)}, T, 2] or [B, {len(max_pos)}, T]."
-        )
+    single = _middles(positions, len(max_pos))
     axes = len(max_pos)
     extent = np.asarray(max_pos, np.float32)[None, :, None]
     centered = single / extent * np.float32(2) - np.float32(1)
     ladder = rope_frequencies(width // (2 * axes), theta, precision)
     angles = ladder[None, None, :, None] * centered.transpose(0, 2, 1)[:, :, None, :]
     return angles.reshape(single.shape[0], single.shape[2], -1)
+
+
+def _middles(positions: NDArray[Any], axes: int) -> F32:
+    """`[B, n, T]` float32 positions, of bounds or plain ones."""
+    single = positions.astype(np.float32, copy=False)
+    if single.ndim == 4:
+        single = (single[..., 0] + single[..., 1]) / np.float32(2)
+    if single.ndim != 3 or single.shape[1] != axes:
+        raise ShapeError(
+            f"RoPE positions have shape {list(positions.shape)}; expected "
+            f"[B, {axes}, T, 2] or [B, {axes}, T]."
+        )
+    return single
 
 
 def rope_tables(
@@ -92,16 +106,18 @@ def rope_tables(
     theta: float = 10000.0,
     rope_type: RopeType = "split",
     precision: str = "float64",
-) -> tuple[F32, F32]:
+    dtype: str = "float32",
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Cosine and sine tables of one token sequence.
 
     Args:
         positions, width, max_pos, theta, precision: see `rope_angles`.
         heads: number of heads that share `width`.
         rope_type: the layout. `split`: different heads get different frequency bands.
+        dtype: to which the float32 tables are rounded; bfloat16 ones are bit patterns.
 
     Returns:
-        cos and sin, float32: `[B, heads, T, width / heads / 2]` for `split`, `[B, T, width]` for
+        cos and sin: `[B, heads, T, width / heads / 2]` for `split`, `[B, T, width]` for
         `interleaved`. Lanes that no frequency fills come first and do not rotate.
 
     Raises:
@@ -110,27 +126,68 @@ def rope_tables(
     """
     if rope_type not in ("split", "interleaved"):
         raise OptionError(f"rope_type={rope_type!r}; allowed: split, interleaved.")
-    angles = rope_angles(positions, width=width, max_pos=max_pos, theta=theta, precision=precision)
-    cos, sin = np.cos(angles), np.sin(angles)
+    single = _middles(positions, len(max_pos))
     if rope_type == "interleaved":
-        pad = width - 2 * angles.shape[-1]
-        return _pad(np.repeat(cos, 2, axis=-1), pad, 1.0), _pad(
-            np.repeat(sin, 2, axis=-1), pad, 0.0
-        )
-    pad = width // 2 - angles.shape[-1]
-    return _by_head(_pad(cos, pad, 1.0), heads), _by_head(_pad(sin, pad, 0.0), heads)
+        heads, repeats = 1, 2
+    else:
+        repeats = 1
+    lanes = repeats * width // 2 // heads
+    shape = (single.shape[0], heads, single.shape[2], lanes)
+    cos = np.empty(shape, NUMPY_DTYPES[dtype])
+    sin = np.empty(shape, NUMPY_DTYPES[dtype])
+    for sample, axes in enumerate(single):
+        cosines: list[NDArray[Any]] = []
+        sines: list[NDArray[Any]] = []
+        index: list[NDArray[Any]] = []
+        for axis, values in enumerate(axes):
+            distinct, which = np.unique(values, return_inverse=True)
+            both = _axis_lanes(distinct, axis, width, max_pos, theta, precision)
+            for table, rows in zip(both, (cosines, sines), strict=True):
+                laid = np.repeat(as_dtype(table, dtype), repeats, axis=-1)
+                rows.append(laid.reshape(len(distinct), heads, lanes))
+            index.append(which.reshape(-1))
+        _gather(cos[sample], cosines, index)
+        _gather(sin[sample], sines, index)
+    return (cos[:, 0], sin[:, 0]) if rope_type == "interleaved" else (cos, sin)
+
+
+def _axis_lanes(
+    distinct: F32, axis: int, width: int, max_pos: Sequence[float], theta: float, precision: str
+) -> tuple[F32, F32]:
+    """Cosines and sines `[U, width / 2]` of the distinct positions of one axis in its own lanes,
+    zeros in those of the others; the first axis fills those that no frequency does.
+    """
+    axes = len(max_pos)
+    ladder = rope_frequencies(width // (2 * axes), theta, precision)
+    extent = np.float32(max_pos[axis])
+    centered = distinct / extent * np.float32(2) - np.float32(1)
+    angles = ladder[None] * centered[:, None]
+    pad = width // 2 - axes * len(ladder)
+    cos, sin = (np.zeros((len(distinct), width // 2), np.float32) for _ in range(2))
+    cos[:, pad + axis :: axes] = np.cos(angles)
+    sin[:, pad + axis :: axes] = np.sin(angles)
+    if axis == 0:
+        cos[:, :pad] = 1
+    return cos, sin
+
+
+def _gather(out: NDArray[Any], rows: Sequence[NDArray[Any]], index: Sequence[NDArray[Any]]) -> None:
+    """Fill `[heads, T, lanes]` with each token's rows `[U, heads, lanes]` of all axes: as every
+    lane is zero on all axes but one, their bits are put together with `or`.
+    """
+    bits = np.dtype(f"u{out.dtype.itemsize}")
+    for begin in range(0, out.shape[1], GATHERED):
+        part = slice(begin, begin + GATHERED)
+        for head in range(out.shape[0]):
+            tokens = out[head, part].view(bits)
+            for axis, (table, which) in enumerate(zip(rows, index, strict=True)):
+                found = np.take(table[:, head].view(bits), which[part], axis=0)
+                if axis == 0:
+                    tokens[:] = found
+                else:
+                    tokens |= found
 
 
 def index_positions(count: int) -> F32:
     """Positions `0..count-1` on one axis, `[1, 1, count]`: those of the text connectors."""
     return np.arange(count, dtype=np.float32)[None, None]
-
-
-def _pad(lanes: F32, count: int, value: float) -> F32:
-    filled = np.full((*lanes.shape[:-1], count), value, np.float32)
-    return np.concatenate([filled, lanes], axis=-1)
-
-
-def _by_head(lanes: F32, heads: int) -> F32:
-    batch, tokens, _ = lanes.shape
-    return np.ascontiguousarray(lanes.reshape(batch, tokens, heads, -1).transpose(0, 2, 1, 3))

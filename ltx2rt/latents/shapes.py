@@ -72,7 +72,7 @@ class VideoLatentShape:
         """Latent of a clip: `(frames - 1) // 8 + 1` frames; height and width floor-divide.
 
         A frame count that is not `8k+1` silently yields the next smaller one, as upstream does
-        (spec/pipelines.md 0.1); `check_generation_size` refuses it at the edge.
+        (spec/pipelines.md §0.1); `check_generation_size` refuses it at the edge.
         """
         return cls(
             batch=shape.batch,
@@ -143,7 +143,7 @@ class AudioLatentShape:
         mel_bins: int = 16,
         grid: AudioGrid = AUDIO_GRID,
     ) -> AudioLatentShape:
-        """Latent of the audio that accompanies a clip (spec/conditioning.md 1.1)."""
+        """Latent of the audio that accompanies a clip (spec/conditioning.md §1.1)."""
         return cls.from_duration(
             shape.duration_s,
             batch=shape.batch,

@@ -1,4 +1,4 @@
-"""The latent state of one modality while it is sampled (spec/conditioning.md 1.2)."""
+"""The latent state of one modality while it is sampled (spec/conditioning.md §1.2)."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def append_tokens(
 
 
 def grow_attention_mask(state: LatentState, count: int, strength: float | F32 | None) -> F32 | None:
-    """The self-attention mask after `count` more tokens (spec/conditioning.md 1.5).
+    """The self-attention mask after `count` more tokens (spec/conditioning.md §1.5).
 
     New and target tokens see each other with `strength` (1 if None), new tokens see each other
     fully, and new and earlier appended tokens do not see each other.

@@ -1,6 +1,6 @@
 """Splitting a video latent into overlapping tiles, and the weights that blend them.
 
-Exact behaviour: spec/media_io.md 5 and spec/video_vae.md 7.
+Exact behaviour: spec/media_io.md §5 and spec/video_vae.md §7.
 
 Intervals are in latent cells; the pixels of a tile and its weights follow from them.
 """
@@ -23,7 +23,7 @@ Weights = NDArray[np.float32]
 #: The library's default and the pipelines' `auto` share these: frames and pixels.
 DEFAULT_FRAMES = (80, 24)
 DEFAULT_SIDE = (768, 64)
-#: Smallest overlaps a tiled encode may use (spec/media_io.md 5.3).
+#: Smallest overlaps a tiled encode may use (spec/media_io.md §5.3).
 MIN_ENCODE_OVERLAP = VideoScaleFactors(16, 64, 64)
 #: Summed weights closer to one than this are not divided out.
 SUM_TOLERANCE = 1e-5

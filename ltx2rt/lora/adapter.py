@@ -164,7 +164,7 @@ def collect_updates(adapters: Iterable[tuple[Adapter, float]]) -> Updates:
 def fused_dtype(weight: TensorEntry) -> str:
     """What a fused weight is rounded to: its own dtype, bfloat16 for quantised ones.
 
-    The runtime does not quantise fused weights again (spec/lora.md section 5 does): bfloat16 keeps
+    The runtime does not quantise fused weights again (spec/lora.md §5 does): bfloat16 keeps
     more of them, and the delta is a bfloat16 number anyway.
     """
     return "float32" if weight.dtype in {"float64", "float32", "float16"} else "bfloat16"

@@ -1,4 +1,4 @@
-"""Merge updates into one tensor, with the official rounding (spec/lora.md section 2)."""
+"""Merge updates into one tensor, with the official rounding (spec/lora.md §2)."""
 
 from __future__ import annotations
 

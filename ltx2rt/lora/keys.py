@@ -1,6 +1,6 @@
 """What an adapter file says by itself: key style, updates, scales.
 
-Formats: spec/lora.md section 1. Only headers and scalar alphas are read.
+Formats: spec/lora.md §1. Only headers and scalar alphas are read.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Set
 
 import numpy as np
 
@@ -60,9 +60,10 @@ class LoraMerger:
         self._dtype, self._delta_dtype, self._threads = dtype, delta_dtype, threads
         self._files = MappedFiles()
 
-    def changes(self, name: str | None) -> bool:
-        """Whether any adapter changes this tensor (official name)."""
-        return name in self._updates
+    @property
+    def changed(self) -> Set[str]:
+        """Official names of the tensors that any adapter changes."""
+        return self._updates.keys()
 
     def loras_for(self, names: Container[str]) -> tuple[Lora, ...]:
         """Those of the LoRAs that change any of these tensors."""
@@ -70,8 +71,9 @@ class LoraMerger:
             lora for lora, adapter in self._adapters if any(n in names for n in adapter.updates)
         )
 
-    def merge(self, name: str, weight: TensorEntry) -> Array:
-        """The merged tensor, float32 values."""
+    def merge(self, name: str | None, weight: TensorEntry) -> Array:
+        """A changed tensor with its updates, float32 values."""
+        assert name is not None
         return fuse_entry(
             self._files,
             weight,
@@ -95,7 +97,7 @@ class LoraMerger:
 
         Returns:
             A `[in, rank]` and B `[rank, out]` with the strengths, float32; zeros where ranks are
-            left over (spec/lora.md section 4: ranks side by side).
+            left over (spec/lora.md §4: ranks side by side).
         """
         out, width = shape
         down = np.zeros((self.rank, width), np.float32)

@@ -1,6 +1,4 @@
-"""What a LoRA's metadata says about how it is used: size of references, HDR curve (spec/lora.md
-section 6).
-"""
+"""What a LoRA's metadata says about its use: size of references, HDR curve (spec/lora.md §6)."""
 
 from __future__ import annotations
 

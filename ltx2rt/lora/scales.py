@@ -1,6 +1,6 @@
 """How strong the updates of an adapter file are: alpha tensors, else its trainer's configuration.
 
-Every naming counts alike (spec/lora.md section 1). What official names leave out is 1: their
+Every naming counts alike (spec/lora.md §1). What official names leave out is 1: their
 trainers fold alpha in.
 """
 

@@ -1,8 +1,8 @@
 """From the names in an adapter's file to the model's official tensor names.
 
-Every official name is known by its own spelling, diffusers' (spec/checkpoints.md section 2), and
+Every official name is known by its own spelling, diffusers' (spec/checkpoints.md §2), and
 both with underscores for dots: flattened names are found by flattening, never by rules
-(spec/lora.md section 1). Prefixes of trainers and wrappers are peeled off one by one.
+(spec/lora.md §1). Prefixes of trainers and wrappers are peeled off one by one.
 """
 
 from __future__ import annotations

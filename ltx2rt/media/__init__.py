@@ -1,0 +1,1 @@
+"""Images, EXR, video and sound in and out; colour; all writes are atomic."""

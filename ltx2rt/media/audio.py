@@ -1,6 +1,6 @@
 """Waveforms: 16-bit samples, length that fits the picture, and sound files.
 
-Preparation (clip, scale, truncate) as in `spec/media_io.md` sections 2 and 3.
+Preparation (clip, scale, truncate) as in spec/media_io.md §2 and §3.
 """
 
 from __future__ import annotations

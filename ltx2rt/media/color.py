@@ -1,7 +1,7 @@
 """RGB to 8-bit I420 (BT.709, limited range) and to 8-bit RGB, in plain numpy.
 
 The media library is not trusted with this: it converts with BT.601 whatever the stream says.
-Formula and constants: `spec/media_io.md` section 2.
+Formula and constants: spec/media_io.md §2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stills for conditioning: decode, H.264 round trip, resize, crop (`spec/conditioning.md` §3.1)."""
+"""Stills for conditioning: decode, H.264 round trip, resize, crop (spec/conditioning.md §3.1)."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def resize_and_pad(frames: NDArray[Any], height: int, width: int) -> NDArray[np.
     """Fit frames inside the target and fill the bottom and right by reflection.
 
     Frames that already fit are not scaled. An axis whose padding is not smaller than its content
-    repeats the edge instead (`spec/media_io.md` §6).
+    repeats the edge instead (spec/media_io.md §6).
 
     Args:
         frames: `[f, h, w, 3]`, any value range.

@@ -1,6 +1,6 @@
 """Video frames, sound and facts of media files.
 
-Rules: `spec/media_io.md` §1 and `spec/conditioning.md` §4.1, §4.2, §5.1.
+Rules: spec/media_io.md §1 and spec/conditioning.md §4.1, §4.2, §5.1.
 
 Only local files are opened, and files may not refer to others (playlists).
 """

@@ -1,4 +1,4 @@
-"""Sampling-rate conversion with a windowed sinc (spec/audio.md section 2.2), in numpy."""
+"""Sampling-rate conversion with a windowed sinc (spec/audio.md §2.2), in numpy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Video files written while frames arrive, and PNG sequences.
 
-Picture and sound as in `spec/media_io.md` section 2, with three deliberate differences: the frame
+Picture and sound as in spec/media_io.md §2, with three deliberate differences: the frame
 rate is kept exactly (the official writer truncates 23.976 to 23, so that picture and sound drift
 apart), the sound is fitted to the length of the picture, and a file appears under its name only
 when it is complete. NaN in a frame is written as black, in sound as silence; both warn.

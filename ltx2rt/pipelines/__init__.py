@@ -1,0 +1,1 @@
+"""Pipelines: a request is checked, run stage by stage, and becomes a clip."""

@@ -24,7 +24,7 @@ from ltx2rt.sampling.guidance import GuiderParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AudioInput:
+class AudioToVideoInputs:
     """The sound of a clip.
 
     Attributes:
@@ -65,7 +65,7 @@ class AudioToVideoPipeline(TwoStagesPipeline):
         VIDEO_DECODER,
         AUDIO_ENCODER,
     )
-    Inputs: ClassVar[type[Any] | None] = AudioInput
+    Inputs: ClassVar[type[Any] | None] = AudioToVideoInputs
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes",)
     auto_duration: ClassVar[bool] = False
     guides: ClassVar[tuple[str, ...]] = ("video",)

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.bundle.bundle import ModelSource
+from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.source import ModelFacts, ModelSource
 from ltx2rt.components.embeddings import write_embeddings
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
@@ -84,7 +85,7 @@ class Pipeline:
     #: whether height and width need not be multiples of the model's factor
     any_size: ClassVar[bool] = False
 
-    def __init__(self, source: ModelSource, runtime: RuntimeConfig | None = None) -> None:
+    def __init__(self, source: Bundle | ModelSource, runtime: RuntimeConfig | None = None) -> None:
         # a request may bring its text contexts along: `prepare` looks for the text encoder
         self._refuse_missing([c for c in self.missing(source.has) if c not in TEXT_ENCODER])
         self.engines = Engines(source, runtime)
@@ -105,7 +106,7 @@ class Pipeline:
         self.engines.close()
 
     @property
-    def source(self) -> ModelSource:
+    def source(self) -> ModelFacts:
         """The bundle."""
         return self.engines.source
 
@@ -367,9 +368,9 @@ class Pipeline:
             )
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
-        """Refuse LoRAs that do not fit, before anything is loaded (`ModelSource.check_loras`)."""
+        """Refuse LoRAs that do not fit, before anything is loaded (`ModelLoader.check_loras`)."""
         if any(lora.strength for lora in loras):
-            self.source.check_loras(loras)
+            self.engines.loader.check_loras(loras)
 
 
 def pipeline_class(name: str) -> type[Pipeline]:

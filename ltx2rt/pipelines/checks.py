@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ltx2rt.bundle.bundle import ModelSource
+from ltx2rt.bundle.source import ModelFacts
 from ltx2rt.components.embeddings import check_embeddings
 from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig
 from ltx2rt.errors import MediaError, OptionError, UnsupportedError, join_problems
@@ -62,7 +62,7 @@ def check_size(
 
 
 def check_duration(
-    config: GenerationConfig, source: ModelSource, pipeline: str, *, automatic: bool
+    config: GenerationConfig, source: ModelFacts, pipeline: str, *, automatic: bool
 ) -> None:
     """Refuse an automatic duration where the pipeline or the model has none.
 
@@ -94,7 +94,7 @@ def check_duration(
         )
 
 
-def check_keyframes(source: ModelSource, config: GenerationConfig) -> None:
+def check_keyframes(source: ModelFacts, config: GenerationConfig) -> None:
     """Refuse generated keyframes that this model or this clip cannot have.
 
     Raises:
@@ -113,7 +113,7 @@ def check_keyframes(source: ModelSource, config: GenerationConfig) -> None:
         keyframe_indices(config.generated_keyframes, config.num_frames)
 
 
-def with_embedded_prompts(request: Request, source: ModelSource) -> Request:
+def with_embedded_prompts(request: Request, source: ModelFacts) -> Request:
     """A request with embeddings, its prompts those that they were made from.
 
     Raises:

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ltx2rt.bundle.bundle import ModelSource
+from ltx2rt.backends.stack import Stack
+from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.loader import Loader
+from ltx2rt.bundle.source import ModelFacts, ModelLoader, ModelSource
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.components.duration_head import DurationHead
@@ -26,16 +29,13 @@ from ltx2rt.names import (
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
     DURATION_HEAD,
-    TEXT_HEAD,
-    TEXT_TAIL,
-    TRANSFORMER,
+    TEXT_STACK,
     TRANSFORMER_BLOCK,
-    TRANSFORMER_BLOCK_PLAIN,
-    TRANSFORMER_HEAD,
-    TRANSFORMER_TAIL,
+    TRANSFORMER_STACK,
     VIDEO_DECODER,
     VIDEO_ENCODER,
     VOCODER,
+    StackNames,
 )
 
 
@@ -43,47 +43,60 @@ class Engines:
     """Owns the engines of one pipeline.
 
     Args:
-        source: an opened bundle.
+        source: an opened bundle, or what stands for one.
         runtime: how to run.
     """
 
-    def __init__(self, source: ModelSource, runtime: RuntimeConfig | None = None) -> None:
-        self.source = source
+    def __init__(self, source: Bundle | ModelSource, runtime: RuntimeConfig | None = None) -> None:
+        self.source: ModelFacts = source
+        self.loader: ModelLoader = Loader(source) if isinstance(source, Bundle) else source
         self.runtime = runtime or RuntimeConfig()
         self._engines: dict[str, Engine] = {}
+        self._stacks: dict[StackNames, Stack] = {}
         self._transformer: Transformer | None = None
         self._loras: tuple[Lora, ...] = ()
+        self._text_loras: tuple[Lora, ...] = ()
         #: the last prompts, the LoRAs that changed connectors or projections, and the contexts:
         #: encoded once for several clips
         self.contexts: tuple[tuple[str, ...], tuple[Lora, ...], TextContext] | None = None
-        self._text_loras: tuple[Lora, ...] = ()
 
     def close(self) -> None:
         """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
-        self._transformer = None
+        for names in list(self._stacks):
+            self._release_stack(names)
         while self._engines:
             self._engines.popitem()[1].close()
 
-    def engine(self, name: str, loras: Sequence[Lora] = ()) -> Engine:
+    def engine(self, name: str) -> Engine:
         """A component's engine, loaded on first use."""
         if name not in self._engines:
-            self._engines[name] = self.source.engine(name, self.runtime, loras)
+            self._engines[name] = self.loader.engine(name, self.runtime)
         return self._engines[name]
 
     def release(self, *names: str) -> None:
         """These parts are done for this clip: free them unless engines stay resident."""
         if self.runtime.residency == "resident":
             return
-        if set(names) & set(TRANSFORMER):
-            self._transformer = None
-            names = (*names, TRANSFORMER_BLOCK_PLAIN)
-        self._close(*names)
-
-    def _close(self, *names: str) -> None:
+        for stack in list(self._stacks):
+            if set(names) & set(stack.components):
+                self._release_stack(stack)
         for name in names:
             engine = self._engines.pop(name, None)
             if engine is not None:
                 engine.close()
+
+    def _release_stack(self, names: StackNames) -> None:
+        """Free a stack, whatever the residency: other weights follow, or the end."""
+        if names == TRANSFORMER_STACK:
+            self._transformer = None
+        stack = self._stacks.pop(names, None)
+        if stack is not None:
+            stack.close()
+
+    def _stack(self, names: StackNames, loras: Sequence[Lora] = ()) -> Stack:
+        if names not in self._stacks:
+            self._stacks[names] = self.loader.stack(names, self.runtime, loras)
+        return self._stacks[names]
 
     @property
     def scale_factors(self) -> VideoScaleFactors:
@@ -95,46 +108,24 @@ class Engines:
         engines stay resident, a layer's weights are let go as soon as it has run.
         """
         if self._text_loras != tuple(loras):
-            self._close(TEXT_TAIL)
+            self._release_stack(TEXT_STACK)
             self._text_loras = tuple(loras)
-        source, keep = self.source, self.runtime.residency == "resident"
-        names = dict.fromkeys(block for block, _ in source.options(TEXT_HEAD)["layers"])
-        encoder = TextEncoder(
-            self.engine(TEXT_HEAD),
-            {name: (self.engine(name), source.layers(name, keep=keep)) for name in names},
-            self.engine(TEXT_TAIL, loras),
-            source.layers(TEXT_HEAD, keep=keep),
-            source.options(TEXT_HEAD),
-        )
-        return PromptEncoder(Tokenizer.from_file(source.tokenizer_path()), encoder)
+        encoder = TextEncoder(self._stack(TEXT_STACK, loras))
+        return PromptEncoder(Tokenizer.from_file(self.source.tokenizer_path()), encoder)
 
     def duration_head(self) -> DurationHead:
         return DurationHead(self.engine(DURATION_HEAD))
 
     def transformer(self, loras: Sequence[Lora] = ()) -> Transformer:
         """The diffusion transformer with LoRAs merged; one object for all stages that want the
-        same ones, so that its tables are cached. Only one set of merged weights is held.
+        same ones. Only one set of merged weights is held.
         """
         active = tuple(lora for lora in loras if lora.strength)
         if self._transformer is None or self._loras != active:
-            self._transformer = None
-            self._close(TRANSFORMER_HEAD, TRANSFORMER_TAIL)  # the block engine has no weights
-            head, block, tail = (self.engine(name, active) for name in TRANSFORMER)
-            plain = None
-            if self.source.has(TRANSFORMER_BLOCK_PLAIN):
-                plain = (
-                    self.engine(TRANSFORMER_BLOCK_PLAIN),
-                    self.source.layers(TRANSFORMER_BLOCK_PLAIN, active),
-                )
+            self._release_stack(TRANSFORMER_STACK)
+            stack = self._stack(TRANSFORMER_STACK, active)
             self._loras = active
-            self._transformer = Transformer(
-                head,
-                block,
-                tail,
-                self.source.layers(TRANSFORMER_BLOCK, active),
-                self.source.options(TRANSFORMER_BLOCK),
-                plain,
-            )
+            self._transformer = Transformer(stack, self.source.options(TRANSFORMER_BLOCK))
         return self._transformer
 
     def video_encoder(self) -> VideoEncoder:

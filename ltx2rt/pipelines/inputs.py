@@ -48,7 +48,7 @@ def encode_prompts(run: Run, prompts: Sequence[str], *, audio_only: bool = False
         OptionError: an image is placed behind the end of the predicted clip.
     """
     embeddings, engines, key = run.config.embeddings, run.engines, tuple(prompts)
-    loras = engines.source.text_loras(run.config.loras) if embeddings is None else ()
+    loras = engines.loader.text_loras(run.config.loras) if embeddings is None else ()
     if embeddings is not None:
         context = _ready(run, lambda: read_embeddings(embeddings, len(prompts)))
     elif (known := engines.contexts) is not None and known[:2] == (key, loras):

@@ -1,0 +1,1 @@
+"""What a generation made: clips, what they say about themselves, and stages kept for `--resume`."""

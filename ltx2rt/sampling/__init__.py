@@ -1,0 +1,1 @@
+"""Noise, sigma schedules, samplers and guiders: pure functions on numpy arrays."""

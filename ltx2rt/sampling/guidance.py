@@ -1,4 +1,4 @@
-"""Guidance: which passes to run, and how to combine their clean estimates (spec/sampling.md 7)."""
+"""Guidance: which passes to run, and how to combine their clean estimates (spec/sampling.md §7)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class GuiderParams:
             prediction; 0 is off.
         modality_scale: pull away from the prediction without the other modality; 1 is off.
         skip_step: run the model only every `skip_step + 1` steps; 0 runs it always.
-        cfg_mode: `cfg`, `cfg_star` or `apg` (spec/sampling.md 7.5); scaled by `cfg_scale - 1`.
+        cfg_mode: `cfg`, `cfg_star` or `apg` (spec/sampling.md §7.5); scaled by `cfg_scale - 1`.
         apg_eta: APG: share that is kept of the difference's part along the prediction.
         apg_norm_threshold: APG: largest 2-norm of the difference; 0 is off.
         apg_momentum: APG: weight of the running sum of the differences of earlier steps.

@@ -1,4 +1,4 @@
-"""The res_2s sampler: two evaluations and two noise injections a step (spec/sampling.md 5.4).
+"""The res_2s sampler: two evaluations and two noise injections a step (spec/sampling.md §5.4).
 
 The state is carried in float64 within a step. Noise does not depend on the user's seed: upstream
 gives none, so both stages replay the streams of seeds -1 and 9999.

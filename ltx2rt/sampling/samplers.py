@@ -1,4 +1,4 @@
-"""Noise, conversions, steps and sampling loops (spec/sampling.md 2 to 5).
+"""Noise, conversions, steps and sampling loops (spec/sampling.md §2 to §5).
 
 All functions are pure and work on token arrays `[B, T, D]`. A step computes in float32 and rounds
 its result to the state's `dtype`, as upstream does. Loops drive video and audio in lockstep; an
@@ -142,7 +142,7 @@ def ancestral_step(
     eta: float = 1.0,
     s_noise: float = 1.0,
 ) -> F32:
-    """One stochastic Euler step in rectified-flow form (spec/sampling.md 5.3), in float32.
+    """One stochastic Euler step in rectified-flow form (spec/sampling.md §5.3), in float32.
 
     Args:
         latent, denoised: `[B, T, D]`.
@@ -202,7 +202,7 @@ def sample_gradient_estimation(
     gamma: float = 2.0,
     on_step: OnStep | None = None,
 ) -> States:
-    """Euler with the velocity extrapolated from the previous step (spec/sampling.md 5.2)."""
+    """Euler with the velocity extrapolated from the previous step (spec/sampling.md §5.2)."""
     previous: dict[str, Array] = {}
 
     def step(modality: str, state: LatentState, prediction: Array, s: Sigma, t: Sigma) -> Array:

@@ -1,7 +1,7 @@
 """Sigma schedules: fixed tables of the distilled models and the computed schedulers.
 
 A schedule is float32, starts near 1, falls strictly and ends at 0: `steps + 1` values
-(spec/sampling.md 1). Computed values equal upstream's bit for bit, so the order of float32
+(spec/sampling.md §1). Computed values equal upstream's bit for bit, so the order of float32
 operations below matters.
 """
 

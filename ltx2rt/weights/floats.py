@@ -85,3 +85,22 @@ def cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype in FLOAT_DTYPES:
         return values.astype(dtype, copy=False)
     raise OptionError(f"dtype={dtype!r} is not one of {', '.join(FLOAT_DTYPES)}.")
+
+
+def as_dtype(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Host floats in the dtype of an engine (bfloat16: bit patterns); float64 goes through float32.
+    Arrays that are no float32 or float64 pass unchanged: they have the engine's dtype already.
+    """
+    if array.dtype not in (np.float32, np.float64):
+        return array
+    single = array.astype(np.float32, copy=False)
+    if dtype == "bfloat16":
+        return bfloat16_bits(single)
+    return single.astype(np.float16) if dtype == "float16" else single
+
+
+def as_float32(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """An engine's output of that dtype in float32; integers pass unchanged."""
+    if dtype == "bfloat16":
+        return bfloat16_values(array)
+    return array.astype(np.float32) if dtype == "float16" else array

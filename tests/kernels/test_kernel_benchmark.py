@@ -31,7 +31,7 @@ def test_cases_are_what_their_names_say() -> None:
     assert len(CASES) == 16
     assert len(SEARCHED) == 3
     assert LONG.name == "attention-128-6144x6144"
-    assert LONG.flops == 16384 * 6144**2  # spec/transformer.md section 19
+    assert LONG.flops == 16384 * 6144**2  # spec/transformer.md §19
     assert LONG.bytes == 4 * 6144 * 8192
     rope = CASES["qk_norm_rope-6144x4096"]
     assert rope == RowCase(operator="qk_norm_rope", tokens=6144, width=4096, elements=5.0)

@@ -19,6 +19,7 @@ import ltx2rt_export.bundle as export_bundle
 from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.cli.__main__ import main
 from ltx2rt_export.component import Component
+from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.onnx import ExportedGraph
 
 
@@ -94,6 +95,8 @@ def use_export(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("ltx2rt_export.") and hasattr(module, "export_component"):
             monkeypatch.setattr(module, "export_component", export)
+    # what it gives is not kept for builds that export by themselves
+    monkeypatch.setattr(GraphCache, "export", lambda _, component, *rest: export(component, *rest))
 
 
 def use_graphs_of(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Export:

@@ -15,7 +15,10 @@ from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
 from ltx2rt_export.onnx import ExportedGraph, export_component
 from tests.parity.command_line import use_export
+from tests.parity.demo_bundle import demo_bundle
 from tests.parity.golden import REPOSITORY, Runner
+
+__all__ = ["demo_bundle", "keyframe_bundle"]
 
 KEYFRAMES = "model.diffusion_model.keyframes_abs_pos_embedding"
 

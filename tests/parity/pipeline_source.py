@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.backends.host_stack import HostStack
 from ltx2rt.bundle.manifest import ModelInfo
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
@@ -16,7 +17,7 @@ from ltx2rt.errors import Ltx2rtError
 from ltx2rt.lora.adapter import official_tensor
 from ltx2rt.lora.files import Lora
 from ltx2rt.lora.merger import LoraMerger
-from ltx2rt.names import TRANSFORMER
+from ltx2rt.names import TRANSFORMER, StackNames
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.bundle import model_info
@@ -24,7 +25,7 @@ from ltx2rt_export.catalog import COMPONENTS
 from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.kinds import detect_kind
-from ltx2rt_export.reference import TorchEngine, load_weights, ort_engine
+from ltx2rt_export.reference import TorchEngine, component_stack, load_weights, ort_engine
 from ltx2rt_export.version import (
     detect_version,
     generation_of_number,
@@ -86,24 +87,29 @@ class ComponentSource:
     def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
         return ()
 
-    def engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Engine:
-        plain = self._component(name)
-        if not loras or name not in TRANSFORMER or plain.layers:
-            return _Shared(self._runner.engine(plain))
-        merged = self._merged(loras)[name]
-        if self._runner.backend == "torch":
-            return TorchEngine(merged)
-        return ort_engine(dataclasses.replace(exported_graph(plain), component=merged))
+    def engine(self, name: str, runtime: RuntimeConfig) -> Engine:
+        return _Shared(self._runner.engine(self._component(name)))
 
-    def layers(
-        self, name: str, loras: Sequence[Lora] = (), *, keep: bool = True
-    ) -> Sequence[Mapping[str, Array]]:
-        plain = self._component(name)
-        if not loras:
-            return self._runner.layers(plain)
-        is_torch = self._runner.backend == "torch"
-        transposed = frozenset() if is_torch else exported_graph(plain).transposed
-        return [load_weights(layer, transposed) for layer in self._merged(loras)[name].layers]
+    def stack(
+        self, names: StackNames, runtime: RuntimeConfig, loras: Sequence[Lora] = ()
+    ) -> HostStack:
+        parts = {n: self._component(n) for n in names.components if self.has(n)}
+        merged = self._merged(loras) if loras else {}
+
+        def engine(part: Component) -> Engine:
+            if part.name not in merged or part.layers:
+                return _Shared(self._runner.engine(parts[part.name]))
+            if self._runner.backend == "torch":
+                return TorchEngine(part)
+            graph = exported_graph(parts[part.name])
+            return ort_engine(dataclasses.replace(graph, component=part))
+
+        def layers(part: Component) -> Sequence[Mapping[str, Array]]:
+            is_torch = self._runner.backend == "torch"
+            transposed = frozenset() if is_torch else exported_graph(parts[part.name]).transposed
+            return [load_weights(layer, transposed) for layer in part.layers]
+
+        return component_stack(names, (merged.get(n, p) for n, p in parts.items()), engine, layers)
 
     def _merged(self, loras: Sequence[Lora]) -> dict[str, Component]:
         """The transformer with LoRAs merged in float32, as the goldens' official code did."""
@@ -126,7 +132,7 @@ class ComponentSource:
             dtype="float32",
             delta_dtype="float32",
         )
-        changed = {m: merger.merge(m, e) for m, e in weights.items() if merger.changes(m)}
+        changed = {m: merger.merge(m, e) for m, e in weights.items() if m in merger.changed}
         path = Path(self._folder.name) / f"{len(self._with_loras)}.safetensors"
         write_safetensors(path, changed)
         overlay = SafetensorsFile(path)

@@ -33,6 +33,7 @@ from ltx2rt.sampling.guidance import GuiderParams
 from ltx2rt.weights.safetensors import SafetensorsFile
 from tests.parity.golden import Result, Runner, Skip, read_arrays
 from tests.parity.pipeline_inputs import KNOWN_INPUTS, OWN_INPUTS, own_inputs
+from tests.parity.pipeline_prompts import TEXT_ARGUMENTS, prompt_names, stored_contexts
 from tests.parity.pipeline_source import ComponentSource, find_model
 from tests.tolerances import (
     PIPELINE_FRAME_MAX,
@@ -62,7 +63,7 @@ PIPELINES = {
 KNOWN_ARGUMENTS = {
     "seed", "num_frames", "frame_rate", "height", "width", "images", "tiling_config", "ancestral",
     "video_guider_params", "audio_guider_params", "num_inference_steps", "distilled_strength",
-    "s1", "s2", "generated_keyframes", "vae", *KNOWN_INPUTS,
+    "s1", "s2", "generated_keyframes", "vae", *KNOWN_INPUTS, *TEXT_ARGUMENTS,
 }  # fmt: skip
 
 
@@ -79,16 +80,13 @@ def pipeline_files(root: Path) -> list[Path]:
 
 def run_pipeline_case(path: Path, runner: Runner) -> Result:
     """Replay one case and compare everything that it stores and we produce."""
-    case = {"name": path.stem, **json.loads(path.read_text())}
+    case = {**json.loads(path.read_text()), "name": path.stem}
     try:
         got, audio_rate = _run(case, runner)
     except Skip as reason:
         return Result(path.stem, runner.backend, False, str(reason), None, None, "pipeline")
     want = read_arrays(SafetensorsFile(path.with_suffix(".safetensors")))
-    contexts = path.with_name(f"contexts_{case['model']}_visible.safetensors")
-    if contexts.exists():
-        stored = read_arrays(SafetensorsFile(contexts))
-        want.update({f"context.{m}": stored[f"p0.{m}"] for m in ("video", "audio")})
+    want.update(stored_contexts(path, case))
     failures, worst, relative = _compare(got, want)
     if audio_rate != case.get("audio_rate", audio_rate):
         failures.append(f"audio rate {audio_rate}, expected {case['audio_rate']}")
@@ -127,7 +125,7 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
         loras = loras[:1]
     distilled = loras[-1].pop() if issubclass(pipeline, TwoStagesPipeline) else None
     config = GenerationConfig(
-        prompt=case["prompts"]["p0"],
+        prompt=case["prompts"][prompt_names(case)[0]],
         images=tuple(
             ImageCondition(path=inputs / name, frame=frame, strength=strength, crf=crf)
             for name, frame, strength, crf in call.get("images", ())
@@ -172,12 +170,13 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
 
 def _guidance(case: Mapping[str, Any], distilled: Lora | None) -> GuidanceConfig:
     call = case["call"]
+    _, negative = prompt_names(case)
     video, audio = (
         GuiderParams(**{**params, "stg_blocks": tuple(params["stg_blocks"])})
         for params in (call.get(f"{m}_guider_params", NEUTRAL) for m in ("video", "audio"))
     )
     return GuidanceConfig(
-        negative_prompt=case["prompts"]["n0"],
+        negative_prompt=case["prompts"][negative] if negative else "",
         num_inference_steps=call["num_inference_steps"],
         video=video,
         audio=audio,

@@ -13,7 +13,7 @@ from ltx2rt.weights.codecs import fp8, int8, nf4, nvfp4
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import Stream, bfloat16, write_safetensors
 
-#: the linears that fp8-cast takes (spec/quantization.md section 1), without those of block 0:
+#: the linears that fp8-cast takes (spec/quantization.md §1), without those of block 0:
 #: released files keep some blocks in bfloat16
 TRANSFORMER = re.compile(
     r"\.transformer_blocks\.[1-9]\d*\.\S*(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)$"

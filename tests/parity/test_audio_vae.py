@@ -51,7 +51,7 @@ def parameters(module: nn.Module) -> int:
 
 
 def test_mel_check_values() -> None:
-    """Numbers of spec/audio.md section 2."""
+    """Numbers of spec/audio.md §2."""
     points = mel.mel_points(16000, 64)
     np.testing.assert_allclose(points[1], 46.4057851, atol=1e-6)
     np.testing.assert_allclose(points[63:65], [7269.788, 7626.159], atol=1e-3)
@@ -64,7 +64,7 @@ def test_mel_check_values() -> None:
 
 
 def test_filter_check_values() -> None:
-    """Numbers of spec/audio.md sections 6.1 and 6.4."""
+    """Numbers of spec/audio.md §6.1 and §6.4."""
     half = [0.002028965, 0.009389466, -0.025543462, -0.057657383, 0.128572583, 0.443209797]
     np.testing.assert_allclose(bigvgan.kaiser_sinc_filter(), half + half[::-1], atol=5e-8)
     taps = bigvgan.resampler_filter(3)

@@ -131,7 +131,7 @@ def test_refused_before_anything_is_loaded(
     sound_file(tmp_path / "odd.wav", 1.0, rate=10000)
     mono_file(tmp_path / "5.1.wav", 0.5, "5.1")
     video_file(tmp_path / "silent.mp4", 9, sound=False)
-    monkeypatch.setattr("ltx2rt.bundle.bundle.Bundle.engine", pytest.fail)
+    monkeypatch.setattr("ltx2rt.bundle.loader.Loader.engine", pytest.fail)
     with unchanged(tmp_path):
         expect_user_error(run(*flags, *more, "-o", tmp_path / "x.mp4"), *parts)
 

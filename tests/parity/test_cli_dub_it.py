@@ -92,6 +92,6 @@ def test_refused_before_anything_is_loaded(
     sound_file(tmp_path / "tone.wav", 0.5)
     video_file(tmp_path / "ok.mp4", 9)
     video_file(tmp_path / "silent.mp4", 9, sound=False)
-    monkeypatch.setattr("ltx2rt.bundle.bundle.Bundle.engine", pytest.fail)
+    monkeypatch.setattr("ltx2rt.bundle.loader.Loader.engine", pytest.fail)
     with unchanged(tmp_path):
         expect_user_error(generate(demo_bundle, lora, tmp_path / "x.mp4", *flags), *parts)

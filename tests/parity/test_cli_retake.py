@@ -168,7 +168,7 @@ def test_refused_before_anything_is_loaded(
     mono_file(tmp_path / "tone.wav", 0.5)
     video_file(tmp_path / "ok.mp4", 9, sound=False)
     video_file(tmp_path / "odd.mp4", 12, height=48)
-    monkeypatch.setattr("ltx2rt.bundle.bundle.Bundle.engine", pytest.fail)
+    monkeypatch.setattr("ltx2rt.bundle.loader.Loader.engine", pytest.fail)
     with unchanged(tmp_path):
         outcome = run(
             "generate", demo_bundle, "--pipeline", "retake", "--prompt", "a", *flags, "-o", "x.mp4"

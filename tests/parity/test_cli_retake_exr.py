@@ -159,7 +159,7 @@ def test_refused_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(sources)
-    monkeypatch.setattr("ltx2rt.bundle.bundle.Bundle.engine", pytest.fail)
+    monkeypatch.setattr("ltx2rt.bundle.loader.Loader.engine", pytest.fail)
     with unchanged(sources):
         expect_user_error(retake(demo_bundle, "-o", "x.mp4", *flags), *parts)
 

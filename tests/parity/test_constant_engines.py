@@ -11,7 +11,7 @@ import pytest
 
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.bundle.engine_file import read_info
-from ltx2rt.bundle.manifest import ComponentEntry
+from ltx2rt.bundle.loader import Loader
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import BundleError, UnsupportedError
 from ltx2rt.lora.files import Lora
@@ -62,28 +62,20 @@ def test_every_layer_of_the_block_has_an_engine(bundle: Path) -> None:
     assert {f for f, info in found.items() if info.weights == "constant"} == found.keys() - {text}
     blocks = [found[f] for f in files["transformer_block"]]
     assert blocks[0].graph_sha256 != blocks[1].graph_sha256  # other weights, another engine
-    assert [dict(layer) for layer in opened.layers("transformer_block")] == [
-        {"layer": 0}, {}, {"layer": 2},
-    ]  # fmt: skip
-    assert [dict(layer) for layer in opened.layers(TRANSFORMER_BLOCK_PLAIN)] == [
-        {},
-        {"layer": 1},
-        {},
-    ]
+    assert opened.component("transformer_block").served == (0, 2)
+    assert opened.component(TRANSFORMER_BLOCK_PLAIN).served == (1,)
     with pytest.raises(UnsupportedError, match="needs an NVIDIA GPU"):
-        opened.engine("transformer_block", RuntimeConfig())
+        Loader(opened).layer_engine("transformer_block", 2, RuntimeConfig())
 
 
 @pytest.mark.slow
-def test_what_is_inside_is_what_would_be_bound(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_inside_is_what_would_be_bound(bundle: Path) -> None:
     opened = open_bundle(bundle)
     sources = [bundle / s.path for s in opened.manifest.sources]
-    monkeypatch.setattr(ComponentEntry, "layered", False)
+    loader = Loader(opened)
     for name, layer in (("transformer_block", 2), (TRANSFORMER_BLOCK_PLAIN, 1)):
         stored = StoredWeights(opened.component(name), sources, layer)
-        bound = opened.layers(name)[layer]
+        bound = loader.weights(name, layer)
         assert set(stored) == set(bound)
         for weight, array in bound.items():
             np.testing.assert_array_equal(stored[weight], array)
@@ -95,8 +87,8 @@ def test_loras_and_missing_layers_are_refused(
 ) -> None:
     path = write_demo_lora(tmp_path / "lora.safetensors", demo_model, 0)
     with pytest.raises(UnsupportedError, match=r"engine of transformer_block.*--weights input"):
-        open_bundle(bundle).engine(
-            "transformer_block", RuntimeConfig(), [Lora(path=str(path), strength=1.0)]
+        Loader(open_bundle(bundle))._device_engine(
+            "transformer_block", [Lora(path=str(path), strength=1.0)], 0, None
         )
 
     def without_one(manifest: dict) -> None:

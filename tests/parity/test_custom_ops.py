@@ -20,8 +20,11 @@ from onnx import TensorProto
 from benchmarks.real_size import LTX23, transformer_components
 from ltx2rt.backends.onnxruntime import OrtOptions
 from ltx2rt.components.transformer import ModalityInput, Perturbations, Transformer
+from ltx2rt.engine import Engine
 from ltx2rt.errors import EngineError, InternalError, OptionError, UnsupportedError
+from ltx2rt.names import TRANSFORMER_STACK
 from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import (
     apply_custom_ops,
     operators_for,
@@ -37,7 +40,7 @@ from ltx2rt_export.modules.transformer import (
 )
 from ltx2rt_export.onnx import ExportedGraph, export_component
 from ltx2rt_export.quantize.floats import substitute_float
-from ltx2rt_export.reference import TorchEngine, load_weights, ort_engine
+from ltx2rt_export.reference import TorchEngine, component_stack, load_weights, ort_engine
 from ltx2rt_kernels import build
 from ltx2rt_kernels.errors import KernelError
 from ltx2rt_kernels.gated_residual import spec as gated
@@ -94,13 +97,19 @@ class Tiny:
 
     def model(self, block: ExportedGraph) -> Transformer:
         """The runtime class with this block on ONNX Runtime, its ends in PyTorch."""
-        engines = (
-            TorchEngine(transformer_head(self.metadata, self.file)),
-            ort_engine(block, OrtOptions(threads=1)),
-            TorchEngine(transformer_tail(self.metadata, self.file)),
+        parts = [make(self.metadata, self.file) for make in (transformer_head, transformer_tail)]
+
+        def engine(part: Component) -> Engine:
+            is_block = part is block.component
+            return ort_engine(block, OrtOptions(threads=1)) if is_block else TorchEngine(part)
+
+        stack = component_stack(
+            TRANSFORMER_STACK,
+            [*parts, block.component],
+            engine,
+            lambda part: [load_weights(entry, block.transposed) for entry in part.layers],
         )
-        layers = [load_weights(entry, block.transposed) for entry in block.component.layers]
-        return Transformer(*engines, layers, block.component.options)
+        return Transformer(stack, block.component.options)
 
 
 @pytest.fixture(scope="module", params=SITES, ids="-".join)

@@ -130,6 +130,6 @@ def test_refused_before_anything_is_loaded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ltx2rt.bundle.bundle.Bundle.engine", pytest.fail)
+    monkeypatch.setattr("ltx2rt.bundle.loader.Loader.engine", pytest.fail)
     with unchanged(tmp_path):
         expect_user_error(generate(demo_bundle, tmp_path / "x.mp4", *flags), *parts)

@@ -115,11 +115,9 @@ def test_second_build_comes_from_the_cache(
         graph, "bf16", None, tmp_path / "a", Job()
     )
     monkeypatch.setattr(build_module, "run_build", lambda *_: pytest.fail("built again"))
-    start = time.perf_counter()
     second = builder(cache_dir, ONE, precision="bf16").build(
         graph, "bf16", None, tmp_path / "b", Job(said.append)
     )
-    assert time.perf_counter() - start < 2
     assert said[-1].detail == "from the cache"
     assert first == second
     assert (tmp_path / "a" / first.file).read_bytes() == (tmp_path / "b" / second.file).read_bytes()

@@ -12,10 +12,12 @@ import pytest
 import ltx2rt.bundle.checks as checks_module
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.bundle.engine_file import read_info
+from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import BundleError, UnsupportedError
 from ltx2rt.lora.files import Lora
+from ltx2rt.names import TRANSFORMER_STACK
 from ltx2rt.progress import Job
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
@@ -143,7 +145,8 @@ def test_weights_are_loaded_as_engines_take_them(rtx_bundle: Path) -> None:
     bundle = open_bundle(rtx_bundle)
     entry = bundle.component("transformer_block")
     info = read_info(rtx_bundle / entry.engines[0].file)
-    for layer in bundle.layers("transformer_block"):
+    loader = Loader(bundle)
+    for layer in (loader.weights("transformer_block", i) for i in entry.served):
         found = {
             w.name: (layer[w.name].shape, layer[w.name].dtype.name) for w in info.weight_inputs
         }
@@ -153,18 +156,19 @@ def test_weights_are_loaded_as_engines_take_them(rtx_bundle: Path) -> None:
     sources = [rtx_bundle / s.path for s in bundle.manifest.sources]
     for name in ("transformer_tail", "audio_decoder"):
         stored = StoredWeights(bundle.component(name), sources)
-        bound = bundle.layers(name)[0]
+        bound = loader.weights(name)
         assert set(stored) == set(bound)
         for weight, array in bound.items():
             np.testing.assert_array_equal(stored[weight], array)
-    bundle.close()
 
 
 @pytest.mark.slow
 def test_a_machine_without_a_gpu_says_so(rtx_bundle: Path, tmp_path: Path) -> None:
     bundle = open_bundle(rtx_bundle)
     with pytest.raises(UnsupportedError, match="needs an NVIDIA GPU"):
-        bundle.engine("transformer_tail", RuntimeConfig())
+        Loader(bundle).engine("transformer_tail", RuntimeConfig())
+    with pytest.raises(UnsupportedError, match="needs an NVIDIA GPU"):
+        Loader(bundle).stack(TRANSFORMER_STACK, RuntimeConfig())
 
 
 @pytest.mark.slow
@@ -178,7 +182,7 @@ def test_loras_do_not_fit_weights_that_are_constants(
     path = write_demo_lora(tmp_path / "lora.safetensors", demo_model, 0)
     lora = Lora(path=str(path), strength=1.0)
     with pytest.raises(UnsupportedError, match=r"holds its weights as constants.*--weights input"):
-        bundle.engine("transformer_tail", RuntimeConfig(), [lora])
+        Loader(bundle)._device_engine("transformer_tail", [lora], 0, None)
 
 
 @pytest.mark.slow

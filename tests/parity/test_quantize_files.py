@@ -15,12 +15,14 @@ from torch import nn
 
 from benchmarks.real_size import LTX23, transformer_components
 from ltx2rt.bundle.bundle import Bundle, open_bundle
+from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.manifest import Tensor, write_manifest
 from ltx2rt.bundle.memory import layer_bytes
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, UnsupportedError
 from ltx2rt.lora.files import Lora
+from ltx2rt.names import TRANSFORMER_BLOCKS
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.progress import Job
 from ltx2rt.weights.codecs import nvfp4
@@ -256,12 +258,13 @@ def quantized_copy(
 
 
 def block_weights(bundle: Bundle, *loras: Lora) -> dict[str, Array]:
-    names = [n for n in ("transformer_block", "transformer_block_plain") if bundle.has(n)]
+    loader = Loader(bundle)
     return {
         f"{name}.{i}.{weight}": array
-        for name in names
-        for i, layer in enumerate(bundle.layers(name, loras))
-        for weight, array in layer.items()
+        for name in TRANSFORMER_BLOCKS
+        if bundle.has(name)
+        for i in bundle.component(name).served
+        for weight, array in loader.weights(name, i, loras).items()
     }
 
 
@@ -291,7 +294,9 @@ def test_loras_come_and_go_without_trace(
     path = quantized_copy(demo_bundle, demo_model, tmp_path / "b", scheme, (0,))
     bundle, base = open_bundle(path), open_bundle(demo_bundle)
     entry = bundle.component("transformer_block")
-    held = [sum(a.nbytes for a in w.values()) for w in bundle.layers("transformer_block")]
+    loader = Loader(bundle)
+    layers = [loader.weights("transformer_block", i) for i in range(len(entry.layers))]
+    held = [sum(a.nbytes for a in weights.values()) for weights in layers]
     assert layer_bytes(entry) == held  # what `doctor` plans with
     fresh = {
         "none": block_weights(open_bundle(path)),
@@ -301,7 +306,7 @@ def test_loras_come_and_go_without_trace(
     for name, chosen in (("a", loras[:1]), ("b", loras[1:]), ("none", [])):
         assert_equal(block_weights(bundle, *chosen), fresh[name])
     # the merged weight, encoded by the same table
-    merged = base.layers("transformer_block", loras[:1])[1]
+    merged = Loader(base).weights("transformer_block", 1, loras[:1])
     kind = ENGINE_FORMATS[entry.quantized["attn1.to_q.weight"]]
     for part, array in kind.encode(np.ascontiguousarray(merged["attn1.to_q.weight"].T)).items():
         name = f"attn1.to_q.{part}"

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
+from ltx2rt.bundle.loader import Loader
 from ltx2rt.errors import BundleError
 from ltx2rt.lora.files import Lora
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
@@ -101,11 +102,11 @@ def assert_same(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None
 
 def block_weights(bundle: Bundle, loras: tuple[Lora, ...] = ()) -> dict[str, np.ndarray]:
     """Official tensor name -> the weight `[out, in]` as it is bound."""
-    transposed = bundle.component("transformer_block").transposed
+    entry, loader = bundle.component("transformer_block"), Loader(bundle)
     return {
-        f"model.diffusion_model.transformer_blocks.{i}.{n}": a.T if n in transposed else a
-        for i, layer in enumerate(bundle.layers("transformer_block", loras))
-        for n, a in layer.items()
+        f"model.diffusion_model.transformer_blocks.{i}.{n}": a.T if n in entry.transposed else a
+        for i in entry.served
+        for n, a in loader.weights("transformer_block", i, loras).items()
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
+from ltx2rt.bundle.loader import Loader
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
@@ -22,6 +23,7 @@ from ltx2rt.lora.adapter import (
 )
 from ltx2rt.lora.combine import merge_loras
 from ltx2rt.lora.files import Lora
+from ltx2rt.names import TRANSFORMER
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
@@ -49,12 +51,13 @@ def bundle(demo_bundle: Path) -> Bundle:
 
 def weights(bundle: Bundle, loras: Sequence[Lora] = ()) -> dict[str, Array]:
     """Every block weight, and what head and tail are loaded with."""
-    layers = bundle.layers("transformer_block", loras)
-    found = {f"{i}.{n}": a for i, layer in enumerate(layers) for n, a in layer.items()}
-    for name in ("transformer_head", "transformer_tail"):
-        with bundle.engine(name, RUNTIME, loras) as engine:
-            found |= {f"{name}.{n}": a for n, a in engine._initializers.items()}  # type: ignore[attr-defined]
-    return found
+    loader = Loader(bundle)
+    return {
+        f"{name}.{index}.{weight}": array
+        for name in TRANSFORMER
+        for index in range(len(bundle.component(name).layers))
+        for weight, array in loader.weights(name, index, loras).items()
+    }
 
 
 def assert_equal(got: dict[str, Array], want: dict[str, Array]) -> None:
@@ -84,8 +87,9 @@ def test_merged_weights_follow_the_official_recipe(
     )
     entry = bundle.component("transformer_block")
     files = MappedFiles()
-    for index, layer in enumerate(bundle.layers("transformer_block", loras)):
-        for name, got in layer.items():
+    loader = Loader(bundle)
+    for index in entry.served:
+        for name, got in loader.weights("transformer_block", index, loras).items():
             official = official_tensor("transformer_block", index, name)
             if official not in updates:
                 continue
@@ -174,7 +178,8 @@ def test_an_ambiguous_folder_lists_its_files(bundle: Bundle, loras: list[Lora]) 
     with DistilledPipeline(bundle, RUNTIME) as pipe:
         with pytest.raises(CheckpointError, match=r"2 LoRA files \(0\.safetensors, 1\.safetensors"):
             pipe(_with((Lora(path=str(folder), strength=1.0),)))
-        assert pipe._engines == {}
+        assert not pipe.engines._engines
+        assert not pipe.engines._stacks
 
 
 def test_a_lora_of_another_model_is_refused_before_work(bundle: Bundle, tmp_path: Path) -> None:
@@ -191,7 +196,8 @@ def test_a_lora_of_another_model_is_refused_before_work(bundle: Bundle, tmp_path
             pipe(_with((Lora(path=path, strength=1.0),)))
         with pytest.raises(CheckpointError, match="cannot read"):
             pipe(_with((Lora(path=str(tmp_path / "absent"), strength=1.0),)))
-        assert pipe._engines == {}
+        assert not pipe.engines._engines
+        assert not pipe.engines._stacks
 
 
 def _with(loras: tuple[Lora, ...]) -> GenerationConfig:

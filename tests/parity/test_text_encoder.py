@@ -57,7 +57,7 @@ GEMMA = {
 
 
 def gen(name: str, shape: tuple[int, ...], amp: float) -> np.ndarray:
-    """The integer-hash generator of the golden vectors (spec/transformer.md, section 20)."""
+    """The integer-hash generator of the golden vectors (spec/transformer.md §20)."""
     wide = np.arange(np.prod(shape), dtype=np.uint64)
     low = np.uint64(0xFFFFFFFF)
     x = (wide * np.uint64(0x9E3779B1) + np.uint64(zlib.crc32(name.encode()))) & low
@@ -225,6 +225,16 @@ def gemma_tensors() -> tuple[dict[str, np.ndarray], Any]:
     return {f"language_model.model.{k}": v.numpy() for k, v in model.state_dict().items()}, model
 
 
+def gemma_model_files(folder: Path) -> tuple[Any, Any]:
+    """Tensors of a tiny Gemma, and of the checkpoint that belongs to it."""
+    tensors, _ = gemma_tensors()
+    moved = {
+        k if k.startswith(PROJECTION) else f"model.diffusion_model.{k}": v
+        for k, v in checkpoint_tensors().items()
+    }
+    return saved(folder / "g.safetensors", tensors), saved(folder / "m.safetensors", moved)
+
+
 def tokens() -> dict[str, np.ndarray]:
     ids = np.random.default_rng(3).integers(2, 64, (2, 128))
     mask = np.ones((2, 128), np.int64)
@@ -251,15 +261,9 @@ def test_hidden_states_equal_those_of_transformers(tmp_path: Path) -> None:
 def test_text_encoder_is_the_chain_of_its_parts_on_both_backends(
     tmp_path: Path, projection: Component
 ) -> None:
-    tensors, _ = gemma_tensors()
-    gemma = saved(tmp_path / "g.safetensors", tensors)
-    names = checkpoint_tensors()
-    moved = {
-        k if k.startswith(PROJECTION) else f"model.diffusion_model.{k}": v for k, v in names.items()
-    }
+    gemma, model = gemma_model_files(tmp_path)
     files = (GEMMA, gemma)
-    parts = [text_head(*files), text_block(*files)]
-    parts.append(text_tail(*files, {}, saved(tmp_path / "m.safetensors", moved)))
+    parts = [text_head(*files), text_block(*files), text_tail(*files, {}, model)]
     inputs = tokens()
     states = TorchEngine(text_hidden_states(GEMMA, gemma))(inputs)["hidden_states"]
     chain = TorchEngine(projection)(

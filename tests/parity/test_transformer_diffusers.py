@@ -1,7 +1,7 @@
 """Second oracle: the transformer of diffusers, on the same tiny weights.
 
 diffusers 0.42 forms the timesteps of the exchange between the streams by older rules; they agree
-with the current one when all tokens share one sigma (spec/transformer.md section 6.2).
+with the current one when all tokens share one sigma (spec/transformer.md §6.2).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytest.importorskip("diffusers")
 
 SIGMA = np.float32(0.725)
 
-#: official name part -> diffusers' name part (spec/checkpoints.md section 2), longest first
+#: official name part -> diffusers' name part (spec/checkpoints.md §2), longest first
 RENAMES = (
     ("av_ca_video_scale_shift_adaln_single", "av_cross_attn_video_scale_shift"),
     ("av_ca_audio_scale_shift_adaln_single", "av_cross_attn_audio_scale_shift"),

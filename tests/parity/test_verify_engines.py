@@ -12,10 +12,11 @@ import pytest
 
 from ltx2rt.bundle.buckets import Bucket
 from ltx2rt.bundle.bundle import Bundle, open_bundle
+from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.manifest import ComponentEntry, EngineEntry
-from ltx2rt.components.transformer_inputs import as_dtype
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
+from ltx2rt.weights.floats import as_dtype
 from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.checkpoint import open_model
 from ltx2rt_export.modules.transformer import transformer_tail
@@ -66,12 +67,13 @@ def test_engines_get_their_dtypes_and_sizes(
     manifest = dataclasses.replace(opened.manifest, components={"transformer_tail": entry})
     bundle = Bundle(demo_bundle, manifest, ())
     made: list[HalfEngine] = []
+    in_float32 = Loader(opened).engine
 
-    def half(name: str, runtime: RuntimeConfig) -> HalfEngine:
-        made.append(HalfEngine(opened.engine(name, runtime)))
+    def half(self: Loader, name: str, runtime: RuntimeConfig) -> HalfEngine:
+        made.append(HalfEngine(in_float32(name, runtime)))
         return made[-1]
 
-    monkeypatch.setattr(bundle, "engine", half)
+    monkeypatch.setattr(Loader, "engine", half)
     other = dataclasses.replace(component, name="vocoder")  # not in this bundle
     rungs = list(verify_bundle(bundle, [component, other]))
     assert {r.output for r in rungs} == {"video_velocity", "audio_velocity"}

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from ltx2rt.components.transformer import ModalityInput, Transformer
 from ltx2rt.latents.patchify import audio_positions, video_positions
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.names import TRANSFORMER_STACK
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.modules.transformer import (
     transformer_block,
@@ -28,7 +29,7 @@ from ltx2rt_export.modules.transformer_config import (
     TransformerConfig,
 )
 from ltx2rt_export.modules.transformer_ends import TransformerHead, TransformerTail
-from ltx2rt_export.reference import TorchEngine, load_weights
+from ltx2rt_export.reference import TorchEngine, component_stack
 
 GENERATIONS = ("19b", "2.3", "2.5")
 #: what tensors do not tell
@@ -41,7 +42,7 @@ GRID = VideoLatentShape(batch=2, channels=16, num_frames=3, height=2, width=3)
 
 
 def gen(name: str, shape: tuple[int, ...], amp: float) -> np.ndarray:
-    """Values in +-amp from a hash of name and flat index (spec/transformer.md section 20)."""
+    """Values in +-amp from a hash of name and flat index (spec/transformer.md §20)."""
     low = np.uint64(0xFFFFFFFF)
     x = np.arange(np.prod(shape), dtype=np.uint64) * np.uint64(0x9E3779B1)
     x = (x + np.uint64(zlib.crc32(name.encode()))) & low
@@ -117,13 +118,11 @@ def torch_transformer(
     metadata: Mapping[str, Any] = METADATA,
 ) -> Transformer:
     """The runtime class over the PyTorch reference."""
-    head, block, tail = (
+    parts = [
         make(metadata, tensors, modalities)
         for make in (transformer_head, transformer_block, transformer_tail)
-    )
-    layers = [load_weights(layer, frozenset()) for layer in block.layers]
-    engines = (TorchEngine(c) for c in (head, block, tail))
-    return Transformer(*engines, layers, block.options)
+    ]
+    return Transformer(component_stack(TRANSFORMER_STACK, parts, TorchEngine), parts[1].options)
 
 
 def inputs(config: TransformerConfig) -> dict[str, ModalityInput]:

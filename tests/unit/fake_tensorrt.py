@@ -62,15 +62,21 @@ class FakeDevice:
     def free_bytes(self) -> int:
         return self.memory - sum(len(b) for b in self.blocks.values())
 
+    def check(self, address: int, size: int) -> None:
+        """Refuse what does not lie inside one block."""
+        assert any(a <= address and address + size <= a + len(b) for a, b in self.blocks.items()), (
+            "no such memory"
+        )
+
     def upload(self, address: int, array: Array) -> None:
         assert threading.get_ident() in self.threads, "no context in this thread"
-        assert array.nbytes <= len(self.blocks[address])
+        self.check(address, array.nbytes)
         assert array.flags.c_contiguous
         self.uploads.append(array.nbytes)
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
     def download(self, array: Array, address: int) -> None:
-        assert array.nbytes <= len(self.blocks[address])
+        self.check(address, array.nbytes)
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
     def synchronize(self) -> None:

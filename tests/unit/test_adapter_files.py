@@ -94,7 +94,7 @@ def changes(path: Path, base: SafetensorsFile) -> dict[str, np.ndarray]:
     return {
         name: merger.merge(name, base[name]) - maps.load(base[name], "float32")
         for name in TARGETS
-        if merger.changes(name)
+        if name in merger.changed
     }
 
 
@@ -352,7 +352,7 @@ def test_parts_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
 def test_rows_are_cut_without_changing_a_bit(
     threads: int, out: int, width: int, ranks: tuple[int, ...], dtype: str
 ) -> None:
-    """Against the recipe on whole matrices (spec/lora.md section 2)."""
+    """Against the recipe on whole matrices (spec/lora.md §2)."""
     rng = np.random.default_rng(1)
     weight = rng.standard_normal((out, width), np.float32)
     updates = [

@@ -34,7 +34,7 @@ def test_zeros_stay_zeros(name: str) -> None:
 
 
 def test_nvfp4_has_the_first_element_low() -> None:
-    """The worked example of spec/quantization.md section 4.3, nibbles swapped."""
+    """The worked example of spec/quantization.md §4.3, nibbles swapped."""
     row = np.array([0.1 * (i + 1) * (-1) ** i for i in range(16)], np.float32)
     parts = ENGINE_FORMATS["nvfp4"].encode(row[None])
     assert parts["weight"].tobytes().hex() == "91b2c4d5e5e6f6f7"

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
 
 import pytest
 
-from ltx2rt.bundle.bundle import open_bundle
-from ltx2rt.bundle.manifest import BuildInputs
+from ltx2rt.bundle.manifest import ComponentEntry, Manifest, WeightRef
 from ltx2rt.bundle.memory import (
     denoise_reserve,
-    layer_bytes,
     refuse_too_large,
     stage_weight_bytes,
 )
 from ltx2rt.device.cuda import Gpu
 from ltx2rt.errors import UnsupportedError
-from ltx2rt_export.build_config import BuildConfig
-from ltx2rt_export.checkpoint import ModelFiles
-from ltx2rt_export.engines import plan
+from tests.unit.manifests import ENTRY, MANIFEST
 
 STAGES = {"encode prompt": 3 << 30, "denoise": 40 << 30}
 
@@ -30,33 +26,33 @@ def test_the_largest_stage_decides() -> None:
         refuse_too_large(STAGES, "weights", Gpu("a card", "sm89", 24 << 30))
 
 
-def test_builds_for_this_gpu_look_at_its_memory(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(plan, "load", lambda backend: None)
-    monkeypatch.setattr(plan, "plan_build", lambda *_: {"least_stage_bytes": STAGES})
-    monkeypatch.setattr(plan, "local_gpu", lambda purpose: Gpu("a card", "sm89", 24 << 30))
-    files: ModelFiles = object()  # type: ignore[assignment]
-    here = BuildConfig(backend="tensorrt", precision="bf16")
-    with pytest.raises(UnsupportedError, match="weights and activations, and a card has"):
-        plan.check_card(files, BuildInputs(), here)
-    elsewhere = BuildConfig(backend="tensorrt-rtx", precision="bf16")
-    plan.check_card(files, BuildInputs(), elsewhere)  # for cards that are not here
+def component(*layers: int) -> ComponentEntry:
+    """A float32 component whose layers hold this many values."""
+    refs = [
+        WeightRef(source=0, dtype="float32", shape=(n,), offset=0, length=4 * n) for n in layers
+    ]
+    return dataclasses.replace(ENTRY, layers=tuple({"w": ref} for ref in refs))
 
 
-def test_default_targets_run_the_precision() -> None:
-    assert BuildConfig(backend="tensorrt-rtx", precision="fp8").targets == ("sm89", "sm120")
-    assert BuildConfig(backend="tensorrt-rtx", precision="nvfp4").targets == ("sm120",)
+def bundle_of(**components: ComponentEntry) -> Manifest:
+    return dataclasses.replace(MANIFEST, components=components)
 
 
-def test_a_small_gpu_holds_one_layer_at_a_time(demo_bundle: Path) -> None:
-    manifest = open_bundle(demo_bundle).manifest
-    layers = layer_bytes(manifest.components["transformer_block"])
-    most = stage_weight_bytes(manifest)
-    least = stage_weight_bytes(manifest, least=True)
-    assert most["denoise"] - least["denoise"] == sum(layers) - max(layers) > 0
-    assert {s: n for s, n in most.items() if s != "denoise"} == {
-        s: n for s, n in least.items() if s != "denoise"
-    }
-    upsampler = sum(layer_bytes(manifest.components["spatial_upsampler"]))
-    assert denoise_reserve(manifest) == (2 << 30) + upsampler + max(layers)
+def test_a_small_gpu_holds_one_layer_at_a_time() -> None:
+    manifest = bundle_of(
+        text_block=component(70, 90),
+        transformer_head=component(10),
+        transformer_block=component(300, 500, 400),
+        spatial_upsampler=component(20),
+        video_decoder=component(30),
+    )
+    most = {"encode prompt": 4 * 90, "denoise": 4 * (10 + 1200 + 20), "decode": 4 * 30}
+    assert stage_weight_bytes(manifest) == most
+    least = {**most, "denoise": 4 * (10 + 500 + 20)}
+    assert stage_weight_bytes(manifest, least=True) == least
+
+
+def test_room_is_left_for_one_layer_and_one_upsampler() -> None:
+    two = {"spatial_upsampler": component(20), "temporal_upsampler": component(60)}
+    manifest = bundle_of(transformer_block=component(300, 500), **two)
+    assert denoise_reserve(manifest) == (2 << 30) + 4 * (500 + 60)

@@ -13,7 +13,7 @@ import pytest
 from ltx2rt.config import GenerationConfig, ImageCondition
 from ltx2rt.errors import OptionError, UnsupportedError
 from ltx2rt.latents.duration import AutoDuration
-from ltx2rt.pipelines.audio_to_video import AudioInput, AudioToVideoPipeline
+from ltx2rt.pipelines.audio_to_video import AudioToVideoInputs, AudioToVideoPipeline
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake import RetakeInputs, RetakePipeline
@@ -51,7 +51,7 @@ def test_all_problems_of_the_keywords_at_once() -> None:
 
 def test_keywords_or_an_object() -> None:
     pipe = AudioToVideoPipeline(source())
-    own = AudioInput(audio=Path("a.wav"), audio_start_time=1.0)
+    own = AudioToVideoInputs(audio=Path("a.wav"), audio_start_time=1.0)
     words = {"prompt": "a", "audio": Path("a.wav"), "audio_start_time": 1.0}
     assert pipe.make_request(None, None, None, words).inputs == own
     assert pipe.make_request(None, None, own, {"prompt": "a"}).inputs is own
@@ -65,7 +65,7 @@ def test_keywords_or_an_object() -> None:
 def test_fields_of_a_config_that_mean_nothing() -> None:
     image = ImageCondition(path=Path("x.png"))
     config = GenerationConfig(prompt="a", images=(image,), generated_keyframes=1)
-    inputs = AudioInput(audio=Path("a.wav"))
+    inputs = AudioToVideoInputs(audio=Path("a.wav"))
     pipe = AudioToVideoPipeline(source())
     pipe.with_defaults = lambda guidance: guidance  # type: ignore[method-assign]
     with pytest.raises(OptionError, match="it has no use for generated_keyframes"):

@@ -15,7 +15,7 @@ from ltx2rt.media.resample import resample, resampling_taps
 
 
 def direct(waveform: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
-    """The sum of spec/audio.md section 2.2: every output from every input."""
+    """The sum of spec/audio.md §2.2: every output from every input."""
     divisor = np.gcd(rate_in, rate_out)
     o, n = rate_in // divisor, rate_out // divisor
     base = 0.99 * min(o, n)

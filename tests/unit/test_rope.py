@@ -9,6 +9,7 @@ from ltx2rt.errors import OptionError, ShapeError
 from ltx2rt.latents.patchify import video_positions
 from ltx2rt.latents.rope import index_positions, rope_angles, rope_frequencies, rope_tables
 from ltx2rt.latents.shapes import VideoLatentShape
+from ltx2rt.weights.floats import as_dtype
 
 MAX_POS = (20, 2048, 2048)
 #: 512x768, 121 frames at 24 frames a second
@@ -67,6 +68,55 @@ def test_connector_positions() -> None:
     middle = np.float32(2) / np.float32(4096) * np.float32(2) - np.float32(1)
     assert cos.shape == (1, 30, 3, 64)
     assert cos[0, 0, 2, 0] == pytest.approx(np.cos(np.float32(np.pi / 2) * middle), abs=LISTED)
+
+
+def by_token(
+    positions: np.ndarray, width: int, heads: int, max_pos: tuple[float, ...], rope_type: str
+) -> list[np.ndarray]:
+    """The obvious way: an angle for every token and frequency, then the layout."""
+    angles = rope_angles(positions, width=width, max_pos=max_pos)
+    tables = []
+    for lanes, fill in ((np.cos(angles), 1), (np.sin(angles), 0)):
+        pad = np.full((*lanes.shape[:-1], width // 2 - lanes.shape[-1]), fill, np.float32)
+        whole = np.concatenate([pad, lanes], axis=-1)
+        if rope_type == "interleaved":
+            tables.append(np.repeat(whole, 2, axis=-1))
+        else:
+            batch, tokens, _ = whole.shape
+            tables.append(whole.reshape(batch, tokens, heads, -1).transpose(0, 2, 1, 3))
+    return tables
+
+
+def some_positions(rng: np.random.Generator, axes: int) -> np.ndarray:
+    """Bounds of a grid and of tokens that lie on none, in any order; past the extent, too."""
+    sides = rng.integers(1, 7, axes)
+    starts = [np.sort(rng.uniform(-5, 60, side)).astype(np.float32) for side in sides]
+    grid = np.stack([a.reshape(-1) for a in np.meshgrid(*starts, indexing="ij")])
+    loose = rng.uniform(-1e3, 1e4, (axes, int(rng.integers(0, 40)))).astype(np.float32)
+    tokens = rng.permutation(np.concatenate([grid, loose], axis=1), axis=1)
+    sample = np.stack([tokens, tokens + np.float32(rng.uniform(0, 2))], axis=-1)
+    return np.stack([sample, sample[:, ::-1]])
+
+
+@pytest.mark.parametrize("rope_type", ["split", "interleaved"])
+@pytest.mark.parametrize(
+    ("axes", "width", "heads"), [(3, 4096, 32), (3, 64, 4), (1, 2048, 32), (1, 6, 1), (2, 64, 2)]
+)
+def test_tables_have_the_bits_of_those_made_token_by_token(
+    rope_type: str, axes: int, width: int, heads: int
+) -> None:
+    max_pos = (20.0, 2048.0, 2048.0)[:axes]
+    for seed in range(3):
+        positions = some_positions(np.random.default_rng(seed), axes)
+        options = {"width": width, "heads": heads, "max_pos": max_pos, "rope_type": rope_type}
+        want = by_token(positions, **options)
+        for dtype in ("float32", "bfloat16", "float16"):
+            got = rope_tables(positions, **options, dtype=dtype)
+            for mine, theirs in zip(got, want, strict=True):
+                rounded = as_dtype(theirs, dtype)
+                assert mine.dtype == rounded.dtype
+                assert mine.shape == rounded.shape
+                assert mine.tobytes() == np.ascontiguousarray(rounded).tobytes()
 
 
 def test_errors() -> None:

@@ -1,4 +1,4 @@
-"""Tiles, masks and streaming, against the numbers of spec/video_vae.md section 7."""
+"""Tiles, masks and streaming, against the numbers of spec/video_vae.md §7."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def _write_activation(weights: RandomWeights, name: str, width: int) -> None:
 
 
 def _low_pass_taps() -> Array:
-    """12-tap Kaiser-windowed sinc, cutoff a quarter of the rate (spec/audio.md section 6.1)."""
+    """12-tap Kaiser-windowed sinc, cutoff a quarter of the rate (spec/audio.md §6.1)."""
     beta = 0.1102 * (2.285 * 5 * np.pi * 1.2 + 7.95 - 8.7)
     taps = np.kaiser(12, beta) * np.sinc(0.5 * (np.arange(12) - 5.5))
     return np.asarray(taps / taps.sum())
@@ -178,7 +178,7 @@ def _stft_basis(length: int) -> Array:
 
 
 def _mel_basis(bins: int, sampling_rate: int) -> Array:
-    """`[MEL_BINS, bins]`: Slaney's triangular filters (spec/audio.md section 2)."""
+    """`[MEL_BINS, bins]`: Slaney's triangular filters (spec/audio.md §2)."""
     top = 15 + 27 * np.log(sampling_rate / 2 / 1000) / np.log(6.4)
     mels = np.linspace(0, top, MEL_BINS + 2)
     hertz = np.where(mels < 15, 200 * mels / 3, 1000 * np.exp(np.log(6.4) / 27 * (mels - 15)))

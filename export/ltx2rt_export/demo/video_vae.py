@@ -140,7 +140,7 @@ def _write_decoder(weights: RandomWeights) -> None:
     # unit-RMS channels through SiLU, mixed to RGB: 0.9 keeps most values inside [-1, 1]
     values = 0.9 * _interpolating(weights, name, 3, width, (1, PATCH_SIZE, PATCH_SIZE))
     order = values.reshape(3, PATCH_SIZE, PATCH_SIZE, width, 3, 3, 3)
-    # patches store columns slower than rows (spec/video_vae.md section 2.8)
+    # patches store columns slower than rows (spec/video_vae.md §2.8)
     weights.put(f"{name}.weight", order.swapaxes(1, 2).reshape(values.shape))
     weights.put(f"{name}.bias", np.zeros(values.shape[0]))
 

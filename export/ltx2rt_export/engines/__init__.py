@@ -1,0 +1,1 @@
+"""From graphs to TensorRT and TensorRT-RTX engines, one process an engine."""

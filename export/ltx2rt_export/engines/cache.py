@@ -40,6 +40,11 @@ class EngineCache:
                 f"the cache folder {folder} cannot be made: something of that name is no folder; "
                 "name another with --cache-dir."
             ) from error
+        except OSError as error:
+            raise OptionError(
+                f"the cache folder {folder} cannot be made: {error.strerror}; name another with "
+                "--cache-dir, or LTX2RT_CACHE."
+            ) from error
         remove_leftovers(self._folder)
 
     def path(self, key: str) -> Path:

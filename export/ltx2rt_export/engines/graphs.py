@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib.metadata
 import platform
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any, Self
 
 import onnx
 
@@ -22,6 +26,9 @@ from ltx2rt_export.engines.cache import EngineCache, cache_key
 from ltx2rt_export.onnx import ExportedGraph, export_component
 
 SCHEMA = 1
+
+#: modules that, with all that they import, decide what a graph looks like
+EXPORTERS = ("ltx2rt_export.catalog", "ltx2rt_export.onnx")
 
 #: packages that decide what a graph looks like
 PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
@@ -42,23 +49,35 @@ class KeptGraph:
 class GraphCache:
     """Graphs of one model in the folder of the engines.
 
-    A component is a function of our sources and of what the headers of the model's files say, and
-    its graph of the exporting packages besides.
+    Args:
+        folder: where they are kept.
+        model: JSON data that decides what the model's components are. Our exporting sources and
+            the packages that they use decide the rest, and are always in the key.
     """
 
-    def __init__(self, cache: EngineCache, files: ModelFiles) -> None:
-        self._cache = cache
-        gemma = files.gemma
+    def __init__(self, folder: EngineCache, model: Mapping[str, Any]) -> None:
+        self._cache = folder
         self._facts = {
-            "sources": sources_sha256(),
+            "sources": exporter_sha256(),
             "python": platform.python_version(),
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "version": dataclasses.asdict(files.version),
-            "files": {role: file.header_sha256 for role, file in files.files.items()},
-            "gemma": None
-            if gemma is None
-            else [dict(gemma.config), [file.header_sha256 for file in gemma.files]],
+            **model,
         }
+
+    @classmethod
+    def of_files(cls, folder: EngineCache, files: ModelFiles) -> Self:
+        """Of a model whose components are a function of what the headers of its files say."""
+        gemma = files.gemma
+        headers = {role: file.header_sha256 for role, file in files.files.items()}
+        shards = [file.header_sha256 for file in gemma.files] if gemma else []
+        return cls(
+            folder,
+            {
+                "version": dataclasses.asdict(files.version),
+                "files": headers,
+                "gemma": [dict(gemma.config), shards] if gemma else None,
+            },
+        )
 
     def export(self, component: Component, dtype: str = "float32") -> ExportedGraph:
         """As `export_component`, or what that gave before."""
@@ -107,10 +126,49 @@ def _beside(path: Path) -> Path:
 
 
 def sources_sha256() -> str:
-    """Digest of all our Python: whatever changed may change a graph."""
-    digest = hashlib.sha256()
+    """Digest of all our Python."""
+    return _digest(_sources())
+
+
+@cache
+def exporter_sha256() -> str:
+    """Digest of the Python that decides what a graph looks like: the table of components, the
+    exporter, and whatever of ours they import.
+    """
+    sources = _sources()
+    reached: dict[str, Path] = {}
+    waiting = [*EXPORTERS]
+    while waiting:
+        name = waiting.pop()
+        if name in sources and name not in reached:
+            reached[name] = sources[name]
+            waiting += _imports(sources[name])
+    return _digest(reached)
+
+
+def _sources() -> dict[str, Path]:
+    """Dotted name -> file, of our packages."""
+    found = {}
     for package in (ltx2rt, ltx2rt_export):
-        for folder in sorted(package.__path__):
-            for path in sorted(Path(folder).rglob("*.py")):
-                digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+        for folder in map(Path, package.__path__):
+            for path in folder.rglob("*.py"):
+                parts = (package.__name__, *path.relative_to(folder).with_suffix("").parts)
+                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """What a file imports, anywhere in it; of `from a import b`, both `a` and `a.b`."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _digest(sources: Mapping[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name, path in sorted(sources.items()):
+        digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

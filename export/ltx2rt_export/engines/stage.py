@@ -12,6 +12,7 @@ from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.load_weights import engine_tensors, stored_tensor, tensor_entry
 from ltx2rt.bundle.manifest import ComponentEntry, EngineEntry, ModelInfo, Source
 from ltx2rt.engine import Array
+from ltx2rt.env import cache_dir
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.names import TRANSFORMER_BLOCKS
 from ltx2rt.progress import Job
@@ -21,18 +22,26 @@ from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import apply_custom_ops, operators_for, require_compiler
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
+from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes, holding_weights
-from ltx2rt_export.onnx import Export, ExportedGraph, export_component
+from ltx2rt_export.onnx import Export, ExportedGraph
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStage:
-    """What building a bundle asks of the backend; `builder` is None for ONNX Runtime."""
+    """What building a bundle asks of the backend.
+
+    Attributes:
+        builder: None for ONNX Runtime.
+        cache_dir: where exported graphs are kept.
+        custom_ops: see `BuildConfig`.
+    """
 
     builder: EngineBuilder | None
+    cache_dir: Path
     custom_ops: str = "auto"
 
     @property
@@ -43,10 +52,8 @@ class EngineStage:
         return "float32" if self.builder is None else None
 
     def export_with(self, files: ModelFiles) -> Export:
-        """What exports components of these files; a builder keeps the graphs beside its engines."""
-        if self.builder is None:
-            return export_component
-        return GraphCache(self.builder.cache, files).export
+        """What exports components of these files; the graphs are kept for the next build."""
+        return GraphCache.of_files(EngineCache(self.cache_dir), files).export
 
     def finish(self, graph: ExportedGraph, precision: str) -> ExportedGraph:
         """The graph with our operators, where they were asked for, and its weights laid out as the
@@ -163,11 +170,12 @@ def engine_stage(
         UnsupportedError: no kernel for this target and precision, or none can be compiled; and see
             `open_builder`.
     """
+    folder = config.cache_dir or cache_dir()
     if config.backend not in APIS:
-        return EngineStage(None, config.custom_ops)
+        return EngineStage(None, folder, config.custom_ops)
     builder = open_builder(config, profile_request(config, model, options))
     target = builder.targets[0] if builder.targets else None
     names = operators_for(config.backend, target, config.precision, config.custom_ops)
     if names and config.backend == "tensorrt":
         require_compiler()
-    return EngineStage(builder, config.custom_ops)
+    return EngineStage(builder, folder, config.custom_ops)

@@ -1,4 +1,4 @@
-"""Timestep features and adaptive layer norms (spec/transformer.md section 6)."""
+"""Timestep features and adaptive layer norms (spec/transformer.md §6)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Attention, feed-forward and RMS norms of the diffusion transformer and the text connectors.
 
-Behaviour: spec/transformer.md sections 8 to 10. State-dict names are the official ones.
+Behaviour: spec/transformer.md §8 to §10. State-dict names are the official ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Audio VAE: log-mel spectrograms or waveforms to latents and back (spec/audio.md sections 2 to 4).
+"""Audio VAE: log-mel spectrograms or waveforms to latents and back (spec/audio.md §2 to §4).
 
 2-D convolutions over `[B, C, time, frequency]`, causal in time. State-dict names are the official
 ones without `audio_vae.`.
@@ -21,7 +21,7 @@ from ltx2rt_export.modules.audio_config import refuse_unused
 from ltx2rt_export.modules.audio_vae_config import AudioVaeConfig
 from ltx2rt_export.modules.mel import MelConfig, MelFrontEnd
 
-#: Epsilon of the pixel norm; the video VAE has 1e-8 (spec/audio.md section 4.1).
+#: Epsilon of the pixel norm; the video VAE has 1e-8 (spec/audio.md §4.1).
 PIXEL_NORM_EPS = 1e-6
 
 

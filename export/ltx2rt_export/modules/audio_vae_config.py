@@ -1,6 +1,6 @@
 """Configuration of the audio VAE: structure from tensors, front end from metadata.
 
-Keys and defaults: spec/audio.md section 4.
+Keys and defaults: spec/audio.md §4.
 """
 
 from __future__ import annotations

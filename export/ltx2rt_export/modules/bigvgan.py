@@ -1,4 +1,4 @@
-"""Parts of the BigVGAN-v2 vocoder (spec/audio.md section 6), all in float32.
+"""Parts of the BigVGAN-v2 vocoder (spec/audio.md §6), all in float32.
 
 Anti-aliased periodic activation, causal log-mel and the resampler of the bandwidth extension.
 """
@@ -113,7 +113,7 @@ class CausalMel(nn.Module):
         return mel.reshape(-1, channels, self.mel_bins, mel.shape[2])
 
 
-#: Half width in input samples, low-pass width and roll-off of the resampler (spec section 6.4).
+#: Half width in input samples, low-pass width and roll-off of the resampler (spec/audio.md §6.4).
 RESAMPLER_WIDTH = 7
 LOWPASS_WIDTH = 6
 ROLLOFF = 0.99

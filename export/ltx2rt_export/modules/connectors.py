@@ -1,4 +1,4 @@
-"""Connectors: features of a prompt to the contexts (spec/text_encoder.md, section 4)."""
+"""Connectors: features of a prompt to the contexts (spec/text_encoder.md §4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gemma as an encoder: token ids to all hidden states (spec/text_encoder.md, section 2).
+"""Gemma as an encoder: token ids to all hidden states (spec/text_encoder.md §2).
 
 The decoder layers are those of `transformers`; embedding, masks and rotary tables are here, so that
 graphs hold neither caches nor mask utilities, and every constant is a real tensor although the

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 DOMAIN = "ltx2rt"
 
-#: queries of one piece along (time, rows, columns): the best of spec/diffusion_decoder.md §9.2
+#: queries of one piece along (time, rows, columns): the best of spec/diffusion_decoder.md §9 (2)
 QUERY_BLOCK = (4, 8, 8)
 
 #: tokens of one piece of a feed-forward layer (spec/diffusion_decoder.md §3)
@@ -34,7 +34,7 @@ def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel: Sequence[int
     """Attention of every cell to the `kernel` cells around it; windows shift inward at borders.
 
     `q`, `k`, `v` and the result are `[B, heads, T, H, W, D]`; scores are `q @ k^T`, unscaled. Every
-    axis must be at least as long as its kernel (spec/diffusion_decoder.md §3, §9.2).
+    axis must be at least as long as its kernel (spec/diffusion_decoder.md §3 and §9).
     """
     batch, heads, *lengths, width = q.shape
     blocks = [min(b, n) for b, n in zip(QUERY_BLOCK, lengths, strict=True)]

@@ -1,4 +1,4 @@
-"""Log-mel front end of the audio VAE, as plain graph operators (spec/audio.md section 2).
+"""Log-mel front end of the audio VAE, as plain graph operators (spec/audio.md §2).
 
 The short-time Fourier transform is one strided convolution with computed kernels, in float32.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-#: Floor before the natural logarithm (spec/audio.md section 2, step 4).
+#: Floor before the natural logarithm (spec/audio.md §2, step 4).
 LOG_FLOOR = 1e-5
 
 

@@ -1,10 +1,9 @@
 """Operators that move cells between space, time and channels, opaque to the tracer.
 
-Traced as plain reshapes and slices they give nested symbolic sizes, and tracing a VAE takes
-minutes (with reflection padding
-it does not finish). As operators with a plain size rule each costs nothing; in ONNX they become
-plain Reshape, Transpose and
-Slice nodes (`TRANSLATIONS`), of rank 6 at most.
+Traced as plain reshapes and slices they give nested symbolic sizes, and tracing a VAE takes minutes
+(with reflection padding it does not finish). As operators with a plain size rule each costs
+nothing; in ONNX they become plain Reshape, Transpose and Slice nodes (`TRANSLATIONS`), of rank 6 at
+most.
 """
 
 from __future__ import annotations

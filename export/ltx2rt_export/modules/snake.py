@@ -1,4 +1,4 @@
-"""The anti-aliased periodic activation of BigVGAN-v2 as one operator (spec/audio.md section 6.1).
+"""The anti-aliased periodic activation of BigVGAN-v2 as one operator (spec/audio.md §6.1).
 
 A vocoder has 200 of them. Opaque to the tracer, each costs one node there; in ONNX each is a call
 of one local function, whose body of plain operators backends inline.

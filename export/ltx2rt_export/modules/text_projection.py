@@ -1,4 +1,4 @@
-"""Feature extractors: Gemma's hidden states to features (spec/text_encoder.md, section 3)."""
+"""Feature extractors: Gemma's hidden states to features (spec/text_encoder.md §3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transformer block (spec/transformer.md sections 6.3 and 9 to 14).
+"""The transformer block (spec/transformer.md §6.3 and §9 to §14).
 
 The streams differ in names and sizes alone, so each rule is written once, for a `StreamConfig`.
 """

@@ -1,6 +1,6 @@
 """What a checkpoint says about its diffusion transformer: metadata, corrected by its tensors.
 
-Keys and defaults: spec/transformer.md section 2. Structure (which modules exist, widths) is read
+Keys and defaults: spec/transformer.md §2. Structure (which modules exist, widths) is read
 from the tensors; metadata supplies what tensors cannot tell.
 """
 

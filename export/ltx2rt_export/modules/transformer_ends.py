@@ -1,4 +1,4 @@
-"""What runs before and after the transformer blocks (spec/transformer.md sections 6, 7, 11, 15).
+"""What runs before and after the transformer blocks (spec/transformer.md §6, §7, §11, §15).
 
 Adaptive layer norm runs on the distinct timesteps only; tokens refer to them by index.
 """

@@ -1,7 +1,7 @@
 """Vocoders: log-mel to stereo waveform.
 
 HiFi-GAN (LTX-2), BigVGAN-v2 with bandwidth extension (LTX-2.3, 2.5). Always float32, whatever the
-rest of the model runs in (spec/audio.md section 6.5). State-dict names are the official ones
+rest of the model runs in (spec/audio.md §6.5). State-dict names are the official ones
 without one leading `vocoder.`.
 """
 
@@ -21,11 +21,11 @@ from ltx2rt_export.modules.audio_config import refuse_unused
 from ltx2rt_export.modules.bigvgan import AntiAliasedSnake, CausalMel, Resampler
 from ltx2rt_export.modules.vocoder_config import GeneratorConfig, VocoderConfig
 
-#: Slope inside HiFi-GAN; the last activation has the library default (spec/audio.md section 5).
+#: Slope inside HiFi-GAN; the last activation has the library default (spec/audio.md §5).
 SLOPE = 0.1
 FINAL_SLOPE = 0.01
 
-#: Stored by checkpoints, takes no part in synthesis (spec/audio.md section 6.3).
+#: Stored by checkpoints, takes no part in synthesis (spec/audio.md §6.3).
 UNUSED_TENSORS = ("mel_stft.stft_fn.inverse_basis",)
 
 

@@ -1,6 +1,6 @@
 """Configuration of the vocoders: structure from tensors, rates and final activation from metadata.
 
-Keys and defaults: spec/audio.md sections 5 and 6.
+Keys and defaults: spec/audio.md §5 and §6.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def activation_maxima(
     component: Component, calls: Iterable[Mapping[str, Array]]
 ) -> dict[str, float]:
     """The largest magnitude that each linear of a component reads, over float32 calls: what static
-    activation scales are made from (`max / 448` for FP8; spec/quantization.md section 2).
+    activation scales are made from (`max / 448` for FP8; spec/quantization.md §2).
     """
     maxima: dict[str, float] = {}
     module = copy.deepcopy(component.module)

@@ -11,7 +11,7 @@ bfloat16 it costs 0.2 %), and the largest possible sum stays below float16's lim
     out = y * (a * 2^16 / 448) * weight_scale + bias float32, rounded once
 
 With a static scale: `q = e4m3(clamp(round(x * (1 / input_scale))))`, `out = round(round(y * 2^16 *
-input_scale * weight_scale) + bias)`: the official arithmetic (spec/quantization.md section 2) but
+input_scale * weight_scale) + bias)`: the official arithmetic (spec/quantization.md §2) but
 for the rounding of the sum to the graph's dtype.
 """
 

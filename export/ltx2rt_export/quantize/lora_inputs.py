@@ -1,7 +1,7 @@
 """LoRAs as inputs of the block graph instead of merged weights: `out = linear(x) + (x A) B`.
 
 For adapters that change at every request: nothing is merged or quantised again, at the price of two
-small GEMMs a linear (spec/lora.md section 3). Several LoRAs are one: ranks side by side.
+small GEMMs a linear (spec/lora.md §3). Several LoRAs are one: ranks side by side.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ engine serves all layers (as in `fp8.py`).
     out = y * s * weight_scale_2 + bias              float32, rounded once
 
 With a static scale `s = input_scale`, one number from the file. The official kernel adds the bias
-to the sum in float32 (spec/quantization.md section 4.3); here the sum is rounded to the graph's
+to the sum in float32 (spec/quantization.md §4.3); here the sum is rounded to the graph's
 dtype first, and so is `x / s`.
 """
 
@@ -144,7 +144,7 @@ def linear_nvfp4(
 
 
 def quantize_groups(values: Tensor) -> Tensor:
-    """Round float32 `[..., n]` to NVFP4 with tensor scale 1 (spec/quantization.md section 4.1)."""
+    """Round float32 `[..., n]` to NVFP4 with tensor scale 1 (spec/quantization.md §4.1)."""
     groups = _groups(values)
     scale = (groups.abs().amax(-1, keepdim=True) / 6).clamp(max=E4M3_MAX)
     scale = scale.to(torch.float8_e4m3fn).float()

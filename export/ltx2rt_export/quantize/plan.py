@@ -3,7 +3,7 @@
 One engine serves many layers, so a layer is quantised as a whole or not at all: layers that stay in
 16 bits run on a second engine of the same block, `transformer_block_plain`. A quantised checkpoint
 decides itself; else the first block and the last five stay, as in released files
-(spec/quantization.md section 8).
+(spec/quantization.md §8).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """FP16 only after a check: run the graph in float32 and look for values that float16 cannot hold.
 
-This model family overflows float16 in places (design: precision), so the check names the node, the
-value and where it was, and the build is refused.
+This model family overflows float16 in places, so the check names the node, the value and where it
+was, and the build is refused.
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ FLOAT32_COMPONENTS = (VOCODER, "mel_front_end", DURATION_HEAD)
 #: the component whose linears quantised schemes change
 QUANTIZED_COMPONENT = TRANSFORMER_BLOCK
 
-#: the linears of a block that official fp8 files quantise (spec/quantization.md section 1); gates,
-#: norms, tables and everything outside the blocks stay in 16 bits (section 8)
+#: the linears of a block that official fp8 files quantise (spec/quantization.md §1); gates,
+#: norms, tables and everything outside the blocks stay in 16 bits (spec/quantization.md §8)
 BLOCK_LINEARS = r".*\.(to_q|to_k|to_v|to_out\.0)|(audio_)?ff\.net\.(0\.proj|2)"
 
-#: those whose rows are video tokens: what official nvfp4 casts change (section 4.4)
+#: those whose rows are video tokens: what official nvfp4 casts change (spec/quantization.md §4.4)
 VIDEO_LINEARS = (
     r"attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_q|to_out\.0)"
     r"|audio_to_video_attn\.(to_q|to_out\.0)|video_to_audio_attn\.(to_k|to_v)|ff\.net\.(0\.proj|2)"

@@ -10,7 +10,7 @@ from ltx2rt_kernels.rms_norm_quant.reference import quantize_tokens, rms_norm
 def adaln_modulate(
     x: Tensor, scale: Tensor, shift: Tensor, index: Tensor | None = None, *, epsilon: float = 1e-6
 ) -> Tensor:
-    """`rms_norm(x) (1 + scale) + shift`; float32 inside (spec/transformer.md section 11).
+    """`rms_norm(x) (1 + scale) + shift`; float32 inside (spec/transformer.md §11).
 
     Args:
         x: `[B, T, W]`.

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def gated_residual(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None = None) -> Tensor:
-    """`x + gate y`; float32 inside, rounded once (spec/transformer.md section 11).
+    """`x + gate y`; float32 inside, rounded once (spec/transformer.md §11).
 
     Args:
         x: `[B, T, W]`, the stream.

@@ -21,7 +21,7 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor]:
     """Normalised and rotated q and k, head by head; computed in float32, rounded once at the end.
 
-    Formulas: spec/transformer.md sections 8.2, 8.3 and 9.
+    Formulas: spec/transformer.md §8.2, §8.3 and §9.
 
     Args:
         q: `[B, Tq, W]`, `W = num_heads * Dh`.

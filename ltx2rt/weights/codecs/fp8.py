@@ -1,6 +1,6 @@
 """FP8 E4M3 (fn): plain, per tensor, per output channel, per 128x128 block; MXFP8.
 
-spec/quantization.md sections 1 to 3. A *scale* is always the factor that decodes: value = code *
+spec/quantization.md §1 to §3. A *scale* is always the factor that decodes: value = code *
 scale.
 """
 
@@ -74,7 +74,7 @@ def decode_scaled(codes: U8, scale: F32 | np.float32) -> F32:
 
 
 def encode_blocks(weight: F32) -> tuple[U8, F32]:
-    """Codes, and a decode scale per 128x128 tile `[out/128, in/128]` (section 3).
+    """Codes, and a decode scale per 128x128 tile `[out/128, in/128]` (spec/quantization.md §3).
 
     Raises:
         ShapeError: sizes are not multiples of 128.
@@ -107,7 +107,8 @@ def scale_blocks(values: F32, scales: F32) -> F32:
 
 
 def encode_activation(values: F32, input_scale: float, dtype: str = "bfloat16") -> U8:
-    """Static activation codes of section 2: `e4m3(clamp(dtype(x * (1 / input_scale))))`.
+    """Static activation codes of spec/quantization.md §2:
+    `e4m3(clamp(dtype(x * (1 / input_scale))))`.
 
     The product is rounded to the activations' own dtype first; for bfloat16 this differs from a
     plain float32 division.
@@ -117,7 +118,8 @@ def encode_activation(values: F32, input_scale: float, dtype: str = "bfloat16") 
 
 
 def encode_activation_blocks(values: F32) -> tuple[U8, F32]:
-    """Dynamic activation codes of section 3: a scale `amax / 448` per token and 128 channels.
+    """Dynamic activation codes of spec/quantization.md §3: a scale `amax / 448` per token and
+    128 channels.
 
     Args:
         values: `[T, D]`, D a multiple of 128.
@@ -136,7 +138,7 @@ def encode_activation_blocks(values: F32) -> tuple[U8, F32]:
 def static_linear(
     values: F32, codes: U8, weight_scale: float, input_scale: float, bias: F32 | None
 ) -> F32:
-    """The W8A8 linear layer of section 2, with its three roundings to bfloat16.
+    """The W8A8 linear layer of spec/quantization.md §2, with its three roundings to bfloat16.
 
     Args:
         values: `[T, in]` bfloat16 values.

@@ -1,6 +1,6 @@
 """Symmetric INT8 with a scale per output row, and Comfy's ConvRot rotation.
 
-spec/quantization.md section 6.
+spec/quantization.md §6.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """NF4 as musubi-tuner stores it: 16 normal-float levels, a scale per block of inputs.
 
-spec/quantization.md section 5.
+spec/quantization.md §5.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """NVFP4: E2M1 codes, an E4M3 scale per 16 inputs, one float32 scale per tensor.
 
-spec/quantization.md section 4. A value is `code * (tensor_scale * block_scale)`.
+spec/quantization.md §4. A value is `code * (tensor_scale * block_scale)`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def tiled_shape(rows: int, groups: int) -> tuple[int, int]:
 
 
 def tiled_offsets(rows: int, groups: int) -> NDArray[np.int64]:
-    """Where the scale of row r and group c lies in the cuBLAS order (section 4.2).
+    """Where the scale of row r and group c lies in the cuBLAS order (spec/quantization.md §4.2).
 
     Returns:
         `[rows, groups]` offsets into the flat data of a `tiled_shape` tensor.

@@ -1,6 +1,6 @@
 """Quantised tensors as files store them: which layouts there are, what fits, and how they decode.
 
-Formats: spec/checkpoints.md section 7; arithmetic: spec/quantization.md.
+Formats: spec/checkpoints.md §7; arithmetic: spec/quantization.md.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 from ltx2rt.components.text_encoder import TextEncoder
 from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.engine import Array, Engine
-from ltx2rt.names import TEXT_BLOCK_FULL
+from ltx2rt.names import TEXT_BLOCK_FULL, TEXT_STACK
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.text_encoder import (
@@ -22,6 +22,7 @@ from ltx2rt_export.modules.text_encoder import (
     text_projection,
     text_tail,
 )
+from ltx2rt_export.reference import component_stack
 from tests.parity.golden import Case, Runner, Skip, handles
 
 
@@ -131,14 +132,7 @@ def text_encoder_of(
     layers: Callable[[Component], Sequence[Mapping[str, Array]]],
 ) -> TextEncoder:
     """The runtime's text encoder over components: head, blocks, tail."""
-    head, *blocks, tail = components
-    return TextEncoder(
-        engine(head),
-        {block.name: (engine(block), layers(block)) for block in blocks},
-        engine(tail),
-        layers(head),
-        head.options,
-    )
+    return TextEncoder(component_stack(TEXT_STACK, components, engine, layers))
 
 
 @handles("gemma")
@@ -156,7 +150,7 @@ def hidden_states(case: Case, run: Runner) -> Mapping[str, Any]:
 
 @handles("json:tokenizer_gemma3", "json:tokenizer_gemma4")
 def tokens(case: Case, run: Runner) -> Mapping[str, Any]:
-    family = case.name.removeprefix("tokenizer_")
+    family = case.component.removeprefix("json:tokenizer_")
     names = (n for n, c in gemma_checkpoints(run) if str(c["model_type"]).startswith(family))
     name = next(names, None)
     if name is None:

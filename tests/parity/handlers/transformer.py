@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from ltx2rt.components.transformer import ModalityInput, Perturbations, Transformer
-from ltx2rt.engine import EngineBase, EngineSpec
+from ltx2rt.engine import Engine, EngineBase, EngineSpec
 from ltx2rt.latents.rope import rope_tables
+from ltx2rt.names import TRANSFORMER_STACK
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.adaln import sinusoid_frequencies, timestep_features
 from ltx2rt_export.modules.attention import apply_interleaved_rope, apply_split_rope
@@ -20,7 +21,7 @@ from ltx2rt_export.modules.transformer import (
     transformer_head,
     transformer_tail,
 )
-from ltx2rt_export.reference import TorchEngine
+from ltx2rt_export.reference import TorchEngine, component_stack
 from tests.parity.golden import Case, Runner, Skip, handles
 
 PREFIX = "model.diffusion_model."
@@ -78,14 +79,21 @@ def forward(case: Case, run: Runner, modalities: str, *, bfloat16: bool, interna
         make(config, tensors, modalities)
         for make in (transformer_head, transformer_block, transformer_tail)
     )
-    engines = [Float32Timesteps(c) if bfloat16 else run.engine(c) for c in (head, block, tail)]
+    engines = {
+        c.name: Float32Timesteps(c) if bfloat16 else run.engine(c) for c in (head, block, tail)
+    }
     recorded: list[tuple[str, Arrays, Arrays]] = []
-    watched = [_Recorder(e, recorded) if internals else e for e in engines]
-    model = Transformer(*watched, run.layers(block), block.options)
+
+    def watched(part: Component) -> Engine:
+        return _Recorder(engines[part.name], recorded) if internals else engines[part.name]
+
+    stack = component_stack(TRANSFORMER_STACK, (head, block, tail), watched, run.layers)
+    model = Transformer(stack, block.options)
     streams = {name: modality(case, name) for name in ("video", "audio")}
     if internals:
-        assert isinstance(engines[1], TorchEngine)
-        with sub_layer_outputs(engines[1].module) as seen:
+        torch_block = engines[block.name]
+        assert isinstance(torch_block, TorchEngine)
+        with sub_layer_outputs(torch_block.module) as seen:
             model(streams["video"], streams["audio"])
         return intermediate_tensors(recorded, seen)
     skipped = perturbations(case.params, model.num_layers)

@@ -1,0 +1,227 @@
+"""Hand out what is in an opened bundle: engines, stacks of engines, weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TypeVar
+
+from ltx2rt.backends.device_memory import DeviceMemory
+from ltx2rt.backends.device_stack import DeviceStack
+from ltx2rt.backends.host_stack import HostStack
+from ltx2rt.backends.stack import Stack
+from ltx2rt.backends.tensorrt import TrtEngine
+from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.load_weights import engine_tensors, lora_tensors, stored_tensor
+from ltx2rt.bundle.memory import denoise_reserve, refuse_too_large, stage_weight_bytes
+from ltx2rt.components.stack_plans import stack_plan
+from ltx2rt.config import RuntimeConfig
+from ltx2rt.device.cuda import CudaDevice, local_gpu
+from ltx2rt.engine import Array, Engine
+from ltx2rt.errors import UnsupportedError
+from ltx2rt.lora.adapter import official_tensor
+from ltx2rt.lora.files import Lora
+from ltx2rt.lora.merger import LoraMerger
+from ltx2rt.names import ADAPTED_COMPONENTS, TEXT_TAIL, TRANSFORMER_BLOCKS, StackNames
+from ltx2rt.weights.safetensors import MappedFiles
+
+#: more threads than this wait for the memory that they share
+_MERGE_THREADS = 8
+
+E = TypeVar("E", bound=Engine)
+
+
+class Loader:
+    """A `source.ModelLoader` over a bundle. Weights come from the mapped files; LoRAs are merged
+    while they are loaded.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._files = MappedFiles()
+        self._fits = False
+        self._merger: tuple[tuple[Lora, ...], LoraMerger] | None = None
+
+    def check_loras(self, loras: Sequence[Lora]) -> None:
+        """Match LoRA files to this bundle's model and look through their numbers.
+
+        Raises:
+            CheckpointError, UnsupportedError: see `LoraMerger`.
+        """
+        self._merger = None
+        self._merge_of(loras)
+
+    def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+        """Those that change connectors or projections, and so the contexts of prompts."""
+        merger = self._merge_of(loras)
+        if merger is None or not self._bundle.has(TEXT_TAIL):
+            return ()
+        return merger.loras_for(self._bundle.official_tensors(TEXT_TAIL))
+
+    def engine(self, name: str, runtime: RuntimeConfig) -> Engine:
+        """Load a component's engine on this bundle's backend.
+
+        Raises:
+            BundleError: the bundle was built without it, or the engine does not fit this machine.
+            UnsupportedError: no GPU, or one that is too small; see `TrtEngine` for more.
+        """
+        return self._open(name, runtime)
+
+    def stack(self, names: StackNames, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Stack:
+        """The components of a stack as one; weights are loaded when a layer first needs them.
+
+        Raises:
+            BundleError, UnsupportedError: see `engine`; also for a LoRA that cannot be merged.
+        """
+        bundle = self._bundle
+        keep = runtime.residency == "resident" or not names.runs_once
+        served = {n: bundle.component(n).served for n in names.blocks if bundle.has(n)}
+        plan = stack_plan(names, bundle.options, served)
+
+        def load(name: str, index: int) -> Mapping[str, Array]:
+            entry = bundle.component(name)
+            inside = entry.layered or entry.weight_binding == "initializer"
+            return {} if inside else self.weights(name, index, loras)
+
+        with ExitStack() as opened:
+            if not bundle.component(names.head).engines:
+                host = self._engines(opened, lambda n, _: self._host_engine(n, runtime, loras))
+                stack: Stack = HostStack(plan.parts(host, load), keep=keep)
+            else:
+                memory = self._memory(names)
+                opened.callback(memory.close)
+                device = self._engines(
+                    opened, lambda n, layer: self._device_engine(n, loras, layer, memory)
+                )
+                stack = DeviceStack(plan.parts(device, load), memory, keep=keep)
+            opened.pop_all()
+        return stack
+
+    def layer_engine(self, name: str, index: int, runtime: RuntimeConfig) -> Engine:
+        """The engine that runs one layer of a repeated component, on its own; see `engine`."""
+        return self._open(name, runtime, (), index)
+
+    def weights(self, name: str, index: int = 0, loras: Sequence[Lora] = ()) -> dict[str, Array]:
+        """The weights of one layer (of a component that runs once: 0) as its engine takes them.
+
+        Raises:
+            CheckpointError, UnsupportedError: a LoRA that cannot be merged; see `LoraMerger`.
+        """
+        entry, loaded = self._bundle.component(name), dict[str, Array]()
+        overlay = entry.overlays[index] if entry.overlays else {}
+        adapted = {f"{module}.weight" for module in entry.options.get("lora_inputs", ())}
+        merger = self._merge_of(loras) if name in ADAPTED_COMPONENTS else None
+        for weight, ref in entry.layers[index].items():
+            official, tensor = official_tensor(name, index, weight), self._bundle.entry(weight, ref)
+            if weight in adapted:
+                loaded |= lora_tensors(entry, weight, ref.shape, official, merger)
+            if merger is not None and official in merger.changed and weight not in adapted:
+                values, dtype = merger.merge(official, tensor), "float32"
+            elif weight in overlay:
+                continue
+            else:
+                values, dtype = self._files.values(tensor)
+            loaded |= engine_tensors(entry, weight, values, dtype, f"{weight} of {tensor.path}")
+        for ready in overlay.keys() - loaded.keys():
+            array = self._files.raw(self._bundle.entry(ready, overlay[ready]))
+            loaded[ready] = stored_tensor(entry, ready, array)
+        return loaded
+
+    def _engines(
+        self, opened: ExitStack, open_engine: Callable[[str, int], E]
+    ) -> Callable[[str, int], E]:
+        """Engines by component and layer, each opened once, and closed with `opened`."""
+        found: dict[tuple[str, int], E] = {}
+
+        def engine(name: str, index: int) -> E:
+            key = name, index if self._bundle.component(name).layered else 0
+            if key not in found:
+                found[key] = open_engine(*key)
+                opened.callback(found[key].close)
+            return found[key]
+
+        return engine
+
+    def _open(
+        self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = (), index: int = 0
+    ) -> Engine:
+        if self._bundle.component(name).engines:
+            return self._device_engine(name, loras, index, None)
+        return self._host_engine(name, runtime, loras)
+
+    def _host_engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora]) -> Engine:
+        from ltx2rt.backends import onnxruntime as backend
+
+        entry = self._bundle.component(name)
+        options = backend.OrtOptions(
+            threads=runtime.threads,
+            full_optimization="float8_e4m3fn" not in entry.weight_dtypes.values(),
+        )
+        weights: Mapping[str, Array] = {}
+        if entry.weight_binding == "initializer":
+            weights = self.weights(name, 0, loras)
+        graph = (self._bundle.folder / entry.graph).read_bytes()
+        return backend.OrtEngine(graph, entry.spec(name), weights, options)
+
+    def _device_engine(
+        self, name: str, loras: Sequence[Lora], index: int, memory: DeviceMemory | None
+    ) -> TrtEngine:
+        """The engine of a component, or, where engines hold their weights, of one of its layers.
+
+        Args:
+            memory: shared with engines that it takes turns with; None: its own.
+        """
+        entry, manifest = self._bundle.component(name), self._bundle.manifest
+        inside = any(e.weights == "constant" for e in entry.engines)
+        if inside and self._is_changed(name, loras):
+            raise UnsupportedError(
+                f"a LoRA cannot be merged into the engine of {name}, which holds its weights as "
+                "constants; build again with --weights input: "
+                + manifest.command().replace(" --weights constant", "")
+            )
+        self._check_gpu()
+        weights: Mapping[str, Array] = {}
+        if entry.weight_binding == "initializer" and not inside:
+            weights = self.weights(name, 0, loras)
+        file = entry.engines[entry.served.index(index) if entry.layered else 0].file
+        path = self._bundle.folder / file
+        return TrtEngine(path, entry.spec(name), weights, manifest.command(), memory=memory)
+
+    def _memory(self, names: StackNames) -> DeviceMemory:
+        """Device memory for a stack, opened for it."""
+        manifest = self._bundle.manifest
+        self._check_gpu()
+        reserve = None if names.runs_once else denoise_reserve(manifest)
+        return DeviceMemory(CudaDevice(f"backend {manifest.backend}"), reserve).opened()
+
+    def _check_gpu(self) -> None:
+        """Refuse a GPU that cannot hold this bundle, before its first engine is loaded."""
+        if not self._fits:
+            manifest = self._bundle.manifest
+            gpu = local_gpu(f"backend {manifest.backend}")
+            refuse_too_large(stage_weight_bytes(manifest, least=True), "weights", gpu)
+            self._fits = True
+
+    def _is_changed(self, name: str, loras: Sequence[Lora]) -> bool:
+        merger = self._merge_of(loras)
+        return merger is not None and not merger.changed.isdisjoint(
+            self._bundle.official_tensors(name)
+        )
+
+    def _merge_of(self, loras: Sequence[Lora]) -> LoraMerger | None:
+        active = tuple(lora for lora in loras if lora.strength)
+        if not active:
+            return None
+        if self._merger is None or self._merger[0] != active:
+            bundle = self._bundle
+            unmerged = {
+                official
+                for name in filter(bundle.has, TRANSFORMER_BLOCKS)
+                for official, (_, weight, _) in bundle.official_tensors(name).items()
+                if weight.removesuffix(".weight") in bundle.options(name).get("lora_inputs", ())
+            }
+            threads = min(os.cpu_count() or 1, _MERGE_THREADS)
+            targets = bundle.lora_targets()
+            self._merger = active, LoraMerger(active, targets, unmerged=unmerged, threads=threads)
+        return self._merger[1]

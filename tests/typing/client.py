@@ -1,0 +1,57 @@
+"""A program as a user writes it: type checkers must know every name of it (`test_client.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import assert_type
+
+import ltx2rt
+
+
+def progress(report: ltx2rt.Progress) -> None:
+    assert_type(report.stage, str)
+    assert_type(report.eta_s, float | None)
+
+
+def make(folder: str) -> None:
+    bundle = ltx2rt.open_bundle(folder)
+    assert_type(bundle, ltx2rt.Bundle)
+    job = ltx2rt.Job(on_progress=progress)
+    config = ltx2rt.GenerationConfig(
+        prompt="a lake",
+        num_frames=ltx2rt.AutoDuration(min_s=2, max_s=8),
+        images=(ltx2rt.ImageCondition(path=Path("a.png"), frame=8),),
+        loras=(ltx2rt.Lora(path="l.safetensors", strength=0.5),),
+    )
+    schedule = ltx2rt.GuiderSchedule(bins={1.0: ltx2rt.GuiderParams(cfg_scale=3.0)})
+    guidance = ltx2rt.GuidanceConfig(video_schedule=schedule)
+    with ltx2rt.OneStagePipeline(bundle, ltx2rt.RuntimeConfig(threads=2)) as pipe:
+        clip = pipe(config, guidance, job=job)
+    assert_type(clip, ltx2rt.Clip)
+    assert_type(clip.record, ltx2rt.Record)
+    clip.save("out.mp4")
+    assert_type(ltx2rt.record_in("out.mp4"), ltx2rt.Record)
+
+
+def many(bundle: ltx2rt.Bundle) -> Iterator[ltx2rt.Clip]:
+    reference = ltx2rt.ReferenceFile(path=Path("depth.mp4"), strength=1.0)
+    yield ltx2rt.ICLoraPipeline(bundle)(inputs=ltx2rt.ICLoraInputs(references=(reference,)))
+    sound = ltx2rt.AudioToVideoInputs(audio=Path("talk.wav"))
+    yield ltx2rt.AudioToVideoPipeline(bundle)(inputs=sound)
+    yield from ltx2rt.DistilledPipeline(bundle).generate_many([1, 2], prompt="a lake")
+
+
+def errors() -> None:
+    try:
+        make("ltx23.bundle")
+    except ltx2rt.Cancelled:
+        print("cancelled")
+    except (ltx2rt.BundleError, ltx2rt.ShapeError) as error:
+        assert_type(error, ltx2rt.BundleError | ltx2rt.ShapeError)
+    except ltx2rt.Ltx2rtError as error:
+        print(error)
+
+
+def misspelt() -> None:
+    print(ltx2rt.__version__, ltx2rt.DistiledPipeline)  # type: ignore[attr-defined]
