@@ -6,7 +6,6 @@ LoKr). PEFT: `merge_and_unload` of what `save_pretrained` wrote.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ltx2rt.lora.combine import MergeOptions, merge_loras
 from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
+from tests.adapter_cases import LYCORIS, PEFT
 from tests.tolerances import TOLERANCES
 
 lycoris = pytest.importorskip("lycoris.modules")
@@ -91,38 +91,9 @@ def fill(module: nn.Module) -> None:
         parameter.data = parameter.data * (1 + 0.3 * noise) if near else noise
 
 
-#: kind -> a LyCORIS module and its options
-LYCORIS: dict[str, tuple[str, dict[str, Any]]] = {
-    "LoCoN": ("LoConModule", {"lora_dim": 4, "alpha": 2}),
-    "LoCoN, rsLoRA": ("LoConModule", {"lora_dim": 4, "alpha": 2, "rs_lora": True}),
-    "LoHa": ("LohaModule", {"lora_dim": 3, "alpha": 1}),
-    "LoKr, both factors whole": ("LokrModule", {"lora_dim": 99, "alpha": 5, "factor": 4}),
-    "LoKr, w2 a product": ("LokrModule", {"lora_dim": 2, "alpha": 1, "factor": 4}),
-    "LoKr, w1 and w2 products": (
-        "LokrModule", {"lora_dim": 1, "alpha": 3, "factor": 4, "decompose_both": True},
-    ),
-    "DoRA, a magnitude an output": ("LoConModule", {"lora_dim": 4, "weight_decompose": True}),
-    "DoRA, a magnitude an input": (
-        "LoConModule", {"lora_dim": 4, "weight_decompose": True, "wd_on_out": False},
-    ),
-    "DoRA of LoHa": ("LohaModule", {"lora_dim": 2, "weight_decompose": True}),
-    "DoRA of LoKr": ("LokrModule", {"lora_dim": 2, "factor": 4, "weight_decompose": True}),
-    "OFT": ("DiagOFTModule", {"lora_dim": 4}),
-    "OFT, bounded": ("DiagOFTModule", {"lora_dim": 4, "constraint": 0.01}),
-    "OFT, rescaled": ("DiagOFTModule", {"lora_dim": 4, "rescaled": True}),
-    "BOFT": ("ButterflyOFTModule", {"lora_dim": 8}),
-    "BOFT, rescaled": ("ButterflyOFTModule", {"lora_dim": 8, "rescaled": True}),
-    "full difference": ("FullModule", {}),
-}  # fmt: skip
-
-
 def lycoris_module(kind: str, name: str, linear: nn.Linear, strength: float = 1.0) -> Any:
     class_name, options = LYCORIS[kind]
-    path = {
-        "LoConModule": "locon", "LohaModule": "loha", "LokrModule": "lokr", "FullModule": "full",
-        "DiagOFTModule": "diag_oft", "ButterflyOFTModule": "boft",
-    }[class_name]  # fmt: skip
-    made = getattr(__import__(f"lycoris.modules.{path}", fromlist=[class_name]), class_name)
+    made = getattr(lycoris, class_name)
     module = made(name, linear, multiplier=strength, **options)
     fill(module)
     return module.eval()
@@ -226,28 +197,10 @@ def test_tucker_cores(base: SafetensorsFile, tmp_path: Path) -> None:
         assert_close(merged(path, base), {f"{Q}.weight": want.numpy()})
 
 
-#: kind -> how PEFT trains it
-PEFT: dict[str, Callable[[], Any]] = {
-    "LoRA": lambda: peft.LoraConfig(r=4, lora_alpha=2),
-    "rsLoRA": lambda: peft.LoraConfig(r=4, lora_alpha=2, use_rslora=True),
-    "ranks and alphas by module": lambda: peft.LoraConfig(
-        r=4, lora_alpha=2, rank_pattern={"to_q": 2}, alpha_pattern={"ff.net.0.proj": 6}
-    ),
-    "lora_bias": lambda: peft.LoraConfig(r=4, lora_alpha=2, lora_bias=True),
-    "trained biases": lambda: peft.LoraConfig(r=4, lora_alpha=2, bias="lora_only"),
-    "DoRA": lambda: peft.LoraConfig(r=4, lora_alpha=2, use_dora=True),
-    "LoHa": lambda: peft.LoHaConfig(r=3, alpha=2),
-    "LoKr": lambda: peft.LoKrConfig(r=2, alpha=3, decompose_factor=4),
-    "LoKr, both factors products": lambda: peft.LoKrConfig(
-        r=1, alpha=3, decompose_factor=4, decompose_both=True
-    ),
-    "LoKr, both factors whole": lambda: peft.LoKrConfig(r=64, alpha=96, decompose_factor=4),
-}
-
-
 def peft_adapter(kind: str, folder: Path) -> dict[str, np.ndarray]:
     """Train nothing, fill it with random numbers, save it; what the merged model then holds."""
-    config = PEFT[kind]()
+    class_name, options = PEFT[kind]
+    config = getattr(peft, class_name)(**options)
     config.target_modules = ["to_q", "proj"]
     adapted = peft.get_peft_model(model(), config)
     trained = [(n, p) for n, p in adapted.named_parameters() if p.requires_grad]

@@ -29,7 +29,7 @@ SMALL = GenerationConfig(prompt="a lake", seed=3, height=64, width=64, num_frame
 
 
 def adapter(path: Path, bundle: Path, *, text: bool, block: bool) -> Lora:
-    """One update of each kind and place: a low-rank one, LoKr, a magnitude, a bias, a norm, a table."""
+    """Updates of several kinds and places: low-rank, LoKr, DoRA, biases, a norm, tables."""
     shapes = open_bundle(bundle).lora_targets()
     rng = np.random.default_rng(4)
 

@@ -22,9 +22,12 @@ from ltx2rt.lora.generation import lora_generations, misfit
 from ltx2rt.lora.keys import read_lora_keys
 from ltx2rt.lora.merger import LoraMerger
 from ltx2rt.lora.metadata import reference_factors
+from ltx2rt.lora.suffixes import UNSUPPORTED
 from ltx2rt.weights.floats import cast
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import Stream, write_safetensors
+from tests.adapter_cases import NAMINGS, REFUSED, official
+from tests.adapter_page import PAGE, rewritten
 
 BLOCK = "transformer_blocks.0"
 MODULES = {f"{BLOCK}.attn1.to_q": (8, 8), f"{BLOCK}.attn1.to_out.0": (8, 8)}
@@ -74,14 +77,6 @@ def write_lora(
     return path
 
 
-def official(module: str) -> str:
-    return f"diffusion_model.{module}"
-
-
-def flat(module: str) -> str:
-    return module.replace(".", "_")
-
-
 def match(path: Path) -> Adapter:
     return parse_lora(SafetensorsFile(path), TARGETS)
 
@@ -110,38 +105,12 @@ def assert_is_update(
         assert error <= tolerance * np.linalg.norm(want), module
 
 
-#: how trainers spell a module, and the two halves if not `.lora_A.weight` and `.lora_B.weight`
-NAMINGS: dict[str, tuple[Any, ...]] = {
-    "official / ComfyUI": (official,),
-    "ComfyUI, down and up": (official, ".lora_down.weight", ".lora_up.weight"),
-    "with model.": (lambda m: f"model.diffusion_model.{m}",),
-    "bare (DiffSynth)": (lambda m: m, ".lora_A.default.weight", ".lora_B.default.weight"),
-    "compiled model": (lambda m: f"diffusion_model._orig_mod.{m}",),
-    "module.": (lambda m: f"module.{m}",),
-    "unet.": (lambda m: f"unet.{m}",),
-    "dit.": (lambda m: f"dit.{m}",),
-    "pipe.dit.": (lambda m: f"pipe.dit.{m}",),
-    "velocity_model.": (lambda m: f"velocity_model.{m}",),
-    "PEFT": (lambda m: f"base_model.model.{m}",),
-    "PEFT of a diffusers pipeline": (lambda m: f"transformer.base_model.model.{m}",),
-    "diffusers": (lambda m: f"transformer.{m}",),
-    "diffusers, old": (lambda m: f"transformer.{m}", ".lora.down.weight", ".lora.up.weight"),
-    "diffusers, attention processors": (
-        lambda m: "transformer." + m.removesuffix(".0").replace(".to_", ".processor.to_"),
-        "_lora.down.weight", "_lora.up.weight",
-    ),
-    "without .weight": (official, ".lora_A", ".lora_B"),
-    "kohya / musubi-tuner": (
-        lambda m: f"lora_unet_{flat(m)}", ".lora_down.weight", ".lora_up.weight",
-    ),
-    "musubi-tuner, wrapped": (
-        lambda m: f"lora_unet_model_{flat(m)}", ".lora_down.weight", ".lora_up.weight",
-    ),
-    "lora_transformer_": (
-        lambda m: f"lora_transformer_{flat(m)}", ".lora_down.weight", ".lora_up.weight",
-    ),
-    "LyCORIS": (lambda m: f"lycoris_{flat(m)}", ".lora_down.weight", ".lora_up.weight"),
-}  # fmt: skip
+def test_the_page_lists_what_is_tested_here() -> None:
+    """`make docs` writes it; every refused kind has its reason, every naming its row."""
+    assert REFUSED.keys() == UNSUPPORTED.keys()
+    text = PAGE.read_text()
+    assert "| LoKr, both factors products |" in text
+    assert rewritten(text) == text, "run `make docs`"
 
 
 @pytest.fixture
