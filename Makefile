@@ -5,14 +5,19 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 OUTPUT ?= demo.mp4
 
-.PHONY: demo test lint golden benchmarks docs clean
+.PHONY: demo test lint e2e golden benchmarks docs clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/ltx2rt demo -o $(OUTPUT)
 
 test: $(VENV)/.developer
 	$(MAKE) --no-print-directory lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore=tests/unit
+
+# not part of `make test`: sets the project up twice from the package index
+e2e: $(VENV)/.developer
+	LTX2RT_E2E=1 $(BIN)/python -m pytest tests/e2e
 
 lint: $(VENV)/.developer
 	$(BIN)/ruff check .

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import percentiles
-from benchmarks.engines import make_builder, random_block
+from benchmarks.engine_builds import make_builder, random_block
+from benchmarks.timing import percentiles
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.bundle.targets import target_problems
@@ -23,9 +23,9 @@ from ltx2rt.engine import EngineSpec
 from ltx2rt.errors import InternalError
 from ltx2rt.progress import Job
 from ltx2rt.weights.floats import bfloat16_values
+from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.engines.weights import holding_weights
-from ltx2rt_export.quantize import SCHEMES
 
 #: tokens of 768x512x121
 SIZES = {"B": 1, "Tv": 6144, "Ta": 126, "S": 1024, "Uv": 2, "Ua": 2}
@@ -56,7 +56,7 @@ def variants(target: str) -> list[tuple[str, str]]:
         for backend in APIS
         if installed_version(backend) is not None and not target_problems(backend, (target,))
         for precision in ("bf16", "fp8")
-        if SCHEMES[precision].min_sm <= int(target.removeprefix("sm"))
+        if PRECISIONS[precision].min_sm <= int(target.removeprefix("sm"))
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,29 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-REPEATS = 7
-
-
-def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Median, p10 and p90."""
-    ordered = sorted(seconds)
-    return {
-        "median_s": statistics.median(ordered),
-        "p10_s": ordered[len(ordered) // 10],
-        "p90_s": ordered[-1 - len(ordered) // 10],
-        "runs": len(ordered),
-    }
-
-
-def timed_processes(command: list[str], repeats: int = REPEATS) -> dict[str, float]:
-    """Wall time of whole processes, after one warm-up."""
-    seconds = []
-    for i in range(repeats + 1):
-        start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        if i:
-            seconds.append(time.perf_counter() - start)
-    return percentiles(seconds)
+from benchmarks.timing import REPEATS, percentiles, timed_processes
+from benchmarks.tiny_model import demo_bundle
 
 
 def cli_help() -> dict[str, Any]:
@@ -64,22 +42,6 @@ def open_headers() -> dict[str, Any]:
             open_model(**paths)
             seconds.append(time.perf_counter() - start)
     return percentiles(seconds)
-
-
-def demo_bundle(folder: Path) -> Path:
-    """Build the tiny demo bundle."""
-    from ltx2rt.bundle.manifest import BuildInputs
-    from ltx2rt_export.bundle import BuildConfig, build_bundle, open_inputs
-    from ltx2rt_export.demo import write_demo_model
-
-    files = write_demo_model(folder / "model")
-    inputs = BuildInputs(
-        checkpoint=str(files["checkpoint"]),
-        gemma=str(files["gemma"]),
-        spatial_upsampler=str(files["spatial_upsampler"]),
-    )
-    build_bundle(open_inputs(inputs), inputs, folder / "demo.bundle", BuildConfig())
-    return folder / "demo.bundle"
 
 
 def export_ltx23_transformer() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 `python -m benchmarks.quality` appends a record to `benchmarks/results/quality.jsonl`. Each
 precision is emulated in PyTorch with the arithmetic of its graph (`quantize/emulate.py`, which
 tests compare with the graphs) and compared with float32; the row `bf16` is what PyTorch itself
-loses in bfloat16. Weights are random: the numbers rank schemes, they are not those of a trained
+loses in bfloat16. Weights are random: the numbers rank precisions, they are not those of a trained
 model.
 """
 
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import demo_bundle
 from benchmarks.hardware import environment
 from benchmarks.real_size import LTX23, transformer_components
+from benchmarks.tiny_model import demo_bundle
 from ltx2rt.backends.stack import Stack
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.bundle.loader import Loader
@@ -31,22 +31,26 @@ from ltx2rt.lora.files import Lora
 from ltx2rt.names import TRANSFORMER, TRANSFORMER_STACK, StackNames
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.weights.floats import round_bfloat16
+from ltx2rt.weights.precision import PRECISIONS, float_precision
 from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.bundle import inputs_in, make_components, open_inputs
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import ExportedGraph, export_component
 from ltx2rt_export.quantize.bind import bind_inputs, bind_weights
+from ltx2rt_export.quantize.component_graph import rewrite_graph
 from ltx2rt_export.quantize.emulate import EmulatedEngine, activation_maxima
 from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.quantize.linears import weight_inputs
-from ltx2rt_export.quantize.schemes import SCHEMES, rewrite, scheme_of
+from ltx2rt_export.quantize.rewrites import REWRITES, VIDEO_LINEARS
 from ltx2rt_export.reference import component_stack, load_weights, official_layers
 from ltx2rt_export.verify import example_inputs
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
 
+REFERENCE = float_precision("float32").name
+
 #: every precision but the reference itself
-ROWS = tuple(name for name in SCHEMES if name != "fp32")
+ROWS = tuple(name for name in PRECISIONS if name != REFERENCE)
 
 #: LTX-2.3's block at a quarter of its width
 WIDTH, AUDIO_WIDTH, HEADS, BLOCKS = 1024, 512, 16, 8
@@ -55,8 +59,6 @@ SIZES = {"B": 1, "Tv": 96, "Ta": 24, "Uv": 2, "Ua": 2, "S": 32}
 CLIP = GenerationConfig(
     prompt="A quiet lake.", seed=3, height=64, width=64, num_frames=9, tiling="none"
 )
-#: largest value of a format's activations with scale 1
-LARGEST = {"fp8": 448.0, "nvfp4": 2688.0}
 
 
 def quality() -> dict[str, Any]:
@@ -129,14 +131,14 @@ def chained_blocks() -> dict[str, dict[str, Any]]:
     graphs = {d: substitute_float(half, d) for d in ("float32", "float16")} | {"bfloat16": half}
     states: list[list[Array]] = []
     maxima = []
-    for values in _chain(graphs["float32"], "fp32", layers, inputs, [{}] * BLOCKS):
+    for values in _chain(graphs["float32"], REFERENCE, layers, inputs, [{}] * BLOCKS):
         previous = states[-1] if states else [inputs[n] for n in ("video_hidden", "audio_hidden")]
         hidden = dict(zip(("video_hidden", "audio_hidden"), previous, strict=True))
         maxima.append(activation_maxima(component, [{**inputs, **hidden, **layers[len(states)]}]))
         states.append(values)
     rows = {}
     for name in ROWS:
-        graph = rewrite(graphs[SCHEMES[name].dtype], SCHEMES[name])
+        graph = rewrite_graph(graphs[PRECISIONS[name].dtype], name)
         found = list(_chain(graph, name, layers, inputs, maxima))
         rows[name] = {
             "block": compare(found[0], states[0]),
@@ -164,9 +166,12 @@ def _chain(
 
 def _scales(graph: ExportedGraph, precision: str, maxima: Mapping[str, float]) -> dict[str, float]:
     """Static activation scales, from what the float32 model read here; {} where none are used."""
-    largest = LARGEST.get(scheme_of(precision).format or "", 1.0)
+    rewrite = REWRITES.get(precision)
+    if rewrite is None or rewrite.static_range is None:
+        return {}
     wanted = weight_inputs(graph)
-    return {m: v / largest for m, v in maxima.items() if f"{m}.input_scale" in wanted}
+    unit = rewrite.static_range
+    return {m: v / unit for m, v in maxima.items() if f"{m}.input_scale" in wanted}
 
 
 class EmulatedSource:
@@ -179,9 +184,9 @@ class EmulatedSource:
     def __init__(self, bundle: Bundle, graphs: Mapping[str, ExportedGraph], precision: str) -> None:
         self._bundle, self.model, self.bundle_id = bundle, bundle.model, precision
         self._loader = Loader(bundle)
-        scheme = self._scheme = SCHEMES[precision]
+        self._precision, dtype = precision, PRECISIONS[precision].dtype
         self._graphs = {
-            n: rewrite(g if g.dtype == scheme.dtype else substitute_float(g, scheme.dtype), scheme)
+            n: rewrite_graph(g if g.dtype == dtype else substitute_float(g, dtype), precision)
             for n, g in graphs.items()
         }
 
@@ -222,10 +227,10 @@ class EmulatedSource:
         if part.weight_binding == "initializer":
             values = load_weights(part.weights, frozenset())
             weights = {n: convert(a, "float32", graph.dtype, n) for n, a in values.items()}
-        return EmulatedEngine(graph, self._scheme.name, weights)
+        return EmulatedEngine(graph, self._precision, weights)
 
     def _layers(self, part: Component) -> list[dict[str, Array]]:
-        graph, precision = self._graphs[part.name], self._scheme.name
+        graph, precision = self._graphs[part.name], self._precision
         return [bind_weights(graph, precision, weights) for weights in official_layers(part)]
 
 
@@ -247,7 +252,7 @@ def distilled_clips() -> dict[str, dict[str, float]]:
             clip = pipe(CLIP)
             want = [clip.video_latent, clip.audio_latent]
         for name in ROWS:
-            if SCHEMES[name].static:
+            if name in REWRITES and REWRITES[name].static:
                 continue  # the demo's files hold no activation scales
             with DistilledPipeline(EmulatedSource(bundle, graphs, name), runtime) as pipe:
                 clip = pipe(CLIP)
@@ -259,13 +264,15 @@ def table(record: Mapping[str, Any]) -> list[str]:
     """The record as lines of Markdown."""
     places = ("block", f"{BLOCKS} blocks", "clip")
     where = record["environment"]
+    video = " and ".join(f"`{n}`" for n, r in REWRITES.items() if r.linears == VIDEO_LINEARS)
     lines = [
         "## What every precision loses",
         "",
         "Relative RMS error and cosine against float32, the worse of video and audio, random "
         f"weights; {BLOCKS} blocks of width {WIDTH} and {AUDIO_WIDTH}, and the demo model's "
-        "distilled clip, every block quantised. `bf16` is what PyTorch itself loses; `nvfp4` "
-        "changes the 12 linears of the video stream, the others all 28. "
+        f"distilled clip, every block quantised. `{float_precision('bfloat16').name}` is what "
+        f"PyTorch itself loses; {video} changes the 12 linears of the video stream, the others all "
+        "28. "
         f"`python -m benchmarks.quality`, {where['commit']}, {where['date']}.",
         "",
         f"| precision | one block | {BLOCKS} blocks | distilled clip |",

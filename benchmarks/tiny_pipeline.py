@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cases import percentiles
+from benchmarks.timing import percentiles
 from ltx2rt.backends.host_stack import HostStack
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.bundle.source import ModelSource

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 
 from ltx2rt.errors import ShapeError, join_problems
 
+#: arrays on the host by element type; the one home of these names (a test looks)
 Array = NDArray[Any]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+U8 = NDArray[np.uint8]
 
 #: dtype names of manifests and engines -> the numpy dtype that carries them on the host.
 #: bfloat16 has no numpy type: it travels as its uint16 bit pattern.

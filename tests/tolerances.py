@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ltx2rt.weights.precision import PRECISIONS
+
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
@@ -34,9 +36,9 @@ OUTPUT_TOLERANCES: dict[tuple[str, str], Tolerance] = {
 }
 
 #: ONNX Runtime against our module, float32, per component (docs/debug_accuracy.md, rung 2). Its
-#: home is `ltx2rt verify`, which users run without the tests. Measured 1e-7 to 6e-6: another
+#: home is the row of the precision, which `ltx2rt verify` reads. Measured 1e-7 to 6e-6: another
 #: summation order in convolutions and softmax.
-ORT_REL_RMS = 1e-5
+ORT_REL_RMS = PRECISIONS["fp32"].tolerance
 
 #: Whole pipelines, float32 (goldens' own noise floor: latents 2e-6, frames and waveform 1.5e-5).
 PIPELINE_LATENT_REL_L2 = 2e-4  # what RoPE evaluated in another order may cost
@@ -92,9 +94,9 @@ FP8_CODE_MISMATCH = Bound(
 #: Measured 0 to 4e-7; a code that fell the other way would cost 1e-4 and more.
 QUANT_GRAPH_REL_RMS = 5e-6
 
-#: What one tiny block (random weights and inputs, widths 64 and 32) loses to a scheme, float32
-#: elsewhere: (least, most). The least shows that the scheme does something. Measured: tests print
-#: nothing, `python -m benchmarks.run --case quality` has the table.
+#: What one tiny block (random weights and inputs, widths 64 and 32) loses to a precision, float32
+#: elsewhere: (least, most). The least shows that it does something. Measured: tests print nothing,
+#: `python -m benchmarks.run --case quality` has the table.
 QUANT_LOSS = {
     "fp8": (0.02, 0.09),
     "fp8-static": (0.02, 0.12),

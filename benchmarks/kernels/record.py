@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cases import percentiles
 from benchmarks.kernels.cases import Case
 from benchmarks.kernels.roofline import Peaks, figures
+from benchmarks.timing import percentiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,15 +6,15 @@ import dataclasses
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
-from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, target_problems
+from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, target_problems
 from ltx2rt.errors import Ltx2rtError, OptionError, ShapeError, UnsupportedError, join_problems
+from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS
 from ltx2rt_export.custom_ops.table import MODES
 from ltx2rt_export.engines.shapes import parse_shapes
-from ltx2rt_export.quantize import SCHEMES
-from ltx2rt_export.quantize import check_target as check_precision
-from ltx2rt_export.quantize.schemes import CPU_PRECISIONS
+from ltx2rt_export.quantize import check_precision
 
 BACKENDS = ("onnxruntime", *APIS)
 
@@ -34,7 +34,7 @@ class BuildConfig:
             inside the engines, of which the transformer block has one a layer; the text encoder's
             blocks keep theirs as inputs.
         plain_layers: transformer blocks that a quantising precision leaves in 16 bits; None: what
-            the checkpoint or `quantize.plan` says.
+            the checkpoint or `quantize.layer_choice` says.
         lora_inputs: the block takes LoRAs as low-rank inputs instead of merged weights: for
             adapters that change at every request.
         optimization_level: effort of the builder, 0 to 5; None is the library's choice.
@@ -58,7 +58,7 @@ class BuildConfig:
     """
 
     backend: str = "onnxruntime"
-    precision: str = "fp32"
+    precision: str = DEFAULT_PRECISION
     target: tuple[str, ...] = ()
     shapes: tuple[str, ...] = DEFAULT_SHAPES
     max_batch: int = 1
@@ -96,12 +96,12 @@ class BuildConfig:
     def targets(self) -> tuple[str, ...]:
         """Architectures in order; empty: the GPU of this machine."""
         if self.backend == "tensorrt-rtx" and not self.target:
-            scheme = SCHEMES.get(self.precision)
-            oldest = scheme.min_sm if scheme else 0
+            row = PRECISIONS.get(self.precision)
+            oldest = row.min_sm if row else 0
             return tuple(t for t in DEFAULT_RTX_TARGETS if int(t[2:]) >= oldest)
         return tuple(sorted(self.target, key=lambda t: (len(t), t)))
 
-    def builder_options(self) -> dict[str, int | bool]:
+    def builder_options(self) -> dict[str, Any]:
         """Options of the library's builder that were set."""
         workspace = None if self.workspace_mib is None else self.workspace_mib * 2**20
         return {
@@ -135,21 +135,21 @@ class BuildConfig:
         problems = []
         for name, value, allowed in (
             ("backend", self.backend, BACKENDS),
-            ("precision", self.precision, PRECISIONS),
+            ("precision", self.precision, tuple(PRECISIONS)),
             ("weights", self.weights, ("input", "constant")),
             ("custom_ops", self.custom_ops, MODES),
         ):
             if value not in allowed:
                 problems.append(f"{name}={value!r}; allowed: {', '.join(allowed)}")
-        if self.backend == "onnxruntime" and self.precision in set(PRECISIONS) - {*CPU_PRECISIONS}:
+        row = PRECISIONS.get(self.precision)
+        if self.backend == "onnxruntime" and row is not None and not row.on_cpu:
+            run = [p.name for p in PRECISIONS.values() if p.on_cpu]
             problems.append(
-                f"backend onnxruntime runs no {self.precision} on a CPU; allowed: "
-                f"{', '.join(CPU_PRECISIONS)}"
+                f"backend onnxruntime runs no {row.name} on a CPU; allowed: {', '.join(run)}"
             )
         if self.lora_inputs and self.weights == "constant":
             problems.append("lora_inputs needs weights='input'")
-        scheme = SCHEMES.get(self.precision)
-        if self.plain_layers is not None and scheme is not None and scheme.format is None:
+        if self.plain_layers is not None and row is not None and row.format is None:
             problems.append(
                 f"precision {self.precision} quantises no layers, so plain_layers means nothing; "
                 "leave it out"

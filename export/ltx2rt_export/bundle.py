@@ -37,6 +37,7 @@ from ltx2rt.errors import CheckpointError, OptionError, join_problems
 from ltx2rt.lora.files import Lora
 from ltx2rt.names import AUDIO_DECODER, VIDEO_ENCODER, VOCODER
 from ltx2rt.progress import Job
+from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.catalog import rows_of
@@ -238,7 +239,7 @@ def _fill(
             entries[name] = _entry(part, graph, hashlib.sha256(data).hexdigest(), table)
             overlays[name] = part.overlays
         job.report("export", i + 1, len(components), component.name)
-    if config.precision == "fp16":
+    if PRECISIONS[config.precision].dtype == "float16":
         job.report("range check", 0, 1)
         check_float16(exported)
         job.report("range check", 1, 1)

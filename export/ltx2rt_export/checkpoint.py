@@ -159,7 +159,8 @@ def open_model(
             _take(file, (role,), parts, files)
     stored = detect_storage_format(parts.get("transformer", {}))
     parts = {role: with_encodings(tensors) for role, tensors in parts.items()}
-    encoder = open_gemma(gemma or packed_gemma) if gemma or packed_gemma else None
+    encoder_path = gemma or packed_gemma
+    encoder = open_gemma(encoder_path) if encoder_path else None
     if encoder is not None:
         encoder = dataclasses.replace(encoder, tensors=with_encodings(encoder.tensors))
         parts["gemma"] = encoder.tensors

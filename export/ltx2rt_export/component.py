@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +20,8 @@ from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
 
 #: tensor name (prefix of the component removed) -> where it lies
 TensorIndex = Mapping[str, TensorEntry]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,7 @@ class Component:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+def on_meta(make: Callable[[], M]) -> M:
     """Build a module without memory for its weights. Constants must name `device="cpu"`
     themselves.
     """

@@ -105,7 +105,8 @@ class _Flat(nn.Module):
         values = (t.to(d) for t, d in zip(tensors, inputs.values(), strict=False))
         named = dict(zip(inputs, values, strict=True))
         state = dict(zip(weights, tensors[len(inputs) :], strict=True))
-        return torch.func.functional_call(module, state, kwargs=named)
+        outputs: tuple[torch.Tensor, ...] = torch.func.functional_call(module, state, kwargs=named)
+        return outputs
 
 
 def export_component(component: Component, dtype: str = "float32") -> ExportedGraph:
@@ -144,7 +145,9 @@ def export_component(component: Component, dtype: str = "float32") -> ExportedGr
         for spec in component.inputs
     ]
     flat = _Flat(component.module, inside, weights)
-    with _quiet(), shape_config.patch(backed_size_oblivious=True):
+    # `patch` is added to the module when it is imported
+    patched = shape_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with _quiet(), patched:
         program = torch.export.export(
             flat,
             tuple(arguments),

@@ -1,5 +1,4 @@
-"""The PyTorch reference behind the same `Engine` protocol, and engines made from components
-directly.
+"""The PyTorch reference behind the same `Engine` protocol, made from components directly.
 
 Used by golden runs, `ltx2rt verify` and benchmarks; never by the runtime.
 """
@@ -12,14 +11,12 @@ import numpy as np
 import torch
 
 from ltx2rt.backends.host_stack import HostStack
-from ltx2rt.backends.onnxruntime import OrtEngine, OrtOptions
 from ltx2rt.components.stack_plans import stack_plan
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec, check_inputs
 from ltx2rt.names import StackNames
 from ltx2rt.weights.layout import transposed_copy
 from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
 from ltx2rt_export.component import Component, load_module
-from ltx2rt_export.onnx import ExportedGraph
 
 
 def engine_spec(component: Component) -> EngineSpec:
@@ -70,17 +67,6 @@ class TorchEngine(EngineBase):
         array = np.ascontiguousarray(array)
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         return tensor.to(self._dtype) if tensor.is_floating_point() and not exact else tensor
-
-
-def ort_engine(exported: ExportedGraph, options: OrtOptions | None = None) -> Engine:
-    """An ONNX Runtime engine of an exported component, its weights read from the checkpoint as
-    float32.
-    """
-    component = exported.component
-    weights: dict[str, Array] = {}
-    if component.weight_binding == "initializer":
-        weights = load_weights(component.weights, frozenset())
-    return OrtEngine(exported.model.SerializeToString(), engine_spec(component), weights, options)
 
 
 def component_stack(

@@ -99,7 +99,7 @@ def with_encodings(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]
     if unread:
         found = ", ".join(f"{n} layers as {FORMATS[f]} ({f})" for f, n in unread.items())
         raise UnsupportedError(
-            f"{where} stores {found}, which is not read: give a file in bf16 or in one of "
+            f"{where} stores {found}, which is not read: give a file in bfloat16 or in one of "
             f"{', '.join(READABLE)}."
         )
     problems = [

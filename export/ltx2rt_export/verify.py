@@ -19,28 +19,12 @@ from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, TensorSpec
 from ltx2rt.names import TRANSFORMER_BLOCK, TRANSFORMER_BLOCK_PLAIN
 from ltx2rt.weights.floats import as_dtype
+from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.component import Component
 from ltx2rt_export.reference import TorchEngine, load_weights
 
 HALVES = ("float16", "bfloat16")
-
-#: bound on the relative RMS error of an fp32 engine (docs/debug_accuracy.md, rung 2)
-FP32_REL_RMS = 1e-5
-
-#: bounds of a component in a precision, random inputs: about twice what emulations of random models
-#: lose in their worst block. Static scales are those of real activations, which random ones exceed.
-BOUNDS = {
-    "fp32": FP32_REL_RMS,
-    "fp16": 1e-2,
-    "bf16": 4e-2,
-    "fp8": 0.15,
-    "fp8-static": 0.5,
-    "nvfp4": 0.4,
-    "nvfp4-static": 0.6,
-    "int8-wo": 4e-2,
-    "int4-wo": 0.3,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +63,7 @@ def verify_bundle(bundle: Bundle, components: Sequence[Component], seed: int = 0
         inputs = example_inputs(component, np.random.default_rng(seed), sizes)
         with TorchEngine(component) as reference:
             if component.weight_binding == "initializer":
-                bound = BOUNDS[bundle.component(name).precision]
+                bound = PRECISIONS[bundle.component(name).precision].tolerance
                 with loader.engine(name, RuntimeConfig()) as engine:
                     got = _run(engine, inputs, {})
                 yield from _rungs(name, None, reference(inputs), got, bound)
@@ -108,7 +92,7 @@ def _layer_rungs(
         weights = {} if entry.layered else loader.weights(name, layer)
         with loader.layer_engine(name, layer, RuntimeConfig()) as engine:
             got = _run(engine, inputs, weights)
-        yield from _rungs(name, layer, want, got, BOUNDS[entry.precision])
+        yield from _rungs(name, layer, want, got, PRECISIONS[entry.precision].tolerance)
 
 
 def _run(

@@ -25,8 +25,10 @@ E4M3_MAX = 448.0
 #: least maximum of a token that is quantised by itself: rows of zeros still get a scale
 LEAST_TOKEN_AMAX = 1e-20
 
-#: dtypes of activations that kernels ship for
-SIXTEEN_BIT = ("bf16", "fp16")
+#: dtypes of activations that kernels ship for, by the name that graphs have for them
+KERNEL_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
+
+SIXTEEN_BIT = tuple(KERNEL_DTYPES.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,8 +210,11 @@ class _State:
     constants: DeviceConstants | None
 
     def find(self, name: str, dtype: str, layer: int) -> DeviceTensor | None:
+        """The tensor, if there is one in that dtype; else in another, which the engine refuses."""
         found = self.constants.find(name, dtype, layer) if self.constants else None
-        return self.tensors.get((name, dtype)) if found is None else found
+        if found is None and (name, dtype) not in self.tensors:
+            return next((t for (n, _), t in self.tensors.items() if n == name), None)
+        return self.tensors[name, dtype] if found is None else found
 
 
 def _hold_rows(memory: DeviceMemory, rows: Array) -> Sequence[DeviceTensor]:

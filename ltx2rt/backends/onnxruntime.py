@@ -11,8 +11,6 @@ import onnxruntime as ort
 from ltx2rt.engine import Array, EngineBase, EngineSpec, check_inputs
 from ltx2rt.errors import EngineError
 
-NAME = "onnxruntime"
-
 #: input types that numpy does not have -> ONNX element type; they travel as bytes
 BYTE_TYPES = {"tensor(float8e4m3fn)": 17}
 

@@ -15,20 +15,9 @@ from ltx2rt.lora.merger import LoraMerger
 from ltx2rt.weights.codecs.engine_formats import ENGINE_FORMATS
 from ltx2rt.weights.codecs.stored import storage_problems
 from ltx2rt.weights.layout import transposed_copy
+from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import DTYPES, Encoding, TensorEntry, convert
 
-#: a component's precision -> the dtype of its weights that are not quantised
-PRECISIONS = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "bf16": "bfloat16",
-    "fp8": "bfloat16",
-    "fp8-static": "bfloat16",
-    "nvfp4": "bfloat16",
-    "nvfp4-static": "bfloat16",
-    "int8-wo": "bfloat16",
-    "int4-wo": "bfloat16",
-}
 #: dtype -> bytes of one element
 ITEM_BYTES = {name: data_type.itemsize for name, data_type in DTYPES.values()}
 
@@ -73,7 +62,7 @@ def engine_tensors(
         )
         module = name.removesuffix("weight")
         return {module + p: stored_tensor(entry, module + p, a) for p, a in parts.items()}
-    target = entry.weight_dtypes.get(name, PRECISIONS[entry.precision])
+    target = entry.weight_dtypes.get(name, PRECISIONS[entry.precision].dtype)
     return {name: stored_tensor(entry, name, convert(values, dtype, target, where))}
 
 

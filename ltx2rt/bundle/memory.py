@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ltx2rt.bundle.load_weights import ITEM_BYTES, PRECISIONS
+from ltx2rt.bundle.load_weights import ITEM_BYTES
 from ltx2rt.bundle.manifest import ComponentEntry, Manifest
 from ltx2rt.device.cuda import Gpu
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import STAGES, TEXT_BLOCKS, TRANSFORMER_BLOCKS
+from ltx2rt.weights.precision import PRECISIONS
 
 #: of the GPU, what the weights of the transformer leave to the activations of an upsampler
 UPSAMPLER_ACTIVATIONS = 2 << 30
@@ -25,7 +26,7 @@ def layer_bytes(entry: ComponentEntry) -> list[int]:
         size = sum(place.length for place in ready.values())
         for name, ref in layer.items():
             if name not in ready:
-                dtype = entry.weight_dtypes.get(name, PRECISIONS[entry.precision])
+                dtype = entry.weight_dtypes.get(name, PRECISIONS[entry.precision].dtype)
                 size += math.prod(ref.shape) * ITEM_BYTES[dtype]
         sizes.append(size)
     return sizes

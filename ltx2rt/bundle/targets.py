@@ -8,11 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-#: precisions of `ltx2rt build`; the table of what each does is `ltx2rt_export.quantize.SCHEMES`
-PRECISIONS = (
-    *("fp32", "bf16", "fp16", "fp8", "fp8-static", "nvfp4", "nvfp4-static", "int8-wo", "int4-wo"),
-)
-
 #: architectures that TensorRT-RTX compiles for, without a GPU
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 

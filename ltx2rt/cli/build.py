@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.bundle.manifest import BuildInputs, Manifest
-from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, PRECISIONS, RTX_TARGETS
+from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, RTX_TARGETS
 from ltx2rt.cli.common import ProgressPrinter, export_module, parse_lora, print_json
 from ltx2rt.errors import OptionError
 from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Job
+from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "GPU of this machine)",
     )
     target.add_argument(
-        "--precision", default="fp32", metavar="P", help=f"{', '.join(PRECISIONS)} (default fp32)"
+        "--precision",
+        default=DEFAULT_PRECISION,
+        metavar="P",
+        help=f"{', '.join(PRECISIONS)} (default {DEFAULT_PRECISION})",
     )
     target.add_argument(
         "--target",

@@ -16,6 +16,7 @@ from ltx2rt.cli.doctor import gib
 from ltx2rt.errors import BundleError
 from ltx2rt.pipelines.base import pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.weights.precision import float_precision
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,11 +140,12 @@ def inspect_engine(path: Path) -> dict[str, Any]:
     attentions = info.attentions * len(info.buckets)
     findings = []
     if kernels.known:
-        if info.precision != "fp32" and kernels.fused_attentions < attentions:
+        fuses = info.precision != float_precision("float32").name  # in float32 nothing is fused
+        if fuses and kernels.fused_attentions < attentions:
             findings.append(
                 f"{attentions - kernels.fused_attentions} of {attentions} attentions are not fused"
             )
-        if info.precision != "fp32" and kernels.unfused_softmax:
+        if fuses and kernels.unfused_softmax:
             findings.append(f"{kernels.unfused_softmax} softmax kernels write attention logits out")
         if kernels.stray_transposes:
             findings.append(f"{kernels.stray_transposes} kernels only transpose")

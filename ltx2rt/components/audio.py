@@ -6,13 +6,10 @@ Shapes: waveform `[2, N]` float32 in [-1, 1], latent `[1, z, Ta, bins]` float32,
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ltx2rt.engine import Engine
+from ltx2rt.engine import F32, Engine
 from ltx2rt.errors import ShapeError
 from ltx2rt.media.resample import resample
-
-Float32 = NDArray[np.float32]
 
 
 class AudioDecoder:
@@ -29,7 +26,7 @@ class AudioDecoder:
         self._vocoder = vocoder_engine
         self.sampling_rate = sampling_rate
 
-    def __call__(self, latent: Float32) -> tuple[Float32, int]:
+    def __call__(self, latent: F32) -> tuple[F32, int]:
         """Decode one clip.
 
         Args:
@@ -66,7 +63,7 @@ class AudioEncoder:
         self._sampling_rate = sampling_rate
         self._n_fft = n_fft
 
-    def __call__(self, waveform: Float32, sampling_rate: int) -> Float32:
+    def __call__(self, waveform: F32, sampling_rate: int) -> F32:
         """Encode one clip.
 
         Args:
@@ -95,7 +92,7 @@ class AudioEncoder:
         return np.array(self._engine({"waveform": batch})["audio_latent"], np.float32)
 
 
-def as_stereo(waveform: Float32) -> Float32:
+def as_stereo(waveform: F32) -> F32:
     """Duplicate a mono waveform `[1, N]` to `[2, N]`; stereo passes unchanged.
 
     Raises:
@@ -111,7 +108,7 @@ def as_stereo(waveform: Float32) -> Float32:
     )
 
 
-def crop_latent(latent: Float32, num_latents: int) -> Float32:
+def crop_latent(latent: F32, num_latents: int) -> F32:
     """Cut a latent `[1, z, Ta, bins]` to `num_latents` time steps, never padding it.
 
     Raises:
@@ -125,7 +122,7 @@ def crop_latent(latent: Float32, num_latents: int) -> Float32:
     return latent[:, :, :num_latents]
 
 
-def fit_latent(latent: Float32, num_latents: int) -> Float32:
+def fit_latent(latent: F32, num_latents: int) -> F32:
     """Cut a latent `[1, z, Ta, bins]` to `num_latents` time steps, or append (normalised) zeros."""
     missing = max(num_latents - latent.shape[2], 0)
     return np.pad(latent[:, :, :num_latents], ((0, 0), (0, 0), (0, missing), (0, 0)))

@@ -12,10 +12,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ltx2rt.components.video_decoder import Progress, blend_tiles
-from ltx2rt.engine import Engine
+from ltx2rt.engine import F32, Engine
 from ltx2rt.errors import BundleError, ShapeError, UnsupportedError, join_problems
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.latents.tiling import (
@@ -28,7 +27,6 @@ from ltx2rt.latents.tiling import (
     trapezoid,
 )
 
-F32 = NDArray[np.float32]
 Draw = Callable[[Sequence[int]], F32]
 Cells = tuple[int, int, int]
 

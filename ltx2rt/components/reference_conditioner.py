@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.video_encoder import VideoEncoder
+from ltx2rt.engine import F32
 from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.latents.conditioning import (
     ReferenceVideo,
@@ -28,8 +29,6 @@ from ltx2rt.media.exr import exr_files, exr_size, iterate_exr_frames
 from ltx2rt.media.hdr import HdrFormat, codes_to_vae_input
 from ltx2rt.media.image import resize_and_crop, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import iterate_video_frames, probe_video
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

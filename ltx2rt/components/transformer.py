@@ -1,8 +1,8 @@
 """The diffusion transformer: what its stack of engines takes and gives.
 
 What engines cannot or should not do happens here, on the host: distinct timesteps, RoPE tables,
-additive masks, switches (spec/transformer.md §4 to §14). Which engine runs a layer, and
-where its weights lie, is the stack's business.
+additive masks, switches (spec/transformer.md §4 to §14). Which engine runs a layer, and where its
+weights lie, is the stack's business.
 """
 
 from __future__ import annotations

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ltx2rt.engine import Engine
+from ltx2rt.engine import F32, Engine
 from ltx2rt.errors import InternalError, ShapeError
-
-F32 = NDArray[np.float32]
 
 
 class LatentUpsampler:

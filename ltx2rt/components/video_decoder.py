@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ltx2rt.engine import Engine
+from ltx2rt.engine import F32, Engine
 from ltx2rt.errors import ShapeError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
 from ltx2rt.latents.tiling import AxisTile, TilingConfig
 
-F32 = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ltx2rt.engine import Engine
+from ltx2rt.engine import F32, Engine
 from ltx2rt.errors import ShapeError, join_problems
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors, nearest_multiples
 from ltx2rt.latents.tiling import TilingConfig
-
-F32 = NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 

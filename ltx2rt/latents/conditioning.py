@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, Array
 from ltx2rt.errors import OptionError, ShapeError
 from ltx2rt.latents.patchify import (
     audio_positions,
@@ -42,7 +42,6 @@ __all__ = [
     "ConditioningItem",
     "GeneratedKeyframes",
     "Keyframe",
-    "LatentMask",
     "LatentState",
     "ReferenceAudio",
     "ReferenceVideo",
@@ -63,8 +62,6 @@ __all__ = [
     "target_latent",
 ]
 
-Array = NDArray[Any]
-F32 = NDArray[np.float32]
 
 _REFERENCE_AUDIO_GAP_S = 0.04
 
@@ -208,31 +205,6 @@ class TemporalRegion:
         starts, ends = state.positions[:, 0, :, 0], state.positions[:, 0, :, 1]
         inside = (ends > np.float32(self.start_s)) & (starts < np.float32(self.end_s))
         return replace(state, mask=inside[..., None].astype(np.float32))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LatentMask:
-    """Pull the cells where `mask` `[B, F, H, W]` is 1 toward `latent`."""
-
-    latent: Array
-    mask: F32
-    strength: float = 1.0
-
-    def apply(self, state: LatentState) -> LatentState:
-        shape = state.video_shape
-        if self.latent.shape != shape.sizes or self.mask.size != shape.batch * shape.token_count:
-            raise ShapeError(
-                f"The masked latent {self.latent.shape} and its mask {self.mask.shape} must cover "
-                f"the target {shape.sizes}."
-            )
-        n = shape.token_count
-        weight = self.mask.reshape(shape.batch, n, 1).astype(np.float32)
-        keep = np.float32(1) - weight
-        clean, mask = state.clean.copy(), state.mask.copy()
-        blended = clean[:, :n] * keep + patchify_video(self.latent) * weight
-        clean[:, :n] = cast(blended, state.dtype)
-        mask[:, :n] = mask[:, :n] * keep + np.float32(1.0 - self.strength) * weight
-        return replace(state, clean=clean, mask=mask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -7,11 +7,10 @@ seconds for audio. They are float32, computed in upstream's order of operations
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, Array
 from ltx2rt.errors import ShapeError
 from ltx2rt.latents.shapes import (
     AUDIO_GRID,
@@ -21,9 +20,6 @@ from ltx2rt.latents.shapes import (
     VideoLatentShape,
     VideoScaleFactors,
 )
-
-Array = NDArray[Any]
-F32 = NDArray[np.float32]
 
 
 def patchify_video(latent: Array, patch_size: int = 1) -> Array:

@@ -11,16 +11,14 @@ are computed for those and gathered, which gives the same bits as computing them
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ltx2rt.engine import NUMPY_DTYPES
+from ltx2rt.engine import F32, NUMPY_DTYPES, Array
 from ltx2rt.errors import OptionError, ShapeError
 from ltx2rt.weights.floats import as_dtype
 
-F32 = NDArray[np.float32]
 RopeType = Literal["split", "interleaved"]
 
 #: tokens that are gathered at once: what one head has of them fits a processor's cache
@@ -53,7 +51,7 @@ def _linspace_float32(count: int) -> F32:
 
 
 def rope_angles(
-    positions: NDArray[Any],
+    positions: Array,
     *,
     width: int,
     max_pos: Sequence[float],
@@ -84,7 +82,7 @@ def rope_angles(
     return angles.reshape(single.shape[0], single.shape[2], -1)
 
 
-def _middles(positions: NDArray[Any], axes: int) -> F32:
+def _middles(positions: Array, axes: int) -> F32:
     """`[B, n, T]` float32 positions, of bounds or plain ones."""
     single = positions.astype(np.float32, copy=False)
     if single.ndim == 4:
@@ -98,7 +96,7 @@ def _middles(positions: NDArray[Any], axes: int) -> F32:
 
 
 def rope_tables(
-    positions: NDArray[Any],
+    positions: Array,
     *,
     width: int,
     heads: int,
@@ -107,7 +105,7 @@ def rope_tables(
     rope_type: RopeType = "split",
     precision: str = "float64",
     dtype: str = "float32",
-) -> tuple[NDArray[Any], NDArray[Any]]:
+) -> tuple[Array, Array]:
     """Cosine and sine tables of one token sequence.
 
     Args:
@@ -136,9 +134,9 @@ def rope_tables(
     cos = np.empty(shape, NUMPY_DTYPES[dtype])
     sin = np.empty(shape, NUMPY_DTYPES[dtype])
     for sample, axes in enumerate(single):
-        cosines: list[NDArray[Any]] = []
-        sines: list[NDArray[Any]] = []
-        index: list[NDArray[Any]] = []
+        cosines: list[Array] = []
+        sines: list[Array] = []
+        index: list[Array] = []
         for axis, values in enumerate(axes):
             distinct, which = np.unique(values, return_inverse=True)
             both = _axis_lanes(distinct, axis, width, max_pos, theta, precision)
@@ -171,20 +169,22 @@ def _axis_lanes(
     return cos, sin
 
 
-def _gather(out: NDArray[Any], rows: Sequence[NDArray[Any]], index: Sequence[NDArray[Any]]) -> None:
+def _gather(out: Array, rows: Sequence[Array], index: Sequence[Array]) -> None:
     """Fill `[heads, T, lanes]` with each token's rows `[U, heads, lanes]` of all axes: as every
     lane is zero on all axes but one, their bits are put together with `or`.
     """
     bits = np.dtype(f"u{out.dtype.itemsize}")
+    tables = [np.ascontiguousarray(table.swapaxes(0, 1)).view(bits) for table in rows]
+    buffer = np.empty((GATHERED, out.shape[2]), bits)
     for begin in range(0, out.shape[1], GATHERED):
-        part = slice(begin, begin + GATHERED)
+        parts = [which[begin : begin + GATHERED] for which in index]
+        found = buffer[: len(parts[0])]
         for head in range(out.shape[0]):
-            tokens = out[head, part].view(bits)
-            for axis, (table, which) in enumerate(zip(rows, index, strict=True)):
-                found = np.take(table[:, head].view(bits), which[part], axis=0)
-                if axis == 0:
-                    tokens[:] = found
-                else:
+            tokens = out[head, begin : begin + GATHERED].view(bits)
+            for axis, (table, which) in enumerate(zip(tables, parts, strict=True)):
+                # every index is in range: "clip" only spares numpy a copy
+                np.take(table[head], which, axis=0, out=found if axis else tokens, mode="clip")
+                if axis:
                     tokens |= found
 
 

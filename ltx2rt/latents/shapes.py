@@ -135,24 +135,6 @@ class AudioLatentShape:
         return cls(batch=batch, channels=channels, num_frames=frames, mel_bins=mel_bins)
 
     @classmethod
-    def from_video_pixel_shape(
-        cls,
-        shape: VideoPixelShape,
-        *,
-        channels: int = 8,
-        mel_bins: int = 16,
-        grid: AudioGrid = AUDIO_GRID,
-    ) -> AudioLatentShape:
-        """Latent of the audio that accompanies a clip (spec/conditioning.md §1.1)."""
-        return cls.from_duration(
-            shape.duration_s,
-            batch=shape.batch,
-            channels=channels,
-            mel_bins=mel_bins,
-            grid=grid,
-        )
-
-    @classmethod
     def from_sizes(cls, sizes: Sequence[int]) -> AudioLatentShape:
         """From `[B, C, T, mel bins]`, e.g. the `.shape` of an array."""
         if len(sizes) != 4:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, Array
 from ltx2rt.errors import InternalError, ShapeError
 from ltx2rt.latents.patchify import (
     audio_positions,
@@ -26,9 +25,6 @@ from ltx2rt.latents.shapes import (
     VideoScaleFactors,
 )
 from ltx2rt.weights.floats import cast
-
-Array = NDArray[Any]
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32
 from ltx2rt.errors import OptionError, ShapeError, join_problems
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
 
-Weights = NDArray[np.float32]
+Weights = F32
 
 #: The library's default and the pipelines' `auto` share these: frames and pixels.
 DEFAULT_FRAMES = (80, 24)

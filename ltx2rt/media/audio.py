@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import av
 import numpy as np
@@ -17,6 +17,7 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from numpy.typing import NDArray
 
+from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, ShapeError
 from ltx2rt.media.files import AUDIO_FORMATS, OutputFile, check_output_path
 
@@ -32,7 +33,7 @@ _CODECS: dict[str, Codec] = {
 }
 
 
-def check_waveform(waveform: NDArray[Any], sampling_rate: int) -> None:
+def check_waveform(waveform: Array, sampling_rate: int) -> None:
     """Refuse anything but a non-empty float `[2, N]` waveform with a positive rate.
 
     Raises:
@@ -49,7 +50,7 @@ def check_waveform(waveform: NDArray[Any], sampling_rate: int) -> None:
         raise OptionError(f"sampling_rate={sampling_rate} is not a positive whole number of hertz.")
 
 
-def to_int16(waveform: NDArray[Any]) -> NDArray[np.int16]:
+def to_int16(waveform: Array) -> NDArray[np.int16]:
     """Clip to [-1, 1], scale by 32767, truncate toward zero; NaN becomes silence and warns.
 
     Sound that was read from 16 bits (every sample a whole number of 1/32768) is written as those
@@ -85,7 +86,7 @@ class AudioTrack:
         self,
         container: OutputContainer,
         codec: Codec,
-        waveform: NDArray[Any],
+        waveform: Array,
         sampling_rate: int,
     ) -> None:
         self._container = container
@@ -138,7 +139,7 @@ def check_rate(sampling_rate: int, codec: Codec = "aac") -> None:
 
 def write_audio(
     path: str | Path,
-    waveform: NDArray[Any],
+    waveform: Array,
     sampling_rate: int,
     metadata: Mapping[str, str] | None = None,
 ) -> None:

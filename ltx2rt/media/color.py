@@ -7,18 +7,17 @@ Formula and constants: spec/media_io.md §2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, U8, Array
 from ltx2rt.errors import ShapeError
 
 LUMA = tuple(np.float32(v) for v in (0.2126, 0.7152, 0.0722))
 BLUE_DIFFERENCE = tuple(np.float32(v) for v in (-0.1146, -0.3854, 0.5))
 RED_DIFFERENCE = tuple(np.float32(v) for v in (0.5, -0.4542, -0.0458))
 
-Frames = NDArray[Any]  # [f, H, W, 3], float in [0, 1] or uint8
+Frames = Array  # [f, H, W, 3], float in [0, 1] or uint8
 
 
 def check_frames(frames: Frames) -> None:
@@ -35,7 +34,7 @@ def check_frames(frames: Frames) -> None:
         )
 
 
-def unit_float(frame: Frames) -> tuple[NDArray[np.float32], int]:
+def unit_float(frame: Frames) -> tuple[F32, int]:
     """Bring frames of any supported type to float32 in [0, 1].
 
     Values outside are clamped. NaN becomes 0 (black), because it has no nearest colour.
@@ -52,7 +51,7 @@ def unit_float(frame: Frames) -> tuple[NDArray[np.float32], int]:
     return values, not_numbers
 
 
-def to_uint8(frames: Frames) -> tuple[NDArray[np.uint8], int]:
+def to_uint8(frames: Frames) -> tuple[U8, int]:
     """Round frames to 8-bit RGB; uint8 frames pass unchanged.
 
     Returns:
@@ -64,7 +63,7 @@ def to_uint8(frames: Frames) -> tuple[NDArray[np.uint8], int]:
     return (values * np.float32(255) + np.float32(0.5)).astype(np.uint8), not_numbers
 
 
-def rgb_to_i420(frames: Frames) -> tuple[NDArray[np.uint8], int]:
+def rgb_to_i420(frames: Frames) -> tuple[U8, int]:
     """Convert RGB to limited-range BT.709 4:2:0, truncating as the official writer does.
 
     Args:
@@ -99,9 +98,7 @@ def rgb_to_i420(frames: Frames) -> tuple[NDArray[np.uint8], int]:
     return out, not_numbers
 
 
-def _weigh(
-    planes: Sequence[NDArray[np.float32]], weights: tuple[np.float32, ...]
-) -> NDArray[np.float32]:
+def _weigh(planes: Sequence[F32], weights: tuple[np.float32, ...]) -> F32:
     red, green, blue = planes
     total = red * weights[0]
     total += green * weights[1]
@@ -109,7 +106,7 @@ def _weigh(
     return total
 
 
-def _average_2x2(plane: NDArray[np.float32]) -> NDArray[np.float32]:
+def _average_2x2(plane: F32) -> F32:
     total = plane[0::2, 0::2] + plane[0::2, 1::2]
     total += plane[1::2, 0::2]
     total += plane[1::2, 1::2]
@@ -117,7 +114,7 @@ def _average_2x2(plane: NDArray[np.float32]) -> NDArray[np.float32]:
     return total
 
 
-def _limited(plane: NDArray[np.float32], scale: int, offset: int) -> NDArray[np.uint8]:
+def _limited(plane: F32, scale: int, offset: int) -> U8:
     plane *= np.float32(scale)
     plane += np.float32(offset)
     return plane.astype(np.uint8)  # within 16..240 by construction: truncation only

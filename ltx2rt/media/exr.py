@@ -14,14 +14,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32
 from ltx2rt.errors import MediaError, UnsupportedError
 from ltx2rt.media.color import check_frames
 from ltx2rt.media.files import check_output_path, temporary_name, writing
 from ltx2rt.media.image import MAX_PIXELS
-
-F32 = NDArray[np.float32]
 
 HALF_MAX = np.float32(65504)
 #: what OpenEXR's binding raises on damaged files

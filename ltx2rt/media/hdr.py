@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-Matrix = NDArray[np.float32]
+from ltx2rt.engine import F32
+
+Matrix = F32
 
 AP1_TO_REC709: Matrix = np.array(
     [[1.70505, -0.62179, -0.08326], [-0.13026, 1.1408, -0.01055], [-0.024, -0.12897, 1.15297]],
@@ -29,14 +30,7 @@ REC709_TO_REC2020: Matrix = np.array(
     ],
     np.float32,
 )
-AP1_TO_REC2020: Matrix = np.array(
-    [
-        [1.02582475, -0.02005319, -0.00577156],
-        [-0.00223437, 1.0045865, -0.00235213],
-        [-0.00501335, -0.02529007, 1.03030342],
-    ],
-    np.float32,
-)
+
 
 #: red, green, blue and white, x and y each, as an EXR file's `chromaticities` hold them
 REC709_CHROMATICITIES = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290)

@@ -8,8 +8,8 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.media.color import check_frames
 from ltx2rt.media.hdr import hlg_planes, hlg_signal
@@ -50,7 +50,7 @@ class HlgWriter(VideoWriter):
         context.colorspace = BT2020_NON_CONSTANT
         return stream
 
-    def write(self, chunk: NDArray[np.float32]) -> None:
+    def write(self, chunk: F32) -> None:
         """Append frames and the sound that goes with them.
 
         Args:

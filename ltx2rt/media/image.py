@@ -8,7 +8,6 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -16,10 +15,11 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from ltx2rt.engine import F32, U8, Array
 from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media.x264 import x264_options
 
-Pixels = NDArray[np.uint8]  # [H, W, 3]
+Pixels = U8  # [H, W, 3]
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level: a quarter GiB of RGB
 _EXIF_ORIENTATION = 0x0112
@@ -146,7 +146,7 @@ def crf_roundtrip(image: Pixels, crf: int | None) -> Pixels:
 
 def _taps(
     source: int, target: int, start: int, stop: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64], F32]:
     """Indices and weight of the two neighbours of output positions start..stop, in float32."""
     # The scale is rounded to float32, then product and difference are rounded once: torch's
     # kernel is compiled to a fused multiply-add.
@@ -159,9 +159,7 @@ def _taps(
     return low, high, weight
 
 
-def _interpolate(
-    frames: NDArray[np.float32], size: tuple[int, int], window: tuple[int, int, int, int]
-) -> NDArray[np.float32]:
+def _interpolate(frames: F32, size: tuple[int, int], window: tuple[int, int, int, int]) -> F32:
     """Bilinear resize to `size`, of which only rows top:bottom and columns left:right are made."""
     top, bottom, left, right = window
     low, high, weight = _taps(frames.shape[2], size[1], left, right)
@@ -170,11 +168,11 @@ def _interpolate(
     wide = frames[:, :, low] * (one - weight) + frames[:, :, high] * weight
     low, high, weight = _taps(frames.shape[1], size[0], top, bottom)
     weight = weight[:, None, None]
-    result: NDArray[np.float32] = wide[:, low] * (one - weight) + wide[:, high] * weight
+    result: F32 = wide[:, low] * (one - weight) + wide[:, high] * weight
     return result
 
 
-def resize_and_crop(frames: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
+def resize_and_crop(frames: Array, height: int, width: int) -> F32:
     """Scale so that the target is covered, then cut out its centre.
 
     Bilinear, align_corners=False, no antialias, in float32: the same source positions as
@@ -198,7 +196,7 @@ def resize_and_crop(frames: NDArray[Any], height: int, width: int) -> NDArray[np
     return _interpolate(values, full, (top, top + height, left, left + width))
 
 
-def resize_and_pad(frames: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
+def resize_and_pad(frames: Array, height: int, width: int) -> F32:
     """Fit frames inside the target and fill the bottom and right by reflection.
 
     Frames that already fit are not scaled. An axis whose padding is not smaller than its content
@@ -226,7 +224,7 @@ def resize_and_pad(frames: NDArray[Any], height: int, width: int) -> NDArray[np.
     return np.pad(values, padding, mode="reflect" if reflect else "edge")
 
 
-def _checked(frames: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
+def _checked(frames: Array, height: int, width: int) -> F32:
     if frames.ndim != 4 or 0 in frames.shape[1:] or height < 1 or width < 1:
         raise ShapeError(
             f"frames of shape {list(frames.shape)} cannot be resized to {width}x{height};"
@@ -235,15 +233,13 @@ def _checked(frames: NDArray[Any], height: int, width: int) -> NDArray[np.float3
     return frames.astype(np.float32, copy=False)
 
 
-def to_vae_input(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+def to_vae_input(frames: F32) -> F32:
     """`[f, H, W, 3]` in 0..255 to `[1, 3, f, H, W]` in [-1, 1], contiguous."""
     scaled = frames / np.float32(127.5) - np.float32(1)
     return np.ascontiguousarray(np.moveaxis(scaled, -1, 0)[None])
 
 
-def image_to_vae_input(
-    path: str | Path, height: int, width: int, crf: int | None
-) -> NDArray[np.float32]:
+def image_to_vae_input(path: str | Path, height: int, width: int, crf: int | None) -> F32:
     """Read a still and bring it to what the video VAE encoder takes.
 
     Args:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -21,8 +20,8 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, U8, Array
 from ltx2rt.errors import MediaError, OptionError
 
 _LOCAL_ONLY = {"protocol_whitelist": "file"}
@@ -118,7 +117,7 @@ def _audio_stream(container: InputContainer, path: str | Path) -> AudioStream:
     return container.streams.audio[0]
 
 
-def _rgb(frame: VideoFrame) -> NDArray[np.uint8]:
+def _rgb(frame: VideoFrame) -> U8:
     return frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
@@ -176,9 +175,7 @@ def probe_audio(path: str | Path) -> AudioInfo:
         return AudioInfo(sampling_rate=context.sample_rate, channels=context.channels)
 
 
-def iterate_video_frames(
-    path: str | Path, frame_cap: int | None = None
-) -> Iterator[NDArray[np.uint8]]:
+def iterate_video_frames(path: str | Path, frame_cap: int | None = None) -> Iterator[U8]:
     """Decode frames one by one from the first; timestamps are ignored.
 
     Args:
@@ -204,7 +201,7 @@ def iterate_video_frames(
         raise MediaError(f"cannot read video from '{path}': it holds no frames.")
 
 
-def read_video_frames(path: str | Path, frame_cap: int | None = None) -> NDArray[np.uint8]:
+def read_video_frames(path: str | Path, frame_cap: int | None = None) -> U8:
     """Decode at most `frame_cap` frames from the first (a shorter file gives fewer).
 
     Returns:
@@ -219,54 +216,9 @@ def read_video_frames(path: str | Path, frame_cap: int | None = None) -> NDArray
     return np.stack(list(iterate_video_frames(path, frame_cap)))
 
 
-def read_video_window(path: str | Path, start_s: float, duration_s: float) -> NDArray[np.uint8]:
-    """Decode the frames that begin in `[start_s, start_s + duration_s)`.
-
-    Where a frame has no timestamp, or the file cannot be searched, frames are counted instead: from
-    round(start_s * rate), round(duration_s * rate) of them.
-
-    Returns:
-        `[n, H, W, 3]` uint8, n >= 1.
-
-    Raises:
-        MediaError: see `probe_video`; or no frame lies in the window.
-    """
-    frames: list[NDArray[np.uint8]] = []
-    with _reading(path, "video") as container:
-        if start_s > 0 and container.streams.video:
-            if not _seek(container, container.streams.video[0], start_s):
-                return _read_counted(path, start_s, duration_s)
-        for frame in _video_frames(container, path):
-            if frame.pts is None or frame.time_base is None:
-                return _read_counted(path, start_s, duration_s)
-            time = float(frame.pts * frame.time_base)
-            if time >= start_s + duration_s:
-                break
-            if time >= start_s:
-                frames.append(_rgb(frame))
-    return _stack_window(frames, path, start_s, duration_s)
-
-
-def _read_counted(path: str | Path, start_s: float, duration_s: float) -> NDArray[np.uint8]:
-    rate = float(probe_video(path).frame_rate)
-    first, count = round(start_s * rate), round(duration_s * rate)
-    frames = list(iterate_video_frames(path, first + count))[first:]
-    return _stack_window(frames, path, start_s, duration_s)
-
-
-def _stack_window(
-    frames: list[NDArray[np.uint8]], path: str | Path, start_s: float, duration_s: float
-) -> NDArray[np.uint8]:
-    if not frames:
-        raise MediaError(
-            f"'{path}' has no frames between {start_s} and {start_s + duration_s} seconds."
-        )
-    return np.stack(frames)
-
-
 def read_audio(
     path: str | Path, start_s: float = 0.0, max_duration_s: float | None = None
-) -> tuple[NDArray[np.float32], int]:
+) -> tuple[F32, int]:
     """Decode the first audio stream, or a window of it, at its own rate and channel count.
 
     Args:
@@ -281,7 +233,7 @@ def read_audio(
     Raises:
         MediaError: missing, damaged, without an audio stream, or nothing in the window.
     """
-    blocks: list[NDArray[np.float32]] = []
+    blocks: list[F32] = []
     first_time = 0.0
     with _reading(path, "audio") as container:
         stream = _audio_stream(container, path)
@@ -304,13 +256,13 @@ def read_audio(
 
 
 def _cut(
-    wave: NDArray[np.float32],
+    wave: F32,
     path: str | Path,
     rate: int,
     start_s: float,
     max_duration_s: float | None,
     first_time: float = 0.0,
-) -> tuple[NDArray[np.float32], int]:
+) -> tuple[F32, int]:
     """Take the window out of sound that begins at `first_time`."""
     wave = wave[:, max(0, round((start_s - first_time) * rate)) :]
     if max_duration_s is not None:
@@ -320,9 +272,9 @@ def _cut(
     return np.ascontiguousarray(wave), rate
 
 
-def _to_float(frame: AudioFrame, path: str | Path) -> NDArray[np.float32]:
+def _to_float(frame: AudioFrame, path: str | Path) -> F32:
     """Bring one decoded block to `[channels, N]` float32."""
-    samples: NDArray[Any] = frame.to_ndarray()
+    samples: Array = frame.to_ndarray()
     if frame.format.is_packed:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     if samples.dtype.kind == "f":

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx2rt.engine import F32
 from ltx2rt.errors import OptionError, ShapeError
 
 LOWPASS_WIDTH = 6
@@ -16,7 +17,7 @@ ROLLOFF = 0.99
 CHUNK = 1 << 16
 
 
-def resampling_taps(up: int, down: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def resampling_taps(up: int, down: int) -> tuple[F32, NDArray[np.int64]]:
     """Filter of every output phase, its zero taps left out.
 
     Output `k` is `sum_j taps[p, j] * x[down * (k // up) + first[p] + j]` with `p = k % up`; samples
@@ -39,7 +40,7 @@ def resampling_taps(up: int, down: int) -> tuple[NDArray[np.float32], NDArray[np
     return taps.astype(np.float32), first
 
 
-def resample(waveform: NDArray[np.float32], rate_in: int, rate_out: int) -> NDArray[np.float32]:
+def resample(waveform: F32, rate_in: int, rate_out: int) -> F32:
     """Convert a waveform to another sampling rate.
 
     Args:

@@ -14,16 +14,16 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
 import av
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ltx2rt.engine import U8, Array
 from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media.audio import AudioTrack, audio_samples, check_rate, check_waveform
 from ltx2rt.media.audio import write_audio as write_audio
@@ -86,7 +86,7 @@ class VideoWriter:
         width: int,
         height: int,
         frame_rate: float | Fraction,
-        audio: tuple[NDArray[Any], int] | None = None,
+        audio: tuple[Array, int] | None = None,
         *,
         fragmented: bool = False,
         metadata: Mapping[str, str] | None = None,
@@ -200,7 +200,7 @@ class VideoWriter:
                 f"frames of {width}x{height} were given to a video of {self.width}x{self.height}."
             )
 
-    def write_i420(self, chunk: NDArray[np.uint8]) -> None:
+    def write_i420(self, chunk: U8) -> None:
         """Append frames that are converted already (see `color.rgb_to_i420`).
 
         Args:

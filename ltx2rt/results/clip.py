@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ltx2rt import __version__
 from ltx2rt.config import GenerationConfig, GuidanceConfig
-from ltx2rt.engine import Array
+from ltx2rt.engine import U8, Array
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HdrFormat
@@ -24,7 +24,7 @@ from ltx2rt.progress import Job
 from ltx2rt.results.record import RECORD_TAG, Record, record_text
 from ltx2rt.weights.safetensors_writer import write_safetensors
 
-Frames = NDArray[np.uint8]
+Frames = U8
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

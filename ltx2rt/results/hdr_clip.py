@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ltx2rt.engine import F32
 from ltx2rt.errors import OptionError
 from ltx2rt.media.exr import ExrFolder, exr_folder
 from ltx2rt.media.hdr import HdrFormat, srgb_signal
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.results.clip import Clip, prefetch
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -6,16 +6,13 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, Array
 from ltx2rt.errors import OptionError, join_problems
 from ltx2rt.weights.floats import cast
-
-Array = NDArray[Any]
-F32 = NDArray[np.float32]
 
 #: how the difference to the negative prompt is used: as it is, against the part of the negative
 #: estimate that is parallel to the positive one, or projected and bounded
@@ -214,47 +211,18 @@ def cfg_delta(scale: float, cond: F32, uncond: F32) -> F32:
     return np.float32(scale - 1.0) * (cond - uncond)
 
 
-def stg_delta(scale: float, cond: F32, perturbed: F32) -> F32:
-    """Spatio-temporal guidance as a correction of `cond`."""
-    return np.float32(scale) * (cond - perturbed)
-
-
 def cfg_star_delta(scale: float, cond: F32, uncond: F32) -> F32:
     """CFG against the part of `uncond` that is parallel to `cond`."""
     coefficient = projection_coefficient(cond, uncond)
     return np.float32(scale - 1.0) * (cond - _per_item(coefficient, cond) * uncond)
 
 
-def apg_delta(
-    scale: float, cond: F32, uncond: F32, *, eta: float = 1.0, norm_threshold: float = 0.0
-) -> F32:
-    """Adaptive projected guidance: bound the difference, damp its part parallel to `cond`."""
-    return _projected(cond - uncond, cond, eta, norm_threshold) * np.float32(scale - 1.0)
-
-
 def _projected(difference: F32, cond: F32, eta: float, norm_threshold: float) -> F32:
+    """Adaptive projected guidance: bound the difference, damp its part parallel to `cond`."""
     bounded = _limit_norm(difference, norm_threshold)
     parallel = _per_item(projection_coefficient(bounded, cond), cond) * cond
     projected: F32 = parallel * np.float32(eta) + (bounded - parallel)
     return projected
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MomentumApg:
-    """APG on a running average of the differences; the average is passed along by the caller."""
-
-    scale: float
-    eta: float = 1.0
-    norm_threshold: float = 5.0
-    momentum: float = 0.0
-
-    def delta(self, cond: F32, uncond: F32, average: F32 | None) -> tuple[F32, F32]:
-        """The correction of `cond` and the new average (None before the first step)."""
-        difference = cond - uncond
-        if average is not None:
-            difference = np.float32(self.momentum) * average + difference
-        correction = _projected(difference, cond, self.eta, self.norm_threshold)
-        return correction * np.float32(self.scale), difference
 
 
 def projection_coefficient(values: F32, onto: F32) -> F32:

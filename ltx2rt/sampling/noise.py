@@ -11,16 +11,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, F64, Array
 from ltx2rt.errors import OptionError
 from ltx2rt.weights.floats import FLOAT_DTYPES, cast
-
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 
 _BLOCK = 16  # values per Box-Muller block: eight cosines, then their eight sines
 _CHUNK_BLOCKS = 1024  # blocks transformed at a time: the scratch arrays stay in the L2 cache
@@ -234,7 +231,7 @@ class TorchGenerator:
         joined = ((words[0::2] << np.uint64(32)) | words[1::2]) & np.uint64((1 << 53) - 1)
         return joined.astype(np.float64) * 2.0**-53
 
-    def randn(self, shape: Sequence[int], dtype: str = "float32") -> NDArray[Any]:
+    def randn(self, shape: Sequence[int], dtype: str = "float32") -> Array:
         """Standard normal values.
 
         Args:
@@ -251,7 +248,7 @@ class TorchGenerator:
         if dtype not in FLOAT_DTYPES:
             raise OptionError(f"dtype={dtype!r} is not one of {', '.join(FLOAT_DTYPES)}.")
         count = math.prod(shape)
-        values: NDArray[Any]
+        values: Array
         if count < _BLOCK:
             values = np.array([self._next_scalar() for _ in range(count)], np.float64)
         elif dtype == "float64":

@@ -10,11 +10,10 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, F64, Array
 from ltx2rt.latents.state import LatentState
 from ltx2rt.latents.streams import Streams
 from ltx2rt.sampling.noise import TorchGenerator
@@ -29,10 +28,6 @@ from ltx2rt.sampling.samplers import (
     post_process,
 )
 from ltx2rt.weights.floats import cast
-
-Array = NDArray[Any]
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 
 STEP_SEED = -1
 SUBSTEP_SEED = STEP_SEED + 10000

@@ -12,18 +12,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, Array
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.state import LatentState
 from ltx2rt.latents.streams import Streams
 from ltx2rt.weights.floats import cast
 
-Array = NDArray[Any]
-F32 = NDArray[np.float32]
 Sigma = np.float32 | np.float64
 
 #: (latents, sigma, step index) -> clean estimates

@@ -12,15 +12,13 @@ import typing
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from ltx2rt.engine import F32
 from ltx2rt.errors import OptionError
-
-F32 = NDArray[np.float32]
 
 DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 STAGE2_DISTILLED = (0.909375, 0.725, 0.421875, 0.0)
-TILED_STAGE2 = (0.625, 0.4, 0.0)
 TEMPORAL_ROUND = DISTILLED[-5:]
 HDR_STAGE2 = (0.909375, 0.725, 0.0)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ltx2rt.engine import F32, Array
 from ltx2rt.errors import OptionError
-
-F32 = NDArray[np.float32]
 
 #: dtype names a tensor may be rounded to; "bfloat16" results are float32 arrays of bfloat16 values.
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -65,7 +62,7 @@ def round_bfloat16_inplace(values: F32) -> None:
         bits[no_number] = 0x7FC00000
 
 
-def cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+def cast(values: Array, dtype: str) -> Array:
     """Cast as the reference framework does: float64 goes to the 16-bit types through float32.
 
     Args:
@@ -87,7 +84,7 @@ def cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     raise OptionError(f"dtype={dtype!r} is not one of {', '.join(FLOAT_DTYPES)}.")
 
 
-def as_dtype(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+def as_dtype(array: Array, dtype: str) -> Array:
     """Host floats in the dtype of an engine (bfloat16: bit patterns); float64 goes through float32.
     Arrays that are no float32 or float64 pass unchanged: they have the engine's dtype already.
     """
@@ -99,7 +96,7 @@ def as_dtype(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     return single.astype(np.float16) if dtype == "float16" else single
 
 
-def as_float32(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+def as_float32(array: Array, dtype: str) -> Array:
     """An engine's output of that dtype in float32; integers pass unchanged."""
     if dtype == "bfloat16":
         return bfloat16_values(array)

@@ -13,7 +13,7 @@ from torch import nn
 
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import on_meta
-from ltx2rt_export.modules.bigvgan import kaiser_sinc_filter
+from ltx2rt_export.demo.audio import low_pass_taps
 
 GENERATOR = {
     "upsample_initial_channel": 8,
@@ -56,7 +56,7 @@ def random_tensors(path: Path, make: Callable[[], nn.Module], seed: int) -> Safe
         fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 4
         value = rng.standard_normal(shape) / np.sqrt(max(fan_in, 1))
         if name.endswith(".filter"):
-            value = np.broadcast_to(kaiser_sinc_filter(), shape)
+            value = np.broadcast_to(low_pass_taps(), shape)
         elif name.endswith(("std-of-means", "mel_basis")):
             value = 0.5 + np.abs(value)
         state[name] = np.ascontiguousarray(value, dtype=np.float32)

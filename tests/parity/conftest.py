@@ -14,6 +14,7 @@ from ltx2rt.bundle.manifest import BuildInputs, read_manifest
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
 from ltx2rt_export.onnx import ExportedGraph, export_component
+from tests.once import made_once
 from tests.parity.command_line import use_export
 from tests.parity.demo_bundle import demo_bundle
 from tests.parity.golden import REPOSITORY, Runner
@@ -31,7 +32,14 @@ def keyframe_bundle(
 
     Only what differs from the demo bundle is exported.
     """
-    folder = tmp_path_factory.mktemp("keyframes")
+
+    def build(folder: Path) -> dict[str, Path]:
+        return {"bundle": build_keyframe_bundle(demo_model, demo_bundle, folder)}
+
+    return made_once(tmp_path_factory, "keyframes", build)["bundle"]
+
+
+def build_keyframe_bundle(demo_model: dict[str, Path], demo_bundle: Path, folder: Path) -> Path:
     file, maps = SafetensorsFile(demo_model["checkpoint"]), MappedFiles()
     tensors: dict[str, Any] = {n: (e.dtype, e.shape, (maps.raw(e),)) for n, e in file.items()}
     width = file["model.diffusion_model.patchify_proj.weight"].shape[0]

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.real_size import LTX23, transformer_components
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
+from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
@@ -17,7 +18,7 @@ from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes
 from ltx2rt_export.onnx import ExportedGraph
-from ltx2rt_export.quantize import SCHEMES, apply_scheme, export_scheme
+from ltx2rt_export.quantize import apply_precision, export_in_precision
 
 #: LTX-2.3 with two heads of the real sizes: attention fuses only for head sizes that kernels have
 TINY = dataclasses.replace(
@@ -41,9 +42,9 @@ def transformer_part(model: str, name: str) -> Component:
 @cache
 def part_graph(model: str, name: str, precision: str) -> ExportedGraph:
     """Its graph as engines take it; traced once a session and model."""
-    if SCHEMES[precision].format is not None:
-        return apply_scheme(part_graph(model, name, "bf16"), precision)
-    return fold_transposes(export_scheme(transformer_part(model, name), precision))
+    if PRECISIONS[precision].format is not None:
+        return apply_precision(part_graph(model, name, "bf16"), precision)
+    return fold_transposes(export_in_precision(transformer_part(model, name), precision))
 
 
 def builder(

@@ -183,7 +183,8 @@ class Runner:
     def engine(self, component: Any) -> Engine:
         """The component on this backend, with its weights."""
         from ltx2rt.backends.onnxruntime import OrtOptions
-        from ltx2rt_export.reference import TorchEngine, ort_engine
+        from ltx2rt_export.reference import TorchEngine
+        from tests.parity.ort_engine import ort_engine
 
         key = _key(component)
         if key not in self._engines:

@@ -25,7 +25,7 @@ from ltx2rt_export.catalog import COMPONENTS
 from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.kinds import detect_kind
-from ltx2rt_export.reference import TorchEngine, component_stack, load_weights, ort_engine
+from ltx2rt_export.reference import TorchEngine, component_stack, load_weights
 from ltx2rt_export.version import (
     detect_version,
     generation_of_number,
@@ -34,6 +34,7 @@ from ltx2rt_export.version import (
     read_version_text,
 )
 from tests.parity.golden import Runner, Skip, exported_graph
+from tests.parity.ort_engine import ort_engine
 
 
 class _Shared(EngineBase):

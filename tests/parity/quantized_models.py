@@ -12,6 +12,7 @@ import numpy as np
 from ltx2rt.weights.codecs import fp8, int8, nf4, nvfp4
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import Stream, bfloat16, write_safetensors
+from tests.encoders import encode_per_tensor, tile_scales
 
 #: the linears that fp8-cast takes (spec/quantization.md §1), without those of block 0:
 #: released files keep some blocks in bfloat16
@@ -41,7 +42,7 @@ def _comfy(**values: object) -> np.ndarray:
 
 
 def _fp8_scaled(layer: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
-    codes, scale = fp8.encode_per_tensor(weight)
+    codes, scale = encode_per_tensor(weight)
     tensors = {
         f"{layer}.weight": _e4m3(codes),
         f"{layer}.weight_scale": np.array(scale),
@@ -51,7 +52,7 @@ def _fp8_scaled(layer: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
 
 
 def _fp8_legacy(layer: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
-    codes, scale = fp8.encode_per_tensor(weight)
+    codes, scale = encode_per_tensor(weight)
     tensors = {
         f"{layer}.weight": _e4m3(codes),
         f"{layer}.scale_weight": np.array([scale]),
@@ -95,7 +96,7 @@ def _mxfp8(layer: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
     codes = fp8.encode(weight / factor)
     tensors = {
         f"{layer}.weight": _e4m3(codes),
-        f"{layer}.weight_scale": nvfp4.tile_scales(scale),
+        f"{layer}.weight_scale": tile_scales(scale),
         f"{layer}.comfy_quant": _comfy(format="mxfp8"),
     }
     return tensors, fp8.decode(codes) * factor
@@ -105,7 +106,7 @@ def _nvfp4(layer: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
     tensor = nvfp4.encode(weight)
     tensors = {
         f"{layer}.weight": tensor.codes,
-        f"{layer}.weight_scale": _e4m3(nvfp4.tile_scales(tensor.block_scales)),
+        f"{layer}.weight_scale": _e4m3(tile_scales(tensor.block_scales)),
         f"{layer}.weight_scale_2": np.array(tensor.tensor_scale),
         f"{layer}.input_scale": np.array(0.01, np.float32),
     }
@@ -129,7 +130,7 @@ def _int8(layer: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
 
 
 def _int8_convrot(layer: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
-    codes, scales = int8.encode_convrot(weight, CONVROT_GROUP)
+    codes, scales = int8.encode_rows(int8.rotate(weight, CONVROT_GROUP))
     comfy = _comfy(format="int8_tensorwise", convrot=True, convrot_groupsize=CONVROT_GROUP)
     tensors = {
         f"{layer}.weight": codes,

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import block_on_gpu
 from ltx2rt.backends.tensorrt_api import APIS, install_hint, load
 from ltx2rt.bundle.lock import build_lock
-from ltx2rt.bundle.targets import PRECISIONS, RTX_TARGETS, fitting_card
+from ltx2rt.bundle.targets import RTX_TARGETS, fitting_card
 from ltx2rt.cli.build import add_arguments, config_of
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError, ShapeError, UnsupportedError
@@ -22,7 +22,6 @@ from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.catalog import COMPONENTS
 from ltx2rt_export.engines.build import open_builder
 from ltx2rt_export.engines.profiles import RULES, ProfileRequest
-from ltx2rt_export.quantize import SCHEMES
 
 RTX = {"backend": "tensorrt-rtx"}
 
@@ -85,10 +84,6 @@ def test_flags_are_the_fields_and_have_their_defaults() -> None:
 
 def test_every_component_has_a_rule_for_its_buckets() -> None:
     assert {row.name for row in COMPONENTS} <= set(RULES)
-
-
-def test_precisions_are_those_of_the_graph_passes() -> None:
-    assert PRECISIONS == tuple(SCHEMES)
 
 
 def test_missing_library_says_how_to_install_it_for_this_cuda() -> None:

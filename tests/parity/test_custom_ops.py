@@ -40,13 +40,14 @@ from ltx2rt_export.modules.transformer import (
 )
 from ltx2rt_export.onnx import ExportedGraph, export_component
 from ltx2rt_export.quantize.floats import substitute_float
-from ltx2rt_export.reference import TorchEngine, component_stack, load_weights, ort_engine
+from ltx2rt_export.reference import TorchEngine, component_stack, load_weights
 from ltx2rt_kernels import build
 from ltx2rt_kernels.errors import KernelError
 from ltx2rt_kernels.gated_residual import spec as gated
 from ltx2rt_kernels.spec import KernelSpec
 from tests.kernels.graphs import rtx_kernels
 from tests.parity import tiny_transformer as tiny
+from tests.parity.ort_engine import ort_engine
 from tests.parity.test_transformer import GOLDEN, case_inputs
 from tests.tolerances import FP8_BLOCK_REL_RMS, ORT_REL_RMS, TOLERANCES
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.engines import random_weights
+from benchmarks.engine_builds import random_weights
 from ltx2rt.cli.inspect import inspect_engine
 from ltx2rt.errors import EngineError
 from ltx2rt.progress import Cancelled, Job, Progress

@@ -31,8 +31,8 @@ from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.transformer import transformer_block
+from ltx2rt_export.quantize.layer_choice import plan_quantization
 from ltx2rt_export.quantize.overlay import Overlays, write_overlays
-from ltx2rt_export.quantize.plan import plan_quantization
 from ltx2rt_export.quantize.prepare import attach_overlays, prepare
 from ltx2rt_export.storage_format import with_encodings
 from ltx2rt_export.verify import verify_bundle
@@ -64,10 +64,10 @@ def quantized_block(
     return transformer_block(tiny.METADATA, with_encodings(SafetensorsFile(path))), decoded
 
 
-def overlays_of(component: Component, scheme: str, folder: Path) -> Overlays:
-    plan = plan_quantization(component, scheme)
+def overlays_of(component: Component, precision: str, folder: Path) -> Overlays:
+    plan = plan_quantization(component, precision)
     assert plan is not None
-    return write_overlays(component, plan, folder / f"{scheme}.overlays", Job())
+    return write_overlays(component, plan, folder / f"{precision}.overlays", Job())
 
 
 def parts_of(overlays: Overlays, module: str) -> dict[str, Array]:
@@ -77,7 +77,7 @@ def parts_of(overlays: Overlays, module: str) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "scheme"),
+    ("kind", "precision"),
     [
         ("fp8_scaled", "fp8"),
         ("fp8_legacy", "fp8"),
@@ -88,13 +88,13 @@ def parts_of(overlays: Overlays, module: str) -> dict[str, Array]:
     ],
 )
 def test_codes_and_scales_of_the_same_format_are_carried_over(
-    kind: str, scheme: str, plain: SafetensorsFile, tmp_path: Path
+    kind: str, precision: str, plain: SafetensorsFile, tmp_path: Path
 ) -> None:
     component, decoded = quantized_block(plain, tmp_path, kind)
-    plan = plan_quantization(component, scheme)
+    plan = plan_quantization(component, precision)
     assert plan is not None
     assert (plan.exact, plan.plain_layers, len(plan.modules)) == (True, (0,), 28)
-    overlays = overlays_of(component, scheme, tmp_path)
+    overlays = overlays_of(component, precision, tmp_path)
     assert overlays[0] == {}
     file = SafetensorsFile(tmp_path / f"{kind}.safetensors")
     for module in plan.modules:
@@ -103,22 +103,22 @@ def test_codes_and_scales_of_the_same_format_are_carried_over(
         codes = FILES.raw(file[name])
         stored = nvfp4.swap_nibbles(codes) if kind == "nvfp4" else codes
         np.testing.assert_array_equal(parts["weight"], stored)
-        values = ENGINE_FORMATS[str(plan.scheme.format)].decode(parts)
+        values = plan.rewrite.format.decode(parts)
         np.testing.assert_array_equal(values, decoded[name])
 
 
-@pytest.mark.parametrize(("kind", "scheme"), [("nf4", "fp8"), ("fp8_scaled", "nvfp4")])
+@pytest.mark.parametrize(("kind", "precision"), [("nf4", "fp8"), ("fp8_scaled", "nvfp4")])
 def test_other_formats_are_decoded_and_encoded_again(
-    kind: str, scheme: str, plain: SafetensorsFile, tmp_path: Path
+    kind: str, precision: str, plain: SafetensorsFile, tmp_path: Path
 ) -> None:
     component, decoded = quantized_block(plain, tmp_path, kind)
-    plan = plan_quantization(component, scheme)
+    plan = plan_quantization(component, precision)
     assert plan is not None
     assert not plan.exact
-    overlays = overlays_of(component, scheme, tmp_path)
+    overlays = overlays_of(component, precision, tmp_path)
     for module in plan.modules:
         values = decoded[f"transformer_blocks.1.{module}.weight"]
-        want = ENGINE_FORMATS[str(plan.scheme.format)].encode(values)
+        want = plan.rewrite.format.encode(values)
         got = parts_of(overlays, module)
         assert got.keys() == want.keys()
         for part, array in want.items():
@@ -139,15 +139,15 @@ def test_static_scales_are_asked_for_in_vain(plain: SafetensorsFile) -> None:
         plan_quantization(component, "fp8-static")
 
 
-@pytest.mark.parametrize("scheme", ["fp8", "fp8-static"])
+@pytest.mark.parametrize("precision", ["fp8", "fp8-static"])
 def test_a_quantised_file_decides_which_linears(
-    scheme: str, plain: SafetensorsFile, tmp_path: Path
+    precision: str, plain: SafetensorsFile, tmp_path: Path
 ) -> None:
     path = tmp_path / "some.safetensors"
     only = re.compile(r"^transformer_blocks\.1\.(audio_)?attn\d\.to_q$")
     quantize_file(plain.path, path, "fp8_scaled", only)
     block = transformer_block(tiny.METADATA, with_encodings(SafetensorsFile(path)))
-    plan = plan_quantization(block, scheme)
+    plan = plan_quantization(block, precision)
     assert plan is not None
     want = {"attn1.to_q", "attn2.to_q", "audio_attn1.to_q", "audio_attn2.to_q"}
     assert (set(plan.modules), plan.plain_layers) == (want, (0,))
@@ -173,8 +173,8 @@ def test_layers_at_the_ends_stay_in_16_bits(plain: SafetensorsFile) -> None:
         plan_quantization(block, "fp8", plain_layers=range(48))
 
 
-@pytest.mark.parametrize("scheme", ["fp8", "nvfp4"])
-def test_memory_stays_at_one_tensor(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp8", "nvfp4"])
+def test_memory_stays_at_one_tensor(precision: str, tmp_path: Path) -> None:
     """A file of 24 tensors: numpy never holds more than a few copies of one of them."""
     shape, modules = (1024, 1536), ("attn1.to_q", "ff.net.2")
     bits = np.random.default_rng(0).integers(0x3C00, 0x3D00, shape, np.uint16)
@@ -192,10 +192,10 @@ def test_memory_stays_at_one_tensor(scheme: str, tmp_path: Path) -> None:
         weights=layers[0], layers=layers, weight_binding="input", trace={},
     )  # fmt: skip
     tracemalloc.start()
-    overlays = overlays_of(component, scheme, tmp_path)
+    overlays = overlays_of(component, precision, tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert sum(len(layer) for layer in overlays) == 24 * (2 if scheme == "fp8" else 3)
+    assert sum(len(layer) for layer in overlays) == 24 * (2 if precision == "fp8" else 3)
     one_float32 = np.prod(shape) * 4
     assert peak < 4 * one_float32  # its bits widened, its values, its codes
 
@@ -204,7 +204,7 @@ def quantized_copy(
     source: Path,
     model: dict[str, Path],
     target: Path,
-    scheme: str,
+    precision: str,
     plain_layers: tuple[int, ...] = (),
     *,
     lora_inputs: bool = False,
@@ -222,7 +222,7 @@ def quantized_copy(
     overlays = {}
     for part in prepare(
         component,
-        scheme,
+        precision,
         target / "weights",
         Job(),
         dtype="float32",
@@ -281,9 +281,9 @@ def loras(demo_model: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     return [Lora(path=str(p), strength=s) for p, s in zip(paths, (0.8, -0.5), strict=True)]
 
 
-@pytest.mark.parametrize("scheme", ["fp8", "nvfp4", "int8-wo", "int4-wo"])
+@pytest.mark.parametrize("precision", ["fp8", "nvfp4", "int8-wo", "int4-wo"])
 def test_loras_come_and_go_without_trace(
-    scheme: str,
+    precision: str,
     demo_bundle: Path,
     demo_model: dict[str, Path],
     loras: list[Lora],
@@ -291,7 +291,7 @@ def test_loras_come_and_go_without_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_graphs_of(demo_bundle, monkeypatch)
-    path = quantized_copy(demo_bundle, demo_model, tmp_path / "b", scheme, (0,))
+    path = quantized_copy(demo_bundle, demo_model, tmp_path / "b", precision, (0,))
     bundle, base = open_bundle(path), open_bundle(demo_bundle)
     entry = bundle.component("transformer_block")
     loader = Loader(bundle)
@@ -341,9 +341,9 @@ def test_a_clip_on_two_block_engines(
     assert 1e-3 < error < FP8_DEMO_LATENT_REL_L2
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "fp8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
 def test_low_rank_inputs_give_what_merging_gives(
-    scheme: str,
+    precision: str,
     demo_bundle: Path,
     demo_model: dict[str, Path],
     loras: list[Lora],
@@ -352,7 +352,7 @@ def test_low_rank_inputs_give_what_merging_gives(
 ) -> None:
     """Two LoRAs on ONNX Runtime; with FP8 the base weight is quantised without them."""
     use_graphs_of(demo_bundle, monkeypatch)
-    copy = quantized_copy(demo_bundle, demo_model, tmp_path / "b", scheme, lora_inputs=True)
+    copy = quantized_copy(demo_bundle, demo_model, tmp_path / "b", precision, lora_inputs=True)
     bundle, merged = open_bundle(copy), open_bundle(demo_bundle)
     assert len(bundle.options("transformer_block")["lora_inputs"]) == 34
     request = GenerationConfig(
@@ -365,10 +365,10 @@ def test_low_rank_inputs_give_what_merging_gives(
     with DistilledPipeline(bundle, runtime) as pipe:
         first, adapted, again = (pipe(r).video_latent for r in (request, with_loras, request))
     np.testing.assert_array_equal(first, again)
-    bound = {"fp32": LORA_INPUTS_REL_L2, "fp8": FP8_DEMO_LATENT_REL_L2}[scheme]
+    bound = {"fp32": LORA_INPUTS_REL_L2, "fp8": FP8_DEMO_LATENT_REL_L2}[precision]
     assert np.linalg.norm(adapted - want) / np.linalg.norm(want) < bound
     assert np.linalg.norm(want - base) / np.linalg.norm(base) > 5 * LORA_INPUTS_REL_L2
-    if scheme == "fp32":
+    if precision == "fp32":
         np.testing.assert_allclose(first, base, rtol=1e-4, atol=1e-4)
 
 

@@ -28,8 +28,9 @@ from ltx2rt_export.modules.text_encoder import (
 )
 from ltx2rt_export.modules.text_projection import FeatureExtractorV1, FeatureExtractorV2
 from ltx2rt_export.onnx import export_component
-from ltx2rt_export.reference import TorchEngine, load_weights, ort_engine
+from ltx2rt_export.reference import TorchEngine, load_weights
 from tests.parity.handlers.text import text_encoder_of
+from tests.parity.ort_engine import ort_engine
 from tests.tolerances import ORT_REL_RMS, TOLERANCES
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_tiny_text.json").read_text())[

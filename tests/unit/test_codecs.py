@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from ltx2rt.errors import ShapeError
 from ltx2rt.weights.codecs import fp8, int4, int8, minifloat, nf4, nvfp4
 from ltx2rt.weights.floats import round_bfloat16
+from tests.encoders import encode_activation, encode_per_tensor, static_linear, tile_scales
 
 #: 0.1, -0.2, 0.3, ... -1.6
 RAMP = np.array([[(-1) ** i * 0.1 * (i + 1) for i in range(16)]], np.float32)
@@ -57,17 +58,17 @@ def test_fp8_gives_the_nearest_code(values: np.ndarray) -> None:
 
 def test_static_activations_are_rounded_to_bfloat16_first() -> None:
     x = round_bfloat16(f32(0.3, -1.7, 25, 0.011))
-    codes = fp8.encode_activation(x, 0.05)
+    codes = encode_activation(x, 0.05)
     np.testing.assert_array_equal(fp8.decode(codes), f32(6, -32, 448, 0.21875))
     weight = fp8.encode(f32(0.5, -0.25, 0.03125, 1) * 448)[None]
     np.testing.assert_array_equal(fp8.decode(weight), [[224, -112, 14, 448]])
-    result = fp8.static_linear(x[None], weight, 1 / 448, 0.05, None)
+    result = static_linear(x[None], weight, 1 / 448, 0.05, None)
     assert result == np.float32(1.2578125)
-    assert fp8.static_linear(x[None], weight, 1 / 448, 0.05, f32(0.1)) == np.float32(1.359375)
+    assert static_linear(x[None], weight, 1 / 448, 0.05, f32(0.1)) == np.float32(1.359375)
 
 
 def test_fp8_per_tensor_example() -> None:
-    codes, scale = fp8.encode_per_tensor(np.array([[0.5, -1], [0.25, 0.06]], np.float32))
+    codes, scale = encode_per_tensor(np.array([[0.5, -1], [0.25, 0.06]], np.float32))
     np.testing.assert_array_equal(fp8.decode(codes), [[224, -448], [112, 26]])
     assert scale == np.float32(0.00223214296)
 
@@ -86,35 +87,15 @@ def test_fp8_per_channel_scales_every_row_by_itself() -> None:
 
 
 def test_fp8_blocks_scale_every_tile_by_itself() -> None:
-    weight = normal(256, 384)
-    weight[:128, 128:256] *= 100
-    weight[128:, :128] = 0
-    codes, scales = fp8.encode_blocks(weight)
-    assert scales.shape == (2, 3)
-    assert scales[1, 0] == 1
-    assert (codes[128:, :128] == 0).all()
-    for i in range(2):
-        for j in range(3):
-            tile = np.s_[128 * i : 128 * i + 128, 128 * j : 128 * j + 128]
-            want, scale = fp8.encode_per_tensor(weight[tile])
-            np.testing.assert_array_equal(codes[tile], want)
-            assert scales[i, j] == scale
-            np.testing.assert_array_equal(
-                fp8.decode_blocks(codes, scales)[tile], fp8.decode_scaled(want, scale)
-            )
-    with pytest.raises(ShapeError, match="128x128"):
-        fp8.encode_blocks(weight[:100])
+    codes = fp8.encode(normal(256, 384))
+    scales = np.exp(normal(2, 3))
+    got = fp8.scale_blocks(fp8.decode(codes), scales)
+    for i, j in np.ndindex(2, 3):
+        tile = np.s_[128 * i : 128 * i + 128, 128 * j : 128 * j + 128]
+        np.testing.assert_array_equal(got[tile], fp8.decode_scaled(codes[tile], scales[i, j]))
 
 
-def test_fp8_activation_blocks() -> None:
-    x = normal(7, 256)
-    codes, scales = fp8.encode_activation_blocks(x)
-    np.testing.assert_array_equal(scales, np.abs(x.reshape(7, 2, 128)).max(-1) / np.float32(448))
-    decoded = fp8.decode(codes).reshape(7, 2, 128) * scales[..., None]
-    np.testing.assert_allclose(decoded.reshape(7, 256), x, rtol=2**-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("encode", [fp8.encode_per_tensor, fp8.encode_per_channel])
+@pytest.mark.parametrize("encode", [encode_per_tensor, fp8.encode_per_channel])
 def test_fp8_of_zeros_has_no_nan(encode) -> None:
     for tiny in (0.0, 1e-40):
         codes, scale = encode(np.full((3, 4), tiny, np.float32))
@@ -191,21 +172,28 @@ def test_nvfp4_error_is_bounded_by_half_a_step(rows: int, groups: int, seed: int
     assert (np.abs(nvfp4.decode(tensor) - values) <= scale * 1.0001 + 1e-7).all()
 
 
+def tiled_offsets(rows: int, groups: int) -> np.ndarray:
+    """Where the scale of row r and group c lies in the cuBLAS order (spec/quantization.md §4.2)."""
+    r, c = np.arange(rows)[:, None], np.arange(groups)[None, :]
+    tile = (r // 128) * (nvfp4.tiled_shape(rows, groups)[1] // 4) + c // 4
+    return tile * 512 + (r % 32) * 16 + ((r % 128) // 32) * 4 + c % 4
+
+
 @pytest.mark.parametrize(
     ("row", "group", "offset"),
     [(0, 0, 0), (0, 3, 3), (0, 4, 512), (1, 0, 16), (32, 0, 4), (33, 2, 22), (127, 3, 511),
      (128, 0, 32768)],
 )  # fmt: skip
 def test_scale_tiling_offsets(row: int, group: int, offset: int) -> None:
-    assert nvfp4.tiled_offsets(129, 256)[row, group] == offset
+    assert tiled_offsets(129, 256)[row, group] == offset
 
 
 @given(st.integers(1, 300), st.integers(1, 20))
 def test_scale_tiling_follows_the_offsets_and_inverts(rows: int, groups: int) -> None:
     scales = np.random.default_rng(0).integers(1, 255, (rows, groups), np.uint8)
-    tiled = nvfp4.tile_scales(scales)
+    tiled = tile_scales(scales)
     assert tiled.shape == nvfp4.tiled_shape(rows, groups)
-    np.testing.assert_array_equal(tiled.reshape(-1)[nvfp4.tiled_offsets(rows, groups)], scales)
+    np.testing.assert_array_equal(tiled.reshape(-1)[tiled_offsets(rows, groups)], scales)
     assert np.count_nonzero(tiled) == scales.size
     np.testing.assert_array_equal(nvfp4.untile_scales(tiled, rows, groups), scales)
 
@@ -253,9 +241,18 @@ def test_int8_rows() -> None:
     )
 
 
+def hadamard(size: int) -> np.ndarray:
+    """The regular Hadamard matrix `H4 x H4 x ... / sqrt(size)`."""
+    h4 = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], np.float32)
+    matrix = np.ones((1, 1), np.float32)
+    while matrix.shape[0] < size:
+        matrix = np.kron(matrix, h4)
+    return matrix / np.float32(size**0.5)
+
+
 @pytest.mark.parametrize("size", [4, 16, 256])
 def test_hadamard_is_its_own_inverse(size: int) -> None:
-    matrix = int8.hadamard(size).astype(np.float64)
+    matrix = hadamard(size).astype(np.float64)
     np.testing.assert_array_equal(matrix, matrix.T)
     np.testing.assert_array_equal(matrix @ matrix, np.eye(size))
     np.testing.assert_array_equal(np.abs(matrix), np.full((size, size), size**-0.5))
@@ -264,7 +261,7 @@ def test_hadamard_is_its_own_inverse(size: int) -> None:
 @pytest.mark.parametrize("group", [4, 16, 256])
 def test_rotation_is_the_product_with_the_hadamard_matrix(group: int) -> None:
     weight = normal(5, 512)
-    want = weight.reshape(-1, group).astype(np.float64) @ int8.hadamard(group)
+    want = weight.reshape(-1, group).astype(np.float64) @ hadamard(group)
     np.testing.assert_allclose(int8.rotate(weight, group), want.reshape(5, 512), atol=2e-6)
 
 
@@ -272,8 +269,7 @@ def test_convrot_undoes_its_rotation() -> None:
     weight = normal(8, 512)
     weight[:, 7] *= 50  # an outlier channel: what the rotation is for
     np.testing.assert_allclose(int8.rotate(int8.rotate(weight)), weight, atol=1e-4)
-    codes, scales = int8.encode_convrot(weight)
-    np.testing.assert_array_equal(codes, int8.encode_rows(int8.rotate(weight))[0])
+    codes, scales = int8.encode_rows(int8.rotate(weight))
     turned = int8.decode_convrot(codes, scales) - weight
     plain = int8.decode_rows(*int8.encode_rows(weight)) - weight
     assert np.linalg.norm(turned) < 0.5 * np.linalg.norm(plain)
@@ -298,8 +294,8 @@ def test_int4_blocks() -> None:
 
 def test_results_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = normal(70, 256)
-    calls = (fp8.encode_per_channel, fp8.encode_per_tensor, nf4.encode, int8.encode_rows,
-             int8.encode_convrot, int4.encode)  # fmt: skip
+    calls = (fp8.encode_per_channel, encode_per_tensor, nf4.encode, int8.encode_rows,
+             int8.rotate, int4.encode)  # fmt: skip
     before = [call(weight) for call in calls], nvfp4.encode(weight)
     monkeypatch.setattr(minifloat, "CHUNK", 1000)
     for call, want in zip(calls, before[0], strict=True):

@@ -9,7 +9,6 @@ from ltx2rt.errors import OptionError, ShapeError
 from ltx2rt.latents.conditioning import (
     GeneratedKeyframes,
     Keyframe,
-    LatentMask,
     ReferenceAudio,
     ReferenceVideo,
     ReplaceLatent,
@@ -153,16 +152,6 @@ def test_temporal_region_marks_touching_tokens(start, length):
     inside = (bounds[:, 1] > np.float32(start)) & (bounds[:, 0] < np.float32(start + length))
     assert np.array_equal(state.mask[0, :, 0] == 1, inside)
     assert set(np.unique(state.mask)) <= {0.0, 1.0}
-
-
-def test_latent_mask_blends():
-    target = latent(3)
-    mask = np.zeros((1, 3, 2, 3), np.float32)
-    mask[0, 1] = 1
-    state = LatentMask(latent=target, mask=mask, strength=0.75).apply(fresh())
-    assert (state.mask[0, :, 0] == np.repeat(np.float32([1, 0.25, 1]), 6)).all()
-    assert np.array_equal(state.clean[0, 6:12].T.reshape(128, 2, 3), target[0, :, 1])
-    assert not state.clean[0, :6].any()
 
 
 def test_generated_slots_round_trip():

@@ -97,14 +97,16 @@ def test_small_latents_are_padded_and_cut_back(sizes: tuple[int, int, int]) -> N
 def test_tiles_of_any_size_blend_to_the_same_clip() -> None:
     values = latent(4, 7, 8)
     what, _ = decoder(NEAR)
+    want = expected(values)
     for frames, height, width in ((8, 32, 32), (12, 96, 0), (0, 40, 64), (6, 24, 88)):
         tiling = TilingConfig(
             frames=AxisTiling(frames, 2 if frames else 0),
             height=AxisTiling(height, 8),
             width=AxisTiling(width, 16 if width else 0),
         )
-        got = decode(what, values, tiling)
-        np.testing.assert_allclose(got, expected(values), atol=1e-5)  # sums of blending weights
+        # the stand-ins predict pixels, whatever the noise: drawing it is what would take long
+        got = np.concatenate(list(what.decode(values, np.zeros, tiling)))
+        np.testing.assert_allclose(got, want, atol=1e-5)  # sums of blending weights
 
 
 def test_tiles_are_those_of_the_reference() -> None:

@@ -7,7 +7,6 @@ from ltx2rt.errors import OptionError
 from ltx2rt.sampling.guidance import (
     GuiderParams,
     GuiderSchedule,
-    apg_delta,
     cfg_delta,
     cfg_star_delta,
     default_guiders,
@@ -44,23 +43,27 @@ def test_missing_pass_is_refused():
         guided(GuiderParams(stg_scale=1.0), COND)
 
 
+def apg(scale: float, **options: float) -> np.ndarray:
+    """What adaptive projected guidance adds to `COND`."""
+    params = GuiderParams(cfg_scale=scale, cfg_mode="apg", **options)
+    return guided(params, COND, uncond=UNCOND) - COND
+
+
 def test_deltas_agree_where_they_must():
     """Parallel predictions leave CFG* nothing; APG with eta 1 is CFG."""
     np.testing.assert_allclose(
         cfg_star_delta(3.0, COND, 2 * COND), np.zeros_like(COND), atol=NET.atol
     )
-    np.testing.assert_allclose(
-        apg_delta(3.0, COND, UNCOND, eta=1.0), cfg_delta(3.0, COND, UNCOND), atol=NET.atol
-    )
+    np.testing.assert_allclose(apg(3.0), cfg_delta(3.0, COND, UNCOND), atol=NET.atol)
 
 
 def test_apg_orthogonal_part():
-    delta = apg_delta(2.0, COND, UNCOND, eta=0.0)
+    delta = apg(2.0, apg_eta=0.0)
     assert abs(float((delta * COND).sum())) < 1e-3  # a sum of 96 float32 products near 1
 
 
 def test_apg_bounds_the_norm():
-    delta = apg_delta(2.0, COND, UNCOND, eta=1.0, norm_threshold=0.5)
+    delta = apg(2.0, apg_norm_threshold=0.5)
     assert np.linalg.norm(delta) == pytest.approx(0.5, rel=NET.rtol)
 
 

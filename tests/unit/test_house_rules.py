@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def test_files_stay_small() -> None:
 def test_nothing_is_left_open(word: str) -> None:
     found = [str(p.relative_to(ROOT)) for p in tracked("*.py") if word in p.read_text()]
     assert [f for f in found if not f.endswith("test_house_rules.py")] == []
+
+
+def test_array_aliases_have_one_home() -> None:
+    alias = re.compile(
+        r"^(\w+) = NDArray\[(Any|np\.float32|np\.float64|np\.uint8)\]$", re.MULTILINE
+    )
+    found = {p: alias.findall(p.read_text()) for p in tracked("ltx2rt/*.py", "export/*.py")}
+    assert {p.name: len(names) for p, names in found.items() if names} == {"engine.py": 4}
 
 
 def test_committed_goldens_stay_small() -> None:

@@ -14,6 +14,7 @@ PACKAGES = {
     "ltx2rt": ROOT,
     "ltx2rt_export": ROOT / "export",
     "ltx2rt_kernels": ROOT / "kernels",
+    "benchmarks": ROOT,
 }
 
 Graph = dict[str, set[str]]

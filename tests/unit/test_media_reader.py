@@ -16,7 +16,6 @@ from ltx2rt.media.reader import (
     probe_video,
     read_audio,
     read_video_frames,
-    read_video_window,
 )
 from ltx2rt.media.writer import VideoWriter
 
@@ -60,29 +59,6 @@ def test_frames_in_order_up_to_the_cap(tmp_path):
     assert read_video_frames(path, 100).shape == (24, 32, 48, 3)
     with pytest.raises(OptionError, match="frame_cap"):
         read_video_frames(path, 0)
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_window(tmp_path, suffix):
-    path = video(tmp_path / f"a{suffix}", 30)
-    assert numbers(read_video_window(path, 0.0, 0.25)) == list(range(6))
-    assert numbers(read_video_window(path, 0.26, 0.25)) == list(range(7, 13))
-    assert numbers(read_video_window(path, 1.0, 9.0)) == list(range(24, 30))
-    with pytest.raises(MediaError, match=r"no frames between 5\.0 and 6\.0"):
-        read_video_window(path, 5.0, 1.0)
-
-
-def test_window_without_timestamps(tmp_path):
-    path = tmp_path / "a.h264"  # an elementary stream has none
-    with av.open(str(video(tmp_path / "a.mp4"))) as source, av.open(str(path), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
-    rate = float(probe_video(path).frame_rate)
-    got = numbers(read_video_window(path, 5 / rate, 4 / rate))
-    assert got == [5, 6, 7, 8]
 
 
 def test_audio_of_a_file_that_cannot_be_searched(tmp_path, monkeypatch):
@@ -143,7 +119,7 @@ def test_audio_window(tmp_path):
             read_audio(tmp_path / name, 3.0)
 
 
-READERS = [probe_video, read_video_frames, lambda p: read_video_window(p, 0.0, 1.0), read_audio]
+READERS = [probe_video, read_video_frames, read_audio]
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -161,7 +137,7 @@ def test_not_media(tmp_path, read):
 
 def test_missing_streams(tmp_path):
     write_audio(tmp_path / "a.wav", np.zeros((2, 100), np.float32), RATE)
-    for read in READERS[:3]:
+    for read in READERS[:2]:
         with pytest.raises(MediaError, match="no video stream"):
             read(tmp_path / "a.wav")
     with pytest.raises(MediaError, match="no audio stream"):

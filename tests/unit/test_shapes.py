@@ -32,7 +32,7 @@ from ltx2rt.latents.shapes import (
 def test_token_counts(height, width, frames, frame_rate, video_tokens, audio_tokens):
     pixels = VideoPixelShape(num_frames=frames, height=height, width=width, frame_rate=frame_rate)
     assert VideoLatentShape.from_pixel_shape(pixels).token_count == video_tokens
-    assert AudioLatentShape.from_video_pixel_shape(pixels).token_count == audio_tokens
+    assert AudioLatentShape.from_duration(pixels.duration_s).token_count == audio_tokens
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [(0.1, 2), (0.3, 8), (0.5, 12), (0.7, 18)])

@@ -14,6 +14,7 @@ from ltx2rt.weights.codecs import fp8, nvfp4
 from ltx2rt.weights.codecs.stored import GROUPS, LAYOUTS, decode, storage_problems
 from ltx2rt.weights.safetensors import DTYPES, Encoding, MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights.safetensors_writer import write_safetensors
+from tests.encoders import tile_scales
 
 SIZES = st.sampled_from([0, 1, 2, 3, 4, 16, 31, 32, 48, 64, 128, 256])
 SCALE_DTYPES = st.sampled_from(["float32", "bfloat16", "float16", "uint8", "float8_e4m3fn"])
@@ -90,7 +91,7 @@ def test_every_format_has_a_case_that_fits(kind: str) -> None:
 def test_files_are_read_through_their_encoding(tmp_path: Path) -> None:
     """Codes stay codes for `raw`; `values` and `load` give what they stand for."""
     tensor = nvfp4.encode(np.random.default_rng(0).standard_normal((5, 32), np.float32))
-    tiled = nvfp4.tile_scales(tensor.block_scales)
+    tiled = tile_scales(tensor.block_scales)
     tensors = {
         "w": tensor.codes,
         "s": ("float8_e4m3fn", tiled.shape, (tiled.tobytes(),)),

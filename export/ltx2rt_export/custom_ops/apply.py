@@ -24,7 +24,6 @@ from ltx2rt_export.custom_ops.table import (
     FLASH_ATTENTION,
     FP8_ATTENTION,
     GATED_RESIDUAL,
-    KERNEL_DTYPES,
     QK_NORM_ROPE,
     operators_for,
 )
@@ -35,7 +34,7 @@ from ltx2rt_kernels.flash_attention import spec as flash
 from ltx2rt_kernels.fp8_attention import spec as fp8
 from ltx2rt_kernels.gated_residual.spec import GATHERED as GATED
 from ltx2rt_kernels.qk_norm_rope import spec as qk
-from ltx2rt_kernels.spec import DOMAIN, KernelSpec
+from ltx2rt_kernels.spec import DOMAIN, KERNEL_DTYPES, KernelSpec
 
 #: the attention whose keys are so many that quantising them pays: named by its bias
 LONG_ATTENTION = "video_attention_bias"

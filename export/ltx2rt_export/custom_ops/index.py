@@ -62,7 +62,8 @@ class GraphIndex:
         node = self.made_by(name, "Transpose")
         if node is None or list(attribute_ints(node, "perm")) != list(perm):
             return None
-        return node.input[0]
+        source: str = node.input[0]
+        return source
 
     def norm(self, name: str) -> tuple[str, float] | None:
         """(x, epsilon) of a value `x / sqrt(mean(x^2) + epsilon)`, with casts around it or not."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import EngineError, UnsupportedError
-from ltx2rt_export.custom_ops.table import ARCHITECTURES, KERNEL_DTYPES
+from ltx2rt_export.custom_ops.table import ARCHITECTURES
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_kernels import build, catalog
 from ltx2rt_kernels.errors import KernelError
-from ltx2rt_kernels.spec import DOMAIN
+from ltx2rt_kernels.spec import DOMAIN, KERNEL_DTYPES
 
 
 def used_operators(graph: ExportedGraph) -> tuple[str, ...]:

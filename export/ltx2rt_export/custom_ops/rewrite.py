@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 
@@ -50,7 +51,8 @@ class Rewriter:
     ) -> None:
         """Add a standard node; whatever made its output goes."""
         self._take([output])
-        node = onnx.helper.make_node(op_type, inputs, [output], name=output, **attributes)
+        given: dict[str, Any] = dict(attributes)
+        node = onnx.helper.make_node(op_type, inputs, [output], name=output, **given)
         self.model.graph.node.append(node)
 
     def _take(self, outputs: Sequence[str]) -> None:

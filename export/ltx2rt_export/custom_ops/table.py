@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.weights.precision import PRECISIONS
+from ltx2rt_export.quantize.rewrites import REWRITES
 from ltx2rt_kernels.launch import ARTIFACTS_FOR
+from ltx2rt_kernels.spec import KERNEL_DTYPES
 
 MODES = ("auto", "on", "off")
 
@@ -23,16 +26,11 @@ _EIGHT_BIT = (*_ROWS, FP8_ATTENTION, FLASH_ATTENTION)
 #: target -> architecture of our kernels
 ARCHITECTURES = {f"sm{a}{b}": names[0] for (a, b), names in ARTIFACTS_FOR.items()}
 
-#: dtype of a graph -> that of our kernels
-KERNEL_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
-
 #: precisions whose activations have one of these
-_KERNEL_PRECISIONS = (
-    *("bf16", "fp16", "fp8", "fp8-static", "nvfp4", "nvfp4-static", "int8-wo", "int4-wo"),
-)
+_KERNEL_PRECISIONS = tuple(n for n, row in PRECISIONS.items() if row.dtype in KERNEL_DTYPES)
 
 #: precisions that accept 8-bit errors: their video self-attention is 8-bit too
-_EIGHT_BIT_PRECISIONS = ("fp8", "fp8-static", "nvfp4", "nvfp4-static")
+_EIGHT_BIT_PRECISIONS = tuple(n for n, r in REWRITES.items() if r.short_activations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.demo import audio, gemma, video_vae
+from ltx2rt_export.demo.random_weights import RandomWeights
 from ltx2rt_export.demo.transformer import DemoTransformer
-from ltx2rt_export.demo.weights import RandomWeights
 
 _SCHEDULER = {
     "_class_name": "RectifiedFlowScheduler",

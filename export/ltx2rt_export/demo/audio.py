@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt_export.demo.weights import RandomWeights
+from ltx2rt_export.demo.random_weights import RandomWeights
 
 MEL_BINS = 64
 Z_CHANNELS = 8
@@ -157,12 +157,12 @@ def _write_generator(
 def _write_activation(weights: RandomWeights, name: str, width: int) -> None:
     weights.normal(f"{name}.act.alpha", (width,), 0.1)
     weights.normal(f"{name}.act.beta", (width,), 0.1)
-    taps = _low_pass_taps().reshape(1, 1, -1)
+    taps = low_pass_taps().reshape(1, 1, -1)
     weights.put(f"{name}.upsample.filter", taps)
     weights.put(f"{name}.downsample.lowpass.filter", taps)
 
 
-def _low_pass_taps() -> Array:
+def low_pass_taps() -> Array:
     """12-tap Kaiser-windowed sinc, cutoff a quarter of the rate (spec/audio.md §6.1)."""
     beta = 0.1102 * (2.285 * 5 * np.pi * 1.2 + 7.95 - 8.7)
     taps = np.kaiser(12, beta) * np.sinc(0.5 * (np.arange(12) - 5.5))
@@ -185,4 +185,5 @@ def _mel_basis(bins: int, sampling_rate: int) -> Array:
     low, centre, high = hertz[:-2, None], hertz[1:-1, None], hertz[2:, None]
     frequencies = np.linspace(0, sampling_rate / 2, bins)
     rising, falling = (frequencies - low) / (centre - low), (high - frequencies) / (high - centre)
-    return np.maximum(np.minimum(rising, falling), 0) * 2 / (high - low)
+    filters: Array = np.maximum(np.minimum(rising, falling), 0) * 2 / (high - low)
+    return filters

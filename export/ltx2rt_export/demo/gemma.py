@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.weights.safetensors_writer import write_safetensors
-from ltx2rt_export.demo.weights import RandomWeights
+from ltx2rt_export.demo.random_weights import RandomWeights
 
 HIDDEN_SIZE = 48
 NUM_LAYERS = 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ltx2rt_export.demo.weights import RandomWeights
+from ltx2rt_export.demo.random_weights import RandomWeights
 
 LATENT_CHANNELS = 128
 ADALN_ROWS = 9

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt_export.demo.weights import RandomWeights
+from ltx2rt_export.demo.random_weights import RandomWeights
 
 LATENT_CHANNELS = 128
 PATCH_SIZE = 4

@@ -21,11 +21,11 @@ from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import TORCH_DTYPES
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records when storages appear and go; weights and attention logits are left out."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[tuple[int, int]] = []  # (storage, +bytes or -bytes)
         self.left_out: set[int] = set()
         self._numbers: weakref.WeakKeyDictionary[torch.UntypedStorage, int]

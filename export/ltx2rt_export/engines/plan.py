@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
-from ltx2rt.bundle.load_weights import PRECISIONS
+from ltx2rt.bundle.load_weights import ITEM_BYTES
 from ltx2rt.bundle.manifest import BuildInputs
 from ltx2rt.bundle.memory import held_bytes, refuse_too_large
 from ltx2rt.bundle.targets import fitting_card
 from ltx2rt.device.cuda import local_gpu
 from ltx2rt.engine import TensorSpec
 from ltx2rt.names import STAGES, TRANSFORMER_BLOCK_PLAIN
+from ltx2rt.weights.precision import PRECISIONS, float_precision
 from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.bundle import chosen_components, model_info
@@ -27,15 +28,9 @@ from ltx2rt_export.engines.profiles import component_buckets
 from ltx2rt_export.engines.stage import holds_weights, profile_request
 from ltx2rt_export.fuse_loras import match_loras
 from ltx2rt_export.quantize import component_precision
+from ltx2rt_export.quantize.layer_choice import plan_quantization
 from ltx2rt_export.quantize.lora_inputs import RANK
-from ltx2rt_export.quantize.plan import plan_quantization
-from ltx2rt_export.quantize.schemes import QUANTIZED_COMPONENT, float_precision
-
-#: bytes of one element by dtype of the weights
-WIDTHS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-
-#: bytes of one quantised element, scales included
-QUANTIZED_WIDTHS = {"fp8": 1.0, "nvfp4": 0.5625, "int8-wo": 1.0, "int4-wo": 0.53}
+from ltx2rt_export.quantize.rewrites import QUANTIZED_COMPONENT
 
 #: an engine's size for one bucket where its weights are inputs: measured, TensorRT-RTX 1.7
 ENGINE_BYTES_PER_BUCKET = 9e6
@@ -66,7 +61,8 @@ def parts_of(component: Component, config: BuildConfig) -> list[Part]:
     quantized = frozenset(f"{m}.weight" for m in plan.modules)
     parts = [Part(name, precision, tuple(layers.values()), quantized)]
     if plain:
-        parts.append(Part(TRANSFORMER_BLOCK_PLAIN, float_precision(plan.scheme.dtype), plain))
+        float_row = float_precision(plan.rewrite.precision.dtype)
+        parts.append(Part(TRANSFORMER_BLOCK_PLAIN, float_row.name, plain))
     return parts
 
 
@@ -85,7 +81,7 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
     overlays = 0
     for component in chosen_components(made, config.components):
         for part in parts_of(component, config):
-            dtype = PRECISIONS[part.precision] if config.backend in APIS else "float32"
+            dtype = PRECISIONS[part.precision].dtype if config.backend in APIS else "float32"
             specs = component.inputs
             if config.lora_inputs and component.name == QUANTIZED_COMPONENT:
                 specs += (TensorSpec("LoRA factors", dtype, (RANK,)),)
@@ -157,13 +153,13 @@ def check_card(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> N
 def layer_bytes(layer: Mapping[str, TensorEntry], part: Part, dtype: str) -> int:
     """Memory of one layer's weights as its engine takes them."""
     wide = sum(math.prod(e.shape) for n, e in layer.items() if n not in part.quantized)
-    return int(wide * WIDTHS[dtype]) + quantized_bytes(layer, part)
+    return wide * ITEM_BYTES[dtype] + quantized_bytes(layer, part)
 
 
 def quantized_bytes(layer: Mapping[str, TensorEntry], part: Part) -> int:
     """Those that are quantised, which lie ready in the bundle."""
-    width = QUANTIZED_WIDTHS.get(part.precision.removesuffix("-static"), 0.0)
-    return int(width * sum(math.prod(e.shape) for n, e in layer.items() if n in part.quantized))
+    count = sum(math.prod(e.shape) for n, e in layer.items() if n in part.quantized)
+    return int(count * PRECISIONS[part.precision].weight_bytes)
 
 
 def plan_text(report: dict[str, Any]) -> str:

@@ -40,7 +40,8 @@ class TimestepEmbedder(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.linear_2(nn.functional.silu(self.linear_1(features)))
+        result: Tensor = self.linear_2(nn.functional.silu(self.linear_1(features)))
+        return result
 
 
 class TimestepEmbedding(nn.Module):
@@ -51,7 +52,8 @@ class TimestepEmbedding(nn.Module):
         self.timestep_embedder = TimestepEmbedder(width)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.timestep_embedder(features)
+        result: Tensor = self.timestep_embedder(features)
+        return result
 
 
 class AdaLayerNormSingle(nn.Module):

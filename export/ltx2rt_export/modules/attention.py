@@ -43,7 +43,7 @@ def apply_split_rope(x: Tensor, rope: Rope) -> Tensor:
 def apply_interleaved_rope(x: Tensor, rope: Rope) -> Tensor:
     """Rotate `x` `[B, T, W]` by tables `[B, T, W]`; neighbouring lanes form the pairs."""
     cos, sin = rope
-    pairs = x.unflatten(-1, (-1, 2))
+    pairs = torch.unflatten(x, -1, (-1, 2))
     turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
     return x * cos + turned * sin
 
@@ -92,7 +92,7 @@ class Attention(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """`[B, T, H*Dh]` -> `[B, H, T, Dh]`."""
-        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        return torch.unflatten(x, -1, (self.heads, self.head_dim)).transpose(1, 2)
 
     def _rotated_heads(self, x: Tensor, rope: Rope | None) -> Tensor:
         if rope is None:
@@ -132,7 +132,8 @@ class Attention(nn.Module):
             out = out * share + values * (1 - share)
         if self.to_gate_logits is not None:
             out = out * (2 * torch.sigmoid(self.to_gate_logits(x))).unsqueeze(-1)
-        return self.to_out[0](out.flatten(-2))
+        result: Tensor = self.to_out[0](out.flatten(-2))
+        return result
 
 
 class GeluProjection(nn.Module):
@@ -160,4 +161,5 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x))
+        result: Tensor = self.net[2](self.net[0](x))
+        return result

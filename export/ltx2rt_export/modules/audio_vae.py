@@ -36,7 +36,8 @@ class CausalConv2d(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pad:
             x = functional.pad(x, (self.pad // 2, self.pad // 2, self.pad, 0))
-        return self.conv(x)
+        result: torch.Tensor = self.conv(x)
+        return result
 
 
 def pixel_norm(x: torch.Tensor) -> torch.Tensor:
@@ -59,7 +60,8 @@ class ResBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.conv1(functional.silu(pixel_norm(x)))
         h = self.conv2(functional.silu(pixel_norm(h)))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        result: torch.Tensor = (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        return result
 
 
 class AttentionBlock(nn.Module):
@@ -78,7 +80,8 @@ class AttentionBlock(nn.Module):
         q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
         h = torch.softmax((q * self.scale) @ k.transpose(1, 2), dim=-1) @ v
         h = h.transpose(1, 2).reshape(-1, x.shape[1], x.shape[2], x.shape[3])
-        return x + self.proj_out(h)
+        result: torch.Tensor = x + self.proj_out(h)
+        return result
 
 
 class Middle(nn.Module):
@@ -93,7 +96,8 @@ class Middle(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.block_1(x)
-        return self.block_2(self.attn_1(x) if hasattr(self, "attn_1") else x)
+        result: torch.Tensor = self.block_2(self.attn_1(x) if hasattr(self, "attn_1") else x)
+        return result
 
 
 class Downsample(nn.Module):
@@ -104,7 +108,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(functional.pad(x, (0, 1, 2, 0)))
+        result: torch.Tensor = self.conv(functional.pad(x, (0, 1, 2, 0)))
+        return result
 
 
 class Upsample(nn.Module):
@@ -115,7 +120,8 @@ class Upsample(nn.Module):
         self.conv = CausalConv2d(channels, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))[:, :, 1:]
+        x = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return x[:, :, 1:]
 
 
 class Level(nn.Module):
@@ -161,7 +167,8 @@ class Encoder(nn.Module):
         for level in self.down:
             x = level(x)
         x = self.conv_out(functional.silu(pixel_norm(self.mid(x))))
-        return x[:, : self.latent_channels]
+        result: torch.Tensor = x[:, : self.latent_channels]
+        return result
 
 
 class Decoder(nn.Module):
@@ -183,7 +190,8 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(latent.to(self.conv_in.conv.weight.dtype)))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(functional.silu(pixel_norm(x)))
+        result: torch.Tensor = self.conv_out(functional.silu(pixel_norm(x)))
+        return result
 
 
 class LatentStatistics(nn.Module):
@@ -196,7 +204,8 @@ class LatentStatistics(nn.Module):
         self.register_buffer("std-of-means", torch.ones(latent_channels * bins))
 
     def _get(self, name: str) -> torch.Tensor:
-        return getattr(self, name).float().reshape(self.size)
+        result: torch.Tensor = getattr(self, name).float().reshape(self.size)
+        return result
 
     def normalize(self, latent: torch.Tensor) -> torch.Tensor:
         return (latent.float() - self._get("mean-of-means")) / self._get("std-of-means")

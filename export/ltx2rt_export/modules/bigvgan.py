@@ -5,32 +5,20 @@ Anti-aliased periodic activation, causal log-mel and the resampler of the bandwi
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from ltx2rt.engine import F64
 from ltx2rt_export.modules.mel import constant, log_floor, stft_magnitude
 from ltx2rt_export.modules.snake import FILTER_TAPS, anti_aliased_snake, snake, upsample
 
 
-def kaiser_sinc_filter(taps: int = FILTER_TAPS) -> NDArray[np.float64]:
-    """The low-pass filter that checkpoints store, `[taps]`: cutoff 0.25, half width 0.3, sum 1.
-
-    Stored values are rounded to bfloat16 and always win; this is for writing checkpoints.
-    """
-    attenuation = 2.285 * (taps // 2 - 1) * math.pi * 4.0 * 0.3 + 7.95
-    window = np.kaiser(taps, 0.1102 * (attenuation - 8.7))
-    time = np.arange(-(taps // 2), taps // 2) + 0.5
-    values = 0.5 * window * np.sinc(0.5 * time)
-    return values / values.sum()
-
-
 class Filter(nn.Module):
     """Holds one stored filter, `filter` `[1, 1, 12]`."""
+
+    filter: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,11 +66,14 @@ class AntiAliasedSnake(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         filters = self.upsample.filter, self.downsample.lowpass.filter
-        return anti_aliased_snake(x, *self.act.values(), *filters)
+        result: torch.Tensor = anti_aliased_snake(x, *self.act.values(), *filters)
+        return result
 
 
 class StftBasis(nn.Module):
     """Holds the stored kernels; the inverse basis of checkpoints takes no part."""
+
+    forward_basis: torch.Tensor
 
     def __init__(self, n_fft: int) -> None:
         super().__init__()
@@ -94,6 +85,8 @@ class CausalMel(nn.Module):
 
     N must be a multiple of the hop.
     """
+
+    mel_basis: torch.Tensor
 
     def __init__(self, n_fft: int, hop_length: int, mel_bins: int) -> None:
         super().__init__()
@@ -119,15 +112,18 @@ LOWPASS_WIDTH = 6
 ROLLOFF = 0.99
 
 
-def resampler_filter(ratio: int) -> NDArray[np.float64]:
+def resampler_filter(ratio: int) -> F64:
     """Windowed sinc for an integer factor, `[14 * ratio + 1]`; its sum is not normalised."""
     time = (np.arange(2 * RESAMPLER_WIDTH * ratio + 1) / ratio - RESAMPLER_WIDTH) * ROLLOFF
     window = np.cos(np.pi * np.clip(time, -LOWPASS_WIDTH, LOWPASS_WIDTH) / LOWPASS_WIDTH / 2.0) ** 2
-    return np.sinc(time) * window * ROLLOFF / ratio
+    taps: F64 = np.sinc(time) * window * ROLLOFF / ratio
+    return taps
 
 
 class Resampler(nn.Module):
     """Upsample by an integer factor with repeated edges: `[B, C, N]` -> `[B, C, ratio * N]`."""
+
+    kernels: torch.Tensor
 
     def __init__(self, ratio: int) -> None:
         super().__init__()

@@ -134,11 +134,15 @@ class ConnectorBlock(nn.Module):
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
         normed = rms_norm(x, EPS)
         x = self.attn1(normed, normed, rope_q=rope, rope_k=rope) + x
-        return self.ff(rms_norm(x, EPS)) + x
+        result: Tensor = self.ff(rms_norm(x, EPS)) + x
+        return result
 
 
 class Connector(nn.Module):
     """One modality's connector: valid tokens come first, learnable registers replace the pads."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: ConnectorConfig) -> None:
         super().__init__()

@@ -100,7 +100,7 @@ class Attention(nn.Module):
         rows, order = self.get_buffer("rows"), self.get_buffer("order")
         weight, bias = self.qkv.weight.index_select(0, rows), self.qkv.bias.index_select(0, rows)
         parts = functional.linear(x, weight, bias).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, self.head_dim)) for part in parts)
+        q, k, v = (torch.unflatten(part, -1, (self.heads, self.head_dim)) for part in parts)
         q = _rotate(self.q_norm(q, order) * self.head_dim**-0.5, rope)
         k = _rotate(self.k_norm(k, order), rope)
         out = neighborhood_attention(
@@ -109,7 +109,8 @@ class Attention(nn.Module):
             v.permute(0, 4, 1, 2, 3, 5),
             list(self.kernel),
         )
-        return self.proj(out.permute(0, 2, 3, 4, 1, 5).flatten(4))
+        result: Tensor = self.proj(out.permute(0, 2, 3, 4, 1, 5).flatten(4))
+        return result
 
 
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -129,7 +130,8 @@ class FeedForward(nn.Module):
         self.w_down = nn.Linear(hidden, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return swiglu(x, self.w_gate.weight, self.w_up.weight, self.w_down.weight)
+        result: Tensor = swiglu(x, self.w_gate.weight, self.w_up.weight, self.w_down.weight)
+        return result
 
 
 class StageBlock(nn.Module):
@@ -144,7 +146,8 @@ class StageBlock(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         x = x + self.attn(self.norm1(x), rope)
-        return x + self.mlp(self.norm2(x))
+        result: Tensor = x + self.mlp(self.norm2(x))
+        return result
 
 
 class Upsample(nn.Module):
@@ -183,6 +186,7 @@ class Stages(nn.Module):
     def forward(self, x: Tensor, *, origin: bool) -> Tensor:
         for index, blocks in self.det_stages.items():
             rope = self.rope(x)
+            assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
                 x = block(x, rope)
             x = self.upsamples[index](x, origin=origin)
@@ -227,7 +231,10 @@ class TimestepEmbedder(nn.Module):
     def forward(self, timestep: Tensor) -> Tensor:
         angles = timestep.float()[:, None] * self.get_buffer("ladder")
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        result: Tensor = self.mlp(waves.to(first.weight.dtype))
+        return result
 
 
 class SharedAdaLn(nn.Module):
@@ -238,7 +245,8 @@ class SharedAdaLn(nn.Module):
         self.proj = nn.Linear(width, ADALN_ROWS * channels)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        return self.proj(functional.silu(embedding)).unflatten(-1, (ADALN_ROWS, -1))
+        result: Tensor = self.proj(functional.silu(embedding)).unflatten(-1, (ADALN_ROWS, -1))
+        return result
 
 
 class PixelBlock(nn.Module):
@@ -308,7 +316,8 @@ class PixelStage(nn.Module):
         rope = self.rope(x, self.margin)
         for block in self.diff_blocks:
             x = block(x, context, shared, rope)
-        return self.conv_out(self.norm_out(x))
+        result: Tensor = self.conv_out(self.norm_out(x))
+        return result
 
 
 class Pixels(nn.Module):

@@ -91,11 +91,13 @@ class CrossAttention(nn.Module):
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         sources = (queries, tokens, tokens)
         q, k, v = (
-            functional.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            torch.unflatten(functional.linear(x, w, b), -1, (self.heads, -1)).transpose(1, 2)
             for x, w, b in zip(sources, weights, biases, strict=True)
         )
         scores = (q * q.shape[-1] ** -0.5) @ k.mT
-        return self.out_proj((torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(2))
+        heads = torch.softmax(scores, dim=-1) @ v
+        result: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))
+        return result
 
 
 class AttentionPooler(nn.Module):
@@ -108,7 +110,8 @@ class AttentionPooler(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         queries = self.query_tokens[None].expand(tokens.shape[0], -1, -1)
-        return self.cross_attn(queries, tokens)
+        result: Tensor = self.cross_attn(queries, tokens)
+        return result
 
 
 class DurationHead(nn.Module):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -99,8 +99,14 @@ def _text_config(config: Mapping[str, Any]) -> tuple[Any, str]:
     return text, model_type
 
 
+class _Grouped(Protocol):
+    """A layer whose queries share keys and values in groups."""
+
+    num_key_value_groups: int
+
+
 def grouped_attention(
-    module: nn.Module,
+    module: _Grouped,
     query: Tensor,
     key: Tensor,
     value: Tensor,

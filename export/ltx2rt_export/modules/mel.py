@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from ltx2rt.engine import F64
+
 #: Floor before the natural logarithm (spec/audio.md §2, step 4).
 LOG_FLOOR = 1e-5
 
@@ -27,7 +29,7 @@ class MelConfig:
     mel_bins: int = 64
 
 
-def mel_points(sampling_rate: int, mel_bins: int) -> NDArray[np.float64]:
+def mel_points(sampling_rate: int, mel_bins: int) -> F64:
     """Band edges in Hz, `[mel_bins + 2]`, equally spaced on Slaney's scale up to half the rate."""
     step = np.log(6.4) / 27.0
     top = sampling_rate / 2.0
@@ -36,7 +38,7 @@ def mel_points(sampling_rate: int, mel_bins: int) -> NDArray[np.float64]:
     return np.where(mels < 15.0, 200.0 * mels / 3.0, 1000.0 * np.exp(step * (mels - 15.0)))
 
 
-def mel_filterbank(config: MelConfig) -> NDArray[np.float64]:
+def mel_filterbank(config: MelConfig) -> F64:
     """Triangular filters with Slaney area normalisation, `[n_fft // 2 + 1, mel_bins]`."""
     edges = mel_points(config.sampling_rate, config.mel_bins)
     frequencies = np.linspace(0.0, config.sampling_rate / 2.0, config.n_fft // 2 + 1)[:, None]
@@ -46,7 +48,7 @@ def mel_filterbank(config: MelConfig) -> NDArray[np.float64]:
     return np.maximum(0.0, np.minimum(rising, falling)) * 2.0 / (high - low)
 
 
-def stft_kernels(n_fft: int) -> NDArray[np.float64]:
+def stft_kernels(n_fft: int) -> F64:
     """Hann-windowed cosine rows, then negated sine rows: `[2 * (n_fft // 2 + 1), 1, n_fft]`."""
     n = np.arange(n_fft)
     window = 0.5 - 0.5 * np.cos(2.0 * np.pi * n / n_fft)
@@ -65,6 +67,11 @@ class MelFrontEnd(nn.Module):
 
     N must be greater than `n_fft // 2` (reflection at both ends).
     """
+
+    kernels: torch.Tensor
+    filterbank: torch.Tensor
+    head: torch.Tensor
+    tail: torch.Tensor
 
     def __init__(self, config: MelConfig) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ layers of two structures, so it has a second block.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,11 @@ from ltx2rt_export.modules.gemma import (
     gemma_norm,
     gemma_root,
 )
-from ltx2rt_export.modules.text_projection import feature_extractor
+from ltx2rt_export.modules.text_projection import (
+    FeatureExtractorV1,
+    FeatureExtractorV2,
+    feature_extractor,
+)
 
 #: where repacked files may hold the parts; the first entry is the official place
 CONNECTOR_ROOTS = ("model.diffusion_model.", "diffusion_model.", "")
@@ -37,11 +42,13 @@ PROJECTION_ROOTS = ("", "model.", "model.diffusion_model.", "diffusion_model.")
 
 TRACE = {"B": 2, "S": 256}
 
+FeatureExtractor = FeatureExtractorV1 | FeatureExtractorV2
+
 
 class TextProjection(nn.Module):
     """Feature extractor and both connectors: hidden states to contexts."""
 
-    def __init__(self, projection: nn.Module, video: Connector, audio: Connector) -> None:
+    def __init__(self, projection: FeatureExtractor, video: Connector, audio: Connector) -> None:
         super().__init__()
         self.text_embedding_projection = projection
         self.video_embeddings_connector = video
@@ -85,7 +92,6 @@ def text_head(gemma_config: Mapping[str, Any], gemma_tensors: TensorIndex) -> Co
     takes.
     """
     head = on_meta(lambda: GemmaHead(gemma_config))
-    assert isinstance(head, GemmaHead)
     root = gemma_root(gemma_tensors)
     outputs = [TensorSpec("hidden", "float32", ("B", "S", head.hidden_size))]
     for kind in head.kinds:
@@ -125,7 +131,6 @@ def text_block(
         CheckpointError: tensors of its layers are missing or do not fit; all are listed.
     """
     head = on_meta(lambda: GemmaHead(gemma_config))
-    assert isinstance(head, GemmaHead)
     root = gemma_root(gemma_tensors)
     structures = _structures(gemma_config, head)
     indices = [i for i, (block, _) in enumerate(structures) if block == name]
@@ -164,7 +169,6 @@ def text_block(
 def has_full_block(gemma_config: Mapping[str, Any]) -> bool:
     """Whether this Gemma has layers of two structures."""
     head = on_meta(lambda: GemmaHead(gemma_config))
-    assert isinstance(head, GemmaHead)
     return any(block == TEXT_BLOCK_FULL for block, _ in _structures(gemma_config, head))
 
 
@@ -174,7 +178,7 @@ def _structures(config: Mapping[str, Any], head: GemmaHead) -> list[tuple[str, n
     of_kind: dict[str, tuple[str, nn.Module]] = {}
     for kind in head.kinds:
         index = head.layer_types.index(kind)
-        layer = on_meta(lambda index=index: gemma_layer(config, index))
+        layer = on_meta(partial(gemma_layer, config, index))
         structure = tuple((k, tuple(v.shape)) for k, v in layer.state_dict().items())
         if structure not in found:
             found[structure] = TEXT_BLOCK_FULL if found else TEXT_BLOCK, layer
@@ -203,7 +207,6 @@ def text_tail(
         UnsupportedError: a configuration we do not support.
     """
     head = on_meta(lambda: GemmaHead(gemma_config))
-    assert isinstance(head, GemmaHead)
     norm = on_meta(lambda: gemma_norm(gemma_config))
     merged = {**gemma_tensors, **tensors}
     states = head.num_layers + 1
@@ -213,7 +216,7 @@ def text_tail(
         "the text encoder",
         [
             ("norm.", norm, gemma_tensors, f"{root}norm."),
-            *((f"projection.{name}", *rest) for name, *rest in parts),
+            *((f"projection.{name}", part, found, place) for name, part, found, place in parts),
         ],
     )
     return Component(
@@ -255,7 +258,6 @@ def text_projection(
 def text_hidden_states(gemma_config: Mapping[str, Any], gemma_tensors: TensorIndex) -> Component:
     """Gemma alone, with all its hidden states: for comparison with other implementations."""
     gemma = on_meta(lambda: GemmaEncoder(gemma_config))
-    assert isinstance(gemma, GemmaEncoder)
     shape = (gemma.num_layers + 1, "B", "S", gemma.hidden_size)
     return Component(
         name="text_hidden_states",
@@ -290,10 +292,9 @@ def _projection(
                 f"the {modality} connector is {sizes.width} wide, but the text projection gives "
                 f"{features} features: the files belong to different models."
             )
-        connectors.append(on_meta(lambda sizes=sizes: Connector(sizes)))
+        connectors.append(on_meta(partial(Connector, sizes)))
         parts.append((f"{modality}_embeddings_connector.", connectors[-1], tensors, root))
     module = on_meta(lambda: TextProjection(extractor, *connectors))
-    assert isinstance(module, TextProjection)
     return module, parts
 
 

@@ -103,13 +103,15 @@ class TransformerBlock(StreamModule):
         bias = tensors[f"{name}_context_bias"]
         attn2 = self.of(stream, "attn2")
         if not self.config.text_adaln:
-            return x + attn2(query, context, bias)
+            x = x + attn2(query, context, bias)
+            return x
         table = getattr(self, f"{stream.prefix}prompt_scale_shift_table").to(x.dtype)
         kv = table.unsqueeze(0)
         if stream.prompt_adaln:
             kv = kv + tensors[f"{name}_prompt_adaln"]
         context = modulate(context, kv[:, 1:2], kv[:, 0:1])
-        return x + attn2(modulate(query, rows[7], rows[6]), context, bias) * rows[8]
+        x = x + attn2(modulate(query, rows[7], rows[6]), context, bias) * rows[8]
+        return x
 
     def _exchange(self, hidden: dict[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Attention between the streams; both directions read the states from before.

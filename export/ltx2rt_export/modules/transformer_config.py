@@ -6,7 +6,7 @@ from the tensors; metadata supplies what tensors cannot tell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -131,6 +131,7 @@ class TransformerConfig:
             UnsupportedError: configuration values that this project does not implement; lists all.
             CheckpointError: tensors without which nothing can be said are missing.
         """
+        names: tuple[Literal["video", "audio"], ...]
         names = ("video", "audio") if modalities == "av" else (modalities,)
         first = "" if "video" in names else "audio_"
         _require(tensors, names)
@@ -199,7 +200,7 @@ def _fixed_problems(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _require(tensors: TensorIndex, names: tuple[str, ...]) -> None:
+def _require(tensors: TensorIndex, names: Sequence[str]) -> None:
     wanted: list[str] = []
     for name in names:
         prefix = "" if name == "video" else "audio_"

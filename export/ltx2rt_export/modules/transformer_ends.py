@@ -35,7 +35,9 @@ class CaptionProjection(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, context: Tensor) -> Tensor:
-        return self.linear_2(nn.functional.gelu(self.linear_1(context), approximate="tanh"))
+        hidden = nn.functional.gelu(self.linear_1(context), approximate="tanh")
+        result: Tensor = self.linear_2(hidden)
+        return result
 
 
 class TransformerHead(StreamModule):

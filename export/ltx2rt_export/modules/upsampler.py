@@ -192,7 +192,8 @@ class TemporalShuffle(nn.Sequential):
         super().__init__(nn.Conv3d(channels, 2 * channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return drop_first(depth_to_space(self[0](x), 2, 1, 1))
+        result: Tensor = drop_first(depth_to_space(self[0](x), 2, 1, 1))
+        return result
 
 
 class LatentUpsampler(nn.Module):

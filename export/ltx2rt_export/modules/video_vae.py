@@ -58,7 +58,8 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x)
         x = self.conv_out(functional.silu(pixel_norm(x)))
-        return x[:, : self.latent_channels]
+        result: Tensor = x[:, : self.latent_channels]
+        return result
 
 
 class Decoder(nn.Module):

@@ -45,7 +45,8 @@ class CausalConv3d(nn.Module):
         if self.reflect:
             x = torch.cat([one(x, 3, 1), x, one(x, 3, -2)], dim=3)
             x = torch.cat([one(x, 4, 1), x, one(x, 4, -2)], dim=4)
-        return self.conv(x)
+        result: Tensor = self.conv(x)
+        return result
 
 
 class ResnetBlock(nn.Module):
@@ -58,7 +59,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(functional.silu(pixel_norm(x)))
-        return x + self.conv2(functional.silu(pixel_norm(h)))
+        result: Tensor = x + self.conv2(functional.silu(pixel_norm(h)))
+        return result
 
 
 class ResnetChain(nn.Module):
@@ -78,12 +80,14 @@ class ResnetChain(nn.Module):
 
 def patchify(x: Tensor, size: int) -> Tensor:
     """Pack `size` x `size` pixels into channels: index c*size^2 + column*size + row (§2.8)."""
-    return space_to_depth(x.mT, 1, size, size).mT
+    result: Tensor = space_to_depth(x.mT, 1, size, size).mT
+    return result
 
 
 def unpatchify(x: Tensor, size: int) -> Tensor:
     """Exact inverse of `patchify`."""
-    return depth_to_space(x.mT, 1, size, size).mT
+    result: Tensor = depth_to_space(x.mT, 1, size, size).mT
+    return result
 
 
 class Downsample(nn.Module):
@@ -106,7 +110,8 @@ class Downsample(nn.Module):
                 dim=1
             )
             skip = skip.reshape(batch, self.out_channels, frames, height, width)
-        return space_to_depth(self.conv(x), *self.stride) + skip
+        result: Tensor = space_to_depth(self.conv(x), *self.stride) + skip
+        return result
 
 
 class Upsample(nn.Module):

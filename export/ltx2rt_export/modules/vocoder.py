@@ -131,7 +131,7 @@ class BweVocoder(nn.Module):
         return torch.clamp(residual + skip, -1.0, 1.0), low, bwe_mel, residual, skip
 
     def forward(self, mel: torch.Tensor) -> tuple[torch.Tensor]:
-        return self.stages(mel)[:1]
+        return (self.stages(mel)[0],)
 
 
 def vocoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:

@@ -1,19 +1,10 @@
-"""Precision as graph passes: one small file a scheme (docs/architecture.md)."""
+"""Precision as graph passes: one small file a format (docs/architecture.md)."""
 
-from ltx2rt_export.quantize.schemes import (
-    SCHEMES,
-    Scheme,
-    apply_scheme,
-    check_target,
+from ltx2rt_export.quantize.component_graph import (
+    apply_precision,
+    check_precision,
     component_precision,
-    export_scheme,
+    export_in_precision,
 )
 
-__all__ = [
-    "SCHEMES",
-    "Scheme",
-    "apply_scheme",
-    "check_target",
-    "component_precision",
-    "export_scheme",
-]
+__all__ = ["apply_precision", "check_precision", "component_precision", "export_in_precision"]

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt.weights.codecs.engine_formats import ENGINE_FORMATS
 from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.linears import weight_inputs
-from ltx2rt_export.quantize.schemes import scheme_of
+from ltx2rt_export.quantize.rewrites import REWRITES
 
 
 def bind_weights(
@@ -26,14 +25,14 @@ def bind_weights(
 
     Args:
         weights: state-dict name -> float32 values, linears `[out, in]`.
-        input_scales: module -> activation scale, for static schemes.
+        input_scales: module -> activation scale, for precisions that take static ones.
     """
     wanted = weight_inputs(graph)
     bound: dict[str, Array] = {}
     for name, values in weights.items():
         module = name.removesuffix(".weight")
         if f"{module}.weight_scale" in wanted:
-            parts = ENGINE_FORMATS[str(scheme_of(precision).format)].encode(values)
+            parts = REWRITES[precision].format.encode(values)
             bound |= {f"{module}.{part}": array for part, array in parts.items()}
         else:
             bound[name] = convert(values, "float32", wanted[name][0], name)

@@ -1,7 +1,7 @@
 """A graph's arithmetic in PyTorch, on the CPU: the oracle of every precision, also of those that
 ONNX Runtime cannot run there (bfloat16, NVFP4).
 
-Linears are replaced by the scheme's own emulation (`linear_fp8`, ...); everything else is the
+Linears are replaced by the precision's own emulation (`Rewrite.linear`); everything else is the
 module itself in the graph's dtype.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,24 +19,9 @@ from torch import Tensor, nn
 from ltx2rt.engine import Array, EngineBase, EngineSpec, check_inputs
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import TORCH_DTYPES, ExportedGraph, with_dtype
-from ltx2rt_export.quantize.fp8 import linear_fp8
-from ltx2rt_export.quantize.int4 import linear_int4
-from ltx2rt_export.quantize.int8 import linear_int8
 from ltx2rt_export.quantize.linears import weight_inputs
-from ltx2rt_export.quantize.nvfp4 import linear_nvfp4
+from ltx2rt_export.quantize.rewrites import REWRITES, EmulatedLinear
 from ltx2rt_export.reference import TorchEngine
-
-#: x, parts (`weight`, `weight_scale`, ...) as the graph takes them, bias -> result in x's dtype
-EmulatedLinear = Callable[[Tensor, Mapping[str, Tensor], Tensor | None], Tensor]
-
-LINEARS: dict[str, EmulatedLinear] = {
-    "fp8": partial(linear_fp8, static=False),
-    "fp8-static": partial(linear_fp8, static=True),
-    "nvfp4": partial(linear_nvfp4, static=False),
-    "nvfp4-static": partial(linear_nvfp4, static=True),
-    "int8-wo": linear_int8,
-    "int4-wo": linear_int4,
-}
 
 
 class _Linear(nn.Module):
@@ -63,7 +47,7 @@ class EmulatedEngine(EngineBase):
 
     Args:
         graph: exported in a precision.
-        precision: the scheme it was rewritten for; any scheme without a pass changes nothing.
+        precision: that it was rewritten for; one without a rewrite changes nothing.
         weights: by name, for a graph whose weights are initializers.
     """
 
@@ -79,7 +63,7 @@ class EmulatedEngine(EngineBase):
         self._inside = {s.name: TORCH_DTYPES[s.dtype] for s in inside}
         self._module = copy.deepcopy(component.module)
         self._quantized: frozenset[str] = frozenset()
-        if compute := LINEARS.get(precision):
+        if rewrite := REWRITES.get(precision):
             self._quantized = frozenset(
                 n.removesuffix(".weight_scale")
                 for n in graph.weights
@@ -92,7 +76,7 @@ class EmulatedEngine(EngineBase):
                     if n.startswith(f"{name}.")
                 }
                 parent, _, child = name.rpartition(".")
-                setattr(self._module.get_submodule(parent), child, _Linear(compute, parts))
+                setattr(self._module.get_submodule(parent), child, _Linear(rewrite.linear, parts))
         self._names = graph.weights
         self._fixed = {n: self._weight(n, a) for n, a in (weights or {}).items()}
 

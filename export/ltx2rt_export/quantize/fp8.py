@@ -78,7 +78,7 @@ def _emit_static(to: Emitter, linear: Linear) -> None:
 
 def _quantized_tokens(to: Emitter, x: str) -> tuple[str, str]:
     """E4M3 codes of `x` and each token's maximum, float32; made once for all readers of `x`."""
-    key = (x, "fp8")
+    key = (x, "e4m3")
     if key not in to.shared:
         wide = to.cast(x, "float32", to.dtype, f"{x}.float32")
         axis = to.constant("fp8.last_axis", [-1], "int64")

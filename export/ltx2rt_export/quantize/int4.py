@@ -43,6 +43,11 @@ def _emit(to: Emitter, linear: Linear) -> None:
         to.op("Add", [y, linear.bias], linear.output, outputs=[linear.output])
 
 
+def fits_int4(outputs: int, inputs: int) -> bool:
+    """Whether a linear has whole bytes of codes and whole blocks."""
+    return outputs % 2 == 0 and inputs % min(BLOCK, inputs) == 0
+
+
 def linear_int4(x: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
     """The arithmetic of the graph in PyTorch; arguments as `fp8.linear_fp8`, codes as packed
     bytes.

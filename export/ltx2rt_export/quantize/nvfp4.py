@@ -54,7 +54,7 @@ def quantize_nvfp4(
 
 def _emit_dynamic(to: Emitter, linear: Linear) -> None:
     x = linear.x
-    if (x, "nvfp4") not in to.shared:
+    if (x, "e2m1") not in to.shared:
         wide = to.cast(x, "float32", to.dtype, f"{x}.float32")
         axis = to.constant("nvfp4.last_axis", [-1], "int64")
         amax = to.op("ReduceMax", [to.op("Abs", [wide], f"{x}.abs"), axis], f"{x}.max", keepdims=1)
@@ -62,8 +62,8 @@ def _emit_dynamic(to: Emitter, linear: Linear) -> None:
         largest = to.constant("nvfp4.largest", LARGEST)
         scale = to.op("Div", [amax, largest], f"{x}.scale")
         unit = to.op("Mul", [wide, to.op("Div", [largest, amax], f"{x}.inverse")], f"{x}.unit")
-        to.shared[x, "nvfp4"] = (_fake_quantized(to, unit, x), scale)
-    quantized, scale = to.shared[x, "nvfp4"]
+        to.shared[x, "e2m1"] = (_fake_quantized(to, unit, x), scale)
+    quantized, scale = to.shared[x, "e2m1"]
     _finish(to, linear, quantized, scale)
 
 
@@ -117,6 +117,11 @@ def _finish(to: Emitter, linear: Linear, quantized: str, scale: str) -> None:
     )
     both = to.op("Mul", [scale, f"{name}.weight_scale_2"], f"{name}.output_scale")
     to.finish(linear, to.op("Mul", [wide, both], f"{name}.scaled"))
+
+
+def fits_nvfp4(outputs: int, inputs: int) -> bool:
+    """Whether the FP4 GEMM of TensorRT(-RTX) takes a linear of this size."""
+    return inputs % 32 == 0 and outputs % 8 == 0
 
 
 def linear_nvfp4(

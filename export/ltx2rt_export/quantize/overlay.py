@@ -7,17 +7,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from ltx2rt.engine import Array
 from ltx2rt.errors import InternalError
 from ltx2rt.progress import Job
-from ltx2rt.weights.codecs import nvfp4
-from ltx2rt.weights.codecs.engine_formats import ENGINE_FORMATS, EngineFormat, nvfp4_parts
+from ltx2rt.weights.codecs.engine_formats import EngineFormat
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, convert
 from ltx2rt.weights.safetensors_writer import Stream, data_bytes, require_space, write_safetensors
 from ltx2rt_export.component import Component
-from ltx2rt_export.quantize.plan import QuantPlan, has_input_scale, stored_format
+from ltx2rt_export.quantize.carry import carried
+from ltx2rt_export.quantize.layer_choice import QuantPlan, has_input_scale
 
 Overlays = tuple[dict[str, TensorEntry], ...]
 
@@ -50,7 +48,7 @@ def write_overlays(
         for layer, path in paths.items()
         if not (resume and path.exists())
     }
-    metadata = {"precision": plan.scheme.name, "exact": str(plan.exact).lower()}
+    metadata = {"precision": plan.rewrite.precision.name, "exact": str(plan.exact).lower()}
     folder.mkdir(parents=True, exist_ok=True)
     require_space(folder, sum(data_bytes(streams) for streams in layers.values()))
     kept = f"{len(paths) - len(layers)} layers were done" if len(layers) < len(paths) else ""
@@ -69,51 +67,23 @@ def _layer(
     files: MappedFiles, weights: Mapping[str, TensorEntry], plan: QuantPlan
 ) -> dict[str, Stream]:
     """The quantised weights of one layer, by name of the graph's input."""
-    kind = ENGINE_FORMATS[str(plan.scheme.format)]
     return {
         f"{module}.{part}": stream
         for module in plan.modules
         for part, stream in _streams(
-            files, weights[f"{module}.weight"], kind, static=plan.scheme.static
+            files, weights[f"{module}.weight"], plan.rewrite.format, static=plan.rewrite.static
         ).items()
     }
 
 
 def quantize_weight(files: MappedFiles, entry: TensorEntry, kind: EngineFormat) -> dict[str, Array]:
     """The parts of one weight in an engine's format."""
-    return _carried(files, entry, kind) or _encoded(files, entry, kind)
+    return carried(files, entry, kind) or _encoded(files, entry, kind)
 
 
 def _encoded(files: MappedFiles, entry: TensorEntry, kind: EngineFormat) -> dict[str, Array]:
     values, dtype = files.values(entry)
     return kind.encode(convert(values, dtype, "float32", entry.name))
-
-
-def _carried(files: MappedFiles, entry: TensorEntry, kind: EngineFormat) -> dict[str, Array] | None:
-    """Codes and scales as the file has them; None where its format is another."""
-    out, width = entry.shape
-    match kind.name, stored_format(entry), entry.encoding:
-        case "fp8", "fp8", _:
-            return {"weight": files.raw(entry), "weight_scale": np.ones(out, np.float32)}
-        case ("fp8", "fp8_scaled", encoding) | ("int8", "int8", encoding) if encoding is not None:
-            if kind.name == "fp8" and entry.dtype != "float8_e4m3fn":
-                return None
-            scale = files.load(encoding.parts["scale"], "float32").reshape(-1)
-            return {
-                "weight": files.raw(entry),
-                "weight_scale": np.ascontiguousarray(np.broadcast_to(scale, (out,))),
-            }
-        case "nvfp4", "nvfp4", encoding if encoding is not None:
-            scales = files.raw(encoding.parts["scale"])
-            groups = width // nvfp4.GROUP
-            if scales.shape == nvfp4.tiled_shape(out, groups):
-                scales = nvfp4.untile_scales(scales, out, groups)
-            scale = files.load(encoding.parts["tensor_scale"], "float32").reshape(-1)[0]
-            return nvfp4_parts(
-                nvfp4.Nvfp4(codes=files.raw(entry), block_scales=scales, tensor_scale=scale)
-            )
-        case _:
-            return None
 
 
 def _streams(
@@ -152,4 +122,4 @@ def _input_scale(files: MappedFiles, entry: TensorEntry) -> Iterator[Array]:
 
 def overlay_weights(plan: QuantPlan) -> Mapping[str, str]:
     """Weight -> engine format, as manifests record it."""
-    return {f"{module}.weight": str(plan.scheme.format) for module in plan.modules}
+    return {f"{module}.weight": plan.rewrite.format.name for module in plan.modules}

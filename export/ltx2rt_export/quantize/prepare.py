@@ -7,24 +7,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ltx2rt.bundle.load_weights import PRECISIONS
 from ltx2rt.bundle.manifest import ComponentEntry, Place, Source
 from ltx2rt.names import TRANSFORMER_BLOCK_PLAIN
 from ltx2rt.progress import Job
+from ltx2rt.weights.precision import PRECISIONS, float_precision
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.onnx import Export, ExportedGraph, export_component
+from ltx2rt_export.quantize.component_graph import component_precision, rewrite_graph
+from ltx2rt_export.quantize.layer_choice import QuantPlan, plan_quantization
 from ltx2rt_export.quantize.linears import find_linears, weight_inputs
 from ltx2rt_export.quantize.lora_inputs import add_lora_inputs
 from ltx2rt_export.quantize.overlay import Overlays, overlay_weights, write_overlays
-from ltx2rt_export.quantize.plan import QuantPlan, plan_quantization
-from ltx2rt_export.quantize.schemes import (
-    QUANTIZED_COMPONENT,
-    SCHEMES,
-    component_precision,
-    float_precision,
-    rewrite,
-)
+from ltx2rt_export.quantize.rewrites import QUANTIZED_COMPONENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +27,7 @@ class Prepared:
     """One graph of a component.
 
     Attributes:
-        precision: what the manifest says about it; a name of `SCHEMES`.
+        precision: what the manifest says about it; a name of `PRECISIONS`.
         overlays: its quantised weights, by layer.
         quantized: weight -> engine format.
     """
@@ -45,14 +40,14 @@ class Prepared:
     @property
     def weight_dtypes(self) -> dict[str, str]:
         """Weight input -> dtype, where it is not that of the precision."""
-        usual = PRECISIONS[self.precision]
+        usual = PRECISIONS[self.precision].dtype
         found = weight_inputs(self.graph)
         return {name: dtype for name, (dtype, _) in found.items() if dtype != usual}
 
 
 def prepare(
     component: Component,
-    scheme: str,
+    precision: str,
     folder: Path,
     job: Job,
     *,
@@ -65,8 +60,8 @@ def prepare(
     """Export a component; a quantised one also writes its weights to `folder`.
 
     Args:
-        scheme: a name of `SCHEMES`.
-        dtype: of what is not quantised, instead of the scheme's own.
+        precision: a name of `PRECISIONS`.
+        dtype: of what is not quantised, instead of the precision's own.
         plain_layers: see `plan_quantization`.
         lora_inputs: the block takes LoRAs as low-rank inputs instead of merged weights.
         export: gives graphs instead of `export_component`.
@@ -80,16 +75,16 @@ def prepare(
         CheckpointError, OptionError, UnsupportedError: see `plan_quantization`, `write_overlays`.
     """
     export = export or export_component
-    plan = plan_quantization(component, scheme, plain_layers)
-    precision = component_precision(component.name, scheme)
+    plan = plan_quantization(component, precision, plain_layers)
     if plan is None:
-        graph = export(component, dtype or SCHEMES[precision].dtype)
+        row = PRECISIONS[component_precision(component.name, precision)]
+        graph = export(component, dtype or row.dtype)
         if lora_inputs and component.name == QUANTIZED_COMPONENT:
             graph = add_lora_inputs(graph, find_linears(graph))
-        return [Prepared(graph=graph, precision=float_precision(graph.dtype))]
-    plain = export(component, dtype or plan.scheme.dtype)
+        return [Prepared(graph=graph, precision=float_precision(graph.dtype).name)]
+    plain = export(component, dtype or plan.rewrite.precision.dtype)
     overlays = write_overlays(component, plan, folder / component.name, job, resume=resume)
-    quantized = rewrite(plain, plan.scheme, plan.modules)
+    quantized = rewrite_graph(plain, precision, plan.modules)
     if lora_inputs:
         linears = find_linears(plain)
         plain, quantized = (add_lora_inputs(g, linears) for g in (plain, quantized))
@@ -103,7 +98,7 @@ def prepare(
     ]
     if plan.plain_layers:
         graph = _serving(plain, TRANSFORMER_BLOCK_PLAIN, plan, plain=True)
-        prepared.append(Prepared(graph=graph, precision=float_precision(graph.dtype)))
+        prepared.append(Prepared(graph=graph, precision=float_precision(graph.dtype).name))
     return prepared
 
 

@@ -17,6 +17,7 @@ from onnx import TensorProto
 from ltx2rt.engine import Array
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import LORA_COMPONENTS
+from ltx2rt.weights.precision import float_precision
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.reference import load_weights
@@ -156,8 +157,9 @@ def _weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
 def _overflow(component: str, peak: Peak) -> str:
     where = "" if peak.layer is None else f" in layer {peak.layer}"
     return (
-        f"precision='fp16' overflows in {component}{where}: {peak.op_type} {peak.node!r} reaches "
-        f"{peak.value:.4g}, float16 ends at 65504; use bf16."
+        f"precision={float_precision('float16').name!r} overflows in {component}{where}: "
+        f"{peak.op_type} {peak.node!r} reaches {peak.value:.4g}, float16 ends at 65504; use "
+        f"{float_precision('bfloat16').name}."
     )
 
 

@@ -11,7 +11,7 @@ LOWEST_BIAS = -2.0e38
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """`[B, T, H*Dh]` -> `[B, H, T, Dh]` float32."""
-    return x.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+    return torch.unflatten(x.float(), -1, (heads, -1)).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:

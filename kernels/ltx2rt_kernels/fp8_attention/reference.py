@@ -110,5 +110,6 @@ def _running_max(scores: Tensor, block: int) -> Tensor:
     """Largest score of each row up to the end of every key's block, in the shape of `scores`."""
     S = scores.shape[-1]
     padded = torch.nn.functional.pad(scores, (0, -S % block), value=-torch.inf)
-    largest = padded.unflatten(-1, (-1, block)).amax(dim=-1).cummax(dim=-1).values
-    return largest.repeat_interleave(block, dim=-1)[..., :S]
+    largest = torch.unflatten(padded, -1, (-1, block)).amax(dim=-1).cummax(dim=-1).values
+    result: Tensor = largest.repeat_interleave(block, dim=-1)[..., :S]
+    return result

@@ -50,11 +50,11 @@ def _norm_rope(
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * weight.float()
     cos, sin = (t.float() for t in rope)
     if cos.dim() == 3:  # interleaved: pairs (2i, 2i + 1) of the full width
-        pairs = wide.unflatten(-1, (-1, 2))
+        pairs = torch.unflatten(wide, -1, (-1, 2))
         turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
-        rotated = (wide * cos + turned * sin).unflatten(-1, (heads, -1)).transpose(1, 2)
+        rotated = torch.unflatten(wide * cos + turned * sin, -1, (heads, -1)).transpose(1, 2)
     else:  # split: pairs (i, i + Dh / 2) of a head
-        first, second = wide.unflatten(-1, (heads, -1)).transpose(1, 2).chunk(2, dim=-1)
+        first, second = torch.unflatten(wide, -1, (heads, -1)).transpose(1, 2).chunk(2, dim=-1)
         rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     result: Tensor = rotated.to(x.dtype).contiguous()
     return result

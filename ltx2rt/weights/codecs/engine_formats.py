@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ltx2rt.engine import Array
+from ltx2rt.engine import F32, U8, Array
 from ltx2rt.weights.codecs import fp8, int4, int8, nvfp4
-from ltx2rt.weights.codecs.minifloat import F32, U8
 
 Tensors = dict[str, Array]
 
@@ -105,47 +104,45 @@ def _transpose_nibbles(codes: U8) -> U8:
     return packed
 
 
-ENGINE_FORMATS: dict[str, EngineFormat] = {
-    item.name: item
-    for item in (
-        EngineFormat(
-            name="fp8",
-            dtypes={"weight": "float8_e4m3fn", "weight_scale": "float32"},
-            shapes=lambda out, width: {"weight": (out, width), "weight_scale": (out,)},
-            encode=_encode_fp8,
-            decode=_decode_fp8,
-        ),
-        EngineFormat(
-            name="nvfp4",
-            dtypes={
-                "weight": "uint8",
-                "weight_scale": "float8_e4m3fn",
-                "weight_scale_2": "float32",
-            },
-            shapes=lambda out, width: {
-                "weight": (out, width // 2),
-                "weight_scale": (out, width // nvfp4.GROUP),
-                "weight_scale_2": (1,),
-            },
-            encode=_encode_nvfp4,
-            decode=_decode_nvfp4,
-        ),
-        EngineFormat(
-            name="int8",
-            dtypes={"weight": "int8", "weight_scale": "float32"},
-            shapes=lambda out, width: {"weight": (out, width), "weight_scale": (out,)},
-            encode=_encode_int8,
-            decode=_decode_int8,
-        ),
-        EngineFormat(
-            name="int4",
-            dtypes={"weight": "uint8", "weight_scale": "float32"},
-            shapes=lambda out, width: {
-                "weight": (width, out // 2),
-                "weight_scale": (width // int4_block(width), out),
-            },
-            encode=_encode_int4,
-            decode=_decode_int4,
-        ),
-    )
-}
+FP8 = EngineFormat(
+    name="fp8",
+    dtypes={"weight": "float8_e4m3fn", "weight_scale": "float32"},
+    shapes=lambda out, width: {"weight": (out, width), "weight_scale": (out,)},
+    encode=_encode_fp8,
+    decode=_decode_fp8,
+)
+NVFP4 = EngineFormat(
+    name="nvfp4",
+    dtypes={
+        "weight": "uint8",
+        "weight_scale": "float8_e4m3fn",
+        "weight_scale_2": "float32",
+    },
+    shapes=lambda out, width: {
+        "weight": (out, width // 2),
+        "weight_scale": (out, width // nvfp4.GROUP),
+        "weight_scale_2": (1,),
+    },
+    encode=_encode_nvfp4,
+    decode=_decode_nvfp4,
+)
+INT8 = EngineFormat(
+    name="int8",
+    dtypes={"weight": "int8", "weight_scale": "float32"},
+    shapes=lambda out, width: {"weight": (out, width), "weight_scale": (out,)},
+    encode=_encode_int8,
+    decode=_decode_int8,
+)
+INT4 = EngineFormat(
+    name="int4",
+    dtypes={"weight": "uint8", "weight_scale": "float32"},
+    shapes=lambda out, width: {
+        "weight": (width, out // 2),
+        "weight_scale": (width // int4_block(width), out),
+    },
+    encode=_encode_int4,
+    decode=_decode_int4,
+)
+
+#: by the name that manifests give to a quantised weight's format
+ENGINE_FORMATS: dict[str, EngineFormat] = {f.name: f for f in (FP8, NVFP4, INT8, INT4)}

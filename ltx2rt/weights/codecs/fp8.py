@@ -1,4 +1,4 @@
-"""FP8 E4M3 (fn): plain, per tensor, per output channel, per 128x128 block; MXFP8.
+"""FP8 E4M3 (fn): plain, scaled per tensor, output channel or square block; MXFP8.
 
 spec/quantization.md §1 to §3. A *scale* is always the factor that decodes: value = code *
 scale.
@@ -9,17 +9,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ltx2rt.errors import ShapeError
+from ltx2rt.engine import F32, U8
 from ltx2rt.weights.codecs.minifloat import (
     E4M3,
-    F32,
-    U8,
     decode_table,
     look_up,
     round_to_codes,
     row_chunks,
 )
-from ltx2rt.weights.floats import cast, round_bfloat16
 
 LARGEST = E4M3.largest
 #: values of the 256 codes; 0x7F and 0xFF are NaN
@@ -31,7 +28,6 @@ E5M2_TABLE = (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.f
 TABLES = {"float8_e4m3fn": TABLE, "float8_e5m2": E5M2_TABLE}
 #: E8M0: powers of two, 0xFF is NaN
 E8M0_TABLE = np.append(np.exp2(np.arange(-127.0, 128.0)), np.nan).astype(np.float32)
-BLOCK = 128
 #: below it, `448 / amax` leaves the range of float32: such values are zeros
 _TINY = np.float32(1e-35)
 MX_BLOCK = 32
@@ -45,16 +41,6 @@ def encode(values: F32) -> U8:
 def decode(codes: U8) -> F32:
     """Float32 values of codes."""
     return look_up(TABLE, codes)
-
-
-def encode_per_tensor(weight: F32) -> tuple[U8, np.float32]:
-    """Codes and the decode scale `1 / (448 / max|W|)`, 1 for zeros.
-
-    Section 2: the quantiser that the reference uses for fused weights.
-    """
-    factor = _factors(np.abs(weight).max(initial=0.0))
-    codes = _encode_rows(weight, np.broadcast_to(factor, weight.shape[:1]))
-    return codes, np.float32(np.float32(1) / factor)
 
 
 def encode_per_channel(weight: F32) -> tuple[U8, F32]:
@@ -73,86 +59,12 @@ def decode_scaled(codes: U8, scale: F32 | np.float32) -> F32:
     return values
 
 
-def encode_blocks(weight: F32) -> tuple[U8, F32]:
-    """Codes, and a decode scale per 128x128 tile `[out/128, in/128]` (spec/quantization.md §3).
-
-    Raises:
-        ShapeError: sizes are not multiples of 128.
-    """
-    rows, columns = weight.shape
-    if rows % BLOCK or columns % BLOCK:
-        raise ShapeError(f"a weight {list(weight.shape)} has no whole {BLOCK}x{BLOCK} blocks.")
-    codes = np.empty(weight.shape, np.uint8)
-    scales = np.empty((rows // BLOCK, columns // BLOCK), np.float32)
-    for i in range(rows // BLOCK):
-        band = slice(i * BLOCK, (i + 1) * BLOCK)
-        tiles = weight[band].reshape(BLOCK, -1, BLOCK)
-        factor = _factors(np.abs(tiles).max(axis=(0, 2)))
-        codes[band] = encode(tiles * factor[None, :, None]).reshape(BLOCK, columns)
-        scales[i] = np.float32(1) / factor
-    return codes, scales
-
-
-def decode_blocks(codes: U8, scales: F32) -> F32:
-    """Inverse of `encode_blocks`."""
-    return scale_blocks(decode(codes), scales)
-
-
 def scale_blocks(values: F32, scales: F32) -> F32:
     """Multiply every square tile of `[out, in]` by its scale `[out/block, in/block]`, in place."""
     block = values.shape[0] // scales.shape[0]
     tiles = values.reshape(scales.shape[0], block, scales.shape[1], block)
     tiles *= scales[:, None, :, None]
     return values
-
-
-def encode_activation(values: F32, input_scale: float, dtype: str = "bfloat16") -> U8:
-    """Static activation codes of spec/quantization.md §2:
-    `e4m3(clamp(dtype(x * (1 / input_scale))))`.
-
-    The product is rounded to the activations' own dtype first; for bfloat16 this differs from a
-    plain float32 division.
-    """
-    reciprocal = np.float32(1) / np.float32(input_scale)
-    return encode(cast(np.asarray(values, np.float32) * reciprocal, dtype))
-
-
-def encode_activation_blocks(values: F32) -> tuple[U8, F32]:
-    """Dynamic activation codes of spec/quantization.md §3: a scale `amax / 448` per token and
-    128 channels.
-
-    Args:
-        values: `[T, D]`, D a multiple of 128.
-
-    Returns:
-        codes `[T, D]` and decode scales `[T, D/128]`.
-    """
-    if values.shape[-1] % BLOCK:
-        raise ShapeError(f"activations {list(values.shape)} have no whole blocks of {BLOCK}.")
-    groups = values.reshape(*values.shape[:-1], -1, BLOCK)
-    amax = np.abs(groups).max(axis=-1).astype(np.float32)
-    codes = encode(groups * _factors(amax)[..., None]).reshape(values.shape)
-    return codes, np.where(amax > _TINY, amax / np.float32(LARGEST), np.float32(1))
-
-
-def static_linear(
-    values: F32, codes: U8, weight_scale: float, input_scale: float, bias: F32 | None
-) -> F32:
-    """The W8A8 linear layer of spec/quantization.md §2, with its three roundings to bfloat16.
-
-    Args:
-        values: `[T, in]` bfloat16 values.
-        codes: `[out, in]` weight codes.
-        weight_scale, input_scale: decode scales.
-        bias: `[out]`, or None.
-
-    Returns:
-        `[T, out]` bfloat16 values.
-    """
-    product = decode(encode_activation(values, input_scale)) @ decode(codes).T
-    scale = np.float32(input_scale) * np.float32(weight_scale)
-    result = round_bfloat16(product * scale)
-    return result if bias is None else round_bfloat16(result + round_bfloat16(bias))
 
 
 def decode_mx(codes: U8, scales: U8) -> F32:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ltx2rt.weights.codecs.minifloat import F32, U8, check_blocks, decode_pairs, row_chunks
+from ltx2rt.engine import F32, U8
+from ltx2rt.weights.codecs.minifloat import check_blocks, decode_pairs, row_chunks
 
 BLOCK = 128
 _LEVELS = np.array([0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1], np.float32)

@@ -5,17 +5,15 @@ spec/quantization.md §6.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, Array
 from ltx2rt.errors import ShapeError
-from ltx2rt.weights.codecs.minifloat import F32, row_chunks
+from ltx2rt.weights.codecs.minifloat import row_chunks
 
 I8 = NDArray[np.int8]
 GROUP = 256
-_H4 = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], np.float32)
 
 
 def encode_rows(weight: F32) -> tuple[I8, F32]:
@@ -30,16 +28,11 @@ def encode_rows(weight: F32) -> tuple[I8, F32]:
     return codes, scales
 
 
-def decode_rows(codes: NDArray[Any], scales: F32) -> F32:
+def decode_rows(codes: Array, scales: F32) -> F32:
     """`code * scale`; scales are one number, or `[out, 1]`."""
     values = codes.astype(np.float32)
     values *= np.asarray(scales, np.float32)
     return values
-
-
-def encode_convrot(weight: F32, group: int = GROUP) -> tuple[I8, F32]:
-    """Codes and row scales of the rotated weight; see `rotate`."""
-    return encode_rows(rotate(weight, group))
 
 
 def decode_convrot(codes: I8, scales: F32, group: int = GROUP) -> F32:
@@ -67,7 +60,8 @@ def rotate(weight: F32, group: int = GROUP) -> F32:
 
 
 def _rotate(weight: F32, group: int) -> F32:
-    """The product with `hadamard(group)`, factor by factor: additions alone, in a fixed order.
+    """The product with `H4 x H4 x ... / sqrt(group)`, factor by factor: additions alone, in a fixed
+    order.
 
     Works on the transposed groups, so that every step is along long rows.
     """
@@ -83,19 +77,6 @@ def _rotate(weight: F32, group: int) -> F32:
         stride *= 4
     values *= np.float32(group**-0.5)
     return np.ascontiguousarray(values.T).reshape(weight.shape)
-
-
-def hadamard(size: int) -> F32:
-    """The regular Hadamard matrix `H4 x H4 x ... / sqrt(size)`: symmetric and orthogonal.
-
-    Raises:
-        ShapeError: `size` is not a power of 4.
-    """
-    _check_group(size)
-    matrix = np.ones((1, 1), np.float32)
-    while matrix.shape[0] < size:
-        matrix = np.kron(matrix, _H4)
-    return matrix / np.float32(size**0.5)
 
 
 def is_rotation(size: int) -> bool:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, U8, Array
 from ltx2rt.errors import ShapeError
-
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
 
 #: elements handled at a time: temporaries stay in the processor's cache and memory stays bounded
 CHUNK = 1 << 17
@@ -85,7 +82,7 @@ def decode_table(kind: MiniFloat) -> F32:
     return table
 
 
-def look_up(table: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:
+def look_up(table: Array, codes: Array) -> Array:
     """`table[codes]` with bounded memory (plain indexing widens all codes to 64 bits first)."""
     flat = np.ascontiguousarray(codes).reshape(-1)
     values = np.empty((flat.size, *table.shape[1:]), table.dtype)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ltx2rt.weights.codecs.minifloat import F32, U8, check_blocks, decode_pairs, row_chunks
+from ltx2rt.engine import F32, U8
+from ltx2rt.weights.codecs.minifloat import check_blocks, decode_pairs, row_chunks
 from ltx2rt.weights.floats import round_bfloat16
 
 BLOCK = 32

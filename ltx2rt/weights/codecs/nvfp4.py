@@ -8,14 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ltx2rt.engine import F32, U8
 from ltx2rt.errors import ShapeError
 from ltx2rt.weights.codecs import fp8
 from ltx2rt.weights.codecs.minifloat import (
     E2M1,
-    F32,
-    U8,
     decode_table,
     look_up,
     round_to_codes,
@@ -100,27 +98,10 @@ def tiled_shape(rows: int, groups: int) -> tuple[int, int]:
     return -(-rows // 128) * 128, -(-groups // 4) * 4
 
 
-def tiled_offsets(rows: int, groups: int) -> NDArray[np.int64]:
-    """Where the scale of row r and group c lies in the cuBLAS order (spec/quantization.md §4.2).
-
-    Returns:
-        `[rows, groups]` offsets into the flat data of a `tiled_shape` tensor.
-    """
-    r, c = np.arange(rows)[:, None], np.arange(groups)[None, :]
-    tile = (r // 128) * (tiled_shape(rows, groups)[1] // 4) + c // 4
-    return tile * 512 + (r % 32) * 16 + ((r % 128) // 32) * 4 + c % 4
-
-
-def tile_scales(scales: NDArray[np.uint8]) -> U8:
-    """Logical `[rows, groups]` scales in the cuBLAS order, zero padded to `tiled_shape`."""
-    padded = np.zeros(tiled_shape(*scales.shape), np.uint8)
-    padded[: scales.shape[0], : scales.shape[1]] = scales
-    tiles = padded.reshape(padded.shape[0] // 128, 4, 32, padded.shape[1] // 4, 4)
-    return np.ascontiguousarray(tiles.transpose(0, 3, 2, 1, 4)).reshape(padded.shape)
-
-
 def untile_scales(tiled: U8, rows: int, groups: int) -> U8:
-    """Inverse of `tile_scales`; padding is dropped."""
+    """Logical `[rows, groups]` scales from the cuBLAS order (spec/quantization.md §4.2), without
+    the padding.
+    """
     tiles = tiled.reshape(tiled.shape[0] // 128, tiled.shape[1] // 4, 32, 4, 4)
     logical = tiles.transpose(0, 3, 2, 1, 4).reshape(tiled.shape)
     return np.ascontiguousarray(logical[:rows, :groups])

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ltx2rt.engine import Array
+from ltx2rt.engine import F32, Array
 from ltx2rt.weights.codecs import fp8, int8, nf4, nvfp4
-from ltx2rt.weights.codecs.minifloat import F32
 
 Shape = tuple[int, ...]
 _FP8 = ("float8_e4m3fn", "float8_e5m2")

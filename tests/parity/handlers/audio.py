@@ -13,6 +13,7 @@ from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.engine import TensorSpec
 from ltx2rt.media.resample import resample
 from ltx2rt_export.component import Component, match_weights, on_meta
+from ltx2rt_export.demo.audio import low_pass_taps
 from ltx2rt_export.modules import audio_vae, bigvgan, mel
 from ltx2rt_export.modules import vocoder as vocoders
 from ltx2rt_export.modules.vocoder_config import VocoderConfig
@@ -90,7 +91,7 @@ def vocode(case: Case, run: Runner) -> Mapping[str, np.ndarray]:
         return _waveform(case, run)
     if "alpha" in case.inputs:
         return _activation(case, run)
-    filters = bigvgan.kaiser_sinc_filter()[None, None]
+    filters = low_pass_taps()[None, None]
     return {"up_filter": filters, "down_filter": filters}
 
 

@@ -15,7 +15,6 @@ from ltx2rt.latents.conditioning import (
     ConditioningItem,
     GeneratedKeyframes,
     Keyframe,
-    LatentMask,
     ReferenceAudio,
     ReferenceVideo,
     ReplaceLatent,
@@ -38,6 +37,7 @@ from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
 from ltx2rt.sampling import schedules
 from ltx2rt.sampling.samplers import add_noise, to_denoised, to_velocity
 from tests.parity.golden import Case, Runner, Skip, handles
+from tests.parity.latent_mask import LatentMask
 
 
 @handles("json:schedulers")

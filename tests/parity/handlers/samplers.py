@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -164,25 +165,35 @@ def guiders(case: Case, run: Runner) -> dict[str, Array]:
             case "CFGStarRescalingGuider":
                 out[name] = guidance.cfg_star_delta(options["scale"], c, u)
             case "STGGuider":
-                out[name] = guidance.stg_delta(options["scale"], cond, perturbed)
+                params = guidance.GuiderParams(stg_scale=options["scale"])
+                out[name] = guidance.guided(params, cond, perturbed=perturbed) - cond
             case "LtxAPGGuider":
-                out[name] = guidance.apg_delta(
-                    options["scale"],
-                    c,
-                    u,
-                    eta=options["eta"],
-                    norm_threshold=options["norm_threshold"],
-                )
+                params = _apg(options["scale"], options)
+                out[name] = guidance.guided(params, c, uncond=u) - c
             case "LegacyStatefulAPGGuider":
-                apg = guidance.MomentumApg(**{k: v for k, v in options.items() if k != "kind"})
-                out[name], average = apg.delta(c, u, None)
-                out["apg_stateful_step1"], _ = apg.delta(c, p, average)
+                params = _apg(options["scale"] + 1, options)  # its scale is that of the correction
+                first = guidance.running_difference(params, c, u, None)
+                second = guidance.running_difference(params, c, p, first)
+                out[name] = guidance.guided(params, c, uncond=u, difference=first) - c
+                out["apg_stateful_step1"] = (
+                    guidance.guided(params, c, uncond=p, difference=second) - c
+                )
             case "MultiModalGuider":
                 params = guidance.GuiderParams(**{k: v for k, v in options.items() if k != "kind"})
                 out[name] = guidance.guided(
                     params, cond, uncond=uncond, perturbed=perturbed, isolated=isolated
                 )
     return out
+
+
+def _apg(scale: float, options: Mapping[str, Any]) -> guidance.GuiderParams:
+    return guidance.GuiderParams(
+        cfg_scale=scale,
+        cfg_mode="apg",
+        apg_eta=options["eta"],
+        apg_norm_threshold=options["norm_threshold"],
+        apg_momentum=options.get("momentum", 0.0),
+    )
 
 
 @handles("json:res2s_coefficients")

@@ -16,9 +16,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from ltx2rt.backends.onnxruntime import OrtEngine, OrtOptions
-from ltx2rt.bundle.load_weights import PRECISIONS
 from ltx2rt.engine import Array, EngineSpec
 from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.weights.codecs.engine_formats import FP8
+from ltx2rt.weights.precision import PRECISIONS, precision_of
 from ltx2rt.weights.safetensors import SafetensorsFile, convert
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.transformer import (
@@ -27,20 +28,21 @@ from ltx2rt_export.modules.transformer import (
     transformer_tail,
 )
 from ltx2rt_export.onnx import ExportedGraph, export_component
-from ltx2rt_export.quantize import SCHEMES, apply_scheme, check_target, component_precision
+from ltx2rt_export.quantize import apply_precision, check_precision, component_precision
 from ltx2rt_export.quantize.bind import bind_inputs, bind_weights
+from ltx2rt_export.quantize.component_graph import quantized_modules, rewrite_graph
 from ltx2rt_export.quantize.emulate import EmulatedEngine, activation_maxima
 from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.quantize.linears import weight_inputs
 from ltx2rt_export.quantize.range_check import check_float16, check_range
-from ltx2rt_export.quantize.schemes import CPU_PRECISIONS, quantized_modules, rewrite, scheme_of
+from ltx2rt_export.quantize.rewrites import REWRITES
 from ltx2rt_export.reference import load_weights
 from ltx2rt_export.verify import example_inputs
 from tests.parity import tiny_transformer as tiny
 from tests.parity.onnx_reference import run_reference
 from tests.tolerances import BF16_REL_RMS, QUANT_GRAPH_REL_RMS, QUANT_LOSS, QUANT_ROUNDING
 
-QUANTIZED = tuple(name for name, scheme in SCHEMES.items() if scheme.format)
+QUANTIZED = tuple(REWRITES)
 Graphs = Mapping[str, ExportedGraph]
 Feeds = Callable[[ExportedGraph, str], dict[str, Array]]
 
@@ -91,18 +93,20 @@ def maxima(
 def feeds(weights: dict[str, Array], inputs: dict[str, Array], maxima: dict[str, float]) -> Feeds:
     """Inputs and weights of a graph in a precision, as an engine takes them."""
 
-    def make(graph: ExportedGraph, scheme: str) -> dict[str, Array]:
-        largest = {"fp8": 448, "nvfp4": 2688}.get(scheme_of(scheme).format or "", 1)
+    def make(graph: ExportedGraph, precision: str) -> dict[str, Array]:
+        largest = (precision in REWRITES and REWRITES[precision].static_range) or 1
         static = {n for n in weight_inputs(graph) if n.endswith(".input_scale")}
         scales = {m: v / largest for m, v in maxima.items() if f"{m}.input_scale" in static}
-        bound = bind_weights(graph, scheme, weights, scales)
+        bound = bind_weights(graph, precision, weights, scales)
         return {**bind_inputs(graph, inputs), **bound}
 
     return make
 
 
-def emulated(graph: ExportedGraph, scheme: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    out = EmulatedEngine(graph, scheme)(tensors)
+def emulated(
+    graph: ExportedGraph, precision: str, tensors: Mapping[str, Array]
+) -> dict[str, Array]:
+    out = EmulatedEngine(graph, precision)(tensors)
     return {
         s.name: convert(out[s.name], s.dtype, "float32", s.name) for s in graph.component.outputs
     }
@@ -114,50 +118,50 @@ def rel_rms(got: Mapping[str, Array], want: Mapping[str, Array]) -> float:
     )
 
 
-@pytest.mark.parametrize("scheme", QUANTIZED)
+@pytest.mark.parametrize("precision", QUANTIZED)
 def test_graph_equals_its_emulation_in_float32(
-    scheme: str,
+    precision: str,
     graphs: Graphs,
     feeds: Feeds,
     plain: dict[str, Array],
 ) -> None:
-    graph = rewrite(graphs["float32"], scheme_of(scheme))
-    tensors = feeds(graph, scheme)
-    want = emulated(graph, scheme, tensors)
+    graph = rewrite_graph(graphs["float32"], precision)
+    tensors = feeds(graph, precision)
+    want = emulated(graph, precision, tensors)
     assert rel_rms(run_reference(graph, tensors), want) < QUANT_GRAPH_REL_RMS
-    low, high = QUANT_LOSS[scheme]
+    low, high = QUANT_LOSS[precision]
     assert low < rel_rms(want, plain) < high
 
 
-@pytest.mark.parametrize("scheme", ["bf16", *QUANTIZED])
+@pytest.mark.parametrize("precision", ["bf16", *QUANTIZED])
 def test_bfloat16_graph_loses_what_its_emulation_loses(
-    scheme: str,
+    precision: str,
     graphs: Graphs,
     feeds: Feeds,
     plain: dict[str, Array],
 ) -> None:
-    graph = rewrite(graphs["bfloat16"], scheme_of(scheme))
-    tensors = feeds(graph, scheme)
-    got, want = run_reference(graph, tensors), emulated(graph, scheme, tensors)
+    graph = rewrite_graph(graphs["bfloat16"], precision)
+    tensors = feeds(graph, precision)
+    got, want = run_reference(graph, tensors), emulated(graph, precision, tensors)
     assert rel_rms(got, plain) < QUANT_ROUNDING * rel_rms(want, plain)
-    if scheme == "bf16":
+    if precision == "bf16":
         assert rel_rms(want, plain) < BF16_REL_RMS
 
 
-@pytest.mark.parametrize("scheme", [s for s in CPU_PRECISIONS if s in QUANTIZED])
-def test_onnxruntime_equals_the_emulation(scheme: str, graphs: Graphs, feeds: Feeds) -> None:
-    graph = rewrite(graphs["float32"], scheme_of(scheme))
-    tensors = feeds(graph, scheme)
+@pytest.mark.parametrize("precision", [p for p in QUANTIZED if PRECISIONS[p].on_cpu])
+def test_onnxruntime_equals_the_emulation(precision: str, graphs: Graphs, feeds: Feeds) -> None:
+    graph = rewrite_graph(graphs["float32"], precision)
+    tensors = feeds(graph, precision)
     spec = EngineSpec("transformer_block", graph.component.inputs, graph.component.outputs)
-    options = OrtOptions(threads=1, full_optimization=scheme_of(scheme).format != "fp8")
+    options = OrtOptions(threads=1, full_optimization=PRECISIONS[precision].format != FP8)
     with OrtEngine(graph.model.SerializeToString(), spec, {}, options) as engine:
         got = engine(tensors)
-    assert rel_rms(got, emulated(graph, scheme, tensors)) < QUANT_GRAPH_REL_RMS
+    assert rel_rms(got, emulated(graph, precision, tensors)) < QUANT_GRAPH_REL_RMS
 
 
 def test_onnxruntime_runs_int4_constants(graphs: Graphs, feeds: Feeds) -> None:
     """ONNX Runtime takes no packed inputs from numpy, but constants."""
-    graph = rewrite(graphs["float32"], scheme_of("int4-wo"))
+    graph = rewrite_graph(graphs["float32"], "int4-wo")
     tensors = feeds(graph, "int4-wo")
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -246,10 +250,10 @@ def test_range_check_of_a_whole_transformer(graphs: Graphs, plain_file: Safetens
 
 
 def test_linears_that_official_files_quantise(graphs: Graphs) -> None:
-    modules = quantized_modules(graphs["float32"], scheme_of("fp8"))
+    modules = quantized_modules(graphs["float32"], "fp8")
     assert len(modules) == 28
     assert not [m for m in modules if "gate" in m or "norm" in m]
-    video = quantized_modules(graphs["float32"], scheme_of("nvfp4"))
+    video = quantized_modules(graphs["float32"], "nvfp4")
     assert len(video) == 12
     assert "audio_attn1.to_q" not in video
     assert "video_to_audio_attn.to_k" in video
@@ -259,11 +263,10 @@ def test_other_components_stay_in_16_bits() -> None:
     assert component_precision("transformer_block", "fp8") == "fp8"
     assert component_precision("transformer_head", "nvfp4") == "bf16"
     assert component_precision("vocoder", "fp8") == component_precision("vocoder", "bf16") == "fp32"
-    assert {name: scheme.dtype for name, scheme in SCHEMES.items()} == PRECISIONS
 
 
-def test_apply_scheme_on_a_graph_in_the_right_dtype_only_rewrites(graphs: Graphs) -> None:
-    graph = apply_scheme(graphs["bfloat16"], "fp8", target="sm89")
+def test_apply_precision_on_a_graph_in_the_right_dtype_only_rewrites(graphs: Graphs) -> None:
+    graph = apply_precision(graphs["bfloat16"], "fp8", target="sm89")
     assert graph.dtype == "bfloat16"
     inputs = weight_inputs(graph)
     assert inputs["attn1.to_q.weight"] == ("float8_e4m3fn", (64, 64))
@@ -273,21 +276,21 @@ def test_apply_scheme_on_a_graph_in_the_right_dtype_only_rewrites(graphs: Graphs
 
 
 def test_targets() -> None:
-    for scheme, target in (
+    for precision, target in (
         ("fp8", "sm89"),
         ("nvfp4", "sm120"),
         ("bf16", "SM80"),
         ("fp16", "sm_75"),
     ):
-        check_target(scheme, target)
+        check_precision(precision, target)
     with pytest.raises(UnsupportedError, match=r"fp8.*needs sm89.*target is sm86.*bf16"):
-        check_target("fp8", "sm86")
+        check_precision("fp8", "sm86")
     with pytest.raises(UnsupportedError, match=r"nvfp4.*needs sm100"):
-        check_target("nvfp4", "sm89")
+        check_precision("nvfp4", "sm89")
     with pytest.raises(OptionError, match="write it as sm89"):
-        check_target("fp8", "ada")
+        check_precision("fp8", "ada")
     with pytest.raises(OptionError, match="precision='fp7' is unknown"):
-        scheme_of("fp7")
+        precision_of("fp7")
 
 
 def test_every_head_input_that_carries_time_stays_float32(plain_file: SafetensorsFile) -> None:
@@ -305,7 +308,7 @@ def test_every_head_input_that_carries_time_stays_float32(plain_file: Safetensor
 
 
 @pytest.mark.parametrize(
-    ("scheme", "target", "gemms"),
+    ("precision", "target", "gemms"),
     [
         ("fp8", "SM89", {"fp8_e4m3": 28}),
         ("fp8", "SM120", {"fp8_e4m3": 28}),
@@ -317,11 +320,11 @@ def test_every_head_input_that_carries_time_stays_float32(plain_file: Safetensor
     ],
 )
 def test_tensorrt_rtx_builds_it(
-    scheme: str, target: str, gemms: dict[str, int], graphs: Graphs, tmp_path: Path
+    precision: str, target: str, gemms: dict[str, int], graphs: Graphs, tmp_path: Path
 ) -> None:
     """No GPU is needed; the engine's text tells what the GEMMs read."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    graph = rewrite(graphs["bfloat16"], scheme_of(scheme))
+    graph = rewrite_graph(graphs["bfloat16"], precision)
     path = tmp_path / "block.onnx"
     onnx.save(graph.model, str(path))
     command = [sys.executable, "-m", "tests.parity.build_rtx", str(path), target]

@@ -1,0 +1,123 @@
+"""The table of precisions: one row each, with all that the runtime knows about it.
+
+What a build adds to the rows that quantise is `ltx2rt_export.quantize.rewrites`; "Add a precision"
+in docs/architecture.md says what a new row needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ltx2rt.errors import OptionError
+from ltx2rt.weights.codecs.engine_formats import FP8, INT4, INT8, NVFP4, EngineFormat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """One precision.
+
+    Attributes:
+        name: on the command line, in manifests and in the names of engines.
+        dtype: of weights and activations that are not quantised.
+        min_sm: lowest compute capability that runs it, times ten; 0 for any, and for a CPU.
+        format: of the weights that it quantises; None where it quantises none.
+        weight_bytes: of one weight in `format`, scales of groups included; else in `dtype`.
+        on_cpu: ONNX Runtime runs it on a CPU, with float32 for all that is not quantised.
+        tolerance: largest relative RMS error of a component's engine against float32 (`ltx2rt
+            verify`): about twice what emulations of random models lose in their worst block.
+    """
+
+    name: str
+    dtype: str
+    min_sm: int
+    format: EngineFormat | None = None
+    weight_bytes: float
+    on_cpu: bool = False
+    tolerance: float
+
+
+PRECISIONS: dict[str, Precision] = {
+    row.name: row
+    for row in (
+        Precision(
+            name="fp32",
+            dtype="float32",
+            min_sm=0,
+            weight_bytes=4,
+            on_cpu=True,
+            tolerance=1e-5,  # docs/debug_accuracy.md, rung 2
+        ),
+        Precision(name="bf16", dtype="bfloat16", min_sm=80, weight_bytes=2, tolerance=4e-2),
+        Precision(name="fp16", dtype="float16", min_sm=75, weight_bytes=2, tolerance=1e-2),
+        Precision(
+            name="fp8",
+            dtype="bfloat16",
+            min_sm=89,
+            format=FP8,
+            weight_bytes=1,
+            on_cpu=True,
+            tolerance=0.15,
+        ),
+        Precision(
+            name="fp8-static",
+            dtype="bfloat16",
+            min_sm=89,
+            format=FP8,
+            weight_bytes=1,
+            on_cpu=True,
+            tolerance=0.5,  # scales of real activations, which random ones exceed
+        ),
+        Precision(
+            name="nvfp4",
+            dtype="bfloat16",
+            min_sm=100,
+            format=NVFP4,
+            weight_bytes=0.5625,
+            tolerance=0.4,
+        ),
+        Precision(
+            name="nvfp4-static",
+            dtype="bfloat16",
+            min_sm=100,
+            format=NVFP4,
+            weight_bytes=0.5625,
+            tolerance=0.6,  # as fp8-static
+        ),
+        Precision(
+            name="int8-wo",
+            dtype="bfloat16",
+            min_sm=80,
+            format=INT8,
+            weight_bytes=1,
+            on_cpu=True,
+            tolerance=4e-2,
+        ),
+        Precision(
+            name="int4-wo",
+            dtype="bfloat16",
+            min_sm=80,
+            format=INT4,
+            weight_bytes=0.53125,
+            tolerance=0.3,
+        ),
+    )
+}
+
+#: of builds that name none: what every backend runs, on every machine
+DEFAULT_PRECISION = "fp32"
+
+
+def precision_of(name: str) -> Precision:
+    """The row of that name.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if name not in PRECISIONS:
+        raise OptionError(f"precision={name!r} is unknown; allowed: {', '.join(PRECISIONS)}.")
+    return PRECISIONS[name]
+
+
+def float_precision(dtype: str) -> Precision:
+    """The row that leaves all weights in a dtype."""
+    return next(row for row in PRECISIONS.values() if row.format is None and row.dtype == dtype)
