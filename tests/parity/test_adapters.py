@@ -228,7 +228,7 @@ def test_dora_made_for_comfyui(base: SafetensorsFile, tmp_path: Path) -> None:
     """ComfyUI divides by norms of the base: converters scale the magnitudes by base / updated norm,
     so that it comes out right. Recognised by ComfyUI's names.
     """
-    want = peft_adapter("DoRA", tmp_path / "adapter")
+    want = peft_adapter("DoRA, a magnitude an output", tmp_path / "adapter")
     file, maps = SafetensorsFile(tmp_path / "adapter" / "adapter_model.safetensors"), MappedFiles()
     tensors = {}
     for name in SIZES:

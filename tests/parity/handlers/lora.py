@@ -11,6 +11,7 @@ import numpy as np
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.lora.adapter import Updates, collect_updates, fuse_entry, lora_targets, parse_lora
 from ltx2rt.lora.files import Lora
+from ltx2rt.names import TRANSFORMER_STACK
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt_export.checkpoint import open_model
 from ltx2rt_export.fuse_loras import fuse_loras
@@ -19,6 +20,7 @@ from ltx2rt_export.modules.transformer import (
     transformer_head,
     transformer_tail,
 )
+from ltx2rt_export.reference import component_stack
 from tests.parity.golden import Case, Runner, handles
 from tests.parity.handlers.transformer import modality
 
@@ -67,9 +69,8 @@ def _forward(case: Case, run: Runner) -> dict[str, np.ndarray]:
     plain = [make(config, tensors) for make in makers]
     with tempfile.TemporaryDirectory() as folder:
         fused = fuse_loras(plain, files, loras, Path(folder))
-        head, block, tail = (run.engine(component) for component in fused)
-        layers = run.layers(fused[1])
-    model = Transformer(head, block, tail, layers, fused[1].options)
+        stack = component_stack(TRANSFORMER_STACK, fused, run.engine, run.layers)
+    model = Transformer(stack, fused[1].options)
     velocities = model(modality(case, "video"), modality(case, "audio"))
     return {
         f"{name}.velocity": velocity
