@@ -19,7 +19,7 @@ from ltx2rt.bundle.manifest import (
     read_manifest,
 )
 from ltx2rt.engine import Array
-from ltx2rt.errors import BundleError, CheckpointError, join_problems
+from ltx2rt.errors import BundleError, CheckpointError
 from ltx2rt.lora.adapter import Adapter, official_tensor, parse_lora
 from ltx2rt.names import ADAPTED_COMPONENTS, TEXT_BLOCK_FULL, TEXT_ENCODER, TRANSFORMER_HEAD
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
@@ -166,14 +166,15 @@ def open_bundle(
             file = SafetensorsFile(place)
         except CheckpointError as error:
             hint = "" if place.exists() else "; if it moved, pass its new folder (--weights-dir)"
-            problems.append(f"{error}{hint}")
+            problems += [f"{problem}{hint}" for problem in error.problems]
             continue
         if (file.file_bytes, file.header_sha256) != (source.bytes, source.header_sha256):
             problems.append(f"{place} changed since the build")
     if problems:
         raise BundleError(
-            join_problems(f"{folder} cannot be used", problems)
-            + f"\nBuild it again: {manifest.command()} -o {folder} --force"
+            f"{folder} cannot be used",
+            problems,
+            f"Build it again: {manifest.command()} -o {folder} --force",
         )
     return Bundle(folder, manifest, sources)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ltx2rt.engine import Array
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.lora.fuse import fuse
 from ltx2rt.lora.keys import LoraKeys, Target, read_lora_keys
 from ltx2rt.lora.rotation import Rotation
@@ -90,9 +90,7 @@ def parse_lora(
         problems.append(f"no module of the model matches (the file has {first})")
     if problems:
         more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise CheckpointError(
-            join_problems(f"LoRA {file.path} does not fit this model", problems[:10] + more)
-        )
+        raise CheckpointError(f"LoRA {file.path} does not fit this model", problems[:10] + more)
     return Adapter(file, keys, updates, tuple(skipped))
 
 

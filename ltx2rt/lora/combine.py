@@ -26,7 +26,7 @@ import numpy as np
 
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
-from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
 from ltx2rt.lora.adapter import all_updates, refuse_unsupported
 from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.generation import lora_generations
@@ -127,7 +127,7 @@ def merge_loras(
     if not any(lora.strength for lora in loras):
         problems.append("no LoRA has a strength other than 0")
     if problems:
-        raise OptionError(join_problems("cannot merge", problems))
+        raise OptionError("cannot merge", problems)
     active = [lora for lora in loras if lora.strength]
     files = [open_lora(lora.path) for lora in active]
     updates = _updates(active, files, options)
@@ -199,7 +199,7 @@ def _updates(
         problems.append(f"they are for different models ({told})")
     if problems:
         more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise CheckpointError(join_problems("these LoRAs cannot be merged", problems[:10] + more))
+        raise CheckpointError("these LoRAs cannot be merged", problems[:10] + more)
     return updates
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.weights.safetensors import SafetensorsFile, read_metadata
 
 DOWNSCALE_KEY = "reference_downscale_factor"
@@ -95,7 +95,9 @@ def merged_metadata(files: Sequence[SafetensorsFile]) -> dict[str, str]:
 
 def reference_downscale_problems(factor: int | None) -> list[str]:
     """What is wrong with a factor that a user names; None takes the files'."""
-    return [f"reference_downscale={factor} is below 1"] if factor is not None and factor < 1 else []
+    if factor is None or factor >= 1:
+        return []
+    return [Problem(Field("reference_downscale"), f"={factor} is below 1")]
 
 
 def _factor(file: SafetensorsFile, *keys: str) -> int:

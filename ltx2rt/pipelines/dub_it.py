@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
-from ltx2rt.errors import MediaError, OptionError, join_problems
+from ltx2rt.errors import Field, MediaError, OptionError, Problem
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import open_lora
@@ -36,7 +36,8 @@ class DubItInputs:
         reference_video: picture and voice to follow; it gives frames (cut to `8k+1`) and frame
             rate.
         reference_strength: how strictly the picture follows it, 0 to 1.
-        reference_downscale: as in `ICLoraInputs`.
+        reference_downscale: how much smaller than the clip the LoRA wants its reference, for files
+            that do not say it; by default what the file says, else 1.
     """
 
     reference_video: Path
@@ -45,7 +46,7 @@ class DubItInputs:
 
     def __post_init__(self) -> None:
         if problems := reference_downscale_problems(self.reference_downscale):
-            raise OptionError(join_problems("the dub-it pipeline cannot generate", problems))
+            raise OptionError("the dub-it pipeline cannot generate", problems)
         self.reference  # noqa: B018 (checks the strength)
 
     @property
@@ -70,6 +71,20 @@ class DubItPipeline(Pipeline):
         "num_frames", "frame_rate", "generated_keyframes", "hdr", "stage_2_loras",
     )  # fmt: skip
 
+    @classmethod
+    def problems(cls, request: Request) -> list[str]:
+        """Also another number of LoRAs than one."""
+        problems, count = super().problems(request), len(request.config.loras)
+        if count != 1:
+            problems.append(
+                Problem(
+                    "it needs exactly one LoRA (",
+                    Field("loras"),
+                    f"), its IC-LoRA; {count} were given",
+                )
+            )
+        return problems
+
     def prepare(self, request: Request) -> Request:
         """As `Pipeline.prepare`, with the reference's frames and frame rate.
 
@@ -92,15 +107,10 @@ class DubItPipeline(Pipeline):
             frame_rate=float(info.frame_rate),
         )
         request = super().prepare(replace(request, config=config))
-        if len(config.loras) != 1:
-            raise OptionError(
-                f"the {self.name} pipeline needs exactly one LoRA (--lora FILE), its IC-LoRA; "
-                f"{len(config.loras)} were given."
-            )
         multiple = 2 * self.scale_factors.height * _downscale(request)
         problems = reference_problems([], config.height, config.width, multiple)
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+            raise self.refusal(problems)
         return request
 
     def generate(self, run: Run) -> Clip:

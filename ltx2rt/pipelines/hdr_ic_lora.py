@@ -16,7 +16,7 @@ from ltx2rt.components.reference_conditioner import (
 )
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.engine import Array
-from ltx2rt.errors import MediaError, OptionError, join_problems
+from ltx2rt.errors import MediaError, OptionError
 from ltx2rt.latents.conditioning import ReferenceVideo
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.latents.tiling import AxisTile, TilingConfig, refine_tiles
@@ -49,7 +49,8 @@ class HDRICLoraInputs:
     Attributes:
         references: the videos that are turned into high dynamic range (one, as a rule).
         high_quality: make every frame twice over and keep one: steadier, at twice the work.
-        reference_downscale: as in `ICLoraInputs`.
+        reference_downscale: how much smaller than the clip the LoRA wants its reference, for files
+            that do not say it; by default what the file says, else 1.
     """
 
     references: tuple[ReferenceFile, ...]
@@ -61,7 +62,7 @@ class HDRICLoraInputs:
         if not self.references:
             problems.append("it needs a reference video")
         if problems:
-            raise OptionError(join_problems("the hdr-ic-lora pipeline cannot generate", problems))
+            raise OptionError("the hdr-ic-lora pipeline cannot generate", problems)
 
 
 class HDRICLoraPipeline(Pipeline):
@@ -132,7 +133,7 @@ class HDRICLoraPipeline(Pipeline):
                 "and width must be even"
             )
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+            raise self.refusal(problems)
         return request
 
     def aligned(self, request: Request) -> tuple[int, int]:

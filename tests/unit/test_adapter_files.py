@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from ltx2rt.cli.__main__ import main
-from ltx2rt.errors import CheckpointError, UnsupportedError
+from ltx2rt.components.reference_conditioner import ReferenceFile
+from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
 from ltx2rt.lora.adapter import Adapter, parse_lora
 from ltx2rt.lora.combine import MergeOptions, merge_loras
 from ltx2rt.lora.files import Lora, find_lora
@@ -23,6 +24,9 @@ from ltx2rt.lora.keys import read_lora_keys
 from ltx2rt.lora.merger import LoraMerger
 from ltx2rt.lora.metadata import reference_factors
 from ltx2rt.lora.suffixes import UNSUPPORTED
+from ltx2rt.pipelines.dub_it import DubItInputs
+from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs
+from ltx2rt.pipelines.ic_lora import ICLoraInputs, factors
 from ltx2rt.weights.floats import cast
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import Stream, write_safetensors
@@ -369,6 +373,22 @@ def test_reference_factors_of_every_trainer(key: str, tmp_path: Path) -> None:
     lora = [Lora(path=str(path), strength=1.0)]
     out = SafetensorsFile(merge_loras(lora, tmp_path / "out.safetensors").path)
     assert reference_factors([out]) == (2, 1)
+
+
+def test_a_user_names_the_factor_that_a_file_does_not(tmp_path: Path) -> None:
+    lora = Lora(path=str(write_lora(tmp_path / "ic.safetensors", official)), strength=1.0)
+    given = {"references": (ReferenceFile(path=Path("a.mp4")),)}
+    assert factors((lora,), ICLoraInputs(**given)) == (1, 1)
+    assert factors((lora,), ICLoraInputs(**given, reference_downscale=3)) == (3, 1)
+    video = Path("a.mp4")
+    for make in (
+        lambda n: ICLoraInputs(**given, reference_downscale=n),
+        lambda n: HDRICLoraInputs(**given, reference_downscale=n),
+        lambda n: DubItInputs(reference_video=video, reference_downscale=n),
+    ):
+        assert make(2).reference_downscale == 2
+        with pytest.raises(OptionError, match="reference_downscale=0 is below 1"):
+            make(0)
 
 
 def test_generation_from_name_and_metadata(tmp_path: Path) -> None:
