@@ -26,7 +26,8 @@ from ltx2rt.lora.metadata import reference_factors
 from ltx2rt.lora.suffixes import UNSUPPORTED
 from ltx2rt.pipelines.dub_it import DubItInputs
 from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs
-from ltx2rt.pipelines.ic_lora import ICLoraInputs, factors
+from ltx2rt.pipelines.ic_lora import ICLoraInputs
+from ltx2rt.pipelines.ic_lora import factors as reference_sizes
 from ltx2rt.weights.floats import cast
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import Stream, write_safetensors
@@ -378,8 +379,8 @@ def test_reference_factors_of_every_trainer(key: str, tmp_path: Path) -> None:
 def test_a_user_names_the_factor_that_a_file_does_not(tmp_path: Path) -> None:
     lora = Lora(path=str(write_lora(tmp_path / "ic.safetensors", official)), strength=1.0)
     given = {"references": (ReferenceFile(path=Path("a.mp4")),)}
-    assert factors((lora,), ICLoraInputs(**given)) == (1, 1)
-    assert factors((lora,), ICLoraInputs(**given, reference_downscale=3)) == (3, 1)
+    assert reference_sizes((lora,), ICLoraInputs(**given)) == (1, 1)
+    assert reference_sizes((lora,), ICLoraInputs(**given, reference_downscale=3)) == (3, 1)
     video = Path("a.mp4")
     for make in (
         lambda n: ICLoraInputs(**given, reference_downscale=n),
