@@ -21,7 +21,7 @@ from ltx2rt.latents.conditioning import ReferenceVideo
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.latents.tiling import AxisTile, AxisTiling, TilingConfig, refine_tiles
 from ltx2rt.lora.files import Lora, open_lora
-from ltx2rt.lora.metadata import hdr_transfer, reference_factors
+from ltx2rt.lora.metadata import hdr_transfer, reference_downscale_problems, reference_factors
 from ltx2rt.media.exr import openexr
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import HdrFormat
@@ -58,14 +58,20 @@ class HDRICLoraInputs:
     Attributes:
         references: the videos that are turned into high dynamic range (one, as a rule).
         high_quality: make every frame twice over and keep one: steadier, at twice the work.
+        reference_downscale: how much smaller than the clip the LoRA wants its reference, for files
+            that do not say it; by default what the file says, else 1.
     """
 
     references: tuple[ReferenceFile, ...]
     high_quality: bool = False
+    reference_downscale: int | None = None
 
     def __post_init__(self) -> None:
+        problems = reference_downscale_problems(self.reference_downscale)
         if not self.references:
-            raise OptionError("the hdr-ic-lora pipeline needs a reference video.")
+            problems.append("it needs a reference video")
+        if problems:
+            raise OptionError("the hdr-ic-lora pipeline cannot generate", problems)
 
 
 class HDRICLoraPipeline(Pipeline):
@@ -134,7 +140,7 @@ class HDRICLoraPipeline(Pipeline):
         hdr_transfer(files)
         height, width = self.aligned(request)
         paths = [reference.path for reference in request.inputs.references]
-        downscale = reference_factors(files)[0]
+        downscale, _ = reference_factors(files, request.inputs.reference_downscale)
         tiling = encoder_tiling(config.tiling)
         if tiling is not None and height * width > UNTILED_PIXELS * downscale**2:
             tiling.check(self.scale_factors, encode=True)
@@ -166,7 +172,7 @@ class HDRICLoraPipeline(Pipeline):
         frames = 2 * config.frame_count - 1 if inputs.high_quality else config.frame_count
         height, width = self.aligned(run.request)
         run.canvas = replace(run.canvas, num_frames=frames, height=height, width=width)
-        downscale, _ = reference_factors(files)
+        downscale, _ = reference_factors(files, inputs.reference_downscale)
         half, full = (self.references(run, divisor, downscale) for divisor in (2, 1))
         self.engines.release(VIDEO_ENCODER)
         context = encode_prompts(run, [config.prompt])
