@@ -32,7 +32,7 @@ from ltx2rt.pipelines.checks import (
     exr_problems,
     with_embedded_prompts,
 )
-from ltx2rt.pipelines.decoding import decode_audio, decode_video
+from ltx2rt.pipelines.decoding import chosen_tiling, decode_audio, decode_video
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.pipelines.facts import PipelineFacts, field_names
 from ltx2rt.pipelines.generation import Run
@@ -195,8 +195,13 @@ class Pipeline(PipelineFacts):
             frame_rate, waveform, crop, frame_step, cut_audio, hdr: see `Clip`.
         """
         self.engines.release(*TRANSFORMER)
+        request = run.request
+        if video is not None:
+            tiling = chosen_tiling(self.source, run.config.tiling, video.shape[2:])
+            config = dataclasses.replace(run.config, tiling=tiling)
+            request = dataclasses.replace(request, config=config)
         return self.clip_class(run.request)(
-            record=self.record(run.request, run.stages),
+            record=self.record(request, run.stages),
             job=run.job,
             latents=run.latents,
             video_latent=video,
