@@ -31,7 +31,7 @@ REFUSED = {
 }
 
 #: pipelines whose clip has the size of what is given
-SIZED = ("retake", "hdr-ic-lora", "dub-it", "upscale")
+SIZED = ("retake", "hdr-ic-lora", "upscale")
 
 
 def playable(path: Path, *, video: bool = True) -> int:

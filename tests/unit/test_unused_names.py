@@ -29,8 +29,6 @@ def used(tree: ast.AST) -> Counter[str]:
             names[node.attr] += 1
         elif isinstance(node, ast.alias):
             names[node.name.split(".")[-1]] += 1
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
-            names[ast.unparse(node.args[1]).strip("'")] += 1
     return names
 
 
