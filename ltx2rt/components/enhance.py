@@ -130,8 +130,8 @@ def enhance_prompt(
     system = SYSTEM_PROMPTS["text" if image is None else "image"]
     picture = None if image is None else image.read_bytes() if image.is_file() else b""
     key = [prompt, system, config.url, config.model, seed, picture and _digest(picture)]
-    kept = cache_dir() / "enhanced" / f"{_digest(json.dumps(key).encode())}.json"
-    if (answer := _read_cached(kept)) is not None:
+    cached = cache_dir() / "enhanced" / f"{_digest(json.dumps(key).encode())}.json"
+    if (answer := _read_cached(cached)) is not None:
         return answer
     messages = [
         {"role": "system", "content": system},
@@ -149,7 +149,7 @@ def enhance_prompt(
             f"{config.url or config.model} answered without a single word; try another model or "
             "leave the enhancement out."
         )
-    _write_cached(kept, answer)
+    _write_cached(cached, answer)
     return answer
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,14 +22,22 @@ from ltx2rt.cli.fields import (
     spelling,
 )
 from ltx2rt.cli.outputs import Outputs
+from ltx2rt.cli.requests import asked_of
 from ltx2rt.cli.rows import ROWS
 from ltx2rt.cli.run_options import RunOptions
 from ltx2rt.components.enhance import EnhanceConfig
+from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.base import pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.pipelines.dfr import DFRInputs
+from ltx2rt.pipelines.ic_lora import ICLoraInputs
+from ltx2rt.pipelines.retake import RetakeInputs
+from ltx2rt.pipelines.upscale import UpscaleInputs
 from ltx2rt.sampling.guidance import GuiderParams
+from tests.unit.command_flags import given_by
 
 PARTS: Mapping[str, type[Any]] = {
     "config": GenerationConfig,
@@ -145,6 +154,44 @@ def test_a_new_field_needs_no_row() -> None:
     assert spelling(int | None) == {"action": "store", "convert": int, "metavar": "N"}
     off = spelling(bool, True)
     assert (off["action"], off["read"](True)) == ("store_true", False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "inputs"),
+    [
+        (
+            ("dfr", "--detailing-lora", "d.safetensors:0.5", "--temporal-upsample-rounds", "1"),
+            DFRInputs(
+                temporal_upsample_rounds=1,
+                detailing_lora=Lora(path="d.safetensors", strength=0.5),
+            ),
+        ),
+        (
+            ("ic-lora", "--reference", "a.mp4", "--reference", "b.mp4:0.5", "--skip-stage-2"),
+            ICLoraInputs(
+                references=(
+                    ReferenceFile(path=Path("a.mp4")),
+                    ReferenceFile(path=Path("b.mp4"), strength=0.5),
+                ),
+                skip_stage_2=True,
+            ),
+        ),
+        (
+            ("retake", "--video", "a.mp4", "--start-time", "1", "--end-time", "2.5",
+             "--no-regenerate-audio"),
+            RetakeInputs(
+                video=Path("a.mp4"), start_time=1.0, end_time=2.5, regenerate_audio=False
+            ),
+        ),
+        (
+            ("upscale", "--source", "a.mp4", "--upscale", "both", "--refine", "0.5"),
+            UpscaleInputs(source=Path("a.mp4"), upscale="both", refine=0.5),
+        ),
+    ],
+)  # fmt: skip
+def test_flags_reach_the_inputs(flags: tuple[str, ...], inputs: Any) -> None:
+    asked = asked_of(given_by("--prompt", "a", "--pipeline", *flags))
+    assert asked.request.inputs == inputs
 
 
 def test_messages_name_flags_where_a_flag_is_meant() -> None:

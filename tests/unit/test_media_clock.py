@@ -12,12 +12,7 @@ import pytest
 
 from ltx2rt.errors import MediaError
 from ltx2rt.media.clock import resampled
-from ltx2rt.media.reader import (
-    count_frames,
-    iterate_video_frames,
-    probe_video,
-    read_video_frames,
-)
+from ltx2rt.media.reader import count_frames, iterate_video_frames, probe_video, read_video_frames
 from ltx2rt.media.sound import probe_audio, read_audio
 from ltx2rt.pipelines.inputs import read_sound
 from tests.unit.media_clips import (
