@@ -1,0 +1,45 @@
+"""Engines of a simulated bundle run on host arrays: the slow, obvious twin of the device code.
+
+Both run the same programs on the same bits, so a pipeline through the device must give exactly what
+it gives here, in every precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltx2rt.backends import tensorrt
+from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, check_inputs
+from tests.simulator.engine_program import Program
+
+
+class HostEngine(EngineBase):
+    """Takes the arguments of `TrtEngine`; only the engine file and the weights matter."""
+
+    def __init__(
+        self, path: Path, spec: EngineSpec, weights: Mapping[str, Array], *_: Any, **__: Any
+    ) -> None:
+        self._spec = spec
+        self._program = Program.from_bytes(path.read_bytes())
+        self._weights = dict(weights)
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self._spec
+
+    def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; see `Engine`."""
+        check_inputs(self._spec, tensors)
+        given = self._weights | dict(tensors)
+        bits = {t.name: given[t.name].view(t.carrier) for t in self._program.inputs}
+        dtypes = {t.name: NUMPY_DTYPES[t.dtype] for t in self._spec.outputs}
+        return {n: a.view(dtypes[n]) for n, a in self._program.run(bits).items()}
+
+
+def use_host_engines(patch: pytest.MonkeyPatch) -> None:
+    """From here on bundles load the twin."""
+    patch.setattr(tensorrt, "TrtEngine", HostEngine)
