@@ -7,12 +7,14 @@ it gives here, in every precision.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ltx2rt.backends import tensorrt
+from ltx2rt.backends.host_stack import HostStack
+from ltx2rt.bundle import loader
 from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, check_inputs
 from tests.simulator.engine_program import Program
 
@@ -41,5 +43,11 @@ class HostEngine(EngineBase):
 
 
 def use_host_engines(patch: pytest.MonkeyPatch) -> None:
-    """From here on bundles load the twin."""
-    patch.setattr(tensorrt, "TrtEngine", HostEngine)
+    """From here on bundles load the twin, and a host stack in place of the device's."""
+
+    def stack(parts: Any, memory: object, *, keep: bool) -> HostStack:
+        return HostStack(parts, keep=keep)
+
+    patch.setattr(loader, "TrtEngine", HostEngine)
+    patch.setattr(loader, "DeviceStack", stack)
+    patch.setattr(loader.Loader, "_memory", lambda *_: ExitStack())
