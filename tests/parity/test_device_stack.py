@@ -93,7 +93,7 @@ class Stacks:
     def device(
         self, device: LoggingDevice, reserve: int | None = None, *, keep: bool = True
     ) -> DeviceStack:
-        memory = DeviceMemory(device, reserve).opened()
+        memory = DeviceMemory(device, reserve=reserve).opened()
         engines: dict[str, TrtEngine] = {}
 
         def engine(name: str, _: int) -> TrtEngine:
