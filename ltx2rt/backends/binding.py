@@ -45,7 +45,7 @@ class Binding:
         self._label = label
         self._said = said
         self._profile = -1
-        self._feeds: dict[str, DeviceTensor] = {}
+        self._feeds: dict[str, DeviceTensor] | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._outputs: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -62,7 +62,7 @@ class Binding:
         """
         if feeds != self._feeds:
             check_inputs(self._spec, feeds)
-            self._feeds = {}  # what is set does not fit them until all of it is
+            self._feeds = None  # what is set does not fit them until all of it is
             self._set_shapes(feeds)
             for spec in self._spec.inputs:
                 if spec.name in self._names:

@@ -190,6 +190,10 @@ class TrtEngine(EngineBase):
         self._ran = True
         binding.enqueue(self._device.compute)
 
+    def wait(self) -> None:
+        """Wait for what is enqueued."""
+        self._memory.synchronize()
+
     def receive(self, wanted: Sequence[tuple[Array, int]]) -> None:
         """Copy outputs to the host, and wait for what is enqueued."""
         self._memory.staging.receive(wanted, self._device.compute)

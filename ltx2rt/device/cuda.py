@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt.device.device import Device, Graph, Pinned, Stream
+from ltx2rt.device.device import Device, Event, Graph, Pinned, Stream
 from ltx2rt.device.gpus import Gpu, check, driver_cuda, find_device, load_driver, local_gpu
 from ltx2rt.engine import Array
 from ltx2rt.errors import EngineError, UnsupportedError
@@ -43,8 +43,8 @@ class CudaDevice:
         self.activate()
         options = self._core.StreamOptions(nonblocking=True)
         device = self._core.Device(index)
-        self.compute: Stream = self._call(device.create_stream, options=options)
-        self.upload: Stream = self._call(device.create_stream, options=options)
+        self.compute = _CudaStream(self, self._call(device.create_stream, options=options))
+        self.upload = _CudaStream(self, self._call(device.create_stream, options=options))
 
     def activate(self) -> None:
         """Make the context that of the calling thread: frames decode on a thread of their own."""
@@ -58,12 +58,12 @@ class CudaDevice:
         """
         device = self._core.Device(self.index)
         try:
-            block = self._call(device.allocate, max(size, 1), stream=self.compute)
+            block = self._call(device.allocate, max(size, 1), stream=self.compute.core)
         except EngineError as error:
             if "OUT_OF_MEMORY" not in str(error):
                 raise
             raise EngineError(self._out_of_memory(size)) from error
-        self._call(self.compute.sync)
+        self.compute.sync()
         address = int(block.handle)
         self._blocks[address] = block
         return address
@@ -76,7 +76,7 @@ class CudaDevice:
         """Give memory of `allocate` back, once nothing uses it; from any thread."""
         self.activate()
         self._call(self._blocks.pop(address).close)
-        self._call(self.compute.sync)
+        self.compute.sync()
 
     def pinned(self, size: int) -> Pinned:
         """Host memory that copies need not wait for; pageable, with one warning, where the system
@@ -110,7 +110,7 @@ class CudaDevice:
         Raises:
             EngineError: something that cannot be captured was called.
         """
-        builder = self._call(self.compute.create_graph_builder)  # type: ignore[attr-defined]
+        builder = self._call(self.compute.core.create_graph_builder)
         self._call(builder.begin_building, "thread_local")
         try:
             enqueue()
@@ -121,8 +121,8 @@ class CudaDevice:
     def close(self) -> None:
         """Free the streams."""
         for stream in (self.compute, self.upload):
-            self._call(stream.sync)
-            self._call(stream.close)  # type: ignore[attr-defined]
+            stream.sync()
+            self._call(stream.core.close)
 
     def _copy(self, name: str, to: int, source: int, size: int, stream: Stream) -> None:
         call = getattr(self._driver, name)
@@ -150,6 +150,43 @@ class CudaDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class _CudaEvent:
+    device: CudaDevice
+    core: Any
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.device._call(lambda: self.core.is_done))
+
+    def sync(self) -> None:
+        """See `Event`."""
+        self.device._call(self.core.sync)
+
+
+@dataclass(frozen=True, slots=True)
+class _CudaStream:
+    device: CudaDevice
+    core: Any
+
+    @property
+    def handle(self) -> int:
+        return int(self.core.handle)
+
+    def record(self) -> _CudaEvent:
+        """See `Stream`."""
+        return _CudaEvent(self.device, self.device._call(self.core.record))
+
+    def wait(self, event: Event) -> None:
+        """See `Stream`."""
+        assert isinstance(event, _CudaEvent)
+        self.device._call(self.core.wait, event.core)
+
+    def sync(self) -> None:
+        """See `Stream`."""
+        self.device._call(self.core.sync)
+
+
+@dataclass(frozen=True, slots=True)
 class _HostBytes:
     array: Array
     block: Any
@@ -171,7 +208,7 @@ class _CudaGraph:
     builder: Any
 
     def launch(self) -> None:
-        self.device._call(self.graph.launch, self.device.compute)
+        self.device._call(self.graph.launch, self.device.compute.core)
 
     def close(self) -> None:
         self.graph.close()
