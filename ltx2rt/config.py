@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltx2rt.errors import InternalError, OptionError, ShapeError, join_problems
+from ltx2rt.errors import Field, InternalError, OptionError, Problem, ShapeError
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
@@ -38,8 +38,8 @@ class RuntimeConfig:
 
     Attributes:
         threads: CPU threads per engine; 0 uses every core.
-        residency: `stage` frees the text encoder, transformer and upsampler as soon as their part
-            is done; `resident` keeps every engine loaded between calls.
+        residency: `stage` frees text encoder, transformer and upsampler as soon as their part is
+            done; `resident` keeps every engine loaded between calls.
         max_batch_size: guidance passes that run together: faster on large machines, more memory.
         device: number of the GPU, among those that CUDA shows.
         cuda_graphs: a pass of the transformer is captured and replayed, where its weights stay on
@@ -58,17 +58,27 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         problems = []
         if self.threads < 0:
-            problems.append(f"threads={self.threads} is negative; 0 uses every core")
+            problems.append(
+                Problem(Field("threads"), f"={self.threads} is negative; 0 uses every core")
+            )
         if self.residency not in ("stage", "resident"):
-            problems.append(f"residency={self.residency!r}; allowed: stage, resident")
+            problems.append(
+                Problem(Field("residency"), f"={self.residency!r}; allowed: stage, resident")
+            )
         if self.max_batch_size < 1:
-            problems.append(f"max_batch_size={self.max_batch_size} is less than 1")
+            problems.append(
+                Problem(Field("max_batch_size"), f"={self.max_batch_size} is less than 1")
+            )
         if self.device < 0:
-            problems.append(f"device={self.device} is negative; GPUs are numbered from 0")
+            problems.append(
+                Problem(Field("device"), f"={self.device} is negative; GPUs are numbered from 0")
+            )
         if self.kernels not in ("eager", "none", "lazy"):
-            problems.append(f"kernels={self.kernels!r}; allowed: eager, none, lazy")
+            problems.append(
+                Problem(Field("kernels"), f"={self.kernels!r}; allowed: eager, none, lazy")
+            )
         if problems:
-            raise OptionError(join_problems("runtime options", problems))
+            raise OptionError("runtime options", problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +101,21 @@ class ImageCondition:
     def __post_init__(self) -> None:
         problems = []
         if self.frame < 0:
-            problems.append(f"frame={self.frame} is negative")
+            problems.append(
+                Problem(Field("frame"), f"={self.frame} of image {self.path} is negative")
+            )
         if not 0.0 <= self.strength <= 1.0:
-            problems.append(f"strength={self.strength} is not in [0, 1]")
+            problems.append(
+                Problem(
+                    Field("strength"), f"={self.strength} of image {self.path} is not in [0, 1]"
+                )
+            )
         if self.crf is not None and not 0 <= self.crf <= 51:
-            problems.append(f"crf={self.crf} is not in [0, 51]")
+            problems.append(
+                Problem(Field("crf"), f"={self.crf} of image {self.path} is not in [0, 51]")
+            )
         if problems:
-            raise OptionError(join_problems(f"image {self.path}", problems))
+            raise OptionError("an image cannot be used", problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,18 +171,22 @@ class GenerationConfig:
         if not self.prompt.isascii() and any(0xD800 <= ord(c) <= 0xDFFF for c in self.prompt):
             problems.append("the prompt is not valid UTF-8 text")
         if not -(2**63) <= self.seed < 2**64:
-            problems.append(f"seed={self.seed} does not fit 64 bits")
+            problems.append(Problem(Field("seed"), f"={self.seed} does not fit 64 bits"))
         if not (math.isfinite(self.frame_rate) and 1 <= self.frame_rate <= 240):
-            problems.append(f"frame_rate={self.frame_rate} is not in [1, 240]")
+            problems.append(Problem(Field("frame_rate"), f"={self.frame_rate} is not in [1, 240]"))
         if self.hdr not in (None, *HDR_MODES):
-            problems.append(f"hdr={self.hdr!r}; allowed: {', '.join(HDR_MODES)}")
+            problems.append(
+                Problem(Field("hdr"), f"={self.hdr!r}; allowed: {', '.join(HDR_MODES)}")
+            )
         try:
             TilingConfig.parse(self.tiling)
         except (OptionError, ShapeError) as error:
-            problems.append(str(error))
+            problems += error.problems
         for name in ("sampler", "stage_2_sampler"):
             if (sampler := getattr(self, name)) not in (None, *SAMPLERS):
-                problems.append(f"{name}={sampler!r}; allowed: {', '.join(SAMPLERS)}")
+                problems.append(
+                    Problem(Field(name), f"={sampler!r}; allowed: {', '.join(SAMPLERS)}")
+                )
         for name in ("sigmas", "stage_2_sigmas"):
             problems += sigma_problems(name, getattr(self, name))
         if isinstance(self.num_frames, int):
@@ -176,7 +198,7 @@ class GenerationConfig:
             ]
         problems += lora_problems((*self.loras, *(self.stage_2_loras or ())))
         if problems:
-            raise OptionError(join_problems("cannot generate", problems))
+            raise OptionError("cannot generate", problems)
 
     @property
     def refine_loras(self) -> tuple[Lora, ...]:
@@ -222,15 +244,25 @@ class GuidanceConfig:
             problems.append("the negative prompt is not valid UTF-8 text")
         steps = self.num_inference_steps
         if steps is not None and not 1 <= steps <= MAX_STEPS:
-            problems.append(f"num_inference_steps={steps} is not in [1, {MAX_STEPS}]")
+            problems.append(
+                Problem(Field("num_inference_steps"), f"={steps} is not in [1, {MAX_STEPS}]")
+            )
         if self.scheduler not in SCHEDULERS:
-            problems.append(f"scheduler={self.scheduler!r}; allowed: {', '.join(SCHEDULERS)}")
+            problems.append(
+                Problem(
+                    Field("scheduler"), f"={self.scheduler!r}; allowed: {', '.join(SCHEDULERS)}"
+                )
+            )
         if self.distilled_lora is not None:
             problems += lora_problems([self.distilled_lora])
         if not all(math.isfinite(s) for s in self.distilled_strengths or ()):
-            problems.append(f"distilled_strengths={self.distilled_strengths} are not numbers")
+            problems.append(
+                Problem(
+                    Field("distilled_strengths"), f"={self.distilled_strengths} are not numbers"
+                )
+            )
         if problems:
-            raise OptionError(join_problems("guidance options", problems))
+            raise OptionError("guidance options", problems)
 
 
 def sigma_problems(name: str, sigmas: tuple[float, ...] | None) -> list[str]:
@@ -240,10 +272,13 @@ def sigma_problems(name: str, sigmas: tuple[float, ...] | None) -> list[str]:
     try:
         table = sigma_table(sigmas)
     except OptionError as error:
-        return [f"{name}: {error}"]
+        return [Problem(Field(name), f": {problem}") for problem in error.problems]
     if table[0] > 1 or table[-1] != 0:
         return [
-            f"{name} must start at 1 or below and end at 0, found {table[0]:g} to {table[-1]:g}"
+            Problem(
+                Field(name),
+                f" must start at 1 or below and end at 0, found {table[0]:g} to {table[-1]:g}",
+            )
         ]
     return []
 
@@ -251,7 +286,7 @@ def sigma_problems(name: str, sigmas: tuple[float, ...] | None) -> list[str]:
 def lora_problems(loras: Iterable[Lora]) -> list[str]:
     """What is wrong with LoRA options, files not looked at."""
     return [
-        f"strength={lora.strength} of LoRA {lora.path} is not a number"
+        Problem(Field("strength"), f"={lora.strength} of LoRA {lora.path} is not a number")
         for lora in loras
         if not math.isfinite(lora.strength)
     ]

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.errors import ShapeError, join_problems
+from ltx2rt.errors import ShapeError
 
 #: arrays on the host by element type; the one home of these names (a test looks)
 Array = NDArray[Any]
@@ -138,7 +138,7 @@ def check_inputs(spec: EngineSpec, tensors: Mapping[str, Shaped]) -> None:
                 f"[{', '.join(map(str, want.shape))}]" + (f" with {known}" if known else "")
             )
     if problems:
-        raise ShapeError(join_problems(f"inputs of {spec.component} do not fit", problems))
+        raise ShapeError(f"inputs of {spec.component} do not fit", problems)
 
 
 def _fits(shape: tuple[int, ...], want: tuple[int | str, ...], sizes: dict[str, int]) -> bool:

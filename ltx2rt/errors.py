@@ -2,15 +2,90 @@
 bug.
 
 A message says what was asked, what was found, what is allowed and how to proceed, in one sentence.
+An error holds its problems one by one: what catches it adds them to its own, and only the edge that
+shows an error joins them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+
+class Field(str):
+    """A field in a message, by as much of its place as tells it from others (`seed`,
+    `guidance.video.cfg_scale`); shown is its own name.
+    """
+
+    def own_name(self) -> str:
+        """The last part."""
+        return self.rpartition(".")[2]
+
+
+class Problem(str):
+    """What is wrong, with the fields in it marked: `Problem(Field("seed"), "=1.5 is not whole")`.
+
+    It is text that names fields; an edge that calls them otherwise, as the command line calls them
+    by its flags, asks for `spelled`.
+    """
+
+    parts: tuple[str, ...]
+
+    def __new__(cls, *parts: str) -> Problem:
+        """Put it together from text and `Field`s; a `Problem` among them keeps its fields."""
+        flat = [inner for p in parts for inner in (p.parts if isinstance(p, Problem) else (p,))]
+        text = "".join(p.own_name() if isinstance(p, Field) else p for p in flat)
+        problem = super().__new__(cls, text)
+        problem.parts = tuple(flat)
+        return problem
+
+    def inside(self, place: str) -> Problem:
+        """The same of a dataclass that lies at `place` in another one."""
+        if not place:
+            return self
+        return Problem(*(Field(f"{place}.{p}") if isinstance(p, Field) else p for p in self.parts))
+
+    def spelled(self, spell: Callable[[Field], str]) -> str:
+        """The text, with other names for its fields."""
+        return "".join(spell(p) if isinstance(p, Field) else p for p in self.parts)
 
 
 class Ltx2rtError(Exception):
-    """Base of all errors a user can cause; the command line prints it and exits with 2."""
+    """Base of all errors a user can cause; the command line prints it and exits with 2.
+
+    Args:
+        what: the whole message, or what `problems` are about.
+        problems: everything that is wrong; each can be understood without `what`.
+        advice: how to proceed, a line below the problems.
+
+    Attributes:
+        subject: what the problems are about; empty if the message says it itself.
+        problems: one text or `Problem` each.
+    """
+
+    def __init__(self, what: str = "", problems: Sequence[str] = (), advice: str = "") -> None:
+        super().__init__(what, tuple(problems), advice)
+        self.subject = what if problems else ""
+        self.problems = tuple(problems) or (what,)
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return self.told(Field.own_name)
+
+    def told(self, spell: Callable[[Field], str]) -> str:
+        """The message: a sentence for one problem, a list for several.
+
+        Args:
+            spell: the name of a field.
+        """
+        *texts, advice = (
+            p.spelled(spell) if isinstance(p, Problem) else p for p in (*self.problems, self.advice)
+        )
+        if len(texts) > 1:
+            lines = "".join(f"\n  - {text}" for text in texts)
+            text = f"{self.subject} ({len(texts)} problems):{lines}"
+        else:
+            text = f"{self.subject}: {texts[0]}" if self.subject else texts[0]
+        return f"{text}\n{advice}" if advice else text
 
 
 class BundleError(Ltx2rtError):
@@ -49,10 +124,3 @@ class EnhanceError(Ltx2rtError):
 
 class InternalError(Exception):
     """An invariant of ours is broken: please report it. Never raised for bad input."""
-
-
-def join_problems(what: str, problems: Sequence[str]) -> str:
-    """Put all problems found into one message: a sentence for one, a list for several."""
-    if len(problems) == 1:
-        return f"{what}: {problems[0]}"
-    return f"{what} ({len(problems)} problems):\n" + "\n".join(f"  - {p}" for p in problems)

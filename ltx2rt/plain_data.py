@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from ltx2rt.errors import BundleError, Ltx2rtError, OptionError, join_problems
+from ltx2rt.errors import BundleError, Ltx2rtError, OptionError, Problem
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def from_plain(kind: type[T], data: Any, what: str) -> T:
     """
     value, problems = read_plain(kind, data)
     if value is None:
-        raise OptionError(join_problems(what, problems))
+        raise OptionError(what, problems)
     return value
 
 
@@ -105,7 +105,7 @@ def read_document(
         )
     value, problems = read_plain(kind, data, where)
     if value is None:
-        raise BundleError(join_problems(f"{path} is not valid", problems[:20]))
+        raise BundleError(f"{path} is not valid", problems[:20])
     return value
 
 
@@ -123,10 +123,14 @@ def parse_json(text: str) -> Any:
 
 def unknown_name(name: str, known: Iterable[str], where: str = "") -> str:
     """`'sead' is unknown; did you mean 'seed'?`, or `x has an unknown option 'sead'; did ...`."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    shown = repr(name[:_SHOWN])
+    hint, shown = nearest(name, known), repr(name[:_SHOWN])
     return f"{where} has an unknown option {shown}{hint}" if where else f"{shown} is unknown{hint}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'seed'?`, or nothing."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -247,7 +251,7 @@ def _read_dataclass(kind: type[Any], data: Any, where: str, problems: list[str])
     try:
         return kind(**values)
     except Ltx2rtError as error:
-        problems.append(str(error))
+        problems += [p.inside(where) if isinstance(p, Problem) else p for p in error.problems]
         return None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, target_problems
-from ltx2rt.errors import Ltx2rtError, OptionError, ShapeError, UnsupportedError, join_problems
+from ltx2rt.errors import Ltx2rtError, OptionError, ShapeError, UnsupportedError
 from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS
 from ltx2rt_export.custom_ops.table import MODES
 from ltx2rt_export.engines.shapes import parse_shapes
@@ -85,12 +85,12 @@ class BuildConfig:
         except ShapeError as error:
             if not problems:
                 raise
-            problems.append(str(error))
+            problems += error.problems
         unsupported = self._target_problems()
         if unsupported and not problems:
-            raise UnsupportedError(join_problems("cannot build", unsupported))
+            raise UnsupportedError("cannot build", unsupported)
         if problems := [*problems, *unsupported]:
-            raise OptionError(join_problems("build options", problems))
+            raise OptionError("build options", problems)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -209,5 +209,5 @@ class BuildConfig:
                 try:
                     check_precision(self.precision, target)
                 except Ltx2rtError as error:
-                    problems.append(str(error).rstrip("."))
+                    problems += [problem.rstrip(".") for problem in error.problems]
         return problems

@@ -33,7 +33,7 @@ from ltx2rt.bundle.manifest import (
     write_manifest,
 )
 from ltx2rt.config import lora_problems
-from ltx2rt.errors import CheckpointError, OptionError, join_problems
+from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.lora.files import Lora
 from ltx2rt.names import AUDIO_DECODER, VIDEO_ENCODER, VOCODER
 from ltx2rt.progress import Job
@@ -148,7 +148,7 @@ def build_bundle(
     check_target(output, force=config.force)
     _check_inputs_survive(inputs, output)
     if problems := lora_problems(inputs.loras):
-        raise OptionError(join_problems("cannot build", problems))
+        raise OptionError("cannot build", problems)
     with build_lock(output):
         key = weights_key(files, inputs, config)
         work = open_work(output.absolute().parent, output.name, key)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.errors import CheckpointError, join_problems
+from ltx2rt.errors import CheckpointError
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.gemma_files import GemmaFiles, check_gemma_version, open_gemma
 from ltx2rt_export.kinds import KINDS, detect_kind, open_weights, split_components
@@ -219,7 +219,7 @@ def _check_complete(
         elif role.endswith("_vae") and not any(name.startswith("decoder.") for name in tensors):
             problems.append(f"the {_words(role)} has no decoder: {REQUIRED[role]}")
     if problems:
-        raise CheckpointError(join_problems(f"the model of {main.path} is incomplete", problems))
+        raise CheckpointError(f"the model of {main.path} is incomplete", problems)
 
 
 def _words(role: str) -> str:

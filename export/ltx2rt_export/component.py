@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ltx2rt.engine import TensorSpec
-from ltx2rt.errors import CheckpointError, join_problems
+from ltx2rt.errors import CheckpointError
 from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
 
 #: tensor name (prefix of the component removed) -> where it lies
@@ -85,7 +85,7 @@ def match_weights(
             found[name] = entry
     if problems:
         shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
-        raise CheckpointError(join_problems(f"{where} does not fit this model", shown))
+        raise CheckpointError(f"{where} does not fit this model", shown)
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.kinds import is_gemma, open_weights, split_components
 from ltx2rt_export.version import parse_model_version, read_version_text
@@ -105,7 +105,7 @@ def _open_directory(root: Path) -> GemmaFiles:
             "model*.safetensors is missing" + (f" (found {others[0]})" if others else "")
         )
     if weights is None or problems:
-        raise CheckpointError(join_problems(f"{root} is not a Gemma directory", problems))
+        raise CheckpointError(f"{root} is not a Gemma directory", problems)
     folder = weights.parent
     files = [open_weights(p) for p in sorted(folder.glob("*.safetensors"))]
     tensors: dict[str, TensorEntry] = {}
@@ -113,7 +113,7 @@ def _open_directory(root: Path) -> GemmaFiles:
         tensors.update(file)
     missing = _missing_shards(folder, tensors)
     if missing:
-        raise CheckpointError(join_problems(f"{folder} is incomplete", missing))
+        raise CheckpointError(f"{folder} is incomplete", missing)
     assets: dict[str, Path | TensorEntry | str] = {}
     for pattern in ("*.json", "chat_template.jinja"):
         for file_path in sorted(root.rglob(pattern), key=_depth_first_key, reverse=True):
@@ -140,7 +140,7 @@ def _open_packed(file: SafetensorsFile) -> GemmaFiles:
     if "tokenizer.json" not in assets:
         problems.append("it has no `tokenizer_json` tensor")
     if problems:
-        raise CheckpointError(join_problems(f"{file.path} is not a text encoder file", problems))
+        raise CheckpointError(f"{file.path} is not a text encoder file", problems)
     return GemmaFiles(file.path, dict(config), tensors, assets, (file,))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ltx2rt.bundle.checks import check_file, engine_problems
 from ltx2rt.bundle.load_weights import tensor_entry, weight_problems
 from ltx2rt.bundle.manifest import ComponentEntry, Manifest, ModelInfo, Place, read_manifest
-from ltx2rt.errors import BundleError, CheckpointError, join_problems
+from ltx2rt.errors import BundleError, CheckpointError
 from ltx2rt.lora.adapter import Adapter, parse_lora, weight_module
 from ltx2rt.names import LORA_COMPONENTS, TEXT_BLOCK_FULL, TEXT_ENCODER, TRANSFORMER_HEAD
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
@@ -139,14 +139,15 @@ def open_bundle(
             file = SafetensorsFile(place)
         except CheckpointError as error:
             hint = "" if place.exists() else "; if it moved, pass its new folder (--weights-dir)"
-            problems.append(f"{error}{hint}")
+            problems += [f"{problem}{hint}" for problem in error.problems]
             continue
         if (file.file_bytes, file.header_sha256) != (source.bytes, source.header_sha256):
             problems.append(f"{place} changed since the build")
     if problems:
         raise BundleError(
-            join_problems(f"{folder} cannot be used", problems)
-            + f"\nBuild it again: {manifest.command()} -o {folder} --force"
+            f"{folder} cannot be used",
+            problems,
+            f"Build it again: {manifest.command()} -o {folder} --force",
         )
     return Bundle(folder, manifest, sources)
 

@@ -47,7 +47,7 @@ def _sidecar_problems(engine: Path, sha256: str) -> list[str]:
     try:
         info = read_info(engine)
     except BundleError as error:
-        return [str(error)]
+        return [*error.problems]
     return [] if info.engine_sha256 == sha256 else [f"{sidecar_of(engine)} is of another engine"]
 
 

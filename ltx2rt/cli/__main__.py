@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from ltx2rt import __version__
-from ltx2rt.errors import Ltx2rtError
+from ltx2rt.cli.parser import Parser
+from ltx2rt.errors import Field, Ltx2rtError
 
 #: sub-command -> one line of help; its module is `ltx2rt.cli.<name>`
 COMMANDS = {
@@ -38,38 +39,51 @@ USER_ERRORS = {
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; only the chosen sub-command's module is imported."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ltx2rt",
         description="Compile the LTX-2 family of audio-video models and run them without PyTorch.",
         epilog="`ltx2rt COMMAND --help` explains a command.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ltx2rt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((a for a in arguments if not a.startswith("-")), None)
-    for name, summary in COMMANDS.items():
-        sub = commands.add_parser(
-            name, help=summary, description=summary, allow_abbrev=False, add_help=name != chosen
+    if chosen is not None and chosen not in COMMANDS:
+        from ltx2rt.plain_data import nearest
+
+        parser.error(
+            f"argument COMMAND: invalid choice: {chosen!r}{nearest(chosen, COMMANDS)} (choose from "
+            f"{', '.join(COMMANDS)})"
         )
+    parsers = {}
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary, add_help=name != chosen)
+        parsers[name] = sub
         if name == chosen:
             module = importlib.import_module(f"ltx2rt.cli.{name}")
             action = getattr(module, "HelpAction", "help")  # a command may explain itself
             sub.add_argument("-h", "--help", action=action, help="show this help and exit")
             module.add_arguments(sub)
-    return parser.parse_args(arguments)
+    options: argparse.Namespace
+    options, extras = parser.parse_known_args(arguments)
+    if extras:
+        parsers[options.command].refuse(extras)
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 2 for user errors, 130 when
     interrupted.
     """
+    command = None
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        status: int = importlib.import_module(f"ltx2rt.cli.{options.command}").run(options)
+        command = importlib.import_module(f"ltx2rt.cli.{options.command}")
+        status: int = command.run(options)
         sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
         return status
     except Ltx2rtError as error:
-        print(f"ltx2rt: error: {error}", file=sys.stderr)
+        spell = getattr(command, "spell", Field.own_name)  # a command may call fields by its flags
+        print(f"ltx2rt: error: {error.told(spell)}", file=sys.stderr)
         print_notes(error)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as error:

@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli import generate as generate_command
-from ltx2rt.cli import job_file
+from ltx2rt.cli.fields import all_flags, spell
+from ltx2rt.cli.flags import key_of
+from ltx2rt.cli.job_file import read_flags
 from ltx2rt.cli.outputs import Outputs
-from ltx2rt.cli.requests import Asked, asked_of, runtime_of
+from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.errors import Ltx2rtError, OptionError, join_problems
+from ltx2rt.errors import Ltx2rtError, OptionError, Problem
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.plain_data import parse_json
 
@@ -23,6 +26,8 @@ MAX_JOBS = 100_000
 EXIT_FAILED_JOBS = 1
 #: keys of a job that name what it writes
 OUTPUTS = {"output", "frames", "audio_output", "save_latents"}
+#: flags of the whole batch, which win
+SHARED = ("threads", "max_batch_size", "device", "weights_dir", "quiet")
 #: keys that a job of a batch may not have; a stream is under its name before it is complete
 REFUSED = {"resume", "work_dir", "save_embeddings", "stream", "fragmented"}
 
@@ -42,16 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="skip jobs whose output is there already"
     )
     parser.add_argument("--json", action="store_true", help="results are lines of JSON anyway")
-    generate_command.add_runtime_arguments(parser)
+    for key in SHARED:
+        flag = all_flags()[key]
+        parser.add_argument(flag.name, **flag.arguments())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchJob:
-    """One clip of a batch: the number of its line, what is asked, and where it goes."""
+    """One clip of a batch: the number of its line, what is asked, which of its clips it is, and
+    where it goes.
+    """
 
     number: int
     asked: Asked
-    seed: int
+    index: int
     output: Outputs
 
     @property
@@ -80,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
                     result |= _made(job, bundle, pipes)
                 except Ltx2rtError as error:
                     failed = True
-                    result["error"] = str(error)
+                    result["error"] = error.told(spell)
             print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
     finally:
         for pipe in pipes.values():
@@ -91,18 +100,21 @@ def run(options: argparse.Namespace) -> int:
 def _made(
     job: BatchJob, bundle: Bundle, pipes: dict[tuple[str, RuntimeConfig], Pipeline]
 ) -> dict[str, Any]:
-    """Generate one clip; the engines of one pipeline at a time stay loaded."""
+    """Generate one clip; the engines of one pipeline at a time stay loaded: on a GPU only if asked
+    for, since few cards hold them all.
+    """
     asked = job.asked
-    job.output.check(asked.pipeline, asked.inputs, asked.config)
-    runtime = replace(runtime_of(asked.options, asked.record), residency="resident")
+    job.output.check(asked.pipeline, asked.request)
+    runtime = asked.runtime
+    if bundle.manifest.backend not in APIS:
+        runtime = replace(runtime, residency="resident")
     key = (asked.pipeline.name, runtime)
     if key not in pipes:
         while pipes:
             pipes.popitem()[1].close()
         pipes[key] = asked.pipeline(bundle, runtime)
     pipe = pipes[key]
-    config = replace(asked.config, seed=job.seed)
-    return generate_command.make(pipe, asked, config, asked.guidance(pipe), job.output)
+    return generate_command.make(pipe, asked.for_pipeline(pipe), job.index, job.output)
 
 
 def read_jobs(options: argparse.Namespace) -> list[BatchJob]:
@@ -111,25 +123,17 @@ def read_jobs(options: argparse.Namespace) -> list[BatchJob]:
     Raises:
         OptionError: lists what is wrong in every line.
     """
-    parser = argparse.ArgumentParser(add_help=False)
-    generate_command.add_arguments(parser)
-    known = job_file.Flags.of(parser)
-    shared = {n: getattr(options, n) for n in ("threads", "max_batch_size", "weights_dir", "quiet")}
-    defaults = argparse.Namespace(**vars(parser.parse_args([str(options.bundle)])))
-    given = {k: v for k, v in shared.items() if v is not None}
     jobs: list[BatchJob] = []
-    problems = []
+    problems: list[str] = []
     for number, line in _lines(options.jobs):
         try:
-            asked = _asked(line, number, options, defaults, known)
-            merged = argparse.Namespace(**{**vars(asked.options), **given})
-            jobs += _clips(replace(asked, options=merged), number, options.output)
+            jobs += _clips(_asked(line, number, options), number, options.output)
         except Ltx2rtError as error:
-            problems.append(f"line {number}: {error}")
+            problems += [Problem(f"line {number}: ", problem) for problem in error.problems]
     paths = Counter(p for job in jobs for p in job.output.paths)
     problems += [f"{p} is the output of several jobs" for p, count in paths.items() if count > 1]
     if problems:
-        raise OptionError(join_problems(f"{options.jobs} cannot be run", problems[:20]))
+        raise OptionError(f"{options.jobs} cannot be run", problems[:20])
     if not jobs:
         raise OptionError(f"{options.jobs} holds no jobs.")
     return jobs
@@ -151,13 +155,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return lines
 
 
-def _asked(
-    line: str,
-    number: int,
-    options: argparse.Namespace,
-    defaults: argparse.Namespace,
-    known: job_file.Flags,
-) -> Asked:
+def _asked(line: str, number: int, options: argparse.Namespace) -> Asked:
     """A line as a request; its outputs are in the batch's folder, other paths beside the file."""
     try:
         job = parse_json(line)
@@ -165,14 +163,16 @@ def _asked(
         raise OptionError(f"it is not JSON: {error}") from error
     if not isinstance(job, dict):
         raise OptionError("it is not an object of flags")
-    job = {name.replace("-", "_"): value for name, value in job.items()}
+    job = {key_of(name): value for name, value in job.items()}
     refused = sorted(REFUSED & job.keys())
     if refused:
         raise OptionError(f"{', '.join(refused)} cannot be used in a batch")
     outputs = {"output": f"{number:04d}.mp4", **{k: job.pop(k) for k in OUTPUTS & job.keys()}}
     where = f"{options.jobs} line {number}"
-    named, _ = job_file.with_job(defaults, outputs, options.output.absolute(), known, where)
-    return asked_of(*job_file.with_job(named, job, options.jobs.absolute().parent, known, where))
+    named, _ = read_flags(outputs, options.output.absolute(), where)
+    given, record = read_flags(job, options.jobs.absolute().parent, where)
+    shared = {key: v for key in SHARED if (v := getattr(options, key)) is not None}
+    return asked_of({**given, **named, **shared}, record)
 
 
 def _clips(asked: Asked, number: int, folder: Path) -> list[BatchJob]:
@@ -181,7 +181,7 @@ def _clips(asked: Asked, number: int, folder: Path) -> list[BatchJob]:
     Raises:
         OptionError: a name that leads out of the batch's folder.
     """
-    every, count = Outputs.of(asked.options), len(asked.seeds)
+    every, count = asked.output, len(asked.seeds)
     inside = folder.resolve()
     outside = [str(p) for p in every.paths if not p.resolve().is_relative_to(inside)]
     if outside or every.is_stdout:
@@ -190,8 +190,8 @@ def _clips(asked: Asked, number: int, folder: Path) -> list[BatchJob]:
         BatchJob(
             number=number,
             asked=asked,
-            seed=seed,
-            output=every.numbered(i) if count > 1 else every,
+            index=i,
+            output=every.numbered(i + 1) if count > 1 else every,
         )
-        for i, seed in enumerate(asked.seeds, 1)
+        for i in range(count)
     ]

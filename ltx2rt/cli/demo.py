@@ -6,13 +6,17 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ltx2rt.cli import build as build_command
-from ltx2rt.cli import generate as generate_command
 from ltx2rt.cli.common import export_module
+from ltx2rt.cli.generate import make_and_say, spell
+from ltx2rt.cli.parser import Parser
 from ltx2rt.cli.requests import asked_of
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import check_generation_size
+
+__all__ = ["add_arguments", "run", "spell"]
 
 PROMPT = "Soft lights drift over a quiet lake at dusk while a distant bell rings."
 
@@ -39,8 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.keep is not None and options.keep.exists():
         raise OptionError(f"{options.keep} exists; name a new folder for --keep.")
-    generate = generate_options(options, Path("bundle"))
-    asked_of(generate)  # refuse a bad request before any work
+    asked = asked_of(given_of(options))  # refuse a bad request before any work
     check_generation_size(options.height, options.width, options.num_frames, two_stage=True)
     from ltx2rt.media.files import check_output_path
 
@@ -55,31 +58,18 @@ def run(options: argparse.Namespace) -> int:
             f"--output={bundle}",
             *(["--quiet"] if options.quiet else []),
         ]
-        parser = argparse.ArgumentParser()
+        parser = Parser()
         build_command.add_arguments(parser)
         built = parser.parse_args(arguments)
         build_command.build(build_command.inputs_of(built), bundle, built)
-        return generate_command.run(generate_options(options, bundle))
+        return make_and_say(asked, bundle)
     finally:
         if options.keep is None or not (folder / "demo.bundle").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def generate_options(options: argparse.Namespace, bundle: Path) -> argparse.Namespace:
-    """The demo's request as `ltx2rt generate` takes it."""
-    parser = argparse.ArgumentParser()
-    generate_command.add_arguments(parser)
-    return parser.parse_args(
-        [
-            f"--prompt={options.prompt}",
-            f"--seed={options.seed}",
-            f"--height={options.height}",
-            f"--width={options.width}",
-            f"--num-frames={options.num_frames}",
-            f"--output={options.output}",
-            *(["--quiet"] if options.quiet else []),
-            *(["--json"] if options.json else []),
-            "--",
-            str(bundle),
-        ]
-    )
+def given_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The demo's request as flags of `ltx2rt generate` hold it."""
+    given = {name: getattr(options, name) for name in ("prompt", "height", "width", "num_frames")}
+    switches = {name: True for name in ("quiet", "json") if getattr(options, name)}
+    return {**given, "seed": [options.seed], "output": str(options.output), **switches}

@@ -133,11 +133,11 @@ def text(report: dict[str, Any]) -> str:
         )
     else:
         lines.append(f"GPU: none; {card['problem']}")
-    kept = report["cache"]
-    if kept["folder"]:
-        lines.append(f"{cache.text(kept)}; `ltx2rt cache clear` empties it")
+    cached = report["cache"]
+    if cached["folder"]:
+        lines.append(f"{cache.text(cached)}; `ltx2rt cache clear` empties it")
     else:
-        lines.append(f"cache: none; {kept['problem']}")
+        lines.append(f"cache: none; {cached['problem']}")
     bundle = report.get("bundle")
     if bundle:
         lines.append(

@@ -4,60 +4,99 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
-from ltx2rt.cli import enhancement as enhancement_flags
-from ltx2rt.cli import job_file
-from ltx2rt.cli import outputs as output_flags
-from ltx2rt.cli.common import ProgressPrinter, print_json
-from ltx2rt.cli.generate_flags import HelpAction, add_arguments, add_runtime_arguments
+from ltx2rt.cli.common import ProgressPrinter, export_module, print_json
+from ltx2rt.cli.fields import all_flags, flags_for, spell
+from ltx2rt.cli.flags import Flag
+from ltx2rt.cli.job_file import dump_job, read_job
 from ltx2rt.cli.outputs import Outputs
-from ltx2rt.cli.requests import (
-    Asked,
-    asked_of,
-    runtime_of,
-)
-from ltx2rt.config import GenerationConfig, GuidanceConfig
+from ltx2rt.cli.pipelines import facts_of
+from ltx2rt.cli.requests import Asked, asked_of
+from ltx2rt.components.enhance import EnhanceConfig, enhance_prompt
+from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import CheckpointError, OptionError
+from ltx2rt.pipelines.base import Pipeline, pipeline_class
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 from ltx2rt.results.stage_store import kept_stages, remove_stages
 
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.base import Pipeline
-
-__all__ = ["HelpAction", "add_arguments", "add_runtime_arguments", "run"]
+__all__ = ["HelpAction", "add_arguments", "run", "spell"]
 
 
-def flags() -> job_file.Flags:
-    """The flags that a job may hold."""
-    parser = argparse.ArgumentParser(add_help=False)
-    add_arguments(parser)
-    return job_file.Flags.of(parser)
+class HelpAction(argparse.Action):
+    """`--help`; after `--pipeline NAME` only what that pipeline takes."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if namespace.pipeline is not None:
+            about = facts_of(namespace.pipeline)["summary"]
+            parser = argparse.ArgumentParser(prog=parser.prog, description=about)
+            add_arguments(parser, flags_for(pipeline_class(namespace.pipeline)))
+        parser.print_help()
+        parser.exit()
+
+
+def add_arguments(parser: argparse.ArgumentParser, flags: Iterable[Flag] | None = None) -> None:
+    """All flags, or those given. They default to None, so that a job can fill in the rest."""
+    parser.usage = "%(prog)s BUNDLE [--pipeline NAME] --prompt TEXT -o FILE [...]"
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "--job",
+        type=Path,
+        metavar="FILE",
+        help="flags from a .json or .toml file, or repeat what made an .mp4, .wav, .png, ...; "
+        "flags given here win",
+    )
+    parser.add_argument(
+        "--dump-job", type=Path, metavar="FILE", help="write these flags as a job, and stop"
+    )
+    groups: dict[str, Any] = {"": parser}
+    for flag in all_flags().values() if flags is None else flags:
+        if flag.group not in groups:
+            groups[flag.group] = parser.add_argument_group(flag.group)
+        groups[flag.group].add_argument(*flag.names, **flag.arguments())
+
+
+def given_in(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags on a command line hold."""
+    return {key: v for key in all_flags() if (v := getattr(options, key, None)) is not None}
 
 
 def run(options: argparse.Namespace) -> int:
-    options, record = job_file.complete(options, options.job, flags())
+    given, record = ({}, None) if options.job is None else read_job(options.job)
+    given |= given_in(options)
     if options.dump_job is not None:
         from ltx2rt.media.files import check_file_path
 
         check_file_path(options.dump_job)
-        asked_of(options, record)
-        job_file.dump_job(options.dump_job, options, record, flags())
+        asked_of(given, record)
+        dump_job(options.dump_job, given, record)
         return 0
-    asked = asked_of(options, record)
-    results = generate(asked)
-    stream = sys.stderr if options.output == output_flags.STDOUT else sys.stdout
+    return make_and_say(asked_of(given, record), options.bundle)
+
+
+def make_and_say(asked: Asked, bundle: Path) -> int:
+    """Generate, and print what was made."""
+    stream = sys.stderr if asked.output.is_stdout else sys.stdout
     made = []
-    for result in results:
+    for result in generate(asked, bundle):
         made.append(result)
-        if not options.json:
+        if not asked.run.json:
             print(_sentence(result), file=stream, flush=True)
-    if options.json:
+    if asked.run.json:
         print_json(made[0] if len(asked.seeds) == 1 else made, stream)
     return 0
 
@@ -78,54 +117,50 @@ def _sentence(result: dict[str, Any]) -> str:
     )
 
 
-def generate(asked: Asked) -> Iterator[dict[str, Any]]:
+def generate(asked: Asked, path: Path) -> Iterator[dict[str, Any]]:
     """Check everything that can be checked, then generate and write clip by clip; yields what was
     made and how long it took.
     """
-    options, count = asked.options, len(asked.seeds)
-    every = Outputs.of(options)
-    outputs = [every.numbered(i) if count > 1 else every for i in range(1, count + 1)]
+    several = len(asked.seeds) > 1
+    outputs = [
+        asked.output.numbered(i + 1) if several else asked.output for i in range(len(asked.seeds))
+    ]
     for output in outputs:
-        output.check(asked.pipeline, asked.inputs, asked.config)
-    check_files(options)
-    bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
-    with asked.pipeline(bundle, runtime_of(options, asked.record)) as pipe:
+        output.check(asked.pipeline, asked.request)
+    check_files(asked)
+    bundle = open_bundle(path, weights_dir=asked.run.weights_dir)
+    with asked.pipeline(bundle, asked.runtime) as pipe:
         warn_of_other_bundle(asked, bundle)
-        guidance = asked.guidance(pipe)
-        for number, (config, output) in enumerate(zip(asked.configs, outputs, strict=True), 1):
-            work_dir = work_dir_of(options, output, number if count > 1 else None)
-            yield make(pipe, asked, config, guidance, output, work_dir)
+        asked = asked.for_pipeline(pipe)
+        for index, output in enumerate(outputs):
+            work_dir = work_dir_of(asked, output, index + 1 if several else None)
+            yield make(pipe, asked, index, output, work_dir)
 
 
 def make(
-    pipe: Pipeline,
-    asked: Asked,
-    config: GenerationConfig,
-    guidance: GuidanceConfig | None,
-    output: Outputs,
-    work_dir: Path | None = None,
+    pipe: Pipeline, asked: Asked, index: int, output: Outputs, work_dir: Path | None = None
 ) -> dict[str, Any]:
-    """Generate and write one clip."""
-    options = asked.options
-    job = Job(ProgressPrinter(quiet=bool(options.quiet)))
-    request = Request(config=config, guidance=guidance, inputs=asked.inputs)
-    if options.enhance_prompt:  # refuse a bad request before anybody is asked
-        pipe.prepare(request)
-        config = enhancement_flags.enhanced(config, options, asked.config.seed)
+    """Generate and write one of the clips that were asked for."""
+    run, request = asked.run, asked.request_of(index)
+    job = Job(ProgressPrinter(quiet=run.quiet))
+    if asked.enhance is not None:
+        pipe.prepare(request)  # refuse a bad request before anybody is asked
+        config = enhanced(request.config, asked.enhance, asked.seeds[0])
         request = replace(request, config=config)
-    if options.resume and options.save_embeddings is None and _is_made(pipe, request, output):
-        return {"output": str(output.paths[0]), "seed": config.seed, "skipped": True}
+    seed = request.config.seed
+    if run.resume and run.save_embeddings is None and _is_made(pipe, request, output):
+        return {"output": str(output.paths[0]), "seed": seed, "skipped": True}
     try:
         clip = pipe(
-            config,
-            guidance,
-            asked.inputs,
+            request.config,
+            request.guidance,
+            request.inputs,
             job=job,
             work_dir=work_dir,
-            resume=bool(options.resume),
+            resume=run.resume,
         )
-        if options.save_embeddings is not None:
-            pipe.save_embeddings(options.save_embeddings)
+        if run.save_embeddings is not None:
+            pipe.save_embeddings(run.save_embeddings)
         output.write(clip)
     except BaseException as error:
         refused = isinstance(error, OptionError | CheckpointError)
@@ -135,7 +170,7 @@ def make(
                 "repeat the command with --resume to go on after them."
             )
         raise
-    if work_dir is not None and options.work_dir is None:
+    if work_dir is not None and run.work_dir is None:
         remove_stages(work_dir)
     size: dict[str, float] = {"num_frames": clip.num_frames or clip.config.frame_count}
     if pipe.makes == "video":
@@ -146,11 +181,20 @@ def make(
     return {
         "output": str(output.paths[0]),
         **clip.metadata(),
-        "seed": config.seed,
+        "seed": seed,
         **size,
         "frame_rate": clip.frame_rate,
         "timings_s": {k: round(v, 3) for k, v in job.timings_s.items()},
     }
+
+
+def enhanced(config: GenerationConfig, who: EnhanceConfig, seed: int) -> GenerationConfig:
+    """What to make, with its prompt written out."""
+    local = None if who.url is not None else export_module("enhance").local_model(who.model)
+    prompt = config.user_prompt or config.prompt
+    image = config.images[0].path if config.images else None
+    answer = enhance_prompt(prompt, who, image=image, seed=seed, local=local)
+    return replace(config, prompt=answer, user_prompt=prompt)
 
 
 def _is_made(pipe: Pipeline, request: Request, output: Outputs) -> bool:
@@ -164,35 +208,32 @@ def _is_made(pipe: Pipeline, request: Request, output: Outputs) -> bool:
     return not is_exr and all(is_made(path, record) for path in output.paths)
 
 
-def check_files(options: argparse.Namespace) -> None:
-    """Refuse further files that cannot be written, and flags that do not go together.
+def check_files(asked: Asked) -> None:
+    """Refuse further files that cannot be written.
 
     Raises:
         OptionError, MediaError: says what is wrong.
     """
     from ltx2rt.media.files import check_file_path, check_folder, check_writable
 
-    if options.save_embeddings is not None:
-        if options.embeddings is not None:
-            raise OptionError("--embeddings and --save-embeddings exclude each other.")
-        check_file_path(options.save_embeddings)
-        if options.save_embeddings in Outputs.of(options).paths:
-            raise OptionError(f"'{options.save_embeddings}' is named for 2 outputs.")
-    if options.work_dir is not None:
-        check_folder(options.work_dir)
-        check_writable(options.work_dir)
-    if options.resume and options.work_dir is None and options.output == output_flags.STDOUT:
+    run = asked.run
+    if run.save_embeddings is not None:
+        check_file_path(run.save_embeddings)
+        if run.save_embeddings in asked.output.paths:
+            raise OptionError(f"'{run.save_embeddings}' is named for 2 outputs.")
+    if run.work_dir is not None:
+        check_folder(run.work_dir)
+        check_writable(run.work_dir)
+    elif run.resume and asked.output.is_stdout:
         raise OptionError("--resume needs --work-dir DIR when the clip goes to standard output.")
 
 
-def work_dir_of(
-    options: argparse.Namespace, output: Outputs, number: int | None = None
-) -> Path | None:
+def work_dir_of(asked: Asked, output: Outputs, number: int | None = None) -> Path | None:
     """Where the finished stages of a clip are kept; None: nowhere."""
-    if options.work_dir is not None:
-        folder: Path = options.work_dir
+    folder = asked.run.work_dir
+    if folder is not None:
         return folder if number is None else folder / f"{number:04d}"
-    if not options.resume:
+    if not asked.run.resume:
         return None
     target = output.paths[0]
     return target.with_name(f"{target.name}.work")
@@ -201,7 +242,7 @@ def work_dir_of(
 def warn_of_other_bundle(asked: Asked, bundle: Bundle) -> None:
     """Say on stderr that a record was made with another bundle."""
     record = asked.record
-    if record is not None and record.bundle != bundle.bundle_id and not asked.options.quiet:
+    if record is not None and record.bundle != bundle.bundle_id and not asked.run.quiet:
         print(
             f"ltx2rt: note: this was made with bundle {record.bundle or 'unknown'}, not with "
             f"{bundle.bundle_id}: the clip will differ.",

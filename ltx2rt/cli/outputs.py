@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import OptionError
 from ltx2rt.plain_data import named_files
 
 if TYPE_CHECKING:
-    from ltx2rt.config import GenerationConfig
     from ltx2rt.pipelines.base import Pipeline
+    from ltx2rt.pipelines.request import Request
     from ltx2rt.results.clip import Clip
 
 STDOUT = Path("-")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        help=".mp4, .mov or .mkv; .wav, .flac, .mp3 or .m4a: only the sound; .png for an upscaled "
-        "image; -: an mp4 on stdout",
-    )
-    output.add_argument(
-        "--stream",
-        "--fragmented",
-        dest="stream",
-        action="store_true",
-        default=None,
-        help="write an .mp4 or .mov that plays while the clip is decoded",
-    )
-    output.add_argument(
-        "--frames", type=Path, metavar="DIR", help="also (or only) write the frames as PNG files"
-    )
-    output.add_argument(
-        "--audio-output",
-        type=Path,
-        metavar="FILE",
-        help="also write the whole sound: .wav, .flac, .mp3 or .m4a",
-    )
-    output.add_argument(
-        "--save-latents",
-        type=Path,
-        metavar="FILE",
-        help="write every stage's latents (safetensors)",
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +24,12 @@ class Outputs:
     """Where the parts of one clip go; None: not written.
 
     Attributes:
-        clip: a video or sound file, or `-`.
-        stream: write a file that plays while it grows.
-        frames: folder of PNG files.
-        audio, latents: further files.
+        clip: .mp4, .mov or .mkv; .wav, .flac, .mp3 or .m4a: only the sound; .png for an upscaled
+            image; -: an mp4 on stdout.
+        stream: write an .mp4 or .mov that plays while the clip is decoded.
+        frames: also (or only) write the frames as PNG files.
+        audio: also write the whole sound: .wav, .flac, .mp3 or .m4a.
+        latents: write every stage's latents (safetensors).
     """
 
     clip: Path | None = None
@@ -70,27 +37,6 @@ class Outputs:
     frames: Path | None = None
     audio: Path | None = None
     latents: Path | None = None
-
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> Outputs:
-        """The outputs that the flags name.
-
-        Raises:
-            OptionError: they name none.
-        """
-        outputs = cls(
-            clip=options.output,
-            stream=bool(options.stream),
-            frames=options.frames,
-            audio=options.audio_output,
-            latents=options.save_latents,
-        )
-        if not outputs.paths:
-            raise OptionError(
-                "nothing is to be written: name an output (-o out.mp4, --frames DIR, "
-                "--audio-output FILE or --save-latents FILE)."
-            )
-        return outputs
 
     @property
     def paths(self) -> list[Path]:
@@ -130,22 +76,27 @@ class Outputs:
             latents=name(self.latents),
         )
 
-    def check(self, pipeline: type[Pipeline], inputs: Any, config: GenerationConfig) -> None:
+    def check(self, pipeline: type[Pipeline], request: Request) -> None:
         """Find out, before any work, that everything can be written, and that a clip of this
         request has it.
 
         Raises:
-            MediaError, OptionError: see `check_output_path`.
+            MediaError, OptionError: nothing is named, or see `check_output_path`.
         """
         from ltx2rt.media.exr import exr_folder
         from ltx2rt.media.files import check_file_path, check_fragmented, check_output_path
 
-        makes = pipeline.output_kinds(inputs)
+        if not self.paths:
+            raise OptionError(
+                "nothing is to be written: name an output (-o out.mp4, --frames DIR, "
+                "--audio-output FILE or --save-latents FILE)."
+            )
+        makes = pipeline.output_kinds(request.inputs)
         kind = makes[0]
         if self.clip is not None and not self.is_stdout:
             kind = check_output_path(self.clip, *makes)
-        is_hdr = kind == "video" and (config.hdr is not None or pipeline.makes_exr)
-        problems = self._overwritten(config, inputs)
+        is_hdr = kind == "video" and (request.config.hdr is not None or pipeline.makes_exr)
+        problems = self._overwritten(request)
         if kind != "video" and self.stream:
             problems.append(f"--stream is for video, not for '{self.clip}'")
         if kind != "video" and self.is_stdout:
@@ -160,7 +111,7 @@ class Outputs:
                 "leave --stream, --frames and -o - out"
             )
         if problems:
-            raise OptionError(join_problems("cannot write", problems))
+            raise OptionError("cannot write", problems)
         if self.stream and self.clip is not None:
             check_fragmented(self.clip)
         if is_hdr and self.clip is not None:
@@ -172,13 +123,13 @@ class Outputs:
         if self.latents is not None:
             check_file_path(self.latents)
 
-    def _overwritten(self, config: GenerationConfig, inputs: Any) -> list[str]:
+    def _overwritten(self, request: Request) -> list[str]:
         """What would be lost: an output under the name of another, or of what the clip is made
         from.
         """
         count = Counter(path.resolve() for path in self.paths)
         problems = [f"'{p}' is named for {n} outputs" for p, n in count.items() if n > 1]
-        sources = {path.resolve() for path in named_files((config, inputs))}
+        sources = {path.resolve() for path in named_files((request.config, request.inputs))}
         return problems + [
             f"'{path}' is what the clip is made from; choose another name"
             for path in sorted(sources & count.keys())

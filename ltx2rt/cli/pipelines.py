@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ltx2rt.cli.common import print_json
-from ltx2rt.cli.inputs import FLAGS
+from ltx2rt.cli.fields import input_flags
 from ltx2rt.pipelines.base import pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
 
@@ -42,6 +42,6 @@ def facts_of(name: str) -> dict[str, Any]:
         "guided": cls.guided,
         "two_stage": cls.two_stage,
         "default_size": cls.default_size and list(cls.default_size),
-        "flags": [flag.name for flag in FLAGS if name in flag.pipelines],
+        "flags": input_flags(name),
         "requires": list(cls.requires),
     }

@@ -1,30 +1,41 @@
-"""The flags of `ltx2rt generate` as a request: read and checked before a bundle is opened."""
+"""What is asked for: flags, on top of a record, read once as a request, without a bundle."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ltx2rt.cli import enhancement as enhancement_flags
-from ltx2rt.cli import guidance as guidance_flags
-from ltx2rt.cli import inputs as input_flags
-from ltx2rt.cli.common import parse_lora
-from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
-from ltx2rt.errors import OptionError, join_problems
-from ltx2rt.latents.duration import AutoDuration
-from ltx2rt.pipelines.base import pipeline_class
+from ltx2rt.cli.fields import all_flags
+from ltx2rt.cli.job_file import read_table
+from ltx2rt.cli.outputs import Outputs
+from ltx2rt.cli.rows import AUTO
+from ltx2rt.cli.run_options import RunOptions
+from ltx2rt.components.enhance import EnhanceConfig
+from ltx2rt.config import DISTILLED_STRENGTHS, RuntimeConfig
+from ltx2rt.errors import OptionError, Problem
+from ltx2rt.pipelines.base import Pipeline, pipeline_class
+from ltx2rt.pipelines.catalog import read_request
+from ltx2rt.pipelines.guided import GuidedPipeline
+from ltx2rt.pipelines.request import Request
+from ltx2rt.plain_data import read_plain, to_plain, unknown_name
 from ltx2rt.results.record import Record
+from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
 
-if TYPE_CHECKING:
-    from ltx2rt.pipelines.base import Pipeline
+#: what the flags hold, by key
+Given = Mapping[str, Any]
+Guiders = tuple[GuiderParams, GuiderParams]
 
-DEFAULT_PIPELINE = "distilled"
-MAX_VIDEOS = 10_000
-AUTO = "auto"
+MODALITIES = ("video", "audio")
+ENHANCING = ("enhance_url", "enhance_model", "enhance_timeout")
+#: what is asked for besides the request
+PARTS: Mapping[str, type[Any]] = {
+    "runtime": RuntimeConfig,
+    "output": Outputs,
+    "enhance": EnhanceConfig,
+    "run": RunOptions,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,203 +44,195 @@ class Asked:
 
     Attributes:
         pipeline: its class.
-        config: of the first clip.
+        request: of the first clip.
         seeds: one a clip.
-        inputs: of the pipeline.
-        options: the flags, from which `guidance` is made once the pipeline is there.
+        runtime, output, run: how, and where to.
+        enhance: who writes out the prompt; None: nobody.
+        given: the flags, for what depends on the bundle.
         record: what is repeated, or None.
     """
 
     pipeline: type[Pipeline]
-    config: GenerationConfig
+    request: Request
     seeds: tuple[int, ...]
-    inputs: Any
-    options: argparse.Namespace
+    runtime: RuntimeConfig
+    output: Outputs
+    run: RunOptions
+    enhance: EnhanceConfig | None
+    given: Given
     record: Record | None = None
 
-    @property
-    def configs(self) -> Iterator[GenerationConfig]:
-        """One a clip."""
-        return (dataclasses.replace(self.config, seed=seed) for seed in self.seeds)
+    def for_pipeline(self, pipe: Pipeline) -> Asked:
+        """The same; guidance that flags change a part of is, for the rest, this pipeline's."""
+        if not isinstance(pipe, GuidedPipeline) or not pipe.guided:
+            return self
+        return asked_of(self.given, self.record, pipe.default_guiders())
 
-    def guidance(self, pipe: Pipeline) -> GuidanceConfig | None:
-        """Guidance for a pipeline; None for one without."""
-        from ltx2rt.pipelines.guided import GuidedPipeline
-
-        if not isinstance(pipe, GuidedPipeline):
-            return None
-        same = self.record is not None and self.record.pipeline == pipe.name
-        base = self.record.request.guidance if self.record and same else None
-        return guidance_flags.guidance_of(self.options, pipe, base)
+    def request_of(self, index: int) -> Request:
+        """The request of one of the clips."""
+        return replace(self.request, config=replace(self.request.config, seed=self.seeds[index]))
 
 
-def asked_of(options: argparse.Namespace, record: Record | None = None) -> Asked:
+def asked_of(given: Given, record: Record | None = None, guiders: Guiders | None = None) -> Asked:
     """The request that the flags make, on top of the one that is repeated; another pipeline than
     its own takes over neither guidance nor inputs.
+
+    Args:
+        guiders: video and audio guidance of the pipeline, which flags change a part of.
 
     Raises:
         OptionError: lists everything that cannot work.
     """
-    name = options.pipeline or (record.pipeline if record else DEFAULT_PIPELINE)
-    options = argparse.Namespace(**{**vars(options), "pipeline": name})
-    pipeline = pipeline_class(name)
-    base = record.request if record else None
-    same = base is not None and record is not None and record.pipeline == name
-    problems = input_flags.problems_of(options, has_inputs=bool(same))
-    problems += enhancement_flags.problems_of(options)
-    refusals: list[str] = []  # whole messages
-    config, inputs = None, None
-    try:
-        inputs = input_flags.inputs_of(options, pipeline, base.inputs if base and same else None)
-    except OptionError as error:
-        refusals.append(str(error))
-    try:
-        config = config_of(options, base.config if base else None, inputs)
-    except OptionError as error:
-        refusals.append(str(error))
-    if config is not None:
-        before = base.guidance if base and same else None
-        problems += guidance_flags.problems_of(options, pipeline, config, before)
-    seeds: tuple[int, ...] = ()
-    try:
-        seeds = seeds_of(options, base.config.seed if base else None)
-    except OptionError as error:
-        problems.append(str(error))
-    if config is not None and pipeline.needs_prompt:
-        if not config.prompt and config.embeddings is None:
-            problems.append(f"--pipeline {name} needs --prompt TEXT")
-    elif config is not None and options.save_embeddings is not None and not config.prompt:
-        problems.append("--save-embeddings needs --prompt TEXT")
-    if len(refusals) == 1 and not problems:
-        raise OptionError(refusals[0])
-    problems += [text.removeprefix("cannot generate: ") for text in refusals]
-    if problems or config is None:
-        raise OptionError(join_problems("cannot generate", problems))
-    return Asked(
-        pipeline=pipeline, config=config, seeds=seeds, inputs=inputs, options=options, record=record
-    )
+    name = given.get("pipeline") or (record.pipeline if record else RunOptions().pipeline)
+    cls = pipeline_class(name)
+    data = _base(given, record, name)
+    values, problems = _values(given, cls)
+    problems += cls.named_problems(_named(values))
+    for place, value in values.items():
+        part = place.partition(".")[0]
+        if part != "guidance" and (part != "inputs" or cls.takes(place)):
+            _put(data, place, value)
+    if cls.guided:
+        problems += _put_guidance(data, given, values, guiders or (GuiderParams(), GuiderParams()))
+    request, wrong = read_request(name, data)
+    problems += wrong if request is None else cls.problems(request)
+    parts: dict[str, Any] = {"enhance": None}
+    for part, kind in PARTS.items():
+        if part != "enhance" or {"enhance_prompt", "enhance_model"} <= given.keys():
+            parts[part], wrong = read_plain(kind, data[part], part)
+            problems += wrong
+    problems += _combination_problems(given, request)
+    if problems or request is None:
+        raise cls.refusal([*dict.fromkeys(problems)])
+    seeds = _seeds(given, request.config.seed)
+    return Asked(pipeline=cls, request=request, seeds=seeds, given=given, record=record, **parts)
 
 
-def config_of(
-    options: argparse.Namespace, base: GenerationConfig | None = None, inputs: Any = None
-) -> GenerationConfig:
-    """The flags as a `GenerationConfig`; what is not given is as in `base`, or else as the
-    pipeline has it for these `inputs`.
-    """
-    given = {
-        f.name: value
-        for f in dataclasses.fields(GenerationConfig)
-        if (value := getattr(options, f.name, None)) is not None
-    }
-    if options.seeds:
-        given["seed"] = options.seeds[0]
-    lists: dict[str, Callable[[Any], Any]] = {
-        "images": parse_image,
-        "loras": parse_lora,
-        "stage_2_loras": parse_lora,
-        "sigmas": float,
-        "stage_2_sigmas": float,
-    }
-    for name, read in lists.items():
-        if name in given:
-            given[name] = tuple(read(v) for v in given[name])
-    for name in ("sampler", "stage_2_sampler"):
-        if name in given:
-            given[name] = given[name].replace("-", "_")
-    if "num_frames" in given or options.auto_duration is not None:
-        given["num_frames"] = frames_of(options.num_frames, options.auto_duration)
-    if base is not None:
-        if "prompt" in given:  # another prompt has neither the old one's contexts nor its origin
-            given = {"embeddings": None, "user_prompt": None, **given}
-        return dataclasses.replace(base, **given)
-    defaults = pipeline_class(options.pipeline or DEFAULT_PIPELINE).defaults(inputs)
-    return GenerationConfig(**{**defaults, **given})
+def _base(given: Given, record: Record | None, pipeline: str) -> dict[str, Any]:
+    """Plain data of what the flags change."""
+    data: dict[str, Any] = {part: {} for part in ("config", *PARTS)}
+    if record is None:
+        return data
+    known = to_plain(record.request)
+    data |= known if record.pipeline == pipeline else {"config": known["config"]}
+    if "prompt" in given:  # another prompt has neither the old one's contexts nor its origin
+        data["config"] |= {"embeddings": None, "user_prompt": None}
+    # in what order sums are made is a part of the result
+    data["runtime"] = {"max_batch_size": record.max_batch_size, "threads": record.threads}
+    return data
 
 
-def seeds_of(options: argparse.Namespace, base: int | None = None) -> tuple[int, ...]:
-    """One seed a clip: those given, or `--num-videos` from the first one on.
-
-    Raises:
-        OptionError: a number of clips that is not allowed, or does not fit several seeds.
-    """
-    default = GenerationConfig.__dataclass_fields__["seed"].default
-    seeds = tuple(options.seeds or (default if base is None else base,))
-    count = options.num_videos
-    if count is None:
-        return seeds
-    if not 1 <= count <= MAX_VIDEOS:
-        raise OptionError(f"num_videos={count} is not in [1, {MAX_VIDEOS}]")
-    if len(seeds) > 1 and len(seeds) != count:
-        raise OptionError(f"num_videos={count} does not fit {len(seeds)} seeds; leave one out")
-    return seeds if len(seeds) > 1 else tuple(seeds[0] + i for i in range(count))
-
-
-def runtime_of(options: argparse.Namespace, record: Record | None = None) -> RuntimeConfig:
-    """The flags as a `RuntimeConfig`; in what order sums are made is as in the record that is
-    repeated, where no flag says it.
-    """
-    given = {
-        f.name: value
-        for f in dataclasses.fields(RuntimeConfig)
-        if (value := getattr(options, f.name, None)) is not None
-    }
-    if record is not None:
-        given = {"max_batch_size": record.max_batch_size, "threads": record.threads, **given}
-    return RuntimeConfig(**given)
-
-
-def frames_of(frames: int | str | None, limits: list[float] | None) -> int | AutoDuration:
-    """`--num-frames` and `--auto-duration` together.
-
-    Raises:
-        OptionError: they contradict each other, or the limits are no range.
-    """
-    if limits is None:
-        return AutoDuration() if frames in (None, AUTO) else int(frames or 0)
-    if isinstance(frames, int):
-        raise OptionError(
+def _values(given: Given, cls: type[Pipeline]) -> tuple[dict[str, Any], list[str]]:
+    """Place -> plain data, and what cannot be read."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for key, flag in all_flags().items():
+        if key not in given:
+            continue
+        places = [place for place in flag.places if cls.takes(place)] or flag.places[:1]
+        try:
+            values |= dict.fromkeys(places, flag.read(given[key]))
+        except OptionError as error:
+            problems += error.problems
+    frames = given.get("num_frames", AUTO)
+    if frames != AUTO and "auto_duration" in given:
+        problems.append(
             f"--auto-duration leaves the number of frames open, --num-frames {frames} fixes it; "
-            "give one of them."
+            "give one of them"
         )
-    return AutoDuration(min_s=limits[0], max_s=limits[1])
+    return values, problems
 
 
-def parse_frames(text: str) -> int | str:
-    """`121` or `auto`."""
-    if text == AUTO:
-        return AUTO
+def _named(values: Mapping[str, Any]) -> list[str]:
+    """The fields that the flags name, and what they say of a LoRA; a 0 asks for nothing."""
+    named = []
+    for place, value in values.items():
+        if value != 0 or not place.startswith("config."):
+            named.append(place)
+        if isinstance(value, dict):
+            named += [f"{place}.{name}" for name in value]
+    return named
+
+
+def _put(data: Any, place: str, value: Any) -> None:
+    *outer, last = place.split(".")
+    for name in outer:
+        data = data.setdefault(name, {})
+    data[int(last) if isinstance(data, list) else last] = value
+
+
+def _put_guidance(
+    data: dict[str, Any], given: Given, values: Mapping[str, Any], guiders: Guiders
+) -> list[str]:
+    """Put the guidance flags on top of what is recorded, or of the pipeline's; gives back what is
+    wrong with their file.
+    """
+    places = [place for place in values if place.startswith("guidance.")]
+    if not places:
+        return []
+    guidance = data["guidance"] = data.get("guidance") or {}
+    openings = {m: to_plain(guider) for m, guider in zip(MODALITIES, guiders, strict=True)}
+    openings["distilled_strengths"] = list(DISTILLED_STRENGTHS)
+    for name, opening in openings.items():
+        if any(place.startswith(f"guidance.{name}.") for place in places):
+            guidance[name] = guidance.get(name) or opening
+            if name in MODALITIES:  # plain flags replace a recorded schedule
+                guidance[f"{name}_schedule"] = None
+    for place in places:
+        if not place.endswith("_schedule"):
+            _put(data, place, values[place])
+    path = given.get("guidance_schedule")
+    return [] if path is None else _put_schedules(guidance, openings, Path(path))
+
+
+def _put_schedules(guidance: dict[str, Any], openings: Mapping[str, Any], path: Path) -> list[str]:
+    """Put guidance by noise level; what a bin leaves out is as without the file."""
+    problems: list[str] = []
     try:
-        return int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}; or {AUTO}") from error
+        table = read_table(path)
+    except OptionError as error:
+        return [*error.problems]
+    for modality, bins in table.items():
+        if modality not in MODALITIES:
+            problems.append(f"{path}: {unknown_name(modality, MODALITIES)}")
+            continue
+        around = guidance.get(modality) or openings[modality]
+        if isinstance(bins, dict):
+            bins = {b: {**around, **p} if isinstance(p, dict) else p for b, p in bins.items()}
+        schedule = {"bins": bins}
+        wrong = read_plain(GuiderSchedule, schedule)[1]
+        problems += [Problem(f"{path}: {modality}: ", problem) for problem in wrong]
+        guidance[f"{modality}_schedule"] = schedule
+    return problems
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`7` or `1,2,3`."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from error
+def _combination_problems(given: Given, request: Request | None) -> list[str]:
+    """Flags that do not go together, beside what the pipeline says of a request."""
+    problems = []
+    seeds, count = given.get("seed", ()), given.get("num_videos")
+    if count is not None and len(seeds) > 1 and len(seeds) != count:
+        problems.append(f"--num-videos {count} does not fit {len(seeds)} seeds; leave one out")
+    more = [f"--{key.replace('_', '-')}" for key in given if key in ENHANCING]
+    if more and "enhance_prompt" not in given:
+        problems.append(f"{', '.join(more)} needs --enhance-prompt")
+    if "enhance_prompt" in given:
+        if "enhance_model" not in given:
+            problems.append(
+                "--enhance-prompt needs --enhance-model (and --enhance-url for an endpoint)"
+            )
+        if "embeddings" in given:
+            problems.append("--enhance-prompt cannot be used with --embeddings")
+    if "save_embeddings" in given:
+        if "embeddings" in given:
+            problems.append("--embeddings and --save-embeddings exclude each other")
+        elif request is not None and not request.config.prompt:
+            problems.append("--save-embeddings needs --prompt TEXT")
+    return problems
 
 
-def parse_image(text: str) -> ImageCondition:
-    """`FILE[@FRAME[:STRENGTH[:CRF]]]`."""
-    path, at, rest = text.rpartition("@")
-    if not at or not path or Path(text).exists():  # a name like photo@2x.png
-        return ImageCondition(path=Path(text))
-    parts = rest.split(":")
-    try:
-        if len(parts) > 3:
-            raise ValueError(rest)
-        return ImageCondition(
-            path=Path(path),
-            frame=int(parts[0]),
-            strength=float(parts[1]) if len(parts) > 1 else 1.0,
-            crf=int(parts[2]) if len(parts) > 2 else None,
-        )
-    except OptionError:
-        raise
-    except ValueError as error:
-        raise OptionError(
-            f"--image {text!r} is not FILE[@FRAME[:STRENGTH[:CRF]]]; an example: photo.png@0:0.8"
-        ) from error
+def _seeds(given: Given, first: int) -> tuple[int, ...]:
+    """One a clip: those given, or so many from the first one on."""
+    seeds = given.get("seed") or [first]
+    return tuple(
+        seeds if len(seeds) > 1 else range(seeds[0], seeds[0] + given.get("num_videos", 1))
+    )

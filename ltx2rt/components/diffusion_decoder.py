@@ -15,7 +15,7 @@ import numpy as np
 
 from ltx2rt.components.video_decoder import Progress, blend_tiles
 from ltx2rt.engine import F32, Engine
-from ltx2rt.errors import BundleError, ShapeError, UnsupportedError, join_problems
+from ltx2rt.errors import BundleError, ShapeError, UnsupportedError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.latents.tiling import (
     AXES,
@@ -247,7 +247,7 @@ class DiffusionVideoDecoder:
                 )
             axes.append(normalized([_pixel_tile(t, factor, temporal=axis == 0) for t in tiles]))
         if problems:
-            raise ShapeError(join_problems("The tiling is not valid", problems))
+            raise ShapeError("The tiling is not valid", problems)
         return axes[0], axes[1], axes[2]
 
     def _check_memory(self, axes: Sequence[Sequence[AxisTile]]) -> None:

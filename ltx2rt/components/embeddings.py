@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.engine import Array
-from ltx2rt.errors import CheckpointError, OptionError, join_problems
+from ltx2rt.errors import CheckpointError, Field, OptionError, Problem
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, read_metadata
 from ltx2rt.weights.safetensors_writer import write_safetensors
 
@@ -86,14 +86,14 @@ def check_embeddings(
     if made_by and text_encoder and made_by != text_encoder:
         problems.append(
             f"it was made by text encoder {made_by}, this bundle has {text_encoder}: save it again "
-            "with this bundle (--save-embeddings)"
+            "with this bundle"
         )
     prompts = read_metadata(file, "prompts")
     listed = isinstance(prompts, list) and all(isinstance(p, str) for p in prompts)
     if prompts is not None and (not listed or (rows and len(prompts) not in rows)):
         problems.append("its list of prompts is damaged")
     if problems:
-        raise CheckpointError(join_problems(f"{path} cannot be used as text contexts", problems))
+        raise CheckpointError(f"{path} cannot be used as text contexts", problems)
     return EmbeddingsInfo(rows=rows.pop(), prompts=tuple(prompts or ()), text_encoder=made_by)
 
 
@@ -110,9 +110,14 @@ def read_embeddings(path: str | Path, rows: int) -> TextContext:
         values = values if values.ndim == 3 else values[None]
         if len(values) < rows:
             raise OptionError(
-                f"{path} holds {len(values)} prompt, but {rows} are needed: the second is the "
-                "negative prompt; save it with a guided pipeline, or switch cfg off "
-                "(--video-cfg-guidance-scale 1 --audio-cfg-guidance-scale 1)."
+                Problem(
+                    f"{path} holds {len(values)} prompt, but {rows} are needed: the second is the "
+                    "negative prompt; save it with a guided pipeline, or switch cfg off (",
+                    Field("guidance.video.cfg_scale"),
+                    "=1, ",
+                    Field("guidance.audio.cfg_scale"),
+                    "=1).",
+                )
             )
         copied: Array = values[:rows].copy()
         return copied

@@ -24,7 +24,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ltx2rt.env import cache_dir, enhance_key
-from ltx2rt.errors import EnhanceError, MediaError, OptionError, join_problems
+from ltx2rt.errors import EnhanceError, Field, MediaError, OptionError, Problem
 from ltx2rt.plain_data import parse_json
 
 MAX_ANSWER_BYTES = 1_000_000
@@ -86,18 +86,24 @@ class EnhanceConfig:
             parts = urllib.parse.urlsplit(self.url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 problems.append(
-                    f"url={self.url!r} is not an http or https address such as "
-                    "http://127.0.0.1:8080/v1"
+                    Problem(
+                        Field("url"),
+                        f"={self.url!r} is not an http or https address such as "
+                        "http://127.0.0.1:8080/v1",
+                    )
                 )
         elif not Path(self.model).is_dir():
             problems.append(
-                f"model={self.model!r} is not the folder of a local model; for an endpoint give "
-                "its url too"
+                Problem(
+                    Field("model"),
+                    f"={self.model!r} is not the folder of a local model; for an endpoint give "
+                    "its url too",
+                )
             )
         if not 0 < self.timeout_s <= 3600:
-            problems.append(f"timeout_s={self.timeout_s} is not in (0, 3600]")
+            problems.append(Problem(Field("timeout_s"), f"={self.timeout_s} is not in (0, 3600]"))
         if problems:
-            raise OptionError(join_problems("prompt enhancement", problems))
+            raise OptionError("prompt enhancement", problems)
 
 
 def enhance_prompt(
@@ -124,8 +130,8 @@ def enhance_prompt(
     system = SYSTEM_PROMPTS["text" if image is None else "image"]
     picture = None if image is None else image.read_bytes() if image.is_file() else b""
     key = [prompt, system, config.url, config.model, seed, picture and _digest(picture)]
-    kept = cache_dir() / "enhanced" / f"{_digest(json.dumps(key).encode())}.json"
-    if (answer := _read_cached(kept)) is not None:
+    cached = cache_dir() / "enhanced" / f"{_digest(json.dumps(key).encode())}.json"
+    if (answer := _read_cached(cached)) is not None:
         return answer
     messages = [
         {"role": "system", "content": system},
@@ -141,9 +147,9 @@ def enhance_prompt(
     if not answer:
         raise EnhanceError(
             f"{config.url or config.model} answered without a single word; try another model or "
-            "leave --enhance-prompt out."
+            "leave the enhancement out."
         )
-    _write_cached(kept, answer)
+    _write_cached(cached, answer)
     return answer
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.engine import F32
-from ltx2rt.errors import MediaError, OptionError, ShapeError
+from ltx2rt.errors import Field, MediaError, OptionError, Problem, ShapeError
 from ltx2rt.latents.conditioning import (
     ReferenceVideo,
     check_mask_frames,
@@ -46,7 +46,10 @@ class ReferenceFile:
     def __post_init__(self) -> None:
         if not 0.0 <= self.strength <= 1.0:
             raise OptionError(
-                f"strength={self.strength} of the reference {self.path} is not in [0, 1]."
+                Problem(
+                    Field("strength"),
+                    f"={self.strength} of the reference {self.path} is not in [0, 1].",
+                )
             )
 
 
@@ -54,7 +57,7 @@ def reference_problems(paths: Iterable[Path], height: int, width: int, multiple:
     """Videos that cannot be read, and sides of the clip that are no multiple of what its references
     need: the VAE's factor times `downscale` times the divisor of the stage.
     """
-    problems = []
+    problems: list[str] = []
     for path in paths:
         try:
             if path.is_dir():
@@ -62,13 +65,16 @@ def reference_problems(paths: Iterable[Path], height: int, width: int, multiple:
             else:
                 probe_video(path)
         except MediaError as error:
-            problems.append(str(error))
+            problems += error.problems
     for side, value in (("height", height), ("width", width)):
         if value % multiple:
             valid = ", ".join(str(v) for v in nearest_multiples(value, multiple))
             problems.append(
-                f"{side}={value} is not a multiple of {multiple}, which references of the size "
-                f"that the LoRA wants need. Nearest valid: {valid}"
+                Problem(
+                    Field(side),
+                    f"={value} is not a multiple of {multiple}, which references of the size that "
+                    f"the LoRA wants need. Nearest valid: {valid}",
+                )
             )
     return problems
 
@@ -101,7 +107,7 @@ def mask_problems(
         try:
             check_mask_frames(mask_frames, (kept - 1) // latent_step + 1)
         except ShapeError as error:
-            problems.append(f"'{mask}' for '{path}': {error}")
+            problems += [f"'{mask}' for '{path}': {problem}" for problem in error.problems]
     return problems
 
 

@@ -148,7 +148,7 @@ class StageConstants:
         layers = range(self._stack.num_layers)
         keeps = {
             f"{attention}_keep": np.stack(
-                [kind.perturbations.keep(attention, layer, batch) for layer in layers]
+                [kind.perturbations.switches(attention, layer, batch) for layer in layers]
             )
             for attention in KINDS
         }

@@ -91,13 +91,13 @@ class Perturbations:
         )
         return Perturbations((*self.skips, more))
 
-    def keep(self, kind: AttentionKind, block: int, batch: int) -> Array:
+    def switches(self, kind: AttentionKind, block: int, batch: int) -> Array:
         """`[batch]` float32 factors of one attention in one block: 1 normal, 0 skipped."""
-        keep = np.ones(batch, np.float32)
+        switches = np.ones(batch, np.float32)
         for skip in self.skips:
             if skip.kind == kind and (skip.blocks is None or block in skip.blocks):
-                keep[slice(None) if skip.samples is None else sorted(skip.samples)] = 0
-        return keep
+                switches[slice(None) if skip.samples is None else sorted(skip.samples)] = 0
+        return switches
 
 
 def attention_bias(mask: Array | None, batch: int, tokens: int, dtype: str = "float32") -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.engine import F32, Engine
-from ltx2rt.errors import ShapeError, join_problems
+from ltx2rt.errors import ShapeError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors, nearest_multiples
 from ltx2rt.latents.tiling import TilingConfig
 
@@ -94,7 +94,7 @@ class VideoEncoder:
                     f"{name}={size} is not a multiple of {factor}. Nearest valid: {valid}"
                 )
         if problems:
-            raise ShapeError(join_problems("The video cannot be encoded", problems))
+            raise ShapeError("The video cannot be encoded", problems)
 
     def _run(self, tile: F32) -> F32:
         latent = self.engine({"video": np.ascontiguousarray(tile)})["video_latent"]

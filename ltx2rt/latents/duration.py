@@ -20,7 +20,7 @@ class AutoDuration:
         if not (math.isfinite(self.max_s) and 0 <= self.min_s <= self.max_s and self.max_s > 0):
             raise OptionError(
                 f"automatic duration from {self.min_s:g} to {self.max_s:g} seconds is not a range: "
-                "0 <= MIN <= MAX, and MAX above 0."
+                "0 <= min_s <= max_s, and max_s above 0."
             )
 
     def limits(self, frame_rate: float) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ltx2rt.errors import ShapeError, join_problems
+from ltx2rt.errors import Field, Problem, ShapeError
 
 
 class VideoScaleFactors(NamedTuple):
@@ -175,7 +175,7 @@ def check_generation_size(
     num_frames: int,
     two_stage: bool,
     scale_factors: VideoScaleFactors = VIDEO_SCALE_FACTORS,
-    subject: str = "The requested size",
+    subject: str = "",
 ) -> None:
     """Check a requested size once, at the edge.
 
@@ -185,13 +185,14 @@ def check_generation_size(
         num_frames: pixel frames, `8k+1`.
         two_stage: whether the first stage runs at half height and width.
         scale_factors: pixels per latent cell.
-        subject: whose size it is, for the message.
+        subject: whose size it is, for the message, where it is not what was asked for.
 
     Raises:
         ShapeError: lists every problem, each with the nearest valid values.
     """
     stage = "two-stage" if two_stage else "one-stage"
-    problems = []
+    problems: list[str] = []
+    field: type[str] = str if subject else Field
     for name, value, factor in (
         ("height", height, scale_factors.height),
         ("width", width, scale_factors.width),
@@ -200,10 +201,14 @@ def check_generation_size(
         if value < 1 or value % multiple:
             valid = ", ".join(str(v) for v in nearest_multiples(value, multiple))
             wrong = "positive" if value < 1 else f"a multiple of {multiple}"
-            problems.append(f"{name}={value} is not {wrong} ({stage}). Nearest valid: {valid}.")
+            problems.append(
+                Problem(field(name), f"={value} is not {wrong} ({stage}). Nearest valid: {valid}.")
+            )
     if num_frames < 1 or (num_frames - 1) % scale_factors.time:
         valid = ", ".join(str(v) for v in nearest_multiples(num_frames, scale_factors.time, 1))
         wrong = "positive" if num_frames < 1 else f"{scale_factors.time}k+1"
-        problems.append(f"num_frames={num_frames} is not {wrong}. Nearest valid: {valid}.")
+        problems.append(
+            Problem(field("num_frames"), f"={num_frames} is not {wrong}. Nearest valid: {valid}.")
+        )
     if problems:
-        raise ShapeError(join_problems(f"{subject} is not valid", problems))
+        raise ShapeError(f"{subject or 'The requested size'} is not valid", problems)

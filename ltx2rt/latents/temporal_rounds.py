@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ltx2rt.errors import ShapeError
+from ltx2rt.errors import Field, Problem, ShapeError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 
 #: distances between keyframes; the longer one wins ties
@@ -40,8 +40,11 @@ def keyframe_canvas(num_frames: int) -> KeyframeCanvas:
     last = num_frames - 1
     if last < 1:
         raise ShapeError(
-            f"num_frames={num_frames} leaves nothing between keyframes; the shortest clip has "
-            f"{_TIME + 1}."
+            Problem(
+                Field("num_frames"),
+                f"={num_frames} leaves nothing between keyframes; the shortest clip has "
+                f"{_TIME + 1}.",
+            )
         )
     segment = min(SEGMENTS, key=lambda length: -last % length)
     end = last + -last % segment

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ltx2rt.engine import F32
-from ltx2rt.errors import OptionError, ShapeError, join_problems
+from ltx2rt.errors import Field, OptionError, Problem, ShapeError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
 
 Weights = F32
@@ -286,8 +286,11 @@ class TilingConfig:
         match = re.fullmatch(f"{number}x{number}(?::{number}x{number})?", text)
         if match is None:
             raise OptionError(
-                f"tiling={text[:40]!r}; allowed: auto, none, SIDExFRAMES or "
-                "SIDExFRAMES:OVERLAPxOVERLAP, an example: 512x64:64x24"
+                Problem(
+                    Field("tiling"),
+                    f"={text[:40]!r}; allowed: auto, none, SIDExFRAMES or "
+                    "SIDExFRAMES:OVERLAPxOVERLAP, an example: 512x64:64x24",
+                )
             )
         side, frames = int(match[1]), int(match[2])
         overlaps = (int(match[3] or DEFAULT_SIDE[1]), int(match[4] or DEFAULT_FRAMES[1]))
@@ -330,7 +333,7 @@ class TilingConfig:
                     f"{axis}: an overlap of {overlap} is below the {least} a tiled encode needs"
                 )
         if problems:
-            raise ShapeError(join_problems("The tiling is not valid", problems))
+            raise ShapeError("The tiling is not valid", problems)
 
     @property
     def _axes(self) -> tuple[AxisTiling, AxisTiling, AxisTiling]:

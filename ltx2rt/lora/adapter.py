@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.keys import LoraPair, read_lora_keys
 from ltx2rt.names import TRANSFORMER_BLOCK
@@ -97,9 +97,7 @@ def parse_lora(
         problems.append(f"no module of the model matches (the file has {first})")
     if problems:
         more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise CheckpointError(
-            join_problems(f"LoRA {file.path} does not fit this model", problems[:10] + more)
-        )
+        raise CheckpointError(f"LoRA {file.path} does not fit this model", problems[:10] + more)
     return Adapter(file, keys.style, pairs, tuple(skipped))
 
 

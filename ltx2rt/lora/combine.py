@@ -21,7 +21,7 @@ import numpy as np
 
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
-from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
 from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.keys import LoraPair, lora_generations, read_lora_keys
 from ltx2rt.lora.metadata import merged_metadata
@@ -105,7 +105,7 @@ def _check_options(loras: Sequence[Lora], method: str, rank: int | None, dtype: 
     if dtype not in DTYPES:
         problems.append(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
     if problems:
-        raise OptionError(join_problems("cannot merge", problems))
+        raise OptionError("cannot merge", problems)
 
 
 def _updates(
@@ -145,7 +145,7 @@ def _updates(
         problems.append(f"they are for different models ({told})")
     if problems:
         more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise CheckpointError(join_problems("these LoRAs cannot be merged", problems[:10] + more))
+        raise CheckpointError("these LoRAs cannot be merged", problems[:10] + more)
     return updates
 
 

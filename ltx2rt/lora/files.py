@@ -15,7 +15,7 @@ class Lora:
     """A LoRA file and its strength: fused at build time, or merged at run time."""
 
     path: str
-    strength: float
+    strength: float = 1.0
 
 
 def find_lora(path: str | os.PathLike[str]) -> Path:

@@ -9,17 +9,19 @@ import warnings
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import av
 import numpy as np
-from av.audio.stream import AudioStream
-from av.container import OutputContainer
 from numpy.typing import NDArray
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, ShapeError
+from ltx2rt.media import pyav as av
 from ltx2rt.media.files import AUDIO_FORMATS, OutputFile, check_output_path
+
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
+    from av.container import OutputContainer
 
 _BLOCK = 65536  # samples per encoder call in files: bounds the copies, no influence on the result
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self
 
-import av
-
 from ltx2rt.errors import MediaError, OptionError
+from ltx2rt.media import pyav as av
 
 OutputKind = Literal["video", "audio", "frames", "image"]
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from ltx2rt.engine import F32
 from ltx2rt.errors import UnsupportedError
+from ltx2rt.media import pyav as av
 from ltx2rt.media.color import check_frames
 from ltx2rt.media.hdr import hlg_planes, hlg_signal
 from ltx2rt.media.writer import LIMITED_RANGE, VideoWriter
+
+if TYPE_CHECKING:
+    from av.video.stream import VideoStream
 
 #: H.273 numbers of the colour tags
 BT2020, ARIB_STD_B67, BT2020_NON_CONSTANT = 9, 18, 9
@@ -66,4 +67,4 @@ class HlgWriter(VideoWriter):
             for frame in chunk:
                 luma, *chroma = hlg_planes(hlg_signal(frame))
                 packed = np.concatenate([luma, *(c.reshape(-1, self.width) for c in chroma)])
-                self._append(VideoFrame.from_ndarray(packed, format="yuv420p10le"))
+                self._append(av.VideoFrame.from_ndarray(packed, format="yuv420p10le"))

@@ -9,14 +9,13 @@ import warnings
 import zlib
 from pathlib import Path
 
-import av
 import numpy as np
-from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ltx2rt.engine import F32, U8, Array
 from ltx2rt.errors import MediaError, OptionError, ShapeError
+from ltx2rt.media import pyav as av
 from ltx2rt.media.x264 import x264_options
 
 Pixels = U8  # [H, W, 3]
@@ -130,7 +129,7 @@ def crf_roundtrip(image: Pixels, crf: int | None) -> Pixels:
             stream.codec_context.width, stream.codec_context.height = width, height
             stream.codec_context.pix_fmt = "yuv420p"
             cropped = np.ascontiguousarray(image[:height, :width])
-            frame = VideoFrame.from_ndarray(cropped, format="rgb24").reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(cropped, format="rgb24").reformat(format="yuv420p")
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         memory.seek(0)

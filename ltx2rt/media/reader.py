@@ -12,17 +12,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-from av.audio.frame import AudioFrame
-from av.audio.stream import AudioStream
-from av.container import InputContainer
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from ltx2rt.engine import F32, U8, Array
 from ltx2rt.errors import MediaError, OptionError
+from ltx2rt.media import pyav as av
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 _LOCAL_ONLY = {"protocol_whitelist": "file"}
 # Integer sample formats: full scale and the value of silence. Upstream leaves the 128 of unsigned

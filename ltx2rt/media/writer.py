@@ -14,17 +14,15 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
-import av
 import numpy as np
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ltx2rt.engine import U8, Array
 from ltx2rt.errors import MediaError, OptionError, ShapeError
+from ltx2rt.media import pyav as av
 from ltx2rt.media.audio import AudioTrack, audio_samples, check_rate, check_waveform
 from ltx2rt.media.audio import write_audio as write_audio
 from ltx2rt.media.color import Frames, check_frames, rgb_to_i420, to_uint8
@@ -38,6 +36,10 @@ from ltx2rt.media.files import (
     writing,
 )
 from ltx2rt.media.x264 import x264_options
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 # The moov box leaves with the first fragment (delay_moov), because only then can it carry the
 # edit list that hides the AAC priming samples; without it picture and sound would start late.
@@ -218,7 +220,7 @@ class VideoWriter:
             )
         with self._sink.guard():
             for packed in chunk:
-                self._append(VideoFrame.from_ndarray(packed, format="yuv420p"))
+                self._append(av.VideoFrame.from_ndarray(packed, format="yuv420p"))
 
     def _append(self, frame: VideoFrame) -> None:
         """Encode the next frame, and the sound up to its end."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ltx2rt.components.audio import crop_latent
 from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.text_encoder import TextContext
-from ltx2rt.errors import OptionError, ShapeError, join_problems
+from ltx2rt.errors import Field, OptionError, Problem, ShapeError
 from ltx2rt.latents.duration import audio_steps, longest_clip
 from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.media.audio import check_rate
@@ -28,10 +28,10 @@ class AudioToVideoInputs:
     """The sound of a clip.
 
     Attributes:
-        audio: a sound or video file; its sound ends up in the clip as it is, at its own rate.
-            Mono is doubled to stereo.
+        audio: a sound or video file; its sound ends up in the clip as it is, at its own rate (mono
+            is doubled to stereo).
         audio_start_time: where in the file the clip begins, in seconds.
-        audio_max_duration: read no more seconds than this; None reads as much as the clip lasts.
+        audio_max_duration: read no more seconds than this; by default as many as the clip lasts.
     """
 
     audio: Path
@@ -41,12 +41,20 @@ class AudioToVideoInputs:
     def __post_init__(self) -> None:
         problems = []
         if not (math.isfinite(self.audio_start_time) and self.audio_start_time >= 0):
-            problems.append(f"audio_start_time={self.audio_start_time} is not 0 or more seconds")
+            problems.append(
+                Problem(
+                    Field("audio_start_time"), f"={self.audio_start_time} is not 0 or more seconds"
+                )
+            )
         longest = self.audio_max_duration
         if longest is not None and not (math.isfinite(longest) and longest > 0):
-            problems.append(f"audio_max_duration={longest} is not a number of seconds above 0")
+            problems.append(
+                Problem(
+                    Field("audio_max_duration"), f"={longest} is not a number of seconds above 0"
+                )
+            )
         if problems:
-            raise OptionError(join_problems(f"the sound of '{self.audio}'", problems))
+            raise OptionError(f"the sound of '{self.audio}'", problems)
 
 
 class AudioToVideoPipeline(TwoStagesPipeline):
@@ -122,10 +130,17 @@ class AudioToVideoPipeline(TwoStagesPipeline):
             return
         longest = longest_clip(found, request.config.frame_rate, self.scale_factors.time)
         raise ShapeError(
-            f"num_frames={request.config.frame_count} at {request.config.frame_rate:g} frames per "
-            f"second needs more sound than the {waveform.shape[1] / rate:.3f} s found in "
-            f"'{request.inputs.audio}'; "
-            + (f"the longest possible is num_frames={longest}." if longest else "use longer sound.")
+            Problem(
+                Field("num_frames"),
+                f"={request.config.frame_count} at {request.config.frame_rate:g} frames per second "
+                f"needs more sound than the {waveform.shape[1] / rate:.3f} s found in "
+                f"'{request.inputs.audio}'; ",
+                *(
+                    ("the longest possible is ", Field("num_frames"), f"={longest}.")
+                    if longest
+                    else ("use longer sound.",)
+                ),
+            )
         )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +18,23 @@ from ltx2rt.components.embeddings import write_embeddings
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.engine import Array
-from ltx2rt.errors import (
-    BundleError,
-    InternalError,
-    OptionError,
-    join_problems,
-)
+from ltx2rt.errors import BundleError, InternalError, OptionError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
-from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import HdrFormat
-from ltx2rt.names import DIFFUSION_DECODER, TEXT_ENCODER, TRANSFORMER, VIDEO_DECODER
+from ltx2rt.names import DIFFUSION_DECODER, TEXT_ENCODER, TRANSFORMER
 from ltx2rt.pipelines.catalog import catalog_class
 from ltx2rt.pipelines.checks import (
     check_duration,
     check_keyframes,
     check_size,
-    check_stage_options,
     exr_problems,
     with_embedded_prompts,
 )
 from ltx2rt.pipelines.decoding import decode_audio, decode_video
 from ltx2rt.pipelines.engines import Engines
+from ltx2rt.pipelines.facts import PipelineFacts, field_names
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
@@ -49,7 +43,7 @@ from ltx2rt.results.record import Record
 from ltx2rt.results.stage_store import StageStore
 
 
-class Pipeline:
+class Pipeline(PipelineFacts):
     """Base of the pipelines: a context manager, which closes its engines.
 
     Args:
@@ -59,31 +53,6 @@ class Pipeline:
     Raises:
         BundleError: the bundle lacks components that this pipeline needs; all are named.
     """
-
-    name: ClassVar[str]
-    requires: ClassVar[tuple[str, ...]]
-    #: one sentence for `ltx2rt pipelines`, where the docstring's first paragraph does not serve
-    summary: ClassVar[str] = ""
-    #: whether it samples with guidance (`GuidanceConfig`)
-    guided: ClassVar[bool] = False
-    #: whether stage 1 works at half size and a second stage refines it
-    two_stage: ClassVar[bool] = False
-    #: a frozen dataclass of what this pipeline takes besides `GenerationConfig`; None: nothing
-    Inputs: ClassVar[type[Any] | None] = None
-    #: height and width where none are asked for; None: those of the input, or it has none
-    default_size: ClassVar[tuple[int, int] | None] = (1024, 1536)
-    #: fields of `GenerationConfig` that mean nothing here; naming one is refused
-    unused: ClassVar[tuple[str, ...]] = ()
-    #: whether `num_frames` may be an `AutoDuration`
-    auto_duration: ClassVar[bool] = False
-    #: what a clip of it is: a picture (with sound), or sound alone
-    makes: ClassVar[Literal["video", "audio"]] = "video"
-    #: whether it writes EXR frames beside the video, whatever `hdr` says
-    makes_exr: ClassVar[bool] = False
-    #: whether it cannot do without a prompt
-    needs_prompt: ClassVar[bool] = True
-    #: whether height and width need not be multiples of the model's factor
-    any_size: ClassVar[bool] = False
 
     def __init__(self, source: Bundle | ModelSource, runtime: RuntimeConfig | None = None) -> None:
         # a request may bring its text contexts along: `prepare` looks for the text encoder
@@ -257,14 +226,15 @@ class Pipeline:
             OptionError: keywords that nothing takes (all are named), or guidance or inputs that
                 this pipeline does not take.
         """
-        names = {f.name for f in dataclasses.fields(GenerationConfig)}
-        own = {f.name for f in dataclasses.fields(self.Inputs)} if self.Inputs else set()
-        problems = [f"{name} is not an option" for name in sorted(options.keys() - names - own)]
-        problems += [f"it has no use for {n}" for n in self.unused if n in options]
+        names = field_names(GenerationConfig)
+        own = field_names(self.Inputs)
+        known = {n: f"config.{n}" for n in names} | {n: f"inputs.{n}" for n in own}
+        problems = [f"{name} is not an option" for name in sorted(options.keys() - known.keys())]
+        problems += self.named_problems([known[n] for n in options if n in known])
         if config is not None:
             problems += [f"{n} was given beside config" for n in sorted(options.keys() & names)]
         if inputs is None:
-            problems += [f"{n} is missing" for n in self.required_inputs() if n not in options]
+            problems += self.missing_inputs(options)
         else:
             problems += [f"{n} was given beside inputs" for n in sorted(options.keys() & own)]
             if self.Inputs is None or not isinstance(inputs, self.Inputs):
@@ -272,7 +242,7 @@ class Pipeline:
         if guidance is not None and not self.guided:
             problems.append("it takes no guidance: use a guided pipeline (one-stage, two-stage)")
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+            raise self.refusal(problems)
         if inputs is None and self.Inputs is not None:
             inputs = self.Inputs(**{k: v for k, v in options.items() if k in own})
         if config is None:
@@ -283,25 +253,18 @@ class Pipeline:
     def prepare(self, request: Request) -> Request:
         """The request with every default filled in, checked before anything is loaded."""
         config = request.config
-        problems = []
-        if self.needs_prompt and not config.prompt.strip() and config.embeddings is None:
-            problems.append("the prompt is empty; describe the clip in a sentence")
-        problems += [
-            f"it has no use for {name}"
-            for name in ("images", "generated_keyframes", "hdr", "stage_2_loras")
-            if name in self.unused and getattr(config, name)
-        ]
-        problems += exr_problems(request, takes_hdr="hdr" not in self.unused)
+        problems = self.problems(request) + exr_problems(
+            request, takes_hdr="hdr" not in self.unused
+        )
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
-        check_duration(config, self.source, self.name, automatic=self.auto_duration)
+            raise self.refusal(problems)
+        check_duration(config, self.source)
         if self.makes == "video":
             factors = self.scale_factors
             check_size(config, factors, two_stage=self.two_stage, any_size=self.any_size)
             if not self.source.has(*DIFFUSION_DECODER):
                 TilingConfig.parse(config.tiling).check(self.scale_factors)
         check_keyframes(self.source, config)
-        check_stage_options(config, self.name, guided=self.guided, two_stage=self.two_stage)
         if config.embeddings is not None:
             return with_embedded_prompts(request, self.source)
         self._refuse_missing([c for c in self.missing(self.source.has) if c in TEXT_ENCODER])
@@ -321,37 +284,6 @@ class Pipeline:
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """LoRAs of each stage."""
         return [request.config.loras, request.config.refine_loras][: 1 + self.two_stage]
-
-    @classmethod
-    def defaults(cls, inputs: Any) -> dict[str, Any]:
-        """Fields of a `GenerationConfig` where none are asked for; those left out have the same
-        default everywhere. `inputs` is None where something is missing in them.
-        """
-        return dict(zip(("height", "width"), cls.default_size or (), strict=False))
-
-    @classmethod
-    def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
-        """What a clip of these `Inputs` can be saved as, its main kind first.
-
-        Raises:
-            MediaError: a file that decides this cannot be read.
-        """
-        return ("video", "audio") if cls.makes == "video" else ("audio",)
-
-    @classmethod
-    def required_inputs(cls) -> list[str]:
-        """The fields of `Inputs` that have no default."""
-        absent = dataclasses.MISSING
-        fields = dataclasses.fields(cls.Inputs) if cls.Inputs else ()
-        return [f.name for f in fields if f.default is absent and f.default_factory is absent]
-
-    @classmethod
-    def missing(cls, has: Callable[..., bool]) -> list[str]:
-        """Components this pipeline needs that a source with this `has` does not hold."""
-        missing = [c for c in cls.requires if not has(c)]
-        if has(*DIFFUSION_DECODER):
-            missing = [c for c in missing if c != VIDEO_DECODER]
-        return missing
 
     def _refuse_missing(self, missing: Sequence[str]) -> None:
         if missing:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ltx2rt.bundle.source import ModelFacts
 from ltx2rt.components.embeddings import check_embeddings
 from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig
-from ltx2rt.errors import MediaError, OptionError, UnsupportedError, join_problems
+from ltx2rt.errors import Field, MediaError, OptionError, Problem, UnsupportedError
 from ltx2rt.latents.conditioning import keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.shapes import VideoScaleFactors, check_generation_size
@@ -17,27 +17,26 @@ from ltx2rt.names import DURATION_HEAD, TRANSFORMER_BLOCK
 from ltx2rt.pipelines.request import Request
 
 
-def check_stage_options(
+def stage_option_problems(
     config: GenerationConfig, pipeline: str, *, guided: bool, two_stage: bool
-) -> None:
-    """Refuse samplers and sigmas for stages that a pipeline does not have.
-
-    Raises:
-        OptionError: lists all of them.
-    """
-    problems = []
+) -> list[str]:
+    """Samplers, sigmas and LoRAs for stages that a pipeline does not have."""
+    problems: list[str] = []
     if config.sampler == "cfg_pp" and not guided:
-        problems.append(f"sampler=cfg_pp is for guided pipelines; {pipeline} is not one")
+        problems.append(
+            Problem(Field("sampler"), f"=cfg_pp is for guided pipelines; {pipeline} is not one")
+        )
     if config.stage_2_sampler == "cfg_pp":
-        problems.append("stage_2_sampler=cfg_pp is not possible: stage 2 is not guided")
+        problems.append(
+            Problem(Field("stage_2_sampler"), "=cfg_pp is not possible: stage 2 is not guided")
+        )
     if not two_stage:
         problems += [
-            f"{name} is for pipelines of two stages; {pipeline} has one"
+            Problem(Field(name), f" is for pipelines of two stages; {pipeline} has one")
             for name in ("stage_2_sampler", "stage_2_sigmas", "stage_2_loras")
             if getattr(config, name) is not None
         ]
-    if problems:
-        raise OptionError(join_problems("cannot generate", problems))
+    return problems
 
 
 def check_size(
@@ -61,29 +60,23 @@ def check_size(
     check_generation_size(height, width, frames, two_stage, factors)
 
 
-def check_duration(
-    config: GenerationConfig, source: ModelFacts, pipeline: str, *, automatic: bool
-) -> None:
-    """Refuse an automatic duration where the pipeline or the model has none.
-
-    Args:
-        pipeline: its name.
-        automatic: whether it can choose its duration.
+def check_duration(config: GenerationConfig, source: ModelFacts) -> None:
+    """Refuse an automatic duration where the model has none.
 
     Raises:
         OptionError, UnsupportedError: says what to do instead.
     """
     if not isinstance(config.num_frames, AutoDuration):
         return
-    if not automatic:
-        raise OptionError(
-            f"the {pipeline} pipeline cannot choose its duration; give num_frames as a number."
-        )
     if not source.has(DURATION_HEAD):
         raise UnsupportedError(
-            f"an automatic duration needs a duration head, which this bundle of "
-            f"{source.model.generation} does not hold; give num_frames as a number, or "
-            "build an LTX-2.5 bundle with one (ltx2rt build --duration-head FILE)."
+            Problem(
+                "an automatic duration needs a duration head, which this bundle of "
+                f"{source.model.generation} does not hold; give ",
+                Field("num_frames"),
+                " as a number, or build an LTX-2.5 bundle with one (ltx2rt build --duration-head "
+                "FILE).",
+            )
         )
     limit = config.num_frames.limits(config.frame_rate)[1]
     late = [i for i in config.images if i.frame >= limit]
@@ -128,13 +121,17 @@ def with_embedded_prompts(request: Request, source: ModelFacts) -> Request:
     if guidance is not None and guidance.negative_prompt != DEFAULT_NEGATIVE_PROMPT:
         asked["negative_prompt"] = guidance.negative_prompt
     problems = [
-        f"they were made from {name} {made_from[name]!r:.80}, not from the one asked for; leave it "
-        "out, or save them again"
+        Problem(
+            f"they were made from {name.replace('_', ' ')} {made_from[name]!r:.80}, not from the "
+            "one asked for; leave ",
+            Field(name),
+            " out, or save them again",
+        )
         for name, text in asked.items()
         if made_from.get(name, text) != text
     ]
     if problems:
-        raise OptionError(join_problems(f"embeddings {config.embeddings}", problems))
+        raise OptionError(f"embeddings {config.embeddings}", problems)
     if "prompt" in made_from:
         config = replace(config, prompt=made_from["prompt"])
     if guidance is not None and "negative_prompt" in made_from:
@@ -165,7 +162,9 @@ def exr_problems(request: Request, *, takes_hdr: bool) -> list[str]:
     if high and not takes_hdr:
         return [*problems, f"{high[0]} is of high dynamic range, which it cannot read"]
     if high and request.config.hdr is None:
-        problems.append(f"{high[0]} is of high dynamic range; say what it holds with hdr (--hdr)")
+        problems.append(
+            Problem(f"{high[0]} is of high dynamic range; say what it holds with ", Field("hdr"))
+        )
     if high and ordinary:
         problems.append(
             f"{high[0]} is of high dynamic range and {ordinary[0]} is not; use one kind"
@@ -179,11 +178,11 @@ def _unreadable(paths: list[Path]) -> list[str]:
     try:
         openexr()
     except UnsupportedError as error:
-        return [str(error)]
-    problems = []
+        return [*error.problems]
+    problems: list[str] = []
     for path in paths:
         try:
             exr_size(exr_files(path)[0] if path.is_dir() else path)
         except MediaError as error:
-            problems.append(str(error))
+            problems += error.problems
     return problems

@@ -15,7 +15,7 @@ from ltx2rt.components.image_conditioner import EncodedImage
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.latents.conditioning import (
     ConditioningItem,
     GeneratedKeyframes,
@@ -50,7 +50,7 @@ class DFRInputs:
 
     Attributes:
         temporal_upsample_rounds: how often the frame rate is doubled, 0 to 2.
-        detailing_lora: sharpens stage 2, which then also sees the result of stage 1.
+        detailing_lora: a LoRA that sharpens stage 2, which then also sees the result of stage 1.
     """
 
     temporal_upsample_rounds: int = 0
@@ -60,10 +60,13 @@ class DFRInputs:
         problems = lora_problems([self.detailing_lora] if self.detailing_lora else [])
         if self.temporal_upsample_rounds not in (0, 1, 2):
             problems.append(
-                f"temporal_upsample_rounds={self.temporal_upsample_rounds}; allowed: 0, 1, 2"
+                Problem(
+                    Field("temporal_upsample_rounds"),
+                    f"={self.temporal_upsample_rounds}; allowed: 0, 1, 2",
+                )
             )
         if problems:
-            raise OptionError(join_problems("the dfr pipeline cannot generate", problems))
+            raise OptionError("the dfr pipeline cannot generate", problems)
 
 
 class DFRPipeline(Pipeline):
@@ -100,11 +103,15 @@ class DFRPipeline(Pipeline):
             )
         if request.inputs.temporal_upsample_rounds and not self.source.has(TEMPORAL_UPSAMPLER):
             problems.append(
-                "temporal rounds need a temporal upsampler; build the bundle with "
-                "--temporal-upsampler FILE, or ask for 0 rounds"
+                Problem(
+                    "temporal rounds need a temporal upsampler; build the bundle with one (ltx2rt "
+                    "build --temporal-upsampler FILE), or leave ",
+                    Field("temporal_upsample_rounds"),
+                    " at 0",
+                )
             )
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+            raise self.refusal(problems)
         return request
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
-from ltx2rt.errors import MediaError, OptionError, join_problems
+from ltx2rt.errors import Field, MediaError, Problem
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import open_lora
@@ -66,6 +66,20 @@ class DubItPipeline(Pipeline):
         "num_frames", "frame_rate", "generated_keyframes", "hdr", "stage_2_loras",
     )  # fmt: skip
 
+    @classmethod
+    def problems(cls, request: Request) -> list[str]:
+        """Also another number of LoRAs than one."""
+        problems, count = super().problems(request), len(request.config.loras)
+        if count != 1:
+            problems.append(
+                Problem(
+                    "it needs exactly one LoRA (",
+                    Field("loras"),
+                    f"), its IC-LoRA; {count} were given",
+                )
+            )
+        return problems
+
     def prepare(self, request: Request) -> Request:
         """As `Pipeline.prepare`, with the reference's frames and frame rate.
 
@@ -88,15 +102,10 @@ class DubItPipeline(Pipeline):
             frame_rate=float(info.frame_rate),
         )
         request = super().prepare(replace(request, config=config))
-        if len(config.loras) != 1:
-            raise OptionError(
-                f"the {self.name} pipeline needs exactly one LoRA (--lora FILE), its IC-LoRA; "
-                f"{len(config.loras)} were given."
-            )
         multiple = 2 * self.scale_factors.height * _downscale(request)
         problems = reference_problems([], config.height, config.width, multiple)
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+            raise self.refusal(problems)
         return request
 
     def generate(self, run: Run) -> Clip:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.diffusion_stage import ModalityRequest, StageResult
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import Field, Problem
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
 from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt.pipelines.base import Pipeline
@@ -29,6 +29,8 @@ class GuidedPipeline(Pipeline):
     guided: ClassVar[bool] = True
     #: what guidance applies to; a modality that is given or absent takes none
     guides: ClassVar[tuple[str, ...]] = ("video", "audio")
+    #: whether it takes the strengths of the distilled LoRA from `distilled_strengths`
+    has_strengths: ClassVar[bool] = False
 
     def default_guiders(self) -> tuple[GuiderParams, GuiderParams]:
         """Guidance of video and audio for this bundle; a model with fewer blocks than its version
@@ -40,6 +42,71 @@ class GuidedPipeline(Pipeline):
         """Steps of stage 1 for this bundle."""
         return self.source.model.num_inference_steps
 
+    @classmethod
+    def takes(cls, place: str) -> bool:
+        """Also whether a modality is guided, and by what."""
+        part, _, name = place.partition(".")
+        if part != "guidance" or not cls.guided:
+            return super().takes(place)
+        if name == "audio.modality_scale":  # there must be a video to turn to
+            return "audio" in cls.guides and cls.makes == "video"
+        if name.startswith(("video", "audio")):
+            return name.startswith(cls.guides)
+        if name == "distilled_lora":
+            return cls.two_stage
+        return cls.has_strengths or not name.startswith("distilled_strengths")
+
+    @classmethod
+    def problems(cls, request: Request) -> list[str]:
+        """Also guidance that no model could follow, or a distilled LoRA that is missing."""
+        problems = super().problems(request)
+        if not cls.guided:
+            return problems
+        guidance = request.guidance or GuidanceConfig()
+        lora = Field("guidance.distilled_lora")
+        if request.config.sigmas is not None and guidance.num_inference_steps is not None:
+            problems.append(
+                Problem(
+                    Field("num_inference_steps"),
+                    " and ",
+                    Field("config.sigmas"),
+                    " exclude each other",
+                )
+            )
+        if not cls.two_stage and guidance.distilled_lora is not None:
+            problems.append(Problem("it has no stage for ", lora, "; use ", Field("config.loras")))
+        if cls.two_stage and guidance.distilled_lora is None:
+            problems.append(
+                Problem(
+                    "it needs a distilled LoRA for stage 2: name one with ",
+                    lora,
+                    ", or use the distilled pipeline with a distilled model",
+                )
+            )
+        if guidance.distilled_strengths is not None and not cls.has_strengths:
+            problems.append(
+                Problem(
+                    "it takes no ", Field("distilled_strengths"), "; give the strength with ", lora
+                )
+            )
+        return problems
+
+    @classmethod
+    def named_problems(cls, places: Iterable[str]) -> list[str]:
+        """Also a strength of the distilled LoRA that would be ignored."""
+        places = list(places)
+        problems = super().named_problems(places)
+        if cls.has_strengths and "guidance.distilled_lora.strength" in places:
+            problems.append(
+                Problem(
+                    "it takes the strengths of ",
+                    Field("distilled_lora"),
+                    " from ",
+                    Field("distilled_strengths"),
+                )
+            )
+        return problems
+
     def prepare(self, request: Request) -> Request:
         """As `Pipeline.prepare`.
 
@@ -50,11 +117,8 @@ class GuidedPipeline(Pipeline):
         request = super().prepare(request)
         if not self.guided:
             return request
-        asked = request.guidance or GuidanceConfig()
-        guidance = self.with_defaults(asked)
+        guidance = self.with_defaults(request.guidance or GuidanceConfig())
         if request.config.sigmas is not None:
-            if asked.num_inference_steps is not None:
-                raise OptionError("num_inference_steps and sigmas exclude each other.")
             guidance = replace(guidance, num_inference_steps=None)
         self._check(request.config, guidance)
         return replace(request, guidance=guidance)
@@ -121,47 +185,50 @@ class GuidedPipeline(Pipeline):
         return int(self.source.options(TRANSFORMER_BLOCK)["num_layers"])
 
     def _check(self, config: GenerationConfig, guidance: GuidanceConfig) -> None:
-        problems = []
+        problems: list[str] = []
         count = self._block_count()
         schedules = dict(zip(("video", "audio"), schedules_of(guidance), strict=True))
         if config.sampler == "cfg_pp" and not any(s.needs_uncond for s in schedules.values()):
-            problems.append("sampler=cfg_pp needs a negative prompt: a cfg_scale that is not 1")
+            problems.append(
+                Problem(
+                    Field("config.sampler"),
+                    "=cfg_pp needs a negative prompt: a cfg_scale that is not 1",
+                )
+            )
         for modality, params in (
             (modality, params)
             for modality, schedule in schedules.items()
             for params in schedule.bins.values()
         ):
             if modality not in self.guides and params != GuiderParams():
-                problems.append(f"the {self.name} pipeline takes no guidance for the {modality}")
+                problems.append(f"it takes no guidance for the {modality}")
             elif self.makes == "audio" and params.modality_scale != 1:
                 problems.append(
-                    f"the {self.name} pipeline makes no video that could guide its sound: leave "
-                    f"modality_scale={params.modality_scale:g} (--v2a-guidance-scale) at 1"
+                    Problem(
+                        "it makes no video that could guide its sound: leave ",
+                        Field("guidance.audio.modality_scale"),
+                        f"={params.modality_scale:g} at 1",
+                    )
                 )
             wrong = [b for b in params.stg_blocks if not 0 <= b < count]
             if wrong and params.needs_perturbed:
                 problems.append(
-                    f"stg_blocks {wrong} of the {modality} do not exist: the model has blocks 0 to "
-                    f"{count - 1}"
+                    Problem(
+                        Field(f"guidance.{modality}.stg_blocks"),
+                        f" {wrong} of the {modality} do not exist: the model has blocks 0 to "
+                        f"{count - 1}",
+                    )
                 )
             if params.needs_perturbed and not params.stg_blocks:
                 problems.append(
-                    f"stg_scale={params.stg_scale:g} of the {modality} needs stg_blocks"
+                    Problem(
+                        Field(f"guidance.{modality}.stg_scale"),
+                        f"={params.stg_scale:g} of the {modality} needs ",
+                        Field(f"guidance.{modality}.stg_blocks"),
+                    )
                 )
-        if not self.two_stage and guidance.distilled_lora is not None:
-            problems.append(f"the {self.name} pipeline has no stage for a distilled LoRA")
-        if guidance.distilled_strengths is not None and self.name != "two-stage-hq":
-            problems.append(
-                f"the {self.name} pipeline takes no distilled_strengths; give the strength with "
-                "the distilled LoRA"
-            )
-        if self.two_stage and guidance.distilled_lora is None:
-            problems.append(
-                f"the {self.name} pipeline needs a distilled LoRA for stage 2: name one "
-                "(--distilled-lora FILE), or use the distilled pipeline with a distilled model"
-            )
         if problems:
-            raise OptionError(join_problems("cannot generate", problems))
+            raise self.refusal(problems)
 
 
 def schedules_of(guidance: GuidanceConfig) -> tuple[GuiderSchedule, GuiderSchedule]:

@@ -16,7 +16,7 @@ from ltx2rt.components.reference_conditioner import (
 )
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.engine import Array
-from ltx2rt.errors import MediaError, OptionError, join_problems
+from ltx2rt.errors import MediaError, OptionError
 from ltx2rt.latents.conditioning import ReferenceVideo
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.latents.tiling import AxisTile, TilingConfig, refine_tiles
@@ -126,7 +126,7 @@ class HDRICLoraPipeline(Pipeline):
                 "and width must be even"
             )
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+            raise self.refusal(problems)
         return request
 
     def aligned(self, request: Request) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from ltx2rt.components.reference_conditioner import (
     mask_problems,
     reference_problems,
 )
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.metadata import reference_factors
@@ -41,10 +41,11 @@ class ICLoraInputs:
     Attributes:
         references: the videos to follow.
         reference_audio: a sound or video file whose voice speaks in the clip, for a LoRA trained
-            to keep a speaker (ID-LoRA). It is shown before the start of the clip
+            to keep a speaker (an ID-LoRA). It is shown before the start of the clip
             (spec/conditioning.md §2.4).
         attention_strength: how much the clip and the references attend to each other, 0 to 1.
-        attention_mask: a video or image: white where they do, black where they do not.
+        attention_mask: a video or image: white where clip and references attend to each other,
+            black where they do not.
         skip_stage_2: stop after stage 1, at half the height and width.
     """
 
@@ -58,19 +59,30 @@ class ICLoraInputs:
         problems = []
         if not self.references and self.reference_audio is None:
             problems.append(
-                "it needs at least one reference video (--reference FILE) or a voice "
-                "(--reference-audio FILE)"
+                Problem(
+                    "it needs at least one reference video (",
+                    Field("references"),
+                    ") or a voice (",
+                    Field("reference_audio"),
+                    ")",
+                )
             )
         if not self.references:
             given = {
                 "attention_mask": self.attention_mask is not None,
                 "attention_strength": self.attention_strength != 1,
             }
-            problems += [f"{n} means nothing without a reference video" for n in given if given[n]]
+            problems += [
+                Problem(Field(n), " means nothing without a reference video")
+                for n in given
+                if given[n]
+            ]
         if not 0.0 <= self.attention_strength <= 1.0:
-            problems.append(f"attention_strength={self.attention_strength} is not in [0, 1]")
+            problems.append(
+                Problem(Field("attention_strength"), f"={self.attention_strength} is not in [0, 1]")
+            )
         if problems:
-            raise OptionError(join_problems("the ic-lora pipeline cannot generate", problems))
+            raise OptionError("the ic-lora pipeline cannot generate", problems)
 
 
 class ICLoraPipeline(Pipeline):
@@ -103,8 +115,11 @@ class ICLoraPipeline(Pipeline):
         if inputs.reference_audio is not None:
             if not self.source.has(AUDIO_ENCODER):
                 raise OptionError(
-                    "a reference voice needs the audio encoder, which this bundle leaves out; "
-                    "build it without --components, or leave out --reference-audio"
+                    Problem(
+                        "a reference voice needs the audio encoder, which this bundle leaves out; "
+                        "build it with all components, or leave out ",
+                        Field("reference_audio"),
+                    )
                 )
             check_sound(inputs.reference_audio)
         config = request.config
@@ -123,12 +138,12 @@ class ICLoraPipeline(Pipeline):
                 latent_step=self.scale_factors.time,
             )
         problems += [
-            f"{name} means nothing where stage 2 is skipped"
+            Problem(Field(name), " means nothing where stage 2 is skipped")
             for name in ("stage_2_sampler", "stage_2_sigmas")
             if inputs.skip_stage_2 and getattr(config, name) is not None
         ]
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot generate", problems))
+            raise self.refusal(problems)
         return request
 
     def generate(self, run: Run) -> Clip:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import Field, Problem
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline
 
@@ -21,9 +21,10 @@ class KeyframeInterpolationPipeline(TwoStagesPipeline):
     audio_stage: ClassVar[str] = "stage_2"
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes",)
 
-    def prepare(self, request: Request) -> Request:
-        """As `GuidedPipeline.prepare`; also refuses a request without images."""
-        request = super().prepare(request)
+    @classmethod
+    def problems(cls, request: Request) -> list[str]:
+        """Also a request without images."""
+        problems = super().problems(request)
         if not request.config.images:
-            raise OptionError(f"the {self.name} pipeline needs at least one image.")
-        return request
+            problems.append(Problem("it needs at least one image (", Field("images"), ")"))
+        return problems

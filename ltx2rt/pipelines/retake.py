@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ltx2rt.components.audio import fit_latent
 from ltx2rt.components.diffusion_stage import ModalityRequest
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.latents.conditioning import TemporalRegion
 from ltx2rt.latents.shapes import (
     AudioLatentShape,
@@ -48,11 +48,12 @@ class RetakeInputs:
     """What to change in a clip.
 
     Attributes:
-        video: the source; it gives height, width, frames and frame rate. With an HDR format also a
-            folder of EXR frames, which has no sound.
-        video_frame_rate: frames per second of EXR frames, which do not say it; None for a file.
-        start_time, end_time: the part that is made anew, in seconds; a latent frame (8 frames) or
-            step of sound (0.04 s) that only touches it is made anew as a whole.
+        video: the clip to change, or with an HDR format a folder of EXR frames (without sound); it
+            gives height, width, frames and frame rate.
+        start_time: where the part that is made anew begins, in seconds. A latent frame (8 frames)
+            or step of sound (0.04 s) that the part only touches is made anew as a whole.
+        end_time: where it ends, in seconds.
+        video_frame_rate: of a folder of EXR frames, which do not say it. None for a file.
         regenerate_video, regenerate_audio: False keeps that of the source: its sound as it is, its
             picture as the VAE gives it back. A source without sound gets sound over its whole
             length, or stays silent if `regenerate_audio` is False.
@@ -66,17 +67,24 @@ class RetakeInputs:
     regenerate_audio: bool = True
 
     def __post_init__(self) -> None:
-        problems = []
+        problems: list[str] = []
         start, end = self.start_time, self.end_time
         if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
-            problems.append(f"start_time={start} and end_time={end} are not 0 <= start < end")
+            problems.append(
+                Problem(
+                    Field("start_time"),
+                    f"={start} and ",
+                    Field("end_time"),
+                    f"={end} are not 0 <= start < end",
+                )
+            )
         rate = self.video_frame_rate
         if rate is not None and not (math.isfinite(rate) and 1 <= rate <= 240):
-            problems.append(f"video_frame_rate={rate} is not in [1, 240]")
+            problems.append(Problem(Field("video_frame_rate"), f"={rate} is not in [1, 240]"))
         if not (self.regenerate_video or self.regenerate_audio):
             problems.append("neither video nor audio is to be made anew")
         if problems:
-            raise OptionError(join_problems(f"the retake of '{self.video}'", problems))
+            raise OptionError(f"the retake of '{self.video}'", problems)
 
 
 class RetakePipeline(GuidedPipeline):
@@ -135,11 +143,13 @@ def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
     own: RetakeInputs = request.inputs
     problems = exr_problems(request, takes_hdr=True)
     if is_exr(own.video) and own.video_frame_rate is None:
-        problems.append("EXR frames have no frame rate: give video_frame_rate (--video-frame-rate)")
+        problems.append(Problem("EXR frames have no frame rate: give ", Field("video_frame_rate")))
     if not is_exr(own.video) and own.video_frame_rate is not None:
-        problems.append("video_frame_rate is for a folder of .exr frames: leave it out")
+        problems.append(
+            Problem(Field("video_frame_rate"), " is for a folder of .exr frames: leave it out")
+        )
     if problems:
-        raise OptionError(join_problems(f"the retake of '{own.video}'", problems))
+        raise OptionError(f"the retake of '{own.video}'", problems)
     source = _source_shape(own)
     check_generation_size(
         source.height,
@@ -153,8 +163,11 @@ def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
         check_rate(probe_video(own.video).audio_sampling_rate)
     if own.start_time >= source.duration_s:
         raise OptionError(
-            f"start_time={own.start_time:g} lies behind the end of '{own.video}', which lasts "
-            f"{source.duration_s:.3f} s."
+            Problem(
+                Field("start_time"),
+                f"={own.start_time:g} lies behind the end of '{own.video}', which lasts "
+                f"{source.duration_s:.3f} s.",
+            )
         )
     config = replace(
         request.config,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-from ltx2rt.errors import ShapeError
+from ltx2rt.errors import Field, Problem, ShapeError
 from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.names import AUDIO_DECODER, TEXT_ENCODER, TRANSFORMER, VOCODER
 from ltx2rt.pipelines.generation import Run
@@ -46,8 +46,11 @@ class TextToAudioPipeline(GuidedPipeline):
         frames, rate = request.config.num_frames, request.config.frame_rate
         if isinstance(frames, int) and AudioLatentShape.from_duration(frames / rate).num_frames < 1:
             raise ShapeError(
-                f"num_frames={frames} at {rate:g} frames per second is less than one step of sound "
-                "(0.04 s); use more."
+                Problem(
+                    Field("num_frames"),
+                    f"={frames} at {rate:g} frames per second is less than one step of sound "
+                    "(0.04 s); use more.",
+                )
             )
         return request
 

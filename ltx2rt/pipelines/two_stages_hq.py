@@ -27,6 +27,7 @@ class TwoStagesHQPipeline(TwoStagesPipeline):
     summary: ClassVar[str] = "As two-stage, with the second-order sampler res-2s in both stages."
     default_size: ClassVar[tuple[int, int] | None] = (1088, 1920)
     sampler: ClassVar[Sampler] = "res_2s"
+    has_strengths: ClassVar[bool] = True
 
     def with_defaults(self, guidance: GuidanceConfig) -> GuidanceConfig:
         """Also fills in the strengths of the distilled LoRA."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.engine import Array
-from ltx2rt.errors import BundleError, OptionError, join_problems
+from ltx2rt.errors import BundleError, Field, OptionError, Problem
 from ltx2rt.latents.shapes import VideoPixelShape, VideoScaleFactors
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.audio import check_rate
@@ -28,7 +28,6 @@ from ltx2rt.names import (
     VIDEO_ENCODER,
 )
 from ltx2rt.pipelines.base import Pipeline
-from ltx2rt.pipelines.checks import check_stage_options
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts
 from ltx2rt.pipelines.request import Request
@@ -46,8 +45,9 @@ class UpscaleInputs:
         source: a video, whose sound is kept, or an image.
         upscale: raise height and width by the bundle's spatial upsampler, double the frame rate by
             its temporal one, or both.
-        refine: noise that a distilled model takes out again, guided by the prompt: its first noise
-            level, above 0 and at most 1 (two-stage pipelines use 0.909375); None: no refinement.
+        refine: first noise level of a refinement with the prompt, above 0 and at most 1. A
+            distilled model takes the noise out again; two-stage pipelines use 0.909375. None: no
+            refinement.
     """
 
     source: Path
@@ -55,15 +55,19 @@ class UpscaleInputs:
     refine: float | None = None
 
     def __post_init__(self) -> None:
-        problems = []
+        problems: list[str] = []
         if self.refine is not None and not 0 < self.refine <= 1:
-            problems.append(f"refine={self.refine} is not above 0 and at most 1")
+            problems.append(
+                Problem(Field("refine"), f"={self.refine} is not above 0 and at most 1")
+            )
         if self.upscale not in ("spatial", "temporal", "both"):
-            problems.append(f"upscale={self.upscale!r}; allowed: spatial, temporal, both")
+            problems.append(
+                Problem(Field("upscale"), f"={self.upscale!r}; allowed: spatial, temporal, both")
+            )
         if self.temporal and self.is_image:
             problems.append(f"'{self.source}' is an image, which has no frame rate to double")
         if problems:
-            raise OptionError(join_problems("the upscale pipeline cannot run", problems))
+            raise OptionError("the upscale pipeline cannot run", problems)
 
     @property
     def spatial(self) -> bool:
@@ -92,7 +96,7 @@ class UpscalePipeline(Pipeline):
 
     name: ClassVar[str] = "upscale"
     summary: ClassVar[str] = (
-        "Raise size or frame rate of a video or image that exists; --refine adds detail."
+        "Raise size or frame rate of a video or image that exists; `refine` adds detail."
     )
     requires: ClassVar[tuple[str, ...]] = (VIDEO_ENCODER, VIDEO_DECODER)
     unused: ClassVar[tuple[str, ...]] = (
@@ -109,6 +113,24 @@ class UpscalePipeline(Pipeline):
         if inputs.is_image:
             return ("image",)
         return ("video", "audio") if probe_video(inputs.source).has_audio else ("video",)
+
+    @classmethod
+    def problems(cls, request: Request) -> list[str]:
+        """Also a prompt that is missing, and what would change nothing."""
+        config, refines = request.config, request.inputs.refine is not None
+        problems = super().problems(request)
+        if refines and not config.prompt.strip() and config.embeddings is None:
+            problems.append("refining takes a prompt that describes the picture")
+        if not refines:
+            given = {"a prompt": "prompt", "embeddings": "embeddings", "LoRAs": "loras"}
+            problems += [
+                Problem(
+                    f"{what} would change nothing where nothing is refined (", Field("refine"), ")"
+                )
+                for what, name in given.items()
+                if getattr(config, name)
+            ]
+        return problems
 
     def prepare(self, request: Request) -> Request:
         """The request at the source's size, frames and frame rate.
@@ -128,28 +150,10 @@ class UpscalePipeline(Pipeline):
                 f"this request needs {', '.join(missing)}, which the bundle does not hold; build "
                 "it again with the files that hold them, or ask for less."
             )
-        check_stage_options(request.config, self.name, guided=False, two_stage=False)
         source = source_shape(inputs)
-        problems = [
-            f"it has no use for {name}"
-            for name in ("images", "generated_keyframes", "hdr")
-            if getattr(request.config, name)
-        ]
+        problems = self.problems(request)
         if not inputs.is_image:
             problems += sound_problems(probe_video(inputs.source))
-        if (
-            inputs.refine is not None
-            and not request.config.prompt.strip()
-            and request.config.embeddings is None
-        ):
-            problems.append("refining takes a prompt that describes the picture")
-        if inputs.refine is None:
-            given = {"a prompt": "prompt", "embeddings": "embeddings", "LoRAs": "loras"}
-            problems += [
-                f"{what} would change nothing where nothing is refined (refine, --refine)"
-                for what, name in given.items()
-                if getattr(request.config, name)
-            ]
         height, width = self.output_size(inputs, source)
         if not inputs.is_image and (height % 2 or width % 2):
             problems.append(
@@ -157,7 +161,7 @@ class UpscalePipeline(Pipeline):
                 "the source to even sides"
             )
         if problems:
-            raise OptionError(join_problems(f"the {self.name} pipeline cannot run", problems))
+            raise self.refusal(problems)
         frame_rate = source.frame_rate * (2 if inputs.temporal else 1)
         config = replace(
             request.config,
@@ -265,7 +269,7 @@ def sound_problems(info: VideoInfo) -> list[str]:
     try:
         check_rate(info.audio_sampling_rate)
     except OptionError as error:
-        problems.append(str(error))
+        problems += error.problems
     return problems
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt.errors import CheckpointError, OptionError, join_problems
+from ltx2rt.errors import CheckpointError, Field, OptionError, Problem
 from ltx2rt.plain_data import named_files, parse_json
 from ltx2rt.results.record import Record, flattened, request_key
 from ltx2rt.sampling.noise import TorchGenerator
@@ -137,8 +137,12 @@ def _facts(file: SafetensorsFile, name: str) -> dict[str, Any]:
 
 def _damage(path: Path) -> OptionError:
     return OptionError(
-        f"the kept stage {path} is damaged, or ltx2rt did not write it: remove it to run this "
-        "stage again, or leave --resume out to begin anew."
+        Problem(
+            f"the kept stage {path} is damaged, or ltx2rt did not write it: remove it to run this "
+            "stage again, or leave ",
+            Field("resume"),
+            " out to begin anew.",
+        )
     )
 
 
@@ -150,11 +154,14 @@ def _refusal(path: Path, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> O
     ]
     if len(names) > _SHOWN:
         problems.append(f"and {len(names) - _SHOWN} more")
-    what = (
-        f"{path} was kept by another request: repeat that one, choose another folder (--work-dir), "
-        "or leave --resume out"
+    advice = Problem(
+        "Repeat that one, choose another folder (",
+        Field("work_dir"),
+        "), or leave ",
+        Field("resume"),
+        " out.",
     )
-    return OptionError(join_problems(what, problems))
+    return OptionError(f"{path} was kept by another request", problems, advice)
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ltx2rt.engine import F32, Array
-from ltx2rt.errors import OptionError, join_problems
+from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.weights.floats import cast
 
 #: how the difference to the negative prompt is used: as it is, against the part of the negative
@@ -54,27 +54,37 @@ class GuiderParams:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name}={value} is not a number"
+            Problem(Field(name), f"={value} is not a number")
             for name in _NUMBERS
             if not math.isfinite(value := getattr(self, name))
         ]
         if self.cfg_mode not in CFG_MODES:
-            problems.append(f"cfg_mode={self.cfg_mode!r}; allowed: {', '.join(CFG_MODES)}")
+            problems.append(
+                Problem(Field("cfg_mode"), f"={self.cfg_mode!r}; allowed: {', '.join(CFG_MODES)}")
+            )
         elif self.cfg_mode != "apg":
             unused = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
             problems += [
-                f"{name} is for cfg_mode='apg', not {self.cfg_mode!r}"
+                Problem(Field(name), f" is for cfg_mode='apg', not {self.cfg_mode!r}")
                 for name, off in unused.items()
                 if getattr(self, name) != off
             ]
         if self.apg_norm_threshold < 0:
-            problems.append(f"apg_norm_threshold={self.apg_norm_threshold} is negative; 0 is off")
+            problems.append(
+                Problem(
+                    Field("apg_norm_threshold"), f"={self.apg_norm_threshold} is negative; 0 is off"
+                )
+            )
         if abs(self.apg_momentum) >= 1:
-            problems.append(f"apg_momentum={self.apg_momentum} is not between -1 and 1")
+            problems.append(
+                Problem(Field("apg_momentum"), f"={self.apg_momentum} is not between -1 and 1")
+            )
         if self.skip_step < 0:
-            problems.append(f"skip_step={self.skip_step} is negative; 0 runs every step")
+            problems.append(
+                Problem(Field("skip_step"), f"={self.skip_step} is negative; 0 runs every step")
+            )
         if problems:
-            raise OptionError(join_problems("guidance options", problems))
+            raise OptionError("guidance options", problems)
 
     @property
     def needs_uncond(self) -> bool:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
 from ltx2rt.backends.device_memory import DeviceMemory
+from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.bundle.targets import target_problems
 from ltx2rt.device.cuda import local_gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -43,6 +44,24 @@ def ltx2rt(*arguments: object) -> Outcome:
         except SystemExit as stop:  # argparse
             code = int(stop.code or 0)
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+#: flags that mean more the more often they are given
+REPEATABLE = {"--image", "--lora", "--reference", "--seed", "--stage-2-lora"}
+
+
+def instead(*arguments: object) -> list[str]:
+    """Arguments in which a flag that is given again replaces the earlier one, which a command
+    refuses.
+    """
+    parts: list[list[str]] = [[]]
+    for word in map(str, arguments):
+        if re.match(r"-[^\d]", word):
+            parts.append([])
+        parts[-1].append(word)
+    last = {part[0]: part for part in parts if part}
+    kept = [p for p in parts if p and (p[0] in REPEATABLE or last[p[0]] is p)]
+    return [word for part in kept for word in part]
 
 
 def expect_user_error(outcome: Outcome, *parts: object) -> None:

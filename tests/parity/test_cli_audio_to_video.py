@@ -9,7 +9,7 @@ import pytest
 
 from ltx2rt.media.reader import probe_video, read_audio, read_video_frames
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
-from tests.parity.command_line import SMALL, Outcome, expect_user_error, unchanged
+from tests.parity.command_line import SMALL, Outcome, expect_user_error, instead, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
 from tests.parity.media_files import RATE, mono_file, sound_file, tone, video_file
@@ -91,25 +91,25 @@ def test_mono_is_doubled_and_steers_the_picture(
 @pytest.mark.parametrize(
     ("more", "parts"),
     [
-        ((), ["--pipeline audio-to-video needs --audio"]),
+        ((), ["it needs --audio"]),
         (("--audio", "none.wav"), ["none.wav", "there is no such file"]),
         (("--audio", "."), ["it is a directory"]),
         (("--audio", __file__), ["not a media file"]),
         (("--audio", "silent.mp4"), ["the file has no audio stream"]),
         (("--audio", "5.1.wav"), ["6 channels", "mix it down"]),
         (("--audio", "odd.wav"), ["sampling_rate=10000 Hz cannot be stored as AAC"]),
-        (("--audio", "long.wav", "--audio-start-time", -1), ["audio_start_time=-1.0"]),
+        (("--audio", "long.wav", "--audio-start-time", -1), ["--audio-start-time=-1.0"]),
         (
             ("--audio", "long.wav", "--audio-start-time", "nan", "--audio-max-duration", 0),
-            ["audio_start_time=nan", "audio_max_duration=0.0"],
+            ["--audio-start-time=nan", "--audio-max-duration=0.0"],
         ),
         (
             ("--audio", "long.wav", "--num-frames", 33),
-            ["num_frames=33", "than the 1.000 s", "the longest possible is num_frames=25"],
+            ["--num-frames=33", "than the 1.000 s", "the longest possible is --num-frames=25"],
         ),
         (
             ("--audio", "long.wav", "--audio-max-duration", 0.05),
-            ["than the 0.050 s", "the longest possible is num_frames=1."],
+            ["than the 0.050 s", "the longest possible is --num-frames=1."],
         ),
         (("--audio", "long.wav", "--audio-start-time", 2), ["no sound from 2.0 seconds on"]),
         (("--audio", "long.wav", "--audio-cfg-guidance-scale", 2), ["no guidance for the audio"]),
@@ -133,9 +133,9 @@ def test_refused_before_anything_is_loaded(
     video_file(tmp_path / "silent.mp4", 9, sound=False)
     monkeypatch.setattr("ltx2rt.bundle.loader.Loader.engine", pytest.fail)
     with unchanged(tmp_path):
-        expect_user_error(run(*flags, *more, "-o", tmp_path / "x.mp4"), *parts)
+        expect_user_error(run(*instead(*flags, *more), "-o", tmp_path / "x.mp4"), *parts)
 
 
 def test_other_pipelines_refuse_the_flag(demo_bundle: Path, tmp_path: Path) -> None:
     outcome = run("generate", demo_bundle, "--prompt", "a", "--audio", "x.wav", "-o", "x.mp4")
-    expect_user_error(outcome, "--audio is for --pipeline audio-to-video, not for distilled")
+    expect_user_error(outcome, "it has no use for --audio, which is for audio-to-video")

@@ -9,7 +9,7 @@ import pytest
 
 from ltx2rt.media.reader import probe_video, read_audio
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
-from tests.parity.command_line import Outcome, expect_user_error, unchanged
+from tests.parity.command_line import Outcome, expect_user_error, instead, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
 from tests.parity.media_files import sound_file, video_file
@@ -29,7 +29,7 @@ def lora(demo_model: dict[str, Path], folder: Path) -> Path:
 def generate(bundle: Path, lora: Path, target: Path, *flags: object) -> Outcome:
     return run(
         "generate", bundle, "--pipeline", "dub-it", "--prompt", "a bell", "--lora", lora,
-        "--height", 128, "--width", 128, "--threads", 1, "--quiet", "-o", target, *flags,
+        *instead("--height", 128, "--width", 128, *flags), "--threads", 1, "--quiet", "-o", target,
     )  # fmt: skip
 
 

@@ -19,7 +19,14 @@ from PIL import Image
 from ltx2rt.media.files import OutputFile
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.progress import Progress
-from tests.parity.command_line import SMALL, edited_bundle, expect_user_error, ltx2rt, unchanged
+from tests.parity.command_line import (
+    SMALL,
+    edited_bundle,
+    expect_user_error,
+    instead,
+    ltx2rt,
+    unchanged,
+)
 
 PROMPT = ("--prompt", "a lake", "--quiet")
 
@@ -39,11 +46,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     [
         (("--height", 100, "--width", 64), ("height=100", "64, 128")),
         (("--width", 72, "--height", 10), ("width=72", "64, 128", "height=10", "2 problems")),
-        (("--num-frames", 16), ("num_frames=16", "9, 17")),
-        (("--num-frames", 0), ("num_frames=0", "positive")),
-        (("--frame-rate", "nan"), ("frame_rate=nan is not in [1, 240]",)),
+        (("--num-frames", 16), ("--num-frames=16", "9, 17")),
+        (("--num-frames", 0), ("--num-frames=0", "positive")),
+        (("--frame-rate", "nan"), ("--frame-rate=nan is not in [1, 240]",)),
         (("--seed", 2**64), ("does not fit 64 bits",)),
-        (("--threads", -1), ("threads=-1 is negative",)),
+        (("--threads", -1), ("--threads=-1 is negative",)),
         (("--prompt", "  "), ("the prompt is empty",)),
         (("--image", "none.png"), ("none.png", "there is no such file")),
         (("--image", __file__), (__file__, "is not an image that can be read")),
@@ -53,9 +60,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def test_requests(
     flags: tuple[object, ...], said: tuple[str, ...], demo_bundle: Path, folder: Path
 ) -> None:
-    outcome = ltx2rt(
-        "generate", demo_bundle, *PROMPT, *SMALL, *flags, "-o", folder / "kept.mp4", "--json"
-    )
+    asked = instead(*PROMPT, *SMALL, *flags)
+    outcome = ltx2rt("generate", demo_bundle, *asked, "-o", folder / "kept.mp4", "--json")
     expect_user_error(outcome, *said)
     assert outcome.err.count("cannot generate") < 2
 

@@ -30,6 +30,7 @@ from tests.parity.command_line import (
     Outcome,
     edited_bundle,
     expect_user_error,
+    instead,
     unchanged,
 )
 from tests.parity.command_line import ltx2rt as run
@@ -213,8 +214,8 @@ def test_finished_clips_are_not_made_again(demo_bundle: Path, tmp_path: Path) ->
 def test_number_of_clips_is_checked(demo_bundle: Path, folder: Path) -> None:
     common = ("generate", demo_bundle, "--prompt", "a", *SMALL, "-o")
     for flags, said in (
-        (("x.mp4", "--num-videos", 0), "num_videos=0 is not in [1, 10000]"),
-        (("x.mp4", "--num-videos", 3, "--seed", "1,2"), "num_videos=3 does not fit 2 seeds"),
+        (("x.mp4", "--num-videos", 0), "--num-videos=0 is not in [1, 10000]"),
+        (("x.mp4", "--num-videos", 3, "--seed", "1,2"), "--num-videos 3 does not fit 2 seeds"),
         (("-", "--seed", "1,2"), "-o - takes one clip"),
         (("x.mkv", "--stream"), "is .mp4 or .mov"),
         (("x.wav", "--stream"), "--stream is for video"),
@@ -390,8 +391,9 @@ def test_a_stream_plays_while_later_tiles_decode(
         return report
 
     monkeypatch.setattr("ltx2rt.cli.generate.ProgressPrinter", printer)
+    size = instead(*SMALL, "--num-frames", 57)
     outcome = run(
-        "generate", demo_bundle, "--prompt", "a", *SMALL, "--num-frames", 57, "--frame-rate", 8,
+        "generate", demo_bundle, "--prompt", "a", *size, "--frame-rate", 8,
         "--tiling", "0x32:0x16", "--stream", "-o", target,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err

@@ -16,7 +16,7 @@ from ltx2rt.media.reader import probe_video, read_audio
 from ltx2rt.pipelines.retake import RetakePipeline
 from ltx2rt.results.record import record_in
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
-from tests.parity.command_line import Outcome, expect_user_error, unchanged
+from tests.parity.command_line import Outcome, expect_user_error, instead, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.media_files import video_file
 
@@ -42,7 +42,7 @@ def exr_source(folder: Path, count: int = 9, height: int = 64, width: int = 96) 
 def retake(bundle: Path, *flags: object) -> Outcome:
     return run(
         "generate", bundle, "--pipeline", "retake", "--prompt", "a bell", "--threads", 1,
-        *WINDOW, *flags,
+        *instead(*WINDOW, *flags),
     )  # fmt: skip
 
 
@@ -109,8 +109,8 @@ def test_no_sound_where_none_is_made(demo_bundle: Path, tmp_path: Path) -> None:
     [
         (
             ("--video", "take_exr"),
-            ["take_exr is of high dynamic range; say what it holds with hdr (--hdr)",
-             "EXR frames have no frame rate: give video_frame_rate (--video-frame-rate)"],
+            ["take_exr is of high dynamic range; say what it holds with --hdr",
+             "EXR frames have no frame rate: give --video-frame-rate"],
         ),
         (
             ("--video", "take_exr/frame_00000.exr", "--video-frame-rate", 24, "--hdr", "acescg"),
@@ -118,15 +118,15 @@ def test_no_sound_where_none_is_made(demo_bundle: Path, tmp_path: Path) -> None:
         ),
         (
             ("--video", "ok.mp4", "--video-frame-rate", 24),
-            ["video_frame_rate is for a folder of .exr frames: leave it out"],
+            ["--video-frame-rate is for a folder of .exr frames: leave it out"],
         ),
         (
             ("--video", "take_exr", "--video-frame-rate", 0, "--hdr", "acescg"),
-            ["video_frame_rate=0.0 is not in [1, 240]"],
+            ["--video-frame-rate=0.0 is not in [1, 240]"],
         ),
         (
             ("--video", "take_exr", "--video-frame-rate", 60, "--hdr", "acescg"),
-            ["start_time=0.2 lies behind the end of 'take_exr', which lasts 0.150 s"],
+            ["--start-time=0.2 lies behind the end of 'take_exr', which lasts 0.150 s"],
         ),
         (
             ("--video", "odd", "--video-frame-rate", 24, "--hdr", "acescg"),
@@ -138,7 +138,7 @@ def test_no_sound_where_none_is_made(demo_bundle: Path, tmp_path: Path) -> None:
         ),
         (
             ("--video", "empty", "--video-frame-rate", 24, "--hdr", "acescg"),
-            ["video_frame_rate is for a folder of .exr frames"],
+            ["--video-frame-rate is for a folder of .exr frames"],
         ),
         (("--video", "empty", "--hdr", "acescg"), ["from 'empty': it is a directory"]),
         (
@@ -161,7 +161,7 @@ def test_refused_before_anything_is_loaded(
     monkeypatch.chdir(sources)
     monkeypatch.setattr("ltx2rt.bundle.loader.Loader.engine", pytest.fail)
     with unchanged(sources):
-        expect_user_error(retake(demo_bundle, "-o", "x.mp4", *flags), *parts)
+        expect_user_error(retake(demo_bundle, *instead("-o", "x.mp4", *flags)), *parts)
 
 
 @pytest.fixture(scope="module")

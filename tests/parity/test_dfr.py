@@ -135,8 +135,8 @@ def test_twice_and_four_times_the_frame_rate(
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--num-frames", 1], ["num_frames=1 leaves nothing between keyframes"]),
-        (["--num-frames", 20], ["num_frames=20 is not 8k+1"]),
+        (["--num-frames", 1], ["--num-frames=1 leaves nothing between keyframes"]),
+        (["--num-frames", 20], ["--num-frames=20 is not 8k+1"]),
         (["--num-generated-keyframes", 2], ["has no use for --num-generated-keyframes"]),
         (["--detailing-lora", "absent.safetensors"], ["cannot read absent.safetensors"]),
         (["--detailing-lora", "x:nan"], ["strength=nan of LoRA x is not a number"]),

@@ -119,7 +119,7 @@ def test_image_behind_the_predicted_end(
         (("--auto-duration", 1, 2, "--num-frames", 9), ["give one of them"]),
         (
             ("--pipeline", "keyframe", "--num-frames", "auto"),
-            ["--pipeline keyframe cannot choose its duration"],
+            ["keyframe pipeline", "it cannot choose its duration"],
         ),
     ],
 )

@@ -19,8 +19,9 @@ from ltx2rt.media.hdr import TRANSFERS, HdrFormat, srgb_signal
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.hdr_ic_lora import OVERLAPS, TILES, HDRICLoraPipeline
+from ltx2rt.progress import Job
 from ltx2rt.results.hdr_clip import HdrClip
-from tests.parity.command_line import expect_user_error, unchanged
+from tests.parity.command_line import expect_user_error, instead, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
 from tests.parity.golden import golden_root
@@ -113,7 +114,7 @@ def test_high_quality_keeps_every_second_frame(
         assert clip.video_latent is not None
         assert clip.video_latent.shape[2] == 3  # 17 frames
         frames = np.concatenate(list(clip.decoded_frames()))
-        every = np.concatenate(list(clip._decode()))
+        every = np.concatenate(list(clip.decode_video(Job(), clip.video_latent, "auto")))
     np.testing.assert_array_equal(frames, every[::2])
     assert len(frames) == clip.num_frames == 9
 
@@ -161,7 +162,7 @@ def test_size_frames_and_rate_are_the_reference_s_unless_named(
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ([], ["--pipeline hdr-ic-lora needs --reference"]),
+        ([], ["it needs --reference"]),
         (["--reference", "absent.mp4", "--height", 71], ["absent.mp4", "must be even"]),
         (["--reference", "REFERENCE", "--image", "x.png"], ["has no use for --image"]),
         (["--reference", "REFERENCE", "--lora", "OTHER"], ["the HDR curves pq"]),
@@ -179,7 +180,7 @@ def test_wrong_requests(
     files |= {"OTHER": lora(folder, demo_model, "pq"), "REFERENCE": reference}
     with unchanged(tmp_path):
         outcome = run(
-            "generate", demo_bundle, *ASK[:-1], *SIZE, *(files.get(f, f) for f in flags),
-            "-o", tmp_path / "x.mp4",
+            "generate", demo_bundle, *ASK[:-1],
+            *instead(*SIZE, *(files.get(f, f) for f in flags)), "-o", tmp_path / "x.mp4",
         )  # fmt: skip
     expect_user_error(outcome, *parts)

@@ -18,7 +18,7 @@ from ltx2rt.media.reader import probe_video, read_audio
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.dub_it import DubItPipeline
 from ltx2rt.pipelines.ic_lora import ICLoraInputs, ICLoraPipeline
-from tests.parity.command_line import expect_user_error, unchanged
+from tests.parity.command_line import expect_user_error, instead, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
 from tests.parity.media_files import sound_file, video_file
@@ -176,7 +176,7 @@ def test_a_voice_alone_is_enough(
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ([], ["needs at least one reference video (--reference FILE) or a voice"]),
+        ([], ["needs at least one reference video (--reference) or a voice (--reference-audio)"]),
         (["--reference-audio", "absent.wav"], ["absent.wav", "no such file"]),
         (
             [
@@ -187,11 +187,11 @@ def test_a_voice_alone_is_enough(
                 "--attention-strength",
                 0.5,
             ],
-            ["attention_mask means nothing without", "attention_strength means nothing without"],
+            ["--attention-mask means nothing", "--attention-strength means nothing"],
         ),
         (["--reference", "absent.mp4"], ["absent.mp4", "no such file"]),
         (["--reference", "REFERENCE:1.5"], ["strength=1.5 of the reference"]),
-        (["--reference", "REFERENCE", "--attention-strength", 2], ["attention_strength=2.0"]),
+        (["--reference", "REFERENCE", "--attention-strength", 2], ["--attention-strength=2.0"]),
         (
             ["--reference", "a.mp4", "--attention-mask", "b.mp4", "--height", 64, "--lora", "LORA"],
             ["'a.mp4'", "'b.mp4'", "height=64 is not a multiple of 128"],
@@ -199,7 +199,7 @@ def test_a_voice_alone_is_enough(
         (["--reference", "REFERENCE", "--num-generated-keyframes", 1], ["has no use for"]),
         (
             ["--reference", "REFERENCE", "--skip-stage-2", "--stage-2-sampler", "euler"],
-            ["stage_2_sampler means nothing where stage 2 is skipped"],
+            ["--stage-2-sampler means nothing where stage 2 is skipped"],
         ),
         (["--reference", "REFERENCE", "--stage-2-lora", "x"], ["no use for --stage-2-lora"]),
         (["--reference", "REFERENCE", "--attention-mask", "absent"], ["absent", "no such file"]),
@@ -229,7 +229,12 @@ def test_wrong_requests_are_refused_before_anything_is_loaded(
     ]
     with unchanged(tmp_path):
         outcome = run(
-            "generate", demo_bundle, *ASK[1:], *SIZE[:-1], *filled, "-o", tmp_path / "x.mp4"
+            "generate",
+            demo_bundle,
+            *ASK[1:],
+            *instead(*SIZE[:-1], *filled),
+            "-o",
+            tmp_path / "x.mp4",
         )
     expect_user_error(outcome, *parts)
     assert "references stage_1" not in outcome.err
@@ -239,7 +244,7 @@ def test_other_pipelines_take_no_references(demo_bundle: Path, tmp_path: Path) -
     outcome = run(
         "generate", demo_bundle, "--prompt", "a", "--reference", "x.mp4", "-o", tmp_path / "x.mp4"
     )
-    expect_user_error(outcome, "--reference is for --pipeline ic-lora")
+    expect_user_error(outcome, "no use for --reference, which is for hdr-ic-lora and ic-lora")
     with pytest.raises(OptionError, match="it has no use for generated_keyframes"):
         ICLoraPipeline(open_bundle(demo_bundle))(
             prompt="a", generated_keyframes=2, references=(ReferenceFile(path=Path("x.mp4")),)

@@ -28,6 +28,7 @@ from tests.parity.command_line import (
     build_flags,
     edited_bundle,
     expect_user_error,
+    instead,
     ltx2rt,
     only_components,
     use_graphs_of,
@@ -86,7 +87,7 @@ def build(model: Model, target: Path, *flags: object) -> Path:
 def latents(bundle: Path, target: Path, *flags: object) -> dict[str, np.ndarray]:
     """Generate a clip and read the latents that it saved."""
     outcome = ltx2rt(
-        "generate", bundle, "--prompt", "a lake", "--seed", 3, *SMALL, "--num-frames", 1,
+        "generate", bundle, "--prompt", "a lake", "--seed", 3, *instead(*SMALL, "--num-frames", 1),
         "--quiet", "--save-latents", target, "-o", target.with_suffix(".mp4"), *flags,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err

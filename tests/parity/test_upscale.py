@@ -16,6 +16,7 @@ from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoPixelShape
 from ltx2rt.media.image import load_image, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import probe_video, read_audio, read_video_frames
 from ltx2rt.media.writer import VideoWriter
+from ltx2rt.pipelines.engines import Engines
 from ltx2rt.pipelines.upscale import UpscaleInputs, UpscalePipeline, padded
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
@@ -118,7 +119,7 @@ def test_refinement_follows_the_prompt(demo_bundle: Path, photo: Path, folder: P
 )
 def test_sizes_at_every_scale(scale: tuple, source: tuple, size: tuple) -> None:
     pipe = UpscalePipeline.__new__(UpscalePipeline)
-    pipe.source = SimpleNamespace(options=lambda _: {"spatial_scale": scale})  # type: ignore[assignment]
+    pipe.engines = Engines(SimpleNamespace(options=lambda _: {"spatial_scale": scale}))  # type: ignore[arg-type]
     shape = VideoPixelShape(num_frames=1, height=source[0], width=source[1], frame_rate=24)
     inputs = UpscaleInputs(source=Path("x.mp4"))
     assert pipe.output_size(inputs, shape) == size
@@ -144,7 +145,7 @@ def test_noise_levels_of_the_refinement() -> None:
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ([], ["--pipeline upscale needs --source"]),
+        ([], ["it needs --source"]),
         (["--source", "absent.mp4"], ["absent.mp4", "no such file"]),
         (["--source", "VIDEO", "--upscale", "temporal"], ["this request needs temporal_upsampler"]),
         (["--source", "VIDEO", "--refine", 0.5], ["refining takes a prompt"]),
@@ -152,7 +153,10 @@ def test_noise_levels_of_the_refinement() -> None:
             ["--source", "VIDEO", "--lora", "x", "--prompt", "a lake"],
             ["LoRAs would change nothing", "a prompt would change nothing"],
         ),
-        (["--source", "VIDEO", "--stage-2-sampler", "euler"], ["stage_2_sampler is for pipelines"]),
+        (
+            ["--source", "VIDEO", "--stage-2-sampler", "euler"],
+            ["--stage-2-sampler is for pipelines"],
+        ),
         (["--source", "VIDEO", "--embeddings", "x"], ["embeddings would change nothing"]),
         (["--source", "VIDEO", "--save-embeddings", "x"], ["--save-embeddings needs --prompt"]),
         (

@@ -70,7 +70,7 @@ def test_a_damaged_stage_says_how_to_go_on(
         StageStore(tmp_path / "work", record, resume=True)
     assert str(error.value) == (
         f"the kept stage {stage} is damaged, or ltx2rt did not write it: remove it to run this "
-        "stage again, or leave --resume out to begin anew."
+        "stage again, or leave resume out to begin anew."
     )
     stage.unlink()
     assert StageStore(tmp_path / "work", record, resume=True).load("stage_1", {}) is None

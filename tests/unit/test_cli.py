@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -17,23 +18,21 @@ import ltx2rt
 from ltx2rt.cli.__main__ import COMMANDS, main
 from ltx2rt.cli.build import parse_lora
 from ltx2rt.cli.common import ProgressPrinter
-from ltx2rt.cli.demo import generate_options
-from ltx2rt.cli.enhancement import DEFAULT_TIMEOUT_S
-from ltx2rt.cli.inputs import FLAGS
-from ltx2rt.cli.requests import config_of, parse_image, runtime_of, seeds_of
-from ltx2rt.components.enhance import EnhanceConfig
-from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
+from ltx2rt.cli.demo import given_of
+from ltx2rt.cli.parser import Parser
+from ltx2rt.cli.requests import asked_of
+from ltx2rt.cli.rows import image
+from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import check_generation_size
 from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.base import pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.pipelines.distilled import DistilledPipeline
+from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Progress
-from ltx2rt.sampling.guidance import GuiderParams
+from tests.unit.command_flags import given_by
 from tests.unit.conftest import HEAVY
-
-#: start of the process included; a shared machine in mind
 
 
 def exit_code(arguments: list[str]) -> int:
@@ -43,7 +42,7 @@ def exit_code(arguments: list[str]) -> int:
 
 
 def options(command: str, *arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     importlib.import_module(f"ltx2rt.cli.{command}").add_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -100,40 +99,13 @@ def test_pipelines_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         assert (row["guided"], row["two_stage"]) == (cls.guided, cls.two_stage)
         assert tuple(row["requires"]) == cls.requires
         assert row["default_size"] == (cls.default_size and list(cls.default_size))
-        assert row["flags"] == [f.name for f in FLAGS if name in f.pipelines]
+        fields = dataclasses.fields(cls.Inputs) if cls.Inputs else ()
+        assert len(row["flags"]) == len(fields)
     assert main(["pipelines"]) == 0
     text = capsys.readouterr().out
     assert all(f"\n{name} " in f"\n{text}" for name in PIPELINES)
     assert "one stage, 768x512; guided; needs" in text
     assert "one stage; takes --source" in text  # its size is the source's
-
-
-def test_every_flag_of_a_job_has_one_name_and_no_default() -> None:
-    """Defaults are the dataclasses'; paths are known by their metavar."""
-    parser = argparse.ArgumentParser()
-    importlib.import_module("ltx2rt.cli.generate").add_arguments(parser)
-    actions = [a for a in parser._actions if a.option_strings and a.dest != "help"]
-    assert {a.dest: a.default for a in actions if a.default is not None} == {}
-    assert all(a.help for a in actions)
-    names = [o for a in actions for o in a.option_strings]
-    assert len(set(names)) == len(names)
-
-
-def test_help_tells_the_defaults_of_the_dataclasses(capsys: pytest.CaptureFixture[str]) -> None:
-    exit_code(["generate", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    config, runtime = GenerationConfig(prompt="a"), RuntimeConfig()
-    for flag, default in (
-        ("--seed", config.seed), ("--num-frames", config.num_frames),
-        ("--frame-rate", config.frame_rate), ("--tiling", config.tiling),
-        ("--threads", runtime.threads), ("--residency", runtime.residency),
-        ("--max-batch-size", runtime.max_batch_size), ("--scheduler", GuidanceConfig().scheduler),
-        ("--cfg-mode", GuiderParams().cfg_mode),
-        ("--apg-eta", f"{GuiderParams().apg_eta:g}"),
-    ):  # fmt: skip
-        described = text.split(f" {flag} ", 1)[1].split(" --")[0]
-        assert f"default {default}" in described, flag
-    assert EnhanceConfig(model=".").timeout_s == DEFAULT_TIMEOUT_S
 
 
 def test_the_package_is_the_command() -> None:
@@ -152,14 +124,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         ([], "required: COMMAND"),
-        (["gnerate"], "invalid choice: 'gnerate'"),
+        (["gnerate"], "invalid choice: 'gnerate'; did you mean 'generate'?"),
         (["build", "--checkpoint", "x", "--plain-layers", "0;1"], "'0;1' is not a list of layers"),
-        (["doctor", "--jsno"], "unrecognized arguments: --jsno"),
+        (["doctor", "--jsno"], "unrecognized arguments: --jsno; did you mean '--json'?"),
         (["doctor", "--js"], "unrecognized arguments: --js"),
         (["generate", "-o", "x.mp4"], "required: bundle"),
         (["generate", "b", "--prompt", "a", "-o", "x.mp4", "--seed", "x"], "invalid int value"),
         (["generate", "b", "--prompt", "a", "-o", "x.mp4", "--sampler", "x"], "invalid choice"),
         (["build", "-o", "b"], "required: --checkpoint"),
+        (["build", "--precision", "bf16", "--precision", "fp32"], "--precision: it is given twice"),
+        (["generate", "b", "--height", "64", "--height=128"], "--height: it is given twice"),
+        (["generate", "b", "-o", "x.mp4", "--output", "y.mp4"], "it is given twice"),
+        (["generate", "b", "--sigma", "1"], "arguments: --sigma 1; did you mean '--sigmas'?"),
+        (["generate", "b", "--hieght=64"], "did you mean '--height'?"),
     ],
 )
 def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,21 +148,21 @@ def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFix
 
 
 def test_generate_defaults_are_those_of_the_configs() -> None:
-    parsed = options("generate", "bundle", "--prompt", "a lake", "-o", "x.mp4")
-    assert config_of(parsed) == GenerationConfig(prompt="a lake")
-    assert runtime_of(parsed) == RuntimeConfig()
-    assert seeds_of(parsed) == (GenerationConfig(prompt="a").seed,)
-    given = {k: v for k, v in vars(parsed).items() if v is not None}
-    assert given.keys() == {"bundle", "prompt", "output"}  # the rest is the classes' to say
+    given = given_by("--prompt", "a lake", "-o", "x.mp4")
+    assert given == {"prompt": "a lake", "output": "x.mp4"}  # the rest is the classes' to say
+    asked = asked_of(given)
+    assert asked.request == Request(config=GenerationConfig(prompt="a lake"))
+    assert asked.runtime == RuntimeConfig()
+    assert asked.seeds == (GenerationConfig(prompt="a").seed,)
 
 
 def test_generate_flags_reach_the_config() -> None:
-    parsed = options(
-        "generate", "bundle", "--prompt", "a", "-o", "x.mp4", "--seed", "-3", "--height", "64",
+    given = given_by(
+        "--prompt", "a", "-o", "x.mp4", "--seed", "-3", "--height", "64",
         "--width", "128", "--num-frames", "17", "--frame-rate", "30", "--tiling", "none",
         "--image", "a.png", "--image", "b.png@8:0.5:0",
     )  # fmt: skip
-    assert config_of(parsed) == GenerationConfig(
+    assert asked_of(given).request.config == GenerationConfig(
         prompt="a", seed=-3, height=64, width=128, num_frames=17, frame_rate=30.0, tiling="none",
         images=(
             ImageCondition(path=Path("a.png")),
@@ -199,8 +176,8 @@ def test_generate_flags_reach_the_config() -> None:
     [
         ("photo.png@x", "is not FILE[@FRAME[:STRENGTH[:CRF]]]"),
         ("photo.png@0:1:2:3", "is not FILE[@FRAME[:STRENGTH[:CRF]]]"),
-        ("photo.png@0:1.5", "strength=1.5 is not in [0, 1]"),
-        ("photo.png@-8", "frame=-8 is negative"),
+        ("photo.png@0:1.5", "strength=1.5 of image photo.png is not in [0, 1]"),
+        ("photo.png@-8", "frame=-8 of image photo.png is negative"),
         ("photo.png@8:1", "the clip has 9 frames"),
     ],
 )
@@ -214,11 +191,11 @@ def test_bad_images_say_what_is_wrong(
 
 
 def test_a_file_name_may_hold_the_separators(tmp_path: Path) -> None:
-    assert parse_image("@0") == ImageCondition(path=Path("@0"))
+    assert image("@0") == {"path": "@0"}
     photo = tmp_path / "photo@2"
     photo.touch()
-    assert parse_image(str(photo)) == ImageCondition(path=photo)
-    assert parse_image(f"{photo}@8") == ImageCondition(path=photo, frame=8)
+    assert image(str(photo)) == {"path": str(photo)}
+    assert image(f"{photo}@8") == {"path": str(photo), "frame": 8}
     colon = tmp_path / "a:0.5"
     colon.touch()
     assert parse_lora(str(colon)) == Lora(path=str(colon), strength=1.0)
@@ -238,12 +215,13 @@ def test_prompt_must_be_text() -> None:
 def test_demo_asks_for_a_valid_clip_and_passes_everything_on() -> None:
     parsed = options("demo", "--prompt=-- a", "--seed=-7", "-o=-x.mp4", "--quiet", "--json")
     check_generation_size(parsed.height, parsed.width, parsed.num_frames, two_stage=True)
-    passed = generate_options(parsed, Path("-bundle"))
-    assert (passed.bundle, passed.output) == (Path("-bundle"), Path("-x.mp4"))
-    assert (passed.prompt, passed.seeds) == ("-- a", [-7])
-    assert (passed.height, passed.width) == (parsed.height, parsed.width)
-    assert passed.quiet
-    assert passed.json
+    asked = asked_of(given_of(parsed))
+    assert asked.output.clip == Path("-x.mp4")
+    config = asked.request.config
+    assert (config.prompt, asked.seeds) == ("-- a", (-7,))
+    assert (config.height, config.width) == (parsed.height, parsed.width)
+    assert asked.run.quiet
+    assert asked.run.json
 
 
 def test_demo_refuses_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,15 +307,27 @@ def test_closed_pipe_is_quiet() -> None:
     assert (run.returncode, run.stderr) == (0, b"")
 
 
-def test_help_loads_the_command_line_and_nothing_else() -> None:
-    """What it takes is measured by `python -m benchmarks.run --case cli-help`."""
+def loaded_by(*arguments: str) -> set[str]:
+    """Modules that a run of the command imports."""
     script = (
         "import sys\nstart = set(sys.modules)\nfrom ltx2rt.cli.__main__ import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         "print('loaded', *set(sys.modules) - start)"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    _, *loaded = run.stdout.splitlines()[-1].split()
-    ours = {"ltx2rt", "ltx2rt.cli", "ltx2rt.cli.__main__", "ltx2rt.errors"}
+    command = [sys.executable, "-c", script, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(run.stdout.splitlines()[-1].split()[1:])
+
+
+def test_help_loads_the_command_line_and_nothing_else() -> None:
+    """What it takes is measured by `python -m benchmarks.run --case cli-help`."""
+    loaded = loaded_by("--help")
+    ours = {"ltx2rt", *(f"ltx2rt.{m}" for m in ("cli", "cli.__main__", "cli.parser", "errors"))}
     assert {m for m in loaded if m.split(".")[0] not in sys.stdlib_module_names} == ours
-    assert len(loaded) < 50  # 21 where this was written; `email` or `asyncio` alone load more
+    assert len(loaded) < 50  # 22 where this was written; `email` or `asyncio` alone load more
+
+
+@pytest.mark.parametrize("arguments", [["generate", "--help"], ["pipelines"], ["batch", "--help"]])
+def test_what_runs_nothing_loads_no_library_of_media_or_models(arguments: list[str]) -> None:
+    heavy = {"onnxruntime", "av", "OpenEXR", "tokenizers", "torch", "ltx2rt_export"}
+    assert not heavy & loaded_by(*arguments)

@@ -61,7 +61,7 @@ class FakeTransformer:
         if stream is None:
             return None
         batch = stream.latent.shape[0]
-        keeps = [p.keep(kind, block, batch) for kind in KINDS for block in (0, 1)]
+        keeps = [p.switches(kind, block, batch) for kind in KINDS for block in (0, 1)]
         mark = stream.context.mean(axis=(1, 2)) + sum(k * (i + 1) for i, k in enumerate(keeps))
         velocity = np.sin(stream.latent + mark[:, None, None])
         return velocity.astype(np.float32)

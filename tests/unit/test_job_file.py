@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -15,31 +14,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltx2rt.cli import generate as generate_command
 from ltx2rt.cli import job_file
-from ltx2rt.cli.requests import asked_of, config_of, runtime_of
+from ltx2rt.cli.fields import all_flags
+from ltx2rt.cli.flags import Flag
+from ltx2rt.cli.requests import asked_of
 from ltx2rt.config import GenerationConfig, GuidanceConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import Ltx2rtError, OptionError
 from ltx2rt.lora.files import Lora
-from ltx2rt.pipelines.base import pipeline_class
+from ltx2rt.pipelines.base import Pipeline, pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.ic_lora import ICLoraInputs
 from ltx2rt.pipelines.request import Request
 from ltx2rt.plain_data import from_plain, parse_json, to_plain
 from ltx2rt.results.record import Record, read_record, record_in, record_text
 from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
-
-FLAGS = generate_command.flags()
-
-
-def options(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    generate_command.add_arguments(parser)
-    return parser.parse_args(["bundle", *arguments])
+from tests.unit.command_flags import given_by
 
 
-def completed(path: Path, *arguments: str) -> argparse.Namespace:
-    return job_file.complete(options(*arguments), path, FLAGS)[0]
+def completed(path: Path, *arguments: str) -> dict[str, Any]:
+    return {**job_file.read_job(path)[0], **given_by(*arguments)}
+
+
+def config_of(given: dict[str, Any], base: GenerationConfig | None = None) -> GenerationConfig:
+    """What to make by these flags, on top of a record's."""
+    record = None
+    if base is not None:
+        record = Record(pipeline="distilled", request=Request(config=base))
+    return asked_of(given, record).request.config
 
 
 JSON_JOB = {
@@ -74,7 +76,7 @@ tiling = "512x64"
 def test_a_job_equals_the_flags(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps(JSON_JOB))
     (tmp_path / "job.toml").write_text(TOML_JOB)
-    flags = options(
+    flags = given_by(
         "--prompt", "a lake", "--pipeline", "two-stage", "--seed", "3,4", "--num-frames", "17",
         "--height", "64", "--frame-rate", "30", "--image", f"{tmp_path}/p.png@0:0.5",
         "--image", "/abs/q.png", "--lora", f"{tmp_path}/l.safetensors:0.5",
@@ -84,7 +86,7 @@ def test_a_job_equals_the_flags(tmp_path: Path) -> None:
         "--tiling", "512x64",
     )  # fmt: skip
     for name in ("job.json", "job.toml"):
-        assert vars(completed(tmp_path / name)) == vars(flags)
+        assert completed(tmp_path / name) == flags
     config = config_of(flags)
     assert (config.width, config.sigmas, config.stage_2_sampler) == (
         1536,
@@ -97,38 +99,38 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
     job = tmp_path / "job.json"
     job.write_text(json.dumps(JSON_JOB))
     merged = completed(job, "--seed", "9", "--image", "z.png", "--pipeline", "keyframe")
-    assert (merged.seeds, merged.images, merged.pipeline) == ([9], ["z.png"], "keyframe")
-    assert merged.prompt == "a lake"
+    assert (merged["seed"], merged["image"], merged["pipeline"]) == ([9], ["z.png"], "keyframe")
+    assert merged["prompt"] == "a lake"
 
 
 def test_another_prompt_forgets_where_the_old_one_came_from() -> None:
     base = GenerationConfig(prompt="long", user_prompt="short", embeddings=Path("/e.safetensors"))
-    assert config_of(options("--seed", "3"), base) == dataclasses.replace(base, seed=3)
-    assert config_of(options("--prompt", "new"), base) == GenerationConfig(prompt="new")
+    assert config_of(given_by("--seed", "3"), base) == dataclasses.replace(base, seed=3)
+    assert config_of(given_by("--prompt", "new"), base) == GenerationConfig(prompt="new")
 
 
 def test_dumped_jobs_give_the_same_flags(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps(JSON_JOB))
     first = completed(tmp_path / "job.json")
     (tmp_path / "other").mkdir()
-    job_file.dump_job(tmp_path / "other" / "dump.json", first, None, FLAGS)
-    assert vars(completed(tmp_path / "other" / "dump.json")) == vars(first)
+    job_file.dump_job(tmp_path / "other" / "dump.json", first, None)
+    assert completed(tmp_path / "other" / "dump.json") == first
 
 
-def test_flags_that_store_another_constant(tmp_path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--no-sound", dest="sound", action="store_const", const=False)
-    parser.add_argument("--pair", action="append", nargs=2, metavar=("FILE", "X"))
-    known = job_file.Flags.of(parser)
-    given = parser.parse_args(["--no-sound", "--pair", "/a.mp4", "0.5"])
-    job_file.dump_job(tmp_path / "job.json", given, None, known)
-    job = job_file.read_job(tmp_path / "job.json")
-    assert job == {"no_sound": True, "pair": [["/a.mp4", "0.5"]]}
-    read, _ = job_file.with_job(parser.parse_args([]), job, Path("/"), known, "job")
-    assert vars(read) == vars(given)
-    job = {"no_sound": False, "pair": ["b.mp4", 1]}
-    read, _ = job_file.with_job(parser.parse_args([]), job, Path("/f"), known, "job")
-    assert (read.sound, read.pair) == (None, [["/f/b.mp4", "1"]])
+def test_values_of_a_job_are_what_the_flag_holds() -> None:
+    switch = Flag(name="--no-sound", places=("x",), help="", action="store_true")
+    assert (switch.key, switch.of_job(True, Path("/f"))) == ("no_sound", True)
+    assert switch.of_job(False, Path("/f")) is None
+    limits = Flag(name="--limits", places=("x",), help="", convert=float, count=2)
+    assert limits.of_job([1, 2.5], Path("/f")) == [1.0, 2.5]
+    with pytest.raises(OptionError, match="3 values, expected 2"):
+        limits.of_job([1, 2, 3], Path("/f"))
+    files = Flag(name="--file", places=("x",), help="", action="append", is_path=True)
+    assert files.of_job("a.mp4:0.5", Path("/f")) == ["/f/a.mp4:0.5"]
+    assert files.of_job(["/a.mp4", "-"], Path("/f")) == ["/a.mp4", "-"]
+    seeds = all_flags()["seed"]
+    assert seeds.of_job(3, Path("/f")) == seeds.of_job("3", Path("/f")) == [3]
+    assert seeds.of_job(["1,2", 3], Path("/f")) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -189,10 +191,10 @@ JSON_VALUES = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.dictionaries(st.sampled_from([*FLAGS.actions, "record", "x"]), JSON_VALUES, max_size=4))
+@given(st.dictionaries(st.sampled_from([*all_flags(), "record", "x"]), JSON_VALUES, max_size=4))
 def test_any_job_is_taken_or_refused_in_words(job: dict[str, Any]) -> None:
     with contextlib.suppress(Ltx2rtError):
-        asked_of(*job_file.with_job(options(), job, Path("/f"), FLAGS, "job"))
+        asked_of(*job_file.read_flags(job, Path("/f"), "job"))
 
 
 REQUEST = Request(
@@ -261,25 +263,42 @@ def test_the_inputs_of_every_pipeline_come_back() -> None:
 
 def test_a_record_is_all_that_a_repetition_needs() -> None:
     """No flag is asked for that the record answers, and the command line may change parts."""
-    guidance = dataclasses.replace(
-        REQUEST.guidance, distilled_lora=Lora(path="/d.safetensors", strength=1.0)
-    )
+    lora = Lora(path="/d.safetensors")
     for name in PIPELINES:
         cls = pipeline_class(name)
+        guidance = None
+        if issubclass(cls, GuidedPipeline) and cls.guided:
+            own = {"distilled_lora": lora if cls.two_stage else None}
+            own |= {} if cls.has_strengths else {"distilled_strengths": None}
+            guidance = dataclasses.replace(REQUEST.guidance, **own)
+        config = dataclasses.replace(REQUEST.config, **fitting(cls))
         inputs = None if cls.Inputs is None else example(cls.Inputs)
-        request = dataclasses.replace(REQUEST, guidance=guidance, inputs=inputs)
+        request = Request(config=config, guidance=guidance, inputs=inputs)
         record = Record(pipeline=name, request=request, max_batch_size=3, threads=2)
-        asked = asked_of(options("--seed", "4", "-o", "x.mp4"), record)
+        asked = asked_of(given_by("--seed", "4", "-o", "x.mp4"), record)
         assert asked.pipeline is cls
-        assert asked.inputs == inputs
-        assert asked.config == dataclasses.replace(request.config, seed=4)
-        assert runtime_of(asked.options, record) == RuntimeConfig(max_batch_size=3, threads=2)
-        assert runtime_of(options("--threads", "0", "-o", "x.mp4"), record).threads == 0
-    other = asked_of(options("--pipeline", "one-stage", "-o", "x.mp4"), record)
-    assert other.config == request.config
-    two_stage = Record(pipeline="two-stage", request=dataclasses.replace(request, inputs=None))
-    with pytest.raises(OptionError, match="keyframe needs --distilled-lora"):
-        asked_of(options("--pipeline", "keyframe", "-o", "x.mp4"), two_stage)
+        assert asked.request == dataclasses.replace(
+            request, config=dataclasses.replace(config, seed=4)
+        )
+        assert asked.runtime == RuntimeConfig(max_batch_size=3, threads=2)
+        assert asked_of(given_by("--threads", "0"), record).runtime.threads == 0
+    other = asked_of(given_by("--pipeline", "distilled", "--prompt", "a"), record)
+    assert other.request == Request(config=dataclasses.replace(config, prompt="a"))
+    two_stage = Record(pipeline="two-stage", request=Request(config=config, guidance=guidance))
+    with pytest.raises(OptionError, match=r"the keyframe pipeline .*needs a distilled LoRA"):
+        asked_of(given_by("--pipeline", "keyframe", "--prompt", "a", "--image", "x.png"), two_stage)
+
+
+def fitting(cls: type[Pipeline]) -> dict[str, Any]:
+    """What else a config must say for a pipeline."""
+    changed: dict[str, Any] = {"generated_keyframes": 0}
+    if "images" in cls.unused:
+        changed["images"] = ()
+    if not cls.two_stage:
+        changed["stage_2_sigmas"] = None
+    if not cls.needs_prompt:  # nothing is refined
+        changed |= {"prompt": "", "loras": ()}
+    return changed
 
 
 GOOD = to_plain(Record(pipeline="two-stage", request=REQUEST))

@@ -42,11 +42,11 @@ def test_all_problems_of_the_keywords_at_once() -> None:
     for part in (
         "fps is not an option",
         "it has no use for height",
-        "video is missing",
-        "end_time is missing",
+        "it needs video",
+        "it needs end_time",
     ):
         assert part in str(error.value)
-    assert "start_time is missing" not in str(error.value)
+    assert "it needs start_time" not in str(error.value)
 
 
 def test_keywords_or_an_object() -> None:

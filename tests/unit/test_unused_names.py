@@ -14,6 +14,7 @@ KEPT = {
     "text_projection": "golden cases compare the projection without Gemma",
     "text_hidden_states": "golden cases compare Gemma without the projection",
     "check_range": "the range check of one graph, which builds run for whole bundles",
+    "HelpAction": "the command line asks a sub-command's module whether it has one",
     "rope_angles": "the plain form that the fast one is compared with",
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
-from ltx2rt.errors import InternalError, UnsupportedError, join_problems
+from ltx2rt.errors import InternalError, UnsupportedError
 from ltx2rt.names import TRANSFORMER_BLOCKS
 from ltx2rt_export.custom_ops.patterns import (
     INTERLEAVED,
@@ -181,7 +181,7 @@ def _check_kernels(model: onnx.ModelProto, arch: str, dtype: str) -> None:
             problems.add(f"{node.op_type} ({given}); there are: {there}")
     if problems:
         what = f"custom_ops='on': no {dtype} kernel on {arch} for"
-        raise UnsupportedError(join_problems(what, sorted(problems)))
+        raise UnsupportedError(what, sorted(problems))
 
 
 def _fits(kernel: KernelSpec, asked: Mapping[str, int | float], dtype: str) -> bool:

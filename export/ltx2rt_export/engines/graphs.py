@@ -35,8 +35,8 @@ PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeptGraph:
-    """What lies beside a kept ONNX file; fields as of `ExportedGraph` and its component."""
+class CachedGraph:
+    """What lies beside a cached ONNX file; fields as of `ExportedGraph` and its component."""
 
     schema: int
     inputs: tuple[TensorSpec, ...]
@@ -82,7 +82,7 @@ class GraphCache:
     def export(self, component: Component, dtype: str = "float32") -> ExportedGraph:
         """As `export_component`, or what that gave before."""
         key = cache_key({**self._facts, "component": component.name, "dtype": dtype})
-        return self._find(key, component, dtype) or self._keep(
+        return self._find(key, component, dtype) or self._store(
             key, export_component(component, dtype)
         )
 
@@ -90,7 +90,7 @@ class GraphCache:
         path = self._cache.graph_path(key)
         try:
             kept = read_document(
-                KeptGraph, _beside(path), SCHEMA, where=path.name, missing="no graph", again=""
+                CachedGraph, _beside(path), SCHEMA, where=path.name, missing="no graph", again=""
             )
             data = path.read_bytes()
         except (BundleError, OSError):
@@ -101,9 +101,9 @@ class GraphCache:
         model = onnx.load_model_from_string(data)
         return ExportedGraph(component, model, kept.weights, frozenset(kept.transposed), dtype)
 
-    def _keep(self, key: str, graph: ExportedGraph) -> ExportedGraph:
+    def _store(self, key: str, graph: ExportedGraph) -> ExportedGraph:
         data = graph.model.SerializeToString(deterministic=True)
-        kept = KeptGraph(
+        kept = CachedGraph(
             schema=SCHEMA,
             inputs=graph.component.inputs,
             outputs=graph.component.outputs,

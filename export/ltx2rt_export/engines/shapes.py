@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ltx2rt.errors import ShapeError, join_problems
+from ltx2rt.errors import ShapeError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors, nearest_multiples
 
 
@@ -60,7 +60,7 @@ def parse_shapes(
         elif shape not in shapes:
             shapes.append(shape)
     if problems:
-        raise ShapeError(join_problems("--shapes", problems))
+        raise ShapeError("--shapes", problems)
     return tuple(sorted(shapes, key=lambda s: (s.width * s.height * s.num_frames, s)))
 
 

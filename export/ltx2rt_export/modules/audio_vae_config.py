@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from ltx2rt.errors import UnsupportedError, join_problems
+from ltx2rt.errors import UnsupportedError
 from ltx2rt_export.component import TensorIndex
 from ltx2rt_export.modules.audio_config import agree, count, section, shape_of
 from ltx2rt_export.modules.mel import MelConfig
@@ -163,4 +163,4 @@ def _check(config: Mapping[str, Any], found: AudioVaeConfig, features: int) -> N
             f"{found.latent_channels} latent channels"
         )
     if problems:
-        raise UnsupportedError(join_problems("this audio VAE is not supported", problems))
+        raise UnsupportedError("this audio VAE is not supported", problems)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.latents.rope import RopeType, index_positions, rope_tables
 from ltx2rt_export.component import TensorIndex
 from ltx2rt_export.modules.attention import Attention, FeedForward, Rope, rms_norm
@@ -98,9 +98,7 @@ class ConnectorConfig:
         if result.rope_type not in ("split", "interleaved"):
             problems.append(f"rope_type is {result.rope_type!r}, expected split or interleaved")
         if problems:
-            raise UnsupportedError(
-                join_problems(f"the {modality} connector is not supported", problems)
-            )
+            raise UnsupportedError(f"the {modality} connector is not supported", problems)
         return result
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt_export.component import TensorIndex
 
 #: (time, rows, columns)
@@ -241,4 +241,4 @@ def _strides(stages: Sequence[Stage]) -> list[Cells]:
 
 def _raise(problems: Sequence[str]) -> None:
     if problems:
-        raise UnsupportedError(join_problems("this diffusion decoder is not supported", problems))
+        raise UnsupportedError("this diffusion decoder is not supported", problems)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.names import DURATION_HEAD
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.transformer_config import Modalities
@@ -52,9 +52,7 @@ class DurationHeadConfig:
         needed += [f"{name}_input_proj.weight" for name in names]
         missing = [name for name in needed if name not in tensors]
         if missing:
-            raise CheckpointError(
-                join_problems("the duration head is incomplete", [f"no {m}" for m in missing])
-            )
+            raise CheckpointError("the duration head is incomplete", [f"no {m}" for m in missing])
         queries, width = tensors["attention_pooler.query_tokens"].shape
         hidden = tensors["mlp_hidden.weight"].shape[0]
         heads = config.get("num_pooler_heads", DEFAULT_HEADS)
@@ -67,7 +65,7 @@ class DurationHeadConfig:
         if not isinstance(heads, int) or heads < 1 or width % heads:
             problems.append(f"num_pooler_heads={heads!r} does not divide a width of {width}")
         if problems:
-            raise UnsupportedError(join_problems("this duration head is not supported", problems))
+            raise UnsupportedError("this duration head is not supported", problems)
         return cls(
             streams={name: tensors[f"{name}_input_proj.weight"].shape[1] for name in names},
             width=width,

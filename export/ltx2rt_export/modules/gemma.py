@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt_export.component import TensorIndex
 
 #: every prompt is padded to this length; rotary tables end here
@@ -95,7 +95,7 @@ def _text_config(config: Mapping[str, Any]) -> tuple[Any, str]:
         if getattr(text, key, expected) != expected:
             problems.append(f"{key} is {getattr(text, key)!r}, expected {expected}")
     if problems:
-        raise UnsupportedError(join_problems("this Gemma configuration is not supported", problems))
+        raise UnsupportedError("this Gemma configuration is not supported", problems)
     return text, model_type
 
 

@@ -135,18 +135,19 @@ def text_block(
     structures = _structures(gemma_config, head)
     indices = [i for i, (block, _) in enumerate(structures) if block == name]
     layer = structures[indices[0]][1]
-    problems, layers = [], []
+    problems: list[str] = []
+    layers = []
     for index in indices:
         try:
             found = match_weights(
                 layer, gemma_tensors, "the text encoder", f"{root}layers.{index}."
             )
         except CheckpointError as error:
-            problems.append(str(error))
+            problems += error.problems
         else:
             layers.append({f"layer.{key}": entry for key, entry in found.items()})
     if problems:
-        raise CheckpointError("\n".join(problems))
+        raise CheckpointError("the text encoder does not fit this model", problems)
     width = head.hidden_size
     rows = (1, "S", head.head_dims[head.layer_types[indices[0]]])
     return Component(
@@ -318,11 +319,11 @@ def _match(where: str, parts: Sequence[Part]) -> dict[str, TensorEntry]:
         try:
             matched = match_weights(module, tensors, where, root)
         except CheckpointError as error:
-            problems.append(str(error))
+            problems += error.problems
         else:
             found.update({name + key: entry for key, entry in matched.items()})
     if problems:
-        raise CheckpointError("\n".join(problems))
+        raise CheckpointError(f"{where} does not fit this model", problems)
     return found
 
 

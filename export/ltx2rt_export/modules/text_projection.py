@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt_export.component import TensorIndex
 
 EPS = 1e-6
@@ -100,7 +100,7 @@ def feature_extractor(
         if present and config.get(key) is not want
     ]
     if problems:
-        raise UnsupportedError(join_problems("the text projection is not supported", problems))
+        raise UnsupportedError("the text projection is not supported", problems)
     shapes = {
         name: tensors[f"{name}.weight"].shape[0]
         for name in ("aggregate_embed", "video_aggregate_embed", "audio_aggregate_embed")

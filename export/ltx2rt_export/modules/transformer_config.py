@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt_export.component import TensorIndex
 
 Modalities = Literal["av", "video", "audio"]
@@ -170,7 +170,7 @@ class TransformerConfig:
                     f"audio_to_video_attn, divisible by {heads} heads"
                 )
         if problems:
-            raise UnsupportedError(join_problems("the transformer is not supported", problems))
+            raise UnsupportedError("the transformer is not supported", problems)
         return cls(
             streams=streams,
             num_layers=int(config.get("num_layers", _count_layers(tensors))),
@@ -212,7 +212,7 @@ def _require(tensors: TensorIndex, names: Sequence[str]) -> None:
     missing = [f"{name} is missing" for name in wanted if name not in tensors]
     if missing:
         kind = " and ".join(names)
-        raise CheckpointError(join_problems(f"this is no LTX-2 {kind} transformer", missing))
+        raise CheckpointError(f"this is no LTX-2 {kind} transformer", missing)
 
 
 def _stream(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.names import SPATIAL_UPSAMPLER, TEMPORAL_UPSAMPLER
 from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
 from ltx2rt_export.modules.shape_ops import depth_to_space, drop_first
@@ -79,9 +79,7 @@ class UpsamplerConfig:
                 f"[{4 * mid}, {mid}, 3, 3] (spatial) or [{2 * mid}, {mid}, 3, 3, 3] (temporal)"
             )
         if problems:
-            raise UnsupportedError(
-                join_problems("this latent upsampler is not supported", problems)
-            )
+            raise UnsupportedError("this latent upsampler is not supported", problems)
         num_blocks = 0
         while f"res_blocks.{num_blocks}.conv1.weight" in tensors:
             num_blocks += 1

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt_export.component import TensorIndex
 
 Stride = tuple[int, int, int]
@@ -209,7 +209,7 @@ def is_conv(config: Mapping[str, Any]) -> bool:
 
 def _raise(problems: Sequence[str], what: str) -> None:
     if problems:
-        raise UnsupportedError(join_problems(what, problems))
+        raise UnsupportedError(what, problems)
 
 
 def _shape(tensors: TensorIndex, name: str, what: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from ltx2rt.errors import CheckpointError, UnsupportedError, join_problems
+from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt_export.component import TensorIndex
 from ltx2rt_export.modules.audio_config import agree, count, plain, shape_of
 
@@ -106,7 +106,7 @@ class VocoderConfig:
         else:
             result = cls._with_bwe(config, tensors, problems)
         if problems:
-            raise UnsupportedError(join_problems("this vocoder is not supported", problems))
+            raise UnsupportedError("this vocoder is not supported", problems)
         return result
 
     @classmethod

@@ -1,0 +1,45 @@
+"""How `ltx2rt generate` goes about its work, besides what a request says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ltx2rt.errors import Field, OptionError, Problem
+
+MAX_VIDEOS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How `ltx2rt generate` goes about its work.
+
+    Attributes:
+        pipeline: default distilled; see `ltx2rt pipelines`.
+        num_videos: clips, with seeds counted up from --seed.
+        save_embeddings: write the text contexts of the clip.
+        enhance_prompt: let a language model write out the prompt; the answer is cached and
+            recorded.
+        weights_dir: where weight files are now, if they moved.
+        quiet: no progress on stderr.
+        json: print the result as JSON.
+        work_dir: keep every finished stage here; with --resume OUTPUT.work if left out.
+        resume: go on after the last finished stage of this same request; clips that it finished are
+            left alone.
+    """
+
+    pipeline: str = "distilled"
+    num_videos: int | None = None
+    save_embeddings: Path | None = None
+    enhance_prompt: bool = False
+    weights_dir: Path | None = None
+    quiet: bool = False
+    json: bool = False
+    work_dir: Path | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_videos is not None and not 1 <= self.num_videos <= MAX_VIDEOS:
+            raise OptionError(
+                Problem(Field("num_videos"), f"={self.num_videos} is not in [1, {MAX_VIDEOS}]")
+            )
