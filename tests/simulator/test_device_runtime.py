@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from ltx2rt.device.arena import aligned
 from ltx2rt.engine import Array
 from ltx2rt.errors import EngineError, ShapeError, UnsupportedError
 from ltx2rt.names import TRANSFORMER_BLOCK, TRANSFORMER_STACK
+from tests.parity.command_line import ltx2rt as ltx2rt_command
 from tests.simulator.driver import SimulatedDriver
 from tests.simulator.fixtures import EngineBundle, Simulate
+from tests.simulator.least_memory import least_memory_of
 
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 pytestmark = pytest.mark.usefixtures("tensorrt_rtx", "kernels")
@@ -93,15 +96,6 @@ def model(bundle: Path, **runtime: Any) -> Iterator[Model]:
         yield made
     finally:
         made.close()
-
-
-def least_memory(bundle: Path) -> int:
-    """Of a card that holds two layers at a time."""
-    loader = Loader(ltx2rt.open_bundle(bundle))
-    _, plan = loader._memory(RuntimeConfig())
-    loader.close()
-    least = plan.regions.total - plan.regions.layers + max(2 * n for n in plan.largest.values())
-    return -(-least * 32 // 31) + 4096
 
 
 def assert_same(found: list[Array], expected: list[Array]) -> None:
@@ -173,26 +167,14 @@ def test_a_card_is_large_enough_or_refused(
     simulate: Simulate, engine_bundle: EngineBundle, short: int
 ) -> None:
     bundle = engine_bundle("bf16")
-    simulate(memory_bytes=least_memory_of(bundle) - short)
+    least = least_memory_of(bundle)
+    simulate(memory_bytes=least - short)
     if short:
         with pytest.raises(UnsupportedError, match=r"needs .* of Simulated GPU 0, .* larger card"):
             model(bundle).__enter__()
     else:
         with model(bundle) as made:
             assert made.passes(2)
-
-
-LEAST: dict[Path, int] = {}
-
-
-def least_memory_of(bundle: Path) -> int:
-    """`least_memory`, asked in a simulation of its own."""
-    from tests.simulator.driver import Setup, simulated
-
-    if bundle not in LEAST:
-        with simulated(Setup(memory_bytes=ROOM)):
-            LEAST[bundle] = least_memory(bundle)
-    return LEAST[bundle]
 
 
 def forget_wait(patch: pytest.MonkeyPatch) -> None:
@@ -375,3 +357,23 @@ def test_a_full_gpu_says_what_it_has(gpu: SimulatedDriver) -> None:
     with pytest.raises(EngineError, match=r"Simulated GPU 0.*2\.00 GiB more.*of 1\.00 GiB are"):
         device.allocate(2 << 30)
     device.close()
+
+
+def test_doctor_plans_cards_that_are_not_here(engine_bundle: EngineBundle) -> None:
+    bundle = engine_bundle("bf16")
+
+    def doctor(memory: str, *flags: str) -> Any:
+        return ltx2rt_command("doctor", bundle, "--memory", memory, *flags)
+
+    outcome = doctor("24GiB", "--shape", "64x64x9")
+    assert outcome.code == 0, outcome.err
+    assert "plan for a card of 24.00 GiB and 64x64x9:" in outcome.out
+    assert "all stay" in outcome.out
+    for given, said in (
+        (("1MiB",), "needs .* of a card of 0.00 GiB"),
+        (("lots",), "write it like 24GiB"),
+        (("24GiB", "--shape", "99x99x9"), r"was not built; this bundle has .*64x64x9"),
+    ):
+        outcome = doctor(*given)
+        assert outcome.code == 2
+        assert re.search(said, outcome.err)
