@@ -15,6 +15,7 @@ from ltx2rt.bundle.loader import Loader
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device import staging
 from ltx2rt.engine import Array
+from tests.simulator.driver import Setup, simulated
 from tests.simulator.fixtures import EngineBundle, Simulate
 from tests.simulator.host_twin import use_host_engines
 from tests.simulator.least_memory import least_memory_of
@@ -111,6 +112,44 @@ def test_the_device_gives_what_the_host_gives(
         assert_equal(found, make_clip(bundle))
     assert gpu.counters().launches == counters.launches
     assert_close(found, reference, precision)
+
+
+def make_guided(bundle: Path, residency: str = "stage") -> Mapping[str, Array]:
+    """Latents of a guided clip: four passes a step, each of its own kind."""
+    runtime = RuntimeConfig(threads=1, residency=residency)
+    guidance = ltx2rt.GuidanceConfig(num_inference_steps=3)
+    with ltx2rt.OneStagePipeline(ltx2rt.open_bundle(bundle), runtime) as pipe:
+        clip = pipe(prompt="a bell", height=64, width=64, num_frames=9, seed=3, guidance=guidance)
+        np.concatenate(list(clip.frames))
+        return dict(clip.latents)
+
+
+@MATRIX
+@pytest.mark.parametrize("residency", ["stage", "resident"])
+@pytest.mark.usefixtures("tensorrt_rtx", "kernels")
+def test_kinds_of_passes_at_every_size_of_card(engine_bundle: EngineBundle, residency: str) -> None:
+    """A run finishes, with the numbers of the host, or was refused before it began."""
+    bundle = engine_bundle("bf16")
+    with pytest.MonkeyPatch.context() as patch:
+        use_host_engines(patch)
+        want = make_guided(bundle)
+    least, outcomes = least_memory_of(bundle), []
+    for memory in (least - (1 << 20), least, least + (1 << 20), 2 * least, 8 << 30):
+        with simulated(Setup(memory_bytes=memory)) as gpu:
+            try:
+                found = make_guided(bundle, residency)
+            except ltx2rt.UnsupportedError:
+                assert gpu.counters().launches == 0
+                outcomes.append("refused")
+                continue
+            assert gpu.problems() == []
+            outcomes.append("replayed" if gpu.counters().graph_launches else "streamed")
+        for name, latent in want.items():
+            np.testing.assert_array_equal(found[name], latent, err_msg=name)
+    assert outcomes[0] == "refused"
+    assert outcomes[-1] == "replayed"
+    if residency == "stage":
+        assert outcomes[1] == "streamed"
 
 
 @MATRIX
