@@ -35,6 +35,8 @@ benchmarks: $(VENV)/.developer
 docs: $(VENV)/.developer
 	$(BIN)/python -m tests.module_tables
 	$(BIN)/python -m tests.api_page
+	$(BIN)/python -m tests.defaults_page
+	$(BIN)/python -m tests.adapter_page
 
 $(VENV)/.python: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -206,6 +206,9 @@ class EmulatedSource:
     def check_loras(self, loras: Sequence[Lora]) -> None:
         self._loader.check_loras(loras)
 
+    def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+        return self._loader.text_loras(loras)
+
     def tokenizer_path(self) -> Path:
         return self._bundle.tokenizer_path()
 

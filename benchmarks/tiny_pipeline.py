@@ -57,6 +57,9 @@ class TorchSource:
         if loras:
             raise OptionError("the benchmark measures the model without run-time LoRAs")
 
+    def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+        return ()
+
     def engine(self, name: str, runtime: RuntimeConfig) -> Engine:
         return TorchEngine(self._components[name])
 

@@ -15,11 +15,22 @@ from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
 from ltx2rt.sampling.samplers import SAMPLERS, Sampler
 from ltx2rt.sampling.schedules import SCHEDULERS, Scheduler, sigma_table
 
+#: of the guided pipelines: what the official one describes (spec/pipelines.md §0.8), in our own
+#: words; `--negative-prompt @FILE` takes another
 DEFAULT_NEGATIVE_PROMPT = (
-    "out of focus, grainy, overexposed, muddy colours, compression blocks, flickering light, "
-    "jerky camera, frozen motion, sudden cut, melting faces, crooked hands, too many fingers, "
-    "duplicated people, floating objects, captions, logo, watermark, border, cartoonish skin, "
-    "muffled voice, hiss, hum, clipped sound, echo, lips out of step with the words, silence"
+    "speech that stops too early, burned-in captions, censored patches, fade from black, fade to "
+    "black, words nobody asked for, wrong lines, phrases said twice, gaps between words, lips out "
+    "of step with the voice, sound ahead of the picture, no sound, muffled track, hiss and hum, "
+    "hollow reverberation, garbled voice, machine-like voice, too many arms or legs, crooked "
+    "fingers, too many hands, melting face, lopsided face, eyes or mouth gone, waxy complexion, "
+    "bodies out of proportion, people of another sex or origin than described, overacting, eyes "
+    "that look elsewhere, lifeless mannequin, soft focus, unsharp, smeared movement, stutter, "
+    "pulsing brightness, wobbling camera, crooked horizon, drifting frame, jumping cuts, events at "
+    "the wrong moment, changing mood, too bright, too dark, dull greys, faded hues, gaudy hues, "
+    "stripes in gradients, film grain, sensor noise, poor lamps, light without depth, hard black "
+    "shadows, light from several sides, mirrors that distract, crowded backdrop, needle-sharp "
+    "backdrop, focus at the wrong distance, skewed vanishing points, broken letters, drawn look, "
+    "rendered look, rubber materials, heavy effects, glitches of a generator, logo, watermark"
 )
 
 #: of the distilled LoRA in stages 1 and 2 of the HQ pipeline

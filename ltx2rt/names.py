@@ -34,8 +34,10 @@ TEXT_BLOCKS = (TEXT_BLOCK, TEXT_BLOCK_FULL)
 TRANSFORMER = (TRANSFORMER_HEAD, TRANSFORMER_BLOCK, TRANSFORMER_TAIL)
 #: the repeated components of the transformer, whose layers hold nearly all of its weights
 TRANSFORMER_BLOCKS = (TRANSFORMER_BLOCK, TRANSFORMER_BLOCK_PLAIN)
-#: components that LoRAs named at run time change: as upstream, the transformer alone
+#: components that are one transformer with one set of LoRAs merged
 LORA_COMPONENTS = (TRANSFORMER_HEAD, *TRANSFORMER_BLOCKS, TRANSFORMER_TAIL)
+#: all that LoRAs named at run time may change: connectors and projections too
+ADAPTED_COMPONENTS = (*LORA_COMPONENTS, TEXT_TAIL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ TOLERANCES: dict[str, Tolerance] = {
     "deep": Tolerance(5e-4, 1e-3, "Gemma, vocoders and chains of networks"),
     "rope": Tolerance(2e-3, 0.0, "cos/sin tables at real sizes: one ulp of the angle is 1e-3"),
     "bf16": Tolerance(1e-3, 8e-3, "one bfloat16 ulp is 2^-8 relative"),
+    "adapter": Tolerance(3e-6, 3e-6, "one float32 product and sum, in another order"),
     "json": Tolerance(1e-6, 1e-6, "tables of plain numbers"),
 }
 

@@ -40,6 +40,8 @@ class BuildConfig:
         optimization_level: effort of the builder, 0 to 5; None is the library's choice.
         workspace_mib: scratch memory that kernels may ask for; None is the library's choice.
         aux_streams: streams that an engine may use beside its own; None is the library's choice.
+        decoder_mib: GPU memory that a tile of the diffusion decoder may take: less makes smaller
+            tiles; None: 24 GiB, for which 768x512x121 is one tile.
         timing_cache: file of kernel timings to reuse and extend (TensorRT).
         hardware_compatible: engines also run on other GPUs from Ampere on (TensorRT).
         version_compatible: engines also load in other versions (TensorRT).
@@ -69,6 +71,7 @@ class BuildConfig:
     optimization_level: int | None = None
     workspace_mib: int | None = None
     aux_streams: int | None = None
+    decoder_mib: int | None = None
     timing_cache: Path | None = None
     hardware_compatible: bool = False
     version_compatible: bool = False
@@ -160,7 +163,7 @@ class BuildConfig:
             problems.append(f"max_batch={self.max_batch} is not in 1..16")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             problems.append(f"optimization_level={self.optimization_level} is not in 0..5")
-        for name in ("workspace_mib", "aux_streams"):
+        for name in ("workspace_mib", "aux_streams", "decoder_mib"):
             number = getattr(self, name)
             if number is not None and number < 0:
                 problems.append(f"{name}={number} is negative")
@@ -176,6 +179,7 @@ class BuildConfig:
             "optimization_level": self.optimization_level is not None,
             "workspace_mib": self.workspace_mib is not None,
             "aux_streams": self.aux_streams is not None,
+            "decoder_mib": self.decoder_mib is not None,
             "timing_cache": self.timing_cache is not None,
             "hardware_compatible": self.hardware_compatible,
             "version_compatible": self.version_compatible,

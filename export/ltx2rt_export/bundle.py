@@ -44,7 +44,7 @@ from ltx2rt_export.catalog import rows_of
 from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
-from ltx2rt_export.engines.stage import engine_stage
+from ltx2rt_export.engines.stage import engine_stage, with_tile_memory
 from ltx2rt_export.fuse_loras import fuse_loras
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.overlay import Overlays
@@ -202,7 +202,7 @@ def _fill(
         raise CheckpointError(
             "the text encoder has no tokenizer.json; give the whole Gemma folder."
         )
-    components = make_components(files, (), work)
+    components = with_tile_memory(config, make_components(files, (), work))
     options = {c.name: c.options for c in components}
     info = model_info(files, options)
     components = chosen_components(components, config.components)

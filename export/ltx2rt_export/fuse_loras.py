@@ -5,43 +5,54 @@ is.
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ltx2rt.engine import Array
-from ltx2rt.lora.adapter import collect_updates, fuse_entry, fused_dtype, lora_targets, parse_lora
+from ltx2rt.lora.adapter import (
+    Updates,
+    collect_updates,
+    fuse_entry,
+    fused_dtype,
+    lora_targets,
+    parse_lora,
+)
 from ltx2rt.lora.files import Lora, find_lora
-from ltx2rt.lora.keys import LoraPair
+from ltx2rt.lora.generation import misfit
+from ltx2rt.lora.updates import Update
+from ltx2rt.lora.values import check_finite
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.kinds import open_weights
 
+logger = logging.getLogger(__name__)
+
 OVERLAY = "loras.safetensors"
 
 #: the model's parts that LoRAs may change
 ROLES = ("transformer", "connectors", "text_projection")
 
-#: module -> what is added to its weight, with strengths
-Updates = dict[str, list[tuple[LoraPair, float]]]
-
 
 def match_loras(files: ModelFiles, loras: Sequence[Lora]) -> Updates:
-    """What LoRAs change, by module; reads headers only.
+    """What LoRAs change, by official tensor name; what they bring for other models is counted in
+    one warning. Their numbers are looked through.
 
     Raises:
-        CheckpointError: a LoRA file is broken or fits no module of this model.
+        CheckpointError: a LoRA file is broken or fits no tensor of this model.
         UnsupportedError: an adapter kind that cannot be fused.
     """
     targets = lora_targets(*(files.tensors(role) for role in ROLES))
-    opened = [open_weights(find_lora(lora.path)) for lora in loras]
-    return collect_updates(
-        [
-            (parse_lora(file, targets), lora.strength)
-            for file, lora in zip(opened, loras, strict=True)
-        ]
-    )
+    adapters = [(parse_lora(open_weights(find_lora(x.path)), targets), x.strength) for x in loras]
+    for adapter, _ in adapters:
+        check_finite(adapter.file, adapter.updates.values())
+        adapter.warn_of_skipped()
+        if problem := misfit(adapter.file, adapter.keys, files.version.generation):
+            logger.warning("%s", problem)
+    return collect_updates(adapters)
 
 
 def fuse_loras(
@@ -61,21 +72,20 @@ def fuse_loras(
     updates = match_loras(files, loras)
     if not updates:
         return list(components)
-    weights = {
-        name.removesuffix(".weight").removeprefix("model.diffusion_model."): entry
+    tensors = {
+        name.removeprefix("model.diffusion_model."): entry
         for role in ROLES
         for name, entry in files.tensors(role).items()
-        if name.endswith(".weight")
     }
-    changed = {module: weights[module] for module in updates}
+    changed = {name: tensors[name] for name in updates}
     folder.mkdir(parents=True, exist_ok=True)
     maps = MappedFiles()
     if not (resume and (folder / OVERLAY).exists()):
         write_safetensors(
             folder / OVERLAY,
             {
-                entry.name: (fused_dtype(entry), entry.shape, _fused(maps, entry, updates[module]))
-                for module, entry in changed.items()
+                entry.name: (fused_dtype(entry), entry.shape, _fused(maps, entry, updates[name]))
+                for name, entry in changed.items()
             },
             {"loras": "; ".join(f"{Path(x.path).name}:{x.strength:g}" for x in loras)},
         )
@@ -92,11 +102,9 @@ def fuse_loras(
 
 
 def _fused(
-    maps: MappedFiles,
-    entry: TensorEntry,
-    updates: Sequence[tuple[LoraPair, float]],
+    maps: MappedFiles, entry: TensorEntry, updates: Sequence[tuple[Update, float]]
 ) -> Iterator[Array]:
-    yield fuse_entry(maps, entry, updates)
+    yield fuse_entry(maps, entry, updates, threads=os.cpu_count() or 1)
 
 
 def _move(

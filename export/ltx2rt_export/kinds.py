@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
+from ltx2rt.lora.suffixes import part_of
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 
 #: kind -> what to call it in a sentence
@@ -43,10 +44,8 @@ _GEMMA_NAMES = re.compile(
     r"(model\.)?(language_model|vision_tower|vision_model|vision_embedder|embed_vision|embed_audio"
     r"|multi_modal_projector|audio_projector)\.|model\.(embed_tokens|layers|norm)\.|lm_head\."
 )
-_LORA_NAMES = re.compile(
-    r"\.(lora_[AB]|lora_down|lora_up|lora\.(down|up)|lora_magnitude_vector)(\.|$)"
-    r"|\.(dora_scale|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2|diff|diff_b)$"
-)
+#: parts of adapters whose names other tensors bear too: the vocoder has an `alpha`
+_COMMON_PARTS = {"alpha", "rescale"}
 
 #: other models: pattern of a tensor name -> model. The first match names the model.
 _OTHERS: tuple[tuple[str, str], ...] = (
@@ -196,8 +195,9 @@ def detect_kind(file: SafetensorsFile) -> str:
 
 
 def is_lora(names: Iterable[str]) -> bool:
-    """Whether any name is one of an adapter (LoRA, DoRA, LoHa, LoKr, full difference)."""
-    return any(_LORA_NAMES.search(name) for name in names)
+    """Whether any name is one of an adapter, of whatever kind."""
+    parts = (part_of(name) for name in names)
+    return any(part is not None and part.part not in _COMMON_PARTS for part in parts)
 
 
 def is_gemma(names: Iterable[str]) -> bool:

@@ -10,11 +10,19 @@ from typing import Any
 
 from ltx2rt.bundle.checks import check_file, engine_problems
 from ltx2rt.bundle.load_weights import tensor_entry, weight_problems
-from ltx2rt.bundle.manifest import ComponentEntry, Manifest, ModelInfo, Place, read_manifest
+from ltx2rt.bundle.manifest import (
+    ComponentEntry,
+    Manifest,
+    ModelInfo,
+    Place,
+    WeightRef,
+    read_manifest,
+)
+from ltx2rt.engine import Array
 from ltx2rt.errors import BundleError, CheckpointError
-from ltx2rt.lora.adapter import Adapter, parse_lora, weight_module
-from ltx2rt.names import LORA_COMPONENTS, TEXT_BLOCK_FULL, TEXT_ENCODER, TRANSFORMER_HEAD
-from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
+from ltx2rt.lora.adapter import Adapter, official_tensor, parse_lora
+from ltx2rt.names import ADAPTED_COMPONENTS, TEXT_BLOCK_FULL, TEXT_ENCODER, TRANSFORMER_HEAD
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 
 
 class Bundle:
@@ -88,7 +96,7 @@ class Bundle:
         return tensor_entry(name, ref, self._sources)
 
     def match_lora(self, file: SafetensorsFile) -> Adapter:
-        """Match an opened LoRA to this bundle's transformer.
+        """Match an opened LoRA to this bundle's model.
 
         Raises:
             CheckpointError, UnsupportedError: see `parse_lora`.
@@ -96,15 +104,34 @@ class Bundle:
         return parse_lora(file, self.lora_targets())
 
     def lora_targets(self) -> dict[str, tuple[int, ...]]:
-        """Module of the transformer that a LoRA may change -> the shape of its weight."""
+        """Official name of each tensor that a LoRA may change -> its shape."""
         return {
-            weight_module(name, index, weight): ref.shape
-            for name in LORA_COMPONENTS
-            if self.has(name)
+            official: ref.shape
+            for name in filter(self.has, ADAPTED_COMPONENTS)
+            for official, (_, _, ref) in self.official_tensors(name).items()
+        }
+
+    def official_tensors(self, name: str) -> dict[str, tuple[int, str, WeightRef]]:
+        """Official name of a component's tensors -> layer, name there, and place; {} for components
+        that no LoRA changes.
+        """
+        if name not in ADAPTED_COMPONENTS:
+            return {}
+        return {
+            official: (index, weight, ref)
             for index, layer in enumerate(self.component(name).layers)
             for weight, ref in layer.items()
-            if weight.endswith(".weight") and len(ref.shape) == 2
+            if (official := official_tensor(name, index, weight)) is not None
         }
+
+    def base_tensor(self, official: str) -> Array | None:
+        """The model's own values of a tensor that LoRAs may change, float32; None where it has
+        none of that name.
+        """
+        for name in filter(self.has, ADAPTED_COMPONENTS):
+            if (found := self.official_tensors(name).get(official)) is not None:
+                return MappedFiles().load(self.entry(found[1], found[2]), "float32")
+        return None
 
 
 def open_bundle(

@@ -10,7 +10,8 @@ import numpy as np
 
 from ltx2rt.bundle.manifest import ComponentEntry, Manifest, Place, WeightRef
 from ltx2rt.engine import Array
-from ltx2rt.lora.adapter import LoraMerger, factor_names
+from ltx2rt.lora.adapter import factor_names
+from ltx2rt.lora.merger import LoraMerger
 from ltx2rt.weights.codecs.engine_formats import ENGINE_FORMATS
 from ltx2rt.weights.codecs.stored import storage_problems
 from ltx2rt.weights.layout import transposed_copy
@@ -69,18 +70,18 @@ def lora_tensors(
     entry: ComponentEntry,
     weight: str,
     shape: tuple[int, ...],
-    module: str,
+    official: str | None,
     loras: LoraMerger | None,
 ) -> dict[str, Array]:
     """The low-rank inputs of one linear, for a graph that takes LoRAs unmerged; zeros of rank 1
-    without LoRAs.
+    without LoRAs. `official` is the weight's official name.
     """
     names = factor_names(weight.removesuffix(".weight"))
     dtypes = {t.name: t.dtype for t in entry.inputs}
-    if loras is None:
+    if loras is None or official is None:
         factors = np.zeros((shape[1], 1), np.float32), np.zeros((1, shape[0]), np.float32)
     else:
-        factors = loras.factors(module, shape)
+        factors = loras.factors(official, shape)
     return {n: convert(f, "float32", dtypes[n], n) for n, f in zip(names, factors, strict=True)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TypeVar
@@ -23,10 +24,14 @@ from ltx2rt.config import RuntimeConfig
 from ltx2rt.device.cuda import CudaDevice
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import UnsupportedError
-from ltx2rt.lora.adapter import LoraMerger, weight_module
+from ltx2rt.lora.adapter import official_tensor
 from ltx2rt.lora.files import Lora
-from ltx2rt.names import LORA_COMPONENTS, StackNames
+from ltx2rt.lora.merger import LoraMerger
+from ltx2rt.names import ADAPTED_COMPONENTS, TEXT_TAIL, TRANSFORMER_BLOCKS, StackNames
 from ltx2rt.weights.safetensors import MappedFiles
+
+#: more threads than this wait for the memory that they share
+_MERGE_THREADS = 8
 
 E = TypeVar("E", bound=Engine)
 
@@ -50,13 +55,20 @@ class Loader:
             self._shared = None
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
-        """Read the headers of LoRA files and match them to this bundle's transformer.
+        """Match LoRA files to this bundle's model and look through their numbers.
 
         Raises:
             CheckpointError, UnsupportedError: see `LoraMerger`.
         """
         self._merger = None
         self._merge_of(loras)
+
+    def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+        """Those that change connectors or projections, and so the contexts of prompts."""
+        merger = self._merge_of(loras)
+        if merger is None or not self._bundle.has(TEXT_TAIL):
+            return ()
+        return merger.loras_for(self._bundle.official_tensors(TEXT_TAIL))
 
     def engine(self, name: str, runtime: RuntimeConfig) -> Engine:
         """Load a component's engine on this bundle's backend.
@@ -116,18 +128,18 @@ class Loader:
         entry, loaded = self._bundle.component(name), dict[str, Array]()
         overlay = entry.overlays[index] if entry.overlays else {}
         adapted = {f"{module}.weight" for module in entry.options.get("lora_inputs", ())}
-        merger = self._merge_of(loras) if name in LORA_COMPONENTS else None
+        merger = self._merge_of(loras) if name in ADAPTED_COMPONENTS else None
         for weight, ref in entry.layers[index].items():
-            module, tensor = weight_module(name, index, weight), self._bundle.entry(weight, ref)
+            official, tensor = official_tensor(name, index, weight), self._bundle.entry(weight, ref)
             if weight in adapted:
-                loaded |= lora_tensors(entry, weight, ref.shape, module, merger)
-            if merger is not None and merger.changes(module) and weight not in adapted:
-                values, dtype = merger.merge(module, tensor), "float32"
+                loaded |= lora_tensors(entry, weight, ref.shape, official, merger)
+            if merger is not None and official in merger.changed and weight not in adapted:
+                values, dtype = merger.merge(official, tensor), "float32"
             elif weight in overlay:
                 continue
             else:
                 values, dtype = self._files.values(tensor)
-            loaded |= engine_tensors(entry, weight, values, dtype, f"{module} of {tensor.path}")
+            loaded |= engine_tensors(entry, weight, values, dtype, f"{weight} of {tensor.path}")
         for ready in overlay.keys() - loaded.keys():
             array = self._files.raw(self._bundle.entry(ready, overlay[ready]))
             loaded[ready] = stored_tensor(entry, ready, array)
@@ -175,7 +187,7 @@ class Loader:
         """The engine of a component, or, where engines hold their weights, of one of its layers."""
         entry, manifest = self._bundle.component(name), self._bundle.manifest
         inside = any(e.weights == "constant" for e in entry.engines)
-        if inside and name in LORA_COMPONENTS and self._merge_of(loras) is not None:
+        if inside and self._is_changed(name, loras):
             raise UnsupportedError(
                 f"a LoRA cannot be merged into the engine of {name}, which holds its weights as "
                 "constants; build again with --weights input: "
@@ -226,10 +238,25 @@ class Loader:
         room = room_on(gpu.memory_bytes, device.free_bytes(), manifest)
         return plan_memory(manifest, needs, room, resident=resident, card=gpu.name)
 
+    def _is_changed(self, name: str, loras: Sequence[Lora]) -> bool:
+        merger = self._merge_of(loras)
+        return merger is not None and not merger.changed.isdisjoint(
+            self._bundle.official_tensors(name)
+        )
+
     def _merge_of(self, loras: Sequence[Lora]) -> LoraMerger | None:
         active = tuple(lora for lora in loras if lora.strength)
         if not active:
             return None
         if self._merger is None or self._merger[0] != active:
-            self._merger = active, LoraMerger(active, self._bundle.lora_targets())
+            bundle = self._bundle
+            unmerged = {
+                official
+                for name in filter(bundle.has, TRANSFORMER_BLOCKS)
+                for official, (_, weight, _) in bundle.official_tensors(name).items()
+                if weight.removesuffix(".weight") in bundle.options(name).get("lora_inputs", ())
+            }
+            threads = min(os.cpu_count() or 1, _MERGE_THREADS)
+            targets = bundle.lora_targets()
+            self._merger = active, LoraMerger(active, targets, unmerged=unmerged, threads=threads)
         return self._merger[1]

@@ -126,6 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("optimization-level", "effort of the builder, 0 to 5"),
         ("workspace-mib", "scratch memory that kernels may ask for"),
         ("aux-streams", "streams that an engine may use beside its own"),
+        ("decoder-mib", "memory for a tile of the LTX-2.5 diffusion decoder (default 24576)"),
     ):
         expert.add_argument(f"--{name}", type=int, metavar="N", help=text)
     expert.add_argument(

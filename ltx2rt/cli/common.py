@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import sys
@@ -63,6 +64,25 @@ def export_module(name: str) -> ModuleType:
             f"this command needs the package {error.name}, which is part of the export extra: "
             "pip install 'ltx2rt[export]'"
         ) from error
+
+
+def text_or_file(text: str) -> str:
+    """`TEXT`, or the text of the UTF-8 file that `@FILE` names, without its last line break; a text
+    that begins with `@` is written with two.
+
+    Raises:
+        ArgumentTypeError: the file cannot be read.
+    """
+    if not text.startswith("@") or text.startswith("@@"):
+        return text.removeprefix("@")
+    path = Path(text[1:])
+    try:
+        return path.read_text("utf-8").removesuffix("\n")
+    except OSError as error:
+        found = error.strerror or str(error)
+    except ValueError:
+        found = "it is not UTF-8 text"
+    raise argparse.ArgumentTypeError(f"cannot read '{path}': {found}")
 
 
 def parse_lora(text: str) -> Lora:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ltx2rt.cli.common import text_or_file
 from ltx2rt.errors import OptionError
 
 
@@ -110,9 +111,13 @@ class Flag:
         """What it holds, with paths that do not depend on the current folder."""
         if isinstance(value, list):
             return [self.absolute(item) for item in value]
+        if self.convert is text_or_file:
+            return f"@{value}" if value.startswith("@") else value
         return self._from(Path.cwd(), value) if isinstance(value, str) else value
 
     def _from(self, folder: Path, text: str) -> str:
+        if self.convert is text_or_file and text.startswith("@") and not text.startswith("@@"):
+            return f"@{folder / text[1:]}"
         return str(folder / text) if self.is_path and text != "-" else text
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.cli.common import parse_lora, print_json
 from ltx2rt.errors import OptionError
-from ltx2rt.lora.combine import DTYPES, METHODS, merge_loras
+from ltx2rt.lora.combine import DTYPES, METHODS, MergeOptions, merge_loras
 from ltx2rt.lora.describe import describe_lora, short_metadata
 from ltx2rt.lora.files import find_lora, open_lora
+from ltx2rt.lora.generation import misfit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "`ltx2rt lora merge --help` and `ltx2rt lora info --help` explain each; both take --json."
     )
     actions = parser.add_subparsers(dest="action", metavar="{merge,info}", required=True)
-    summary = "merge LoRA files into one, in the official format, at strength 1"
+    summary = (
+        "merge adapters of any kind into one file of plain LoRAs and differences, in the official "
+        "format, at strength 1; one alone is converted"
+    )
     merge = actions.add_parser("merge", help=summary, description=summary, allow_abbrev=False)
     merge.add_argument(
         "loras", nargs="+", metavar="FILE[:STRENGTH]", help="in order; strength 1 if omitted"
@@ -38,19 +42,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rank",
         type=int,
         metavar="R",
-        help="keep the R strongest directions of each module (truncated SVD); default: all",
+        help="keep the R strongest directions of each weight (truncated SVD); differences of "
+        "weights become LoRAs too; default: all",
     )
     merge.add_argument(
         "--dtype",
         default="float32",
         choices=DTYPES,
-        help="of the written factors; bfloat16 halves the file and rounds; default %(default)s",
+        help="of what is written; bfloat16 halves the file and rounds; auto: the files' widest; "
+        "default %(default)s",
     )
     merge.add_argument(
-        "--honour-alpha",
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="the model, for kinds whose difference depends on it (DoRA, OFT, replaced tensors)",
+    )
+    merge.add_argument(
+        "--ignore-alpha",
         action="store_true",
-        help="scale by alpha/rank in official-format files too; the official loader ignores alpha "
-        "there (other formats always use it)",
+        help="take every update at full strength whatever its alpha says, as the official loader "
+        "does; ComfyUI, diffusers and trainers apply alpha/rank",
+    )
+    merge.add_argument(
+        "--emit-alpha", action="store_true", help="also write an alpha, equal to the rank"
+    )
+    merge.add_argument(
+        "--keep-first",
+        metavar="REGEX",
+        help="of modules whose name this is found in, the first file that has one counts alone",
+    )
+    merge.add_argument(
+        "--orthogonal-fraction",
+        type=float,
+        metavar="X",
+        help="which part of the earlier directions --method orthogonal takes out, the strongest "
+        "first, 0 to 1; default 1",
     )
     merge.add_argument("--force", action="store_true", help="replace an existing file")
     summary = "explain a LoRA file"
@@ -66,9 +93,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.action == "merge":
         report = merge(options)
+        ranks = f", rank {', '.join(report['ranks'])}" if report["ranks"] else ""
+        whole = f", {n} differences" if (n := report["differences"]) else ""
         text = (
-            f"{report['output']}: {report['modules']} modules, rank "
-            f"{', '.join(report['ranks'])}, {report['method']} of {len(options.loras)} LoRAs"
+            f"{report['output']}: {report['modules']} modules{ranks}{whole}, {report['method']} of "
+            f"{len(options.loras)} LoRAs"
         )
     else:
         report = info(options)
@@ -92,14 +121,18 @@ def merge(options: argparse.Namespace) -> dict[str, Any]:
         raise OptionError(f"{output} exists; pass --force to replace it.")
     if output.exists() and any(output.samefile(find_lora(x.path)) for x in loras):
         raise OptionError(f"cannot write {output}: it is one of the files to merge.")
-    merged = merge_loras(
-        loras,
-        output,
+    fraction = options.orthogonal_fraction
+    how = MergeOptions(
         method=options.method,
         rank=options.rank,
         dtype=options.dtype,
-        honour_alpha=options.honour_alpha,
+        ignore_alpha=options.ignore_alpha,
+        emit_alpha=options.emit_alpha,
+        keep_first=options.keep_first,
+        orthogonal_fraction=1.0 if fraction is None else fraction,
     )
+    base = None if options.bundle is None else open_bundle(options.bundle).base_tensor
+    merged = merge_loras(loras, output, how, base)
     counts = Counter(merged.ranks.values())
     return {
         "output": str(merged.path),
@@ -107,6 +140,7 @@ def merge(options: argparse.Namespace) -> dict[str, Any]:
         "method": options.method,
         "modules": len(merged.ranks),
         "ranks": {str(rank): n for rank, n in sorted(counts.items())},
+        "differences": len(merged.differences),
     }
 
 
@@ -115,9 +149,12 @@ def info(options: argparse.Namespace) -> dict[str, Any]:
     file = open_lora(options.path)
     report: dict[str, Any] = {"file": str(file.path), **describe_lora(file)}
     if options.bundle is not None:
-        adapter = open_bundle(options.bundle).match_lora(file)
-        report["modules_that_the_bundle_has"] = len(adapter.pairs)
+        bundle = open_bundle(options.bundle)
+        adapter = bundle.match_lora(file)
+        report["tensors_that_the_bundle_has"] = len(adapter.updates)
         report["modules_that_it_lacks"] = list(adapter.skipped)
+        if warning := misfit(file, adapter.keys, bundle.model.generation):
+            report["warning"] = warning
     report["metadata"] = short_metadata(file)
     return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,10 +64,30 @@ class Asked:
     record: Record | None = None
 
     def for_pipeline(self, pipe: Pipeline) -> Asked:
-        """The same; guidance that flags change a part of is, for the rest, this pipeline's."""
-        if not isinstance(pipe, GuidedPipeline) or not pipe.guided:
-            return self
-        return asked_of(self.given, self.record, pipe.default_guiders())
+        """The same; guidance that flags change a part of is, for the rest, this pipeline's, and
+        what nobody named is as the official command has it for this bundle. A length that the
+        model will choose is announced on stderr.
+        """
+        asked = self
+        if isinstance(pipe, GuidedPipeline) and pipe.guided:
+            asked = asked_of(self.given, self.record, pipe.default_guiders())
+        opened = self._opened(pipe)
+        if "num_frames" in opened and not self.run.quiet:
+            print(
+                "ltx2rt: note: the clip will be as long as the model finds right for the prompt; "
+                "name --num-frames N to fix it.",
+                file=sys.stderr,
+            )
+        config = replace(asked.request.config, **opened)
+        return replace(asked, request=replace(asked.request, config=config))
+
+    def _opened(self, pipe: Pipeline) -> dict[str, Any]:
+        """Fields that neither flags nor a record name, as the official command fills them in."""
+        if self.record is not None:
+            return {}
+        named = {*self.given, *(["num_frames"] if "auto_duration" in self.given else ())}
+        found = pipe.command_defaults(pipe.source.has)
+        return {name: value for name, value in found.items() if name not in named}
 
     def request_of(self, index: int) -> Request:
         """The request of one of the clips."""

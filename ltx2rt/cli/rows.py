@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.cli.common import split_strength
+from ltx2rt.cli.common import split_strength, text_or_file
 from ltx2rt.config import HDR_MODES
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES
@@ -70,6 +70,10 @@ def image(text: str) -> dict[str, Any]:
 
 #: place of a field -> what its flag has otherwise than `spelling` says
 ROWS: Mapping[str, dict[str, Any]] = {
+    "config.prompt": {
+        "help": "describes the clip; @ names a file that holds the text",
+        "metavar": "TEXT|@FILE", "convert": text_or_file,
+    },
     "config.seed": {
         "help": "one a clip (repeatable)", "metavar": "N[,N...]",
         "convert": parse_seeds, "action": "extend", "read": lambda seeds: seeds[0],
@@ -85,8 +89,8 @@ ROWS: Mapping[str, dict[str, Any]] = {
         "strength 1",
     },
     "config.tiling": {
-        "metavar": "HOW", "help": "decode in tiles to bound memory: auto, none, or "
-        "SIDExFRAMES[:OVERLAPxOVERLAP] such as 512x64:64x24",
+        "metavar": "HOW", "help": "decode in tiles to bound memory: auto, none, SIDExFRAMES or "
+        "WIDTHxHEIGHTxFRAMES, with overlaps such as 512x64:64x24",
     },
     "config.loras": {
         "name": "--lora", "help": "merge a LoRA in memory (repeatable); strength 1 if omitted",
@@ -114,7 +118,10 @@ ROWS: Mapping[str, dict[str, Any]] = {
     "config.embeddings": {
         "help": "text contexts from a file instead of --prompt and the text encoder"
     },
-    "guidance.negative_prompt": {"help": "what the clip must not be"},
+    "guidance.negative_prompt": {
+        "help": "what the clip must not be, or @ and a file of it; default: a list of artefacts",
+        "metavar": "TEXT|@FILE", "convert": text_or_file,
+    },
     "guidance.video_schedule": {
         "name": "--guidance-schedule", "is_path": True, "metavar": "FILE",
         "places": ("guidance.video_schedule", "guidance.audio_schedule"), "help": "guidance by "

@@ -6,90 +6,27 @@ Padding, ghost frames, noise, steps, tiles and blending are here; the networks a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from ltx2rt.components.decoder_tiles import (
+    HOST_ITEM,
+    Axes,
+    Cells,
+    DecoderOptions,
+    decode_bytes,
+    decoder_tiles,
+    feature_cells,
+    machine_bytes,
+)
 from ltx2rt.components.video_decoder import Progress, blend_tiles
 from ltx2rt.engine import F32, Engine
-from ltx2rt.errors import BundleError, ShapeError, UnsupportedError
-from ltx2rt.latents.shapes import VideoScaleFactors
-from ltx2rt.latents.tiling import (
-    AXES,
-    AxisTile,
-    AxisTiling,
-    Interval,
-    TilingConfig,
-    normalized,
-    trapezoid,
-)
+from ltx2rt.errors import ShapeError, UnsupportedError
+from ltx2rt.latents.tiling import AxisTile, TilingConfig
 
 Draw = Callable[[Sequence[int]], F32]
-Cells = tuple[int, int, int]
-
-#: patches of the largest tile that `auto` makes; a fixed number, so that a seed gives the same clip
-#: on every machine
-TILE_PATCHES = 2**20
-
-#: arrays of one patch's width that are alive at once while pixels are denoised
-LIVE_ARRAYS = 14
-
-#: steps in frames and pixels in which `auto` tries tile sizes
-AUTO_STEPS = (8, 32, 32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderOptions:
-    """Facts about the networks; the options of component `diffusion_features`.
-
-    Attributes:
-        scale_factors: pixels per latent cell.
-        latent_channels, patch_size, pixel_channels: of the latent, of patches, of the pixel stage.
-        border_patches: columns that the pixel stage adds on both sides of the width.
-        steps, prediction: of the diffusion; `x0` or `v`.
-        ghost_frames: latent frames appended before decoding.
-        min_latent_cells: smaller latents are padded.
-        feature_stride: frames and patches per feature cell.
-        min_feature_cells, halo_feature_cells: smallest tile and smallest overlap.
-    """
-
-    scale_factors: VideoScaleFactors
-    latent_channels: int
-    patch_size: int
-    pixel_channels: int
-    border_patches: int
-    steps: int
-    prediction: str
-    ghost_frames: int
-    min_latent_cells: tuple[int, ...]
-    feature_stride: tuple[int, ...]
-    min_feature_cells: tuple[int, ...]
-    halo_feature_cells: tuple[int, ...]
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> DecoderOptions:
-        """Read what a bundle says.
-
-        Raises:
-            BundleError: facts are missing: another version built the bundle.
-        """
-        missing = [f.name for f in fields(cls) if f.name not in options]
-        if missing:
-            raise BundleError(
-                f"the diffusion decoder of this bundle does not say its {', '.join(missing)}: "
-                "another version of ltx2rt built it; build the bundle again."
-            )
-        factors = VideoScaleFactors(**options["scale_factors"])
-        return cls(**{**options, "scale_factors": factors})
-
-    @property
-    def feature_factors(self) -> VideoScaleFactors:
-        """Frames and pixels per feature cell."""
-        time, rows, columns = self.feature_stride
-        return VideoScaleFactors(time, rows * self.patch_size, columns * self.patch_size)
 
 
 class DiffusionVideoDecoder:
@@ -122,7 +59,8 @@ class DiffusionVideoDecoder:
             latent: `[1, C, F', H', W']` float32, normalised.
             draw: gives standard normal noise of a shape; the pipeline's generator, after the last
                 stage.
-            tiling: how to split; None decodes in one piece, `auto_tiling` bounds memory.
+            tiling: how to split; None decodes in one piece, `decoder_tiles.auto_tiling` bounds
+                memory.
             progress: called with (tiles done, tiles in all) after every tile; may raise to cancel.
 
         Yields:
@@ -137,9 +75,9 @@ class DiffusionVideoDecoder:
                 f"The video decoder takes one clip [1, C, F, H, W], not {list(latent.shape)}."
             )
         padded, (top, left) = self._padded(latent)
-        cells = self.feature_cells(padded.shape[2:])
-        axes = self.tiles(tiling or TilingConfig.none(), cells)
-        self._check_memory(axes)
+        cells = feature_cells(self.options, padded.shape[2:])
+        axes = decoder_tiles(self.options, tiling or TilingConfig.none(), cells)
+        self._check_memory(cells, axes)
         scale = self.options.scale_factors
         frames, rows, columns = (
             (latent.shape[2] - 1) * scale.time + 1,
@@ -152,51 +90,6 @@ class DiffusionVideoDecoder:
             if len(chunk):
                 yield np.clip((chunk + np.float32(1)) * np.float32(0.5), 0, 1)
 
-    def feature_cells(self, latent_cells: Sequence[int]) -> Cells:
-        """Feature cells of a latent, ghost frames left out: the grid that tiles are cut from."""
-        facts = self.options
-        (time, rows, columns), stride = facts.scale_factors, facts.feature_factors
-        frames = (latent_cells[0] - 1) * time
-        return (
-            frames // stride.time + 1,
-            latent_cells[1] * rows // stride.height,
-            latent_cells[2] * columns // stride.width,
-        )
-
-    def auto_tiling(self, latent_cells: Sequence[int]) -> TilingConfig:
-        """The tiles of at most `TILE_PATCHES` patches that repeat the least work."""
-        factors = self.options.feature_factors
-        cells = self.feature_cells(
-            [max(a, b) for a, b in zip(latent_cells, self.options.min_latent_cells, strict=True)]
-        )
-        per_axis = [self._candidates(axis, cells[axis]) for axis in range(3)]
-        budget = TILE_PATCHES // (factors.time * (factors.height // self.options.patch_size) ** 2)
-        best: tuple[int, tuple[AxisTiling, ...]] | None = None
-        for f_size, f_work, f_tiling in per_axis[0]:
-            for h_size, h_work, h_tiling in per_axis[1]:
-                for w_size, w_work, w_tiling in per_axis[2]:
-                    work = f_work * h_work * w_work
-                    if f_size * h_size * w_size <= budget and (best is None or work < best[0]):
-                        best = (work, (f_tiling, h_tiling, w_tiling))
-        smallest = tuple(options[-1][2] for options in per_axis)
-        frames, height, width = best[1] if best else smallest
-        return TilingConfig(frames=frames, height=height, width=width)
-
-    def _candidates(self, axis: int, length: int) -> list[tuple[int, int, AxisTiling]]:
-        """(longest tile, sum of tiles, tiling) of an axis: whole, then ever smaller tiles."""
-        factor, halo = self.options.feature_factors[axis], self.options.halo_feature_cells[axis]
-        step = max(AUTO_STEPS[axis] // factor, 1)
-        least = max(2 * halo, self.options.min_feature_cells[axis], 2)
-        found = [(length, length, AxisTiling())]
-        for size in range((length - 1) // step * step, least - 1, -step):
-            tiling = AxisTiling(size * factor, halo * factor)
-            tiles = self._intervals(tiling, axis, length)
-            longest = max(t.stop - t.start for t in tiles)
-            total = sum(t.stop - t.start for t in tiles)
-            if longest < found[-1][0]:
-                found.append((longest, total, tiling))
-        return found
-
     def _padded(self, latent: F32) -> tuple[F32, tuple[int, int]]:
         """At least the smallest size: the last frame repeated, edges on both sides (§5.1)."""
         need = [
@@ -207,59 +100,16 @@ class DiffusionVideoDecoder:
         sides = ((0, need[0]), (top, need[1] - top), (left, need[2] - left))
         return np.pad(latent, ((0, 0), (0, 0), *sides), mode="edge"), (top, left)
 
-    def _intervals(self, tiling: AxisTiling, axis: int, length: int) -> tuple[Interval, ...]:
-        """Tiles of an axis in feature cells; a last one that is too short grows to the left."""
-        tiles = list(tiling.split(length, self.options.feature_factors[axis]))
-        least = self.options.min_feature_cells[axis]
-        if len(tiles) > 1 and tiles[-1].stop - tiles[-1].start < least:
-            before, last = tiles[-2:]
-            start = last.stop - least
-            shared = before.stop - start
-            tiles[-2:] = [before._replace(right=shared), last._replace(start=start, left=shared)]
-        return tuple(tiles)
-
-    def tiles(
-        self, tiling: TilingConfig, cells: Cells
-    ) -> tuple[tuple[AxisTile, ...], tuple[AxisTile, ...], tuple[AxisTile, ...]]:
-        """Tiles of a grid of `feature_cells` along its axes.
-
-        Raises:
-            ShapeError: the tiling is not valid, or its tiles are too small for the networks.
-        """
-        factors = self.options.feature_factors
-        resolved = tiling.resolved(cells, factors)
-        resolved.check(factors)
-        axes, problems = [], []
-        for axis, split in enumerate((resolved.frames, resolved.height, resolved.width)):
-            factor, halo = factors[axis], self.options.halo_feature_cells[axis]
-            tiles = self._intervals(split, axis, cells[axis])
-            overlap = min((t.left for t in tiles[1:]), default=halo)
-            if overlap < halo:
-                problems.append(
-                    f"{AXES[axis]}: an overlap of {overlap * factor} is below the {halo * factor} "
-                    "this decoder needs"
-                )
-            shortest = min(t.stop - t.start for t in tiles)
-            if shortest < self.options.min_feature_cells[axis]:
-                problems.append(
-                    f"{AXES[axis]}: a tile of {shortest * factor} is below the "
-                    f"{self.options.min_feature_cells[axis] * factor} this decoder needs"
-                )
-            axes.append(normalized([_pixel_tile(t, factor, temporal=axis == 0) for t in tiles]))
-        if problems:
-            raise ShapeError("The tiling is not valid", problems)
-        return axes[0], axes[1], axes[2]
-
-    def _check_memory(self, axes: Sequence[Sequence[AxisTile]]) -> None:
+    def _check_memory(self, cells: Cells, axes: Axes) -> None:
         facts = self.options
-        frames, rows, columns = (max(t.target.stop - t.target.start for t in a) for a in axes)
-        width = columns // facts.patch_size + 2 * facts.border_patches
-        patches = frames * (rows // facts.patch_size) * width
-        needed = LIVE_ARRAYS * 4 * facts.pixel_channels * patches
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if facts.tile_bytes:
+            return  # a device: its engines were built for their tiles
+        tile = tuple(max(t.source.stop - t.source.start for t in a) for a in axes)
+        needed, memory = decode_bytes(facts, cells, tile, HOST_ITEM), machine_bytes()
         if needed > memory:
+            size = [n * f for n, f in zip(tile, facts.feature_factors, strict=True)]
             raise UnsupportedError(
-                f"decoding {frames} frames of {columns}x{rows} in one piece takes about "
+                f"decoding tiles of {size[0]} frames of {size[2]}x{size[1]} takes about "
                 f"{needed / 2**30:.0f} GiB of memory and this machine has {memory / 2**30:.0f} GiB "
                 "(use tiling='auto', or a smaller or shorter clip)."
             )
@@ -268,7 +118,7 @@ class DiffusionVideoDecoder:
         self,
         padded: F32,
         cells: Cells,
-        axes: tuple[Sequence[AxisTile], Sequence[AxisTile], Sequence[AxisTile]],
+        axes: Axes,
         draw: Draw,
         progress: Progress | None,
     ) -> Iterator[F32]:
@@ -334,12 +184,3 @@ def unpatchify(patches: F32, size: int) -> F32:
     return np.ascontiguousarray(
         cells.transpose(0, 4, 1, 2, 6, 3, 5).reshape(batch, -1, frames, rows * size, columns * size)
     )
-
-
-def _pixel_tile(interval: Interval, factor: int, *, temporal: bool) -> AxisTile:
-    """Feature cells -> pixels or frames. In time the clip's first cell gives one frame (§7)."""
-    start, stop, left, right = interval
-    shift = factor - 1 if temporal else 0
-    target = slice(max(factor * start - shift, 0), factor * stop - shift)
-    weights = trapezoid(target.stop - target.start, factor * left, factor * right)
-    return AxisTile(slice(start, stop), target, weights)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ltx2rt.engine import F32
-from ltx2rt.errors import Field, OptionError, Problem, ShapeError
+from ltx2rt.errors import Field, InternalError, OptionError, Problem, ShapeError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
 
 Weights = F32
@@ -235,12 +235,6 @@ class AxisTiling:
         overlap = self.overlap // factor
         return split_by_size(length, max(2, overlap + 1, self.size // factor), overlap)
 
-    def min_overlap(self, factor: int) -> int | None:
-        """Overlap in frames or pixels, None if the axis is untiled."""
-        if self.count > 1:
-            return self.overlap * factor
-        return self.overlap if self.size else None
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TilingConfig:
@@ -273,9 +267,10 @@ class TilingConfig:
 
     @classmethod
     def parse(cls, text: str) -> TilingConfig:
-        """`auto`, `none`, or `SIDExFRAMES[:OVERLAPxOVERLAP]`: tiles of SIDE pixels in height and
-        width and of FRAMES frames, 0 for an axis that is not split; overlaps are 64 pixels and 24
-        frames if left out.
+        """`auto`, `none`, `SIDExFRAMES[:OVERLAPxOVERLAP]`: tiles of SIDE pixels in height and width
+        and of FRAMES frames, 0 for an axis that is not split; or one number an axis,
+        `WIDTHxHEIGHTxFRAMES[:OVERLAPxOVERLAPxOVERLAP]`. Overlaps are 64 pixels and 24 frames if
+        left out.
 
         Raises:
             OptionError: it is none of these.
@@ -283,20 +278,42 @@ class TilingConfig:
         if text in ("auto", "none"):
             return cls.auto() if text == "auto" else cls.none()
         number = "([0-9]{1,5})"
-        match = re.fullmatch(f"{number}x{number}(?::{number}x{number})?", text)
-        if match is None:
+        more = f"{number}x{number}(?:x{number})?"
+        match = re.fullmatch(f"{more}(?::{more})?", text)
+        numbers = [None if n is None else int(n) for n in match.groups()] if match else []
+        sizes = [n for n in numbers[:3] if n is not None]
+        overlaps = [n for n in numbers[3:] if n is not None]
+        if match is None or len(overlaps) not in (0, len(sizes)):
             raise OptionError(
                 Problem(
                     Field("tiling"),
-                    f"={text[:40]!r}; allowed: auto, none, SIDExFRAMES or "
-                    "SIDExFRAMES:OVERLAPxOVERLAP, an example: 512x64:64x24",
+                    f"={text[:40]!r}; allowed: auto, none, SIDExFRAMES, WIDTHxHEIGHTxFRAMES, or "
+                    "one of these with overlaps, examples: 512x64:64x24, 768x512x80:160x160x40",
                 )
             )
-        side, frames = int(match[1]), int(match[2])
-        overlaps = (int(match[3] or DEFAULT_SIDE[1]), int(match[4] or DEFAULT_FRAMES[1]))
-        spatial = AxisTiling(side, overlaps[0] if side else 0)
-        temporal = AxisTiling(frames, overlaps[1] if frames else 0)
-        return cls(frames=temporal, height=spatial, width=spatial)
+        side, frames = DEFAULT_SIDE[1], DEFAULT_FRAMES[1]
+        overlaps = overlaps or ([side, frames] if len(sizes) == 2 else [side, side, frames])
+        axes = [AxisTiling(n, o if n else 0) for n, o in zip(sizes, overlaps, strict=True)]
+        return cls(width=axes[0], height=axes[-2], frames=axes[-1])
+
+    def text(self) -> str:
+        """What `parse` reads as this tiling, which splits by size.
+
+        Raises:
+            InternalError: it splits by count.
+        """
+        if self == TilingConfig.auto():
+            return "auto"
+        if self == TilingConfig.none():
+            return "none"
+        axes = [self.width, self.height, self.frames]
+        if self.by_aspect or any(a.count for a in axes):
+            raise InternalError(f"no text names the tiling {self}")
+        axes = axes[1:] if self.width == self.height else axes
+        return ":".join(
+            "x".join(str(n) for n in numbers)
+            for numbers in ([a.size for a in axes], [a.overlap for a in axes])
+        )
 
     def resolved(
         self, cells: Sequence[int], scale_factors: VideoScaleFactors = VIDEO_SCALE_FACTORS
@@ -327,10 +344,11 @@ class TilingConfig:
             AXES, self._axes, scale_factors, MIN_ENCODE_OVERLAP, strict=True
         ):
             problems += tiling.problems(axis, factor)
-            overlap = tiling.min_overlap(factor)
-            if encode and overlap is not None and overlap < least:
+            # as upstream: tiles by count may share fewer cells
+            if encode and tiling.size and tiling.overlap < least:
                 problems.append(
-                    f"{axis}: an overlap of {overlap} is below the {least} a tiled encode needs"
+                    f"{axis}: an overlap of {tiling.overlap} is below the {least} a tiled encode "
+                    "needs"
                 )
         if problems:
             raise ShapeError("The tiling is not valid", problems)

@@ -1,19 +1,24 @@
-"""Merge LoRA files into one, in the official key format, without a model.
+"""Merge adapter files into one of plain LoRAs and differences, in the official key format.
 
-Two methods, per module; a LoRA's delta is `strength * scale * up @ down`:
+Per tensor; a LoRA's delta is `strength * scale * up @ down`:
 
-- *concat*: ranks side by side. The merged delta is exactly the sum of the deltas.
+- *concat*: ranks side by side. The merged delta is exactly the sum of the deltas. LoHa and LoKr are
+  LoRAs of a higher rank, and written as such where that is smaller than their difference.
 - *orthogonal*: what a later LoRA shares with earlier ones is taken out first. With U an orthonormal
   basis of the outputs that earlier LoRAs write (columns of their `up`) and V one of the inputs that
   they read (rows of their `down`), `up <- (I - U U^T) up` and `down <- down (I - V V^T)`; then
   concat. So deltas of different LoRAs read and write orthogonal subspaces: the first LoRA acts as
   if alone, and order matters. Training in orthogonal subspaces is O-LoRA's idea (Wang et al., 2023,
   arXiv:2310.14152); here Gram-Schmidt imposes it on trained files.
+
+Everything else (biases, norms, tables, full differences) is summed. DoRA, OFT and replacements
+depend on the model: what they do to one base is written as its difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,124 +27,173 @@ import numpy as np
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
+from ltx2rt.lora.adapter import all_updates, refuse_unsupported
 from ltx2rt.lora.files import Lora, open_lora
-from ltx2rt.lora.keys import LoraPair, lora_generations, read_lora_keys
+from ltx2rt.lora.generation import lora_generations
+from ltx2rt.lora.keys import read_lora_keys
+from ltx2rt.lora.low_rank import low_rank_of, orthogonalize, truncate
 from ltx2rt.lora.metadata import merged_metadata
 from ltx2rt.lora.official_names import official_name
-from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.lora.products import Hadamard, Kronecker, rank_of
+from ltx2rt.lora.tensor_names import stem_of
+from ltx2rt.lora.updates import Additive, LowRank, Update
+from ltx2rt.lora.values import check_finite
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights.safetensors_writer import Stream, write_safetensors
 
 METHODS = ("concat", "orthogonal")
-DTYPES = ("float32", "bfloat16")
-#: directions weaker than this, relative to the strongest, are not part of a space
-_RANK_TOLERANCE = 1e-6
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+_AUTO = ("float32", "bfloat16", "float16")
 
-#: module -> (update, strength * scale), in the order of the LoRAs
-Updates = dict[str, list[tuple[LoraPair, float]]]
+#: official tensor name -> (update, strength), in the order of the files
+Updates = dict[str, list[tuple[Update, float]]]
+#: float32 values of the model's tensor; None where it has none of that name
+Base = Callable[[str], Array | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeOptions:
+    """How to merge.
+
+    Attributes:
+        method: see the module's text.
+        rank: keep at most this many singular values of every weight's merged delta; differences of
+            weights become LoRAs of this rank.
+        dtype: of what is written; bfloat16 halves the file and rounds; auto: the widest of the
+            files.
+        ignore_alpha: see `read_lora_keys`.
+        emit_alpha: write an alpha, equal to the rank, beside every LoRA.
+        keep_first: an expression; of modules whose name it is found in, the first file that has one
+            counts alone.
+        orthogonal_fraction: which part of the earlier directions *orthogonal* takes out, the
+            strongest first.
+    """
+
+    method: str = "concat"
+    rank: int | None = None
+    dtype: str = "float32"
+    ignore_alpha: bool = False
+    emit_alpha: bool = False
+    keep_first: str | None = None
+    orthogonal_fraction: float = 1.0
+
+    def problems(self) -> list[str]:
+        """What is not allowed."""
+        problems = []
+        if self.method not in METHODS:
+            problems.append(f"method={self.method!r}; allowed: {', '.join(METHODS)}")
+        if self.rank is not None and self.rank < 1:
+            problems.append(f"rank={self.rank} is below 1")
+        if self.dtype not in DTYPES:
+            problems.append(f"dtype={self.dtype!r}; allowed: {', '.join(DTYPES)}")
+        if not 0 <= self.orthogonal_fraction <= 1:
+            problems.append(f"orthogonal_fraction={self.orthogonal_fraction} is not in [0, 1]")
+        try:
+            re.compile(self.keep_first or "")
+        except re.error as error:
+            problems.append(f"keep_first={self.keep_first!r} is no expression ({error})")
+        return problems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergedLora:
-    """What was written: official module -> rank."""
+    """What was written: official module -> rank, and the tensors written as differences."""
 
     path: Path
     ranks: Mapping[str, int]
+    differences: tuple[str, ...]
 
 
 def merge_loras(
     loras: Sequence[Lora],
     target: Path,
-    *,
-    method: str = "concat",
-    rank: int | None = None,
-    dtype: str = "float32",
-    honour_alpha: bool = False,
+    options: MergeOptions | None = None,
+    base: Base | None = None,
 ) -> MergedLora:
-    """Merge LoRAs into one file whose strength is 1; alphas are folded in.
+    """Merge adapters into one file whose strength is 1; alphas are folded in.
 
     Args:
         loras: files or folders and their strengths, in order; those of strength 0 are left out.
         target: the file to write, atomically.
-        method: see the module's text.
-        rank: keep at most this many singular values of every module's merged delta.
-        dtype: of the written factors; bfloat16 halves the file and rounds.
-        honour_alpha: see `read_lora_keys`.
+        base: the model, for kinds that depend on it.
 
     Raises:
         OptionError: options or strengths are not allowed, or their metadata conflicts.
         CheckpointError: files are broken, of different generations, or do not fit each other.
-        UnsupportedError: an adapter kind other than plain LoRA.
+        UnsupportedError: a kind that is not merged, or that depends on a model without `base`.
     """
-    _check_options(loras, method, rank, dtype)
+    options = options or MergeOptions()
+    problems = [*lora_problems(loras), *options.problems()]
+    if not any(lora.strength for lora in loras):
+        problems.append("no LoRA has a strength other than 0")
+    if problems:
+        raise OptionError("cannot merge", problems)
     active = [lora for lora in loras if lora.strength]
     files = [open_lora(lora.path) for lora in active]
-    updates = _updates(active, files, honour_alpha=honour_alpha)
+    updates = _updates(active, files, options)
     use = merged_metadata(files)
-    factors = _Factors(updates, method, rank)
+    dtype = _dtype(updates) if options.dtype == "auto" else options.dtype
+    merged = _Merged(updates, options, base)
     tensors: dict[str, Stream] = {}
-    for module, pairs in updates.items():
-        out, width, kept = _size(pairs, rank)
-        name = f"diffusion_model.{module}"
-        tensors[f"{name}.lora_A.weight"] = dtype, (kept, width), factors.part(module, 0)
-        tensors[f"{name}.lora_B.weight"] = dtype, (out, kept), factors.part(module, 1)
-    ranks = {module: _size(pairs, rank)[2] for module, pairs in updates.items()}
+    ranks: dict[str, int] = {}
+    differences = []
+    for name in updates:
+        module, field = stem_of(name)
+        written = f"diffusion_model.{module}"
+        rank = merged.rank(name)
+        if rank is None:
+            differences.append(name)
+            suffix = "diff_b" if field == "bias" else "diff"
+            tensors[f"{written}.{suffix}"] = dtype, merged.shape(name), merged.difference(name)
+            continue
+        out, width = merged.shape(name)
+        tensors[f"{written}.lora_A.weight"] = dtype, (rank, width), merged.factor(name, 0)
+        tensors[f"{written}.lora_B.weight"] = dtype, (out, rank), merged.factor(name, 1)
+        if options.emit_alpha:
+            tensors[f"{written}.alpha"] = "float32", (), (np.array(rank, np.float32),)
+        ranks[module] = rank
     metadata = {
         "format": "pt",
-        "merge_method": method,
+        "merge_method": options.method,
         "merged_from": "; ".join(f"{Path(x.path).name}:{x.strength:g}" for x in active),
-        "lora_rank": str(max(ranks.values())),
+        **({"lora_rank": str(max(ranks.values()))} if ranks else {}),
         **use,
     }
     write_safetensors(target, tensors, metadata)
-    return MergedLora(path=target, ranks=ranks)
-
-
-def _check_options(loras: Sequence[Lora], method: str, rank: int | None, dtype: str) -> None:
-    problems = lora_problems(loras)
-    if not any(lora.strength for lora in loras):
-        problems.append("no LoRA has a strength other than 0")
-    if method not in METHODS:
-        problems.append(f"method={method!r}; allowed: {', '.join(METHODS)}")
-    if rank is not None and rank < 1:
-        problems.append(f"rank={rank} is below 1")
-    if dtype not in DTYPES:
-        problems.append(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
-    if problems:
-        raise OptionError("cannot merge", problems)
+    return MergedLora(path=target, ranks=ranks, differences=tuple(differences))
 
 
 def _updates(
-    loras: Sequence[Lora], files: Sequence[SafetensorsFile], *, honour_alpha: bool
+    loras: Sequence[Lora], files: Sequence[SafetensorsFile], options: MergeOptions
 ) -> Updates:
     updates: Updates = {}
     problems: list[str] = []
     fits: dict[str, tuple[str, ...]] = {}
     for lora, file in zip(loras, files, strict=True):
-        keys = read_lora_keys(file, honour_alpha=honour_alpha)
-        if keys.unsupported:
-            raise UnsupportedError(
-                f"{file.path} uses {', '.join(keys.unsupported)}; only plain LoRA pairs can be "
-                "merged."
-            )
+        keys = read_lora_keys(file, ignore_alpha=options.ignore_alpha)
+        refuse_unsupported(file, keys)
         problems += [f"{file.path.name}: {p}" for p in keys.problems]
         fits[file.path.name] = lora_generations(file, keys)
-        if not keys.pairs:
+        found = all_updates(keys)
+        if not found:
             problems.append(f"{file.path.name} holds no LoRA")
         named: set[str] = set()
-        for module, pair in keys.pairs.items():
-            name = official_name(module)
+        for target, update in found.items():
+            name = official_name(*target)
             if name is None:
-                problems.append(f"{file.path.name}: {module} is not a module of this model family")
+                problems.append(f"{file.path.name}: {target} is not a module of this model family")
             elif name in named:
                 problems.append(f"{file.path.name}: {name} occurs twice")
-            else:
+            elif not (name in updates and _is_kept(name, options.keep_first)):
                 named.add(name)
-                updates.setdefault(name, []).append((pair, lora.strength * pair.scale))
-    for module, pairs in updates.items():
-        sizes = {(p.up.shape[0], p.down.shape[1]) for p, _ in pairs}
+                updates.setdefault(name, []).append((update, lora.strength))
+        if not keys.problems:
+            check_finite(file, found.values())
+    for name, changes in updates.items():
+        sizes = {u.shape for u, _ in changes if u.shape is not None}
         if len(sizes) > 1:
             listed = " and ".join(str(list(size)) for size in sorted(sizes))
-            problems.append(f"{module} is {listed} in different files")
+            problems.append(f"{stem_of(name)[0]} is {listed} in different files")
     if fits and not set.intersection(*(set(f) for f in fits.values())):
         told = ", ".join(f"{name}: {' or '.join(f)}" for name, f in fits.items())
         problems.append(f"they are for different models ({told})")
@@ -149,91 +203,105 @@ def _updates(
     return updates
 
 
-def _size(pairs: Sequence[tuple[LoraPair, float]], rank: int | None) -> tuple[int, int, int]:
-    """(outputs, inputs, rank) of a merged module."""
-    out, width = pairs[0][0].up.shape[0], pairs[0][0].down.shape[1]
-    total = sum(pair.rank for pair, _ in pairs)
-    return out, width, total if rank is None else min(total, rank, out, width)
+def _is_kept(name: str, pattern: str | None) -> bool:
+    return pattern is not None and re.search(pattern, name) is not None
 
 
-class _Factors:
-    """The merged factors of a module, computed when its first half is written."""
+def _dtype(updates: Updates) -> str:
+    """The widest dtype of all tensors; what is neither 16-bit format is float32."""
+    found = {part.dtype for changes in updates.values() for u, _ in changes for part in u.parts()}
+    return next(iter(found)) if len(found) == 1 and found <= set(_AUTO) else "float32"
 
-    def __init__(self, updates: Updates, method: str, rank: int | None) -> None:
-        self._updates, self._method, self._rank = updates, method, rank
+
+class _Merged:
+    """What is written of each tensor, computed when it is its turn."""
+
+    def __init__(self, updates: Updates, options: MergeOptions, base: Base | None) -> None:
+        self._updates, self._options, self._base = updates, options, base
         self._files = MappedFiles()
         self._last: tuple[str, tuple[Array, Array]] | None = None
+        self._shapes = {name: self._shape(name) for name in updates}
 
-    def part(self, module: str, which: int) -> Iterator[Array]:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self._shapes[name]
+
+    def rank(self, name: str) -> int | None:
+        """The rank that a tensor is written with; None: as its difference."""
+        shape, limit = self.shape(name), self._options.rank
+        if len(shape) != 2 or stem_of(name)[1] != "weight":
+            return None
+        if limit is not None:
+            limit = min(limit, *shape)
+        updates = [update for update, _ in self._updates[name]]
+        ranks = [rank for update in updates if (rank := rank_of(update)) is not None]
+        if len(ranks) < len(updates):
+            return limit
+        total = sum(ranks)
+        plain = all(isinstance(update, LowRank) for update in updates)
+        if limit is None and not plain and total * sum(shape) >= shape[0] * shape[1]:
+            return None
+        return total if limit is None else min(total, limit)
+
+    def difference(self, name: str) -> Iterator[Array]:
+        """All updates of a tensor as one difference."""
+        yield self._difference(name)
+
+    def factor(self, name: str, which: int) -> Iterator[Array]:
         """`down` (0) or `up` (1) as a stream of one array."""
-        if self._last is None or self._last[0] != module:
-            self._last = module, self._compute(module)
+        if self._last is None or self._last[0] != name:
+            self._last = name, self._factors(name)
         yield self._last[1][which]
 
-    def _compute(self, module: str) -> tuple[Array, Array]:
-        pairs = self._updates[module]
-        downs = [self._files.load(pair.down, "float32") for pair, _ in pairs]
-        ups = [self._files.load(pair.up, "float32") * np.float32(s) for pair, s in pairs]
-        if not all(np.isfinite(factor).all() for factor in (*downs, *ups)):
-            where = ", ".join(pair.down.path.name for pair, _ in pairs)
+    def _load(self, entry: TensorEntry) -> Array:
+        return self._files.load(entry, "float32")
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shapes = [update.shape for update, _ in self._updates[name]]
+        values = None
+        if not all(isinstance(update, Additive) for update, _ in self._updates[name]):
+            values = self._base(name) if self._base is not None else None
+            if values is None:
+                kinds = ", ".join(sorted({u.kind for u, _ in self._updates[name]}))
+                where = "this bundle lacks it" if self._base else "name it with --bundle DIR"
+                raise UnsupportedError(
+                    f"{name} gets a {kinds}, whose difference depends on the model: {where}."
+                )
+        own = () if values is None else values.shape
+        shape = next((shape for shape in shapes if shape is not None), own)
+        if values is not None and values.shape != shape:
             raise CheckpointError(
-                f"{module} has values that are no finite numbers in one of {where}."
+                f"{name} is {list(values.shape)} in this bundle, {list(shape)} in the LoRA."
             )
-        if self._method == "orthogonal":
-            downs, ups = orthogonalize(downs, ups)
+        return shape
+
+    def _difference(self, name: str) -> Array:
+        changes = self._updates[name]
+        if all(isinstance(update, Additive) for update, _ in changes):
+            total = np.zeros(self.shape(name), np.float32)
+            for update, strength in changes:
+                total = update.merged(total, strength, self._load)
+            return total
+        assert self._base is not None
+        base = self._base(name)
+        assert base is not None
+        values = base
+        for update, strength in changes:
+            values = update.merged(values, strength, self._load)
+        difference: Array = values - base
+        return difference
+
+    def _factors(self, name: str) -> tuple[Array, Array]:
+        rank, changes = self.rank(name), self._updates[name]
+        assert rank is not None
+        downs, ups = [], []
+        for update, strength in changes:
+            if not isinstance(update, LowRank | Kronecker | Hadamard):
+                return low_rank_of(self._difference(name), rank)
+            down, up = update.factors(self._load)
+            downs.append(down)
+            ups.append(up * np.float32(strength * update.scale))
+        if self._options.method == "orthogonal":
+            downs, ups = orthogonalize(downs, ups, self._options.orthogonal_fraction)
         down, up = np.concatenate(downs, axis=0), np.concatenate(ups, axis=1)
-        kept = _size(pairs, self._rank)[2]
-        return (down, up) if kept == down.shape[0] else truncate(down, up, kept)
-
-
-def orthogonalize(downs: Sequence[Array], ups: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-    """Take out of each LoRA what earlier ones read and write; see the module's text.
-
-    Args:
-        downs: `[rank, in]` each, in order.
-        ups: `[out, rank]` each.
-
-    Returns:
-        float32 factors of the same shapes.
-    """
-    new_downs: list[Array] = []
-    new_ups: list[Array] = []
-    for down, up in zip(downs, ups, strict=True):
-        wide_down, wide_up = down.astype(np.float64), up.astype(np.float64)
-        if new_ups:
-            read = _basis(np.concatenate(new_downs, axis=0).T)
-            written = _basis(np.concatenate(new_ups, axis=1))
-            # twice: one pass leaves rounding errors of the size of what was removed
-            for _ in range(2):
-                wide_down = wide_down - (wide_down @ read) @ read.T
-                wide_up = wide_up - written @ (written.T @ wide_up)
-        new_downs.append(wide_down.astype(np.float32))
-        new_ups.append(wide_up.astype(np.float32))
-    return new_downs, new_ups
-
-
-def _basis(columns: Array) -> Array:
-    """Orthonormal basis of a column space, `[n, dimensions]` float64."""
-    q, r = np.linalg.qr(columns.astype(np.float64))
-    left, values, _ = np.linalg.svd(r, full_matrices=False)  # small, of the same rank
-    basis: Array = q @ left[:, : np.sum(values > _RANK_TOLERANCE * values.max(initial=0.0))]
-    return basis
-
-
-def truncate(down: Array, up: Array, rank: int) -> tuple[Array, Array]:
-    """The nearest factors of a lower rank (Eckart-Young): singular values are shared evenly.
-
-    Args:
-        down, up: `[r, in]` and `[out, r]`.
-        rank: at most `min(r, in, out)`.
-
-    Returns:
-        float32 `[rank, in]` and `[out, rank]`.
-    """
-    up_q, up_r = np.linalg.qr(up.astype(np.float64))
-    down_q, down_r = np.linalg.qr(down.astype(np.float64).T)
-    left, values, right = np.linalg.svd(up_r @ down_r.T, full_matrices=False)
-    root = np.sqrt(values[:rank])
-    new_up = (up_q @ left[:, :rank]) * root
-    new_down = root[:, None] * (right[:rank] @ down_q.T)
-    return new_down.astype(np.float32), new_up.astype(np.float32)
+        return (down, up) if rank == down.shape[0] else truncate(down, up, rank)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ltx2rt.errors import CheckpointError
 from ltx2rt.weights.safetensors import SafetensorsFile
+
+logger = logging.getLogger(__name__)
+#: what trainers that write every file twice add to the name of the one for ComfyUI
+_COMFY = ".comfy.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +24,8 @@ class Lora:
 
 
 def find_lora(path: str | os.PathLike[str]) -> Path:
-    """The file itself, or the only `.safetensors` file in a folder.
+    """The file itself, or the only `.safetensors` file in a folder. Of `x.safetensors` and
+    `x.comfy.safetensors`, the same adapter in two namings, it is the first.
 
     Raises:
         CheckpointError: the folder holds none, or several: they are listed.
@@ -31,14 +37,19 @@ def find_lora(path: str | os.PathLike[str]) -> Path:
         found = sorted(p for p in place.iterdir() if p.suffix == ".safetensors" and p.is_file())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {str(path)!r}: {error}") from error
+    names = {p.name for p in found}
+    twins = [p for p in found if p.name.replace(_COMFY, ".safetensors") in names - {p.name}]
+    if twins and len(found) - len(twins) == 1:
+        found = [p for p in found if p not in twins]
+        logger.warning("%s: using %s, of which %s is a copy", place, found[0].name, twins[0].name)
     if len(found) == 1:
         return found[0]
     if not found:
         raise CheckpointError(f"{place} is a folder without a .safetensors file: name a LoRA file.")
-    names = ", ".join(p.name for p in found[:10])
+    listed = ", ".join(p.name for p in found[:10])
     more = f" and {len(found) - 10} more" if len(found) > 10 else ""
     raise CheckpointError(
-        f"{place} is a folder with {len(found)} LoRA files ({names}{more}): name one of them."
+        f"{place} is a folder with {len(found)} LoRA files ({listed}{more}): name one of them."
     )
 
 

@@ -1,210 +1,286 @@
-"""What an adapter file says by itself: key style, pairs, scales.
+"""What an adapter file says by itself: key style, updates, scales.
 
-Formats: spec/lora.md §1.
-
-Only headers and scalar alphas are read.
+Formats: spec/lora.md §1. Only headers and scalar alphas are read.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
+from typing import NamedTuple
 
-from ltx2rt.errors import CheckpointError
-from ltx2rt.weights.safetensors import (
-    MappedFiles,
-    SafetensorsFile,
-    TensorEntry,
-    convert,
-    read_metadata,
+from ltx2rt.lora.products import Hadamard, Kronecker
+from ltx2rt.lora.rotation import Rotation
+from ltx2rt.lora.scales import Scales
+from ltx2rt.lora.suffixes import MARKER, SCALE, UNSUPPORTED, part_of
+from ltx2rt.lora.tensor_names import is_flat
+from ltx2rt.lora.updates import (
+    Additive,
+    Decomposed,
+    Difference,
+    LowRank,
+    Replacement,
+    Update,
 )
+from ltx2rt.weights.codecs.stored import storage_problems
+from ltx2rt.weights.safetensors import Encoding, SafetensorsFile, TensorEntry
 
 STYLES: dict[str, str] = {
     "official": "official / ComfyUI",
     "bare": "official names without prefix",
-    "kohya": "kohya / musubi-tuner",
+    "kohya": "kohya / musubi-tuner / LyCORIS",
     "peft": "PEFT",
     "diffusers": "diffusers",
 }
-
-_WEIGHT = re.compile(
-    r"^(.+?)\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(\.\w+)?\.weight$"
-)
-_DOWN = {"lora_A", "lora_down", "lora.down"}
 _DTYPES = ("float32", "bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2")
-_MAX_CONFIG_BYTES = 1 << 20
-_UNSUPPORTED = {
-    "DoRA": re.compile(r"\.(dora_scale|lora_magnitude_vector)"),
-    "LoHa": re.compile(r"\.hada_\w+$"),
-    "LoKr": re.compile(r"\.lokr_\w+$"),
-    "full weight difference": re.compile(r"\.diff(_b)?$"),
-    "LoRA of a convolution (lora_mid)": re.compile(r"\.lora_mid\.weight$"),
-}
+#: dtype of codes -> how they are stored beside a scale
+_SCALED = {"float8_e4m3fn": "fp8_scaled", "float8_e5m2": "fp8_scaled", "int8": "int8"}
 
 
-@dataclass(frozen=True, slots=True)
-class LoraPair:
-    """One low-rank update `scale * up @ down` of a linear layer.
+class Target(NamedTuple):
+    """What an update is for, as the file names it; `field` as in `TensorNames.find`."""
 
-    `down` is `[rank, in]` (A), `up` is `[out, rank]` (B).
-    """
+    name: str
+    field: str
 
-    down: TensorEntry
-    up: TensorEntry
-    scale: float = 1.0
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
+    def __str__(self) -> str:
+        return f"{self.name} (bias)" if self.field == "bias" else self.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraKeys:
-    """What an adapter file holds, before it is matched: module as the file names it -> update."""
+    """What an adapter file holds, before it is matched.
+
+    Attributes:
+        updates: what it does.
+        plain: tensors that carry no adapter's name: replacements where a model has one of that
+            name, else left out.
+        unsupported: kinds that are refused.
+        alphas: module -> alpha, where the file has one.
+    """
 
     style: str
-    pairs: Mapping[str, LoraPair]
+    updates: Mapping[Target, Update]
+    plain: Mapping[str, TensorEntry]
     unsupported: tuple[str, ...]
     problems: tuple[str, ...]
+    alphas: Mapping[str, float]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(sorted({update.kind for update in self.updates.values()}))
 
 
-def read_lora_keys(file: SafetensorsFile, *, honour_alpha: bool = False) -> LoraKeys:
-    """Sort an adapter's tensors into pairs.
+def read_lora_keys(file: SafetensorsFile, *, ignore_alpha: bool = False) -> LoraKeys:
+    """Sort an adapter's tensors into updates.
 
     Args:
-        honour_alpha: scale by alpha/rank in official-style files too. The official loader ignores
-            alpha there; kohya, PEFT and diffusers files always use it.
+        ignore_alpha: every scale is 1: the arithmetic of the official loader, which knows files
+            without alpha only.
 
     Raises:
         CheckpointError: an alpha is not a finite number.
     """
     unsupported = tuple(
-        kind for kind, pattern in _UNSUPPORTED.items() if any(pattern.search(n) for n in file)
+        kind for kind, pattern in UNSUPPORTED.items() if any(pattern.search(n) for n in file)
     )
-    halves: dict[str, dict[str, TensorEntry]] = {}
     problems: list[str] = []
+    groups: dict[str, dict[str, TensorEntry]] = {}
+    plain: dict[str, TensorEntry] = {}
+    for name, entry in _decoded(file, problems):
+        place = part_of(name)
+        if place is None:
+            if not any(pattern.search(name) for pattern in UNSUPPORTED.values()):
+                plain[name] = entry
+            continue
+        group = groups.setdefault(place.base, {})
+        if place.part in group:
+            halves = place.part in {"down", "up"}
+            problems.append(f"{place.base} has two {place.part}{' halves' if halves else 's'}")
+        group[place.part] = entry
+        if entry.encoding is None and place.part != "alpha" and entry.dtype not in _DTYPES:
+            problems.append(f"{name} is {entry.dtype}, expected {', '.join(_DTYPES)}")
+    style = _style(list(groups), file)
+    scales = Scales(file, peft=style == "peft", ignore_alpha=ignore_alpha)
+    reader = _Reader(scales, problems)
+    updates: dict[Target, Update] = {}
+    for base, group in groups.items():
+        for field, update in reader.updates(base, group):
+            if (target := Target(base, field)) in updates:
+                problems.append(f"{target} is changed in two ways")
+            updates[target] = update
+    alphas = {b: scales.number(g["alpha"]) for b, g in groups.items() if "alpha" in g}
+    return LoraKeys(style, updates, plain, unsupported, tuple(problems), alphas)
+
+
+def _decoded(file: SafetensorsFile, problems: list[str]) -> Iterator[tuple[str, TensorEntry]]:
+    """The tensors, those with a scale beside them as their values; without scales and markers."""
+    owners: dict[str, TensorEntry] = {}
+    used: set[str] = set()
     for name, entry in file.items():
-        if match := _WEIGHT.match(name):
-            side = "down" if match[2] in _DOWN else "up"
-            if side in halves.setdefault(match[1], {}):
-                problems.append(f"{match[1]} has two {side} halves")
-            halves[match[1]][side] = entry
-            if entry.dtype not in _DTYPES:
-                problems.append(f"{name} is {entry.dtype}, expected {', '.join(_DTYPES)}")
-    style = _style(list(halves), file)
-    scales = _Scales(file, style, honour_alpha=honour_alpha)
-    pairs: dict[str, LoraPair] = {}
-    for module, half in halves.items():
-        if len(half) < 2:
-            problems.append(f"{module} has only its {next(iter(half))} half")
-            continue
-        down, up = half["down"], half["up"]
-        is_pair = len(down.shape) == len(up.shape) == 2 and down.shape[0] == up.shape[1]
-        if not is_pair or 0 in (*down.shape, *up.shape):
-            problems.append(
-                f"{module} has shapes {list(down.shape)} and {list(up.shape)}, which do not chain"
+        if match := SCALE.match(name):
+            stem = match["stem"]
+            owner = next((n for n in (f"{stem}.weight", stem) if n in file), None)
+            if owner is not None and file[owner].dtype in _SCALED:
+                owners[owner] = entry
+                used.add(name)
+    for name, entry in file.items():
+        if name in owners:
+            encoding = Encoding(
+                format=_SCALED[entry.dtype],
+                shape=entry.shape,
+                group=1,
+                parts={"scale": owners[name]},
             )
-            continue
-        pairs[module] = LoraPair(down, up, scales.of(module, down.shape[0]))
-    return LoraKeys(style, pairs, unsupported, tuple(problems))
+            found = storage_problems(entry.shape, entry.dtype, encoding)
+            problems += [f"{name}: {problem}" for problem in found]
+            yield name, dataclasses.replace(entry, encoding=encoding)
+        elif name not in used and not MARKER.search(name):
+            yield name, entry
 
 
-def lora_generations(file: SafetensorsFile, keys: LoraKeys) -> tuple[str, ...]:
-    """Generations whose modules a LoRA can belong to; shapes alone often fit all three."""
-    fits = ["LTX-2", "LTX-2.3", "LTX-2.5"]
-    newer = any(re.search(r"to_gate_logits|prompt_adaln", name) for name in keys.pairs)
-    older = any(re.search(r"caption_projection|\.aggregate_embed$", name) for name in keys.pairs)
-    for name, pair in keys.pairs.items():
-        if re.search(r"(^|[._])(adaln_single|time_embed)[._]linear$", name):
-            rows = pair.up.shape[0] // max(pair.down.shape[1], 1)
-            newer, older = newer or rows == 9, older or rows == 6
-    if newer and not older:
-        fits = fits[1:]
-    elif older and not newer:
-        fits = fits[:1]
-    named = {"2.5": "LTX-2.5", "2.3": "LTX-2.3", "19b": "LTX-2"}
-    hints = {fit for sign, fit in named.items() if sign in file.path.name.lower()}
-    both = [fit for fit in fits if fit in hints]
-    return tuple(both or fits)
+class _Reader:
+    """Makes updates of groups of tensors."""
+
+    def __init__(self, scales: Scales, problems: list[str]) -> None:
+        self._scales = scales
+        self._problems = problems
+
+    def updates(self, base: str, group: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Update]]:
+        """Field and update of every tensor that a group changes; problems are noted."""
+        alpha = group.get("alpha")
+        additive: Additive | None = None
+        if group.keys() & {"down", "up", "mid"}:
+            additive = self._low_rank(base, group, alpha)
+        elif pieces := {k[5:]: _matrix(e) for k, e in group.items() if k.startswith("lokr_")}:
+            additive = self._pieces(base, pieces, Kronecker, alpha)
+        elif pieces := {k[5:]: _matrix(e) for k, e in group.items() if k.startswith("hada_")}:
+            additive = self._pieces(base, pieces, Hadamard, alpha)
+        magnitude = group.get("magnitude") or group.get("dora_scale")
+        if additive is None and magnitude is not None:
+            self._problems.append(f"{base} has magnitudes ({magnitude.name}) of no update")
+        elif additive is not None:
+            yield "weight", self._decomposed(base, additive, magnitude, group)
+        if (entry := group.get("up_bias")) is not None:
+            scale = additive.scale if isinstance(additive, LowRank) else 1.0
+            yield "bias", Difference(entry, scale, "bias of a LoRA")
+        if (entry := group.get("diff")) is not None:
+            yield "weight", Difference(_matrix(entry))
+        if (entry := group.get("diff_b")) is not None:
+            yield "bias", Difference(entry)
+        if (entry := group.get("set_weight")) is not None:
+            yield "weight", Replacement(entry)
+        if (entry := group.get("oft_blocks")) is not None:
+            yield from self._rotation(base, entry, group)
+        elif "rescale" in group:
+            self._problems.append(f"{base} has a rescale without oft_blocks")
+        if group.keys() == {"alpha"}:
+            self._problems.append(f"{base} has an alpha of no update")
+
+    def _low_rank(
+        self, base: str, group: Mapping[str, TensorEntry], alpha: TensorEntry | None
+    ) -> LowRank | None:
+        if missing := {"down", "up"} - group.keys():
+            other = "up" if "down" in missing else "down"
+            self._problems.append(f"{base} has only its {other} half")
+            return None
+        down, up = _matrix(group["down"]), _matrix(group["up"])
+        mid = _matrix(group["mid"]) if "mid" in group else None
+        chain = [up.shape, *([mid.shape] if mid else []), down.shape]
+        if any(len(shape) != 2 for shape in chain):
+            problem = "is not one of a linear layer" if mid is not None else "do not chain"
+        elif any(a[1] != b[0] for a, b in pairwise(chain)):
+            problem = "do not chain"
+        elif 0 in (*down.shape, *up.shape):
+            problem = "do not chain"
+        else:
+            scale = self._scales.of(base, down.shape[0], alpha)
+            return LowRank(down, up, scale, mid)
+        shapes = f"{list(group['down'].shape)} and {list(group['up'].shape)}"
+        self._problems.append(f"{base} has shapes {shapes}, which {problem}")
+        return None
+
+    def _pieces(
+        self,
+        base: str,
+        pieces: Mapping[str, TensorEntry],
+        kind: type[Kronecker] | type[Hadamard],
+        alpha: TensorEntry | None,
+    ) -> Kronecker | Hadamard | None:
+        update = kind(pieces)
+        problem = None
+        if any(len(e.shape) != 2 or 0 in e.shape for e in pieces.values()):
+            problem = "are not those of a linear layer"
+        elif not all(_half_is_whole(pieces, which) for which in (1, 2)):
+            problem = "are not two complete matrices whose parts chain"
+        elif kind is Hadamard and update.half(1) != update.half(2):
+            problem = "are two matrices of different shapes"
+        if problem is not None:
+            shapes = ", ".join(f"{n} {list(e.shape)}" for n, e in sorted(pieces.items()))
+            self._problems.append(f"{base} has {update.kind} factors ({shapes}), which {problem}")
+            return None
+        ranks = [r for r in (update.rank_of(2), update.rank_of(1)) if r is not None]
+        scale = self._scales.of(base, ranks[0] if ranks else None, alpha)
+        return dataclasses.replace(update, scale=scale)
+
+    def _decomposed(
+        self,
+        base: str,
+        update: Additive,
+        magnitude: TensorEntry | None,
+        group: Mapping[str, TensorEntry],
+    ) -> Update:
+        if magnitude is None:
+            return update
+        comfy = "dora_scale" in group and "diffusion_model." in base
+        decomposed = Decomposed(update, magnitude, by_base_norm=comfy)
+        if problem := decomposed.problem():
+            self._problems.append(f"{base}: {problem}")
+        return decomposed
+
+    def _rotation(
+        self, base: str, blocks: TensorEntry, group: Mapping[str, TensorEntry]
+    ) -> Iterator[tuple[str, Update]]:
+        shape = blocks.shape
+        if len(shape) not in (3, 4) or 0 in shape or shape[-1] != shape[-2]:
+            self._problems.append(f"{base} has oft_blocks {list(shape)}, expected square blocks")
+            return
+        alpha = group.get("alpha")
+        bound = 0.0 if alpha is None else self._scales.number(alpha) * shape[-1] * shape[-3]
+        yield "weight", Rotation(blocks, group.get("rescale"), bound)
+
+
+def _half_is_whole(pieces: Mapping[str, TensorEntry], which: int) -> bool:
+    whole, a, b, core = (pieces.get(f"{n}") for n in (
+        f"w{which}", f"w{which}_a", f"w{which}_b", f"t{which}"))  # fmt: skip
+    if whole is not None:
+        return a is None and b is None and core is None
+    if a is None or b is None:
+        return False
+    if core is None:
+        return a.shape[1] == b.shape[0]
+    return a.shape[0] == core.shape[0] and core.shape[1] == b.shape[0]
+
+
+def _matrix(entry: TensorEntry) -> TensorEntry:
+    """A tensor of a 1x1 convolution as that of the linear layer it stands for."""
+    shape = entry.shape
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    if shape == entry.shape or entry.encoding is not None:
+        return entry
+    return dataclasses.replace(entry, shape=shape)
 
 
 def _style(modules: Sequence[str], file: SafetensorsFile) -> str:
-    if any(name.startswith("lora_unet_") for name in modules):
+    if any(is_flat(name) for name in modules):
         return "kohya"
     if any("diffusion_model." in name for name in modules):
         return "official"
-    if any(name.startswith("base_model.model.") for name in modules):
+    if any("base_model.model." in name for name in modules):
         return "peft"
     if any(name.startswith("transformer.") for name in modules):
         return "diffusers"
     return "diffusers" if "lora_adapter_metadata" in file.metadata else "bare"
-
-
-class _Scales:
-    """Where a file's scales come from: alpha tensors, else the trainer's configuration."""
-
-    def __init__(self, file: SafetensorsFile, style: str, *, honour_alpha: bool) -> None:
-        self._file = file
-        self._folded = style in {"official", "bare"} and not honour_alpha
-        self._files = MappedFiles()
-        config = read_metadata(file, "lora_adapter_metadata")
-        if config is None and style == "peft":
-            config = _adapter_config(file.path.with_name("adapter_config.json"))
-        config = config if isinstance(config, dict) else {}
-        #: keys may name the component that they are for: `transformer.lora_alpha`
-        self._config = {str(key).rsplit(".", 1)[-1]: value for key, value in config.items()}
-
-    def of(self, module: str, rank: int) -> float:
-        """The scale of one update of this rank."""
-        if self._folded:
-            return 1.0
-        entry = self._file.get(f"{module}.alpha")
-        if entry is not None:
-            return self._number(self._read(entry), f"{module}.alpha") / max(rank, 1)
-        patterns = self._config.get("alpha_pattern")
-        alpha = self._config.get("lora_alpha", rank)
-        if isinstance(patterns, dict):
-            named = (v for key, v in patterns.items() if f".{module}".endswith(f".{key}"))
-            alpha = next(named, alpha)
-        root = self._config.get("use_rslora") is True
-        return self._number(alpha, "lora_alpha") / float(max(rank, 1) ** (0.5 if root else 1.0))
-
-    def _read(self, entry: TensorEntry) -> object:
-        if entry.num_elements != 1:
-            return entry.shape
-        raw = self._files.raw(entry)
-        if raw.dtype.kind in "iu" and entry.dtype.startswith(("int", "uint")):
-            return float(raw.reshape(-1)[0])
-        return float(convert(raw, entry.dtype, "float32", entry.name).reshape(-1)[0])
-
-    def _number(self, value: object, name: str) -> float:
-        try:
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            number = float(value) if is_number else math.nan  # type: ignore[arg-type]
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
-            raise CheckpointError(f"{self._file.path} is corrupt: {name} is not one finite number.")
-        return number
-
-
-def _adapter_config(path: Path) -> object:
-    """What PEFT writes beside its weights, which holds alpha; None when it is not there.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    if not path.exists():
-        return None
-    try:
-        with path.open("rb") as file:
-            return json.loads(file.read(_MAX_CONFIG_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} says how strong the LoRA beside it is, but it cannot be read ({error}); mend "
-            "it, or remove it to take alpha = rank."
-        ) from error

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.weights.safetensors import SafetensorsFile, read_metadata
 
 DOWNSCALE_KEY = "reference_downscale_factor"
+#: as trainers call the same, beside names with a prefix of theirs (`ss_reference_downscale_factor`
+#: of musubi-tuner)
+_SPATIAL_KEYS = (DOWNSCALE_KEY, "reference_spatial_scale_factor")
 TEMPORAL_KEY = "reference_temporal_scale_factor"
 HDR_KEYS = ("hdr_transform", "use_hdr_transform")
 
 
-def reference_factors(files: Iterable[SafetensorsFile]) -> tuple[int, int]:
+def reference_factors(
+    files: Iterable[SafetensorsFile], spatial: int | None = None
+) -> tuple[int, int]:
     """IC-LoRA scale of the reference video: (spatial, temporal), 1 when no file says otherwise.
+
+    Args:
+        spatial: instead of what the files say, where it is not None.
 
     Raises:
         OptionError: two LoRAs want different factors.
@@ -25,26 +33,27 @@ def reference_factors(files: Iterable[SafetensorsFile]) -> tuple[int, int]:
             if factor != 1:
                 found[axis][factor] = file.path.name
     for axis, factors in found.items():
-        if len(factors) > 1:
+        if len(factors) > 1 and not (axis == "spatial" and spatial):
             listed = ", ".join(f"{name}: {factor}" for factor, name in factors.items())
             raise OptionError(f"LoRAs want different {axis} reference factors ({listed}).")
-    return next(iter(found["spatial"]), 1), next(iter(found["temporal"]), 1)
+    return spatial or next(iter(found["spatial"]), 1), next(iter(found["temporal"]), 1)
 
 
 def file_reference_factors(file: SafetensorsFile) -> tuple[int, int]:
     """(spatial, temporal) reference factor in one file's metadata; missing or unreadable is 1."""
-    spatial = _factor(file, DOWNSCALE_KEY)
-    if spatial == 1:
-        spatial = _factor(file, "reference_spatial_scale_factor")
-    return spatial, _factor(file, TEMPORAL_KEY)
+    return _factor(file, *_SPATIAL_KEYS), _factor(file, TEMPORAL_KEY)
+
+
+def names_spatial_factor(file: SafetensorsFile) -> bool:
+    """Whether a file says how large its reference is, if only that it is of full size."""
+    return any(_keys(file, DOWNSCALE_KEY))
 
 
 def detailing_factor(file: SafetensorsFile) -> int:
     """How much smaller than stage 2 a detailing LoRA wants its reference; 2, the size of stage 1,
     unless its metadata says otherwise (spec/pipelines.md §12).
     """
-    named = DOWNSCALE_KEY in file.metadata
-    return file_reference_factors(file)[0] if named else 2
+    return file_reference_factors(file)[0] if names_spatial_factor(file) else 2
 
 
 def hdr_transfer(files: Sequence[SafetensorsFile]) -> Literal["acescct", "logc3"]:
@@ -74,7 +83,7 @@ def merged_metadata(files: Sequence[SafetensorsFile]) -> dict[str, str]:
     spatial, temporal = reference_factors(files)
     found = {}
     # 1 is not the default of every use (`detailing_factor`)
-    if spatial != 1 or any(DOWNSCALE_KEY in file.metadata for file in files):
+    if spatial != 1 or any(names_spatial_factor(file) for file in files):
         found[DOWNSCALE_KEY] = str(spatial)
     if temporal != 1:
         found[TEMPORAL_KEY] = str(temporal)
@@ -84,9 +93,28 @@ def merged_metadata(files: Sequence[SafetensorsFile]) -> dict[str, str]:
     return found
 
 
-def _factor(file: SafetensorsFile, key: str) -> int:
-    value = read_metadata(file, key)
-    try:
-        return max(int(value), 1) if value is not None else 1
-    except (TypeError, ValueError, OverflowError):
-        return 1
+def reference_downscale_problems(factor: int | None) -> list[str]:
+    """What is wrong with a factor that a user names; None takes the files'."""
+    if factor is None or factor >= 1:
+        return []
+    return [Problem(Field("reference_downscale"), f"={factor} is below 1")]
+
+
+def _factor(file: SafetensorsFile, *keys: str) -> int:
+    """The first of these that is a number above 1; 1 without."""
+    for key in (spelled for name in keys for spelled in _keys(file, name)):
+        value = read_metadata(file, key)
+        try:
+            factor = int(float(value)) if value is not None else 1
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if factor > 1:
+            return factor
+    return 1
+
+
+def _keys(file: SafetensorsFile, key: str) -> list[str]:
+    """A key as a file spells it: the plain name first, then with the prefix of a trainer."""
+    return [key] * (key in file.metadata) + sorted(
+        k for k in file.metadata if k.endswith(f"_{key}")
+    )

@@ -1,14 +1,10 @@
-"""Official names of every linear layer that a LoRA of this model family may change.
-
-Adapter files of some trainers flatten names (`lora_unet_transformer_blocks_0_attn1_to_out_0`): they
-are found by flattening all official names the same way, never by rules (spec/lora.md §1).
-"""
+"""Official names of every tensor that an adapter of this model family may change."""
 
 from __future__ import annotations
 
 from functools import cache
 
-from ltx2rt.lora.adapter import flat_names, official_module
+from ltx2rt.lora.tensor_names import TensorNames
 
 #: no published model has more layers: 48 blocks, 8 connector blocks
 _MAX_BLOCKS, _MAX_CONNECTOR_BLOCKS = 64, 16
@@ -54,24 +50,60 @@ _OTHERS = (
 )  # fmt: skip
 
 
+_NORMS = ("q_norm.weight", "k_norm.weight")
+_BLOCK_TABLES = (
+    "scale_shift_table", "audio_scale_shift_table", "prompt_scale_shift_table",
+    "audio_prompt_scale_shift_table", "scale_shift_table_a2v_ca_video",
+    "scale_shift_table_a2v_ca_audio",
+)  # fmt: skip
+_TABLES = ("scale_shift_table", "audio_scale_shift_table", "keyframes_abs_pos_embedding")
+
+
 @cache
 def known_modules() -> frozenset[str]:
-    """All official names, of all generations."""
-    blocks = (f"transformer_blocks.{i}.{linear}" for i in range(_MAX_BLOCKS) for linear in _BLOCK)
-    connectors = (
-        f"{connector}_embeddings_connector.transformer_1d_blocks.{i}.{linear}"
-        for connector in ("video", "audio")
-        for i in range(_MAX_CONNECTOR_BLOCKS)
-        for linear in _CONNECTOR_BLOCK
+    """All linear layers, of all generations."""
+    return frozenset(
+        (
+            *(f"{block}.{linear}" for block in _blocks() for linear in _BLOCK),
+            *(f"{block}.{linear}" for block in _connector_blocks() for linear in _CONNECTOR_BLOCK),
+            *_OTHERS,
+        )
     )
-    return frozenset((*blocks, *connectors, *_OTHERS))
 
 
 @cache
-def _flat() -> dict[str, str]:
-    return flat_names(sorted(known_modules()))
+def known_tensors() -> frozenset[str]:
+    """All tensors, of all generations: weights and biases, norms, tables."""
+    attentions = {linear.rpartition(".to_q")[0] for linear in _BLOCK if linear.endswith(".to_q")}
+    return frozenset(
+        (
+            *(f"{module}.{field}" for module in known_modules() for field in ("weight", "bias")),
+            *(f"{b}.{a}.{norm}" for b in _blocks() for a in attentions for norm in _NORMS),
+            *(f"{block}.{table}" for block in _blocks() for table in _BLOCK_TABLES),
+            *(f"{block}.attn1.{norm}" for block in _connector_blocks() for norm in _NORMS),
+            *(f"{m}_embeddings_connector.learnable_registers" for m in ("video", "audio")),
+            *_TABLES,
+        )
+    )
 
 
-def official_name(module: str) -> str | None:
-    """The official name of a module as an adapter file names it; None when there is none."""
-    return official_module(module, known_modules(), _flat())
+def _blocks() -> list[str]:
+    return [f"transformer_blocks.{i}" for i in range(_MAX_BLOCKS)]
+
+
+def _connector_blocks() -> list[str]:
+    return [
+        f"{modality}_embeddings_connector.transformer_1d_blocks.{i}"
+        for modality in ("video", "audio")
+        for i in range(_MAX_CONNECTOR_BLOCKS)
+    ]
+
+
+@cache
+def _names() -> TensorNames:
+    return TensorNames(known_tensors())
+
+
+def official_name(name: str, field: str = "weight") -> str | None:
+    """The official name of a tensor as an adapter file names it; see `TensorNames.find`."""
+    return _names().find(name, field)

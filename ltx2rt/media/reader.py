@@ -224,6 +224,11 @@ def read_audio(
 ) -> tuple[F32, int]:
     """Decode the first audio stream, or a window of it, at its own rate and channel count.
 
+    A window of a lossy stream (MP3, AAC) is decoded from 0.1 s before its first sample on and cut:
+    the first blocks after a seek lack those that they overlap, so a window that starts at its own
+    first block, as with the official reader, begins with faulty sound. What comes out here is what
+    the whole file decodes to.
+
     Args:
         path: a sound or video file; `probe_video(...).has_audio` tells whether a video has sound.
         start_s: first second wanted.

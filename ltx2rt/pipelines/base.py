@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from ltx2rt.pipelines.checks import (
     exr_problems,
     with_embedded_prompts,
 )
-from ltx2rt.pipelines.decoding import decode_audio, decode_video
+from ltx2rt.pipelines.decoding import chosen_tiling, decode_audio, decode_video
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.pipelines.facts import PipelineFacts, field_names
 from ltx2rt.pipelines.generation import Run
@@ -41,6 +42,8 @@ from ltx2rt.progress import Job
 from ltx2rt.results.clip import Clip
 from ltx2rt.results.record import Record
 from ltx2rt.results.stage_store import StageStore
+
+logger = logging.getLogger(__name__)
 
 
 class Pipeline(PipelineFacts):
@@ -124,6 +127,7 @@ class Pipeline(PipelineFacts):
         request = self.prepare(self.make_request(config, guidance, inputs, options))
         for loras in self.stage_loras(request):
             self.check_loras(loras)
+            self._warn_of_late_connectors(request, loras)
         store = None
         if work_dir is not None:
             store = StageStore(work_dir, self.record(request, {}), resume=resume)
@@ -195,8 +199,13 @@ class Pipeline(PipelineFacts):
             frame_rate, waveform, crop, frame_step, cut_audio, hdr: see `Clip`.
         """
         self.engines.release(*TRANSFORMER)
+        request = run.request
+        if video is not None:
+            tiling = chosen_tiling(self.source, run.config.tiling, video.shape[2:])
+            config = dataclasses.replace(run.config, tiling=tiling)
+            request = dataclasses.replace(request, config=config)
         return self.clip_class(run.request)(
-            record=self.record(run.request, run.stages),
+            record=self.record(request, run.stages),
             job=run.job,
             latents=run.latents,
             video_latent=video,
@@ -278,7 +287,13 @@ class Pipeline(PipelineFacts):
         """
         if self.engines.contexts is None:
             raise OptionError("there are no text contexts to save: generate a clip from a prompt.")
-        prompts, context = self.engines.contexts
+        prompts, loras, context = self.engines.contexts
+        if loras:
+            named = ", ".join(lora.path for lora in loras)
+            raise OptionError(
+                f"these text contexts were made with {named}, which changes the text connectors: "
+                "they are not this model's; generate without it."
+            )
         write_embeddings(path, context, prompts, self.source.text_encoder_id)
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
@@ -297,6 +312,16 @@ class Pipeline(PipelineFacts):
         """Refuse LoRAs that do not fit, before anything is loaded (`ModelLoader.check_loras`)."""
         if any(lora.strength for lora in loras):
             self.engines.loader.check_loras(loras)
+
+    def _warn_of_late_connectors(self, request: Request, loras: Sequence[Lora]) -> None:
+        """Prompts are encoded once, with the LoRAs of stage 1."""
+        changing = self.engines.loader.text_loras(loras)
+        for path in {lora.path for lora in changing} - {x.path for x in request.config.loras}:
+            logger.warning(
+                "%s changes the text connectors, but prompts are encoded before its stage: that "
+                "part is left out",
+                path,
+            )
 
 
 def pipeline_class(name: str) -> type[Pipeline]:

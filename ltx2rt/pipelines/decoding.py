@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx2rt.bundle.source import ModelFacts
+from ltx2rt.components.decoder_tiles import DecoderOptions, auto_tiling
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.engine import Array
 from ltx2rt.latents.tiling import TilingConfig
-from ltx2rt.names import AUDIO_DECODER, DIFFUSION_DECODER, VIDEO_DECODER, VOCODER
+from ltx2rt.names import (
+    AUDIO_DECODER,
+    DIFFUSION_DECODER,
+    DIFFUSION_FEATURES,
+    VIDEO_DECODER,
+    VOCODER,
+)
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job
 from ltx2rt.sampling.noise import TorchGenerator
@@ -26,7 +34,7 @@ def decode_video(
         generator: the run's, after its last draw: a diffusion decoder takes its noise from a copy,
             so that every decoding gives the same frames.
         latent: `[1, C, F, H, W]`.
-        tiling: as `GenerationConfig.tiling`.
+        tiling: as `chosen_tiling` gave it.
     """
 
     def on_tile(done: int, total: int) -> None:
@@ -38,10 +46,18 @@ def decode_video(
     if isinstance(decoder, VideoDecoder):
         yield from decoder.decode(latent, chosen, on_tile)
     else:
-        if tiling == "auto":
-            chosen = decoder.auto_tiling(latent.shape[2:])
         yield from decoder.decode(latent, generator.copy().randn, chosen, on_tile)
     engines.release(VIDEO_DECODER, *DIFFUSION_DECODER)
+
+
+def chosen_tiling(source: ModelFacts, tiling: str, cells: Sequence[int]) -> str:
+    """How a latent of these cells is decoded, as `GenerationConfig.tiling`. Automatic tiles of a
+    diffusion decoder depend on memory and decide its noise, so they are named.
+    """
+    if tiling != "auto" or not source.has(*DIFFUSION_DECODER):
+        return tiling
+    facts = DecoderOptions.from_options(source.options(DIFFUSION_FEATURES))
+    return auto_tiling(facts, cells).text()
 
 
 def decode_audio(engines: Engines, job: Job, latent: Array) -> tuple[NDArray[np.float32], int]:

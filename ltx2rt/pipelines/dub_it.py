@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
-from ltx2rt.errors import Field, MediaError, Problem
+from ltx2rt.errors import Field, MediaError, OptionError, Problem
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import open_lora
-from ltx2rt.lora.metadata import file_reference_factors
+from ltx2rt.lora.metadata import file_reference_factors, reference_downscale_problems
 from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.generation import Run
@@ -36,12 +36,17 @@ class DubItInputs:
         reference_video: picture and voice to follow; it gives frames (cut to `8k+1`) and frame
             rate.
         reference_strength: how strictly the picture follows it, 0 to 1.
+        reference_downscale: how much smaller than the clip the LoRA wants its reference, for files
+            that do not say it; by default what the file says, else 1.
     """
 
     reference_video: Path
     reference_strength: float = 1.0
+    reference_downscale: int | None = None
 
     def __post_init__(self) -> None:
+        if problems := reference_downscale_problems(self.reference_downscale):
+            raise OptionError("the dub-it pipeline cannot generate", problems)
         self.reference  # noqa: B018 (checks the strength)
 
     @property
@@ -155,4 +160,5 @@ def _downscale(request: Request) -> int:
     """How much smaller than the clip the LoRA wants the reference; that it may want it slower too
     means nothing here.
     """
-    return file_reference_factors(open_lora(request.config.loras[0].path))[0]
+    file = open_lora(request.config.loras[0].path)
+    return request.inputs.reference_downscale or file_reference_factors(file)[0]

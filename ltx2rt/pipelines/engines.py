@@ -55,8 +55,10 @@ class Engines:
         self._stacks: dict[StackNames, Stack] = {}
         self._transformer: Transformer | None = None
         self._loras: tuple[Lora, ...] = ()
-        #: the last prompts and their contexts: encoded once for several clips
-        self.contexts: tuple[tuple[str, ...], TextContext] | None = None
+        self._text_loras: tuple[Lora, ...] = ()
+        #: the last prompts, the LoRAs that changed connectors or projections, and the contexts:
+        #: encoded once for several clips
+        self.contexts: tuple[tuple[str, ...], tuple[Lora, ...], TextContext] | None = None
 
     def close(self) -> None:
         """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
@@ -103,11 +105,14 @@ class Engines:
         model = self.source.model
         return VideoScaleFactors(model.time_scale, model.spatial_scale, model.spatial_scale)
 
-    def prompt_encoder(self) -> PromptEncoder:
-        """Tokenizer and text encoder. Unless engines stay resident, a layer's weights are let go
-        as soon as it has run.
+    def prompt_encoder(self, loras: Sequence[Lora] = ()) -> PromptEncoder:
+        """Tokenizer and text encoder, with LoRAs merged into connectors and projections. Unless
+        engines stay resident, a layer's weights are let go as soon as it has run.
         """
-        encoder = TextEncoder(self._stack(TEXT_STACK))
+        if self._text_loras != tuple(loras):
+            self._release_stack(TEXT_STACK)
+            self._text_loras = tuple(loras)
+        encoder = TextEncoder(self._stack(TEXT_STACK, loras))
         return PromptEncoder(Tokenizer.from_file(self.source.tokenizer_path()), encoder)
 
     def duration_head(self) -> DurationHead:

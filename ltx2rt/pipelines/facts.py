@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.media.files import OutputKind
-from ltx2rt.names import DIFFUSION_DECODER, VIDEO_DECODER
+from ltx2rt.names import DIFFUSION_DECODER, DURATION_HEAD, VIDEO_DECODER
 from ltx2rt.pipelines.catalog import PIPELINES, catalog_class
 from ltx2rt.pipelines.checks import stage_option_problems
 from ltx2rt.pipelines.request import Request
@@ -104,6 +104,15 @@ class PipelineFacts:
         default everywhere. `inputs` is None where something is missing in them.
         """
         return dict(zip(("height", "width"), cls.default_size or (), strict=False))
+
+    @classmethod
+    def command_defaults(cls, has: Callable[..., bool]) -> dict[str, Any]:
+        """Fields of a `GenerationConfig` that the command line fills in otherwise than `defaults`,
+        as the official command does, for a bundle that `has` these components.
+        """
+        if cls.auto_duration and has(DURATION_HEAD):
+            return {"num_frames": AutoDuration()}
+        return {}
 
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, ClassVar
@@ -19,14 +19,21 @@ from ltx2rt.engine import Array
 from ltx2rt.errors import MediaError, OptionError
 from ltx2rt.latents.conditioning import ReferenceVideo
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
-from ltx2rt.latents.tiling import AxisTile, TilingConfig, refine_tiles
+from ltx2rt.latents.tiling import AxisTile, AxisTiling, TilingConfig, refine_tiles
 from ltx2rt.lora.files import Lora, open_lora
-from ltx2rt.lora.metadata import hdr_transfer, reference_factors
+from ltx2rt.lora.metadata import hdr_transfer, reference_downscale_problems, reference_factors
 from ltx2rt.media.exr import openexr
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.media.reader import probe_video
-from ltx2rt.names import SPATIAL_UPSAMPLER, TEXT_ENCODER, TRANSFORMER, VIDEO_DECODER, VIDEO_ENCODER
+from ltx2rt.names import (
+    DIFFUSION_DECODER,
+    SPATIAL_UPSAMPLER,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    VIDEO_DECODER,
+    VIDEO_ENCODER,
+)
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts
@@ -38,6 +45,8 @@ from ltx2rt.weights.safetensors import SafetensorsFile
 
 #: references with more pixels are encoded in tiles
 UNTILED_PIXELS = 512 * 768
+#: of decoder and encoder, in the official command
+COMMAND_TILING = "1280x32:256x16"
 #: tiles of stage 2 along frames, rows and columns, and their overlaps in latent cells
 TILES, OVERLAPS = (2, 2, 2), (8, 6, 6)
 
@@ -49,14 +58,20 @@ class HDRICLoraInputs:
     Attributes:
         references: the videos that are turned into high dynamic range (one, as a rule).
         high_quality: make every frame twice over and keep one: steadier, at twice the work.
+        reference_downscale: how much smaller than the clip the LoRA wants its reference, for files
+            that do not say it; by default what the file says, else 1.
     """
 
     references: tuple[ReferenceFile, ...]
     high_quality: bool = False
+    reference_downscale: int | None = None
 
     def __post_init__(self) -> None:
+        problems = reference_downscale_problems(self.reference_downscale)
         if not self.references:
-            raise OptionError("the hdr-ic-lora pipeline needs a reference video.")
+            problems.append("it needs a reference video")
+        if problems:
+            raise OptionError("the hdr-ic-lora pipeline cannot generate", problems)
 
 
 class HDRICLoraPipeline(Pipeline):
@@ -105,11 +120,18 @@ class HDRICLoraPipeline(Pipeline):
             "frame_rate": float(info.frame_rate),
         }
 
+    @classmethod
+    def command_defaults(cls, has: Callable[..., bool]) -> dict[str, Any]:
+        """The official command's tiles; a diffusion decoder needs more overlap than they share."""
+        found = super().command_defaults(has)
+        return found if has(*DIFFUSION_DECODER) else {**found, "tiling": COMMAND_TILING}
+
     def prepare(self, request: Request) -> Request:
         """As `Pipeline.prepare`, for any even height and width.
 
         Raises:
             OptionError: references cannot be read, or LoRAs contradict each other.
+            ShapeError: the tiling cannot encode references.
             UnsupportedError: OpenEXR is not installed.
         """
         request = super().prepare(request)
@@ -117,8 +139,12 @@ class HDRICLoraPipeline(Pipeline):
         config, files = request.config, lora_files(request.config.loras)
         hdr_transfer(files)
         height, width = self.aligned(request)
-        multiple = 2 * reference_factors(files)[0] * self.scale_factors.height
         paths = [reference.path for reference in request.inputs.references]
+        downscale, _ = reference_factors(files, request.inputs.reference_downscale)
+        tiling = encoder_tiling(config.tiling)
+        if tiling is not None and height * width > UNTILED_PIXELS * downscale**2:
+            tiling.check(self.scale_factors, encode=True)
+        multiple = 2 * downscale * self.scale_factors.height
         problems = reference_problems(paths, height, width, multiple)
         if config.height % 2 or config.width % 2:
             problems.append(
@@ -146,7 +172,7 @@ class HDRICLoraPipeline(Pipeline):
         frames = 2 * config.frame_count - 1 if inputs.high_quality else config.frame_count
         height, width = self.aligned(run.request)
         run.canvas = replace(run.canvas, num_frames=frames, height=height, width=width)
-        downscale, _ = reference_factors(files)
+        downscale, _ = reference_factors(files, inputs.reference_downscale)
         half, full = (self.references(run, divisor, downscale) for divisor in (2, 1))
         self.engines.release(VIDEO_ENCODER)
         context = encode_prompts(run, [config.prompt])
@@ -183,7 +209,7 @@ class HDRICLoraPipeline(Pipeline):
             if run.request.inputs.high_quality:
                 video = np.repeat(video, 2, axis=2)[:, :, : pixels.num_frames]
             tiled = video.shape[3] * video.shape[4] > UNTILED_PIXELS
-            tiling = TilingConfig.default() if tiled else None
+            tiling = encoder_tiling(run.config.tiling) if tiled else None
             latent = self.engines.video_encoder().encode(video, tiling)
             items.append(
                 ReferenceVideo(latent=latent, strength=reference.strength, downscale=downscale)
@@ -219,6 +245,23 @@ class HDRICLoraPipeline(Pipeline):
             result[box] += refined.video * (time[:, None, None] * row[:, None] * column)
         run.latents["stage_2.video"] = result
         return result
+
+
+def encoder_tiling(text: str) -> TilingConfig | None:
+    """The decoder's tiling, both sides at its larger tile, for a reference; None: in one piece."""
+    if text == "auto":
+        return TilingConfig.default()
+    tiling = TilingConfig.parse(text)
+    whole = AxisTiling()
+    sides = (tiling.height, tiling.width)
+    if whole in sides:
+        sides = (whole, whole)
+    else:
+        larger = max(side.size for side in sides)
+        sides = (replace(sides[0], size=larger), replace(sides[1], size=larger))
+    if tiling.frames == sides[0] == whole:
+        return None
+    return replace(tiling, height=sides[0], width=sides[1])
 
 
 def cut_reference(reference: ReferenceVideo, tile: Sequence[AxisTile]) -> ReferenceVideo:

@@ -17,7 +17,7 @@ from ltx2rt.components.reference_conditioner import (
 from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.lora.files import Lora, open_lora
-from ltx2rt.lora.metadata import reference_factors
+from ltx2rt.lora.metadata import reference_downscale_problems, reference_factors
 from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.generation import Run
@@ -47,6 +47,8 @@ class ICLoraInputs:
         attention_mask: a video or image: white where clip and references attend to each other,
             black where they do not.
         skip_stage_2: stop after stage 1, at half the height and width.
+        reference_downscale: how much smaller than the clip the LoRA wants its reference, for files
+            that do not say it; by default what the file says, else 1.
     """
 
     references: tuple[ReferenceFile, ...] = ()
@@ -54,9 +56,10 @@ class ICLoraInputs:
     attention_strength: float = 1.0
     attention_mask: Path | None = None
     skip_stage_2: bool = False
+    reference_downscale: int | None = None
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = reference_downscale_problems(self.reference_downscale)
         if not self.references and self.reference_audio is None:
             problems.append(
                 Problem(
@@ -123,7 +126,7 @@ class ICLoraPipeline(Pipeline):
                 )
             check_sound(inputs.reference_audio)
         config = request.config
-        downscale, temporal_scale = factors(config.loras)
+        downscale, temporal_scale = factors(config.loras, inputs)
         paths = [reference.path for reference in inputs.references]
         if inputs.attention_mask is not None:
             paths.append(inputs.attention_mask)
@@ -149,7 +152,7 @@ class ICLoraPipeline(Pipeline):
     def generate(self, run: Run) -> Clip:
         inputs: ICLoraInputs = run.request.inputs
         loras = run.config.loras
-        downscale, temporal_scale = factors(loras)
+        downscale, temporal_scale = factors(loras, inputs)
         stages = {"stage_1": 2} if inputs.skip_stage_2 else {"stage_1": 2, "stage_2": 1}
         items = image_items(run, stages)
         mask = inputs.attention_mask
@@ -184,11 +187,12 @@ class ICLoraPipeline(Pipeline):
         return self.clip(run, second.video, first.audio if voice else second.audio)
 
 
-def factors(loras: tuple[Lora, ...]) -> tuple[int, int]:
+def factors(loras: tuple[Lora, ...], inputs: ICLoraInputs) -> tuple[int, int]:
     """How much smaller and slower than the clip these LoRAs want their references.
 
     Raises:
         OptionError: they want different ones.
         CheckpointError: a file cannot be read.
     """
-    return reference_factors(open_lora(lora.path) for lora in loras)
+    files = [open_lora(lora.path) for lora in loras]
+    return reference_factors(files, inputs.reference_downscale)

@@ -19,6 +19,7 @@ from ltx2rt.errors import MediaError
 from ltx2rt.latents.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.tiling import TilingConfig
+from ltx2rt.lora.files import Lora
 from ltx2rt.media.reader import AudioInfo, VideoInfo, probe_audio, probe_video, read_audio
 from ltx2rt.names import (
     AUDIO_ENCODER,
@@ -47,13 +48,14 @@ def encode_prompts(run: Run, prompts: Sequence[str], *, audio_only: bool = False
         OptionError: an image is placed behind the end of the predicted clip.
     """
     embeddings, engines, key = run.config.embeddings, run.engines, tuple(prompts)
+    loras = engines.loader.text_loras(run.config.loras) if embeddings is None else ()
     if embeddings is not None:
         context = _ready(run, lambda: read_embeddings(embeddings, len(prompts)))
-    elif (known := engines.contexts) is not None and known[0] == key:
-        context = _ready(run, lambda: known[1])
+    elif (known := engines.contexts) is not None and known[:2] == (key, loras):
+        context = _ready(run, lambda: known[2])
     else:
-        context = _encoded(run, prompts)
-        engines.contexts = key, context
+        context = _encoded(run, prompts, loras)
+        engines.contexts = key, loras, context
     if run.trace is not None:
         run.trace.tensors["context.video"] = context.video[:1]
         run.trace.tensors["context.audio"] = context.audio[:1]
@@ -70,12 +72,14 @@ def _ready(run: Run, context: Callable[[], TextContext]) -> TextContext:
     return ready
 
 
-def _encoded(run: Run, prompts: Sequence[str]) -> TextContext:
+def _encoded(run: Run, prompts: Sequence[str], loras: Sequence[Lora]) -> TextContext:
     facts = {"prompts": list(prompts)}
+    if loras:
+        facts["loras"] = [f"{lora.path}:{lora.strength:g}" for lora in loras]
     kept = run.kept("context", facts)
     if kept is not None:
         return _ready(run, lambda: TextContext(kept["video"], kept["audio"]))
-    encoder = run.engines.prompt_encoder()
+    encoder = run.engines.prompt_encoder(loras)
     layers = len(run.engines.source.options(TEXT_HEAD)["layers"])
     run.job.report("prompt", 0, layers)
     context = encoder(prompts, lambda done, total: run.job.report("prompt", done, total))

@@ -157,9 +157,11 @@ def is_made(path: Path, record: Record) -> bool:
     names. One whose duration was automatic does not count: it holds the duration that was found.
     """
     try:
-        same = request_key(record_in(path)) == request_key(record)
+        found, wanted = request_key(record_in(path)), request_key(record)
     except (OptionError, MediaError, CheckpointError):  # it is absent, damaged, or not ours
         return False
+    if record.request.config.tiling == "auto":  # the file names the tiles that were chosen
+        found["request.config.tiling"] = "auto"
     made = path.stat().st_mtime_ns
     sources = [source for source in named_files(record.request) if source.exists()]
-    return same and all(source.stat().st_mtime_ns < made for source in sources)
+    return found == wanted and all(source.stat().st_mtime_ns < made for source in sources)

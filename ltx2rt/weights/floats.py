@@ -45,6 +45,23 @@ def round_bfloat16(values: ArrayLike) -> F32:
     return bfloat16_values(bfloat16_bits(values))
 
 
+def round_bfloat16_inplace(values: F32) -> None:
+    """Round a contiguous float32 array to the nearest bfloat16 values: `round_bfloat16` without a
+    copy.
+    """
+    flat = values.reshape(-1)
+    for begin in range(0, flat.size, _CHUNK):
+        single = flat[begin : begin + _CHUNK]
+        bits = single.view(np.uint32)
+        no_number = np.isnan(single)
+        half = bits >> np.uint32(16)
+        half &= np.uint32(1)
+        half += np.uint32(0x7FFF)
+        bits += half
+        bits &= np.uint32(0xFFFF0000)
+        bits[no_number] = 0x7FC00000
+
+
 def cast(values: Array, dtype: str) -> Array:
     """Cast as the reference framework does: float64 goes to the 16-bit types through float32.
 

@@ -31,7 +31,7 @@ REFUSED = {
 }
 
 #: pipelines whose clip has the size of what is given
-SIZED = ("retake", "hdr-ic-lora", "dub-it", "upscale")
+SIZED = ("retake", "hdr-ic-lora", "upscale")
 
 
 def playable(path: Path, *, video: bool = True) -> int:
@@ -144,6 +144,8 @@ def test_generate(desk: Home, command: str) -> None:
     small: list[object] = [*SMALL[:4], "--num-frames", 121 if "@120" in command else 9, *QUIET]
     if pipeline in SIZED or "--job" in arguments:
         small = [*QUIET]
+    elif pipeline == "text-to-audio":
+        small = ["--num-frames", 9, *QUIET]
     elif "--auto-duration" in arguments:
         small = [*SMALL[:4], *QUIET]
     refusal = next((said for part, said in REFUSED.items() if part in command), None)

@@ -71,3 +71,13 @@ def build_keyframe_bundle(demo_model: dict[str, Path], demo_bundle: Path, folder
             export.open_inputs(inputs), inputs, folder / "demo.bundle", export.BuildConfig()
         )
     return folder / "demo.bundle"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Random configurations for minutes run when somebody asks for them."""
+    if "fuzz" in str(config.getoption("markexpr")):
+        return
+    reason = pytest.mark.skip(reason="many random networks: pytest -m fuzz tests/parity")
+    for item in items:
+        if item.get_closest_marker("fuzz") is not None:
+            item.add_marker(reason)

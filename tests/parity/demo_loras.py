@@ -63,8 +63,13 @@ def write_demo_lora(
     """A LoRA of every linear of the demo model's transformer, in the official format."""
     targets = lora_targets(open_model(**model).tensors("transformer"))
     random = np.random.default_rng(seed)
+    linears = {
+        n.removesuffix(".weight"): s
+        for n, s in targets.items()
+        if n.endswith(".weight") and len(s) == 2
+    }
     tensors = {}
-    for module, (out, width) in targets.items():
+    for module, (out, width) in linears.items():
         down = random.standard_normal((RANK, width)) / width**0.5
         up = random.standard_normal((out, RANK)) * 0.3
         tensors[f"diffusion_model.{module}.lora_A.weight"] = bfloat16(down)

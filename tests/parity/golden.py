@@ -1,6 +1,6 @@
 """Read golden cases from any directory laid out like the reference one, and run them on a backend.
 
-Layout: `components/*.safetensors|*.json`, `checkpoints/*[.xz]`, `pipelines/*`. Cases are
+Layout: `components/*.safetensors[.xz]|*.json`, `checkpoints/*[.xz]`, `pipelines/*`. Cases are
 recognised by the `component` field of their metadata; handlers in `tests/parity/handlers/` turn a
 case's inputs into the outputs it names.
 """
@@ -90,15 +90,21 @@ def golden_root() -> Path | None:
 
 def component_files(root: Path) -> list[Path]:
     """All component cases of a directory, in name order; it need not have any."""
-    files = [p for p in (root / "components").glob("*") if p.suffix in {".safetensors", ".json"}]
+    kinds = (".safetensors", ".safetensors.xz", ".json")
+    files = [p for p in (root / "components").glob("*") if p.name.endswith(kinds)]
     return sorted(p for p in files if p.name != "index.json")
+
+
+def case_name(path: Path) -> str:
+    """The name of the case that a file holds."""
+    return Path(path.name.removesuffix(".xz")).stem
 
 
 def load_case(path: Path) -> Case:
     """Read one case; inputs shared with another case of the directory are resolved."""
     if path.suffix == ".json":
         return Case(path.stem, f"json:{table_kind(path.stem)}", data=json.loads(path.read_text()))
-    file = SafetensorsFile(path)
+    file = SafetensorsFile(_unpacked(path))
     meta = file.metadata
     params = json.loads(meta["params"])
     arrays = read_arrays(file)
@@ -165,8 +171,7 @@ class Runner:
 
     def checkpoint(self, name: str) -> Path:
         """Path of a checkpoint file or directory; packed files are expanded into a cache once."""
-        plain = self.root / "checkpoints" / name
-        return plain if plain.exists() else _unpack(self.root / "checkpoints" / f"{name}.xz")
+        return _unpacked(self.root / "checkpoints" / name)
 
     def tensors(self, name: str, prefix: str = "") -> dict[str, TensorEntry]:
         """Tensors of a checkpoint whose names start with `prefix`, without it."""
@@ -243,10 +248,17 @@ def _open(path: Path) -> SafetensorsFile:
     return SafetensorsFile(path)
 
 
+def _unpacked(path: Path) -> Path:
+    """A file that may be there packed only; or that is named by its packed name."""
+    if path.suffix != ".xz" and path.exists():
+        return path
+    return _unpack(path if path.suffix == ".xz" else path.with_name(f"{path.name}.xz"))
+
+
 @cache
 def _unpack(archive: Path) -> Path:
     if not archive.exists():
-        raise Skip(f"checkpoint {archive.stem} is not in this directory")
+        raise Skip(f"{archive.stem} is not in this directory")
     stat = archive.stat()
     folder = Path(tempfile.gettempdir()) / f"ltx2rt-golden-{os.getuid()}"
     folder.mkdir(exist_ok=True)

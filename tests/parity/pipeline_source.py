@@ -14,8 +14,9 @@ from ltx2rt.bundle.manifest import ModelInfo
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
 from ltx2rt.errors import Ltx2rtError
-from ltx2rt.lora.adapter import LoraMerger, weight_module
+from ltx2rt.lora.adapter import official_tensor
 from ltx2rt.lora.files import Lora
+from ltx2rt.lora.merger import LoraMerger
 from ltx2rt.names import TRANSFORMER, StackNames
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
@@ -84,6 +85,9 @@ class ComponentSource:
     def check_loras(self, loras: Sequence[Lora]) -> None:
         self._merged(loras)
 
+    def text_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+        return ()
+
     def engine(self, name: str, runtime: RuntimeConfig) -> Engine:
         return _Shared(self._runner.engine(self._component(name)))
 
@@ -117,19 +121,19 @@ class ComponentSource:
 
     def _merge(self, loras: tuple[Lora, ...]) -> dict[str, Component]:
         weights = {
-            weight_module(name, index, weight): entry
+            official: entry
             for name in TRANSFORMER
             for index, layer in enumerate(layers_of(self._component(name)))
             for weight, entry in layer.items()
-            if weight.endswith(".weight") and len(entry.shape) == 2
+            if (official := official_tensor(name, index, weight)) is not None
         }
         merger = LoraMerger(
             loras,
-            {module: entry.shape for module, entry in weights.items()},
+            {official: entry.shape for official, entry in weights.items()},
             dtype="float32",
             delta_dtype="float32",
         )
-        changed = {m: merger.merge(m, e) for m, e in weights.items() if merger.changes(m)}
+        changed = {m: merger.merge(m, e) for m, e in weights.items() if m in merger.changed}
         path = Path(self._folder.name) / f"{len(self._with_loras)}.safetensors"
         write_safetensors(path, changed)
         overlay = SafetensorsFile(path)
@@ -137,7 +141,7 @@ class ComponentSource:
         for name in TRANSFORMER:
             component = self._component(name)
             layers = tuple(
-                {w: overlay.get(weight_module(name, i, w), e) for w, e in layer.items()}
+                {w: overlay.get(official_tensor(name, i, w) or "", e) for w, e in layer.items()}
                 for i, layer in enumerate(layers_of(component))
             )
             merged[name] = dataclasses.replace(

@@ -15,7 +15,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.parity.golden import BACKENDS, Result, Runner, component_files, load_case, run_case
+from tests.parity.golden import (
+    BACKENDS,
+    Result,
+    Runner,
+    case_name,
+    component_files,
+    load_case,
+    run_case,
+)
 
 
 def results(root: Path, only: str | None, backends: list[str]) -> Iterator[Result]:
@@ -27,7 +35,7 @@ def results(root: Path, only: str | None, backends: list[str]) -> Iterator[Resul
         runner = Runner(root, backend)
         if only != "pipelines":
             for path in component_files(root):
-                if fnmatch.fnmatch(path.stem, pattern):
+                if fnmatch.fnmatch(case_name(path), pattern):
                     yield run_case(load_case(path), runner)
         if only != "components":
             for path in pipeline_files(root):

@@ -176,6 +176,20 @@ def test_vocoder_onnx(tmp_path: Path, config: dict, factor: int) -> None:
     check_onnx(part, "mel", [(1, 2, m, 4) for m in sizes], [factor * m for m in sizes])
 
 
+@pytest.mark.parametrize(
+    "said", [{}, {"apply_final_activation": True}, {"apply_final_activation": False}]
+)
+def test_only_the_first_generator_bounds_its_waveform(tmp_path: Path, said: dict) -> None:
+    """By position, whatever `apply_final_activation` says (spec/audio.md §6)."""
+    tensors = tiny_vocoder(tmp_path / "v.safetensors", BWE)
+    bwe = {k: v for k, v in BWE["bwe"].items() if k != "apply_final_activation"}
+    found = VocoderConfig.from_checkpoint(
+        {"vocoder": BWE["vocoder"] | said, "bwe": bwe | said}, tensors
+    )
+    assert found.bwe is not None
+    assert (found.generator.final, found.bwe.generator.final) == ("clamp", "none")
+
+
 def test_vae_refusals(vae, tmp_path: Path) -> None:
     config = {
         "model": {

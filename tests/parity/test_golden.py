@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.parity.golden import BACKENDS, Runner, component_files, golden_root, load_case, run_case
+from tests.parity.golden import (
+    BACKENDS,
+    Runner,
+    case_name,
+    component_files,
+    golden_root,
+    load_case,
+    run_case,
+)
 from tests.parity.pipelines import pipeline_files, run_pipeline_case
 
 ROOT = golden_root() or Path("absent")
@@ -21,7 +29,7 @@ def runner(backend: str) -> Runner:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("path", COMPONENTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", COMPONENTS, ids=case_name)
 def test_component(path: Path, backend: str) -> None:
     result = run_case(load_case(path), runner(backend))
     if result.skipped is not None:

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from tests.parity import golden
-from tests.parity.golden import Case, Runner, component_files, golden_root, load_case, run_case
+from tests.parity.golden import (
+    Case,
+    Runner,
+    case_name,
+    component_files,
+    golden_root,
+    load_case,
+    run_case,
+)
 from tests.parity.run_golden import main
 
 KEYS = {"case", "backend", "passed", "skipped", "max_abs", "rel_rms", "tolerance_class", "detail"}
@@ -45,7 +53,7 @@ def test_a_directory_without_cases_is_an_error(tmp_path: object) -> None:
 
 @pytest.mark.parametrize("change", ["value", "shape", "nan", "missing"])
 def test_a_wrong_result_fails(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    path = next(p for p in component_files(golden_root()) if p.stem == "timestep_embedding")
+    path = next(p for p in component_files(golden_root()) if case_name(p) == "timestep_embedding")
     case = load_case(path)
     right = dict(case.outputs)
     wrong = {k: v.copy() for k, v in right.items()}

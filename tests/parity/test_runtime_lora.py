@@ -14,7 +14,13 @@ from ltx2rt.bundle.loader import Loader
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
-from ltx2rt.lora.adapter import collect_updates, fuse_entry, lora_targets, parse_lora, weight_module
+from ltx2rt.lora.adapter import (
+    collect_updates,
+    fuse_entry,
+    lora_targets,
+    official_tensor,
+    parse_lora,
+)
 from ltx2rt.lora.combine import merge_loras
 from ltx2rt.lora.files import Lora
 from ltx2rt.names import TRANSFORMER
@@ -84,10 +90,10 @@ def test_merged_weights_follow_the_official_recipe(
     loader = Loader(bundle)
     for index in entry.served:
         for name, got in loader.weights("transformer_block", index, loras).items():
-            module = weight_module("transformer_block", index, name)
-            if module not in updates:
+            official = official_tensor("transformer_block", index, name)
+            if official not in updates:
                 continue
-            want = fuse_entry(files, tensors[f"{module}.weight"], updates[module])
+            want = fuse_entry(files, tensors[official], updates[official])
             np.testing.assert_array_equal(got.T if name in entry.transposed else got, want)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ltx2rt.components import diffusion_decoder
+from ltx2rt.components import decoder_tiles as tiles_module
+from ltx2rt.components.decoder_tiles import decode_bytes, decoder_tiles, feature_cells
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder, patchify, unpatchify
 from ltx2rt.errors import BundleError, ShapeError, UnsupportedError
 from ltx2rt.latents.tiling import AxisTiling, TilingConfig
@@ -21,6 +22,7 @@ SHIPPED: dict[str, Any] = {
     "patch_size": 4,
     "pixel_channels": 256,
     "border_patches": 5,
+    "feature_channels": 512,
     "steps": 1,
     "prediction": "x0",
     "ghost_frames": 2,
@@ -113,7 +115,7 @@ def test_tiles_are_those_of_the_reference() -> None:
     what, pixels = decoder(SHIPPED)
     side = {"height": AxisTiling(512, 160), "width": AxisTiling(768, 160)}
     tiling = TilingConfig(frames=AxisTiling(80, 40), **side)
-    axes = what.tiles(tiling, what.feature_cells((16, 32, 48)))
+    axes = decoder_tiles(what.options, tiling, feature_cells(what.options, (16, 32, 48)))
     assert [[(t.source.start, t.source.stop) for t in a] for a in axes] == [
         [(0, 40), (20, 60), (40, 61)],
         [(0, 64), (44, 108), (88, 128)],
@@ -130,7 +132,7 @@ def test_tiles_are_those_of_the_reference() -> None:
 def test_a_short_last_tile_grows_to_the_left() -> None:
     what, _ = decoder({**SHIPPED, "halo_feature_cells": [2, 2, 2]})
     tiling = TilingConfig(frames=AxisTiling(20, 4))
-    frames = what.tiles(tiling, (27, 28, 28))[0]
+    frames = decoder_tiles(what.options, tiling, (27, 28, 28))[0]
     assert [(t.source.start, t.source.stop) for t in frames] == [
         (0, 10),
         (8, 18),
@@ -185,22 +187,13 @@ def test_patches_are_packed_column_first() -> None:
     np.testing.assert_array_equal(unpatchify(patches, 4), video)
 
 
-def test_automatic_tiles_stay_within_the_budget() -> None:
-    what, _ = decoder(SHIPPED)
-    assert what.auto_tiling((4, 8, 8)) == TilingConfig.none()
-    for cells in ((16, 16, 24), (16, 32, 48), (61, 34, 60)):
-        axes = what.tiles(what.auto_tiling(cells), what.feature_cells(cells))
-        sizes = [max(t.source.stop - t.source.start for t in a) for a in axes]
-        assert np.prod(sizes) * 8 <= diffusion_decoder.TILE_PATCHES
-
-
 def test_what_cannot_be_decoded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     what, _ = decoder(SHIPPED)
     with pytest.raises(ShapeError, match="overlap of 8 is below the 40"):
         decode(what, latent(16, 8, 8), TilingConfig(frames=AxisTiling(80, 8)))
     with pytest.raises(ShapeError, match="one clip"):
         decode(what, np.zeros((2, 3, 3, 7, 7), np.float32))
-    monkeypatch.setattr(diffusion_decoder.os, "sysconf", lambda name: 1024)
+    monkeypatch.setattr(tiles_module.os, "sysconf", lambda name: 1024)
     with pytest.raises(UnsupportedError, match="tiling='auto'"):
         decode(what, latent(3, 7, 7))
 
@@ -211,12 +204,21 @@ def test_a_bundle_of_another_version_is_told_to_be_built_again() -> None:
         decoder(options)
 
 
-def test_memory_counts_the_border_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tile of 17 frames, 56 rows and 56 columns of patches is 66 columns wide inside."""
-    needed = diffusion_decoder.LIVE_ARRAYS * 4 * 256 * 17 * 56 * (56 + 10)
+def test_a_tile_that_memory_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    what, _ = decoder(SHIPPED)
+    cells = feature_cells(what.options, (3, 7, 7))
+    needed = decode_bytes(what.options, cells, cells, 4)
     sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": needed}
-    monkeypatch.setattr(diffusion_decoder.os, "sysconf", lambda name: sizes[name])
-    assert decode(decoder(SHIPPED)[0], latent(3, 7, 7)).shape == (17, 224, 224, 3)
+    monkeypatch.setattr(tiles_module.os, "sysconf", lambda name: sizes[name])
+    assert decode(what, latent(3, 7, 7)).shape == (17, 224, 224, 3)
     sizes["SC_PHYS_PAGES"] -= 1
-    with pytest.raises(UnsupportedError, match="in one piece"):
-        decode(decoder(SHIPPED)[0], latent(3, 7, 7))
+    with pytest.raises(UnsupportedError, match="18 frames of 224x224"):
+        decode(what, latent(3, 7, 7))
+
+
+def test_a_tile_below_the_minimum_is_refused() -> None:
+    what, _ = decoder({**SHIPPED, "halo_feature_cells": [1, 1, 1]})
+    for axis, size in (("width", 32), ("height", 32), ("frames", 4)):
+        tiling = TilingConfig(**{axis: AxisTiling(size, 8 if axis != "frames" else 2)})
+        with pytest.raises(ShapeError, match=f"{axis}: a tile of .* is below the"):
+            decode(what, latent(4, 8, 8), tiling)

@@ -49,4 +49,4 @@ def test_array_aliases_have_one_home() -> None:
 
 def test_committed_goldens_stay_small() -> None:
     total = sum(p.stat().st_size for p in (ROOT / "tests/golden").rglob("*") if p.is_file())
-    assert total <= 12 * 2**20
+    assert total <= 12e6

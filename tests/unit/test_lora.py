@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
-from ltx2rt.lora.adapter import collect_updates, fuse, fuse_entry, lora_targets, parse_lora
+from ltx2rt.lora.adapter import collect_updates, fuse_entry, lora_targets, parse_lora
 from ltx2rt.lora.describe import is_distilled_lora
-from ltx2rt.lora.keys import lora_generations, read_lora_keys
+from ltx2rt.lora.fuse import add_low_rank
+from ltx2rt.lora.generation import lora_generations
+from ltx2rt.lora.keys import read_lora_keys
 from ltx2rt.lora.metadata import reference_factors
+from ltx2rt.lora.updates import LowRank
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, convert
 from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
 from ltx2rt_export.checkpoint import open_model
@@ -23,7 +27,7 @@ OUT = "transformer_blocks.0.audio_to_video_attn.to_out.0"
 ADALN = "prompt_adaln_single.linear"
 CONNECTOR = "video_embeddings_connector.transformer_1d_blocks.1.ff.net.2"
 PROJECTION = "text_embedding_projection.video_aggregate_embed"
-TARGETS = {
+MODULES = {
     Q: (8, 6),
     OUT: (8, 4),
     ADALN: (16, 8),
@@ -32,6 +36,8 @@ TARGETS = {
     CONNECTOR: (8, 32),
     PROJECTION: (8, 20),
 }
+TARGETS = {f"{module}.weight": shape for module, shape in MODULES.items()}
+Q_WEIGHT = f"{Q}.weight"
 RANK = 2
 
 
@@ -49,7 +55,7 @@ def lora_file(
     rng = np.random.default_rng(0)
     tensors: dict = dict(extra or {})
     for name, module in names.items():
-        out, width = TARGETS.get(module, (8, 6))
+        out, width = MODULES.get(module, (8, 6))
         tensors[f"{name}.{down}.weight"] = bfloat16(rng.standard_normal((RANK, width)))
         tensors[f"{name}.{up}.weight"] = bfloat16(rng.standard_normal((out, RANK)))
         if alpha is not None:
@@ -63,22 +69,23 @@ def kohya(module: str) -> str:
 
 
 STYLES = {
-    "official": ({m: f"diffusion_model.{m}" for m in TARGETS}, {}, 1.0),
-    "official, alpha": ({m: f"diffusion_model.{m}" for m in TARGETS}, {"alpha": 1.0}, 1.0),
-    "model prefix": ({m: f"model.diffusion_model.{m}" for m in TARGETS}, {}, 1.0),
-    "bare": ({m: m for m in TARGETS}, {}, 1.0),
+    "official": ({m: f"diffusion_model.{m}" for m in MODULES}, {}, 1.0),
+    "official, alpha": ({m: f"diffusion_model.{m}" for m in MODULES}, {"alpha": 1.0}, 0.5),
+    "bare, alpha": ({m: m for m in MODULES}, {"alpha": 1.0}, 0.5),
+    "model prefix": ({m: f"model.diffusion_model.{m}" for m in MODULES}, {}, 1.0),
+    "bare": ({m: m for m in MODULES}, {}, 1.0),
     "kohya": (
-        {m: kohya(m) for m in TARGETS},
+        {m: kohya(m) for m in MODULES},
         {"down": "lora_down", "up": "lora_up", "alpha": 1.0},
         0.5,
     ),
     "kohya, model": (
-        {m: kohya("model." + m) for m in TARGETS},
+        {m: kohya("model." + m) for m in MODULES},
         {"down": "lora_down", "up": "lora_up"},
         1.0,
     ),
     "peft": (
-        {m: f"base_model.model.{m}" for m in TARGETS},
+        {m: f"base_model.model.{m}" for m in MODULES},
         {"down": "lora_A.default", "up": "lora_B.default"},
         1.0,
     ),
@@ -101,30 +108,38 @@ STYLES = {
 }  # fmt: skip
 
 
+def scale_of(file: SafetensorsFile) -> float:
+    update = parse_lora(file, TARGETS).updates[Q_WEIGHT]
+    assert isinstance(update, LowRank)
+    return update.scale
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_key_formats(tmp_path: Path, style: str) -> None:
     names, options, scale = STYLES[style]
     file = lora_file(tmp_path / "l", {n: m for m, n in names.items()}, **options)
     lora = parse_lora(file, TARGETS)
-    assert lora.pairs.keys() == names.keys()
+    assert lora.updates.keys() == {f"{module}.weight" for module in names}
     assert lora.skipped == ()
-    for module, pair in lora.pairs.items():
+    for name, pair in lora.updates.items():
+        module = name.removesuffix(".weight")
+        assert isinstance(pair, LowRank)
         assert pair.down.name.startswith(names[module] + ".")
-        assert pair.up.shape == (TARGETS[module][0], RANK)
-        assert pair.down.shape == (RANK, TARGETS[module][1])
+        assert pair.up.shape == (MODULES[module][0], RANK)
+        assert pair.down.shape == (RANK, MODULES[module][1])
         assert pair.scale == scale
 
 
-def test_alpha_of_official_files_counts_only_on_request(tmp_path: Path) -> None:
+def test_alpha_is_ignored_on_request_alone(tmp_path: Path) -> None:
     file = lora_file(tmp_path / "l", {f"diffusion_model.{Q}": Q}, alpha=1.0)
-    assert parse_lora(file, TARGETS).pairs[Q].scale == 1.0
-    assert parse_lora(file, TARGETS, honour_alpha=True).pairs[Q].scale == 0.5
+    assert scale_of(file) == 0.5
+    assert parse_lora(file, TARGETS, ignore_alpha=True).updates[Q_WEIGHT].scale == 1.0
 
 
 def test_rank_stabilised_adapters_divide_by_the_root(tmp_path: Path) -> None:
     meta = {"lora_adapter_metadata": json.dumps({"lora_alpha": 4, "use_rslora": True})}
     file = lora_file(tmp_path / "l", {f"transformer.{Q}": Q}, metadata=meta)
-    assert parse_lora(file, TARGETS).pairs[Q].scale == pytest.approx(4 / RANK**0.5)
+    assert scale_of(file) == pytest.approx(4 / RANK**0.5)
 
 
 def test_the_configuration_beside_a_peft_file_is_read_or_refused(tmp_path: Path) -> None:
@@ -133,7 +148,7 @@ def test_the_configuration_beside_a_peft_file_is_read_or_refused(tmp_path: Path)
     for text, scale in ((None, 1.0), (json.dumps({"lora_alpha": 6}), 3.0)):
         if text is not None:
             config.write_text(text)
-        assert parse_lora(file, TARGETS).pairs[Q].scale == scale
+        assert scale_of(file) == scale
     config.write_text('{"lora_alpha": 6')
     with pytest.raises(CheckpointError, match=r"adapter_config\.json says how strong.*mend it"):
         parse_lora(file, TARGETS)
@@ -142,13 +157,13 @@ def test_the_configuration_beside_a_peft_file_is_read_or_refused(tmp_path: Path)
 def test_video_only_connector_names_are_known(tmp_path: Path) -> None:
     name = "lora_unet_embeddings_connector_transformer_1d_blocks_1_ff_net_2"
     file = lora_file(tmp_path / "l", {name: CONNECTOR}, down="lora_down", up="lora_up")
-    assert list(parse_lora(file, TARGETS).pairs) == [CONNECTOR]
+    assert list(parse_lora(file, TARGETS).updates) == [f"{CONNECTOR}.weight"]
 
 
 def test_modules_the_model_lacks_are_reported(tmp_path: Path) -> None:
     names = {f"diffusion_model.{Q}": Q, "diffusion_model.caption_projection.linear_1": "other"}
     lora = parse_lora(lora_file(tmp_path / "l", names), TARGETS)
-    assert list(lora.pairs) == [Q]
+    assert list(lora.updates) == [Q_WEIGHT]
     assert lora.skipped == ("diffusion_model.caption_projection.linear_1",)
 
 
@@ -160,8 +175,8 @@ def test_a_lora_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_all_shape_mismatches_are_listed(tmp_path: Path) -> None:
-    targets = {**TARGETS, Q: (8, 7), OUT: (9, 4)}
-    names = {f"diffusion_model.{m}": m for m in TARGETS}
+    targets = {**TARGETS, Q_WEIGHT: (8, 7), f"{OUT}.weight": (9, 4)}
+    names = {f"diffusion_model.{m}": m for m in MODULES}
     with pytest.raises(CheckpointError) as error:
         parse_lora(lora_file(tmp_path / "l", names), targets)
     assert "2 problems" in str(error.value)
@@ -185,35 +200,28 @@ def test_half_pairs_and_broken_alphas_are_refused(tmp_path: Path) -> None:
         parse_lora(file, TARGETS)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        (f"diffusion_model.{Q}.dora_scale", "DoRA"),
-        (f"diffusion_model.{Q}.lora_magnitude_vector", "DoRA"),
-        (f"{kohya(Q)}.hada_w1_a", "LoHa"),
-        (f"{kohya(Q)}.lokr_w1", "LoKr"),
-        (f"diffusion_model.{Q}.diff", "full weight difference"),
-        (f"diffusion_model.{Q}.diff_b", "full weight difference"),
-    ],
-)
-def test_other_adapters_are_named(tmp_path: Path, name: str, kind: str) -> None:
-    extra = {name: np.zeros((2, 2), np.float32)}
+@pytest.mark.parametrize("name", ["oft_R.weight", "boft_R", "ia3_l", "a1.weight", "lora_E"])
+def test_kinds_that_are_not_merged_are_named(tmp_path: Path, name: str) -> None:
+    extra = {f"diffusion_model.{Q}.{name}": np.zeros((2, 2), np.float32)}
     file = lora_file(tmp_path / "l", {f"diffusion_model.{Q}": Q}, extra=extra)
-    assert read_lora_keys(file).unsupported == (kind,)
-    with pytest.raises(UnsupportedError, match=kind):
+    (kind,) = read_lora_keys(file).unsupported
+    with pytest.raises(UnsupportedError, match=re.escape(kind)):
         parse_lora(file, TARGETS)
 
 
-def test_targets_are_linears_without_prefix(demo_model: dict[str, Path]) -> None:
+def test_targets_are_all_tensors_without_prefix(demo_model: dict[str, Path]) -> None:
     model = open_model(**demo_model)
     targets = lora_targets(model.tensors("transformer"), model.tensors("text"))
-    assert targets[Q] == (64, 64)
-    assert targets[CONNECTOR] == (64, 256)
-    assert targets[PROJECTION] == (64, 336)
-    assert f"{Q[:-4]}q_norm" not in targets
+    assert targets[Q_WEIGHT] == (64, 64)
+    assert targets[f"{CONNECTOR}.weight"] == (64, 256)
+    assert targets[f"{PROJECTION}.weight"] == (64, 336)
+    assert targets[f"{Q[:-4]}q_norm.weight"] == (64,)
+    assert targets["transformer_blocks.0.scale_shift_table"] == (9, 64)
     # 34 linears a block, and 28 others: 2 + 2 projections and 8 AdaLN modules of 3
-    assert sum(n.startswith("transformer_blocks.") for n in targets) == 34 * 3
-    assert len(lora_targets(model.tensors("transformer"))) == 34 * 3 + 28
+    linears = [n for n, s in targets.items() if n.endswith(".weight") and len(s) == 2]
+    assert sum(n.startswith("transformer_blocks.") for n in linears) == 34 * 3
+    own = lora_targets(model.tensors("transformer"))
+    assert sum(n.endswith(".weight") and len(s) == 2 for n, s in own.items()) == 34 * 3 + 28
 
 
 def bf16(values: np.ndarray) -> np.ndarray:
@@ -233,29 +241,31 @@ def test_fusion_rounds_as_the_recipe_says() -> None:
     pairs = [(bf16(a), bf16(b.astype(np.float32)), s) for a, b, s in pairs]
     (a1, b1, s1), (a2, b2, s2) = pairs
     delta = bf16(bf16(b1 * np.float32(s1)) @ a1)
-    np.testing.assert_array_equal(fuse(weight, pairs[:1]), bf16(delta + weight))
+    np.testing.assert_array_equal(add_low_rank(weight, pairs[:1]), bf16(delta + weight))
     delta = bf16(delta + np.float32(s2) * (b2 @ a2))
-    np.testing.assert_array_equal(fuse(weight, pairs), bf16(delta + weight))
-    np.testing.assert_array_equal(fuse(weight, pairs, dtype="float32"), delta + weight)
+    np.testing.assert_array_equal(add_low_rank(weight, pairs), bf16(delta + weight))
+    np.testing.assert_array_equal(add_low_rank(weight, pairs, dtype="float32"), delta + weight)
     exact = weight.astype(np.float64) + sum(s * b.astype(np.float64) @ a for a, b, s in pairs)
     # three roundings to 8 bits of values below 8
-    np.testing.assert_allclose(fuse(weight, pairs), exact, atol=3 * 2**-6)
-    assert fuse(weight, []) is weight
+    np.testing.assert_allclose(add_low_rank(weight, pairs), exact, atol=3 * 2**-6)
+    assert add_low_rank(weight, []) is weight
 
 
 def test_fusing_a_file_applies_scale_and_strength(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
-    weight = rng.standard_normal(TARGETS[Q]).astype(np.float32)
+    weight = rng.standard_normal(MODULES[Q]).astype(np.float32)
     write_safetensors(tmp_path / "base", {f"{Q}.weight": bfloat16(weight)})
     base = SafetensorsFile(tmp_path / "base")
     file = lora_file(tmp_path / "l", {kohya(Q): Q}, down="lora_down", up="lora_up", alpha=4.0)
     lora = parse_lora(file, TARGETS)
     updates = collect_updates([(lora, 0.5), (lora, 0.0)])
-    assert [strength for _, strength in updates[Q]] == [0.5]
+    assert [strength for _, strength in updates[Q_WEIGHT]] == [0.5]
     assert collect_updates([(lora, 0.0)]) == {}
+    pair = lora.updates[Q_WEIGHT]
+    assert isinstance(pair, LowRank)
     files = MappedFiles()
-    got = fuse_entry(files, base[f"{Q}.weight"], updates[Q])
-    down, up = (files.load(e, "float32") for e in (lora.pairs[Q].down, lora.pairs[Q].up))
+    got = fuse_entry(files, base[f"{Q}.weight"], updates[Q_WEIGHT])
+    down, up = (files.load(e, "float32") for e in (pair.down, pair.up))
     want = files.load(base[f"{Q}.weight"], "float32") + 0.5 * (4.0 / RANK) * (up @ down)
     np.testing.assert_allclose(got, want, atol=2**-6)
     as_stored = convert(convert(got, "float32", "bfloat16", "w"), "bfloat16", "float32", "w")

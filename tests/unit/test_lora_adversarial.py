@@ -16,30 +16,62 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltx2rt.errors import CheckpointError, Ltx2rtError
-from ltx2rt.lora.adapter import LoraMerger, parse_lora
-from ltx2rt.lora.combine import METHODS, merge_loras
+from ltx2rt.lora.adapter import parse_lora
+from ltx2rt.lora.combine import METHODS, MergeOptions, merge_loras
 from ltx2rt.lora.describe import describe_lora
 from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.keys import read_lora_keys
+from ltx2rt.lora.merger import LoraMerger
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
 
 Q = "transformer_blocks.0.attn1.to_q"
 K = "transformer_blocks.0.attn1.to_k"
-TARGETS = {Q: (8, 6), K: (8, 6)}
+TARGETS = {
+    f"{Q}.weight": (8, 6), f"{Q}.bias": (8,), f"{K}.weight": (8, 6),
+    "transformer_blocks.0.scale_shift_table": (8, 6),
+}  # fmt: skip
 KOHYA = "lora_unet_" + Q.replace(".", "_")
 NAMES = (
     f"diffusion_model.{Q}.lora_A.weight", f"diffusion_model.{Q}.lora_B.weight",
     f"diffusion_model.{Q}.lora_A.default.weight", f"{K}.lora_A.weight", f"{K}.lora_B.weight",
     f"{KOHYA}.lora_down.weight", f"{KOHYA}.lora_up.weight", f"{KOHYA}.alpha",
     f"base_model.model.{Q}.lora_B.weight", "transformer.proj_in.lora_A.weight",
-    f"diffusion_model.{Q}.dora_scale", "../../etc/passwd.lora_A.weight", ".lora_A.weight", "",
+    f"diffusion_model.{Q}.dora_scale", f"diffusion_model.{Q}.diff_b",
+    f"diffusion_model.{Q}.lokr_w1", f"diffusion_model.{Q}.lokr_w2_a",
+    f"diffusion_model.{Q}.lokr_w2_b", f"diffusion_model.{Q}.lokr_t2", f"{KOHYA}.hada_w1_a",
+    f"{KOHYA}.hada_w1_b", f"{KOHYA}.hada_w2_a", f"{KOHYA}.hada_w2_b", f"{KOHYA}.hada_t1",
+    f"{K}.oft_blocks", f"{K}.rescale", f"{K}.set_weight", f"{K}.lora_A.weight_scale",
+    "transformer_blocks.0.scale_shift_table", f"{Q}.bias",
+    "../../etc/passwd.lora_A.weight", ".lora_A.weight", "",
 )  # fmt: skip
 PAIR = {NAMES[0]: ("BF16", (2, 6)), NAMES[1]: ("BF16", (8, 2))}
 SHAPES = st.sampled_from(
-    [(2, 6), (8, 2), (2, 7), (3, 6), (), (1,), (0, 6), (8, 0), (2, 6, 1), (6,), (64, 1)]
+    [
+        (2, 6),
+        (8, 2),
+        (2, 7),
+        (3, 6),
+        (),
+        (1,),
+        (0, 6),
+        (8, 0),
+        (2, 6, 1),
+        (6,),
+        (64, 1),
+        (2, 4, 4),
+        (2, 2, 4, 4),
+        (4, 3),
+        (2, 2),
+        (8, 6),
+        (8,),
+        (8, 1),
+        (1, 6),
+    ]
 )
-DTYPES = st.sampled_from(["F32", "BF16", "F16", "F64", "I64", "U8", "BOOL", "F8_E4M3", "F8_E8M0"])
+DTYPES = st.sampled_from(
+    ["F32", "BF16", "F16", "F64", "I64", "I8", "U8", "BOOL", "F8_E4M3", "F8_E8M0"]
+)
 ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "I64": 8}
 METADATA = st.dictionaries(
     st.sampled_from(
@@ -75,14 +107,20 @@ def use_everywhere(path: Path) -> None:
     parse_lora(file, TARGETS)
     lora = Lora(path=str(path), strength=0.5)
     merger = LoraMerger([lora], TARGETS)
-    base = write(path.with_name("base"), {"w": ("F32", (8, 6))}, None)
-    weight = SafetensorsFile(base)["w"]
+    base = write(path.with_name("base"), {n: ("F32", s) for n, s in TARGETS.items()}, None)
+    weights = SafetensorsFile(base)
+    values = np.random.default_rng(1)
     with np.errstate(all="ignore"):
-        for module in TARGETS:
-            if merger.changes(module):
-                assert merger.merge(module, weight).shape == (8, 6)
+        for name, shape in TARGETS.items():
+            if name in merger.changed:
+                assert merger.merge(name, weights[name]).shape == shape
         for method in METHODS:
-            merge_loras([lora, lora], path.with_name("merged.safetensors"), method=method, rank=1)
+            merge_loras(
+                [lora, lora],
+                path.with_name("merged.safetensors"),
+                MergeOptions(method=method, rank=1),
+                lambda name: values.standard_normal(TARGETS[name], np.float32),
+            )
 
 
 @settings(deadline=None, max_examples=200)
@@ -135,7 +173,7 @@ def test_alphas_must_be_finite(tmp_path: Path, value: float) -> None:
     tensors[f"{KOHYA}.alpha"] = np.array(1, np.int64)  # some trainers store whole numbers
     write_safetensors(tmp_path / "b.safetensors", tensors)
     keys = read_lora_keys(SafetensorsFile(tmp_path / "b.safetensors"))
-    assert [pair.scale for pair in keys.pairs.values()] == [0.5]
+    assert [update.scale for update in keys.updates.values()] == [0.5]
 
 
 def test_ambiguous_and_wrong_halves_are_listed(tmp_path: Path) -> None:

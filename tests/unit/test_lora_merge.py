@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 
 from ltx2rt.cli.__main__ import main
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
-from ltx2rt.lora.adapter import flat_names, lora_targets, parse_lora
-from ltx2rt.lora.combine import merge_loras, orthogonalize, truncate
+from ltx2rt.lora.adapter import lora_targets, parse_lora
+from ltx2rt.lora.combine import MergeOptions, merge_loras
 from ltx2rt.lora.files import Lora, find_lora, open_lora
 from ltx2rt.lora.keys import read_lora_keys
+from ltx2rt.lora.low_rank import orthogonalize, truncate
 from ltx2rt.lora.metadata import detailing_factor, hdr_transfer
-from ltx2rt.lora.official_names import known_modules, official_name
+from ltx2rt.lora.official_names import known_tensors, official_name
+from ltx2rt.lora.tensor_names import stem_of
+from ltx2rt.lora.updates import LowRank
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
 from ltx2rt_export.checkpoint import open_model
@@ -65,9 +68,10 @@ def deltas(path: Path) -> dict[str, np.ndarray]:
     """Official module -> the file's delta at strength 1, float64."""
     file, maps = SafetensorsFile(path), MappedFiles()
     found = {}
-    for module, pair in read_lora_keys(file).pairs.items():
+    for (module, field), pair in read_lora_keys(file).updates.items():
+        assert isinstance(pair, LowRank)
         up, down = (maps.load(e, "float32").astype(np.float64) for e in (pair.up, pair.down))
-        found[official_name(module) or module] = pair.scale * (up @ down)
+        found[stem_of(official_name(module, field) or module)[0]] = pair.scale * (up @ down)
     return found
 
 
@@ -100,21 +104,22 @@ def test_concat_is_the_sum_of_all_deltas(files: list[Path], tmp_path: Path) -> N
     assert file.metadata["merged_from"] == "a.safetensors:0.8; b.safetensors:-0.5; c.safetensors:2"
     # the official format, which every loader reads: no alpha, prefix diffusion_model
     assert all(name.startswith("diffusion_model.transformer_blocks.") for name in file)
-    adapter = parse_lora(file, SIZES)
-    assert {m: p.rank for m, p in adapter.pairs.items()} == merged.ranks
-    assert all(p.scale == 1 for p in adapter.pairs.values())
+    adapter = parse_lora(file, {f"{module}.weight": size for module, size in SIZES.items()})
+    assert {stem_of(n)[0]: u.rank for n, u in adapter.updates.items()} == merged.ranks
+    assert all(u.scale == 1 for u in adapter.updates.values())
 
 
-def test_alphas_of_official_files_count_on_request(tmp_path: Path) -> None:
-    """So a file whose trainer did not fold its alpha is mended: 4 / rank 2."""
+def test_alphas_count_unless_they_are_ignored(tmp_path: Path) -> None:
+    """4 / rank 2 under the official names too."""
     plain = write_lora(tmp_path / "plain.safetensors", 0, (Q,))
     file, maps = SafetensorsFile(plain), MappedFiles()
     tensors = {name: maps.raw(entry) for name, entry in file.items()}
     tensors[f"diffusion_model.{Q}.alpha"] = np.array(4, np.float32)
     write_safetensors(tmp_path / "alpha.safetensors", tensors)
     lora = [Lora(path=str(tmp_path / "alpha.safetensors"), strength=1.0)]
-    for honour, scale in ((False, 1), (True, 2)):
-        merged = merge_loras(lora, tmp_path / f"{honour}.safetensors", honour_alpha=honour)
+    for ignored, scale in ((True, 1), (False, 2)):
+        options = MergeOptions(ignore_alpha=ignored)
+        merged = merge_loras(lora, tmp_path / f"{ignored}.safetensors", options)
         np.testing.assert_allclose(deltas(merged.path)[Q], scale * deltas(plain)[Q], rtol=1e-6)
 
 
@@ -124,7 +129,9 @@ def test_strength_zero_is_left_out(files: list[Path], tmp_path: Path) -> None:
 
 
 def test_orthogonal_deltas_share_no_input_and_no_output(files: list[Path], tmp_path: Path) -> None:
-    merge_loras(loras(files), tmp_path / "out.safetensors", method="orthogonal")
+    merge_loras(
+        loras(files), tmp_path / "out.safetensors", options=MergeOptions(method="orthogonal")
+    )
     file, maps = SafetensorsFile(tmp_path / "out.safetensors"), MappedFiles()
     down = maps.load(file[f"diffusion_model.{Q}.lora_A.weight"], "float32")
     up = maps.load(file[f"diffusion_model.{Q}.lora_B.weight"], "float32")
@@ -187,7 +194,9 @@ def test_truncation_is_the_best_approximation(seed: int, total: int, rank: int) 
 
 def test_rank_limits_every_module(files: list[Path], tmp_path: Path) -> None:
     full = merge_loras(loras(files), tmp_path / "full.safetensors")
-    small = merge_loras(loras(files), tmp_path / "small.safetensors", rank=3, dtype="bfloat16")
+    small = merge_loras(
+        loras(files), tmp_path / "small.safetensors", MergeOptions(rank=3, dtype="bfloat16")
+    )
     assert small.ranks == dict.fromkeys(SIZES, 3)
     assert SafetensorsFile(small.path).metadata["lora_rank"] == "3"
     exact, kept = deltas(full.path), deltas(small.path)
@@ -251,28 +260,29 @@ def test_all_problems_of_a_merge_are_listed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"different models.*LTX-2, .*LTX-2\.5"):
         merge_loras(mixed, tmp_path / "o.safetensors")
     with pytest.raises(OptionError, match=r"(?s)3 problems.*method='x'.*rank=0.*dtype='int8'"):
-        merge_loras(both, tmp_path / "o.safetensors", method="x", rank=0, dtype="int8")
+        merge_loras(
+            both, tmp_path / "o.safetensors", MergeOptions(method="x", rank=0, dtype="int8")
+        )
     with pytest.raises(OptionError, match="no LoRA has a strength other than 0"):
         merge_loras([Lora(path="a", strength=0.0)], tmp_path / "o.safetensors")
     with pytest.raises(OptionError, match="strength=nan"):
         merge_loras([Lora(path=str(one), strength=float("nan"))], tmp_path / "o.safetensors")
-    write_safetensors(tmp_path / "d.safetensors", {f"{Q}.dora_scale": np.ones(3, np.float32)})
-    with pytest.raises(UnsupportedError, match="DoRA"):
+    write_safetensors(tmp_path / "d.safetensors", {f"{Q}.ia3_l": np.ones(3, np.float32)})
+    with pytest.raises(UnsupportedError, match=r"\(IA\)\^3"):
         merge_loras(
             [Lora(path=str(tmp_path / "d.safetensors"), strength=1.0)], tmp_path / "o.safetensors"
         )
 
 
-def test_every_linear_of_the_model_has_its_name(demo_model: dict[str, Path]) -> None:
+def test_every_tensor_of_the_model_has_its_name(demo_model: dict[str, Path]) -> None:
     model = open_model(**demo_model)
     targets = lora_targets(model.tensors("transformer"), model.tensors("text"))
-    assert set(targets) <= known_modules()
-    flat = flat_names(sorted(known_modules()))
-    assert len(set(flat)) >= len(known_modules())
-    for name in targets:
-        assert official_name(f"lora_unet_{name.replace('.', '_')}") == name
-        assert official_name(f"diffusion_model.{name}") == name
-    assert official_name("transformer.proj_in") == "patchify_proj"
+    assert set(targets) <= known_tensors()
+    for tensor in targets:
+        name, field = stem_of(tensor)
+        assert official_name(f"lora_unet_{name.replace('.', '_')}", field) == tensor
+        assert official_name(f"diffusion_model.{name}", field) == tensor
+    assert official_name("transformer.proj_in") == "patchify_proj.weight"
     assert official_name("lora_unet_down_blocks_0") is None
 
 

@@ -25,6 +25,7 @@ OPTIONS = {
         "patch_size": 4,
         "pixel_channels": 64,
         "border_patches": 2,
+        "feature_channels": 64,
         "steps": 1,
         "prediction": "x0",
         "ghost_frames": 1,

@@ -88,10 +88,13 @@ def test_every_format_has_a_case_that_fits(kind: str) -> None:
         assert storage_problems((rows, columns), layout.dtypes[0], encoding) == []
 
 
-def test_files_are_read_through_their_encoding(tmp_path: Path) -> None:
-    """Codes stay codes for `raw`; `values` and `load` give what they stand for."""
+@pytest.mark.parametrize("more_rows", [0, 16, 128])
+def test_files_are_read_through_their_encoding(tmp_path: Path, more_rows: int) -> None:
+    """Codes stay codes for `raw`; `values` and `load` give what they stand for. NVFP4 scales may be
+    padded to more rows than their tiles.
+    """
     tensor = nvfp4.encode(np.random.default_rng(0).standard_normal((5, 32), np.float32))
-    tiled = tile_scales(tensor.block_scales)
+    tiled = np.pad(tile_scales(tensor.block_scales), ((0, more_rows), (0, 0)))
     tensors = {
         "w": tensor.codes,
         "s": ("float8_e4m3fn", tiled.shape, (tiled.tobytes(),)),
@@ -106,6 +109,7 @@ def test_files_are_read_through_their_encoding(tmp_path: Path) -> None:
         group=16,
         parts={"scale": file["s"], "tensor_scale": file["t"]},
     )
+    assert storage_problems((5, 32), "uint8", encoding) == []
     e = file["w"]
     weight = TensorEntry(e.path, e.name, e.dtype, (5, 32), e.offset, e.length, encoding)
     assert weight.num_elements == math.prod((5, 32))
@@ -117,3 +121,11 @@ def test_files_are_read_through_their_encoding(tmp_path: Path) -> None:
     assert maps.load(weight, "bfloat16").dtype == np.uint16
     np.testing.assert_array_equal(maps.load(file["plain"], "float32"), [1.0, -1.5])
     np.testing.assert_array_equal(maps.load(file["s"], "float32"), fp8.decode(tiled))
+
+
+@pytest.mark.parametrize("shape", [(127, 4), (128, 8), (256, 2), (512,)])
+def test_nvfp4_scales_of_other_tiles_are_refused(shape: tuple[int, ...]) -> None:
+    parts = {"scale": entry("float8_e4m3fn", shape), "tensor_scale": entry("float32", ())}
+    encoding = Encoding(format="nvfp4", shape=(5, 16), group=16, parts=parts)
+    (problem,) = storage_problems((5, 32), "uint8", encoding)
+    assert f"{list(shape)}, expected float8_e4m3fn [128, 4]" in problem

@@ -227,6 +227,8 @@ def test_invalid_tilings_list_every_problem() -> None:
     short.check(factors)
     with pytest.raises(ShapeError, match="below the 16 a tiled encode needs"):
         short.check(factors, encode=True)
+    counted = TilingConfig(frames=AxisTiling(count=2, overlap=1), width=AxisTiling(count=3))
+    assert [len(axis) for axis in counted.tiles((4, 2, 6), factors, encode=True)] == [2, 1, 3]
     with pytest.raises(ShapeError, match="into 5 tiles"):
         TilingConfig(frames=AxisTiling(count=5)).tiles((4, 2, 2))
     with pytest.raises(ShapeError, match="fewer tiles or a smaller overlap"):

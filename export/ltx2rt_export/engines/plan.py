@@ -25,7 +25,7 @@ from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.activations import activation_bytes
 from ltx2rt_export.engines.profiles import component_buckets
-from ltx2rt_export.engines.stage import holds_weights, profile_request
+from ltx2rt_export.engines.stage import holds_weights, profile_request, with_tile_memory
 from ltx2rt_export.fuse_loras import match_loras
 from ltx2rt_export.quantize import component_precision
 from ltx2rt_export.quantize.layer_choice import plan_quantization
@@ -73,7 +73,7 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
         CheckpointError, OptionError, UnsupportedError: LoRAs, components or layers that do not fit.
         ShapeError: a shape is not one of this model's.
     """
-    made = [row.make(files) for row in rows_of(files)]
+    made = with_tile_memory(config, [row.make(files) for row in rows_of(files)])
     match_loras(files, inputs.loras)
     options = {c.name: c.options for c in made}
     request = profile_request(config, model_info(files, options), options)

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltx2rt.bundle.buckets import Bucket, Range
-from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
+from ltx2rt.components.decoder_tiles import (
+    DEVICE_BYTES,
+    DecoderOptions,
+    auto_tiling,
+    decoder_tiles,
+    feature_cells,
+)
 from ltx2rt.components.tokenizer import MAX_TOKENS
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import InternalError
@@ -270,11 +276,12 @@ def _upsampler(request: ProfileRequest) -> list[Bucket]:
 
 def _diffusion_features(request: ProfileRequest) -> list[Bucket]:
     """The whole latent, padded to the smallest size, with its ghost frames."""
-    decoder = _diffusion_decoder(request)
+    facts = _decoder_facts(request)
     buckets = []
     for shape in request.stages():
-        frames, rows, columns = _padded(decoder, shape, request)
-        frames += decoder.options.ghost_frames
+        cells = shape.cells(request.factors)
+        frames, rows, columns = map(max, cells, facts.min_latent_cells)
+        frames += facts.ghost_frames
         sizes = {"Fl": (frames,) * 3, "Hl": (rows,) * 3, "Wl": (columns,) * 3}
         buckets.append(_bucket(shape.name, B=(1, 1, 1), **sizes))
     return buckets
@@ -284,13 +291,12 @@ def _diffusion_tiles(symbols: Sequence[str], *, pixels: bool) -> Rule:
     """The automatic tiles: features in, and ghost features after the last; or patches out."""
 
     def make(request: ProfileRequest) -> list[Bucket]:
-        decoder = _diffusion_decoder(request)
-        facts = decoder.options
+        facts = _decoder_facts(request)
         ghosts = facts.ghost_frames * facts.scale_factors.time // facts.feature_stride[0]
         buckets = []
         for shape in request.stages():
-            latent = _padded(decoder, shape, request)
-            axes = decoder.tiles(decoder.auto_tiling(latent), decoder.feature_cells(latent))
+            latent = shape.cells(request.factors)
+            axes = decoder_tiles(facts, auto_tiling(facts, latent), feature_cells(facts, latent))
             sizes = {}
             for axis, (symbol, tiles) in enumerate(zip(symbols, axes, strict=True)):
                 if pixels:
@@ -306,20 +312,9 @@ def _diffusion_tiles(symbols: Sequence[str], *, pixels: bool) -> Rule:
     return make
 
 
-def _diffusion_decoder(request: ProfileRequest) -> DiffusionVideoDecoder:
-    """The decoder's arithmetic, without its engines."""
-    none: Any = None
-    return DiffusionVideoDecoder(none, none, none, request.options[DIFFUSION_FEATURES])
-
-
-def _padded(
-    decoder: DiffusionVideoDecoder, shape: ClipShape, request: ProfileRequest
-) -> tuple[int, int, int]:
-    least = decoder.options.min_latent_cells
-    frames, rows, columns = (
-        max(a, b) for a, b in zip(shape.cells(request.factors), least, strict=True)
-    )
-    return frames, rows, columns
+def _decoder_facts(request: ProfileRequest) -> DecoderOptions:
+    options = request.options[DIFFUSION_FEATURES]
+    return DecoderOptions.from_options({"tile_bytes": DEVICE_BYTES, **options})
 
 
 def _range(lengths: Sequence[int]) -> Range:

@@ -11,10 +11,11 @@ from typing import Any
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.load_weights import engine_tensors, stored_tensor, tensor_entry
 from ltx2rt.bundle.manifest import ComponentEntry, EngineEntry, ModelInfo, Source
+from ltx2rt.components.decoder_tiles import DEVICE_BYTES
 from ltx2rt.engine import Array
 from ltx2rt.env import cache_dir
 from ltx2rt.latents.shapes import VideoScaleFactors
-from ltx2rt.names import TRANSFORMER_BLOCKS
+from ltx2rt.names import DIFFUSION_FEATURES, TRANSFORMER_BLOCKS
 from ltx2rt.progress import Job
 from ltx2rt.weights.safetensors import MappedFiles
 from ltx2rt_export.build_config import BuildConfig
@@ -142,6 +143,21 @@ class StoredWeights(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._weights.keys() | self._ready.keys())
+
+
+def with_tile_memory(config: BuildConfig, components: Sequence[Component]) -> list[Component]:
+    """The components, the diffusion decoder's with the memory that its automatic tiles may take on
+    a device: the runtime then makes the tiles that engines are built for.
+    """
+    if config.backend not in APIS:
+        return list(components)
+    room = DEVICE_BYTES if config.decoder_mib is None else config.decoder_mib * 2**20
+    return [
+        dataclasses.replace(c, options={**c.options, "tile_bytes": room})
+        if c.name == DIFFUSION_FEATURES
+        else c
+        for c in components
+    ]
 
 
 def profile_request(

@@ -407,7 +407,7 @@ def _trace(symbols: tuple[str, ...], least: Cells) -> dict[str, int]:
 
 
 def _options(config: DiffusionDecoderConfig) -> dict[str, Any]:
-    """Facts for the runtime; `ltx2rt.components.diffusion_decoder.DecoderOptions` reads them."""
+    """Facts for the runtime; `ltx2rt.components.decoder_tiles.DecoderOptions` reads them."""
     last, pixels = config.stages[-1], config.pixels
     return {
         "scale_factors": dict(zip(("time", "height", "width"), config.scale_factors, strict=True)),
@@ -415,6 +415,7 @@ def _options(config: DiffusionDecoderConfig) -> dict[str, Any]:
         "patch_size": config.patch_size,
         "pixel_channels": pixels.channels,
         "border_patches": pixels.kernel[2] // 2,
+        "feature_channels": last.channels,
         "steps": config.steps,
         "prediction": config.prediction,
         "ghost_frames": config.ghost_frames,

@@ -25,6 +25,10 @@ RELEASED_RATES = {
 BWE_TENSOR = "bwe_generator.conv_pre.weight"
 
 
+#: what bounds a generator's waveform
+Final = Literal["tanh", "clamp", "none"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorConfig:
     """Structure of one generator (HiFi-GAN or BigVGAN).
@@ -35,7 +39,7 @@ class GeneratorConfig:
         rates, kernels: of the transposed convolutions.
         res_kernels: kernel of each residual block of a stage; res_dilations: the dilations of each.
         activation: `leaky_relu` (HiFi-GAN), `snakebeta` or `snake` (BigVGAN).
-        final: what bounds the waveform: `tanh`, `clamp` or `none`.
+        final: what bounds the waveform.
         final_bias: whether the last convolution has a bias.
     """
 
@@ -46,7 +50,7 @@ class GeneratorConfig:
     res_kernels: tuple[int, ...] = (3, 7, 11)
     res_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
     activation: Literal["leaky_relu", "snakebeta", "snake"] = "leaky_relu"
-    final: Literal["tanh", "clamp", "none"] = "tanh"
+    final: Final = "tanh"
     final_bias: bool = True
 
     @property
@@ -100,7 +104,7 @@ class VocoderConfig:
         problems: list[str] = []
         if BWE_TENSOR not in tensors:
             flat = config.get("vocoder") or config
-            generator = _generator(flat, tensors, "", "vocoder", "tanh", problems)
+            generator = _generator(flat, tensors, "", "vocoder", _final(flat, "tanh"), problems)
             rate = flat.get("output_sampling_rate", 24000)
             result = cls(generator=generator, output_sampling_rate=rate)
         else:
@@ -115,7 +119,8 @@ class VocoderConfig:
     ) -> Self:
         first = config.get("vocoder") or {}
         bwe = config.get("bwe") or {}
-        generator = _generator(first, tensors, "vocoder.", "vocoder.vocoder", "clamp", problems)
+        final = _final(first, "clamp")
+        generator = _generator(first, tensors, "vocoder.", "vocoder.vocoder", final, problems)
         second = _generator(bwe, tensors, "bwe_generator.", "vocoder.bwe", "none", problems)
         basis = shape_of(tensors, "mel_stft.stft_fn.forward_basis", "vocoder")
         mel_bins = shape_of(tensors, "mel_stft.mel_basis", "vocoder")[0]
@@ -162,7 +167,7 @@ def _generator(
     tensors: TensorIndex,
     prefix: str,
     where: str,
-    final_default: Literal["tanh", "clamp", "none"],
+    final: Final,
     problems: list[str],
 ) -> GeneratorConfig:
     conv_pre = shape_of(tensors, f"{prefix}conv_pre.weight", where)
@@ -223,17 +228,17 @@ def _generator(
         res_kernels=res_kernels,
         res_dilations=tuple(tuple(d) for d in dilations),
         activation=activation,
-        final=_final(config, final_default),
+        final=final,
         final_bias=final_bias,
     )
 
 
-def _final(
-    config: Mapping[str, Any], default: Literal["tanh", "clamp", "none"]
-) -> Literal["tanh", "clamp", "none"]:
-    """`apply_final_activation`, then `use_tanh_at_final`; both are officially true by default."""
+def _final(config: Mapping[str, Any], unsaid: Final) -> Final:
+    """What bounds the waveform of the first or only generator; `unsaid` without metadata.
+
+    `apply_final_activation` is not read: the first generator always has one, that of the bandwidth
+    extension never (spec/audio.md §6).
+    """
     if not config:
-        return default
-    if not config.get("apply_final_activation", True):
-        return "none"
+        return unsaid
     return "tanh" if config.get("use_tanh_at_final", True) else "clamp"

@@ -54,11 +54,9 @@ def _rows(files: MappedFiles, entry: TensorEntry, encoding: Encoding) -> Tensors
 
 
 def _groups(files: MappedFiles, entry: TensorEntry, encoding: Encoding) -> Tensors:
-    """Codes with a scale a group, tiled or not, and one above."""
+    """Codes with a scale a group, tiled, and one above."""
     out, width = entry.shape
-    scales, groups = files.raw(encoding.parts["scale"]), width // nvfp4.GROUP
-    if scales.shape == nvfp4.tiled_shape(out, groups):
-        scales = nvfp4.untile_scales(scales, out, groups)
+    scales = nvfp4.untile_scales(files.raw(encoding.parts["scale"]), out, width // nvfp4.GROUP)
     scale = files.load(encoding.parts["tensor_scale"], "float32").reshape(-1)[0]
     return nvfp4_parts(nvfp4.Nvfp4(codes=files.raw(entry), block_scales=scales, tensor_scale=scale))
 

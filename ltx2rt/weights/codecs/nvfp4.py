@@ -100,8 +100,9 @@ def tiled_shape(rows: int, groups: int) -> tuple[int, int]:
 
 def untile_scales(tiled: U8, rows: int, groups: int) -> U8:
     """Logical `[rows, groups]` scales from the cuBLAS order (spec/quantization.md §4.2), without
-    the padding.
+    the padding, also whole rows of it below the last tile.
     """
+    tiled = tiled[: tiled_shape(rows, groups)[0]]
     tiles = tiled.reshape(tiled.shape[0] // 128, tiled.shape[1] // 4, 32, 4, 4)
     logical = tiles.transpose(0, 3, 2, 1, 4).reshape(tiled.shape)
     return np.ascontiguousarray(logical[:rows, :groups])

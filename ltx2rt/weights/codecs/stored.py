@@ -69,6 +69,7 @@ class Layout:
         scale_dtypes: of `scale`.
         scale_shapes: (out, in, group) -> shapes that `scale` may have.
         tensor_scale: whether there is a second scale of one number.
+        more_rows: whether `scale` may be padded to more rows than named.
     """
 
     dtypes: tuple[str, ...]
@@ -76,6 +77,7 @@ class Layout:
     scale_dtypes: tuple[str, ...]
     scale_shapes: Callable[[int, int, int], Sequence[Shape]]
     tensor_scale: bool = False
+    more_rows: bool = False
 
 
 def _one_or_rows(rows: int, columns: int, group: int) -> list[Shape]:
@@ -89,7 +91,12 @@ LAYOUTS: dict[str, Layout] = {
         ("float8_e4m3fn",), 1, _BYTES, lambda r, c, g: [nvfp4.tiled_shape(r, c // g), (r, c // g)]
     ),
     "nvfp4": Layout(
-        ("uint8",), 2, ("float8_e4m3fn",), lambda r, c, g: [nvfp4.tiled_shape(r, c // g)], True
+        ("uint8",),
+        2,
+        ("float8_e4m3fn",),
+        lambda r, c, g: [nvfp4.tiled_shape(r, c // g)],
+        tensor_scale=True,
+        more_rows=True,
     ),
     "nf4": Layout(("uint8",), 2, _FLOATS, lambda r, c, g: [(r, c // g, 1), (r, c // g)]),
     "int8": Layout(("int8",), 1, _FLOATS, _one_or_rows),
@@ -131,11 +138,18 @@ def storage_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:
         part = encoding.parts.get(name)
         if part is None:
             problems.append(f"it has no {_NAMES[name]}")
-        elif part.dtype not in dtypes or tuple(part.shape) not in shapes:
+        elif part.dtype not in dtypes or not (
+            tuple(part.shape) in shapes
+            or (name == "scale" and layout.more_rows and _is_longer(part.shape, shapes[0]))
+        ):
             allowed = " or ".join(str(list(s)) for s in dict.fromkeys(shapes))
             found = f"its {_NAMES[name]} is {part.dtype} {list(part.shape)}"
             problems.append(f"{found}, expected {' or '.join(dtypes)} {allowed}")
     return problems
+
+
+def _is_longer(shape: Shape, wanted: Shape) -> bool:
+    return len(shape) == 2 and shape[1] == wanted[1] and shape[0] > wanted[0]
 
 
 def decode(
@@ -161,7 +175,7 @@ def decode(
             return fp8.decode_mx(codes, _untiled(scale, shape, fp8.MX_BLOCK))
         case "nvfp4":
             tensor_scale = parts["tensor_scale"].reshape(-1)[0]
-            scales = _untiled(scale, shape, nvfp4.GROUP)
+            scales = nvfp4.untile_scales(scale, shape[0], shape[1] // nvfp4.GROUP)
             return nvfp4.decode(
                 nvfp4.Nvfp4(codes=codes, block_scales=scales, tensor_scale=tensor_scale)
             )

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ltx2rt.components.transformer import Transformer
-from ltx2rt.lora.adapter import collect_updates, fuse_entry, lora_targets, parse_lora
+from ltx2rt.lora.adapter import Updates, collect_updates, fuse_entry, lora_targets, parse_lora
 from ltx2rt.lora.files import Lora
-from ltx2rt.lora.keys import LoraPair
 from ltx2rt.names import TRANSFORMER_STACK
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt_export.checkpoint import open_model
@@ -24,8 +23,6 @@ from ltx2rt_export.modules.transformer import (
 from ltx2rt_export.reference import component_stack
 from tests.parity.golden import Case, Runner, handles
 from tests.parity.handlers.transformer import modality
-
-Updates = dict[str, list[tuple[LoraPair, float]]]
 
 
 @handles("lora")
@@ -46,8 +43,7 @@ def _fused_weights(case: Case, run: Runner) -> dict[str, np.ndarray]:
     for output in case.outputs:
         setting = next(s for s in updates if output.startswith(f"{s}."))
         name = output.removeprefix(f"{setting}.")
-        module = name.removesuffix(".weight")
-        result[output] = fuse_entry(files, tensors[name], updates[setting].get(module, []))
+        result[output] = fuse_entry(files, tensors[name], updates[setting].get(name, []))
     return result
 
 

@@ -1,0 +1,125 @@
+"""The adapters that tests load, as data: docs/files.md is written from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: kind -> a module of LyCORIS and its options (tests/parity/test_adapters.py)
+LYCORIS: dict[str, tuple[str, dict[str, Any]]] = {
+    "LoCoN": ("LoConModule", {"lora_dim": 4, "alpha": 2}),
+    "LoCoN, rsLoRA": ("LoConModule", {"lora_dim": 4, "alpha": 2, "rs_lora": True}),
+    "LoHa": ("LohaModule", {"lora_dim": 3, "alpha": 1}),
+    "LoKr, both factors whole": ("LokrModule", {"lora_dim": 99, "alpha": 5, "factor": 4}),
+    "LoKr, one factor a product": ("LokrModule", {"lora_dim": 2, "alpha": 1, "factor": 4}),
+    "LoKr, both factors products": (
+        "LokrModule", {"lora_dim": 1, "alpha": 3, "factor": 4, "decompose_both": True},
+    ),
+    "DoRA, a magnitude an output": ("LoConModule", {"lora_dim": 4, "weight_decompose": True}),
+    "DoRA, a magnitude an input": (
+        "LoConModule", {"lora_dim": 4, "weight_decompose": True, "wd_on_out": False},
+    ),
+    "DoRA of LoHa": ("LohaModule", {"lora_dim": 2, "weight_decompose": True}),
+    "DoRA of LoKr": ("LokrModule", {"lora_dim": 2, "factor": 4, "weight_decompose": True}),
+    "OFT": ("DiagOFTModule", {"lora_dim": 4}),
+    "OFT, bounded": ("DiagOFTModule", {"lora_dim": 4, "constraint": 0.01}),
+    "OFT, rescaled": ("DiagOFTModule", {"lora_dim": 4, "rescaled": True}),
+    "BOFT": ("ButterflyOFTModule", {"lora_dim": 8}),
+    "BOFT, rescaled": ("ButterflyOFTModule", {"lora_dim": 8, "rescaled": True}),
+    "full difference": ("FullModule", {}),
+}  # fmt: skip
+#: kind -> a configuration of PEFT and its options (the same file)
+PEFT: dict[str, tuple[str, dict[str, Any]]] = {
+    "LoRA": ("LoraConfig", {"r": 4, "lora_alpha": 2}),
+    "LoRA, rsLoRA": ("LoraConfig", {"r": 4, "lora_alpha": 2, "use_rslora": True}),
+    "LoRA, ranks and alphas by module": (
+        "LoraConfig",
+        {
+            "r": 4, "lora_alpha": 2, "rank_pattern": {"to_q": 2},
+            "alpha_pattern": {"ff.net.0.proj": 6},
+        },
+    ),
+    "LoRA, lora_bias": ("LoraConfig", {"r": 4, "lora_alpha": 2, "lora_bias": True}),
+    "LoRA, trained biases": ("LoraConfig", {"r": 4, "lora_alpha": 2, "bias": "lora_only"}),
+    "DoRA, a magnitude an output": ("LoraConfig", {"r": 4, "lora_alpha": 2, "use_dora": True}),
+    "LoHa": ("LoHaConfig", {"r": 3, "alpha": 2}),
+    "LoKr, both factors whole": ("LoKrConfig", {"r": 64, "alpha": 96, "decompose_factor": 4}),
+    "LoKr, one factor a product": ("LoKrConfig", {"r": 2, "alpha": 3, "decompose_factor": 4}),
+    "LoKr, both factors products": (
+        "LoKrConfig", {"r": 1, "alpha": 3, "decompose_factor": 4, "decompose_both": True},
+    ),
+}  # fmt: skip
+#: kinds without a trainer to compare with -> the tensors that are written and compared by hand
+BY_HAND: dict[str, str] = {
+    "Tucker cores": "`lora_mid`, `hada_t1`, `hada_t2`, `lokr_t2` against LyCORIS' functions",
+    "DoRA for ComfyUI": "`dora_scale` beside ComfyUI's names: converted from PEFT's, same weights",
+    "biases, norms, tables": "`diff`, `diff_b`, `w_norm`, `b_norm`, `lora_B.bias`, whole tensors",
+    "replaced weight": "`set_weight`",
+    "scaled FP8 and INT8": "`weight_scale`, `scale_weight` beside factors",
+}
+#: first word of a kind -> its tensors
+TENSORS: dict[str, str] = {
+    "LoRA": "`lora_A`, `lora_B`",
+    "LoCoN": "`lora_down`, `lora_up`",
+    "LoHa": "`hada_w1_a`, `hada_w1_b`, `hada_w2_a`, `hada_w2_b`",
+    "LoKr": "`lokr_w1` or `lokr_w1_a`, `lokr_w1_b`; `lokr_w2` or `lokr_w2_a`, `lokr_w2_b`",
+    "DoRA": "those of the update, `dora_scale` or `lora_magnitude_vector`",
+    "OFT": "`oft_blocks`, `rescale`",
+    "BOFT": "`oft_blocks`, `rescale`",
+    "full": "`diff`, `diff_b`",
+}
+#: refused kind (`lora.suffixes.UNSUPPORTED`) -> why
+REFUSED: dict[str, str] = {
+    "OFT of PEFT or musubi-tuner (oft_R)": "not done yet: it turns inputs, by a series whose "
+    "length only the trainer's configuration says",
+    "BOFT of PEFT": "not done yet: another butterfly than that of LyCORIS",
+    "(IA)^3": "not done yet: it scales inputs or outputs",
+    "GLoRA": "not done yet: it multiplies the base as well as adding to it",
+    "AdaLoRA": "not done yet: its ranks have strengths of their own",
+    "VeRA or RandLoRA": "its random matrices need not be in the file",
+    "T-LoRA": "changes with the noise level: it is no one change of a weight",
+    "LoRA of an embedding": "this model has none",
+    "a LoRA that changes its layer's size (reshape_weight)": "engines have one size",
+    "a magnitude of musubi-tuner's DoRA-OFT": "belongs to the first of these",
+}
+
+
+def official(module: str) -> str:
+    return f"diffusion_model.{module}"
+
+
+def flat(module: str) -> str:
+    return module.replace(".", "_")
+
+
+#: how trainers spell a module, and the two halves if not `.lora_A.weight` and `.lora_B.weight`
+NAMINGS: dict[str, tuple[Any, ...]] = {
+    "official / ComfyUI": (official,),
+    "ComfyUI, down and up": (official, ".lora_down.weight", ".lora_up.weight"),
+    "with model.": (lambda m: f"model.diffusion_model.{m}",),
+    "bare (DiffSynth)": (lambda m: m, ".lora_A.default.weight", ".lora_B.default.weight"),
+    "compiled model": (lambda m: f"diffusion_model._orig_mod.{m}",),
+    "module.": (lambda m: f"module.{m}",),
+    "unet.": (lambda m: f"unet.{m}",),
+    "dit.": (lambda m: f"dit.{m}",),
+    "pipe.dit.": (lambda m: f"pipe.dit.{m}",),
+    "velocity_model.": (lambda m: f"velocity_model.{m}",),
+    "PEFT": (lambda m: f"base_model.model.{m}",),
+    "PEFT of a diffusers pipeline": (lambda m: f"transformer.base_model.model.{m}",),
+    "diffusers": (lambda m: f"transformer.{m}",),
+    "diffusers, old": (lambda m: f"transformer.{m}", ".lora.down.weight", ".lora.up.weight"),
+    "diffusers, attention processors": (
+        lambda m: "transformer." + m.removesuffix(".0").replace(".to_", ".processor.to_"),
+        "_lora.down.weight", "_lora.up.weight",
+    ),
+    "without .weight": (official, ".lora_A", ".lora_B"),
+    "kohya / musubi-tuner": (
+        lambda m: f"lora_unet_{flat(m)}", ".lora_down.weight", ".lora_up.weight",
+    ),
+    "musubi-tuner, wrapped": (
+        lambda m: f"lora_unet_model_{flat(m)}", ".lora_down.weight", ".lora_up.weight",
+    ),
+    "lora_transformer_": (
+        lambda m: f"lora_transformer_{flat(m)}", ".lora_down.weight", ".lora_up.weight",
+    ),
+    "LyCORIS": (lambda m: f"lycoris_{flat(m)}", ".lora_down.weight", ".lora_up.weight"),
+}  # fmt: skip

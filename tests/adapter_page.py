@@ -1,0 +1,44 @@
+"""The adapter tables of docs/files.md, from what tests load (`tests.adapter_cases`).
+
+`python -m tests.adapter_page` (or `make docs`) writes them again; a test compares.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from ltx2rt.lora.suffixes import UNSUPPORTED
+from tests.adapter_cases import BY_HAND, LYCORIS, NAMINGS, PEFT, REFUSED, TENSORS
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/files.md"
+BLOCK = re.compile(r"(<!-- adapters -->\n).*(<!-- end of adapters -->\n)", re.DOTALL)
+MODULE = "transformer_blocks.0.attn1.to_q"
+
+
+def rewritten(text: str) -> str:
+    """The page with its tables made anew."""
+    return BLOCK.sub(lambda m: m[1] + "\n".join(["", *tables(), ""]) + m[2], text)
+
+
+def tables() -> list[str]:
+    lines = ["| kind | tensors | same weights as |", "|---|---|---|"]
+    for kind in dict.fromkeys([*PEFT, *LYCORIS]):
+        trainers = [n for n, kinds in (("LyCORIS", LYCORIS), ("PEFT", PEFT)) if kind in kinds]
+        tensors = TENSORS[re.split(r"[ ,]", kind)[0]]
+        lines.append(f"| {kind} | {tensors} | {', '.join(trainers)} |")
+    lines += [f"| {kind} | {tensors} | by hand |" for kind, tensors in BY_HAND.items()]
+    lines += ["", "Refused:", "", "| kind | why |", "|---|---|"]
+    lines += [f"| {kind} | {REFUSED[kind]} |" for kind in UNSUPPORTED]
+    lines += ["", "Names (of one layer; `alpha` beside them counts under each):", ""]
+    lines += ["| naming | down, up |", "|---|---|"]
+    for naming, (spell, *halves) in NAMINGS.items():
+        down, up = halves or (".lora_A.weight", ".lora_B.weight")
+        lines.append(f"| {naming} | `{spell(MODULE)}{down}`, `…{up}` |")
+    return lines
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rewritten(PAGE.read_text()))
+    sys.exit(0)
