@@ -91,14 +91,14 @@ def _interleaved(engines: dict[str, TrtEngine], feeds: dict[str, Any]) -> dict[s
     while time.perf_counter() < end:
         for engine in engines.values():
             engine.enqueue()
-            engine.synchronize()
+            engine.wait()
     seconds: dict[str, list[float]] = {way: [] for way in engines}
     for _ in range(ROUNDS):
         for way, engine in engines.items():
             start = time.perf_counter()
             for _ in range(RUNS_A_ROUND):
                 engine.enqueue()
-            engine.synchronize()
+            engine.wait()
             seconds[way].append((time.perf_counter() - start) / RUNS_A_ROUND)
     return seconds
 

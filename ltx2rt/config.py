@@ -52,11 +52,19 @@ class RuntimeConfig:
         residency: `stage` frees text encoder, transformer and upsampler as soon as their part is
             done; `resident` keeps every engine loaded between calls.
         max_batch_size: guidance passes that run together: faster on large machines, more memory.
+        device: number of the GPU, among those that CUDA shows.
+        cuda_graphs: a pass of the transformer is captured and replayed, where its weights stay on
+            the GPU.
+        kernels: when TensorRT-RTX makes kernels for sizes: `eager` before the first run of a size,
+            `none` never, `lazy` meanwhile, so that first runs give other bits and no graphs.
     """
 
     threads: int = 0
     residency: str = "stage"
     max_batch_size: int = 1
+    device: int = 0
+    cuda_graphs: bool = True
+    kernels: str = "eager"
 
     def __post_init__(self) -> None:
         problems = []
@@ -71,6 +79,14 @@ class RuntimeConfig:
         if self.max_batch_size < 1:
             problems.append(
                 Problem(Field("max_batch_size"), f"={self.max_batch_size} is less than 1")
+            )
+        if self.device < 0:
+            problems.append(
+                Problem(Field("device"), f"={self.device} is negative; GPUs are numbered from 0")
+            )
+        if self.kernels not in ("eager", "none", "lazy"):
+            problems.append(
+                Problem(Field("kernels"), f"={self.kernels!r}; allowed: eager, none, lazy")
             )
         if problems:
             raise OptionError("runtime options", problems)

@@ -1,4 +1,4 @@
-"""The only reader of environment variables: `LTX2RT_*` names."""
+"""The only reader of environment variables: `LTX2RT_*` names, and those of CUDA for errors."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ def cache_dir() -> Path:
 def enhance_key() -> str | None:
     """The key of the prompt enhancer's endpoint: `LTX2RT_ENHANCE_KEY`; None if it is not set."""
     return os.environ.get("LTX2RT_ENHANCE_KEY") or None
+
+
+def visible_devices() -> str | None:
+    """What CUDA shows of this machine's GPUs: `CUDA_VISIBLE_DEVICES`; None if it is not set."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,111 +1,151 @@
-"""Device memory of engines that run one after another on one stream."""
+"""Device memory of everything that runs on one device, one after another: buffers by name, blocks
+that are held, weights of engines, and where the weights of layers go.
+"""
 
 from __future__ import annotations
 
-import math
+import threading
 import weakref
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ltx2rt.device.cuda import Device
+from ltx2rt.device.arena import Arena, Blocks, OpenBlocks, Regions, aligned
+from ltx2rt.device.device import Device
+from ltx2rt.device.staging import Staging
+from ltx2rt.device.tensor import DeviceTensor
 from ltx2rt.engine import Array
 
-
-@dataclass(frozen=True, slots=True)
-class DeviceTensor:
-    """A tensor in device memory; `dtype` is that of the host array which would hold it."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    address: int
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+__all__ = ["DeviceMemory", "DeviceTensor"]
 
 
 class DeviceMemory:
-    """Buffers by name, blocks that are held, and weights that stay as long as their arrays live.
+    """Everything is handed out of the regions that are taken here: no call of the driver allocates
+    or frees afterwards.
 
     Args:
         device: whose memory it is; closed when the last user that opened it is done.
-        reserve: bytes that weights leave free. None: all weights must find room.
+        regions: what is taken of it. None: blocks come from the driver, for engines on their own.
+        reserve: without regions, bytes that layers leave free; None: all must find room.
     """
 
-    def __init__(self, device: Device, reserve: int | None = None) -> None:
+    def __init__(
+        self, device: Device, regions: Regions | None = None, *, reserve: int | None = None
+    ) -> None:
         self.device = device
-        self._reserve = reserve
+        self.lock = threading.RLock()  # frames decode on a thread of their own
+        self.staging = Staging(device)
+        self.moves = 0  # how often a buffer went: what holds its address is out of date
+        self._reserve = regions.reserve if regions else reserve
+        self._whole = 0
+        self._scratch = (0, -1)
         self._buffers: dict[str, tuple[int, int]] = {}
         self._held: set[int] = set()
         self._resident: dict[tuple[int, int], tuple[weakref.ref[Array], int]] = {}
-        self._sent: list[Array] = []  # what the device may still read
-        self._full = False  # a weight found no room since one went
         self._users = 0
         self.closed = False
+        self.tensors: Blocks
+        self.engines: Blocks
+        self.layers: Blocks
+        if regions is None:
+            self.tensors = self.engines = self.layers = OpenBlocks(device)
+        else:
+            self._divide(regions)
+
+    def _divide(self, regions: Regions) -> None:
+        start = self._whole = self.device.allocate(regions.total)
+        self._scratch = (start, regions.scratch)
+        start += aligned(regions.scratch)
+        arenas = []
+        for size, name in (
+            (regions.tensors, "inputs, outputs and constants"),
+            (regions.engines, "weights of engines"),
+            (regions.layers, "weights of layers"),
+        ):
+            arenas.append(Arena(start, aligned(size), name))
+            start += aligned(size)
+        self.tensors, self.engines, self.layers = arenas
+
+    @property
+    def is_planned(self) -> bool:
+        return bool(self._whole)
 
     def opened(self) -> DeviceMemory:
         """The same memory, for one more user that will close it."""
         self._users += 1
         return self
 
+    def scratch(self, size: int) -> int:
+        """Address of what an engine's activations need; engines take turns with it."""
+        address, held = self._scratch
+        if held < size:
+            if self.is_planned:
+                self._fail_scratch(size)
+            if held >= 0:
+                self.device.compute.sync()
+                self.device.free(address)
+                self.moves += 1
+            self._scratch = address, _ = self.device.allocate(size), size
+        return address
+
+    def _fail_scratch(self, size: int) -> None:
+        Arena(0, self._scratch[1], "activations").take(size, "an engine")
+
     def buffer(self, name: str, size: int) -> int:
         """Address of the buffer of that name, at least `size` bytes; grows, never shrinks."""
         address, held = self._buffers.get(name, (0, -1))
         if held < size:
             if held >= 0:
-                del self._buffers[name]
-                self.device.free(address)
-            address = self.device.allocate(size)
+                self._drop_buffer(name)
+            address = self.tensors.take(size, name)
             self._buffers[name] = (address, size)
         return address
 
+    def drop_buffers(self) -> None:
+        """Every buffer may go: the work of its user is done."""
+        for name in list(self._buffers):
+            self._drop_buffer(name)
+
+    def _drop_buffer(self, name: str) -> None:
+        self.tensors.give(self._buffers.pop(name)[0])
+        self.moves += 1
+
     def upload(self, name: str, array: Array) -> DeviceTensor:
-        """Copy an array to the buffer of that name, in order on the stream, without waiting."""
+        """Copy an array to the buffer of that name, in order on the compute stream."""
         return self._send(array, self.buffer(name, array.nbytes))
 
     def hold(self, array: Array) -> DeviceTensor:
         """Copy an array to a block of its own, which stays until it is dropped."""
-        address = self.device.allocate(array.nbytes)
+        address = self.tensors.take(array.nbytes, "a constant")
         self._held.add(address)
         return self._send(array, address)
 
     def drop(self, address: int) -> None:
-        """Free a block that is held, once the stream no longer uses it."""
+        """Free a block that is held."""
         if address in self._held:
             self._held.remove(address)
-            self.device.free(address)
-            self._full = False
+            self.tensors.give(address)
 
     def has_room(self, size: int) -> bool:
-        """Whether weights of `size` bytes leave the reserve free."""
-        if self._reserve is None:
-            return True
-        self._full = self._full or self.device.free_bytes() - size < self._reserve
-        return not self._full
+        """Whether the weights of a layer may stay, or must take turns in the ring."""
+        return self._reserve is None or self.layers.room() - aligned(size) >= self._reserve
 
     def synchronize(self) -> None:
-        """Wait for everything on the stream."""
-        self.device.synchronize()
-        self._sent.clear()
+        """Wait for everything on the device."""
+        self.device.upload.sync()
+        self.device.compute.sync()
 
     def weight(self, name: str, array: Array) -> int:
         """Where a weight of an engine on its own is: uploaded when it is seen for the first time,
-        freed when its array goes. Without room for it, in the one buffer of that name: the upload
-        waits until what ran before has read that.
+        freed when its array goes.
 
         Raises:
-            EngineError: there is no room and nothing may be uploaded at every use.
+            EngineError: there is no room.
         """
         key = (array.ctypes.data, array.nbytes)
         if key not in self._resident:
-            if not self.has_room(array.nbytes):
-                return self.upload(f"weight {name}", array).address
-            address = self.device.allocate(array.nbytes)
+            address = self.engines.take(array.nbytes, f"weight {name}")
             self._resident[key] = (weakref.ref(array, lambda _: self._forget(key)), address)
             self._send(array, address)
-            self.synchronize()
         return self._resident[key][1]
 
     def close(self) -> None:
@@ -115,23 +155,23 @@ class DeviceMemory:
             return
         self.closed = True
         self.device.activate()
-        for address, _ in self._buffers.values():
-            self.device.free(address)
+        self.synchronize()
+        self.drop_buffers()
         for address in list(self._held):
             self.drop(address)
         for key in list(self._resident):
             self._forget(key)
-        self._buffers = {}
-        self._sent.clear()
+        self.staging.close()
+        if self.is_planned:
+            self.device.free(self._whole)
+        elif self._scratch[1] >= 0:
+            self.device.free(self._scratch[0])
         self.device.close()
 
     def _send(self, array: Array, address: int) -> DeviceTensor:
-        whole = np.ascontiguousarray(array)
-        self.device.upload(address, whole)
-        self._sent.append(whole)
+        self.staging.send(np.ascontiguousarray(array), address, self.device.compute)
         return DeviceTensor(array.shape, array.dtype, address)
 
     def _forget(self, key: tuple[int, int]) -> None:
         if (held := self._resident.pop(key, None)) is not None:
-            self.device.free(held[1])
-            self._full = False
+            self.engines.give(held[1])

@@ -5,50 +5,67 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from ltx2rt.backends.binding import Binding
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
 from ltx2rt.backends.layer_memory import LayerMemory
 from ltx2rt.backends.stack import Call, Constants, OnLayer, Part, StackParts, ready
+from ltx2rt.device.arena import ALIGNMENT, aligned
+from ltx2rt.device.device import Graph
 from ltx2rt.engine import Array, Engine, Shaped
 from ltx2rt.errors import InternalError
 from ltx2rt.weights.floats import as_float32
 
-#: where a device lets tensors begin: rows that are taken one at a time start at multiples of it
-ALIGNMENT = 256
+Outputs = Mapping[str, DeviceTensor]
 
 
 class DeviceEngine(Engine, Protocol):
     """What a stack needs of an engine on a device; see `TrtEngine`."""
 
-    def bind(
-        self, tensors: Mapping[str, Shaped], place: Callable[[str, int], int] | None = None
-    ) -> dict[str, DeviceTensor]: ...
+    def new_binding(self) -> Binding: ...
 
-    def bind_weights(self, weights: Mapping[str, Shaped]) -> None: ...
+    def bind_weights(
+        self, weights: Mapping[str, Shaped], binding: Binding | None = None
+    ) -> None: ...
 
-    def enqueue(self) -> None: ...
+    def run(self, binding: Binding) -> None: ...
 
 
 class DeviceStack:
-    """A `Stack` whose engines share one device's memory and stream.
+    """A `Stack` whose engines share one device's memory and streams.
 
     Args:
         parts: closed with the stack.
         memory: that of all its engines, opened for the stack, which closes it.
         keep: hold weights: on the device as far as there is room, the others on the host, from
             where they go up at every use. Otherwise every call loads every layer anew.
+        graphs: passes whose weights are all on the device are captured when they run for the
+            second time, and replayed from then on.
+        largest: bytes of the weights of the largest part, where that is known.
     """
 
     def __init__(
-        self, parts: StackParts[DeviceEngine], memory: DeviceMemory, *, keep: bool = True
+        self,
+        parts: StackParts[DeviceEngine],
+        memory: DeviceMemory,
+        *,
+        keep: bool = True,
+        graphs: bool = True,
+        largest: int = 0,
     ) -> None:
         self._parts = parts
+        self._sequence = tuple(parts)
         self._dtypes = parts.dtypes()
         self._memory = memory
-        self._weights = LayerMemory(memory, keep=keep)
+        loads = [p.load for p in self._sequence]
+        self._weights = LayerMemory(memory, loads, keep=keep, largest=largest)
+        self._bindings: dict[int, Binding] = {}
+        self._each = keep  # a context for every part, or for every engine
+        self._graphs = graphs
+        self._begun = 0
         self._collected = {source: into for into, source in parts.collects.items()}
         self._closed = False
 
@@ -68,34 +85,50 @@ class DeviceStack:
     ) -> DeviceConstants:
         """See `Stack`."""
         assert base is None or isinstance(base, DeviceConstants)
-        self._memory.device.activate()
-        begun = DeviceConstants(self._memory, base)
-        for key, array in ready(constants, self._dtypes):
-            begun.tensors[key] = self._memory.hold(array)
-        for key, rows in ready(by_layer or {}, self._dtypes):
-            begun.by_layer[key] = _hold_rows(self._memory, rows)
+        with self._memory.lock:
+            self._memory.device.activate()
+            begun = DeviceConstants(self._memory, base, self._ended)
+            self._begun += 1
+            for key, array in ready(constants, self._dtypes):
+                begun.tensors[key] = self._memory.hold(array)
+            for key, rows in ready(by_layer or {}, self._dtypes):
+                begun.by_layer[key] = _hold_rows(self._memory, rows)
         return begun
 
     def __call__(
         self, calls: Sequence[Call], on_layer: OnLayer | None = None
     ) -> list[dict[str, Array]]:
         """See `Stack`."""
-        self._memory.device.activate()
-        states = [self._upload(number, call) for number, call in enumerate(calls)]
-        self._run(self._parts.head, -1, states)
-        for index, part in enumerate(self._parts.layers):
-            self._run(part, index, states)
-            if on_layer is not None:
-                on_layer(index + 1, self.num_layers)
-        outputs = self._run(self._parts.tail, self.num_layers, states)
-        return self._download(outputs)
+        with self._memory.lock:
+            self._memory.device.activate()
+            states = [self._upload(number, call) for number, call in enumerate(calls)]
+            if len(states) == 1 and states[0].constants is not None and on_layer is None:
+                outputs = [self._pass(states[0], states[0].constants)]
+            else:
+                outputs = self._enqueue(states, on_layer)
+            results = self._download(outputs)
+            if not self._begun and self._memory.is_planned:
+                self._memory.drop_buffers()
+        return results
 
     def close(self) -> None:
         """See `Stack`."""
         if not self._closed:
             self._closed = True
+            self._memory.device.activate()
+            self._memory.synchronize()
+            self._bindings.clear()
+            self._weights.close()
+            if self._memory.is_planned:
+                self._memory.drop_buffers()
             self._parts.close()
             self._memory.close()
+
+    def _ended(self) -> None:
+        """Constants are closed; with the last ones, a stage is over."""
+        self._begun -= 1
+        if not self._begun and self._memory.is_planned and not self._memory.closed:
+            self._memory.drop_buffers()
 
     def _upload(self, number: int, call: Call) -> _State:
         if call.constants is not None and not isinstance(call.constants, DeviceConstants):
@@ -106,32 +139,68 @@ class DeviceStack:
         }
         return _State(number, tensors, call.constants)
 
-    def _run(
-        self, part: Part[DeviceEngine], index: int, states: Sequence[_State]
-    ) -> list[dict[str, DeviceTensor]]:
-        """Enqueue one part for all calls; `index`: -1 the head, `num_layers` the tail."""
-        engine = part.engine
-        found: list[dict[str, DeviceTensor]] = []
-        weights = self._weights.given(index, part.load)
+    def _pass(self, state: _State, constants: DeviceConstants) -> Outputs:
+        """One pass: as a graph, if it ran before with the same weights, constants and addresses."""
+        key = (self._memory.moves, *sorted(_facts(state.tensors)))
+        taken = constants.passes.get(key)
+        if taken is None or not self._weights.settled:
+            (outputs,) = self._enqueue([state], None)
+            if self._weights.settled and self._graphs and self._can_be_captured():
+                # what ran may have moved buffers: then it is captured one pass later
+                constants.passes[key] = _Pass(outputs)
+            return outputs
+        if taken.graph is None:
+            taken.graph = self._memory.device.capture(lambda: self._enqueue([state], None))
+        taken.graph.launch()
+        return taken.outputs
+
+    def _can_be_captured(self) -> bool:
+        compute = self._memory.device.compute
+        return all(b.can_be_captured(compute) for b in self._bindings.values())
+
+    def _enqueue(self, states: Sequence[_State], on_layer: OnLayer | None) -> list[Outputs]:
+        self._run(0, states)
+        for number in range(1, self.num_layers + 1):
+            self._run(number, states)
+            if on_layer is not None:
+                on_layer(number, self.num_layers)
+        return self._run(self.num_layers + 1, states)
+
+    def _run(self, number: int, states: Sequence[_State]) -> list[Outputs]:
+        """Enqueue one part for all calls; 0 is the head."""
+        part = self._sequence[number]
+        engine, binding = part.engine, self._binding(number)
+        found: list[Outputs] = []
+        weights = self._weights.use(number)
         for state in states:
-            place = partial(self._place, index, state)
-            outputs = engine.bind(self._feeds(part, index, state, weights), place)
-            if not found:  # after the first `bind`, which takes scratch memory
-                engine.bind_weights(self._weights.upload(index, weights))
-            engine.enqueue()
+            feeds = self._feeds(part, number - 1, state, weights)
+            outputs = binding.bind(feeds, partial(self._place, number, state))
+            engine.bind_weights(weights, binding)
+            engine.run(binding)
             for output, tensor in outputs.items():
                 state.tensors[self._key(engine, output)] = tensor
-            if index < 0:
+            if number == 0:
                 self._collect(outputs, state)
             found.append(outputs)
-        self._weights.ran()
+        self._weights.ran(number)
         return found
 
+    def _binding(self, number: int) -> Binding:
+        engine = self._sequence[number].engine
+        key = number if self._each else id(engine)
+        if key not in self._bindings:
+            self._bindings[key] = engine.new_binding()
+        return self._bindings[key]
+
     def _feeds(
-        self, part: Part[DeviceEngine], index: int, state: _State, weights: Mapping[str, Shaped]
-    ) -> dict[str, Shaped]:
+        self,
+        part: Part[DeviceEngine],
+        index: int,
+        state: _State,
+        weights: Mapping[str, DeviceTensor],
+    ) -> dict[str, DeviceTensor]:
         """What an engine takes but for its weights; it says itself what is missing."""
-        feeds: dict[str, Shaped] = {}
+        feeds: dict[str, DeviceTensor] = {}
         for spec in part.engine.spec.inputs:
             name = part.takes.get(spec.name, spec.name)
             if spec.name in weights:  # low-rank inputs belong to the layer
@@ -140,7 +209,7 @@ class DeviceStack:
                 feeds[spec.name] = found
         return feeds
 
-    def _place(self, index: int, state: _State, output: str, size: int) -> int:
+    def _place(self, number: int, state: _State, output: str, size: int) -> int:
         """Where an output goes: hidden states alternate between two buffers, or lie one after
         another where the tail takes all of them.
         """
@@ -149,8 +218,8 @@ class DeviceStack:
             if size % ALIGNMENT:
                 raise InternalError(f"{name} of {size} bytes cannot lie in a row with others")
             whole = self._memory.buffer(f"{state.number} {name}", size * (self.num_layers + 1))
-            return whole + size * (index + 1)
-        turn = (index + 1) % 2 if name in self._parts.gives.values() else 0
+            return whole + size * number
+        turn = number % 2 if name in self._parts.gives.values() else 0
         return self._memory.buffer(f"{state.number} {name} {turn}", size)
 
     def _collect(self, outputs: Mapping[str, DeviceTensor], state: _State) -> None:
@@ -168,22 +237,39 @@ class DeviceStack:
         arrays = [
             {n: np.empty(t.shape, t.dtype) for n, t in tensors.items()} for tensors in outputs
         ]
-        for tensors, wanted in zip(outputs, arrays, strict=True):
-            for name, array in wanted.items():
-                self._memory.device.download(array, tensors[name].address)
-        self._memory.synchronize()
+        wanted = [
+            (array, tensors[name].address)
+            for tensors, found in zip(outputs, arrays, strict=True)
+            for name, array in found.items()
+        ]
+        self._memory.staging.receive(wanted, self._memory.device.compute)
         tail = self._parts.tail.engine
-        return [{n: as_float32(a, _dtype(tail, n)) for n, a in wanted.items()} for wanted in arrays]
+        return [{n: as_float32(a, _dtype(tail, n)) for n, a in found.items()} for found in arrays]
+
+
+@dataclass(slots=True)
+class _Pass:
+    """A pass that ran once: where its outputs are, and its graph once it is captured."""
+
+    outputs: Outputs
+    graph: Graph | None = None
 
 
 class DeviceConstants:
-    """(tensor, dtype) -> where it is; those of `base` follow."""
+    """(tensor, dtype) -> where it is; those of `base` follow. Passes with them are kept here: a
+    graph has their addresses.
+    """
 
-    def __init__(self, memory: DeviceMemory, base: DeviceConstants | None) -> None:
+    def __init__(
+        self, memory: DeviceMemory, base: DeviceConstants | None, ended: Callable[[], None]
+    ) -> None:
         self._memory = memory
         self._base = base
+        self._ended = ended
+        self._closed = False
         self.tensors: dict[tuple[str, str], DeviceTensor] = {}
         self.by_layer: dict[tuple[str, str], Sequence[DeviceTensor]] = {}
+        self.passes: dict[Any, _Pass] = {}
 
     def find(self, name: str, dtype: str, layer: int) -> DeviceTensor | None:
         """A tensor as layer number `layer` takes it; None if it is none of these."""
@@ -194,11 +280,18 @@ class DeviceConstants:
 
     def close(self) -> None:
         """Free them; closing again, or after the stack, does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         if not self._memory.closed:
             self._memory.device.activate()
+            for taken in self.passes.values():
+                if taken.graph is not None:
+                    taken.graph.close()
         for tensor in (*self.tensors.values(), *(rows[0] for rows in self.by_layer.values())):
             self._memory.drop(tensor.address)
-        self.tensors, self.by_layer = {}, {}
+        self.tensors, self.by_layer, self.passes = {}, {}, {}
+        self._ended()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +310,17 @@ class _State:
         return self.tensors[name, dtype] if found is None else found
 
 
+def _facts(
+    tensors: Mapping[tuple[str, str], DeviceTensor],
+) -> list[tuple[tuple[str, str], tuple[Any, ...]]]:
+    """What a graph of a pass over these tensors depends on."""
+    return [(name, (t.shape, t.dtype.str, t.address)) for name, t in tensors.items()]
+
+
 def _hold_rows(memory: DeviceMemory, rows: Array) -> Sequence[DeviceTensor]:
     """Upload `[layers, ...]` at once, each row where a tensor may begin."""
     size = rows[0].nbytes
-    padded = np.zeros((len(rows), -(-size // ALIGNMENT) * ALIGNMENT), np.uint8)
+    padded = np.zeros((len(rows), aligned(size)), np.uint8)
     padded[:, :size] = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), size)
     whole = memory.hold(padded)
     return [

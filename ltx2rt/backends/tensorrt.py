@@ -7,26 +7,23 @@ Weights are uploaded once; everything runs in order on one stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from ltx2rt.backends.binding import Binding, Place
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
 from ltx2rt.backends.engine_checks import check_gpu, check_plugins, check_version
 from ltx2rt.backends.runtime_cache import RuntimeCache
-from ltx2rt.backends.tensorrt_api import APIS, load, make_logger
-from ltx2rt.bundle.buckets import choose_bucket, symbol_sizes
+from ltx2rt.backends.tensorrt_api import APIS, load, logger_of
 from ltx2rt.bundle.engine_file import read_info
 from ltx2rt.bundle.manifest import Tensor
-from ltx2rt.device.cuda import CudaDevice, Device
-from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, Shaped, check_inputs
+from ltx2rt.device.cuda import CudaDevice
+from ltx2rt.device.device import Device
+from ltx2rt.engine import Array, EngineBase, EngineSpec, Shaped, check_inputs
 from ltx2rt.errors import EngineError, InternalError
-
-#: (output, bytes) -> the address where it goes
-Place = Callable[[str, int], int]
 
 #: bits of one element, by dtype name; weights come in more dtypes than other tensors
 BITS = {
@@ -50,6 +47,10 @@ def tensor_bytes(tensor: Tensor) -> int:
     return -(-elements * BITS[tensor.dtype] // 8)
 
 
+def _no_context() -> Any:
+    raise InternalError("an engine that is not loaded")
+
+
 class TrtEngine(EngineBase):
     """One engine with its context and device memory.
 
@@ -61,6 +62,8 @@ class TrtEngine(EngineBase):
         rebuild: command that builds the engine again, for errors.
         make_device: tests give another.
         memory: shared with engines that it takes turns with; None: its own.
+        specialize: when TensorRT-RTX makes kernels for sizes: `EAGER` before the first run of a
+            size, `NONE` never, `LAZY` meanwhile, so that the first runs take other kernels.
 
     Raises:
         UnsupportedError: the library, cuda-python, the driver or the GPU is missing.
@@ -77,28 +80,30 @@ class TrtEngine(EngineBase):
         rebuild: str,
         make_device: Callable[[str], Device] = CudaDevice,
         memory: DeviceMemory | None = None,
+        specialize: str = "EAGER",
     ) -> None:
         self._spec = spec
         self._info = read_info(path)
-        trt = load(self._info.backend)
-        self._label = f"{APIS[self._info.backend].label} {trt.__version__}"
-        check_version(self._info, str(trt.__version__), rebuild)
+        self._specialize = specialize
+        self._trt = load(self._info.backend)
+        self._label = f"{APIS[self._info.backend].label} {self._trt.__version__}"
+        check_version(self._info, str(self._trt.__version__), rebuild)
         check_plugins(self._info, rebuild)
         if memory is None:
             memory = DeviceMemory(make_device(f"backend {self._info.backend}"))
         self._memory = memory.opened()
         self._device = self._memory.device
         self._bound = dict(weights)
-        self._profile = -1
         self._kernels: RuntimeCache | None = None
         self._ran = False
         self._closed = False
         self._runtime: Any = None
         self._engine: Any = None
-        self._context: Any = None
+        self._own: Any = None
+        self._make_context: Callable[[], Any] = _no_context
         try:
             check_gpu(self._info, self._device.gpu.target, self._device.gpu.name, rebuild)
-            self._load(trt, path)
+            self._load(path)
         except BaseException:
             self.close()
             raise
@@ -109,14 +114,14 @@ class TrtEngine(EngineBase):
 
     def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Run once on host arrays; see `Engine`."""
-        found = self.bind(tensors)
-        self.bind_weights(tensors)
-        self.enqueue()
-        outputs = {}
-        for name, tensor in found.items():
-            outputs[name] = np.empty(tensor.shape, tensor.dtype)
-            self._device.download(outputs[name], tensor.address)
-        self.synchronize()
+        with self._memory.lock:
+            found = self.bind(tensors)
+            self.bind_weights(tensors)
+            self.enqueue()
+            outputs = {name: np.empty(t.shape, t.dtype) for name, t in found.items()}
+            self.receive([(outputs[n], t.address) for n, t in found.items()])
+            if self._memory.is_planned:  # others take their turn in the same memory
+                self._memory.drop_buffers()
         return outputs
 
     def bind(
@@ -134,37 +139,28 @@ class TrtEngine(EngineBase):
         """
         check_inputs(self._spec, tensors)
         self._device.activate()
-        shapes = {t.name: t.shape for t in self._spec.inputs}
-        sizes = symbol_sizes(shapes, {name: tensors[name].shape for name in shapes})
-        self._choose_profile(choose_bucket(self._spec.component, self._info.buckets, sizes))
-        for name in shapes.keys() & self._names:
-            given = tensors[name]
-            if isinstance(given, np.ndarray):
-                given = self._memory.upload(f"input {name}", given)
+        feeds = {}
+        for spec in self._spec.inputs:
+            given = tensors[spec.name]
+            if isinstance(given, np.ndarray) and spec.name in self._names:
+                given = self._memory.upload(f"input {spec.name}", given)
+            elif isinstance(given, np.ndarray):
+                given = DeviceTensor(given.shape, given.dtype, 0)  # the engine does not read it
             assert isinstance(given, DeviceTensor)
-            self._ok(self._context.set_input_shape(name, given.shape), f"the shape of {name}")
-            self._bind(name, given.address)
-        outputs = {}
-        for tensor in self._spec.outputs:
-            shape = tuple(self._context.get_tensor_shape(tensor.name))
-            dtype = NUMPY_DTYPES[tensor.dtype]
-            size = math.prod(shape) * dtype.itemsize
-            if place is None:
-                address = self._memory.buffer(f"output {tensor.name}", size)
-            else:
-                address = place(tensor.name, size)
-            self._bind(tensor.name, address)
-            outputs[tensor.name] = DeviceTensor(shape, dtype, address)
-        self._set_scratch()
+            feeds[spec.name] = given
+        outputs: dict[str, DeviceTensor] = self._own.bind(feeds, place or self._buffer)
         return outputs
 
-    def bind_weights(self, weights: Mapping[str, Shaped]) -> None:
-        """Set the addresses of all weights: those given, else those bound once. After `bind`, so
-        that they take what memory is left.
+    def bind_weights(self, weights: Mapping[str, Shaped], binding: Binding | None = None) -> None:
+        """Set the addresses of all weights: those given, else those bound once.
+
+        Args:
+            binding: one of `new_binding`; None: the engine's own.
 
         Raises:
             InternalError: a weight is missing or has another size.
         """
+        binding = binding or self._own
         for weight in self._info.weight_inputs:
             if weight.name not in self._names:
                 continue
@@ -177,18 +173,30 @@ class TrtEngine(EngineBase):
                     f"engine takes {tensor_bytes(weight)}"
                 )
             if isinstance(given, DeviceTensor):
-                self._bind(weight.name, given.address)
+                binding.set_address(weight.name, given.address)
             else:
-                self._bind(weight.name, self._memory.weight(weight.name, given))
+                binding.set_address(weight.name, self._memory.weight(weight.name, given))
 
     def enqueue(self) -> None:
-        """Run on the stream with what `bind` and `bind_weights` set, without waiting."""
-        self._ran = True
-        self._ok(self._context.execute_async_v3(self._device.stream), "the run")
+        """Run on the compute stream with what `bind` and `bind_weights` set, without waiting."""
+        self.run(self._own)
 
-    def synchronize(self) -> None:
+    def new_binding(self) -> Binding:
+        """A further execution context, for a caller that sets it once and runs it often."""
+        return self._binding(self._create_context())
+
+    def run(self, binding: Binding) -> None:
+        """Enqueue one of `new_binding` on the compute stream."""
+        self._ran = True
+        binding.enqueue(self._device.compute)
+
+    def wait(self) -> None:
         """Wait for what is enqueued."""
         self._memory.synchronize()
+
+    def receive(self, wanted: Sequence[tuple[Array, int]]) -> None:
+        """Copy outputs to the host, and wait for what is enqueued."""
+        self._memory.staging.receive(wanted, self._device.compute)
 
     def close(self) -> None:
         """Free the context, the engine and its memory; closing again does nothing."""
@@ -196,55 +204,55 @@ class TrtEngine(EngineBase):
             return
         self._closed = True
         self._device.activate()
+        if not self._memory.closed:
+            self._memory.synchronize()  # a context must not go while it runs
         if self._ran and self._kernels is not None:
             self._kernels.save()
         # in this order: each lives in what follows
-        self._context = self._kernels = self._engine = self._runtime = None
+        self._own, self._make_context = None, _no_context
+        self._kernels = self._engine = self._runtime = None
         self._bound = {}
         self._memory.close()
 
-    def _load(self, trt: ModuleType, path: Path) -> None:
-        self._logger = make_logger(trt)
-        self._runtime = trt.Runtime(self._logger)
+    def _load(self, path: Path) -> None:
+        self._logger = logger_of(self._info.backend)
+        self._runtime = self._trt.Runtime(self._logger)
         # an engine for other versions brings a runtime of its own, which is code of the host
         self._runtime.engine_host_code_allowed = self._info.version_compatible
+        self._device.activate()
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise EngineError(f"{self._label} cannot load {path}: {self._said()}")
-        self._context = self._create_context(trt)
-        if self._context is None:
-            raise EngineError(f"{self._label} cannot run {path}: {self._said()}")
         count = self._engine.num_io_tensors
         self._names = {self._engine.get_tensor_name(i) for i in range(count)}
+        self._make_context = self._context_maker()
+        self._own = self._binding(self._create_context())
 
-    def _create_context(self, trt: ModuleType) -> Any:
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    def _context_maker(self) -> Callable[[], Any]:
+        """Makes contexts whose memory is ours; those of TensorRT-RTX share their kernels."""
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not APIS[self._info.backend].runtime_cache:
-            return self._engine.create_execution_context(strategy)
+            return lambda: self._engine.create_execution_context(strategy)
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
+        kinds = self._trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = getattr(kinds, self._specialize)
         self._kernels = RuntimeCache(config, self._info, self._device.gpu)
-        return self._engine.create_execution_context(config)
+        return lambda: self._engine.create_execution_context(config)
 
-    def _choose_profile(self, index: int) -> None:
-        if index != self._profile:
-            done = self._context.set_optimization_profile_async(index, self._device.stream)
-            self._ok(done, f"profile {index}")
-            self._profile = index
+    def _create_context(self) -> Any:
+        context = self._make_context()
+        if context is None:
+            raise EngineError(f"{self._label} cannot run {self._spec.component}: {self._said()}")
+        return context
 
-    def _set_scratch(self) -> None:
-        """Give the context the memory that its activations need at these shapes."""
-        size = int(self._context.update_device_memory_size_for_shapes())
-        self._context.set_device_memory(self._memory.buffer("", size), size)
+    def _binding(self, context: Any) -> Binding:
+        return Binding(
+            context, self._spec, self._info, self._names, self._memory, self._label, self._said
+        )
 
-    def _bind(self, name: str, address: int) -> None:
-        self._ok(self._context.set_tensor_address(name, address), f"the address of {name}")
-
-    def _ok(self, done: bool, what: str) -> None:
-        if not done:
-            raise EngineError(
-                f"{self._label} refuses {what} in {self._spec.component}: {self._said()}"
-            )
+    def _buffer(self, output: str, size: int) -> int:
+        return self._memory.buffer(f"output {output}", size)
 
     def _said(self) -> str:
         return " ".join(self._logger.errors[-1].split()) if self._logger.errors else "no reason"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from ltx2rt.device.cuda import driver_cuda
+from ltx2rt.device.gpus import driver_cuda
 from ltx2rt.errors import UnsupportedError
 
 #: CUDA versions that both libraries are published for; the last is assumed where there is no driver
@@ -115,6 +115,22 @@ def install_hint(api: Api, cuda: tuple[int, int] | None) -> str:
         )
     package = api.package.format(cuda=min(cuda[0], newest))
     return f"the NVIDIA driver supports CUDA {found}: pip install {package}"
+
+
+#: module -> its logger: a library keeps the first one that it gets, for good
+_LOGGERS: dict[int, tuple[ModuleType, Any]] = {}
+
+
+def logger_of(backend: str) -> Any:
+    """The logger of a backend's library, one a process; it keeps errors and warnings for messages.
+
+    Raises:
+        UnsupportedError: see `load`.
+    """
+    trt = load(backend)
+    if id(trt) not in _LOGGERS:
+        _LOGGERS[id(trt)] = trt, make_logger(trt)
+    return _LOGGERS[id(trt)][1]
 
 
 def make_logger(trt: ModuleType) -> Any:

@@ -45,6 +45,8 @@ class EngineInfo:
         options: builder options that were set.
         version_compatible: other versions of the backend can load it.
         plugins: Python modules that register its plugins -> SHA-256 of their sources.
+        activation_bytes: of each bucket at its largest, inputs and outputs too: an estimate, which
+            the library puts right on a GPU. Empty in files of older builds.
     """
 
     schema: int
@@ -68,6 +70,7 @@ class EngineInfo:
     engine_bytes: int
     engine_sha256: str
     plugins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    activation_bytes: tuple[int, ...] = ()
 
 
 def sidecar_of(engine: Path) -> Path:

@@ -9,15 +9,19 @@ from typing import TypeVar
 
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.device_stack import DeviceStack
+from ltx2rt.backends.engine_checks import check_gpu, check_plugins, check_version
+from ltx2rt.backends.engine_needs import engine_needs
 from ltx2rt.backends.host_stack import HostStack
 from ltx2rt.backends.stack import Stack
 from ltx2rt.backends.tensorrt import TrtEngine
+from ltx2rt.backends.tensorrt_api import load
 from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.engine_file import read_info
 from ltx2rt.bundle.load_weights import engine_tensors, lora_tensors, stored_tensor
-from ltx2rt.bundle.memory import denoise_reserve, refuse_too_large, stage_weight_bytes
+from ltx2rt.bundle.memory_plan import MemoryPlan, plan_memory, room_on
 from ltx2rt.components.stack_plans import stack_plan
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.device.cuda import CudaDevice, local_gpu
+from ltx2rt.device.cuda import CudaDevice
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.lora.adapter import official_tensor
@@ -34,14 +38,21 @@ E = TypeVar("E", bound=Engine)
 
 class Loader:
     """A `source.ModelLoader` over a bundle. Weights come from the mapped files; LoRAs are merged
-    while they are loaded.
+    while they are loaded. Everything that runs on a GPU shares its memory, of which one plan is
+    made when the first engine is asked for.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._files = MappedFiles()
-        self._fits = False
+        self._shared: tuple[DeviceMemory, MemoryPlan] | None = None
         self._merger: tuple[tuple[Lora, ...], LoraMerger] | None = None
+
+    def close(self) -> None:
+        """Leave the GPU to the engines that are still open; the last one frees it."""
+        if self._shared is not None:
+            self._shared[0].close()
+            self._shared = None
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Match LoRA files to this bundle's model and look through their numbers.
@@ -79,7 +90,7 @@ class Loader:
         served = {n: bundle.component(n).served for n in names.blocks if bundle.has(n)}
         plan = stack_plan(names, bundle.options, served)
 
-        def load(name: str, index: int) -> Mapping[str, Array]:
+        def load_weights(name: str, index: int) -> Mapping[str, Array]:
             entry = bundle.component(name)
             inside = entry.layered or entry.weight_binding == "initializer"
             return {} if inside else self.weights(name, index, loras)
@@ -87,14 +98,20 @@ class Loader:
         with ExitStack() as opened:
             if not bundle.component(names.head).engines:
                 host = self._engines(opened, lambda n, _: self._host_engine(n, runtime, loras))
-                stack: Stack = HostStack(plan.parts(host, load), keep=keep)
+                stack: Stack = HostStack(plan.parts(host, load_weights), keep=keep)
             else:
-                memory = self._memory(names)
-                opened.callback(memory.close)
+                memory, memory_plan = self._memory(runtime)
+                opened.callback(memory.opened().close)
                 device = self._engines(
-                    opened, lambda n, layer: self._device_engine(n, loras, layer, memory)
+                    opened, lambda n, layer: self._device_engine(n, runtime, loras, layer)
                 )
-                stack = DeviceStack(plan.parts(device, load), memory, keep=keep)
+                stack = DeviceStack(
+                    plan.parts(device, load_weights),
+                    memory,
+                    keep=memory_plan.keep_text or not names.runs_once,
+                    graphs=runtime.cuda_graphs,
+                    largest=memory_plan.largest[names],
+                )
             opened.pop_all()
         return stack
 
@@ -147,7 +164,7 @@ class Loader:
         self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = (), index: int = 0
     ) -> Engine:
         if self._bundle.component(name).engines:
-            return self._device_engine(name, loras, index, None)
+            return self._device_engine(name, runtime, loras, index)
         return self._host_engine(name, runtime, loras)
 
     def _host_engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora]) -> Engine:
@@ -165,13 +182,9 @@ class Loader:
         return backend.OrtEngine(graph, entry.spec(name), weights, options)
 
     def _device_engine(
-        self, name: str, loras: Sequence[Lora], index: int, memory: DeviceMemory | None
+        self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora], index: int
     ) -> TrtEngine:
-        """The engine of a component, or, where engines hold their weights, of one of its layers.
-
-        Args:
-            memory: shared with engines that it takes turns with; None: its own.
-        """
+        """The engine of a component, or, where engines hold their weights, of one of its layers."""
         entry, manifest = self._bundle.component(name), self._bundle.manifest
         inside = any(e.weights == "constant" for e in entry.engines)
         if inside and self._is_changed(name, loras):
@@ -180,28 +193,50 @@ class Loader:
                 "constants; build again with --weights input: "
                 + manifest.command().replace(" --weights constant", "")
             )
-        self._check_gpu()
+        memory, _ = self._memory(runtime)
         weights: Mapping[str, Array] = {}
         if entry.weight_binding == "initializer" and not inside:
             weights = self.weights(name, 0, loras)
         file = entry.engines[entry.served.index(index) if entry.layered else 0].file
-        path = self._bundle.folder / file
-        return TrtEngine(path, entry.spec(name), weights, manifest.command(), memory=memory)
+        return TrtEngine(
+            self._bundle.folder / file,
+            entry.spec(name),
+            weights,
+            manifest.command(),
+            memory=memory,
+            specialize=runtime.kernels.upper(),
+        )
 
-    def _memory(self, names: StackNames) -> DeviceMemory:
-        """Device memory for a stack, opened for it."""
-        manifest = self._bundle.manifest
-        self._check_gpu()
-        reserve = None if names.runs_once else denoise_reserve(manifest)
-        return DeviceMemory(CudaDevice(f"backend {manifest.backend}"), reserve).opened()
+    def _memory(self, runtime: RuntimeConfig) -> tuple[DeviceMemory, MemoryPlan]:
+        """The memory of the GPU, taken with the first engine, and how it is divided.
 
-    def _check_gpu(self) -> None:
-        """Refuse a GPU that cannot hold this bundle, before its first engine is loaded."""
-        if not self._fits:
+        Raises:
+            BundleError: an engine does not fit this machine.
+            UnsupportedError: no GPU, or one without room for this bundle.
+        """
+        if self._shared is None:
             manifest = self._bundle.manifest
-            gpu = local_gpu(f"backend {manifest.backend}")
-            refuse_too_large(stage_weight_bytes(manifest, least=True), "weights", gpu)
-            self._fits = True
+            device = CudaDevice(f"backend {manifest.backend}", runtime.device)
+            try:
+                plan = self._plan(device, resident=runtime.residency == "resident")
+                memory = DeviceMemory(device, plan.regions).opened()
+            except BaseException:
+                device.close()
+                raise
+            self._shared = memory, plan
+        return self._shared
+
+    def _plan(self, device: CudaDevice, *, resident: bool) -> MemoryPlan:
+        manifest, needs, gpu = self._bundle.manifest, {}, device.gpu
+        for name, entry in manifest.components.items():
+            path = self._bundle.folder / entry.engines[0].file
+            info = read_info(path)
+            check_version(info, str(load(info.backend).__version__), manifest.command())
+            check_plugins(info, manifest.command())
+            check_gpu(info, gpu.target, gpu.name, manifest.command())
+            needs[name] = engine_needs(path, entry.spec(name))
+        room = room_on(gpu.memory_bytes, device.free_bytes(), manifest)
+        return plan_memory(manifest, needs, room, resident=resident, card=gpu.name)
 
     def _is_changed(self, name: str, loras: Sequence[Lora]) -> bool:
         merger = self._merge_of(loras)

@@ -12,9 +12,6 @@ from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import STAGES, TEXT_BLOCKS, TRANSFORMER_BLOCKS
 from ltx2rt.weights.precision import PRECISIONS
 
-#: of the GPU, what the weights of the transformer leave to the activations of an upsampler
-UPSAMPLER_ACTIVATIONS = 2 << 30
-
 
 def layer_bytes(entry: ComponentEntry) -> list[int]:
     """Memory of the weights of each layer as the component's engine takes them: quantised ones as
@@ -55,16 +52,6 @@ def held_bytes(name: str, sizes: Sequence[int], *, least: bool) -> int:
     # the text encoder lets go of a layer's weights as soon as it has run
     one = name in TEXT_BLOCKS or (least and name in TRANSFORMER_BLOCKS)
     return max(sizes, default=0) if one else sum(sizes)
-
-
-def denoise_reserve(manifest: Manifest) -> int:
-    """What the layers of the transformer leave free: one layer that is uploaded, and an upsampler
-    that runs between two stages.
-    """
-    parts = {n: layer_bytes(e) for n, e in manifest.components.items()}
-    upsamplers = [sum(parts.get(f"{kind}_upsampler", ())) for kind in ("spatial", "temporal")]
-    layers = [max(parts.get(name, ()), default=0) for name in TRANSFORMER_BLOCKS]
-    return UPSAMPLER_ACTIVATIONS + max(upsamplers) + sum(layers)
 
 
 def refuse_too_large(stages: dict[str, int], what: str, gpu: Gpu) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli import generate as generate_command
 from ltx2rt.cli.fields import all_flags, spell
@@ -26,7 +27,7 @@ EXIT_FAILED_JOBS = 1
 #: keys of a job that name what it writes
 OUTPUTS = {"output", "frames", "audio_output", "save_latents"}
 #: flags of the whole batch, which win
-SHARED = ("threads", "max_batch_size", "weights_dir", "quiet")
+SHARED = ("threads", "max_batch_size", "device", "weights_dir", "quiet")
 #: keys that a job of a batch may not have; a stream is under its name before it is complete
 REFUSED = {"resume", "work_dir", "save_embeddings", "stream", "fragmented"}
 
@@ -99,10 +100,14 @@ def run(options: argparse.Namespace) -> int:
 def _made(
     job: BatchJob, bundle: Bundle, pipes: dict[tuple[str, RuntimeConfig], Pipeline]
 ) -> dict[str, Any]:
-    """Generate one clip; the engines of one pipeline at a time stay loaded."""
+    """Generate one clip; the engines of one pipeline at a time stay loaded: on a GPU only if asked
+    for, since few cards hold them all.
+    """
     asked = job.asked
     job.output.check(asked.pipeline, asked.request)
-    runtime = replace(asked.runtime, residency="resident")
+    runtime = asked.runtime
+    if bundle.manifest.backend not in APIS:
+        runtime = replace(runtime, residency="resident")
     key = (asked.pipeline.name, runtime)
     if key not in pipes:
         while pipes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -33,6 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights-dir", type=Path, help="where weight files are now, if they moved"
     )
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="plan the memory of a card of that size (24GiB), which need not be here",
+    )
+    parser.add_argument(
+        "--shape", metavar="WxHxN", help="for clips of this shape only; default all of the bundle"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -54,6 +63,10 @@ def run(options: argparse.Namespace) -> int:
     }
     if options.bundle is not None:
         report["bundle"] = plan(options.bundle, options.weights_dir)
+    if options.memory is not None:
+        report["card"] = card_plan(options)
+    elif options.shape is not None:
+        raise OptionError("--shape needs --memory SIZE.")
     if options.json:
         print_json(report)
     else:
@@ -114,6 +127,29 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
     }
 
 
+def card_plan(options: argparse.Namespace) -> dict[str, Any]:
+    """How a card would be divided; the text for people too.
+
+    Raises:
+        OptionError, UnsupportedError: see `plan_card`.
+    """
+    from ltx2rt.bundle.bundle import open_bundle
+    from ltx2rt.bundle.card_plan import parse_memory, plan_card
+
+    if options.bundle is None:
+        raise OptionError("--memory plans for a bundle: name one.")
+    manifest = open_bundle(options.bundle, weights_dir=options.weights_dir).manifest
+    memory = parse_memory(options.memory)
+    made = plan_card(options.bundle, manifest, memory, options.shape, resident=False)
+    return {
+        "memory_bytes": memory,
+        "shape": options.shape,
+        "regions": dataclasses.asdict(made.regions),
+        "streams_layers": made.streams,
+        "text": made.text(),
+    }
+
+
 def text(report: dict[str, Any]) -> str:
     """The report for people."""
     lines = [
@@ -156,6 +192,10 @@ def text(report: dict[str, Any]) -> str:
                 "  the GPU has less memory than that: layers of the transformer without room are "
                 "uploaded at every step"
             )
+    if card_report := report.get("card"):
+        shape = f" and {card_report['shape']}" if card_report["shape"] else ""
+        lines.append(f"plan for a card of {gib(card_report['memory_bytes'])}{shape}:")
+        lines += [f"  {line}" for line in card_report["text"].splitlines()]
     return "\n".join(lines)
 
 

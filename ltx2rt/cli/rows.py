@@ -140,6 +140,7 @@ ROWS: Mapping[str, dict[str, Any]] = {
         "omitted; hdr-ic-lora: the first gives size, frames and frame rate unless they are named",
     },
     "runtime.residency": {"choices": ("stage", "resident"), "metavar": None},
+    "runtime.kernels": {"choices": ("eager", "none", "lazy"), "metavar": None},
     "output.clip": {"name": "--output", "aliases": ("-o",)},
     "output.stream": {"aliases": ("--fragmented",)},
     "output.frames": {"metavar": "DIR"},

@@ -1,94 +1,132 @@
-"""The CUDA driver through cuda-python: the GPU, one stream, device memory and copies.
-
-cuda-python is optional and imported only when something here is called.
+"""A GPU through cuda.core, and cuda.bindings where that has no call: context, streams, memory,
+copies, graphs. cuda-python is optional and imported only when something here is called.
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from ltx2rt.device.device import Device, Event, Graph, Pinned, Stream
+from ltx2rt.device.gpus import Gpu, check, driver_cuda, find_device, load_driver, local_gpu
 from ltx2rt.engine import Array
 from ltx2rt.errors import EngineError, UnsupportedError
 
-
-class Gpu(NamedTuple):
-    """A GPU of this machine: its name, architecture (`sm90`) and memory."""
-
-    name: str
-    target: str
-    memory_bytes: int
-
-
-class Device(Protocol):
-    """What a backend needs of a device. Copies and kernels run in order on `stream`."""
-
-    @property
-    def gpu(self) -> Gpu: ...
-
-    @property
-    def stream(self) -> int: ...
-
-    def activate(self) -> None: ...
-
-    def allocate(self, size: int) -> int: ...
-
-    def free(self, address: int) -> None: ...
-
-    def free_bytes(self) -> int: ...
-
-    def upload(self, address: int, array: Array) -> None: ...
-
-    def download(self, array: Array, address: int) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-    def close(self) -> None: ...
+__all__ = ["CudaDevice", "Device", "Gpu", "driver_cuda", "local_gpu"]
 
 
 class CudaDevice:
-    """The first GPU: its primary context and a stream of our own.
+    """A GPU: its primary context and streams of our own.
+
+    Args:
+        purpose: what needs it, for errors.
+        index: its number, among those that CUDA shows.
 
     Raises:
-        UnsupportedError: no GPU, no driver or no cuda-python.
+        UnsupportedError: no such GPU, no driver or no cuda-python.
+        EngineError: CUDA fails.
     """
 
-    def __init__(self, purpose: str) -> None:
+    def __init__(self, purpose: str, index: int = 0) -> None:
         self._driver = load_driver(purpose)
-        self._device = _first_device(self._driver, purpose)
-        self.gpu = _gpu(self._driver, self._device)
-        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
+        find_device(self._driver, purpose, index)
+        self.gpu = local_gpu(purpose, index)
+        self.index = index
+        self._core = _load_core(purpose)
+        self._blocks: dict[int, Any] = {}
+        self._warned = False
         self.activate()
-        flags = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
-        self._stream = self._call("cuStreamCreate", flags)
-
-    @property
-    def stream(self) -> int:
-        """The stream's handle."""
-        return int(self._stream)
+        options = self._core.StreamOptions(nonblocking=True)
+        device = self._core.Device(index)
+        self.compute = _CudaStream(self, self._call(device.create_stream, options=options))
+        self.upload = _CudaStream(self, self._call(device.create_stream, options=options))
 
     def activate(self) -> None:
         """Make the context that of the calling thread: frames decode on a thread of their own."""
-        self._call("cuCtxSetCurrent", self._context)
+        self._call(self._core.Device(self.index).set_current)
 
     def allocate(self, size: int) -> int:
-        """Address of `size` new bytes.
+        """Address of `size` new bytes, which every stream may use.
 
         Raises:
             EngineError: the GPU has no room for them; says how much it has.
         """
-        result = self._driver.cuMemAlloc(max(size, 1))
-        if result[0] == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise EngineError(self._out_of_memory(size))
+        device = self._core.Device(self.index)
         try:
-            return int(check(self._driver, result))
-        except RuntimeError as error:
-            raise EngineError(f"CUDA failed in cuMemAlloc: {error}") from error
+            block = self._call(device.allocate, max(size, 1), stream=self.compute.core)
+        except EngineError as error:
+            if "OUT_OF_MEMORY" not in str(error):
+                raise
+            raise EngineError(self._out_of_memory(size)) from error
+        self.compute.sync()
+        address = int(block.handle)
+        self._blocks[address] = block
+        return address
 
     def free_bytes(self) -> int:
         """Memory that is free now."""
-        return int(self._call("cuMemGetInfo")[0])
+        return int(self._call(lambda: check(self._driver, self._driver.cuMemGetInfo()))[0])
+
+    def free(self, address: int) -> None:
+        """Give memory of `allocate` back, once nothing uses it; from any thread."""
+        self.activate()
+        self._call(self._blocks.pop(address).close)
+        self.compute.sync()
+
+    def pinned(self, size: int) -> Pinned:
+        """Host memory that copies need not wait for; pageable, with one warning, where the system
+        refuses it.
+        """
+        try:
+            block = self._call(self._core.LegacyPinnedMemoryResource().allocate, max(size, 1))
+        except EngineError as error:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"the system refuses pinned memory ({error}): copies to and from the GPU wait "
+                    "for each other, which is slower.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return _HostBytes(np.empty(size, np.uint8), None)
+        return _HostBytes(np.from_dlpack(block).view(np.uint8)[:size], block)
+
+    def copy_in(self, address: int, array: Array, stream: Stream) -> None:
+        """See `Device`."""
+        self._copy("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, stream)
+
+    def copy_out(self, array: Array, address: int, stream: Stream) -> None:
+        """See `Device`."""
+        self._copy("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, stream)
+
+    def capture(self, enqueue: Callable[[], object]) -> Graph:
+        """See `Device`.
+
+        Raises:
+            EngineError: something that cannot be captured was called.
+        """
+        builder = self._call(self.compute.core.create_graph_builder)
+        self._call(builder.begin_building, "thread_local")
+        try:
+            enqueue()
+        finally:
+            self._call(builder.end_building)
+        return _CudaGraph(self, self._call(builder.complete), builder)
+
+    def close(self) -> None:
+        """Free the streams."""
+        for stream in (self.compute, self.upload):
+            stream.sync()
+            self._call(stream.core.close)
+
+    def _copy(self, name: str, to: int, source: int, size: int, stream: Stream) -> None:
+        call = getattr(self._driver, name)
+        self._call(lambda: check(self._driver, call(to, source, size, int(stream.handle))))
 
     def _out_of_memory(self, size: int) -> str:
         free, total = self._driver.cuMemGetInfo()[1:]
@@ -99,106 +137,102 @@ class CudaDevice:
             "says what each takes)."
         )
 
-    def free(self, address: int) -> None:
-        """Give memory of `allocate` back, once the stream no longer uses it; from any thread."""
-        self.activate()
-        self._call("cuMemFree", address)
-
-    def upload(self, address: int, array: Array) -> None:
-        """Copy a contiguous array to the device; it must live until `synchronize`."""
-        self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, self._stream)
-
-    def download(self, array: Array, address: int) -> None:
-        """Copy into a contiguous array; complete after `synchronize`."""
-        self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self._stream)
-
-    def synchronize(self) -> None:
-        """Wait for everything on the stream."""
-        self._call("cuStreamSynchronize", self._stream)
-
-    def close(self) -> None:
-        """Free the stream and leave the context."""
-        self._call("cuStreamDestroy", self._stream)
-        self._call("cuDevicePrimaryCtxRelease", self._device)
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        """Call the driver.
+    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call CUDA.
 
         Raises:
             EngineError: the call failed.
         """
         try:
-            return check(self._driver, getattr(self._driver, name)(*arguments))
-        except RuntimeError as error:
-            raise EngineError(f"CUDA failed in {name}: {error}") from error
+            return function(*arguments, **options)
+        except (RuntimeError, self._core.CUDAError) as error:
+            raise EngineError(f"CUDA failed: {str(error).splitlines()[0]}") from error
 
 
-def load_driver(purpose: str) -> ModuleType:
-    """Import cuda-python's driver module.
+@dataclass(frozen=True, slots=True)
+class _CudaEvent:
+    device: CudaDevice
+    core: Any
 
-    Raises:
-        UnsupportedError: it is not installed.
-    """
+    @property
+    def is_done(self) -> bool:
+        return bool(self.device._call(lambda: self.core.is_done))
+
+    def sync(self) -> None:
+        """See `Event`."""
+        self.device._call(self.core.sync)
+
+
+@dataclass(frozen=True, slots=True)
+class _CudaStream:
+    device: CudaDevice
+    core: Any
+
+    @property
+    def handle(self) -> int:
+        return int(self.core.handle)
+
+    def record(self) -> _CudaEvent:
+        """See `Stream`."""
+        return _CudaEvent(self.device, self.device._call(self.core.record))
+
+    def wait(self, event: Event) -> None:
+        """See `Stream`."""
+        assert isinstance(event, _CudaEvent)
+        self.device._call(self.core.wait, event.core)
+
+    def sync(self) -> None:
+        """See `Stream`."""
+        self.device._call(self.core.sync)
+
+
+@dataclass(frozen=True, slots=True)
+class _HostBytes:
+    array: Array
+    block: Any
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.block is not None
+
+    def close(self) -> None:
+        """Free it, once no copy uses it; the array must not be used again."""
+        if self.block is not None:
+            self.block.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _CudaGraph:
+    device: CudaDevice
+    graph: Any
+    builder: Any
+
+    def launch(self) -> None:
+        self.device._call(self.graph.launch, self.device.compute.core)
+
+    def close(self) -> None:
+        self.graph.close()
+        self.builder.close()
+
+
+def _load_core(purpose: str) -> Any:
     try:
-        return importlib.import_module("cuda.bindings.driver")
+        core = importlib.import_module("cuda.core")
+        errors = importlib.import_module("cuda.core._utils.cuda_utils")
     except ImportError as error:
         raise UnsupportedError(
-            f"{purpose} needs cuda-python, which cannot be imported here ({error}): "
+            f"{purpose} needs cuda-core, which cannot be imported here ({error}): "
             "pip install 'ltx2rt[cuda]'."
         ) from error
+    return _Core(core, errors.CUDAError)
 
 
-def check(driver: ModuleType, result: tuple[Any, ...]) -> Any:
-    """The value of a driver call, or all of them where it has several.
+@dataclass(frozen=True, slots=True)
+class _Core:
+    """cuda.core with the error that its calls raise, which it does not name in public."""
 
-    Raises:
-        RuntimeError: the call failed; cuda-python raises the same where the driver is missing.
-    """
-    if result[0] != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(result[0].name)
-    return result[1] if len(result) == 2 else result[1:] or None
+    module: Any
+    CUDAError: type[Exception]
 
-
-def local_gpu(purpose: str) -> Gpu:
-    """The first GPU of this machine.
-
-    Raises:
-        UnsupportedError: there is none, or cuda-python or the driver is missing.
-    """
-    driver = load_driver(purpose)
-    return _gpu(driver, _first_device(driver, purpose))
-
-
-def driver_cuda() -> tuple[int, int] | None:
-    """CUDA version that the driver supports; None where there is no driver or no cuda-python."""
-    try:
-        driver = load_driver("")
-        version = int(check(driver, driver.cuDriverGetVersion()))
-    except (UnsupportedError, RuntimeError):
-        return None
-    return version // 1000, version % 1000 // 10
-
-
-def _first_device(driver: ModuleType, purpose: str) -> Any:
-    try:
-        check(driver, driver.cuInit(0))
-        return check(driver, driver.cuDeviceGet(0))
-    except RuntimeError as error:
-        raise UnsupportedError(
-            f"{purpose} needs an NVIDIA GPU and its driver, and none was found here "
-            f"({str(error).splitlines()[0]})."
-        ) from error
-
-
-def _gpu(driver: ModuleType, device: Any) -> Gpu:
-    names = driver.CUdevice_attribute
-    major, minor = (
-        check(driver, driver.cuDeviceGetAttribute(attribute, device))
-        for attribute in (
-            names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-            names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-        )
-    )
-    name = bytes(check(driver, driver.cuDeviceGetName(128, device))).split(b"\0")[0].decode()
-    memory = int(check(driver, driver.cuDeviceTotalMem(device)))
-    return Gpu(name, f"sm{major}{minor}", memory)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)

@@ -67,6 +67,8 @@ class Engines:
             self._release_stack(names)
         while self._engines:
             self._engines.popitem()[1].close()
+        if isinstance(self.loader, Loader):
+            self.loader.close()
 
     def engine(self, name: str) -> Engine:
         """A component's engine, loaded on first use."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ltx2rt.bundle.loader as loader_module
+from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.bundle.targets import target_problems
@@ -105,7 +105,7 @@ def test_weights_without_room_change_nothing(
     builds: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resident = latents(builds["bf16"])
-    monkeypatch.setattr(loader_module, "denoise_reserve", lambda manifest: 1 << 60)
+    monkeypatch.setattr(DeviceMemory, "has_room", lambda self, size: False)
     streamed = latents(builds["bf16"])
     for name, latent in resident.items():
         np.testing.assert_array_equal(streamed[name], latent, err_msg=name)

@@ -18,7 +18,7 @@ from ltx2rt.bundle.buckets import Bucket, symbol_sizes
 from ltx2rt.bundle.manifest import Tensor
 from ltx2rt.engine import NUMPY_DTYPES, Array, Engine, EngineBase, EngineSpec, check_inputs
 from ltx2rt.weights.floats import as_dtype, as_float32
-from tests.unit.fake_tensorrt import FakeDevice, write_engine
+from tests.unit.fake_tensorrt import FakeDevice, FakeStream, write_engine
 
 ANY_SIZE = Bucket(name="any", sizes={})
 SCRATCH_BYTES = 64
@@ -35,13 +35,13 @@ class LoggingDevice(FakeDevice):
         self.log.append(("allocate", size))
         return super().allocate(size)
 
-    def upload(self, address: int, array: Array) -> None:
+    def copy_in(self, address: int, array: Array, stream: FakeStream) -> None:
         self.log.append(("upload", array.nbytes))
-        super().upload(address, array)
+        super().copy_in(address, array, stream)
 
-    def download(self, array: Array, address: int) -> None:
+    def copy_out(self, array: Array, address: int, stream: FakeStream) -> None:
         self.log.append(("download", array.nbytes))
-        super().download(array, address)
+        super().copy_out(array, address, stream)
 
     def array(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize

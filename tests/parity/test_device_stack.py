@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ltx2rt.backends import layer_memory
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.device_stack import DeviceStack
 from ltx2rt.backends.host_stack import HostStack
@@ -93,7 +94,7 @@ class Stacks:
     def device(
         self, device: LoggingDevice, reserve: int | None = None, *, keep: bool = True
     ) -> DeviceStack:
-        memory = DeviceMemory(device, reserve).opened()
+        memory = DeviceMemory(device, reserve=reserve).opened()
         engines: dict[str, TrtEngine] = {}
 
         def engine(name: str, _: int) -> TrtEngine:
@@ -253,8 +254,13 @@ def test_a_stage_ends_with_what_it_held(
 
 
 def test_weights_without_room_go_up_at_every_use(
-    parts: list[Component], streams: Streams, device: LoggingDevice, tmp_path: Path
+    parts: list[Component],
+    streams: Streams,
+    device: LoggingDevice,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(layer_memory, "RING", 1)  # two layers stay in a ring of two
     stacks = Stacks(parts, tmp_path)
     layer = sum(a.nbytes for a in stacks._load("transformer_block", 0).values())
     host = Transformer(stacks.host(), parts[1].options)

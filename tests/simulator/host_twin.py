@@ -6,9 +6,11 @@ it gives here, in every precision.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,9 +47,11 @@ class HostEngine(EngineBase):
 def use_host_engines(patch: pytest.MonkeyPatch) -> None:
     """From here on bundles load the twin, and a host stack in place of the device's."""
 
-    def stack(parts: Any, memory: object, *, keep: bool) -> HostStack:
+    def stack(parts: Any, memory: object, *, keep: bool, **_: object) -> HostStack:
         return HostStack(parts, keep=keep)
 
     patch.setattr(loader, "TrtEngine", HostEngine)
     patch.setattr(loader, "DeviceStack", stack)
-    patch.setattr(loader.Loader, "_memory", lambda *_: ExitStack())
+    memory = SimpleNamespace(opened=ExitStack, close=lambda: None)
+    plan = SimpleNamespace(keep_text=False, largest=Counter())
+    patch.setattr(loader.Loader, "_memory", lambda *_: (memory, plan))

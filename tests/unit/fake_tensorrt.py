@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from ltx2rt.bundle.buckets import Bucket
 from ltx2rt.bundle.engine_file import SIDECAR_SCHEMA, EngineInfo, write_info
 from ltx2rt.bundle.manifest import Tensor
-from ltx2rt.device.cuda import Gpu
+from ltx2rt.device.gpus import Gpu
 from ltx2rt.engine import Array, EngineSpec, TensorSpec
 
 VERSION = "1.7.1.116"
@@ -36,12 +37,53 @@ BUCKETS = (
 )
 
 
+class FakeEvent:
+    is_done = True
+
+    def sync(self) -> None:
+        """Everything runs when it is enqueued."""
+
+
+class FakeStream:
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+
+    def record(self) -> FakeEvent:
+        return FakeEvent()
+
+    def wait(self, event: FakeEvent) -> None:
+        """Streams run in the order of the calls."""
+
+    def sync(self) -> None:
+        """Nothing is left to run."""
+
+
+class FakePinned:
+    is_pinned = True
+
+    def __init__(self, size: int) -> None:
+        self.array = np.zeros(size, np.uint8)
+
+    def close(self) -> None:
+        """It goes with its last reference."""
+
+
+class FakeGraph:
+    """Runs again what was captured: there is no capture here that could differ."""
+
+    def __init__(self, enqueue: Callable[[], object]) -> None:
+        self.launch = enqueue
+
+    def close(self) -> None:
+        """It goes with its last reference."""
+
+
 class FakeDevice:
     """Device memory is host memory; every address is checked before it is used."""
 
     def __init__(self, purpose: str, target: str = "sm89", memory: int = 2**20) -> None:
         self.gpu = Gpu("a card", target, memory)
-        self.stream = 7
+        self.compute, self.upload = FakeStream(7), FakeStream(8)
         self.memory = memory
         self.blocks: dict[int, Any] = {}
         self.uploads: list[int] = []
@@ -68,19 +110,22 @@ class FakeDevice:
             "no such memory"
         )
 
-    def upload(self, address: int, array: Array) -> None:
+    def pinned(self, size: int) -> FakePinned:
+        return FakePinned(size)
+
+    def capture(self, enqueue: Callable[[], object]) -> FakeGraph:
+        return FakeGraph(enqueue)
+
+    def copy_in(self, address: int, array: Array, stream: FakeStream) -> None:
         assert threading.get_ident() in self.threads, "no context in this thread"
         self.check(address, array.nbytes)
         assert array.flags.c_contiguous
         self.uploads.append(array.nbytes)
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
-    def download(self, array: Array, address: int) -> None:
+    def copy_out(self, array: Array, address: int, stream: FakeStream) -> None:
         self.check(address, array.nbytes)
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
-
-    def synchronize(self) -> None:
-        pass
 
     def close(self) -> None:
         assert not self.closed, "the stream is gone already"
@@ -104,7 +149,7 @@ class FakeContext:
         self.compilations = 0
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        assert stream == self.device.stream
+        assert stream == self.device.compute.handle
         self.profiles.append(index)
         return True
 
@@ -148,6 +193,7 @@ class FakeConfig:
 
     def __init__(self) -> None:
         self.strategy = ""
+        self.dynamic_shapes_kernel_specialization_strategy = "lazy"
         self.cache: FakeCache | None = None
 
     def set_execution_context_allocation_strategy(self, strategy: str) -> None:
@@ -178,7 +224,8 @@ class FakeCache:
 
 
 def make_library(device: FakeDevice, context: FakeContext, *, loads: bool = True) -> Any:
-    """The module that `tensorrt_api.load` finds."""
+    """The module that `tensorrt_api.load` finds; `context` is the first that an engine gives."""
+    given: list[FakeContext] = []
 
     class Logger:
         INTERNAL_ERROR, ERROR, WARNING = "internal", "error", "warning"
@@ -197,7 +244,10 @@ def make_library(device: FakeDevice, context: FakeContext, *, loads: bool = True
 
         def create_execution_context(self, config: FakeConfig) -> FakeContext:
             assert config.strategy == "user"
-            made = context if self.held is None else FakeContext(device, self.held)
+            assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
+            first = self.held is None and not given
+            made = context if first else FakeContext(device, self.held)
+            given.append(made)
             made.compiled = config.cache
             return made
 
@@ -219,6 +269,7 @@ def make_library(device: FakeDevice, context: FakeContext, *, loads: bool = True
         ILogger=Logger,
         Runtime=Runtime,
         ExecutionContextAllocationStrategy=types.SimpleNamespace(USER_MANAGED="user"),
+        DynamicShapesKernelSpecializationStrategy=types.SimpleNamespace(EAGER="eager"),
     )
 
 

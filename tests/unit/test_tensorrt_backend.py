@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.engine_checks import import_plugins, runs_on
 from ltx2rt.backends.tensorrt import BITS, TrtEngine, tensor_bytes
 from ltx2rt.bundle.manifest import Tensor
-from ltx2rt.device.cuda import CudaDevice, Gpu
+from ltx2rt.device.gpus import Gpu
 from ltx2rt.errors import (
     BundleError,
     EngineError,
@@ -127,31 +126,6 @@ def test_outputs_stay_on_the_device_for_the_next_run(make: Make, device: FakeDev
         np.testing.assert_array_equal(device.read(x.address, x.shape), given["x"] + 3 * w)
         with pytest.raises(ShapeError, match="x is int64, expected float32"):
             engine.bind({"x": dataclasses.replace(x, dtype=np.dtype(np.int64)), "unread": unread})
-    assert device.blocks == {}
-
-
-def test_weights_without_room_are_uploaded_at_every_use(
-    make: Make, device: FakeDevice, tmp_path: Path
-) -> None:
-    make().close()  # the library is there
-    device.closed = False
-    layers = [np.full(4, n, np.float32) for n in range(6)]
-    device.memory = 1000
-    memory = DeviceMemory(device, reserve=1000 - 200)  # buffers of one row take 132 bytes
-    with TrtEngine(write_engine(tmp_path), SPEC, {}, REBUILD, memory=memory) as engine:
-        for _ in range(2):
-            device.uploads.clear()
-            for w in layers:
-                out = engine({**feeds(1), "w": w})["y"]
-                np.testing.assert_array_equal(out, feeds(1)["x"] + w)
-        assert device.free_bytes() >= 800 - 16  # one buffer serves those that found no room
-        assert device.uploads.count(16) == 6 + 2  # x every time; 4 of 6 weights stay
-        del layers[:2]
-        del w
-        engine({**feeds(1), "w": layers[-1]})  # now there is room for it
-        device.uploads.clear()
-        engine({**feeds(1), "w": layers[-1]})
-        assert device.uploads.count(16) == 1
     assert device.blocks == {}
 
 
@@ -285,36 +259,6 @@ def test_plugins_are_imported_and_must_be_those_of_the_build(
         make({}, plugins={"toy_plugins": "0" * 64})
     with pytest.raises(OptionError, match="'no_such_plugins' cannot be imported"):
         make({}, plugins={"no_such_plugins": "0" * 64})
-
-
-def test_a_full_gpu_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    def call(*values: Any) -> Callable[..., tuple[Any, ...]]:
-        return lambda *arguments: ("ok", *values)
-
-    driver = SimpleNamespace(
-        CUresult=SimpleNamespace(CUDA_SUCCESS="ok", CUDA_ERROR_OUT_OF_MEMORY="full"),
-        CUstream_flags=SimpleNamespace(CU_STREAM_NON_BLOCKING=1),
-        CUdevice_attribute=SimpleNamespace(
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0,
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1,
-        ),
-        cuInit=call(),
-        cuDeviceGet=call(0),
-        cuDeviceGetAttribute=lambda which, device: ("ok", (8, 9)[which]),
-        cuDeviceGetName=call(b"a card\0"),
-        cuDeviceTotalMem=call(8 * 2**30),
-        cuDevicePrimaryCtxRetain=call(1),
-        cuCtxSetCurrent=call(),
-        cuStreamCreate=call(7),
-        cuMemAlloc=lambda size: ("full", None) if size > 100 else ("ok", 4096),
-        cuMemGetInfo=call(2**30, 8 * 2**30),
-    )
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
-    device = CudaDevice("a test")
-    assert device.gpu == ("a card", "sm89", 8 * 2**30)
-    assert device.allocate(100) == 4096
-    with pytest.raises(EngineError, match=r"a card.*2\.00 GiB more.*1\.00 of 8\.00 GiB are free"):
-        device.allocate(2**31)
 
 
 def test_missing_library_and_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

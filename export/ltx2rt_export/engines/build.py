@@ -23,13 +23,16 @@ from ltx2rt.env import cache_dir
 from ltx2rt.errors import InternalError, OptionError
 from ltx2rt.progress import Job
 from ltx2rt_export.build_config import BuildConfig
+from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops.kernels import engine_facts, used_operators, write_kernels
+from ltx2rt_export.engines.activations import activation_bytes
 from ltx2rt_export.engines.builder import EngineRequest
 from ltx2rt_export.engines.cache import EngineCache, cache_key
 from ltx2rt_export.engines.process import run_build
 from ltx2rt_export.engines.profiles import ProfileRequest, component_buckets
 from ltx2rt_export.engines.weights import weights_as_constants, weights_as_inputs
 from ltx2rt_export.onnx import DTYPE_NAMES, ExportedGraph
+from ltx2rt_export.quantize.lora_inputs import RANK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +194,7 @@ class EngineBuilder:
             peak_memory_bytes=outcome.peak_memory_bytes,
             engine_bytes=outcome.built.engine_bytes,
             engine_sha256=file_sha256(engine),
+            activation_bytes=tuple(largest_activations(component, b, graph.dtype) for b in buckets),
         )
         self.cache.put(engine, info)
         return info
@@ -247,6 +251,15 @@ def open_builder(config: BuildConfig, profiles: ProfileRequest) -> EngineBuilder
         plugins=import_plugins(config.plugin_modules),
         cache=cache,
     )
+
+
+def largest_activations(component: Component, bucket: Bucket, dtype: str) -> int:
+    """Estimate of what a run at the largest sizes of a bucket takes, weights left out: LoRA factors
+    too, which are weights of a layer.
+    """
+    inputs = tuple(s for s in component.inputs if RANK not in s.shape)
+    sizes = {symbol: size[2] for symbol, size in bucket.sizes.items()}
+    return activation_bytes(dataclasses.replace(component, inputs=inputs), sizes, dtype)
 
 
 def engine_name(info: EngineInfo, layer: int | None = None) -> str:

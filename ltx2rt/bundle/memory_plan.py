@@ -1,0 +1,204 @@
+"""One plan for the memory of a GPU, made before anything is loaded: what engines need in turn, the
+weights beside them, and the layers of stacks in what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ltx2rt.backends.engine_needs import EngineNeeds
+from ltx2rt.backends.layer_memory import RING
+from ltx2rt.bundle.manifest import ComponentEntry, Manifest
+from ltx2rt.bundle.memory import layer_bytes
+from ltx2rt.components.transformer_inputs import KINDS
+from ltx2rt.device.arena import ALIGNMENT, Regions, aligned
+from ltx2rt.errors import UnsupportedError
+from ltx2rt.names import (
+    AUDIO_DECODER,
+    AUDIO_ENCODER,
+    DIFFUSION_DECODER,
+    DURATION_HEAD,
+    SPATIAL_UPSAMPLER,
+    TEMPORAL_UPSAMPLER,
+    TEXT_STACK,
+    TRANSFORMER_STACK,
+    VIDEO_DECODER,
+    VIDEO_ENCODER,
+    VOCODER,
+    StackNames,
+)
+
+STACKS = (TEXT_STACK, TRANSFORMER_STACK)
+#: engines that may be loaded together with residency `stage`: before denoising, and from it on
+BEFORE = (VIDEO_ENCODER, AUDIO_ENCODER, DURATION_HEAD)
+UPSAMPLERS = (SPATIAL_UPSAMPLER, TEMPORAL_UPSAMPLER)
+DECODING = (VIDEO_DECODER, *DIFFUSION_DECODER, AUDIO_DECODER, VOCODER)
+
+#: prompts that are encoded together: what is wanted and what is not
+PROMPTS = 2
+#: kinds of passes whose constants a stage may hold
+PASS_KINDS = 8
+#: inputs of the transformer that belong to a kind of pass, of either stream
+PASS_CONSTANTS = ("context", "context_bias", "timestep_index", "enabled")
+#: of the card, what libraries take for code, contexts and their own
+LIBRARY_SHARE = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """What of a card goes where.
+
+    Attributes:
+        regions: what is taken.
+        largest: stack -> bytes of the weights of its largest part.
+        keep_text: the layers of the text encoder stay between clips.
+        weights: all weights of the transformer's parts; `resident` of them stay on the card.
+    """
+
+    regions: Regions
+    largest: Mapping[StackNames, int]
+    keep_text: bool
+    weights: int
+
+    @property
+    def streams(self) -> bool:
+        """Whether layers of the transformer go up at every use."""
+        return self.weights > self.regions.layers - self.regions.reserve
+
+    def text(self) -> str:
+        """The plan for people, a line a region."""
+        regions = self.regions
+        stay = min(self.weights, max(0, regions.layers - regions.reserve))
+        layers = (
+            f"about {_gib(stay)} stay, {_gib(self.weights - stay)} go up at every step"
+            if self.streams
+            else "all stay"
+        )
+        return "\n".join(
+            (
+                f"activations: {_gib(regions.scratch)}",
+                f"inputs, outputs, constants: {_gib(regions.tensors)}",
+                f"weights of encoders, upsamplers, decoders: {_gib(regions.engines)}",
+                f"weights of layers: {_gib(regions.layers)}; of the transformer's "
+                f"{_gib(self.weights)} {layers}",
+                f"together: {_gib(regions.total)}",
+            )
+        )
+
+
+def room_on(memory_bytes: int, free_bytes: int, manifest: Manifest) -> int:
+    """What may be planned of a card: what is free, less what libraries take."""
+    inside = sum(
+        engine.bytes
+        for entry in manifest.components.values()
+        for engine in entry.engines
+        if engine.weights == "constant"
+    )
+    return max(0, free_bytes - memory_bytes // LIBRARY_SHARE - inside)
+
+
+def plan_memory(
+    manifest: Manifest, needs: Mapping[str, EngineNeeds], room: int, *, resident: bool, card: str
+) -> MemoryPlan:
+    """Divide a card.
+
+    Args:
+        needs: of every component.
+        room: bytes that may be taken, see `room_on`.
+        resident: engines stay loaded between clips.
+        card: what it is called, for errors.
+
+    Raises:
+        UnsupportedError: it does not fit; says what would.
+    """
+    parts = {names: list(_parts(manifest, names, needs)) for names in STACKS}
+    largest = {names: max(sizes, default=0) for names, sizes in parts.items()}
+    totals = {names: sum(sizes) for names, sizes in parts.items()}
+    rings = {names: RING * size for names, size in largest.items()}
+    scratch = aligned(max((n.scratch for n in needs.values()), default=0))
+    tensors = aligned(_tensors(manifest, needs))
+    weights = {
+        name: sum(_weight_bytes(entry))
+        for name, entry in manifest.components.items()
+        if not any(name in names.components for names in STACKS)
+    }
+    engines = aligned(_engine_weights(weights, resident=resident))
+    fixed = scratch + tensors + engines
+    left = room - fixed
+    text, transformer = TEXT_STACK, TRANSFORMER_STACK
+    keep_text = resident and totals[text] + totals[transformer] <= left
+    beside = totals[text] if keep_text else rings[text] if resident else 0
+    least = max(rings[text], min(rings[transformer], totals[transformer]) + beside)
+    if left < least:
+        raise UnsupportedError(
+            f"this bundle needs {_gib(fixed + least)} of {card}, of which {_gib(room)} can be used:"
+            f" activations {_gib(scratch)}, inputs and outputs {_gib(tensors)}, weights of "
+            f"encoders and decoders {_gib(engines)}, two layers at a time {_gib(least)}; use a "
+            "larger card, or build with smaller --shapes or a smaller --precision"
+            + (" or keep less loaded: residency stage." if resident else ".")
+        )
+    wanted = max(rings[text], totals[transformer] + beside)
+    layers = min(wanted, left)
+    fits = totals[transformer] + beside <= layers
+    reserve = beside if not keep_text else 0
+    if not fits:
+        reserve += rings[transformer]
+    regions = Regions(
+        scratch=scratch, tensors=tensors, engines=engines, layers=layers, reserve=reserve
+    )
+    return MemoryPlan(
+        regions=regions, largest=largest, keep_text=keep_text, weights=totals[transformer]
+    )
+
+
+def _engine_weights(weights: Mapping[str, int], *, resident: bool) -> int:
+    if resident:
+        return sum(weights.values())
+    before = sum(weights.get(n, 0) for n in BEFORE)
+    after = sum(weights.get(n, 0) for n in DECODING)
+    return max(before, after + max(weights.get(n, 0) for n in UPSAMPLERS))
+
+
+def _weight_bytes(entry: ComponentEntry) -> list[int]:
+    """Of each layer, where its weights are not inside the engine; every tensor begins anew."""
+    if any(engine.weights == "constant" for engine in entry.engines):
+        return [0 for _ in entry.layers]
+    extra = [ALIGNMENT * (len(layer) + 2 * len(entry.quantized)) for layer in entry.layers]
+    return [aligned(size + more) for size, more in zip(layer_bytes(entry), extra, strict=True)]
+
+
+def _parts(
+    manifest: Manifest, names: StackNames, needs: Mapping[str, EngineNeeds]
+) -> Iterator[int]:
+    for name in names.components:
+        if (entry := manifest.components.get(name)) is not None:
+            for index, size in enumerate(_weight_bytes(entry)):
+                if entry.layers[index] or name not in names.blocks:
+                    yield size + needs[name].lora_inputs
+
+
+def _tensors(manifest: Manifest, needs: Mapping[str, EngineNeeds]) -> int:
+    """Inputs, outputs and constants of whatever has most of them."""
+    stacks = []
+    for names, calls in ((TEXT_STACK, PROMPTS), (TRANSFORMER_STACK, 1)):
+        there = [n for n in names.components if n in needs]
+        found: dict[tuple[str, str], int] = {}
+        for name in there:
+            found |= {
+                key: max(size, found.get(key, 0)) for key, size in needs[name].tensors.items()
+            }
+        of_passes = {f"{stream}_{n}" for stream in ("video", "audio") for n in PASS_CONSTANTS}
+        size = sum(n * (PASS_KINDS if key[0] in of_passes else 1) for key, n in found.items())
+        layers = sum(len(manifest.components[n].layers) for n in there)
+        stacks.append(calls * size + PASS_KINDS * len(KINDS) * layers * ALIGNMENT)
+    alone = [
+        sum(need.tensors.values())
+        for name, need in needs.items()
+        if not any(name in names.components for names in STACKS)
+    ]
+    return max(*stacks, *alone, 0)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,105 @@
+"""What backends need of a GPU; `cuda.CudaDevice` is the real one, tests give others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from ltx2rt.device.gpus import Gpu
+from ltx2rt.engine import Array
+
+
+class Event(Protocol):
+    """A point in a stream."""
+
+    @property
+    def is_done(self) -> bool: ...
+
+    def sync(self) -> None:
+        """Wait on the host until the stream has passed it."""
+        ...
+
+
+class Stream(Protocol):
+    """Work in order; nothing orders two streams but events."""
+
+    @property
+    def handle(self) -> int: ...
+
+    def record(self) -> Event:
+        """Mark what is enqueued so far."""
+        ...
+
+    def wait(self, event: Event) -> None:
+        """What is enqueued from here on runs after an event; the host does not wait."""
+        ...
+
+    def sync(self) -> None:
+        """Wait on the host for everything that is enqueued."""
+        ...
+
+
+class Pinned(Protocol):
+    """Host memory that a device copies from and to by itself."""
+
+    @property
+    def array(self) -> Array:
+        """Its bytes, uint8."""
+        ...
+
+    @property
+    def is_pinned(self) -> bool:
+        """False where the system refused: pageable memory, which copies wait for."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Graph(Protocol):
+    """Captured work: launched as one, with the addresses of its capture."""
+
+    def launch(self) -> None:
+        """Enqueue on the compute stream."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Device(Protocol):
+    """One GPU. A context is current in the threads that called `activate`.
+
+    `compute` runs engines, `upload` carries weights meanwhile.
+    """
+
+    @property
+    def gpu(self) -> Gpu: ...
+
+    @property
+    def compute(self) -> Stream: ...
+
+    @property
+    def upload(self) -> Stream: ...
+
+    def activate(self) -> None: ...
+
+    def allocate(self, size: int) -> int: ...
+
+    def free(self, address: int) -> None: ...
+
+    def free_bytes(self) -> int: ...
+
+    def pinned(self, size: int) -> Pinned: ...
+
+    def copy_in(self, address: int, array: Array, stream: Stream) -> None:
+        """Enqueue a copy of contiguous host memory, which must not change before it ran."""
+        ...
+
+    def copy_out(self, array: Array, address: int, stream: Stream) -> None:
+        """Enqueue a copy into contiguous host memory."""
+        ...
+
+    def capture(self, enqueue: Callable[[], object]) -> Graph:
+        """What `enqueue` puts on the compute stream, as a graph; nothing runs."""
+        ...
+
+    def close(self) -> None: ...

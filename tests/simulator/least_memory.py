@@ -1,0 +1,26 @@
+"""How small a card may be for a bundle, as the plan says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ltx2rt
+from ltx2rt.bundle.loader import Loader
+from ltx2rt.bundle.memory_plan import LIBRARY_SHARE
+from ltx2rt.config import RuntimeConfig
+from tests.simulator.driver import Setup, simulated
+
+_LEAST: dict[Path, int] = {}
+
+
+def least_memory_of(bundle: Path) -> int:
+    """Of a card that holds two layers at a time; no simulation may run."""
+    if bundle not in _LEAST:
+        with simulated(Setup(memory_bytes=8 << 30)):
+            loader = Loader(ltx2rt.open_bundle(bundle))
+            _, plan = loader._memory(RuntimeConfig())
+            loader.close()
+        regions = plan.regions
+        least = regions.total - regions.layers + max(2 * n for n in plan.largest.values())
+        _LEAST[bundle] = -(-least * LIBRARY_SHARE // (LIBRARY_SHARE - 1)) + 4096
+    return _LEAST[bundle]

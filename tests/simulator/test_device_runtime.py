@@ -1,0 +1,379 @@
+"""The transformer of a bundle on the simulated GPU: its memory, its copies, its graphs; and that
+each mistake which the runtime could make there shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ltx2rt
+from ltx2rt.backends import device_stack
+from ltx2rt.backends.device_memory import DeviceMemory
+from ltx2rt.backends.layer_memory import LayerMemory
+from ltx2rt.bundle.loader import Loader
+from ltx2rt.bundle.memory_plan import MemoryPlan
+from ltx2rt.components.transformer import ModalityInput, Transformer
+from ltx2rt.config import RuntimeConfig
+from ltx2rt.device import staging
+from ltx2rt.device.arena import aligned
+from ltx2rt.engine import Array
+from ltx2rt.errors import EngineError, ShapeError, UnsupportedError
+from ltx2rt.names import TRANSFORMER_BLOCK, TRANSFORMER_STACK
+from tests.parity.command_line import ltx2rt as ltx2rt_command
+from tests.simulator.driver import SimulatedDriver
+from tests.simulator.fixtures import EngineBundle, Simulate
+from tests.simulator.least_memory import least_memory_of
+
+pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+pytestmark = pytest.mark.usefixtures("tensorrt_rtx", "kernels")
+
+ROOM = 1 << 30
+#: replayed passes; design §10
+MAX_CALLS = 150
+
+
+@pytest.fixture
+def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled kernels are kept in the test's own folder."""
+    monkeypatch.setenv("LTX2RT_CACHE", str(tmp_path / "cache"))
+
+
+class Model:
+    """The transformer of a bundle, and passes of one stage through it."""
+
+    def __init__(self, bundle: Path, **runtime: Any) -> None:
+        self.loader = Loader(ltx2rt.open_bundle(bundle))
+        self.options = ltx2rt.open_bundle(bundle).options(TRANSFORMER_BLOCK)
+        self.stack = self.loader.stack(TRANSFORMER_STACK, RuntimeConfig(**runtime))
+        self.transformer = Transformer(self.stack, self.options)
+
+    def streams(self) -> tuple[ModalityInput, ModalityInput]:
+        generator = np.random.default_rng(1)
+
+        def stream(name: str, tokens: int) -> ModalityInput:
+            facts = self.options[name]
+            width = facts["caption_channels"] or facts["context_dim"]
+            start = np.arange(tokens, dtype=np.float32)[None, None, :, None]
+            places = np.concatenate([start, start + 1], axis=-1)
+            return ModalityInput(
+                latent=generator.standard_normal((1, tokens, facts["in_channels"]), np.float32),
+                sigma=np.ones(1, np.float32),
+                timesteps=np.ones((1, tokens), np.float32),
+                positions=np.repeat(places, len(facts["max_pos"]), axis=1),
+                context=generator.standard_normal((1, 1024, width), np.float32),
+            )
+
+        return stream("video", 8), stream("audio", 4)
+
+    def passes(self, count: int = 4) -> list[Array]:
+        """Velocities of the steps of one stage."""
+        video, audio = self.streams()
+        found = []
+        with self.transformer.stage():
+            for step in range(count):
+                latent = video.latent * np.float32(1 + step)
+                given = dataclasses.replace(video, latent=latent)
+                found += [v for v in self.transformer(given, audio) if v is not None]
+        return found
+
+    def close(self) -> None:
+        self.stack.close()
+        self.loader.close()
+
+
+@contextlib.contextmanager
+def model(bundle: Path, **runtime: Any) -> Iterator[Model]:
+    made = Model(bundle, **runtime)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def assert_same(found: list[Array], expected: list[Array]) -> None:
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_replayed_pass(simulate: Simulate, engine_bundle: EngineBundle) -> None:
+    """One launch, and next to nothing besides; its numbers are those of passes call by call."""
+    bundle = engine_bundle("bf16")
+    gpu = simulate(memory_bytes=ROOM)
+    with model(bundle, cuda_graphs=False) as eager:
+        want = eager.passes()
+    assert gpu.counters().graph_launches == 0
+    with model(bundle) as made:
+        video, audio = made.streams()
+        with made.transformer.stage():
+            for _ in range(2):
+                made.transformer(video, audio)
+            gpu.reset_counters()
+            made.transformer(video, audio)
+            counters, calls = gpu.counters(), gpu.driver_calls
+        assert counters.graph_launches == 1
+        assert counters.allocations == counters.host_allocations == counters.frees == 0
+        assert counters.synchronizations == 1
+        assert counters.hidden_synchronizations == counters.pageable_calls == 0
+        assert calls <= MAX_CALLS
+        assert counters.htod_bytes <= 8 * (video.latent.nbytes + audio.latent.nbytes)
+        assert_same(made.passes(), want)
+    assert gpu.counters().live_bytes == 0
+
+
+def test_nothing_is_allocated_once_the_card_is_divided(
+    simulate: Simulate, engine_bundle: EngineBundle
+) -> None:
+    bundle = engine_bundle("bf16")
+    gpu = simulate(memory_bytes=ROOM)
+    with model(bundle) as made:
+        gpu.reset_counters()
+        made.passes(3)
+        assert gpu.counters().allocations == gpu.counters().frees == 0
+
+
+def test_layers_without_room_go_up_while_others_run(
+    simulate: Simulate, engine_bundle: EngineBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = engine_bundle("bf16")
+    gpu = simulate(memory_bytes=ROOM)
+    with model(bundle) as made:
+        want = made.passes()
+    monkeypatch.setattr(DeviceMemory, "has_room", lambda self, size: False)
+    with model(bundle) as made:
+        before = len(gpu.operations())
+        assert_same(made.passes(), want)
+        work = gpu.operations()[before:]
+        stream = int(made.loader._memory(RuntimeConfig())[0].device.upload.handle)
+    uploads = [o for o in work if o.kind == "copy" and o.stream == stream]
+    launches = [o for o in work if o.kind == "call"]
+    assert not any(o.pageable for o in work)
+    # an upload may run while the part before the one that it is for runs
+    beside = [u for u in uploads if any(gpu.may_overlap(u, run) for run in launches)]
+    assert len(beside) > 0.8 * len(uploads)
+    assert gpu.counters().graph_launches > 0  # of the first model
+
+
+@pytest.mark.parametrize("short", [0, 1 << 20])
+def test_a_card_is_large_enough_or_refused(
+    simulate: Simulate, engine_bundle: EngineBundle, short: int
+) -> None:
+    bundle = engine_bundle("bf16")
+    least = least_memory_of(bundle)
+    simulate(memory_bytes=least - short)
+    if short:
+        with pytest.raises(UnsupportedError, match=r"needs .* of Simulated GPU 0, .* larger card"):
+            model(bundle).__enter__()
+    else:
+        with model(bundle) as made:
+            assert made.passes(2)
+
+
+def forget_wait(patch: pytest.MonkeyPatch) -> None:
+    """The compute stream does not wait for weights."""
+    patch.setattr(LayerMemory, "use", lambda s, part: (s._send(part), s._places[part].tensors)[1])
+
+
+def forget_order(patch: pytest.MonkeyPatch) -> None:
+    """The next layer goes up over one that may still run."""
+
+    def before(self: LayerMemory, slot: Any, part: int) -> None:
+        slot.holds = part
+
+    patch.setattr(LayerMemory, "_before", before)
+
+
+def reuse_early(patch: pytest.MonkeyPatch) -> None:
+    """Staging memory is filled again before it was read."""
+    patch.setattr(staging, "HALF_BYTES", 4096)
+    patch.setattr(staging.Staging.__init__, "__defaults__", (4096,))
+    patch.setattr(staging._Half, "leave", lambda self: self.streams.clear())
+
+
+def overlap_scratch(patch: pytest.MonkeyPatch) -> None:
+    """Activations lie over tensors."""
+
+    def scratch(self: DeviceMemory, size: int) -> int:
+        return self._scratch[0] + aligned(self._scratch[1])  # where tensors begin
+
+    patch.setattr(DeviceMemory, "scratch", scratch)
+
+
+@pytest.mark.parametrize(
+    "mistake", [forget_wait, forget_order, reuse_early, overlap_scratch], ids=lambda m: m.__name__
+)
+def test_mistakes_with_memory_show(
+    simulate: Simulate,
+    engine_bundle: EngineBundle,
+    monkeypatch: pytest.MonkeyPatch,
+    mistake: Any,
+) -> None:
+    bundle = engine_bundle("bf16")
+    gpu = simulate(memory_bytes=ROOM)
+    monkeypatch.setattr(DeviceMemory, "has_room", lambda self, size: False)
+    with model(bundle) as made:
+        want = made.passes(2)
+    found: list[Array] = []
+    with monkeypatch.context() as patch, contextlib.suppress(EngineError):
+        mistake(patch)
+        with model(bundle) as made:
+            found = made.passes(2)
+    problems = gpu.take_problems()
+    same = len(found) == len(want) and all(map(np.array_equal, found, want))
+    assert problems or not same
+
+
+def test_an_address_that_changes_after_the_capture_shows(
+    simulate: Simulate, engine_bundle: EngineBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = engine_bundle("bf16")
+    simulate(memory_bytes=ROOM)
+    with model(bundle) as made:
+        want = made.passes()
+    real = device_stack.DeviceStack._upload
+
+    def moved(self: Any, number: int, call: Any) -> Any:
+        state = real(self, number, call)
+        if call.constants.passes:  # what is captured reads the old place
+            key = next(k for k in state.tensors if k[0] == "video_latent")
+            array = dict(device_stack.ready(call.tensors, self._dtypes))[key]
+            state.tensors[key] = self._memory.hold(array)
+            monkeypatch.setattr(device_stack, "_facts", lambda tensors: [])
+        return state
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device_stack, "_facts", lambda tensors: [])
+        patch.setattr(device_stack.DeviceStack, "_upload", moved)
+        patch.setattr(DeviceMemory, "upload", lambda self, name, array: self.hold(array))
+        with model(bundle) as made:
+            found = made.passes()
+    assert not all(np.array_equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+def test_a_wrong_dtype_is_refused(
+    simulate: Simulate, engine_bundle: EngineBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = engine_bundle("bf16")
+    simulate(memory_bytes=ROOM)
+    monkeypatch.setattr(
+        device_stack,
+        "ready",
+        lambda tensors, dtypes: [
+            ((name, "float32"), np.ascontiguousarray(a, np.float32)) for name, a in tensors.items()
+        ],
+    )
+    with model(bundle) as made, pytest.raises(ShapeError, match="expected bfloat16"):
+        made.passes(1)
+
+
+def test_growing_in_a_stage_is_refused(
+    simulate: Simulate, engine_bundle: EngineBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = engine_bundle("bf16")
+    simulate(memory_bytes=ROOM)
+    with model(bundle) as made:
+        memory, plan = made.loader._memory(RuntimeConfig())
+        assert isinstance(plan, MemoryPlan)
+        made.passes(1)
+        with pytest.raises(EngineError, match=r"were planned for activations"):
+            memory.scratch(plan.regions.scratch + 1)
+        with pytest.raises(EngineError, match="planned for inputs, outputs and constants"):
+            memory.buffer("one more", plan.regions.tensors + 1)
+
+
+def test_pinned_memory_may_be_refused(
+    simulate: Simulate, engine_bundle: EngineBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies are pageable then, said once, and the numbers are the same."""
+    from cuda import core
+
+    bundle = engine_bundle("bf16")
+    gpu = simulate(memory_bytes=ROOM)
+    with model(bundle) as made:
+        want = made.passes(2)
+
+    def refuse(self: object, size: int) -> None:
+        raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr(
+        core, "LegacyPinnedMemoryResource", lambda: type("Refusing", (), {"allocate": refuse})()
+    )
+    with pytest.warns(RuntimeWarning, match="refuses pinned memory") as said, model(bundle) as made:
+        assert_same(made.passes(2), want)
+    assert len(said) == 1
+    assert gpu.counters().pageable_calls > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "index", "said"),
+    [
+        ({}, 1, r"device 1 was asked for, and this machine shows 1 GPU \(0\)"),
+        ({"devices": 2}, 2, r"shows 2 GPUs \(0 to 1\); name one of them with --device"),
+        ({"driver_version": 11040}, 0, r"needs a driver for CUDA 12 or newer.*CUDA 11\.4"),
+    ],
+)
+def test_devices_that_cannot_be_used(
+    simulate: Simulate, fields: dict[str, Any], index: int, said: str
+) -> None:
+    from ltx2rt.device.cuda import CudaDevice
+
+    simulate(**fields)
+    with pytest.raises(UnsupportedError, match=said):
+        CudaDevice("a test", index)
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"), [("", "is empty, which hides every GPU"), ("9", "names none")]
+)
+def test_hidden_devices(monkeypatch: pytest.MonkeyPatch, shown: str, said: str) -> None:
+    from ltx2rt.device.gpus import local_gpu
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    with pytest.raises(UnsupportedError, match=said):
+        local_gpu("a test")
+
+
+def test_the_second_gpu(simulate: Simulate, engine_bundle: EngineBundle) -> None:
+    bundle = engine_bundle("bf16")
+    gpu = simulate(devices=2, memory_bytes=ROOM)
+    with model(bundle, device=1) as made:
+        made.passes(1)
+    assert gpu.counters(0).launches == 0
+    assert gpu.counters(1).launches > 0
+
+
+def test_a_full_gpu_says_what_it_has(gpu: SimulatedDriver) -> None:
+    from ltx2rt.device.cuda import CudaDevice
+
+    device = CudaDevice("a test")
+    with pytest.raises(EngineError, match=r"Simulated GPU 0.*2\.00 GiB more.*of 1\.00 GiB are"):
+        device.allocate(2 << 30)
+    device.close()
+
+
+def test_doctor_plans_cards_that_are_not_here(engine_bundle: EngineBundle) -> None:
+    bundle = engine_bundle("bf16")
+
+    def doctor(memory: str, *flags: str) -> Any:
+        return ltx2rt_command("doctor", bundle, "--memory", memory, *flags)
+
+    outcome = doctor("24GiB", "--shape", "64x64x9")
+    assert outcome.code == 0, outcome.err
+    assert "plan for a card of 24.00 GiB and 64x64x9:" in outcome.out
+    assert "all stay" in outcome.out
+    for given, said in (
+        (("1MiB",), "needs .* of a card of 0.00 GiB"),
+        (("lots",), "write it like 24GiB"),
+        (("24GiB", "--shape", "99x99x9"), r"was not built; this bundle has .*64x64x9"),
+    ):
+        outcome = doctor(*given)
+        assert outcome.code == 2
+        assert re.search(said, outcome.err)
