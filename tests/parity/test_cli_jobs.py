@@ -20,6 +20,7 @@ import ltx2rt
 from ltx2rt.cli.batch import EXIT_FAILED_JOBS
 from ltx2rt.components.text_encoder import PromptEncoder
 from ltx2rt.components.upsampler import LatentUpsampler
+from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT
 from ltx2rt.errors import OptionError
 from ltx2rt.media.reader import probe_video, read_tags
 from ltx2rt.media.sound import read_audio
@@ -83,7 +84,7 @@ def test_every_file_says_how_it_was_made(made: Outcome, folder: Path) -> None:
     assert guidance is not None
     assert guidance.video is not None
     assert (guidance.video.cfg_mode, guidance.video.cfg_scale) == ("apg", 3.0)  # filled in
-    assert guidance.negative_prompt.startswith("out of focus")
+    assert guidance.negative_prompt == DEFAULT_NEGATIVE_PROMPT
     assert record.stages["stage_1"]["sigmas"] == pytest.approx([1, 0.6, 0.2, 0])
     for name in ("a.wav", "a.safetensors", "a/frame_00000.png"):
         assert record_in(folder / name) == record
