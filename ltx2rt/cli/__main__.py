@@ -7,6 +7,7 @@ import errno
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ltx2rt import __version__
@@ -26,6 +27,9 @@ COMMANDS = {
     "cache": "show what the cache of engines and kernels holds, or clear it",
     "doctor": "report what this machine and a bundle can do",
 }
+
+#: how Python shows warnings
+_python_warning = warnings.formatwarning
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -75,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupted.
     """
     command = None
+    warnings.formatwarning = warning_line
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         command = importlib.import_module(f"ltx2rt.cli.{options.command}")
@@ -108,6 +113,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ltx2rt: error: {error.strerror}{where}.", file=sys.stderr)
         print_notes(error)
         return EXIT_USER_ERROR
+
+
+def warning_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning of ours as one line, without the place in our code; others as Python shows them."""
+    if category is UserWarning:
+        return f"ltx2rt: warning: {message}\n"
+    return _python_warning(message, category, filename, lineno, line)
 
 
 def print_notes(error: BaseException) -> None:

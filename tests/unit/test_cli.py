@@ -331,3 +331,16 @@ def test_help_loads_the_command_line_and_nothing_else() -> None:
 def test_what_runs_nothing_loads_no_library_of_media_or_models(arguments: list[str]) -> None:
     heavy = {"onnxruntime", "av", "OpenEXR", "tokenizers", "torch", "ltx2rt_export"}
     assert not heavy & loaded_by(*arguments)
+
+
+def test_warnings_of_ours_are_one_line_without_a_place_in_the_code() -> None:
+    script = (
+        "import sys, warnings\n"
+        "from ltx2rt.cli import __main__, doctor\n"
+        "doctor.run = lambda options: (warnings.warn('the sky is grey.'), 0)[1]\n"
+        "sys.exit(__main__.main(['doctor']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "ltx2rt: warning: the sky is grey.\n"
