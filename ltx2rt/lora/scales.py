@@ -104,7 +104,9 @@ class Scales:
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            raise CheckpointError(f"{self._file.path} is corrupt: {name} is not one finite number.")
+            raise CheckpointError(
+                f"{self._file.path} cannot be used as a LoRA: {name} is not one finite number."
+            )
         return number
 
 

@@ -192,7 +192,7 @@ def test_another_build_takes_nothing_over(
                 file.write(np.ones(8, np.uint8).tobytes())
             os.utime(model["checkpoint"], ns=(times.st_atime_ns, times.st_mtime_ns))
         case "precision":
-            command += ("--precision", "int8-wo")
+            command = tuple("int8-wo" if part == "fp8" else part for part in command)
         case "layers":
             command, count = (*command, "--plain-layers", "0"), 2 * LINEARS
         case "lora":

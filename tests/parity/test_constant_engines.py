@@ -88,7 +88,7 @@ def test_loras_and_missing_layers_are_refused(
     path = write_demo_lora(tmp_path / "lora.safetensors", demo_model, 0)
     with pytest.raises(UnsupportedError, match=r"engine of transformer_block.*--weights input"):
         Loader(open_bundle(bundle))._device_engine(
-            "transformer_block", [Lora(path=str(path), strength=1.0)], 0, None
+            "transformer_block", RuntimeConfig(), [Lora(path=str(path), strength=1.0)], 0
         )
 
     def without_one(manifest: dict) -> None:

@@ -230,7 +230,9 @@ def open_stage(monkeypatch: pytest.MonkeyPatch, precision: str, custom_ops: str)
     """The engine stage of a TensorRT build, as if TensorRT were here."""
     monkeypatch.setattr(stage, "open_builder", lambda *_: SimpleNamespace(targets=("sm90",)))
     monkeypatch.setattr(stage, "profile_request", lambda *_: None)
-    config = SimpleNamespace(backend="tensorrt", precision=precision, custom_ops=custom_ops)
+    config = SimpleNamespace(
+        backend="tensorrt", precision=precision, custom_ops=custom_ops, cache_dir=None
+    )
     return stage.engine_stage(config, None, {})  # type: ignore[arg-type]
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ltx2rt.pipelines.base as base
 from ltx2rt.components.duration_head import DurationHead
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.media.reader import probe_video
 from ltx2rt.media.sound import read_audio
+from ltx2rt.pipelines.engines import Engines
 from ltx2rt_export.modules.duration_head import duration_head
 from tests.parity.command_line import Outcome, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
@@ -49,7 +49,7 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
             asked.append(audio_only)
             return 0.72  # 17.28 frames: 17
 
-    monkeypatch.setattr(base.Pipeline, "duration_head", lambda self: Head())
+    monkeypatch.setattr(Engines, "duration_head", lambda self: Head())
     monkeypatch.setattr(
         "ltx2rt.bundle.bundle.Bundle.has",
         lambda self, *names: all(n == "duration_head" or n in self.manifest.components

@@ -22,6 +22,7 @@ from ltx2rt.progress import Job
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.component import Component
+from ltx2rt_export.engines import graphs
 from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import fold_transposes
 from ltx2rt_export.modules.vocoder import vocoder
@@ -35,7 +36,6 @@ from tests.parity.command_line import (
     instead,
     ltx2rt,
     unchanged,
-    use_export,
 )
 from tests.parity.demo_loras import write_demo_lora
 from tests.parity.engine_models import builder
@@ -125,7 +125,7 @@ def test_a_second_build_is_instant(
         traced.append(component.name)
         return export_component(component, dtype)
 
-    use_export(export, monkeypatch)
+    monkeypatch.setattr(graphs, "export_component", export)
     target = tmp_path / "again.bundle"
     command = (
         "build", *build_flags(demo_model), *RTX, "--components", ",".join(COMPONENTS),
@@ -183,7 +183,7 @@ def test_loras_do_not_fit_weights_that_are_constants(
     path = write_demo_lora(tmp_path / "lora.safetensors", demo_model, 0)
     lora = Lora(path=str(path), strength=1.0)
     with pytest.raises(UnsupportedError, match=r"holds its weights as constants.*--weights input"):
-        Loader(bundle)._device_engine("transformer_tail", [lora], 0, None)
+        Loader(bundle)._device_engine("transformer_tail", RuntimeConfig(), [lora], 0)
 
 
 @pytest.mark.slow

@@ -136,6 +136,8 @@ def test_components_need_no_names_of_files_either(tmp_path: Path) -> None:
         file = SafetensorsFile(path)
         if "in.same_inputs_as" in file:
             base = json.loads(file.metadata["params"])["inputs"]
+            if not path.with_name(f"{base}.safetensors").exists():
+                continue  # too large for the repository
             shared.append((path, folder / f"{index}.safetensors"))
             shutil.copy(path, folder / f"{index}.safetensors")
             shutil.copy(path.with_name(f"{base}.safetensors"), folder / f"{base[::-1]}.safetensors")
