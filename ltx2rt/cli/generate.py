@@ -144,7 +144,7 @@ def make(
     run, request = asked.run, asked.request_of(index)
     job = Job(ProgressPrinter(quiet=run.quiet))
     if asked.enhance is not None:
-        pipe.prepare(request)  # refuse a bad request before anybody is asked
+        pipe.accept(request)  # refuse a bad request before anybody is asked
         config = enhanced(request.config, asked.enhance, asked.seeds[0])
         request = replace(request, config=config)
     seed = request.config.seed

@@ -246,6 +246,25 @@ def _chunks(items: Sequence[Pass], size: int) -> Iterator[Sequence[Pass]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
+def pass_counts(
+    guidance: Guidance, modalities: Sequence[str], sigmas: NDArray[np.float32]
+) -> set[int]:
+    """How many passes run together, at one step or another of a guided stage.
+
+    Args:
+        modalities: that the stage has.
+        sigmas: its noise levels, the last one of which is not evaluated.
+    """
+    schedules = {"video": guidance.video, "audio": guidance.audio}
+    counts: set[int] = set()
+    for index, sigma in enumerate(sigmas[:-1]):
+        params = {m: schedules[m].at(float(sigma)) for m in modalities}
+        active = {m: p for m, p in params.items() if not p.skips(index)}
+        if active:
+            counts |= {len(c) for c in _chunks(passes(active), guidance.max_batch_size)}
+    return counts
+
+
 def _stacked(chunk: Sequence[Pass]) -> Perturbations:
     """The perturbations of stacked passes: each holds for its own sample only."""
     if len(chunk) == 1:

@@ -176,7 +176,7 @@ def run_stage(
     Draws the video noise, then the audio noise from `generator` (spec/sampling.md §8).
     """
     asked = Streams[ModalityRequest[Any]](request.video, request.audio)
-    fresh = Streams(_video_state(request), _audio_state(request))
+    fresh = fresh_states(request)
     noises = fresh.map(lambda state: generator.randn(state.latent.shape))
     states = fresh.map(_started, noises, asked)
     sigmas = sigma_table(request.sigmas)
@@ -206,6 +206,11 @@ def run_stage(
     video, audio = final.map(target_latent)
     keyframes = None if final.video is None else slot_latents(final.video)
     return StageResult(video=video, audio=audio, keyframes=keyframes)
+
+
+def fresh_states(request: StageRequest) -> Streams[LatentState]:
+    """The latents of a stage with their conditioning, before noise."""
+    return Streams(_video_state(request), _audio_state(request))
 
 
 def _video_state(request: StageRequest) -> LatentState | None:

@@ -6,7 +6,7 @@ goes into the stages is made by `inputs`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Run:
         job: progress, cancelling and timings.
         trace: collects intermediate tensors (parity tests).
         store: keeps finished stages, and has those of a run that was cut off.
+        check_sizes: refuses sizes that the engines do not take, of a length that was predicted.
 
     Attributes:
         generator: the run's random generator, seeded with the request's seed; its order of draws is
@@ -68,6 +69,7 @@ class Run:
         job: Job,
         trace: StageTrace | None = None,
         store: StageStore | None = None,
+        check_sizes: Callable[[Request], None] | None = None,
     ) -> None:
         self.engines = engines
         self.request = request
@@ -75,6 +77,7 @@ class Run:
         self.trace = trace
         self.generator = TorchGenerator(request.config.seed)
         self.store = store
+        self.check_sizes = check_sizes
         self.latents: dict[str, Array] = {}
         frames = request.config.num_frames
         self.canvas = VideoPixelShape(
@@ -216,19 +219,23 @@ class Run:
         generator = generator or self.generator
         result = self._kept(name, generator)
         if result is None:
-            result = run_stage(
-                request,
-                self.engines.transformer(loras),
-                context,
-                generator,
-                self.job,
-                self.trace,
-                guidance,
-            )
+            result = self.denoised(request, loras, context, generator, guidance)
             if self.store is not None:
                 self.store.save(name, self.stages[name], result.arrays, generator)
         self.latents |= {f"{name}.{part}": latent for part, latent in result.arrays.items()}
         return result
+
+    def denoised(
+        self,
+        request: StageRequest,
+        loras: Sequence[Lora],
+        context: TextContext,
+        generator: TorchGenerator,
+        guidance: Guidance | None,
+    ) -> StageResult:
+        """What a stage makes."""
+        transformer = self.engines.transformer(loras)
+        return run_stage(request, transformer, context, generator, self.job, self.trace, guidance)
 
     def _kept(self, name: str, generator: TorchGenerator) -> StageResult | None:
         """What a run that was cut off had of this stage; `generator` goes on after it."""
