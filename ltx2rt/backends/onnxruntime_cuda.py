@@ -97,8 +97,7 @@ def open_session(
         raise UnsupportedError(
             f"ONNX Runtime {ort.__version__} has the CUDA provider, which cannot load here: its "
             "libraries (CUDA, cuDNN 9) are missing or the driver is too old; install them with "
-            "pip install 'onnxruntime-gpu[cuda,cudnn]', or run on the CPU with a bundle built with "
-            "--precision fp32."
+            "pip install 'onnxruntime-gpu[cuda,cudnn]', or build a bundle for the CPU."
         )
     return session
 

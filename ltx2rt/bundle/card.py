@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ltx2rt.backends.device_memory import DeviceMemory
@@ -25,13 +24,17 @@ class Card:
     """What engines of one bundle share.
 
     Attributes:
-        largest: stack -> bytes of the weights of its largest part, where a plan knows them.
+        plan: how `memory` is divided; None with ONNX Runtime, which takes what it needs.
         keep_text: the layers of the text encoder stay between clips.
     """
 
     memory: DeviceMemory
-    largest: Mapping[StackNames, int]
+    plan: MemoryPlan | None
     keep_text: bool
+
+    def largest(self, names: StackNames) -> int:
+        """Bytes of the weights of a stack's largest part; 0: nothing knows."""
+        return self.plan.largest[names] if self.plan is not None else 0
 
 
 def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
@@ -47,10 +50,10 @@ def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
         if not any(entry.engines for entry in manifest.components.values()):
             reserve = device.gpu.memory_bytes // _ACTIVATION_SHARE
             memory = DeviceMemory(device, reserve=reserve).opened()
-            return Card(memory=memory, largest={}, keep_text=resident)
+            return Card(memory=memory, plan=None, keep_text=resident)
         plan = _plan(bundle, device, resident=resident)
         memory = DeviceMemory(device, plan.regions).opened()
-        return Card(memory=memory, largest=plan.largest, keep_text=plan.keep_text)
+        return Card(memory=memory, plan=plan, keep_text=plan.keep_text)
     except BaseException:
         device.close()
         raise

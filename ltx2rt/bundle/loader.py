@@ -105,7 +105,7 @@ class Loader:
                     card.memory,
                     keep=card.keep_text or not names.runs_once,
                     graphs=runtime.cuda_graphs,
-                    largest=card.largest.get(names, 0),
+                    largest=card.largest(names),
                 )
             opened.pop_all()
         return stack
