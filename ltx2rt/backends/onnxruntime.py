@@ -19,10 +19,12 @@ BYTE_TYPES = {"tensor(float8e4m3fn)": 17}
 class OrtOptions:
     """How sessions run: `threads=0` lets ONNX Runtime use every core.
 
+    `spinning`: threads wait for their next work in a loop instead of sleeping.
     `full_optimization`: false for FP8 graphs, which its later rewrites make unusable.
     """
 
     threads: int = 0
+    spinning: bool = False
     full_optimization: bool = True
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
 
@@ -51,6 +53,8 @@ class OrtEngine(EngineBase):
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = options.threads
+        spinning = "1" if options.spinning else "0"
+        settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
         # planning which outputs share memory is quadratic in the number of nodes: most of the
         # time that a vocoder takes to load, for the same peak memory
         settings.enable_mem_reuse = False

@@ -173,6 +173,7 @@ class Loader:
         entry = self._bundle.component(name)
         options = backend.OrtOptions(
             threads=runtime.threads,
+            spinning=runtime.spinning,
             full_optimization="float8_e4m3fn" not in entry.weight_dtypes.values(),
         )
         weights: Mapping[str, Array] = {}
