@@ -49,6 +49,8 @@ class RuntimeConfig:
 
     Attributes:
         threads: CPU threads per engine; 0 uses every core.
+        spinning: CPU threads wait for their next work in a loop; costs CPU time, and gains time
+            only where nothing else runs on those cores.
         residency: `stage` frees text encoder, transformer and upsampler as soon as their part is
             done; `resident` keeps every engine loaded between calls.
         max_batch_size: guidance passes that run together: faster on large machines, more memory.
@@ -61,6 +63,7 @@ class RuntimeConfig:
     """
 
     threads: int = 0
+    spinning: bool = False
     residency: str = "stage"
     max_batch_size: int = 1
     device: int | None = None

@@ -32,11 +32,13 @@ BYTE_TYPES = {name: ELEMENT_TYPES[name] for name in ("tensor(float8e4m3fn)",)}
 class OrtOptions:
     """How sessions run: `threads=0` lets ONNX Runtime use every core.
 
+    `spinning`: threads wait for their next work in a loop instead of sleeping.
     `full_optimization`: false for FP8 graphs, which its later rewrites make unusable. `providers`:
     what runs nodes, with its options; the first that can.
     """
 
     threads: int = 0
+    spinning: bool = False
     full_optimization: bool = True
     providers: tuple[tuple[str, Mapping[str, str]], ...] = (("CPUExecutionProvider", {}),)
 
@@ -52,6 +54,8 @@ def new_session(
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = options.threads
+    spinning = "1" if options.spinning else "0"
+    settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     # planning which outputs share memory is quadratic in the number of nodes: most of the
     # time that a vocoder takes to load, for the same peak memory
     settings.enable_mem_reuse = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,13 +56,12 @@ def check_provider() -> None:
         )
 
 
-def cuda_options(index: int, stream: Stream | None, threads: int, *, full: bool) -> OrtOptions:
-    """Options of a session on a GPU.
+def on_gpu(options: OrtOptions, index: int, stream: Stream | None = None) -> OrtOptions:
+    """The same options, for a session on a GPU.
 
     Args:
         index: number of the GPU.
         stream: that of ours which it runs on; None: one of its own.
-        full: see `OrtOptions.full_optimization`.
     """
     chosen = {
         "device_id": str(index),
@@ -71,11 +71,7 @@ def cuda_options(index: int, stream: Stream | None, threads: int, *, full: bool)
     }
     if stream is not None:
         chosen |= {"user_compute_stream": str(int(stream.handle))}
-    return OrtOptions(
-        threads=threads,
-        full_optimization=full,
-        providers=((PROVIDER, chosen), ("CPUExecutionProvider", {})),
-    )
+    return replace(options, providers=((PROVIDER, chosen), ("CPUExecutionProvider", {})))
 
 
 def open_session(

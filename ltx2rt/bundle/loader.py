@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ltx2rt.backends.device_stack import DeviceEngine, DeviceStack
 from ltx2rt.backends.host_stack import HostStack
@@ -24,6 +24,9 @@ from ltx2rt.lora.merger import LoraMerger
 from ltx2rt.names import ADAPTED_COMPONENTS, TEXT_TAIL, TRANSFORMER_BLOCKS, StackNames
 from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import MappedFiles
+
+if TYPE_CHECKING:
+    from ltx2rt.backends.onnxruntime import OrtOptions
 
 #: more threads than this wait for the memory that they share
 _MERGE_THREADS = 8
@@ -176,17 +179,23 @@ class Loader:
         from ltx2rt.backends import onnxruntime, onnxruntime_cuda
 
         entry = self._bundle.component(name)
-        full = "float8_e4m3fn" not in entry.weight_dtypes.values()
-        weights = self._inside(name, loras)
+        weights, options = self._inside(name, loras), self._session_options(name, runtime)
         graph = (self._bundle.folder / entry.graph).read_bytes()
         if not self._on_gpu(name, runtime):
-            options = onnxruntime.OrtOptions(threads=runtime.threads, full_optimization=full)
             return onnxruntime.OrtEngine(graph, entry.spec(name), weights, options)
-        options = onnxruntime_cuda.cuda_options(
-            runtime.device or 0, None, runtime.threads, full=full
-        )
+        options = onnxruntime_cuda.on_gpu(options, runtime.device or 0)
         open_session = onnxruntime_cuda.open_session
         return onnxruntime.OrtEngine(graph, entry.spec(name), weights, options, open_session)
+
+    def _session_options(self, name: str, runtime: RuntimeConfig) -> OrtOptions:
+        from ltx2rt.backends.onnxruntime import OrtOptions
+
+        return OrtOptions(
+            threads=runtime.threads,
+            spinning=runtime.spinning,
+            full_optimization="float8_e4m3fn"
+            not in self._bundle.component(name).weight_dtypes.values(),
+        )
 
     def _inside(self, name: str, loras: Sequence[Lora]) -> Mapping[str, Array]:
         """The weights that an engine takes when it is loaded."""
@@ -200,15 +209,11 @@ class Loader:
         entry = self._bundle.component(name)
         if entry.engines:
             return self._device_engine(name, runtime, loras, index)
-        from ltx2rt.backends.onnxruntime_cuda import OrtDeviceEngine, cuda_options, open_session
+        from ltx2rt.backends.onnxruntime_cuda import OrtDeviceEngine, on_gpu, open_session
 
         card, number = self._card_of(runtime), runtime.device or 0
-        options = cuda_options(
-            number,
-            card.memory.device.compute,
-            runtime.threads,
-            full="float8_e4m3fn" not in entry.weight_dtypes.values(),
-        )
+        compute = card.memory.device.compute
+        options = on_gpu(self._session_options(name, runtime), number, compute)
         graph = (self._bundle.folder / entry.graph).read_bytes()
         weights = self._inside(name, loras)
         session = open_session(graph, name, weights, options)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import onnxruntime as ort
@@ -34,9 +35,7 @@ def _session(
 ) -> SimulatedSession:
     (name, chosen), (second, _) = options.providers
     assert (name, second) == ("CUDAExecutionProvider", "CPUExecutionProvider")
-    on_cpu = onnxruntime.OrtOptions(
-        threads=options.threads, full_optimization=options.full_optimization
-    )
+    on_cpu = replace(options, providers=onnxruntime.OrtOptions().providers)
     session = onnxruntime.new_session(graph, component, initializers, on_cpu)
     return SimulatedSession(session, component, chosen, running())
 

@@ -11,6 +11,7 @@ import pytest
 
 import ltx2rt
 from ltx2rt.backends import onnxruntime_cuda
+from ltx2rt.backends.onnxruntime import OrtOptions
 from ltx2rt.config import RuntimeConfig
 from ltx2rt_export.engines.stage import EngineStage
 from tests.parity.command_line import build_flags
@@ -89,7 +90,7 @@ def test_a_provider_that_cannot_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime would go on with the CPU."""
     model = _relu()
     monkeypatch.setattr(ort, "get_available_providers", lambda: [onnxruntime_cuda.PROVIDER])
-    options = onnxruntime_cuda.cuda_options(0, None, 1, full=True)
+    options = onnxruntime_cuda.on_gpu(OrtOptions(threads=1), 0)
     with pytest.raises(ltx2rt.UnsupportedError, match=r"cannot load here: .*cuDNN"):
         onnxruntime_cuda.open_session(model, "head", {}, options)
 
