@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ import numpy as np
 from ltx2rt.backends.binding import Place
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
 from ltx2rt.backends.layer_memory import LayerMemory
-from ltx2rt.backends.stack import Call, Constants, OnLayer, Part, StackParts, ready
+from ltx2rt.backends.stack import Call, Constants, OnLayer, StackParts, is_masked, ready
 from ltx2rt.device.arena import ALIGNMENT, aligned
 from ltx2rt.device.device import Graph, Stream
 from ltx2rt.engine import Array, Engine, Shaped
@@ -65,10 +65,11 @@ class DeviceStack:
         self._parts = parts
         self._sequence = tuple(parts)
         self._dtypes = parts.dtypes()
+        self._masks = parts.masks
         self._memory = memory
         loads = [p.load for p in self._sequence]
         self._weights = LayerMemory(memory, loads, keep=keep, largest=largest)
-        self._bindings: dict[int, Binding] = {}
+        self._bindings: dict[tuple[int, int], Binding] = {}
         self._each = keep  # a context for every part, or for every engine
         self._graphs = graphs
         self._begun = 0
@@ -82,6 +83,11 @@ class DeviceStack:
     def dtype(self, name: str) -> str:
         """See `Stack`."""
         return self._dtypes[name][0]
+
+    @property
+    def masks(self) -> frozenset[str]:
+        """See `Stack`."""
+        return self._masks
 
     def begin(
         self,
@@ -143,7 +149,7 @@ class DeviceStack:
             key: self._memory.upload(f"{number} {' '.join(key)}", array)
             for key, array in ready(call.tensors, self._dtypes)
         }
-        return _State(number, tensors, call.constants)
+        return _State(number, tensors, call.constants, is_masked(call.constants, self._masks))
 
     def _pass(self, state: _State, constants: DeviceConstants) -> Outputs:
         """One pass: as a graph, if it ran before with the same weights, constants and addresses."""
@@ -175,11 +181,12 @@ class DeviceStack:
     def _run(self, number: int, states: Sequence[_State]) -> list[Outputs]:
         """Enqueue one part for all calls; 0 is the head."""
         part = self._sequence[number]
-        engine, binding = part.engine, self._binding(number)
         found: list[Outputs] = []
         weights = self._weights.use(number)
         for state in states:
-            feeds = self._feeds(part, number - 1, state, weights)
+            engine = part.engine_for(masked=state.masked)
+            binding = self._binding(number, engine)
+            feeds = self._feeds(part.takes, engine, number - 1, state, weights)
             outputs = binding.bind(feeds, partial(self._place, number, state))
             engine.bind_weights(weights, binding)
             engine.run(binding)
@@ -191,24 +198,24 @@ class DeviceStack:
         self._weights.ran(number)
         return found
 
-    def _binding(self, number: int) -> Binding:
-        engine = self._sequence[number].engine
-        key = number if self._each else id(engine)
+    def _binding(self, number: int, engine: DeviceEngine) -> Binding:
+        key = number if self._each else 0, id(engine)
         if key not in self._bindings:
             self._bindings[key] = engine.new_binding()
         return self._bindings[key]
 
     def _feeds(
         self,
-        part: Part[DeviceEngine],
+        takes: Mapping[str, str],
+        engine: DeviceEngine,
         index: int,
         state: _State,
         weights: Mapping[str, DeviceTensor],
     ) -> dict[str, DeviceTensor]:
         """What an engine takes but for its weights; it says itself what is missing."""
         feeds: dict[str, DeviceTensor] = {}
-        for spec in part.engine.spec.inputs:
-            name = part.takes.get(spec.name, spec.name)
+        for spec in engine.spec.inputs:
+            name = takes.get(spec.name, spec.name)
             if spec.name in weights:  # low-rank inputs belong to the layer
                 feeds[spec.name] = weights[spec.name]
             elif (found := state.find(name, spec.dtype, index)) is not None:
@@ -284,6 +291,11 @@ class DeviceConstants:
         found = self.tensors.get((name, dtype))
         return self._base.find(name, dtype, layer) if found is None and self._base else found
 
+    def holds(self, names: Collection[str]) -> bool:
+        """See `Constants`."""
+        own = any(name in names for name, _ in (*self.tensors, *self.by_layer))
+        return own or (self._base is not None and self._base.holds(names))
+
     def close(self) -> None:
         """Free them; closing again, or after the stack, does nothing."""
         if self._closed:
@@ -302,11 +314,12 @@ class DeviceConstants:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What one call has on the device, by tensor and dtype."""
+    """What one call has on the device, by tensor and dtype, and whether it has masks."""
 
     number: int
     tensors: dict[tuple[str, str], DeviceTensor]
     constants: DeviceConstants | None
+    masked: bool
 
     def find(self, name: str, dtype: str, layer: int) -> DeviceTensor | None:
         """The tensor, if there is one in that dtype; else in another, which the engine refuses."""

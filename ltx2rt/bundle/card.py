@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.engine_checks import check_gpu, check_plugins, check_version
@@ -13,7 +13,7 @@ from ltx2rt.bundle.engine_file import read_info
 from ltx2rt.bundle.memory_plan import MemoryPlan, plan_memory, room_on
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device.cuda import CudaDevice
-from ltx2rt.names import StackNames
+from ltx2rt.names import UNMASKED, StackNames
 
 #: of a card, what is left for the activations of ONNX Runtime, which no plan knows
 _ACTIVATION_SHARE = 4
@@ -61,12 +61,15 @@ def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
 
 def _plan(bundle: Bundle, device: CudaDevice, *, resident: bool) -> MemoryPlan:
     manifest, needs, gpu = bundle.manifest, {}, device.gpu
-    for name, entry in manifest.components.items():
+    for name, entry in bundle.entries.items():
         path = bundle.folder / entry.engines[0].file
         info = read_info(path)
         check_version(info, str(load(info.backend).__version__), manifest.command())
         check_plugins(info, manifest.command())
         check_gpu(info, gpu.target, gpu.name, manifest.command())
         needs[name] = engine_needs(path, entry.spec(name))
+    for name in manifest.components:
+        if (unmasked := needs.pop(name + UNMASKED, None)) is not None:
+            needs[name] = replace(needs[name], scratch=max(needs[name].scratch, unmasked.scratch))
     room = room_on(gpu.memory_bytes, device.free_bytes(), manifest)
     return plan_memory(manifest, needs, room, resident=resident, card=gpu.name)

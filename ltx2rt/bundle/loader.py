@@ -21,7 +21,7 @@ from ltx2rt.errors import UnsupportedError
 from ltx2rt.lora.adapter import official_tensor
 from ltx2rt.lora.files import Lora
 from ltx2rt.lora.merger import LoraMerger
-from ltx2rt.names import ADAPTED_COMPONENTS, TEXT_TAIL, TRANSFORMER_BLOCKS, StackNames
+from ltx2rt.names import ADAPTED_COMPONENTS, TEXT_TAIL, TRANSFORMER_BLOCKS, UNMASKED, StackNames
 from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import MappedFiles
 
@@ -96,7 +96,8 @@ class Loader:
         with ExitStack() as opened:
             if not self._on_gpu(names.head, runtime):
                 host = self._engines(opened, lambda n, _: self._host_engine(n, runtime, loras))
-                stack: Stack = HostStack(plan.parts(host, load_weights), keep=keep)
+                parts = plan.parts(host, load_weights, self._unmasked(host))
+                stack: Stack = HostStack(parts, keep=keep)
             else:
                 card = self._card_of(runtime)
                 opened.callback(card.memory.opened().close)
@@ -104,7 +105,7 @@ class Loader:
                     opened, lambda n, layer: self._stack_engine(n, runtime, loras, layer)
                 )
                 stack = DeviceStack(
-                    plan.parts(device, load_weights),
+                    plan.parts(device, load_weights, self._unmasked(device)),
                     card.memory,
                     keep=card.keep_text or not names.runs_once,
                     graphs=runtime.cuda_graphs,
@@ -157,6 +158,15 @@ class Loader:
             return found[key]
 
         return engine
+
+    def _unmasked(self, engine: Callable[[str, int], E]) -> Callable[[str, int], E | None]:
+        """The engine that runs a layer without masks, where the bundle has one."""
+
+        def unmasked(name: str, index: int) -> E | None:
+            name += UNMASKED
+            return engine(name, index) if self._bundle.has(name) else None
+
+        return unmasked
 
     def _open(
         self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = (), index: int = 0

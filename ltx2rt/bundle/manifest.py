@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from ltx2rt.plain_data import read_document, write_document
 from ltx2rt.sampling.samplers import Sampler
 
 SCHEMA = 1
-#: fields that only quantised weights fill; left out where they are empty
-QUANTIZED_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays")
+#: fields that few components fill; left out where they are empty
+RARE_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays", "unmasked")
 FILE_NAME = "manifest.json"
 
 
@@ -97,6 +97,21 @@ class EngineEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnmaskedEntry:
+    """A component's graph and engines again, without inputs that mask attentions: what passes
+    without any mask run. Weights are those of the component.
+
+    Attributes:
+        leaves_out: the inputs.
+    """
+
+    graph: str
+    graph_sha256: str
+    leaves_out: tuple[str, ...]
+    engines: tuple[EngineEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentEntry:
     """One component: its graph, boundary, weights and the facts its runtime class needs.
 
@@ -110,6 +125,7 @@ class ComponentEntry:
             weights, their scales. Others, and those that a LoRA changes, are made from `layers`.
         engines: none for ONNX Runtime; one, or, where a repeated component's weights are inside
             (`layered`), one for each layer that it serves.
+        unmasked: of the transformer's blocks; `without_masks` gives it as an entry.
     """
 
     graph: str
@@ -125,6 +141,20 @@ class ComponentEntry:
     quantized: dict[str, str] = field(default_factory=dict)
     overlays: tuple[dict[str, Place], ...] = ()
     engines: tuple[EngineEntry, ...] = ()
+    unmasked: UnmaskedEntry | None = None
+
+    def without_masks(self) -> ComponentEntry | None:
+        """The same component as passes without any mask run it."""
+        if self.unmasked is None:
+            return None
+        return replace(
+            self,
+            graph=self.unmasked.graph,
+            graph_sha256=self.unmasked.graph_sha256,
+            inputs=tuple(t for t in self.inputs if t.name not in self.unmasked.leaves_out),
+            engines=self.unmasked.engines,
+            unmasked=None,
+        )
 
     @property
     def served(self) -> tuple[int, ...]:
@@ -232,10 +262,10 @@ def bundle_id(manifest: Manifest) -> str:
 
 
 def _plain(manifest: Manifest) -> dict[str, Any]:
-    """JSON values; what only quantised weights have is left out elsewhere."""
+    """JSON values; what few components have is left out elsewhere."""
 
     def fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {k: v for k, v in items if v or k not in QUANTIZED_FIELDS}
+        return {k: v for k, v in items if v or k not in RARE_FIELDS}
 
     return dataclasses.asdict(manifest, dict_factory=fields)
 

@@ -25,7 +25,7 @@ from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.names import DIFFUSION_DECODER, TEXT_ENCODER, TRANSFORMER
-from ltx2rt.pipelines.built_sizes import built_clips, refuse_sizes
+from ltx2rt.pipelines.built_sizes import built_clips, made_sizes, refuse_sizes
 from ltx2rt.pipelines.catalog import catalog_class
 from ltx2rt.pipelines.checks import (
     check_duration,
@@ -175,6 +175,7 @@ class Pipeline(PipelineFacts):
             request=request,
             max_batch_size=self.runtime.max_batch_size,
             threads=self.runtime.threads,
+            kernels=self.runtime.kernels,
             bundle=self.source.bundle_id,
             stages=stages,
         )

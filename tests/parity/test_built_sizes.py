@@ -1,4 +1,4 @@
-"""What the engines of a bundle were not built for is refused before any work, with what would do."""
+"""Sizes that engines were not built for are refused before any work, with what would do."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def test_larger_clips_are_refused_with_the_nearest_and_the_build(
     accept(again, height=128, width=256, num_frames=33)
 
 
-def test_a_portrait_keeps_its_aspect(wide: Bundle) -> None:
+def test_a_portrait_is_offered_a_portrait(wide: Bundle) -> None:
     pipe = ltx2rt.OneStagePipeline(wide)
     text = refused(pipe, height=384, width=192, num_frames=25)
-    assert "The nearest that works is height=192, width=96, num_frames=25" in text
+    assert "The nearest that works is height=192, width=128, num_frames=25" in text
 
 
 def test_what_conditioning_appends_counts(demo_bundle: Path, wide: Bundle, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import ltx2rt
 from ltx2rt.backends import device_stack
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.layer_memory import LayerMemory
+from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.memory_plan import MemoryPlan
 from ltx2rt.components.transformer import ModalityInput, Transformer
@@ -31,6 +32,7 @@ from tests.parity.command_line import ltx2rt as ltx2rt_command
 from tests.simulator.driver import SimulatedDriver
 from tests.simulator.fixtures import EngineBundle, Simulate
 from tests.simulator.least_memory import least_memory_of
+from tests.tolerances import SIMULATED_LATENT_REL_L2
 
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 pytestmark = pytest.mark.usefixtures("tensorrt_rtx", "kernels")
@@ -127,6 +129,37 @@ def test_a_replayed_pass(simulate: Simulate, engine_bundle: EngineBundle) -> Non
         assert counters.htod_bytes <= 8 * (video.latent.nbytes + audio.latent.nbytes)
         assert_same(made.passes(), want)
     assert gpu.counters().live_bytes == 0
+
+
+def test_passes_without_a_mask_run_blocks_without_biases(
+    simulate: Simulate, engine_bundle: EngineBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chosen for every pass, also where one was captured; a mask of ones changes nothing."""
+    bundle = engine_bundle("bf16")
+    simulate(memory_bytes=ROOM)
+    ran: list[str] = []
+    run = TrtEngine.run
+
+    def noted(self: TrtEngine, binding: Any) -> None:
+        ran.append(self.spec.component)
+        run(self, binding)
+
+    monkeypatch.setattr(TrtEngine, "run", noted)
+    with model(bundle) as made:
+        video, audio = made.streams()
+        ones = dataclasses.replace(video, attention_mask=np.ones((1, 8, 8), np.float32))
+        with made.transformer.stage():
+            plain = made.transformer(video, audio)
+            for _ in range(2):  # captured, replayed
+                assert_same(list(made.transformer(video, audio)), list(plain))
+            assert {n for n in ran if "block" in n} == {"transformer_block_unmasked"}
+            ran.clear()
+            masked = made.transformer(ones, audio)
+            assert {n for n in ran if "block" in n} == {"transformer_block"}
+            assert_same(list(made.transformer(video, audio)), list(plain))
+    for mine, want in zip(masked, plain, strict=True):
+        error = np.linalg.norm(mine - want) / np.linalg.norm(want)
+        assert error <= SIMULATED_LATENT_REL_L2["bf16"].bound
 
 
 def test_nothing_is_allocated_once_the_card_is_divided(

@@ -63,6 +63,7 @@ class EngineBuilder:
         job: Job,
         *,
         layer: int | None = None,
+        variant: str = "",
     ) -> EngineEntry:
         """Build one component's engine into `bundle`, or take it from the cache.
 
@@ -74,13 +75,14 @@ class EngineBuilder:
             bundle: the folder of the bundle.
             job: gets the builder's steps.
             layer: the engine is for this layer alone.
+            variant: follows the component's name where it has several engines.
 
         Raises:
             EngineError: the build failed.
             OSError: a file cannot be written.
         """
         component = graph.component
-        stage = f"build {component.name}" if layer is None else f"build {component.name} {layer}"
+        stage = f"build {component.name}{variant}" + ("" if layer is None else f" {layer}")
         job.report(stage, 0, 1)
         buckets = component_buckets(component.name, component.inputs, self.profiles)
         with self.cache.work() as work:
@@ -103,7 +105,7 @@ class EngineBuilder:
         info = dataclasses.replace(
             info, component=component.name, precision=precision, buckets=buckets
         )
-        return self._place(info, bundle, layer)
+        return self._place(info, bundle, variant, layer)
 
     def _model(
         self, graph: ExportedGraph, weights: Mapping[str, Array] | None, work: Path
@@ -199,9 +201,11 @@ class EngineBuilder:
         self.cache.put(engine, info)
         return info
 
-    def _place(self, info: EngineInfo, bundle: Path, layer: int | None) -> EngineEntry:
+    def _place(
+        self, info: EngineInfo, bundle: Path, variant: str, layer: int | None
+    ) -> EngineEntry:
         """Copy an engine and its JSON from the cache to where the manifest looks for them."""
-        name = engine_name(info, layer)
+        name = engine_name(info, variant, layer)
         target = bundle / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.cache.path(info.cache_key), target)
@@ -262,12 +266,12 @@ def largest_activations(component: Component, bucket: Bucket, dtype: str) -> int
     return activation_bytes(dataclasses.replace(component, inputs=inputs), sizes, dtype)
 
 
-def engine_name(info: EngineInfo, layer: int | None = None) -> str:
+def engine_name(info: EngineInfo, variant: str = "", layer: int | None = None) -> str:
     """Where an engine lies in a bundle."""
     parts = [info.backend, *info.targets, info.precision]
     if layer is not None:
         parts.append(f"layer{layer:02d}")
-    return f"engines/{info.component}/{'-'.join(parts)}.engine"
+    return f"engines/{info.component}{variant}/{'-'.join(parts)}.engine"
 
 
 def count_attentions(model: onnx.ModelProto) -> int:

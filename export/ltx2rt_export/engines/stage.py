@@ -15,7 +15,13 @@ from ltx2rt.components.decoder_tiles import DEVICE_BYTES
 from ltx2rt.engine import Array
 from ltx2rt.env import cache_dir
 from ltx2rt.latents.shapes import VideoScaleFactors
-from ltx2rt.names import DIFFUSION_FEATURES, TEXT_STACK, TRANSFORMER_BLOCKS, TRANSFORMER_STACK
+from ltx2rt.names import (
+    DIFFUSION_FEATURES,
+    TEXT_STACK,
+    TRANSFORMER_BLOCKS,
+    TRANSFORMER_STACK,
+    UNMASKED,
+)
 from ltx2rt.progress import Job
 from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import MappedFiles
@@ -30,6 +36,7 @@ from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes, holding_weights
 from ltx2rt_export.onnx import Export, ExportedGraph
+from ltx2rt_export.unmasked import without_masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +82,25 @@ class EngineStage:
         )
         return graph if builder is None else fold_transposes(graph)
 
+    def unmasked(self, graph: ExportedGraph, precision: str) -> ExportedGraph | None:
+        """The finished graph of passes without masks, of components that have one. Engines that
+        hold their weights have none: it would hold them again.
+
+        Args:
+            graph: before `finish`.
+
+        Raises:
+            UnsupportedError: see `finish`.
+        """
+        if self.builder is not None and holds_weights(self.builder.config, graph.component):
+            return None
+        without = without_masks(graph)
+        return None if without is None else self.finish(without, precision)
+
     def add(
         self,
         graphs: Sequence[ExportedGraph],
+        unmasked: Mapping[str, ExportedGraph],
         entries: Mapping[str, ComponentEntry],
         sources: Sequence[Source],
         bundle: Path,
@@ -92,6 +115,13 @@ class EngineStage:
             name = graph.component.name
             engines = self._engines(self.builder, graph, done[name], places, bundle, job)
             done[name] = dataclasses.replace(done[name], engines=tuple(engines))
+            entry = done[name].unmasked
+            if entry is not None:
+                built = self.builder.build(
+                    unmasked[name], done[name].precision, None, bundle, job, variant=UNMASKED
+                )
+                entry = dataclasses.replace(entry, engines=(built,))
+                done[name] = dataclasses.replace(done[name], unmasked=entry)
         return done
 
     def _engines(
