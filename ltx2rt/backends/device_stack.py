@@ -113,9 +113,10 @@ class DeviceStack:
         """See `Stack`."""
         with self._memory.lock:
             self._memory.device.activate()
-            states = [self._upload(number, call) for number, call in enumerate(calls)]
-            if len(states) == 1 and states[0].constants is not None and on_layer is None:
-                outputs = [self._pass(states[0], states[0].constants)]
+            in_turn = self._each and on_layer is None
+            states = [self._upload(n, 0 if in_turn else n, call) for n, call in enumerate(calls)]
+            if in_turn:  # all are enqueued, and waited for once
+                outputs = [self._pass(state) for state in states]
             else:
                 outputs = self._enqueue(states, on_layer)
             results = self._download(outputs)
@@ -142,17 +143,21 @@ class DeviceStack:
         if not self._begun and self._memory.is_planned and not self._memory.closed:
             self._memory.drop_buffers()
 
-    def _upload(self, number: int, call: Call) -> _State:
+    def _upload(self, number: int, lane: int, call: Call) -> _State:
         if call.constants is not None and not isinstance(call.constants, DeviceConstants):
             raise InternalError("constants of another stack were given")
         tensors = {
             key: self._memory.upload(f"{number} {' '.join(key)}", array)
             for key, array in ready(call.tensors, self._dtypes)
         }
-        return _State(number, tensors, call.constants, is_masked(call.constants, self._masks))
+        masked = is_masked(call.constants, self._masks)
+        return _State(number, lane, tensors, call.constants, masked)
 
-    def _pass(self, state: _State, constants: DeviceConstants) -> Outputs:
+    def _pass(self, state: _State) -> Outputs:
         """One pass: as a graph, if it ran before with the same weights, constants and addresses."""
+        constants = state.constants
+        if constants is None:
+            return self._enqueue([state], None)[0]
         key = (self._memory.moves, *sorted(_facts(state.tensors)))
         taken = constants.passes.get(key)
         if taken is None or not self._weights.settled:
@@ -230,10 +235,12 @@ class DeviceStack:
         if name in self._collected:
             if size % ALIGNMENT:
                 raise InternalError(f"{name} of {size} bytes cannot lie in a row with others")
-            whole = self._memory.buffer(f"{state.number} {name}", size * (self.num_layers + 1))
+            whole = self._memory.buffer(f"{state.lane} {name}", size * (self.num_layers + 1))
             return whole + size * number
         turn = number % 2 if name in self._parts.gives.values() else 0
-        return self._memory.buffer(f"{state.number} {name} {turn}", size)
+        given = number > self.num_layers  # what the tail gives waits for the other calls
+        lane = f"out {state.number}" if given else str(state.lane)
+        return self._memory.buffer(f"{lane} {name} {turn}", size)
 
     def _collect(self, outputs: Mapping[str, DeviceTensor], state: _State) -> None:
         """Give the tail what begins with the head's output and grows by every layer's."""
@@ -314,9 +321,12 @@ class DeviceConstants:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What one call has on the device, by tensor and dtype, and whether it has masks."""
+    """What one call has on the device, by tensor and dtype, and whether it has masks. Calls of one
+    lane run one after another, in the same hidden states.
+    """
 
     number: int
+    lane: int
     tensors: dict[tuple[str, str], DeviceTensor]
     constants: DeviceConstants | None
     masked: bool

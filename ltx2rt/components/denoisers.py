@@ -170,11 +170,12 @@ class GuidedDenoiser:
     ) -> dict[str, dict[str, Array]]:
         """Clean estimates: modality -> pass name -> `[1, T, D]`."""
         found: dict[str, dict[str, Array]] = {modality: {} for modality in inputs}
-        for chunk in _chunks(passes(active), self._max_batch_size):
+        chunks = list(_chunks(passes(active), self._max_batch_size))
+        asked = []
+        for chunk in chunks:
             batches = {m: self._batch(m, one, chunk, active) for m, one in inputs.items()}
-            velocities = self._transformer(
-                batches.get("video"), batches.get("audio"), _stacked(chunk)
-            )
+            asked.append((batches.get("video"), batches.get("audio"), _stacked(chunk)))
+        for chunk, velocities in zip(chunks, self._transformer.passes(asked), strict=True):
             for modality, velocity in Streams(*velocities).items():
                 for row, item in enumerate(chunk):
                     clean = _clean(inputs[modality], velocity[row : row + 1])

@@ -207,7 +207,7 @@ class Pipeline(PipelineFacts):
             video, audio: latents for the decoders, or None.
             frame_rate, waveform, crop, frame_step, cut_audio, hdr: see `Clip`.
         """
-        run.engines.release(*TRANSFORMER)
+        self.engines.release(*TRANSFORMER)
         request = run.request
         if video is not None:
             tiling = chosen_tiling(self.source, run.config.tiling, video.shape[2:])

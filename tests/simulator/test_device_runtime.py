@@ -21,7 +21,7 @@ from ltx2rt.backends.layer_memory import LayerMemory
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.memory_plan import MemoryPlan
-from ltx2rt.components.transformer import ModalityInput, Transformer
+from ltx2rt.components.transformer import ModalityInput, Perturbations, Transformer
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device import staging
 from ltx2rt.device.arena import aligned
@@ -160,6 +160,39 @@ def test_passes_without_a_mask_run_blocks_without_biases(
     for mine, want in zip(masked, plain, strict=True):
         error = np.linalg.norm(mine - want) / np.linalg.norm(want)
         assert error <= SIMULATED_LATENT_REL_L2["bf16"].bound
+
+
+def test_passes_of_a_guided_step_are_waited_for_once(
+    simulate: Simulate, engine_bundle: EngineBundle
+) -> None:
+    """Each gives what it gives alone; replayed, they are as many launches and one wait."""
+    bundle = engine_bundle("bf16")
+    gpu = simulate(memory_bytes=ROOM)
+    with model(bundle) as made:
+        video, audio = made.streams()
+        skipped = Perturbations().and_skip("video_self", (1,))
+        apart = Perturbations().and_skip("audio_to_video").and_skip("video_to_audio")
+        other = dataclasses.replace(video, context=-video.context)
+        asked = [
+            (video, audio, Perturbations()),
+            (other, audio, Perturbations()),
+            (video, audio, skipped),
+            (video, audio, apart),
+        ]
+        with made.transformer.stage():
+            alone = [made.transformer(*each) for each in asked]
+        with made.transformer.stage():
+            for _ in range(3):  # enqueued, captured, replayed
+                gpu.reset_counters()
+                for mine, want in zip(made.transformer.passes(asked), alone, strict=True):
+                    assert_same(list(mine), list(want))
+        counters = gpu.counters()
+        assert counters.graph_launches == len(asked)
+        assert counters.synchronizations == 1
+        assert counters.allocations == counters.hidden_synchronizations == 0
+    results = [velocity for velocity, _ in alone]
+    for number, result in enumerate(results):
+        assert all(not np.array_equal(result, later) for later in results[number + 1 :])
 
 
 def test_nothing_is_allocated_once_the_card_is_divided(
