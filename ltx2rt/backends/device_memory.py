@@ -15,6 +15,7 @@ from ltx2rt.device.arena import Arena, Blocks, OpenBlocks, Regions, aligned
 from ltx2rt.device.device import Device
 from ltx2rt.device.staging import Staging
 from ltx2rt.device.tensor import DeviceTensor
+from ltx2rt.device.timeline import Timeline
 from ltx2rt.engine import Array
 
 __all__ = ["DeviceMemory", "DeviceTensor"]
@@ -37,6 +38,7 @@ class DeviceMemory:
         self.lock = threading.RLock()  # frames decode on a thread of their own
         self.staging = Staging(device)
         self.kernels: dict[Path, RuntimeCache] = {}  # compiled ones, of engines that share them
+        self.timeline = Timeline(device)
         self.moves = 0  # how often a buffer went: what holds its address is out of date
         self._reserve = regions.reserve if regions else reserve
         self._whole = 0
