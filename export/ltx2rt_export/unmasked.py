@@ -5,6 +5,7 @@ zeros to every score there is taken out, not computed.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -26,18 +27,28 @@ def without_masks(graph: ExportedGraph) -> ExportedGraph | None:
     component = graph.component
     if component.name not in TRANSFORMER_BLOCKS:
         return None
-    masks = {spec.name for spec in component.inputs if spec.name.endswith(MASKS)}
+    masks = {s.name: s.shape for s in component.inputs if s.name.endswith(MASKS)}
+    inputs = tuple(spec for spec in component.inputs if spec.name not in masks)
+    sizes = {d: (s.name, i) for s in reversed(inputs) for i, d in enumerate(s.shape)}
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    _take_out(model.graph, masks)
-    inputs = tuple(spec for spec in component.inputs if spec.name not in masks)
+    _take_out(model.graph, masks, sizes)
     return dataclasses.replace(
         graph, component=dataclasses.replace(component, inputs=inputs), model=model
     )
 
 
-def _take_out(graph: onnx.GraphProto, masks: set[str]) -> None:
-    """Remove the inputs, what is made of them alone, and the sums that they go into."""
+def _take_out(
+    graph: onnx.GraphProto,
+    masks: Mapping[str, Sequence[int | str]],
+    sizes: Mapping[int | str, tuple[str, int]],
+) -> None:
+    """Remove the inputs, what is made of them alone, and the sums that they go into.
+
+    Args:
+        masks: the inputs, with their shapes.
+        sizes: symbol -> another input that has it, and where.
+    """
     gone, renamed, kept = set(masks), dict[str, str](), list[onnx.NodeProto]()
     constants = {t.name for t in graph.initializer}
     for node in graph.node:
@@ -46,6 +57,9 @@ def _take_out(graph: onnx.GraphProto, masks: set[str]) -> None:
         of_masks = [name for name in node.input if name in gone]
         others = [name for name in node.input if name not in gone]
         if not of_masks:
+            kept.append(node)
+        elif node.op_type == "Shape" and of_masks[0] in masks:
+            _measure(node, *sizes[_measured(node, masks[of_masks[0]])])
             kept.append(node)
         elif all(name in constants for name in others):
             gone.update(node.output)
@@ -60,3 +74,23 @@ def _take_out(graph: onnx.GraphProto, masks: set[str]) -> None:
     inputs = [value for value in graph.input if value.name not in masks]
     del graph.input[:]
     graph.input.extend(inputs)
+
+
+def _measured(node: onnx.NodeProto, shape: Sequence[int | str]) -> int | str:
+    """The one size of a mask that a graph takes from it."""
+    ends = {a.name: a.i for a in node.attribute}
+    start: int = ends.get("start", 0)
+    end: int = ends.get("end", len(shape))
+    if end - start != 1:
+        raise InternalError(f"{node.name} reads sizes {start} to {end} of a mask")
+    return shape[start]
+
+
+def _measure(node: onnx.NodeProto, tensor: str, axis: int) -> None:
+    """Let a Shape read one size of another tensor."""
+    del node.attribute[:]
+    node.input[0] = tensor
+    node.attribute.extend(
+        onnx.helper.make_attribute(name, value)
+        for name, value in (("start", axis), ("end", axis + 1))
+    )

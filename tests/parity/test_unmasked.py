@@ -85,4 +85,4 @@ def test_a_mask_that_is_not_added_is_our_bug() -> None:
     )
     onnx.checker.check_graph(graph)
     with pytest.raises(InternalError, match="video_attention_bias goes into Mul"):
-        _take_out(graph, {"video_attention_bias"})
+        _take_out(graph, {"video_attention_bias": (1,)}, {})
