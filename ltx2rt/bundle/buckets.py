@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from ltx2rt.errors import InternalError, ShapeError
 
+#: frames a second of the slowest clip, which has the longest sound, that engines are built for
+SLOWEST_RATE = 12.0
+
 #: smallest, most likely and largest size of a symbol
 Range = tuple[int, int, int]
 

@@ -10,12 +10,13 @@ import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ltx2rt.bundle.buckets import Bucket, misfit
+from ltx2rt.bundle.buckets import SLOWEST_RATE, Bucket, misfit
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.source import ModelFacts
 from ltx2rt.bundle.targets import DEFAULT_SHAPES
 from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import Field, Problem, ShapeError
+from ltx2rt.latents.shapes import AUDIO_GRID
 from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt.pipelines.request import Request
 
@@ -31,6 +32,7 @@ class SizeChecks:
         problems: component -> what lies outside, as it was first found.
         tokens: most video tokens that a stage takes.
         passes: most passes that run together.
+        sound: most audio latents of the clip.
         cells: of the latent that is decoded.
     """
 
@@ -39,6 +41,7 @@ class SizeChecks:
         self.problems: dict[str, str] = {}
         self.tokens = 0
         self.passes = 1
+        self.sound = 0
         self.cells: Sequence[int] = ()
 
     def check(self, name: str, sizes: Mapping[str, int]) -> None:
@@ -129,7 +132,7 @@ def _candidates(
         ratios = [config.width / asked.width, config.height / asked.height]
         if frames is not None:
             ratios.append(config.frame_count / frames)
-        if distance := sum(abs(math.log(ratio)) for ratio in ratios):
+        if distance := sum(math.log(ratio) ** 2 for ratio in ratios):
             found.append((distance, config))
     return [config for _, config in sorted(found, key=lambda f: f[0])]
 
@@ -157,6 +160,7 @@ def _command(checks: SizeChecks) -> str:
     manifest, model = bundle.manifest, bundle.model
     flags = shlex.split(manifest.build_flags)
     width, height, frames = built_clips(bundle)[0]
+    longest = math.ceil(checks.sound * SLOWEST_RATE / AUDIO_GRID.latents_per_second)
     if checks.cells:
         count, rows, columns = checks.cells
         width, height = columns * model.spatial_scale, rows * model.spatial_scale
@@ -164,6 +168,7 @@ def _command(checks: SizeChecks) -> str:
         # engines take a clip, a reference as long as it, and some images
         needed = -(-checks.tokens // (2 * rows * columns))
         frames = max(frames, (needed - 1) * model.time_scale + 1)
+    frames = max(frames, longest + -(longest - 1) % model.time_scale)
     if "--shapes" not in flags:
         flags += ["--shapes", ",".join(DEFAULT_SHAPES)]
     flags[flags.index("--shapes") + 1] += f",{width}x{height}x{frames}"

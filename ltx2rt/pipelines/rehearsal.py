@@ -221,7 +221,7 @@ def rehearse(generate: Callable[[Run], Clip], engines: Engines, request: Request
         for name, sizes in decoded_sizes(source, checks.cells, clip.config.tiling):
             checks.check(name, sizes)
     if clip.audio_latent is not None:
-        steps = clip.audio_latent.shape[2]
+        checks.sound = steps = clip.audio_latent.shape[2]
         mel = int(source.options(AUDIO_DECODER)["mel_frames_per_latent"])
         checks.check(AUDIO_DECODER, {"B": 1, "Ta": steps})
         checks.check(VOCODER, {"B": 1, "M": mel * (steps - 1) + 1})

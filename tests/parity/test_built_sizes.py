@@ -104,6 +104,15 @@ def test_what_conditioning_appends_counts(demo_bundle: Path, wide: Bundle, tmp_p
     accept(ltx2rt.OneStagePipeline(built_for(demo_bundle, *shapes)), **fields)
 
 
+def test_sound_alone(demo_bundle: Path, wide: Bundle) -> None:
+    text = refused(ltx2rt.TextToAudioPipeline(wide), num_frames=100, frame_rate=8.0)
+    assert "audio_decoder: the nearest is 192x128x25: Ta=312 is not in 1..52" in text
+    flags = shlex.split(text.partition("build again: ")[2])
+    shapes = flags[flags.index("--shapes") + 1].split(",")
+    again = ltx2rt.TextToAudioPipeline(built_for(demo_bundle, *shapes))
+    accept(again, num_frames=100, frame_rate=8.0)
+
+
 def test_passes_that_run_together(demo_bundle: Path, wide: Bundle) -> None:
     runtime = RuntimeConfig(max_batch_size=4)
     fields = {"height": 128, "width": 192, "num_frames": 25}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ltx2rt.bundle.buckets import Bucket, Range
+from ltx2rt.bundle.buckets import SLOWEST_RATE, Bucket, Range
 from ltx2rt.components.decoder_tiles import (
     DEVICE_BYTES,
     DecoderOptions,
@@ -64,7 +64,7 @@ TIMESTEPS = (1, 2, 256)
 LORA_RANKS = (1, 64, 512)
 
 #: slowest and usual frame rate: they fix how long the sound of a clip is
-FRAME_RATES = (12.0, 24.0)
+FRAME_RATES = (SLOWEST_RATE, 24.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
