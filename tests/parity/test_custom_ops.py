@@ -27,6 +27,7 @@ from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import (
     apply_custom_ops,
+    linear_attention,
     operators_for,
     used_operators,
     write_kernels,
@@ -156,6 +157,37 @@ def test_every_site_is_replaced_and_the_numbers_stay(case: Tiny) -> None:
     for want, got in zip(*results, strict=True):
         assert rel_rms(got, want) <= ORT_REL_RMS
     assert case.block.model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("plan", ["plain", "masked_stg"])
+def test_attention_of_linear_memory_gives_the_same_numbers(
+    case: Tiny, plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks are those of rows and of single keys; 18 queries are four chunks and a half."""
+    monkeypatch.setattr(linear_attention, "QUERY_CHUNK", 4)
+    graph = linear_attention.use_linear_attention(case.block)
+    onnx.checker.check_model(graph.model)
+    outside = Counter(n.op_type for n in graph.model.graph.node)
+    assert (outside["Softmax"], outside["MultiHeadAttention"], outside["If"]) == (0, 2, 4)
+    streams = case_inputs(case.generation, plan)
+    results = [run(case.model(g), streams) for g in (case.block, graph)]
+    for want, got in zip(*results, strict=True):
+        assert rel_rms(got, want) <= ORT_REL_RMS
+
+
+def test_only_masked_passes_take_the_masked_form(
+    case: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*_: object) -> onnx.GraphProto:
+        nan = onnx.helper.make_tensor("nan", TensorProto.FLOAT, [], [np.nan])
+        node = onnx.helper.make_node("Constant", [], ["nothing"], value=nan)
+        return linear_attention._branch([node], "nothing", "masked")
+
+    monkeypatch.setattr(linear_attention, "_masked", nothing)
+    model = case.model(linear_attention.use_linear_attention(case.block))
+    for plan, finite in (("plain", True), ("masked_stg", False)):
+        video, _ = run(model, case_inputs(case.generation, plan))
+        assert np.isfinite(video).all() == finite
 
 
 def test_norms_inside_casts_are_found(case: Tiny) -> None:
