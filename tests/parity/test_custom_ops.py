@@ -27,12 +27,12 @@ from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import (
     apply_custom_ops,
-    linear_attention,
     operators_for,
     used_operators,
     write_kernels,
 )
 from ltx2rt_export.custom_ops.kernels import engine_facts
+from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
 from ltx2rt_export.engines import stage
 from ltx2rt_export.modules.transformer import (
     transformer_block,
@@ -152,42 +152,14 @@ def test_every_site_is_replaced_and_the_numbers_stay(case: Tiny) -> None:
     left = Counter(n.op_type for n in custom.model.graph.node)
     assert left["Softmax"] == 0
     assert left["Pow"] == TEXT_NORMS[case.generation]
+    fused = use_linear_attention(case.block)
+    kinds = Counter(n.op_type for n in fused.model.graph.node)
+    assert (kinds["Softmax"], kinds["MultiHeadAttention"], kinds["If"]) == (0, 2, 4)
     streams = case_inputs(case.generation, "masked_stg")
-    results = [run(case.model(graph), streams) for graph in (case.block, custom)]
-    for want, got in zip(*results, strict=True):
-        assert rel_rms(got, want) <= ORT_REL_RMS
+    want, *results = (run(case.model(graph), streams) for graph in (case.block, custom, fused))
+    for result in results:
+        assert all(rel_rms(*pair) <= ORT_REL_RMS for pair in zip(result, want, strict=True))
     assert case.block.model.SerializeToString() == before
-
-
-@pytest.mark.parametrize("plan", ["plain", "masked_stg"])
-def test_attention_of_linear_memory_gives_the_same_numbers(
-    case: Tiny, plan: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Masks are those of rows and of single keys; 18 queries are four chunks and a half."""
-    monkeypatch.setattr(linear_attention, "QUERY_CHUNK", 4)
-    graph = linear_attention.use_linear_attention(case.block)
-    onnx.checker.check_model(graph.model)
-    outside = Counter(n.op_type for n in graph.model.graph.node)
-    assert (outside["Softmax"], outside["MultiHeadAttention"], outside["If"]) == (0, 2, 4)
-    streams = case_inputs(case.generation, plan)
-    results = [run(case.model(g), streams) for g in (case.block, graph)]
-    for want, got in zip(*results, strict=True):
-        assert rel_rms(got, want) <= ORT_REL_RMS
-
-
-def test_only_masked_passes_take_the_masked_form(
-    case: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def nothing(*_: object) -> onnx.GraphProto:
-        nan = onnx.helper.make_tensor("nan", TensorProto.FLOAT, [], [np.nan])
-        node = onnx.helper.make_node("Constant", [], ["nothing"], value=nan)
-        return linear_attention._branch([node], "nothing", "masked")
-
-    monkeypatch.setattr(linear_attention, "_masked", nothing)
-    model = case.model(linear_attention.use_linear_attention(case.block))
-    for plan, finite in (("plain", True), ("masked_stg", False)):
-        video, _ = run(model, case_inputs(case.generation, plan))
-        assert np.isfinite(video).all() == finite
 
 
 def test_norms_inside_casts_are_found(case: Tiny) -> None:
