@@ -14,12 +14,16 @@ from typing import Any
 from ltx2rt import __version__
 from ltx2rt.backends.engine_checks import runs_on
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
+from ltx2rt.bundle.host_plan import plan_host
+from ltx2rt.bundle.manifest import Manifest
 from ltx2rt.bundle.memory import layer_bytes, stage_weight_bytes
 from ltx2rt.cli import cache
 from ltx2rt.cli.common import print_json
+from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.device.cuda import driver_cuda, local_gpu
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.weights.precision import PRECISIONS
 
 PACKAGES = {
     "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow"),
@@ -37,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory",
         metavar="SIZE",
-        help="plan the memory of a card of that size (24GiB), which need not be here",
+        help="plan a card of that size (24GiB), or a machine for a bundle that runs on a CPU; "
+        "neither need be here",
     )
     parser.add_argument(
         "--shape", metavar="WxHxN", help="for clips of this shape only; default all of the bundle"
@@ -124,6 +129,27 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
         "targets": sorted({t for e in engines for t in e.targets}),
         "component_weight_bytes": sizes,
         "stage_weight_bytes": stage_weight_bytes(manifest),
+        "host": host_report(manifest, machine_bytes()),
+    }
+
+
+def host_report(manifest: Manifest, memory_bytes: int) -> dict[str, Any] | None:
+    """Which layers of the transformer a CPU keeps in memory, or why it cannot run them; None for a
+    bundle that runs on a GPU.
+    """
+    entries = manifest.components.values()
+    if not all(PRECISIONS[e.precision].on_cpu and not e.engines for e in entries):
+        return None
+    try:
+        made = plan_host(manifest, memory_bytes, resident=False)
+    except UnsupportedError as error:
+        return {"memory_bytes": memory_bytes, "text": str(error)}
+    return {
+        "memory_bytes": memory_bytes,
+        "layers": len(made.layers),
+        "kept_layers": made.kept,
+        "streams_layers": made.streams,
+        "text": made.text(),
     }
 
 
@@ -140,6 +166,10 @@ def card_plan(options: argparse.Namespace) -> dict[str, Any]:
         raise OptionError("--memory plans for a bundle: name one.")
     manifest = open_bundle(options.bundle, weights_dir=options.weights_dir).manifest
     memory = parse_memory(options.memory)
+    if (host := host_report(manifest, memory)) is not None:
+        if options.shape is not None:
+            raise OptionError("--shape plans the activations of a GPU; this bundle runs on a CPU.")
+        return {"shape": None, **host}
     made = plan_card(options.bundle, manifest, memory, options.shape, resident=False)
     return {
         "memory_bytes": memory,
@@ -184,7 +214,12 @@ def text(report: dict[str, Any]) -> str:
         targets = tuple(bundle["targets"])
         if targets and not (card["name"] and runs_on(targets, card["target"])):
             lines.append(f"  its engines run on {', '.join(targets)} only, not on this machine")
-        worst = max(bundle["stage_weight_bytes"].values(), default=0)
+        if bundle["host"] is not None:
+            lines.append(f"  on this machine's CPU {bundle['host']['text']}")
+        stages = dict(bundle["stage_weight_bytes"])
+        if bundle["host"] is not None:
+            del stages["denoise"]  # said above
+        worst = max(stages.values(), default=0)
         if report["memory_bytes"] and worst > report["memory_bytes"]:
             lines.append("  this machine has less memory than the largest stage needs")
         if targets and card["name"] and worst > card["memory_bytes"]:
@@ -194,7 +229,8 @@ def text(report: dict[str, Any]) -> str:
             )
     if card_report := report.get("card"):
         shape = f" and {card_report['shape']}" if card_report["shape"] else ""
-        lines.append(f"plan for a card of {gib(card_report['memory_bytes'])}{shape}:")
+        what = "card" if "regions" in card_report else "machine"
+        lines.append(f"plan for a {what} of {gib(card_report['memory_bytes'])}{shape}:")
         lines += [f"  {line}" for line in card_report["text"].splitlines()]
     return "\n".join(lines)
 
