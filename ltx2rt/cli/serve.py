@@ -27,7 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--model", metavar="NAME", help="what the bundle is called; default its name"
     )
-    where.add_argument("--devices", type=_devices, default=(0,), metavar="N,N", help="GPU numbers")
+    where.add_argument(
+        "--devices",
+        type=_devices,
+        default=(None,),
+        metavar="N,N",
+        help="GPU numbers, a worker each",
+    )
     where.add_argument("--threads", type=int, default=0, help="CPU threads per engine; 0: all")
     where.add_argument("--max-batch-size", type=int, default=1, help="guidance passes together")
     where.add_argument("--weights-dir", type=Path, metavar="DIR", help="where weight files are now")
@@ -73,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _devices(text: str) -> tuple[int, ...]:
+def _devices(text: str) -> tuple[int | None, ...]:
     return tuple(int(part) for part in text.split(","))
 
 

@@ -105,7 +105,7 @@ class _Now(Collector):
             "ltx2rt_worker_memory_bytes", "Resident memory of a worker", labels=["device"]
         )
         for runner in service.runners:
-            device = str(runner.device)
+            device = str(runner.device or 0)
             restarts.add_metric([device], service.worker_restarts.get(runner.device, 0))
             memory.add_metric([device], resident_bytes(runner.pid))
         yield restarts

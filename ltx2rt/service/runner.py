@@ -39,7 +39,7 @@ class Owner(Protocol):
     def lost(self, job: JobRow) -> None:
         """Its worker is gone; it should be tried again."""
 
-    def worker_ended(self, device: int, how: str) -> None:
+    def worker_ended(self, device: int | None, how: str) -> None:
         """A worker ended that was not told to."""
 
 
@@ -47,7 +47,7 @@ class Runner(threading.Thread):
     """Runs the jobs of one device.
 
     Args:
-        device: its number.
+        device: its number, or None.
         setup: what its workers are started with.
         waiting: the queue.
         owner: is told everything.
@@ -56,13 +56,13 @@ class Runner(threading.Thread):
 
     def __init__(
         self,
-        device: int,
+        device: int | None,
         setup: WorkerSetup,
         waiting: Waiting,
         owner: Owner,
         folder_of: Callable[[str], Path],
     ) -> None:
-        super().__init__(name=f"device-{device}", daemon=True)
+        super().__init__(name=f"device-{device or 0}", daemon=True)
         self.device = device
         self._setup = setup
         self._waiting = waiting
@@ -136,7 +136,9 @@ class Runner(threading.Thread):
             if self._stopping.is_set() or self._waiting.is_closed:
                 break
             how = worker.ended()
-            logger.error("worker of device %d ended (%s); next in %.0f s", self.device, how, wait)
+            logger.error(
+                "worker of device %s ended (%s); next in %.0f s", self.device or 0, how, wait
+            )
             self._owner.worker_ended(self.device, how)
             self._stopping.wait(wait)
             wait = min(2 * wait, MAX_BACKOFF_S)

@@ -39,7 +39,7 @@ class Settings:
     Attributes:
         bundle: its folder.
         data_dir: of jobs and clips; made if it is missing.
-        devices: GPU numbers, a worker each.
+        devices: GPU numbers, a worker each; None: the first, or the CPU, as the bundle needs.
         runtime: how they run.
         weights_dir: where weight files are now, if they moved.
         allowed: what requests may name.
@@ -53,7 +53,7 @@ class Settings:
 
     bundle: Path
     data_dir: Path
-    devices: tuple[int, ...] = (0,)
+    devices: tuple[int | None, ...] = (None,)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     weights_dir: Path | None = None
     allowed: Allowed = field(default_factory=Allowed)
@@ -113,7 +113,7 @@ class Service:
         self._live: dict[str, Live] = {}
         self._removed: set[str] = set()
         #: device -> how often its worker ended by itself
-        self.worker_restarts: dict[int, int] = {}
+        self.worker_restarts: dict[int | None, int] = {}
         #: rows that the database could not take, such as on a full disk
         self._unkept: dict[str, JobRow] = {}
         self.is_stopping = False
@@ -121,7 +121,7 @@ class Service:
         self._watch = threading.Thread(target=self._look, name="watch", daemon=True)
         self.runners = [self._runner(device) for device in settings.devices]
 
-    def _runner(self, device: int) -> Runner:
+    def _runner(self, device: int | None) -> Runner:
         setup = WorkerSetup(
             bundle=self.settings.bundle.absolute(),
             weights_dir=self.settings.weights_dir,
@@ -324,7 +324,7 @@ class Service:
         self.waiting.put(again)
         self._tell(again, Event(kind="queued", data={"position": self.position(job.id)}))
 
-    def worker_ended(self, device: int, how: str) -> None:
+    def worker_ended(self, device: int | None, how: str) -> None:
         """See `runner.Owner`."""
         self.worker_restarts[device] = self.worker_restarts.get(device, 0) + 1
 

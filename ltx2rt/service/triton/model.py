@@ -50,11 +50,11 @@ class Model:
         self._backend = backend
         config = json.loads(arguments["model_config"])
         said = {name: entry["string_value"] for name, entry in config["parameters"].items()}
-        device = arguments.get("model_instance_device_id", "0")
+        is_gpu = arguments.get("model_instance_kind") == "GPU"
         runtime = RuntimeConfig(
             residency="resident",
             threads=int(said.get("threads", "0")),
-            device=int(device) if arguments.get("model_instance_kind") == "GPU" else 0,
+            device=int(arguments["model_instance_device_id"]) if is_gpu else None,
         )
         weights = said.get("weights_dir")
         bundle = open_bundle(Path(said["bundle"]), weights_dir=Path(weights) if weights else None)
