@@ -36,6 +36,9 @@ class Owner(Protocol):
     def happened(self, job: JobRow, event: Event) -> None:
         """Something happened to this job."""
 
+    def is_unwanted(self, job: str) -> bool:
+        """Whether it was cancelled, be it before its worker had it."""
+
     def lost(self, job: JobRow) -> None:
         """Its worker is gone; it should be tried again."""
 
@@ -79,11 +82,6 @@ class Runner(threading.Thread):
         """Whether it makes a clip."""
         return self._job is not None
 
-    def is_making(self, job: str) -> bool:
-        """Whether it makes this one."""
-        making = self._job
-        return making is not None and making.id == job
-
     @property
     def pid(self) -> int | None:
         """Of its worker."""
@@ -115,14 +113,16 @@ class Runner(threading.Thread):
         logger.warning("job %s did not end within %.0f s of its cancel", job, CANCEL_GRACE_S)
         worker.kill()
 
-    def stop(self) -> None:
-        """End the worker; a clip that is being made stays unfinished. Call after the queue was
-        closed.
+    def stop(self) -> JobRow | None:
+        """End the worker; gives back the clip that it was making, which stays unfinished. Call after
+        the queue was closed.
         """
         self._stopping.set()
-        worker = self._worker
+        with self._lock:
+            worker, job = self._worker, self._job
         if worker is not None:
-            worker.kill() if self._job is not None else worker.close(2)
+            worker.kill() if job is not None else worker.close(2)
+        return job
 
     def run(self) -> None:
         """Until the queue closes."""
@@ -175,6 +175,8 @@ class Runner(threading.Thread):
                 "work_dir": str(folder / "stages"),
             }
         )
+        if self._owner.is_unwanted(job.id):
+            self.cancel(job.id)
         try:
             for line in lines:
                 if line.get("job") != job.id:

@@ -16,13 +16,13 @@ from typing import Any
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import Field, OptionError, Problem
-from ltx2rt.service.events import CANCELLED, DEADLINE, Event, failure, percent
+from ltx2rt.service.events import CANCELLED, DEADLINE, WORKER_LOST, Event, failure, percent
 from ltx2rt.service.jobs import JobRow, JobStore
 from ltx2rt.service.limits import Limits
 from ltx2rt.service.maker import FILES, PART, Maker
 from ltx2rt.service.process import WorkerSetup
 from ltx2rt.service.requests import read_order
-from ltx2rt.service.runner import Runner
+from ltx2rt.service.runner import MAX_ATTEMPTS, Runner
 from ltx2rt.service.sources import Allowed, Sources
 from ltx2rt.service.waiting import Waiting
 
@@ -110,8 +110,12 @@ class Service:
         self.store = JobStore(settings.data_dir / "jobs.sqlite")
         self.waiting = Waiting()
         self._lock = threading.Lock()
+        #: held while a row is looked at and then written or removed
+        self._rows = threading.RLock()
         self._live: dict[str, Live] = {}
         self._removed: set[str] = set()
+        #: jobs that were cancelled while a worker had them, or was about to
+        self._unwanted: set[str] = set()
         #: device -> how often its worker ended by itself
         self.worker_restarts: dict[int | None, int] = {}
         #: rows that the database could not take, such as on a full disk
@@ -136,6 +140,10 @@ class Service:
     def start(self) -> None:
         """Take up the jobs of an earlier run, and start the workers."""
         for job in self.store.unfinished():
+            if job.attempts > MAX_ATTEMPTS:
+                text = f"the server ended {job.attempts} times while it made this clip."
+                self.happened(job, failure(WORKER_LOST, text))
+                continue
             again = replace(job, state="queued")
             self.store.put(again)
             self.waiting.put(again)
@@ -158,7 +166,8 @@ class Service:
         while time.monotonic() < until and any(r.is_busy for r in self.runners):
             time.sleep(0.05)
         for runner in self.runners:
-            runner.stop()
+            if (job := runner.stop()) is not None:
+                self._keep(replace(job, attempts=job.attempts - 1))  # it was not its fault
         for runner in self.runners:
             if runner.is_alive():
                 runner.join(15)
@@ -255,6 +264,8 @@ class Service:
 
     def cancel(self, job: JobRow) -> None:
         """End a job that is not finished."""
+        with self._lock:
+            self._unwanted.add(job.id)
         if self.waiting.remove(job.id):
             self.happened(job, failure(CANCELLED, "it was cancelled before it began."))
             return
@@ -263,18 +274,27 @@ class Service:
 
     def remove(self, job: JobRow) -> None:
         """End a job if need be, and forget it and its files."""
-        with self._lock:
-            self._removed.add(job.id)
-        self.cancel(job)
-        self.store.remove(job.id)
-        if not any(r.is_making(job.id) for r in self.runners):
-            self._forget(job.id)
+        with self._rows:
+            now = self.get(job.id, job.owner)
+            self.store.remove(job.id)
+            self._unkept.pop(job.id, None)
+            if now is None or now.is_finished:
+                return self._forget(job.id)
+            with self._lock:
+                self._removed.add(job.id)
+        self.cancel(now)  # it is forgotten when it has ended
 
     def _forget(self, job: str) -> None:
         shutil.rmtree(self.folder_of(job), ignore_errors=True)
         with self._lock:
             self._removed.discard(job)
+            self._unwanted.discard(job)
             self._live.pop(job, None)
+
+    def is_unwanted(self, job: str) -> bool:
+        """See `runner.Owner`."""
+        with self._lock:
+            return job in self._unwanted
 
     def answers(self, timeout_s: float = 2.0) -> bool:
         """Whether a worker is up and answers; it need not be idle."""
@@ -285,8 +305,9 @@ class Service:
     def begun(self, job: JobRow) -> JobRow:
         """See `runner.Owner`."""
         now = replace(job, state="in_progress", started=time.time(), attempts=job.attempts + 1)
-        if not self._is_removed(job):
-            self._keep(now)
+        with self._rows:
+            if not self._is_removed(job):
+                self._keep(now)
         self._tell(now, Event(kind="started", data={"attempt": now.attempts}))
         return now
 
@@ -302,25 +323,27 @@ class Service:
                 row = replace(
                     job, state="failed", error_kind=kind, error=text, finished=time.time()
                 )
-            if self._is_removed(job):
-                self._forget(job.id)
-            else:
-                self._keep(row)
-                if row.state == "failed":
-                    shutil.rmtree(self.folder_of(job.id) / "stages", ignore_errors=True)
+            with self._rows:
+                if self._is_removed(job):
+                    self._forget(job.id)
+                else:
+                    self._keep(row)
+            if row.state == "failed":
+                shutil.rmtree(self.folder_of(job.id) / "stages", ignore_errors=True)
         self._tell(row, event)
         if event.is_final:
             with self._lock:
                 self._live.pop(job.id, None)
+                self._unwanted.discard(job.id)
             self.clean()
 
     def lost(self, job: JobRow) -> None:
         """See `runner.Owner`."""
-        if self._is_removed(job):
-            self._forget(job.id)
-            return
         again = replace(job, state="queued")
-        self._keep(again)
+        with self._rows:
+            if self._is_removed(job):
+                return self._forget(job.id)
+            self._keep(again)
         self.waiting.put(again)
         self._tell(again, Event(kind="queued", data={"position": self.position(job.id)}))
 

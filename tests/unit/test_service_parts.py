@@ -42,7 +42,7 @@ def test_the_schema_has_every_field() -> None:
     assert {*config} == names - REFUSED.keys()
     assert config["seed"] == {"type": "integer", "description": "of all noise", "default": 10}
     assert schema["properties"]["pipeline"]["enum"] == [*PIPELINES]
-    assert schema["$defs"]["RetakeInputs"]["required"] == ["video", "start_s", "end_s"]
+    assert schema["$defs"]["RetakeInputs"]["required"] == ["video", "start_time", "end_time"]
     assert schema["$defs"]["Lora"]["additionalProperties"] is False
 
 
@@ -133,9 +133,9 @@ def test_only_allowed_origins_are_asked(sources: Sources, site: str) -> None:
 
 
 def test_forms_and_json_say_the_same() -> None:
-    texts = {"prompt": "a", "size": "64x128", "seconds": "0.5", "fps": "24", "seed": "3", "n": "1"}
+    texts = {"prompt": "a", "size": "64x128", "seconds": "0.4", "fps": "24", "seed": "3", "n": "1"}
     form = read_form(texts, {})
-    body = read_fields({"prompt": "a", "size": "64x128", "seconds": 0.5, "fps": 24.0, "seed": 3})
+    body = read_fields({"prompt": "a", "size": "64x128", "seconds": 0.4, "fps": 24.0, "seed": 3})
     assert form.data == body.data
     config = {"prompt": "a", "width": 64, "height": 128, "num_frames": 9, "seed": 3}
     assert body.data == {"config": {**config, "frame_rate": 24.0}}

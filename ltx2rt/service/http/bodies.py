@@ -15,11 +15,13 @@ from starlette.requests import ClientDisconnect, Request
 from ltx2rt.errors import OptionError
 from ltx2rt.service.http.answers import RefusalError
 from ltx2rt.service.http.forms import Asked, parse_body, read_fields, read_form
+from ltx2rt.service.http.guard import too_large
 from ltx2rt.service.limits import Limits
 from ltx2rt.service.sources import SUFFIXES, suffix_of
 
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _MAX_FIELDS = 64
+_MAX_BODY = 64_000_000  # of JSON: larger files come in forms, which go to the disk
 _MAX_JSON = 16_000_000  # of a field; files are read in pieces
 
 
@@ -33,7 +35,7 @@ async def asked_in(request: Request, limits: Limits, folder: Path) -> AsyncItera
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind not in _FORMS:
-            data = parse_body(await request.body())
+            data = parse_body(await _read(request))
             if not isinstance(data, dict):
                 raise OptionError("the body is not an object")
             yield read_fields(data)
@@ -44,6 +46,17 @@ async def asked_in(request: Request, limits: Limits, folder: Path) -> AsyncItera
         raise RefusalError(400, "the request broke off.") from error
     except HTTPException as error:  # what starlette says of a bad form
         raise RefusalError(error.status_code, str(error.detail)) from error
+
+
+async def _read(request: Request) -> bytes:
+    """A body that is held in memory."""
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > _MAX_BODY:
+            raise too_large(_MAX_BODY)
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 async def _form(request: Request, limits: Limits, place: Path) -> Asked:

@@ -18,6 +18,7 @@ from ltx2rt.service.http.keys import Keys
 
 logger = logging.getLogger("ltx2rt.service.access")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
+_DIGITS = 16  # of a length that can be meant
 #: answered without a key
 OPEN = ("/health", "/health/ready", "/", "/page.js", "/page.css")
 
@@ -61,7 +62,8 @@ class Guard:
         if origin is not None and origin not in self.origins and urlsplit(origin).netloc != host:
             raise RefusalError(403, f"pages of {origin[:80]!r} may not ask this server.", "origin")
         length = headers.get("content-length", "0")
-        if not length.isascii() or not length.isdigit() or int(length) > self.max_body_bytes:
+        is_number = length.isascii() and length.isdigit() and len(length) < _DIGITS
+        if not is_number or int(length) > self.max_body_bytes:
             raise too_large(self.max_body_bytes)
         if self.keys is None or scope["path"] in OPEN:
             return ""
