@@ -114,8 +114,8 @@ class Runner(threading.Thread):
         worker.kill()
 
     def stop(self) -> JobRow | None:
-        """End the worker; gives back the clip that it was making, which stays unfinished. Call after
-        the queue was closed.
+        """End the worker; gives back the clip that it was making, which stays unfinished. Call it
+        after the queue was closed.
         """
         self._stopping.set()
         with self._lock:
