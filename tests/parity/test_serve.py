@@ -6,8 +6,12 @@ import io
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,10 @@ from PIL import Image
 import ltx2rt
 from ltx2rt.media.reader import probe_video
 from ltx2rt.service.schema import request_schema
+from tests.parity.command_line import expect_user_error, unchanged
+from tests.parity.command_line import ltx2rt as run
 from tests.parity.http_server import LONGER, SMALL, Server, serving, waited
+from tests.unit.test_house_rules import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +39,13 @@ def server(demo_bundle: Path, folder: Path) -> Iterator[Server]:
     (folder / "media").mkdir()
     (folder / "loras").mkdir()
     Image.new("RGB", (64, 64), "red").save(folder / "media/red.png")
-    Image.new("RGB", (9000, 9000)).save(folder / "media/vast.png")
+    Image.new("RGB", (200, 200)).save(folder / "media/vast.png")
     (folder / "media/text.png").write_text("no picture")
     (folder / "secret.png").write_bytes((folder / "media/red.png").read_bytes())
     flags = (
         "--media-dir", folder / "media", "--lora-dir", folder / "loras", "--model", "demo",
         "--max-queue", 8, "--max-frames", 200, "--max-body-bytes", 1_000_000,
+        "--max-media-pixels", 30_000,
     )  # fmt: skip
     with serving(demo_bundle, folder, *flags) as server:
         yield server
@@ -87,6 +95,54 @@ def test_the_openai_client(server: Server, direct: bytes, folder: Path) -> None:
     assert not (server.data / "jobs" / second.id).exists()
     with pytest.raises(openai.NotFoundError, match="no model 'sora-2'"):
         videos.create(prompt="x", model="sora-2")
+
+
+def test_the_examples_of_the_page(server: Server, folder: Path, direct: bytes) -> None:
+    """The blocks of docs/serving.md, at a small size."""
+    text = (ROOT / "docs/serving.md").read_text()
+    small = {"127.0.0.1:8000": f"127.0.0.1:{server.port}", "localhost:8000": f"localhost:{server.port}",
+             "768x512": "64x64", 'seconds="5"': 'seconds="0.4"', "seconds=5": "seconds=0.4",
+             "num_frames=121": "num_frames=9", "at dawn": "at noon"}  # fmt: skip
+    for long, short in small.items():
+        assert long in text
+        text = text.replace(long, short)
+    (folder / "first.png").write_bytes((folder / "media/red.png").read_bytes())
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["sh", "python"]
+    for kind, block in blocks:
+        if kind == "sh" and shutil.which("curl") is None:
+            continue
+        command = ["bash", "-ec", block] if kind == "sh" else [sys.executable, "-c", block]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert probe_video(folder / "lake.mp4").num_frames == 9
+        (folder / "lake.mp4").unlink()
+
+
+def test_our_client(server: Server, folder: Path, direct: bytes) -> None:
+    small = ("--height", 64, "--width", 64, "--seconds", 0.4)
+    target = folder / "client.mp4"
+    made = run("client", "--url", server.url, "--prompt", "a lake", *small, "-o", target)
+    assert made.code == 0, made
+    assert made.out == f"{target}: 9 frames, seed 10\n"
+    assert "stage_2: 3/3" in made.err
+    assert target.read_bytes() == direct
+    for flags, said in (
+        (("--width", 65), "Nearest valid"),
+        (("--pipeline", "retke"), "did you mean 'retake'"),
+        (("--lora", "style"), "has no LoRA 'style'"),
+    ):
+        with unchanged(folder):
+            expect_user_error(
+                run("client", "--url", server.url, "--prompt", "x", *flags, "-o", folder / "x.mp4"),
+                said,
+            )
+    with unchanged(folder):
+        nobody = "http://127.0.0.1:9"
+        expect_user_error(
+            run("client", "--url", nobody, "--prompt", "x", "-o", folder / "x.mp4"),
+            f"cannot reach {nobody}",
+        )
 
 
 def test_one_call_that_waits(server: Server, direct: bytes) -> None:
@@ -158,7 +214,7 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "x", "input_reference": "/etc/passwd"}, "is not a file that requests may name"),
     ({"prompt": "x", "input_reference": "a\0b"}, "is not a file that requests may name"),
     ({"prompt": "x", "input_reference": "text.png"}, "is not a picture, video or sound"),
-    ({"prompt": "x", "input_reference": "vast.png"}, "9000x9000 pixels; this server allows"),
+    ({"prompt": "x", "input_reference": "vast.png"}, "200x200 pixels; this server allows"),
     ({"prompt": "x", "input_reference": "file:///etc/passwd"}, "fetches nothing from"),
     ({"prompt": "x", "input_reference": "http://127.0.0.1:1/a.png"}, "fetches nothing from"),
     ({"prompt": "x", "input_reference": "data:text/html;base64,AAAA"}, "not allowed; allowed"),

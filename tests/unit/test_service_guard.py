@@ -7,6 +7,7 @@ import json
 import socket
 import stat
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,9 @@ def test_slow_heads_are_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     listener = config.bind_socket()
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
     try:
         for before in (b"", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"):
             with socket.create_connection(listener.getsockname(), timeout=10) as line:

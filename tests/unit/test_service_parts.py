@@ -6,7 +6,9 @@ import base64
 import dataclasses
 import http.server
 import io
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,9 +31,9 @@ from ltx2rt.service.sources import Allowed, Sources
 from ltx2rt.service.waiting import Waiting
 
 
-def png(width: int = 8, height: int = 8) -> bytes:
+def png() -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (width, height), "blue").save(stream, "PNG")
+    Image.new("RGB", (8, 8), "blue").save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -87,7 +89,9 @@ def test_names_that_lead_out(sources: Sources, name: str) -> None:
 
 
 def test_bombs_are_refused_by_their_heads(sources: Sources) -> None:
-    big = f"data:image/png;base64,{base64.b64encode(png(9000, 9000)[:20000]).decode()}"
+    head = b"IHDR" + struct.pack(">II", 9000, 9000) + png()[24:29]
+    bomb = png()[:12] + head + struct.pack(">I", zlib.crc32(head)) + png()[33:]
+    big = f"data:image/png;base64,{base64.b64encode(bomb).decode()}"
     with pytest.raises(OptionError, match="9000x9000 pixels; this server allows"):
         order(sources, images=[{"path": big}])
     with pytest.raises(OptionError, match="more than 50000 bytes"):
