@@ -124,9 +124,9 @@ def test_the_examples_of_the_page(server: Server, folder: Path, direct: bytes) -
         (folder / "lake.mp4").unlink()
 
 
-def test_our_client(server: Server, folder: Path, direct: bytes) -> None:
+def test_our_client(server: Server, tmp_path: Path, direct: bytes) -> None:
     small = ("--height", 64, "--width", 64, "--seconds", 0.4)
-    target = folder / "client.mp4"
+    target = tmp_path / "client.mp4"
     made = run("client", "--url", server.url, "--prompt", "a lake", *small, "-o", target)
     assert made.code == 0, made
     assert made.out == f"{target}: 9 frames, seed 10\n"
@@ -137,15 +137,17 @@ def test_our_client(server: Server, folder: Path, direct: bytes) -> None:
         (("--pipeline", "retke"), "did you mean 'retake'"),
         (("--lora", "style"), "has no LoRA 'style'"),
     ):
-        with unchanged(folder):
+        with unchanged(tmp_path):
             expect_user_error(
-                run("client", "--url", server.url, "--prompt", "x", *flags, "-o", folder / "x.mp4"),
+                run(
+                    "client", "--url", server.url, "--prompt", "x", *flags, "-o", tmp_path / "x.mp4"
+                ),
                 said,
             )
-    with unchanged(folder):
+    with unchanged(tmp_path):
         nobody = "http://127.0.0.1:9"
         expect_user_error(
-            run("client", "--url", nobody, "--prompt", "x", "-o", folder / "x.mp4"),
+            run("client", "--url", nobody, "--prompt", "x", "-o", tmp_path / "x.mp4"),
             f"cannot reach {nobody}",
         )
 
