@@ -94,14 +94,18 @@ class Limits:
         """
         size = _picture_size(path)
         if size is None:
+            refusal = OptionError(f"{shown} is not a picture, video or sound.")
             try:
                 with reading(path, "media") as container:
                     if has_picture(container):
                         context = video_stream(container, path).codec_context
                         size = context.width, context.height
+                    is_sound = bool(container.streams.audio)
                     seconds = (container.duration or 0) / _MICROSECONDS
             except MediaError as error:
-                raise OptionError(f"{shown} is not a picture, video or sound.") from error
+                raise refusal from error
+            if not is_sound and not (size and all(size)):  # libav guesses by names
+                raise refusal
             if seconds > self.max_media_s:
                 raise OptionError(
                     f"{shown} lasts {seconds:.0f} s; this server allows {self.max_media_s}."

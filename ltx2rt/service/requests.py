@@ -12,7 +12,7 @@ from typing import Any, Union
 
 from ltx2rt.errors import Ltx2rtError, OptionError, Problem
 from ltx2rt.lora.files import Lora
-from ltx2rt.pipelines.catalog import PIPELINES, inputs_class, read_request
+from ltx2rt.pipelines.catalog import PIPELINES, catalog_class, inputs_class, read_request
 from ltx2rt.pipelines.request import Request
 from ltx2rt.plain_data import to_plain, unknown_name
 from ltx2rt.service.schema import REFUSED, REQUEST_SCHEMA
@@ -82,6 +82,13 @@ def read_order(data: Any, sources: Sources) -> Order:
             problems.append(f"{part} is not an object")
     if problems:
         raise OptionError(_WHAT, problems)
+    named = [
+        f"{part}.{field}"
+        for part in ("config", "guidance", "inputs")
+        for field in data.get(part) or ()
+    ]
+    if problems := catalog_class(name).named_problems(named):
+        raise OptionError(f"the {name} pipeline cannot generate", problems)
     parts = {"config": config, "guidance": data.get("guidance"), "inputs": data.get("inputs")}
     kinds: dict[str, Any] = {**typing.get_type_hints(Request), "inputs": inputs_class(name)}
     finder = _Finder(sources, problems)

@@ -180,7 +180,7 @@ def test_a_clip_is_read_while_it_grows(server: Server, folder: Path) -> None:
     assert followed == whole
     assert part.body == whole[4 : 4 + len(part.body)]
     (folder / "grown.mp4").write_bytes(whole)
-    assert probe_video(folder / "grown.mp4").num_frames == 121
+    assert probe_video(folder / "grown.mp4").num_frames == 73
     parts = server.call("GET", f"/v1/videos/{job}/content", headers={"range": "bytes=10-19"})
     assert (parts.status, parts.body) == (206, whole[10:20])
     assert final["ltx2rt"]["timings_s"]["first_fragment"] < final["ltx2rt"]["timings_s"]["total"]
@@ -207,14 +207,14 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "x", "size": "65x64"}, "Nearest valid"),
     ({"prompt": "x", "size": "big"}, "WIDTHxHEIGHT"),
     ({"prompt": "x", "num_frames": 10}, "num_frames"),
-    ({"prompt": "x", "num_frames": 1e400}, "num_frames"),
+    ({"prompt": "x", "num_frames": 1e400}, "not JSON"),
     ({"prompt": "x", "num_frames": 801}, "this server allows 200"),
     ({"prompt": "x", "width": 64000, "height": 64000}, "this server allows"),
     ({"prompt": "x", "seed": 2**70}, "seed"),
     ({"prompt": "x" * 30_000}, "this server allows 20000"),
     ({"prompt": "\ud800"}, "UTF-8"),
-    ({"prompt": "x", "num_inference_steps": 10}, "takes no guidance"),
-    ({"prompt": "x", "guidance_scale": 4}, "takes no guidance"),
+    ({"prompt": "x", "num_inference_steps": 10}, "it is not guided"),
+    ({"prompt": "x", "guidance_scale": 4}, "it is not guided"),
     ({"prompt": "x", "pipeline": "one-stge"}, "did you mean 'one-stage'?"),
     ({"prompt": "x", "pipeline": "retake"}, "needs"),
     ({"prompt": "x", "input_reference": "../secret.png"}, "is not a file that requests may name"),
