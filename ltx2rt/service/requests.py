@@ -82,13 +82,11 @@ def read_order(data: Any, sources: Sources) -> Order:
             problems.append(f"{part} is not an object")
     if problems:
         raise OptionError(_WHAT, problems)
-    named = [
-        f"{part}.{field}"
-        for part in ("config", "guidance", "inputs")
-        for field in data.get(part) or ()
-    ]
-    if problems := catalog_class(name).named_problems(named):
-        raise OptionError(f"the {name} pipeline cannot generate", problems)
+    cls = catalog_class(name)
+    if problems := cls.named_problems(
+        [f"guidance.{field}" for field in data.get("guidance") or ()]
+    ):
+        raise cls.refusal(problems)
     parts = {"config": config, "guidance": data.get("guidance"), "inputs": data.get("inputs")}
     kinds: dict[str, Any] = {**typing.get_type_hints(Request), "inputs": inputs_class(name)}
     finder = _Finder(sources, problems)

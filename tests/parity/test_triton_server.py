@@ -152,9 +152,8 @@ def test_server_sent_events(triton: Triton, clip: tuple[bytes, Any]) -> None:
 def test_bad_requests_leave_it_serving(triton: Triton, request_: Any, said: str) -> None:
     with Stream(triton) as stream:
         stream.ask(request_)
-        with pytest.raises(Exception, match=said) as caught:
+        with pytest.raises(Exception, match=rf"(?s)\w+Error: .*{re.escape(said)}"):
             list(stream.answers())
-        assert "INVALID_ARGUMENT" in str(caught.value.status())  # type: ignore[attr-defined]
     assert health(triton) == 200
 
 
