@@ -6,6 +6,7 @@ import io
 import json
 import os
 import queue
+import re
 import signal
 import threading
 import urllib.error
