@@ -33,7 +33,7 @@ class Metrics:
     """
 
     def __init__(self, service: Service) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.registry.register(_Now(service))
 

@@ -58,8 +58,8 @@ class Model:
         )
         weights = said.get("weights_dir")
         bundle = open_bundle(Path(said["bundle"]), weights_dir=Path(weights) if weights else None)
-        folders = {n: Path(said[n]) if said.get(n) else None for n in ("media_dir", "lora_dir")}
-        self._allowed = Allowed(**folders)
+        media, loras = (Path(said[n]) if said.get(n) else None for n in ("media_dir", "lora_dir"))
+        self._allowed = Allowed(media_dir=media, lora_dir=loras)
         self._limits = Limits()
         self._maker = Maker(bundle, runtime)
         self._state = InstanceState(arguments["model_name"], arguments["model_instance_name"])
