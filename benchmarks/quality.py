@@ -35,7 +35,8 @@ from ltx2rt.weights.precision import PRECISIONS, float_precision
 from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.bundle import inputs_in, make_components, open_inputs
 from ltx2rt_export.component import Component
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.graph import ExportedGraph
+from ltx2rt_export.onnx import export_component
 from ltx2rt_export.quantize.bind import bind_inputs, bind_weights
 from ltx2rt_export.quantize.component_graph import rewrite_graph
 from ltx2rt_export.quantize.emulate import EmulatedEngine, activation_maxima

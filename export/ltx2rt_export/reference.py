@@ -16,7 +16,8 @@ from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec, check_inputs
 from ltx2rt.names import StackNames
 from ltx2rt.weights.layout import transposed_copy
 from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
-from ltx2rt_export.component import Component, load_module
+from ltx2rt_export.component import Component
+from ltx2rt_export.modules.meta import load_module
 
 
 def engine_spec(component: Component) -> EngineSpec:
@@ -36,8 +37,8 @@ class TorchEngine(EngineBase):
         self._spec = engine_spec(component)
         self._dtype = dtype
         self._per_call = component.weight_binding == "input"
-        self.module = component.module if self._per_call else load_module(component, dtype)
-        self._weights = tuple(component.module.state_dict())
+        self.module = component.network if self._per_call else load_module(component, dtype)
+        self._weights = tuple(component.network.state_dict())
         self._exact = frozenset(component.options.get("float32_inputs", ()))
 
     @property

@@ -21,7 +21,7 @@ from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.cli.__main__ import main
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.graphs import GraphCache
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def use_graphs_of(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
     def export(component: Component, *_: object) -> ExportedGraph:
         entry = entries[component.name]
         model = onnx.load(str(bundle / entry.graph), load_external_data=False)
-        names = tuple(component.module.state_dict())
+        names = tuple(component.weights)
         return ExportedGraph(component, model, names, frozenset(entry.transposed))
 
     use_export(export, monkeypatch)

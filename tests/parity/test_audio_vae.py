@@ -7,10 +7,11 @@ import pytest
 from torch import nn
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
-from ltx2rt_export.component import Component, on_meta
+from ltx2rt_export.component import Component
 from ltx2rt_export.demo.audio import low_pass_taps
 from ltx2rt_export.modules import audio_vae, bigvgan, mel
 from ltx2rt_export.modules.audio_vae_config import AudioVaeConfig
+from ltx2rt_export.modules.meta import on_meta
 from ltx2rt_export.modules.vocoder import UNUSED_TENSORS, BweVocoder, Vocoder, vocoder
 from ltx2rt_export.modules.vocoder_config import BweConfig, GeneratorConfig, VocoderConfig
 from ltx2rt_export.onnx import export_component

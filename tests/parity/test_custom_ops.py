@@ -33,12 +33,13 @@ from ltx2rt_export.custom_ops import (
 )
 from ltx2rt_export.custom_ops.kernels import engine_facts
 from ltx2rt_export.engines import stage
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.modules.transformer import (
     transformer_block,
     transformer_head,
     transformer_tail,
 )
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.onnx import export_component
 from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.reference import TorchEngine, component_stack, load_weights
 from ltx2rt_kernels import build

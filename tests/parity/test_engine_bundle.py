@@ -25,8 +25,9 @@ from ltx2rt_export.component import Component
 from ltx2rt_export.engines import graphs
 from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import fold_transposes
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.modules.vocoder import vocoder
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.onnx import export_component
 from ltx2rt_export.quantize import export_in_precision
 from tests.parity.audio_models import BWE
 from tests.parity.command_line import (

@@ -22,12 +22,13 @@ from ltx2rt.weights.codecs.engine_formats import FP8
 from ltx2rt.weights.precision import PRECISIONS, precision_of
 from ltx2rt.weights.safetensors import SafetensorsFile, convert
 from ltx2rt_export.component import Component
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.modules.transformer import (
     transformer_block,
     transformer_head,
     transformer_tail,
 )
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.onnx import export_component
 from ltx2rt_export.quantize import apply_precision, check_precision, component_precision
 from ltx2rt_export.quantize.bind import bind_inputs, bind_weights
 from ltx2rt_export.quantize.component_graph import quantized_modules, rewrite_graph

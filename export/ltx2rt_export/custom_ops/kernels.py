@@ -9,7 +9,7 @@ from typing import Any
 
 from ltx2rt.errors import EngineError, UnsupportedError
 from ltx2rt_export.custom_ops.table import ARCHITECTURES
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_kernels import build, catalog
 from ltx2rt_kernels.errors import KernelError
 from ltx2rt_kernels.spec import DOMAIN, KERNEL_DTYPES

@@ -20,7 +20,7 @@ from ltx2rt.weights.precision import PRECISIONS, float_precision
 from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.bundle import chosen_components, model_info
-from ltx2rt_export.catalog import rows_of
+from ltx2rt_export.catalog import components_of
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.activations import activation_bytes
@@ -73,7 +73,7 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
         CheckpointError, OptionError, UnsupportedError: LoRAs, components or layers that do not fit.
         ShapeError: a shape is not one of this model's.
     """
-    made = with_tile_memory(config, [row.make(files) for row in rows_of(files)])
+    made = with_tile_memory(config, components_of(files))
     match_loras(files, inputs.loras)
     options = {c.name: c.options for c in made}
     request = profile_request(config, model_info(files, options), options)

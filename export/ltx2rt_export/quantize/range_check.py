@@ -18,7 +18,7 @@ from ltx2rt.engine import Array
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import LORA_COMPONENTS
 from ltx2rt.weights.precision import float_precision
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.reference import load_weights
 from ltx2rt_export.verify import example_inputs

@@ -12,10 +12,11 @@ from torch import nn
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.engine import TensorSpec
 from ltx2rt.media.resample import resample
-from ltx2rt_export.component import Component, match_weights, on_meta
+from ltx2rt_export.component import Component
 from ltx2rt_export.demo.audio import low_pass_taps
 from ltx2rt_export.modules import audio_vae, bigvgan, mel
 from ltx2rt_export.modules import vocoder as vocoders
+from ltx2rt_export.modules.meta import match_weights, on_meta
 from ltx2rt_export.modules.vocoder_config import VocoderConfig
 from tests.parity.golden import Case, Runner, handles
 
