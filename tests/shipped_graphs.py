@@ -66,12 +66,9 @@ def rows(folder: Path) -> Iterator[tuple[Row, ModelFiles, Path]]:
 
 def sources_of(component: Component) -> dict[str, str]:
     """The exporter's modules that decide a component's graphs, with digests."""
-    starts = (type(component.network).__module__, *EXPORTERS)
-    return source_digests(
-        n
-        for n in imported_modules(starts)
-        if n.startswith("ltx2rt_export.modules.") or n in EXPORTERS
-    )
+    found = imported_modules([type(component.network).__module__])
+    own = (name for name in found if name.startswith("ltx2rt_export.modules."))
+    return source_digests([*own, *EXPORTERS])
 
 
 def ship(

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ltx2rt.engine import TensorSpec
+from ltx2rt.engine import Array, TensorSpec
 from ltx2rt.errors import CheckpointError, InternalError
-from ltx2rt.weights.safetensors import TensorEntry
+from ltx2rt.weights.layout import transposed_copy
+from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,3 +100,12 @@ def match_shapes(
 def below(tensors: TensorIndex, root: str) -> dict[str, TensorEntry]:
     """The tensors whose names start with `root`, without it."""
     return {name[len(root) :]: e for name, e in tensors.items() if name.startswith(root)}
+
+
+def load_weights(
+    entries: Mapping[str, TensorEntry], transposed: frozenset[str]
+) -> dict[str, Array]:
+    """Read weights as float32; those in `transposed` are laid out `[in, out]`."""
+    files = MappedFiles()
+    loaded = {name: files.load(entry, "float32") for name, entry in entries.items()}
+    return {n: transposed_copy(a) if n in transposed else a for n, a in loaded.items()}

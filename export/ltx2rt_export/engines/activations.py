@@ -1,5 +1,5 @@
-"""Estimate the memory of a component's activations from its graph: the values that are alive at once
-are added up.
+"""Estimate the memory of a component's activations: what is alive at once is added up, from the
+shipped graph or, for a component that was made from its module, by running that.
 
 The logits of attentions are left out, since engines fuse them. Engines also fuse chains of small
 operators and reuse memory better, so the estimate is on the high side.
@@ -12,25 +12,41 @@ from collections.abc import Iterable, Mapping
 from onnx import NodeProto
 
 from ltx2rt.engine import TensorSpec
+from ltx2rt_export.component import Component
 from ltx2rt_export.engines.value_shapes import ValueShapes
 from ltx2rt_export.graph import ExportedGraph
+from ltx2rt_export.shipped.find import shipped_graph
 
 #: operators whose result looks at their first input in another shape: no memory of its own
 VIEWS = frozenset({
-    "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
-    "Unsqueeze",
+    "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze",
 })  # fmt: skip
 
 #: operators between the product and the softmax of an attention
 LOGITS = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Sub", "Where"})
 
 
-def activation_bytes(graph: ExportedGraph, sizes: Mapping[str, int]) -> int:
-    """Peak memory of one run in the graph's dtype, inputs and outputs included, weights left out.
+def activation_bytes(component: Component, sizes: Mapping[str, int], dtype: str) -> int:
+    """Peak memory of one run, inputs and outputs included, weights left out.
 
     Args:
         sizes: size of every symbol of the inputs; a dimension `1|X` counts as 1.
+        dtype: of what is float32 in the component's boundary.
     """
+    graph = None
+    if component.shipped is not None:
+        kept = component.shipped.about.graphs
+        name = dtype if dtype in kept else "bfloat16" if "bfloat16" in kept else "float32"
+        graph = shipped_graph(component, name)
+    if graph is not None:
+        return graph_bytes(graph, sizes)
+    from ltx2rt_export.engines.traced_activations import traced_bytes
+
+    return traced_bytes(component, sizes, dtype)
+
+
+def graph_bytes(graph: ExportedGraph, sizes: Mapping[str, int]) -> int:
+    """As `activation_bytes`, in the graph's dtype."""
     specs = graph.component.inputs
     found = ValueShapes(graph.model, {s.name: _shape(s, sizes) for s in specs})
     held = {name: name for name in found.inputs}  # value -> the value whose memory it looks at

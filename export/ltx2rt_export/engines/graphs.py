@@ -92,8 +92,12 @@ class GraphCache:
         if graph := shipped_graph(component, dtype):
             return graph
         if component.module is None and self._make is not None:
-            module = self._make(component.name).network
-            component = dataclasses.replace(component, module=module, shipped=None)
+            component = dataclasses.replace(
+                self._make(component.name),
+                weights=component.weights,
+                layers=component.layers,
+                options=component.options,
+            )
         from ltx2rt_export.onnx import export_component
 
         key = cache_key({**self._facts(), "component": component.name, "dtype": dtype})

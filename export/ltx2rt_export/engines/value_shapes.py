@@ -54,8 +54,8 @@ class ValueShapes:
     def __init__(self, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
         model = onnx.inliner.inline_local_functions(model)
         graph = model.graph
-        self._opsets = list(model.opset_import)
-        self._version = {o.domain: o.version for o in model.opset_import}[""]
+        self._imports = list(model.opset_import)
+        self._opsets = {o.domain: o.version for o in model.opset_import}
         self._types: dict[str, TypeProto] = {}
         self._values: dict[str, Array] = {}
         self.nodes = list(graph.node)
@@ -83,6 +83,8 @@ class ValueShapes:
         return tuple(d.dim_value for d in self._types[name].tensor_type.shape.dim)
 
     def _know(self, name: str, kind: int, shape: tuple[int, ...]) -> None:
+        if kind == TensorProto.BFLOAT16:  # as large, and every operator takes it
+            kind = TensorProto.FLOAT16
         self._types[name] = onnx.helper.make_tensor_type_proto(kind, shape)
 
     def _step(self, node: NodeProto) -> None:
@@ -98,20 +100,20 @@ class ValueShapes:
             for name, result in zip(node.output, results, strict=True):
                 self._value(name, np.asarray(result))
             return
-        schema = onnx.defs.get_schema(node.op_type, self._version, node.domain)
+        schema = onnx.defs.get_schema(node.op_type, self._opsets[node.domain], node.domain)
         found = onnx.shape_inference.infer_node_outputs(
             schema,
             node,
             {name: self._types[name] for name in given},
             {n: onnx.numpy_helper.from_array(self._values[n]) for n in given if n in self._values},
-            opset_imports=self._opsets,
+            opset_imports=self._imports,
         )
         for name in filter(None, node.output):
             kind = found.get(name)
             dims = kind.tensor_type.shape.dim if kind is not None else ()
             if kind is None or not all(d.HasField("dim_value") for d in dims):
                 raise InternalError(f"the shape of {name} ({node.op_type}) cannot be told")
-            self._types[name] = kind
+            self._know(name, kind.tensor_type.elem_type, tuple(d.dim_value for d in dims))
 
     def _value(self, name: str, value: Array) -> None:
         self._know(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)

@@ -135,14 +135,14 @@ def gather_parameters(model: onnx.ModelProto) -> None:
 
     def split(value: str, sizes: list[int], name: str) -> list[str]:
         outputs = [f"{name}.{i}" for i in range(len(sizes))]
-        inputs = [value, constant(f"{name}.sizes", np.int64(sizes))]
+        inputs = [value, constant(f"{name}.sizes", np.asarray(sizes, np.int64))]
         nodes.append(onnx.helper.make_node("Split", inputs, outputs, name=name, axis=0))
         return outputs
 
     channels = [next(a.i for a in call.attribute if a.name == "channels") for call in calls]
     alpha = op("Concat", *(call.input[1] for call in calls), name="snake.alpha", axis=0)
     beta = op("Concat", *(call.input[2] for call in calls), name="snake.beta", axis=0)
-    column = constant("snake.column", np.int64([-1, 1]))
+    column = constant("snake.column", np.asarray([-1, 1], np.int64))
     frequency = op("Exp", alpha, name="snake.exp_alpha")
     divisor = op("Exp", beta, name="snake.exp_beta")
     divisor = op("Add", divisor, constant("snake.eps", np.float32(SNAKE_EPS)), name="snake.divisor")
@@ -159,9 +159,9 @@ def gather_parameters(model: onnx.ModelProto) -> None:
             if factor != 1.0:
                 two = constant("snake.two", np.float32(factor))
                 taps = op("Mul", taps, two, name=f"{name}.scaled")
-            size = constant(f"{name}.size", np.int64([len(own), width, FILTER_TAPS]))
+            size = constant(f"{name}.size", np.asarray([len(own), width, FILTER_TAPS], np.int64))
             wide = op("Expand", taps, size, name=f"{name}.wide")
-            rows = constant("snake.rows", np.int64([-1, 1, FILTER_TAPS]))
+            rows = constant("snake.rows", np.asarray([-1, 1, FILTER_TAPS], np.int64))
             flat = op("Reshape", wide, rows, name=f"{name}.flat")
             pieces = split(flat, [width] * len(own), name)
             kernels.update({(i, source): piece for i, piece in zip(own, pieces, strict=True)})
