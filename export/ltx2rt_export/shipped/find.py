@@ -60,8 +60,8 @@ def shipped_component(name: str, files: ModelFiles) -> Component | None:
 
 
 def shipped_graph(component: Component, dtype: str) -> ExportedGraph | None:
-    """The component's graph in a dtype; None for a component that was not shipped."""
-    if component.shipped is None:
+    """The component's graph in a dtype; None for a component or a dtype that was not shipped."""
+    if component.shipped is None or dtype not in component.shipped.about.graphs:
         return None
     model = component.shipped.model(dtype)
     kept = component.shipped.about.graphs[dtype]
