@@ -37,6 +37,7 @@ docs: $(VENV)/.developer
 	$(BIN)/python -m tests.api_page
 	$(BIN)/python -m tests.defaults_page
 	$(BIN)/python -m tests.adapter_page
+	$(BIN)/python -m tests.flag_table
 
 # what builds bundles of the released models without PyTorch; only what has changed is exported again
 graphs: $(VENV)/.developer

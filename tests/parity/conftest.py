@@ -75,10 +75,11 @@ def build_keyframe_bundle(demo_model: dict[str, Path], demo_bundle: Path, folder
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Random configurations for minutes run when somebody asks for them."""
-    if "fuzz" in str(config.getoption("markexpr")):
-        return
-    reason = pytest.mark.skip(reason="many random networks: pytest -m fuzz tests/parity")
-    for item in items:
-        if item.get_closest_marker("fuzz") is not None:
-            item.add_marker(reason)
+    """What takes minutes runs when somebody asks for it."""
+    for marker, what in (("fuzz", "many random networks"), ("graphs", "exports every graph")):
+        if marker in str(config.getoption("markexpr")):
+            continue
+        reason = pytest.mark.skip(reason=f"{what}: pytest -m {marker} tests/parity")
+        for item in items:
+            if item.get_closest_marker(marker) is not None:
+                item.add_marker(reason)
