@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
-from urllib.request import url2pathname
 
 
 def install_hint(extra: str) -> str:
@@ -23,6 +22,8 @@ def install_hint(extra: str) -> str:
 
 def _requirement(extra: str, origin: dict[str, Any]) -> str:
     """What `pip install` takes; `origin`: see PEP 610."""
+    from urllib.request import url2pathname  # slow to import
+
     url = origin.get("url")
     if not isinstance(url, str):
         return f"'ltx2rt[{extra}]'"

@@ -12,11 +12,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ltx2rt.errors import UnsupportedError
-<<<<<<< HEAD
-from ltx2rt.install import install_hint
-from ltx2rt.lora.files import Lora
-=======
->>>>>>> main
 from ltx2rt.progress import Progress
 
 if TYPE_CHECKING:
@@ -70,6 +65,8 @@ def export_module(name: str) -> ModuleType:
 
 def missing_package(error: ModuleNotFoundError) -> Exception:
     """What to raise for a package that is not there: the error itself where it is one of ours."""
+    from ltx2rt.install import install_hint
+
     package = (error.name or "ltx2rt").partition(".")[0]
     if package.startswith("ltx2rt"):
         return error
