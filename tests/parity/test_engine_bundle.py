@@ -242,7 +242,8 @@ def test_dry_run_builds_nothing(demo_model: dict[str, Path], tmp_path: Path) -> 
         command = ("build", *build_flags(demo_model), *RTX, "--dry-run", "--cache-dir", tmp_path)
         outcome = ltx2rt(*command, "--components", "transformer_block,video_decoder", "--json")
         assert outcome.code == 0, outcome.err
-        text = ltx2rt(*command, "--components", "vocoder").out
+        text = ltx2rt(*command, "--components", "vocoder", "--verbose").out
+        short = ltx2rt(*command, "--components", "vocoder").out
     report = outcome.json
     block = report["components"]["transformer_block"]
     assert block["layers"] == 3
@@ -256,6 +257,9 @@ def test_dry_run_builds_nothing(demo_model: dict[str, Path], tmp_path: Path) -> 
     assert "nothing was built" in text
     assert "fits: RTX 4060 (8 GiB) and larger" in text
     assert "vocoder: fp32" in text
+    assert "letters: " in text
+    assert len(short.splitlines()) == 7
+    assert "vocoder: fp32" not in short
 
 
 def test_dry_run_plans_what_a_build_makes(demo_model: dict[str, Path], tmp_path: Path) -> None:
@@ -291,7 +295,8 @@ def test_dry_run_plans_what_a_build_makes(demo_model: dict[str, Path], tmp_path:
     small = ("--backend", "onnxruntime", "--precision", "fp32")
     outcome = ltx2rt(*instead(*command, *small))
     assert outcome.code == 0, outcome.err
-    assert "card" not in outcome.out
+    assert "RTX" not in outcome.out
+    assert "host memory: about " in outcome.out
 
 
 @pytest.mark.parametrize(

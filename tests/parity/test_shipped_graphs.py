@@ -145,13 +145,8 @@ def test_tables_are_computed_again() -> None:
     values = table.values()
     other = np.arange(values.size, dtype=np.float32).reshape(values.shape)
     named = {"a": values, "b": other}
-    graph = onnx.helper.make_graph(
-        [],
-        "g",
-        [],
-        [],
-        [onnx.numpy_helper.from_array(v, n) for n, v in (("a", values), ("b", other))],
-    )
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in named.items()]
+    graph = onnx.helper.make_graph([], "g", [], [], tensors)
     model = onnx.helper.make_model(graph)
     small = tables_out(model, [table])
     assert len(small.SerializeToString()) < len(model.SerializeToString()) - values.nbytes + 500
