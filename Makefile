@@ -41,7 +41,7 @@ docs: $(VENV)/.developer
 
 # what builds bundles of the released models without PyTorch; only what has changed is exported again
 graphs: $(VENV)/.developer
-	$(BIN)/python -m tests.shipped_graphs
+	$(BIN)/python -m benchmarks.shipped_graphs
 
 $(VENV)/.python: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks.shipped_graphs import rows, ship, sources_of
 from ltx2rt.plain_data import to_plain
 from ltx2rt_export.catalog import COMPONENTS
 from ltx2rt_export.checkpoint import ModelFiles, open_model
@@ -22,7 +23,6 @@ from ltx2rt_export.modules.tables import Table
 from ltx2rt_export.shipped import find
 from ltx2rt_export.shipped.file import FOLDER, read_shipped, tables_in, tables_out
 from ltx2rt_export.shipped.find import shipped_component, shipped_graph
-from tests.shipped_graphs import rows, ship, sources_of
 
 #: runs the command line where PyTorch cannot be imported
 WITHOUT_TORCH = """

@@ -145,7 +145,7 @@ def is_current(path: Path, row: Row) -> bool:
 
 def main() -> None:
     """Write what is missing or has changed, and remove what nobody needs any more."""
-    parser = argparse.ArgumentParser(prog="python -m tests.shipped_graphs")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shipped_graphs")
     parser.add_argument("--all", action="store_true", help="also what did not change")
     everything = parser.parse_args().all
     FOLDER.mkdir(exist_ok=True)
