@@ -24,6 +24,7 @@ KEPT = {
         ),
         "the table of components names it, so that it is imported with PyTorch only",
     ),
+    "TritonPythonModel": "the models of a Triton repository import it",
     "rope_angles": "the plain form that the fast one is compared with",
 }
 
