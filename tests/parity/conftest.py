@@ -73,11 +73,18 @@ def build_keyframe_bundle(demo_model: dict[str, Path], demo_bundle: Path, folder
     return folder / "demo.bundle"
 
 
+#: marker -> why its tests are skipped unless somebody asks for them
+ASKED_FOR = {
+    "fuzz": "many random networks, many random requests: pytest -m fuzz tests/parity",
+    "server": "a real Triton server: pytest -m server tests/parity",
+}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Random configurations for minutes run when somebody asks for them."""
-    if "fuzz" in str(config.getoption("markexpr")):
-        return
-    reason = pytest.mark.skip(reason="many random networks: pytest -m fuzz tests/parity")
-    for item in items:
-        if item.get_closest_marker("fuzz") is not None:
-            item.add_marker(reason)
+    """What takes minutes, or sets up an environment of its own, runs when somebody asks for it."""
+    for marker, why in ASKED_FOR.items():
+        if marker in str(config.getoption("markexpr")):
+            continue
+        for item in items:
+            if item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=why))

@@ -17,6 +17,7 @@ KEPT = {
     "HelpAction": "the command line asks a sub-command's module whether it has one",
     "flags_for": "the table of flags is made from it",
     "input_flags": "the table of flags is made from it",
+    "TritonPythonModel": "the models of a Triton repository import it",
     "rope_angles": "the plain form that the fast one is compared with",
 }
 
