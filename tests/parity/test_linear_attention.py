@@ -20,7 +20,7 @@ from ltx2rt.engine import EngineSpec, TensorSpec
 from ltx2rt.errors import EngineError
 from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt_export.custom_ops import linear_attention
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from tests.tolerances import ORT_REL_RMS
 
 HEADS, DIM = 4, 16

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from ltx2rt.names import TRANSFORMER_BLOCKS
 from ltx2rt_export.custom_ops.patterns import Attention, find_attentions
 from ltx2rt_export.custom_ops.rewrite import Rewriter
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 
 #: domain of ONNX Runtime's own operators
 MICROSOFT = "com.microsoft"
