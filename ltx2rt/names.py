@@ -26,9 +26,6 @@ SPATIAL_UPSAMPLER = "spatial_upsampler"
 TEMPORAL_UPSAMPLER = "temporal_upsampler"
 DURATION_HEAD = "duration_head"
 
-#: after the name of a component: as passes without any mask run it
-UNMASKED = "_unmasked"
-
 #: components of every text encoder
 TEXT_ENCODER = (TEXT_HEAD, TEXT_BLOCK, TEXT_TAIL)
 #: the repeated components of text encoders, whose layers are loaded one at a time

@@ -11,7 +11,7 @@ import onnx
 
 from ltx2rt.errors import InternalError
 from ltx2rt.names import TRANSFORMER_BLOCKS
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 
 #: ends of the names of inputs that mask
 MASKS = ("_attention_bias", "_context_bias")

@@ -12,6 +12,7 @@ from typing import Any
 from ltx2rt.bundle.checks import check_file, engine_problems
 from ltx2rt.bundle.load_weights import tensor_entry, weight_problems
 from ltx2rt.bundle.manifest import (
+    UNMASKED,
     ComponentEntry,
     Manifest,
     ModelInfo,
@@ -27,7 +28,6 @@ from ltx2rt.names import (
     TEXT_BLOCK_FULL,
     TEXT_ENCODER,
     TRANSFORMER_HEAD,
-    UNMASKED,
 )
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 

@@ -10,10 +10,11 @@ from ltx2rt.backends.engine_needs import engine_needs
 from ltx2rt.backends.tensorrt_api import load
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.engine_file import read_info
+from ltx2rt.bundle.manifest import UNMASKED
 from ltx2rt.bundle.memory_plan import MemoryPlan, plan_memory, room_on
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device.cuda import CudaDevice
-from ltx2rt.names import UNMASKED, StackNames
+from ltx2rt.names import StackNames
 
 #: of a card, what is left for the activations of ONNX Runtime, which no plan knows
 _ACTIVATION_SHARE = 4

@@ -23,6 +23,8 @@ from ltx2rt.plain_data import read_document, write_document
 from ltx2rt.sampling.samplers import Sampler
 
 SCHEMA = 1
+#: after the name of a component: as passes without any mask run it
+UNMASKED = "_unmasked"
 #: fields that few components fill; left out where they are empty
 RARE_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays", "unmasked")
 FILE_NAME = "manifest.json"

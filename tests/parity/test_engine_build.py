@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 from benchmarks.engine_builds import random_weights
+from ltx2rt.bundle.manifest import UNMASKED
 from ltx2rt.cli.inspect import inspect_engine
 from ltx2rt.errors import EngineError
-from ltx2rt.names import UNMASKED
 from ltx2rt.progress import Cancelled, Job, Progress
 from ltx2rt_export.engines import build as build_module
 from ltx2rt_export.engines import process
@@ -103,10 +103,13 @@ def test_one_bucket_and_a_batch_of_passes(cache_dir: Path, tmp_path: Path) -> No
 
 def test_a_block_without_masks(cache_dir: Path, tmp_path: Path) -> None:
     """Nothing is added to scores, and every attention is fused all the same."""
-    graph = without_masks(part_graph("tiny", "transformer_block", "bf16"))
+    masked = part_graph("tiny", "transformer_block", "bf16")
+    graph = without_masks(masked)
     assert graph is not None
     made = builder(cache_dir, ONE, precision="bf16")
-    entry = made.build(graph, "bf16", None, tmp_path, Job(), variant=UNMASKED)
+    entry = made.build(
+        graph, "bf16", None, tmp_path, Job(), variant=UNMASKED, measured=masked.component
+    )
     assert "/transformer_block_unmasked/" in entry.file
     report = inspect_engine(tmp_path / entry.file)
     assert report["attentions"] == report["kernels"]["fused_attentions"] == 6

@@ -31,7 +31,7 @@ from ltx2rt_export.engines.cache import EngineCache, cache_key
 from ltx2rt_export.engines.process import run_build
 from ltx2rt_export.engines.profiles import ProfileRequest, component_buckets
 from ltx2rt_export.engines.weights import weights_as_constants, weights_as_inputs
-from ltx2rt_export.onnx import DTYPE_NAMES, ExportedGraph
+from ltx2rt_export.graph import DTYPE_NAMES, ExportedGraph
 from ltx2rt_export.quantize.lora_inputs import RANK
 
 
@@ -64,6 +64,7 @@ class EngineBuilder:
         *,
         layer: int | None = None,
         variant: str = "",
+        measured: Component | None = None,
     ) -> EngineEntry:
         """Build one component's engine into `bundle`, or take it from the cache.
 
@@ -76,6 +77,8 @@ class EngineBuilder:
             job: gets the builder's steps.
             layer: the engine is for this layer alone.
             variant: follows the component's name where it has several engines.
+            measured: the component whose activations stand for those of the engine, where its
+                module takes more than the graph.
 
         Raises:
             EngineError: the build failed.
@@ -96,7 +99,18 @@ class EngineBuilder:
             if info is None:
                 (work / "graph.onnx").write_bytes(data)
                 info = self._build(
-                    graph, model, precision, work, shapes, buckets, sha256, key, kernels, stage, job
+                    graph,
+                    model,
+                    precision,
+                    work,
+                    shapes,
+                    buckets,
+                    sha256,
+                    key,
+                    kernels,
+                    measured or component,
+                    stage,
+                    job,
                 )
                 job.report(stage, 1, 1, f"{info.build_s:.1f} s, {info.engine_bytes / 1e6:.1f} MB")
             else:
@@ -149,6 +163,7 @@ class EngineBuilder:
         sha256: str,
         key: str,
         kernels: tuple[str, str] | None,
+        measured: Component,
         stage: str,
         job: Job,
     ) -> EngineInfo:
@@ -196,7 +211,7 @@ class EngineBuilder:
             peak_memory_bytes=outcome.peak_memory_bytes,
             engine_bytes=outcome.built.engine_bytes,
             engine_sha256=file_sha256(engine),
-            activation_bytes=tuple(largest_activations(component, b, graph.dtype) for b in buckets),
+            activation_bytes=tuple(largest_activations(measured, b, graph.dtype) for b in buckets),
         )
         self.cache.put(engine, info)
         return info

@@ -10,7 +10,7 @@ from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.load_weights import engine_tensors, stored_tensor, tensor_entry
-from ltx2rt.bundle.manifest import ComponentEntry, EngineEntry, ModelInfo, Source
+from ltx2rt.bundle.manifest import UNMASKED, ComponentEntry, EngineEntry, ModelInfo, Source
 from ltx2rt.components.decoder_tiles import DEVICE_BYTES
 from ltx2rt.engine import Array
 from ltx2rt.env import cache_dir
@@ -20,7 +20,6 @@ from ltx2rt.names import (
     TEXT_STACK,
     TRANSFORMER_BLOCKS,
     TRANSFORMER_STACK,
-    UNMASKED,
 )
 from ltx2rt.progress import Job
 from ltx2rt.weights.precision import PRECISIONS
@@ -29,13 +28,14 @@ from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import apply_custom_ops, operators_for, require_compiler
+from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
 from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes, holding_weights
-from ltx2rt_export.onnx import Export, ExportedGraph
+from ltx2rt_export.graph import Export, ExportedGraph
 from ltx2rt_export.unmasked import without_masks
 
 
@@ -80,7 +80,7 @@ class EngineStage:
         graph = apply_custom_ops(
             graph, backend=backend, target=target, precision=precision, mode=self.custom_ops
         )
-        return graph if builder is None else fold_transposes(graph)
+        return use_linear_attention(graph) if builder is None else fold_transposes(graph)
 
     def unmasked(self, graph: ExportedGraph, precision: str) -> ExportedGraph | None:
         """The finished graph of passes without masks, of components that have one. Engines that
@@ -118,7 +118,13 @@ class EngineStage:
             entry = done[name].unmasked
             if entry is not None:
                 built = self.builder.build(
-                    unmasked[name], done[name].precision, None, bundle, job, variant=UNMASKED
+                    unmasked[name],
+                    done[name].precision,
+                    None,
+                    bundle,
+                    job,
+                    variant=UNMASKED,
+                    measured=graph.component,
                 )
                 entry = dataclasses.replace(entry, engines=(built,))
                 done[name] = dataclasses.replace(done[name], unmasked=entry)

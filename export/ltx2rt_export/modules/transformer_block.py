@@ -58,8 +58,7 @@ class TransformerBlock(StreamModule):
         self.register_parameter(name, nn.Parameter(torch.empty(rows, width)))
 
     def forward(self, **tensors: Tensor) -> tuple[Tensor, ...]:
-        """Run on the tensors of `transformer.block_inputs`, where those that mask may be absent;
-        returns those of `block_outputs`.
+        """Run on the tensors of `transformer.block_inputs`; returns those of `block_outputs`.
 
         A stream whose `enabled` is 0 leaves as it came, but the other stream still reads it.
         """
@@ -97,11 +96,11 @@ class TransformerBlock(StreamModule):
         name, eps = stream.name, self.config.eps
         normed = modulate(rms_norm(x, eps), rows[1], rows[0])
         rope = (tensors[f"{name}_rope_cos"], tensors[f"{name}_rope_sin"])
-        bias, keep = tensors.get(f"{name}_attention_bias"), tensors[f"{name}_self_keep"]
+        bias, keep = tensors[f"{name}_attention_bias"], tensors[f"{name}_self_keep"]
         attn1 = self.of(stream, "attn1")
         x = x + attn1(normed, normed, bias, rope_q=rope, rope_k=rope, keep=keep) * rows[2]
         query, context = rms_norm(x, eps), tensors[f"{name}_text_context"]
-        bias = tensors.get(f"{name}_context_bias")
+        bias = tensors[f"{name}_context_bias"]
         attn2 = self.of(stream, "attn2")
         if not self.config.text_adaln:
             x = x + attn2(query, context, bias)
