@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError
+from ltx2rt.lora.files import open_lora
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.gemma_files import GemmaFiles, check_gemma_version, open_gemma
-from ltx2rt_export.kinds import KINDS, detect_kind, open_weights, split_components
+from ltx2rt_export.kinds import KINDS, detect_kind, split_components
 from ltx2rt_export.storage_format import StorageFormat, detect_storage_format, with_encodings
 from ltx2rt_export.version import ModelVersion, detect_version, read_config
+from ltx2rt_export.weight_set import Weights, WeightSet, open_weights
 
 StrPath = str | os.PathLike[str]
 Tensors = Mapping[str, TensorEntry]
@@ -39,6 +41,21 @@ REQUIRED: dict[str, str] = {
     "gemma": "give --gemma DIR, or --text-encoder FILE for LTX-2.5",
 }
 
+#: kind of a file -> where it belongs
+_FLAGS: dict[str, str] = {
+    "checkpoint": "--checkpoint",
+    "transformer": "--checkpoint",
+    "video_vae": "--video-vae",
+    "audio_vae": "--audio-vae",
+    "vocoder": "--audio-vae",
+    "text_encoder": "--text-encoder",
+    "text_projection": "--text-encoder",
+    "duration_head": "--duration-head",
+    "spatial_upsampler": "--spatial-upsampler",
+    "temporal_upsampler": "--temporal-upsampler",
+    "lora": "--lora",
+    "gemma": "--gemma",
+}
 _CONFIG_KEYS = {"video_vae": "vae", "connectors": "transformer", "text": "transformer"}
 
 
@@ -58,7 +75,7 @@ class ModelFiles:
 
     checkpoint: Path
     version: ModelVersion
-    files: Mapping[str, SafetensorsFile]
+    files: Mapping[str, WeightSet]
     gemma: GemmaFiles | None
     loras: tuple[SafetensorsFile, ...]
     storage_format: StorageFormat | None
@@ -141,7 +158,7 @@ def open_model(
         "temporal_upsampler": (temporal_upsampler, ("temporal_upsampler",)),
     }
     parts: dict[str, Tensors] = {}
-    files: dict[str, SafetensorsFile] = {}
+    files: dict[str, WeightSet] = {}
     _take(main, (*REQUIRED, "duration_head"), parts, files)
     packed_gemma = None
     for role, (path, kinds) in given.items():
@@ -179,38 +196,47 @@ def open_model(
         version=version,
         files=files,
         gemma=encoder,
-        loras=tuple(_open_as(path, "lora", ("lora",)) for path in loras),
+        loras=tuple(_open_lora(path) for path in loras),
         storage_format=stored,
         warnings=(warning,) if warning else (),
         parts=parts,
     )
 
 
-def _open_as(path: StrPath, role: str, kinds: Collection[str]) -> SafetensorsFile:
+def _open_as(path: StrPath, role: str, kinds: Collection[str]) -> WeightSet:
     file = open_weights(path)
-    kind = detect_kind(file)
-    if kind not in kinds:
-        wanted = " or ".join(KINDS[k] for k in kinds)
-        raise CheckpointError(
-            f"--{role.replace('_', '-')} {file.path} is {KINDS[kind]}; expected {wanted}."
-        )
+    _check_kind(file, role, kinds)
     return file
 
 
+def _open_lora(path: StrPath) -> SafetensorsFile:
+    file = open_lora(path)
+    _check_kind(file, "lora", ("lora",))
+    return file
+
+
+def _check_kind(file: Weights, role: str, kinds: Collection[str]) -> None:
+    kind = detect_kind(file)
+    if kind not in kinds:
+        wanted = " or ".join(KINDS[k] for k in kinds)
+        place = f" (give it as {_FLAGS[kind]})" if kind in _FLAGS else ""
+        raise CheckpointError(
+            f"--{role.replace('_', '-')} {file.path} is {KINDS[kind]}{place}; expected {wanted}."
+        )
+
+
 def _take(
-    file: SafetensorsFile,
+    file: WeightSet,
     roles: Collection[str],
     parts: dict[str, Tensors],
-    files: dict[str, SafetensorsFile],
+    files: dict[str, WeightSet],
 ) -> None:
     for role, tensors in split_components(file).items():
         if role in roles:
             parts[role], files[role] = tensors, file
 
 
-def _check_complete(
-    main: SafetensorsFile, parts: Mapping[str, Tensors], need: Collection[str]
-) -> None:
+def _check_complete(main: WeightSet, parts: Mapping[str, Tensors], need: Collection[str]) -> None:
     problems = []
     for role in need:
         tensors = parts.get(role)

@@ -15,8 +15,9 @@ from typing import Any
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
-from ltx2rt_export.kinds import is_gemma, open_weights, split_components
+from ltx2rt_export.kinds import is_gemma, split_components
 from ltx2rt_export.version import parse_model_version, read_version_text
+from ltx2rt_export.weight_set import Weights, WeightSet, open_weights
 
 FAMILIES = ("gemma3", "gemma4", "gemma4_unified")
 
@@ -107,7 +108,7 @@ def _open_directory(root: Path) -> GemmaFiles:
     if weights is None or problems:
         raise CheckpointError(f"{root} is not a Gemma directory", problems)
     folder = weights.parent
-    files = [open_weights(p) for p in sorted(folder.glob("*.safetensors"))]
+    files = [SafetensorsFile(p) for p in sorted(folder.glob("*.safetensors"))]
     tensors: dict[str, TensorEntry] = {}
     for file in files:
         tensors.update(file)
@@ -122,7 +123,7 @@ def _open_directory(root: Path) -> GemmaFiles:
     return GemmaFiles(root, config, tensors, assets, tuple(files))
 
 
-def _open_packed(file: SafetensorsFile) -> GemmaFiles:
+def _open_packed(file: WeightSet) -> GemmaFiles:
     parts = split_components(file)
     tensors, packed = parts.get("gemma", {}), parts.get("assets", {})
     config = read_metadata(file, "gemma_config")
@@ -141,12 +142,10 @@ def _open_packed(file: SafetensorsFile) -> GemmaFiles:
         problems.append("it has no `tokenizer_json` tensor")
     if problems:
         raise CheckpointError(f"{file.path} is not a text encoder file", problems)
-    return GemmaFiles(file.path, dict(config), tensors, assets, (file,))
+    return GemmaFiles(file.path, dict(config), tensors, assets, file.files)
 
 
-def check_gemma_version(
-    checkpoint: SafetensorsFile, gemma: GemmaFiles, generation: str
-) -> str | None:
+def check_gemma_version(checkpoint: Weights, gemma: GemmaFiles, generation: str) -> str | None:
     """Check that a Gemma belongs to a checkpoint.
 
     Args:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError
+from ltx2rt.file_kind import GGUF, kind_of, read_json_object
 from ltx2rt.lora.describe import describe_lora
+from ltx2rt.lora.files import open_lora
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.gemma_files import GemmaFiles, open_gemma
 from ltx2rt_export.kinds import (
     KINDS,
     detect_kind,
-    is_gguf,
     is_lora,
-    open_weights,
     split_components,
 )
 from ltx2rt_export.storage_format import storage_summary
@@ -27,6 +27,7 @@ from ltx2rt_export.version import (
     detect_version,
     read_config,
 )
+from ltx2rt_export.weight_set import open_weights
 
 _PARTS: dict[str, str] = {
     "transformer": "transformer",
@@ -74,10 +75,10 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
     where = Path(path)
     if where.is_dir():
         where = _only_lora(where) or where
-    if where.is_dir():
+    if where.is_dir() and "model_type" in read_json_object(where / "config.json"):
         gemma = open_gemma(where)
         return {**_summary(where, "gemma", gemma.tensors, gemma.files), "gemma": _gemma(gemma)}
-    if is_gguf(where):
+    if kind_of(where) is GGUF:
         return {
             "path": str(where),
             "kind": "gguf",
@@ -87,10 +88,10 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
         }
     file = open_weights(where)
     kind = detect_kind(file)
-    result = _summary(where, kind, file, [file])
+    result = _summary(where, kind, file, file.files)
     parts = split_components(file)
     if kind == "lora":
-        return {**result, "lora": describe_lora(file)}
+        return {**result, "lora": describe_lora(open_lora(where))}
     result["components"] = [
         {"name": name, **_size(parts[name].values())} for name in _PARTS if name in parts
     ]
@@ -180,7 +181,7 @@ def _size(entries: Iterable[TensorEntry]) -> dict[str, int]:
 def _only_lora(folder: Path) -> Path | None:
     """The LoRA file that is alone in a folder; None for a Gemma folder."""
     files = list(folder.glob("*.safetensors"))
-    return files[0] if len(files) == 1 and is_lora(open_weights(files[0])) else None
+    return files[0] if len(files) == 1 and is_lora(SafetensorsFile(files[0])) else None
 
 
 def _pipelines(
