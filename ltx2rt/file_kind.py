@@ -35,6 +35,7 @@ BUNDLE = FileKind("a bundle", "it is for `ltx2rt generate --bundle`, the files t
                   "are for `ltx2rt build`")  # fmt: skip
 DIFFUSERS = FileKind("a diffusers folder", "give it as --checkpoint of `ltx2rt build`")
 GGUF = FileKind("a GGUF file", "this format is not read; give a .safetensors file")
+NO_WEIGHTS = FileKind("a folder without weights", "give a .safetensors file")
 _AGAIN = "download the file again"
 _ARCHIVE = FileKind("a packed archive", "unpack it and give the .safetensors file inside")
 _PICKLE = FileKind(
@@ -187,7 +188,7 @@ def _folder_kind(folder: Path) -> FileKind:
         return FileKind("a folder of the model hub's cache", "give the folder in its snapshots/")
     weights = sorted(p.name for p in folder.glob("*.safetensors"))
     if not weights:
-        return FileKind("a folder without weights", "give a .safetensors file")
+        return NO_WEIGHTS
     shown = ", ".join(weights[:5]) + (f" and {len(weights) - 5} more" if len(weights) > 5 else "")
     return FileKind(f"a folder with {shown}", "give one of its files")
 

@@ -104,6 +104,9 @@ def test_pictures_and_bundles_say_it_too(tmp_path: Path, demo_model: dict[str, P
         load_image(page)
     with pytest.raises(BundleError, match=r"not a bundle: it is the folder of a text model"):
         read_manifest(demo_model["gemma"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BundleError, match="not a bundle: it holds no manifest"):
+        read_manifest(tmp_path / "empty")
     with pytest.raises(BundleError, match="no such folder"):
         read_manifest(tmp_path / "nowhere")
 
