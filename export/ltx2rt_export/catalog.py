@@ -95,7 +95,7 @@ def _text_tail(files: ModelFiles) -> Component:
     return text_encoder.text_tail(
         files.gemma_config,
         files.tensors("gemma"),
-        files.config("transformer"),
+        files.config("text"),
         files.tensors("text"),
     )
 

@@ -18,9 +18,11 @@ from ltx2rt.lora.files import open_lora
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.gemma_files import GemmaFiles, check_gemma_version, open_gemma
 from ltx2rt_export.kinds import KINDS, detect_kind, split_components
+from ltx2rt_export.layouts.diffusers import is_pipeline
+from ltx2rt_export.layouts.open import open_weights
 from ltx2rt_export.storage_format import StorageFormat, detect_storage_format, with_encodings
 from ltx2rt_export.version import ModelVersion, detect_version, read_config
-from ltx2rt_export.weight_set import Weights, WeightSet, open_weights
+from ltx2rt_export.weight_set import Weights, WeightSet
 
 StrPath = str | os.PathLike[str]
 Tensors = Mapping[str, TensorEntry]
@@ -98,7 +100,11 @@ class ModelFiles:
         return self.parts.get(role, {})
 
     def config(self, role: str) -> dict[str, Any]:
-        """The part's own object of the `config` metadata; {} for repacks without metadata."""
+        """The part's own object of the `config` metadata; {} for repacks without metadata.
+
+        Connectors and text have keys in the transformer's object; where the connectors come from a
+        file of their own, those of that file's object count.
+        """
         source = "transformer" if role in {"connectors", "text", "scheduler"} else role
         file = self.files.get(source)
         if file is None:
@@ -107,7 +113,12 @@ class ModelFiles:
         if role.endswith("_upsampler"):
             return config
         own = config.get(_CONFIG_KEYS.get(role, role))
-        return own if isinstance(own, dict) else {}
+        found = own if isinstance(own, dict) else {}
+        apart = self.files.get("connectors", file)
+        if role in {"connectors", "text"} and apart is not file:
+            more = read_config(apart).get("transformer")
+            found = {**found, **(more if isinstance(more, dict) else {})}
+        return found
 
     @property
     def gemma_config(self) -> Mapping[str, Any]:
@@ -136,11 +147,13 @@ def open_model(
     """Resolve a model from its files and check that they belong together.
 
     Args:
-        checkpoint: a monolithic checkpoint, or the transformer file of a split model.
+        checkpoint: a monolithic checkpoint, the transformer file of a split model, or the folder of
+            a diffusers model.
         gemma: a Gemma directory.
         spatial_upsampler, temporal_upsampler, duration_head: optional parts.
         video_vae, audio_vae: replace the checkpoint's own; the latter brings the vocoder.
-        text_encoder: a packed Gemma with projections, or a file of projections and connectors.
+        text_encoder: a packed Gemma with projections, a file of projections and connectors, or a
+            monolith whose projections and connectors are taken.
         loras: adapters, in the order they are fused.
         need: parts that must be found, from `REQUIRED`.
 
@@ -152,7 +165,7 @@ def open_model(
     given = {
         "video_vae": (video_vae, ("video_vae", "checkpoint")),
         "audio_vae": (audio_vae, ("audio_vae", "vocoder", "checkpoint")),
-        "text_encoder": (text_encoder, ("text_encoder", "text_projection", "gemma")),
+        "text_encoder": (text_encoder, ("text_encoder", "text_projection", "gemma", "checkpoint")),
         "duration_head": (duration_head, ("duration_head", "checkpoint")),
         "spatial_upsampler": (spatial_upsampler, ("spatial_upsampler",)),
         "temporal_upsampler": (temporal_upsampler, ("temporal_upsampler",)),
@@ -176,7 +189,8 @@ def open_model(
             _take(file, (role,), parts, files)
     stored = detect_storage_format(parts.get("transformer", {}))
     parts = {role: with_encodings(tensors) for role, tensors in parts.items()}
-    encoder_path = gemma or packed_gemma
+    within = checkpoint if is_pipeline(Path(checkpoint)) else None
+    encoder_path = gemma or packed_gemma or within
     encoder = open_gemma(encoder_path) if encoder_path else None
     if encoder is not None:
         encoder = dataclasses.replace(encoder, tensors=with_encodings(encoder.tensors))

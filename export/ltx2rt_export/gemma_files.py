@@ -16,8 +16,9 @@ from typing import Any
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.kinds import is_gemma, split_components
+from ltx2rt_export.layouts.open import open_weights
 from ltx2rt_export.version import parse_model_version, read_version_text
-from ltx2rt_export.weight_set import Weights, WeightSet, open_weights
+from ltx2rt_export.weight_set import Weights, WeightSet
 
 FAMILIES = ("gemma3", "gemma4", "gemma4_unified")
 
@@ -97,8 +98,17 @@ def open_gemma(path: str | os.PathLike[str]) -> GemmaFiles:
 
 
 def _open_directory(root: Path) -> GemmaFiles:
-    found = {name: _first(root, name) for name in ("config.json", "tokenizer.json")}
-    weights = _first(root, "model*.safetensors")
+    """A folder of Gemma; in one of diffusers, its text encoder with the tokenizer beside it."""
+    is_pipeline = (root / "model_index.json").is_file()
+    own = root / "text_encoder" if is_pipeline else root
+    beside = own.with_name("tokenizer")
+    folders = (beside, own) if own.name == "text_encoder" else (own,)
+    tokenizers = [p for place in folders if (p := _first(place, "tokenizer.json"))]
+    found = {
+        "config.json": _first(own, "config.json"),
+        "tokenizer.json": tokenizers[0] if tokenizers else None,
+    }
+    weights = _first(own, "model*.safetensors")
     problems = [f"{name} is missing" for name, file in found.items() if file is None]
     if weights is None:
         others = sorted(p.name for p in root.iterdir() if p.suffix in {".gguf", ".bin", ".pth"})
@@ -116,9 +126,10 @@ def _open_directory(root: Path) -> GemmaFiles:
     if missing:
         raise CheckpointError(f"{folder} is incomplete", missing)
     assets: dict[str, Path | TensorEntry | str] = {}
-    for pattern in ("*.json", "chat_template.jinja"):
-        for file_path in sorted(root.rglob(pattern), key=_depth_first_key, reverse=True):
-            assets[file_path.name] = file_path
+    for place in folders:
+        for pattern in ("*.json", "chat_template.jinja"):
+            for file_path in sorted(place.rglob(pattern), key=_depth_first_key, reverse=True):
+                assets[file_path.name] = file_path
     config = _parse_object(_read_bytes(Path(str(found["config.json"]))), f"{root}/config.json")
     return GemmaFiles(root, config, tensors, assets, tuple(files))
 

@@ -20,6 +20,7 @@ from ltx2rt_export.kinds import (
     is_lora,
     split_components,
 )
+from ltx2rt_export.layouts.open import open_weights
 from ltx2rt_export.storage_format import storage_summary
 from ltx2rt_export.version import (
     GENERATIONS,
@@ -27,7 +28,6 @@ from ltx2rt_export.version import (
     detect_version,
     read_config,
 )
-from ltx2rt_export.weight_set import open_weights
 
 _PARTS: dict[str, str] = {
     "transformer": "transformer",

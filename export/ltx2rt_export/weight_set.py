@@ -1,7 +1,8 @@
 """Open the weights that a user names, of one file or of several (shards), as one table of tensors.
 
 Shards are told by their names (`model-00001-of-00002.safetensors`) or by an index that lists them;
-any of them, the index, or the folder with nothing else in it stands for all.
+any of them, the index, or the folder with nothing else in it stands for all. So does a folder of
+parts: files of one model, each with other tensors.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from ltx2rt.file_kind import read_json_object, sentence_about
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 
 INDEX = ".safetensors.index.json"
+#: encoder and decoder of a VAE need them both: files with one of each hold them twice
+STATISTICS = "per_channel_statistics."
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
 
@@ -61,7 +64,7 @@ class WeightSet(Mapping[str, TensorEntry]):
 Weights = SafetensorsFile | WeightSet
 
 
-def open_weights(path: str | os.PathLike[str]) -> WeightSet:
+def open_files(path: str | os.PathLike[str]) -> WeightSet:
     """Open a safetensors file, a set of shards by any of its files, or a folder of one of these.
 
     Raises:
@@ -77,12 +80,13 @@ def weight_set(where: Path, files: Sequence[SafetensorsFile]) -> WeightSet:
     """Files as one table; the index beside them, if any, says whether all are there."""
     tensors: dict[str, TensorEntry] = {}
     for file in files:
-        if twice := sorted(tensors.keys() & file.keys()):
+        shared = [n for n in tensors.keys() & file.keys() if STATISTICS not in n]
+        if twice := sorted(shared):
             raise CheckpointError(
                 f"{file.path} holds {twice[0]}, which {tensors[twice[0]].path.name} beside it "
                 "holds too: they are not parts of one model."
             )
-        tensors.update(file)
+        tensors = {**file, **tensors}
     with_config = next((f for f in files if "config" in f.metadata), files[0])
     return WeightSet(where, with_config.metadata, tuple(files), tensors)
 
@@ -91,7 +95,7 @@ def weight_files(where: Path) -> list[Path]:
     """The files that `where` stands for, in order.
 
     Raises:
-        CheckpointError: see `open_weights`.
+        CheckpointError: see `open_files`.
     """
     try:
         if where.is_dir():
@@ -114,7 +118,17 @@ def _of_folder(folder: Path) -> list[Path]:
     stems = {m["stem"] if (m := _SHARD.fullmatch(p.name)) else p.name for p in found}
     if len(stems) == 1:
         return weight_files(found[0])
+    if _are_parts(found):
+        return found
     raise CheckpointError(sentence_about(folder) or f"{folder} is a folder without weights.")
+
+
+def _are_parts(files: list[Path]) -> bool:
+    """Whether files are parts of one model: no tensor is in two of them, but for statistics."""
+    if any(_SHARD.fullmatch(file.name) for file in files):
+        return False
+    names = [n for file in files for n in SafetensorsFile(file) if STATISTICS not in n]
+    return bool(names) and len(names) == len(set(names))
 
 
 def _of_index(index: Path) -> list[Path]:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="single-file checkpoint, or the transformer file of a split set",
+        help="single-file checkpoint, the transformer of a split set, or a diffusers folder",
     )
     files.add_argument(
         "--gemma",

@@ -17,8 +17,8 @@ from ltx2rt.lora.files import open_lora
 from ltx2rt.media.still_reader import load_image
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.checkpoint import open_model
-from ltx2rt_export.weight_set import open_weights
-from tests.unit.checkpoint_files import copy_with, write_names
+from ltx2rt_export.layouts.open import open_weights
+from tests.unit.checkpoint_files import sharded, write_names
 
 
 def zipped(name: str) -> bytes:
@@ -109,21 +109,6 @@ def test_pictures_and_bundles_say_it_too(tmp_path: Path, demo_model: dict[str, P
         read_manifest(tmp_path / "empty")
     with pytest.raises(BundleError, match="no such folder"):
         read_manifest(tmp_path / "nowhere")
-
-
-def sharded(checkpoint: Path, folder: Path, *, index: bool) -> list[Path]:
-    """A checkpoint in two files, the configuration in the second."""
-    names = sorted(SafetensorsFile(checkpoint))
-    halves = [set(names[: len(names) // 2]), set(names[len(names) // 2 :])]
-    shards = []
-    for number, half in enumerate(halves, 1):
-        path = folder / f"model-0000{number}-of-00002.safetensors"
-        metadata = {} if number == 1 else None
-        shards.append(copy_with(checkpoint, path, keep=half.__contains__, metadata=metadata))
-    if index:
-        table = {n: shards[n in halves[1]].name for n in names}
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
-    return shards
 
 
 @pytest.mark.parametrize("index", [True, False])
