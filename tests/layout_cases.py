@@ -39,7 +39,7 @@ LAYOUTS: tuple[Layout, ...] = (
            f"diffusers' own modules write it; {SAME}", test="diffusers"),
     Layout("parts of a diffusers folder, or a `diffusion_pytorch_model` file", "as the part that "
            "it is", "the same names and weights as from the whole folder"),
-    Layout("`diffusion_decoder/`, `duration_head/`, `transformer_full/` of a diffusers folder",
+    Layout("`diffusion_decoder`, `duration_head`, `transformer_full` of a diffusers folder",
            "", refused="left out with a warning that says what to give instead"),
     Layout("mlx-video's converted folder", "", refused="not done yet: its weights are laid out for "
            "MLX"),

@@ -10,16 +10,9 @@ from torch import Tensor, nn
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt_export.component import TensorIndex
+from ltx2rt_export.text_keys import V2_KEYS
 
 EPS = 1e-6
-
-#: keys of the transformer configuration that only V2 files have, with the values they must have
-V2_KEYS = {
-    "caption_proj_before_connector": True,
-    "caption_projection_first_linear": False,
-    "caption_proj_input_norm": False,
-    "caption_projection_second_linear": False,
-}
 
 
 class FeatureExtractorV1(nn.Module):
