@@ -34,7 +34,10 @@ class FileKind:
 BUNDLE = FileKind("a bundle", "it is for `ltx2rt generate --bundle`, the files that it was made of "
                   "are for `ltx2rt build`")  # fmt: skip
 DIFFUSERS = FileKind("a diffusers folder", "give it as --checkpoint of `ltx2rt build`")
-GGUF = FileKind("a GGUF file", "this format is not read; give a .safetensors file")
+GGUF = FileKind(
+    "a GGUF file",
+    "only `ltx2rt build --checkpoint` takes one, of a transformer; give a .safetensors file here",
+)
 NO_WEIGHTS = FileKind("a folder without weights", "give a .safetensors file")
 _AGAIN = "download the file again"
 _ARCHIVE = FileKind("a packed archive", "unpack it and give the .safetensors file inside")

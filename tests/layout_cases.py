@@ -39,6 +39,20 @@ LAYOUTS: tuple[Layout, ...] = (
            f"diffusers' own modules write it; {SAME}", test="diffusers"),
     Layout("parts of a diffusers folder, or a `diffusion_pytorch_model` file", "as the part that "
            "it is", "the same names and weights as from the whole folder"),
+    Layout("GGUF transformer (Q2_K to Q6_K, Q4_0 to Q8_0, IQ4, F16, BF16; extra `gguf`)",
+           "`--checkpoint FILE`, the official file as `--text-encoder`, `--video-vae` and "
+           "`--audio-vae`", "files that the `gguf` package writes: every weight as it decodes them "
+           "(tests/parity/test_gguf.py); decoded into the bundle, a tensor at a time"),
+    Layout("INT8 ConvRot of ComfyUI and musubi-tuner", "as the part that it is",
+           "decoded and rotated back when weights are loaded (tests/unit/test_stored.py)"),
+    Layout("GGUF of Gemma", "", refused="not done yet: llama.cpp renames its tensors and changes "
+           "its norms"),
+    Layout("GGUF in IQ1, IQ2, IQ3, MXFP4 and other formats", "", refused="no transformer in them "
+           "is known"),
+    Layout("W4A4 and other packed INT4", "", refused="an unknown 4-bit format: no public "
+           "description of the packing"),
+    Layout("single-file Gemma of ComfyUI (`spiece_model`)", "", refused="not done yet: its "
+           "tokenizer has to be made from the SentencePiece model in it"),
     Layout("`diffusion_decoder`, `duration_head`, `transformer_full` of a diffusers folder",
            "", refused="left out with a warning that says what to give instead"),
     Layout("mlx-video's converted folder", "", refused="not done yet: its weights are laid out for "

@@ -47,6 +47,7 @@ from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
 from ltx2rt_export.engines.stage import engine_stage, with_tile_memory
 from ltx2rt_export.fuse_loras import fuse_loras
+from ltx2rt_export.layouts.gguf_file import decode_gguf
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.overlay import Overlays
 from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare
@@ -148,7 +149,11 @@ def build_bundle(
     job = job or Job()
     check_target(output, force=config.force)
     _check_inputs_survive(inputs, output)
-    if problems := lora_problems(inputs.loras):
+    problems = lora_problems(inputs.loras)
+    if config.copy_weights and str(files.checkpoint).lower().endswith(".gguf"):
+        problems = [*problems, "copy_weights does not take GGUF files, whose weights are written "
+                    "into the bundle in any case: leave it out"]  # fmt: skip
+    if problems:
         raise OptionError("cannot build", problems)
     with build_lock(output):
         key = weights_key(files, inputs, config)
@@ -210,6 +215,8 @@ def _fill(
         info = dataclasses.replace(info, is_distilled=True)
     components = chosen_components(components, config.components)
     engines = engine_stage(config, info, options)
+    dtype = engines.dtype or PRECISIONS[config.precision].dtype
+    components = decode_gguf(components, work / "weights", dtype, resume=True)
     if inputs.loras:  # last: it writes every tensor that they change
         components = fuse_loras(components, files, inputs.loras, work / "weights", resume=True)
     export = engines.export_with(files)

@@ -18,7 +18,7 @@ from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt_export.kinds import is_gemma, split_components
 from ltx2rt_export.layouts.open import open_weights
 from ltx2rt_export.version import parse_model_version, read_version_text
-from ltx2rt_export.weight_set import Weights, WeightSet
+from ltx2rt_export.weight_set import WeightFile, Weights, WeightSet
 
 FAMILIES = ("gemma3", "gemma4", "gemma4_unified")
 
@@ -40,7 +40,7 @@ class GemmaFiles:
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
     assets: Mapping[str, Path | TensorEntry | str]
-    files: tuple[SafetensorsFile, ...]
+    files: tuple[WeightFile, ...]
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -86,6 +86,11 @@ def open_gemma(path: str | os.PathLike[str]) -> GemmaFiles:
         UnsupportedError: it is a Gemma family that cannot encode prompts for this model.
     """
     where = Path(path)
+    if where.suffix.lower() == ".gguf":
+        raise UnsupportedError(
+            f"{where} is a GGUF file, which is read for transformers only: give the folder of "
+            "Gemma with its .safetensors files."
+        )
     gemma = _open_directory(where) if where.is_dir() else _open_packed(open_weights(where))
     family = gemma.config.get("model_type")
     if family not in FAMILIES:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError
-from ltx2rt.file_kind import GGUF, kind_of, read_json_object
+from ltx2rt.file_kind import read_json_object
 from ltx2rt.lora.describe import describe_lora
 from ltx2rt.lora.files import open_lora
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry, read_metadata
@@ -20,6 +20,7 @@ from ltx2rt_export.kinds import (
     is_lora,
     split_components,
 )
+from ltx2rt_export.layouts.gguf_file import gguf_summary
 from ltx2rt_export.layouts.open import open_weights
 from ltx2rt_export.storage_format import storage_summary
 from ltx2rt_export.version import (
@@ -28,6 +29,7 @@ from ltx2rt_export.version import (
     detect_version,
     read_config,
 )
+from ltx2rt_export.weight_set import WeightFile
 
 _PARTS: dict[str, str] = {
     "transformer": "transformer",
@@ -78,14 +80,6 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
     if where.is_dir() and "model_type" in read_json_object(where / "config.json"):
         gemma = open_gemma(where)
         return {**_summary(where, "gemma", gemma.tensors, gemma.files), "gemma": _gemma(gemma)}
-    if kind_of(where) is GGUF:
-        return {
-            "path": str(where),
-            "kind": "gguf",
-            "description": "a GGUF file",
-            "bytes": where.stat().st_size,
-            "storage_format": {"name": "gguf", "description": "GGUF", "buildable": False},
-        }
     file = open_weights(where)
     kind = detect_kind(file)
     result = _summary(where, kind, file, file.files)
@@ -108,7 +102,7 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
     if kind == "text_encoder":
         result["gemma"] = _gemma(open_gemma(where))
     quantized = parts.get("transformer") or parts.get("gemma") or {}
-    if stored := storage_summary(quantized):
+    if stored := gguf_summary(quantized) or storage_summary(quantized):
         result["storage_format"] = stored
     return result
 
@@ -154,7 +148,7 @@ def format_inspection(info: Mapping[str, Any]) -> str:
 
 
 def _summary(
-    path: Path, kind: str, tensors: Mapping[str, TensorEntry], files: Iterable[SafetensorsFile]
+    path: Path, kind: str, tensors: Mapping[str, TensorEntry], files: Iterable[WeightFile]
 ) -> dict[str, Any]:
     dtypes: dict[str, int] = {}
     for entry in tensors.values():

@@ -20,11 +20,11 @@ import numpy as np
 
 from ltx2rt.bundle.manifest import BuildInputs
 from ltx2rt.lora.files import open_lora
-from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.engines.cache import cache_key
 from ltx2rt_export.engines.graphs import sources_sha256
+from ltx2rt_export.weight_set import WeightFile
 
 #: holds the key of the build that a work folder belongs to
 KEY_FILE = "build.key"
@@ -57,7 +57,7 @@ def weights_key(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> 
     )
 
 
-def _identity(file: SafetensorsFile) -> list[Any]:
+def _identity(file: WeightFile) -> list[Any]:
     """What tells a file from every other, and from itself before any change, without reading it:
     a copy that keeps its times has another inode, and replacing a file sets its change time.
     """

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ltx2rt.errors import CheckpointError
 from ltx2rt.file_kind import read_json_object, sentence_about
@@ -23,6 +24,19 @@ INDEX = ".safetensors.index.json"
 #: encoder and decoder of a VAE need them both: files with one of each hold them twice
 STATISTICS = "per_channel_statistics."
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+
+
+class WeightFile(Protocol):
+    """What tells a file from others: `SafetensorsFile`, and files of other formats."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def file_bytes(self) -> int: ...
+
+    @property
+    def header_sha256(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +52,7 @@ class WeightSet(Mapping[str, TensorEntry]):
 
     path: Path
     metadata: Mapping[str, str]
-    files: tuple[SafetensorsFile, ...]
+    files: tuple[WeightFile, ...]
     tensors: Mapping[str, TensorEntry]
 
     @property

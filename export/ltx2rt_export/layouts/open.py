@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ltx2rt_export.layouts import diffusers
+from ltx2rt_export.layouts.gguf_file import open_gguf
 from ltx2rt_export.weight_set import WeightSet, open_files
 
 
@@ -18,4 +19,7 @@ def open_weights(path: str | os.PathLike[str]) -> WeightSet:
     where = Path(path)
     if diffusers.is_pipeline(where):
         return diffusers.open_pipeline(where)
+    if where.suffix.lower() == ".gguf" and where.is_file():
+        file, tensors = open_gguf(where)
+        return diffusers.translated(WeightSet(where, {}, (file,), tensors))
     return diffusers.translated(open_files(where))
