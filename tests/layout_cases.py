@@ -35,7 +35,7 @@ LAYOUTS: tuple[Layout, ...] = (
            SAME, test="diffsynth"),
     Layout("fine-tune of the transformer alone", "`--checkpoint FILE`, the official file as "
            "`--text-encoder`, `--video-vae` and `--audio-vae`", SAME, test="fine-tune"),
-    Layout("diffusers folder (LTX-2, LTX-2.3)", "`--checkpoint DIR`, Gemma is inside",
+    Layout("diffusers folder (LTX-2.3 as a whole, LTX-2 part by part)", "`--checkpoint DIR`, Gemma is inside",
            f"diffusers' own modules write it; {SAME}", test="diffusers"),
     Layout("parts of a diffusers folder, or a `diffusion_pytorch_model` file", "as the part that "
            "it is", "the same names and weights as from the whole folder"),
@@ -49,8 +49,8 @@ LAYOUTS: tuple[Layout, ...] = (
            "its norms"),
     Layout("GGUF in IQ1, IQ2, IQ3, MXFP4 and other formats", "", refused="no transformer in them "
            "is known"),
-    Layout("W4A4 and other packed INT4", "", refused="an unknown 4-bit format: no public "
-           "description of the packing"),
+    Layout("W4A4 and other packed INT4", "", refused="not done yet: refused as an "
+           "unknown 4-bit format"),
     Layout("single-file Gemma of ComfyUI (`spiece_model`)", "", refused="not done yet: its "
            "tokenizer has to be made from the SentencePiece model in it"),
     Layout("`diffusion_decoder`, `duration_head`, `transformer_full` of a diffusers folder",

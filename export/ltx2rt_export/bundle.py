@@ -45,9 +45,9 @@ from ltx2rt_export.catalog import rows_of
 from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
+from ltx2rt_export.decode_gguf import decode_gguf
 from ltx2rt_export.engines.stage import engine_stage, with_tile_memory
 from ltx2rt_export.fuse_loras import fuse_loras
-from ltx2rt_export.layouts.gguf_file import decode_gguf
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.overlay import Overlays
 from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare

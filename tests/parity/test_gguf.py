@@ -19,10 +19,11 @@ from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.bundle import build_bundle, open_inputs
 from ltx2rt_export.checkpoint import ModelFiles, open_model
+from ltx2rt_export.decode_gguf import OVERLAY, decode_gguf
 from ltx2rt_export.fuse_loras import fuse_loras
 from ltx2rt_export.gemma_files import open_gemma
 from ltx2rt_export.inspect import format_inspection, inspect_path
-from ltx2rt_export.layouts.gguf_file import OVERLAY, decode_gguf, is_gguf, open_gguf
+from ltx2rt_export.layouts.gguf_file import is_gguf, open_gguf
 from ltx2rt_export.modules.transformer import transformer_block
 from tests.parity.demo_loras import write_demo_lora
 

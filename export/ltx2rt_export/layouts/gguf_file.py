@@ -1,30 +1,19 @@
-"""GGUF files: their tensors under the names that their makers kept, and the step of a build that
-decodes them.
-
-A bundle points into safetensors files only, so a build writes what it takes from a GGUF file into
-the bundle, one tensor at a time.
-"""
+"""GGUF files: their tensors, under the names that their makers kept (see `decode_gguf` too)."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.weights.codecs.ggml import PREFIX, gguf_package
-from ltx2rt.weights.safetensors import Encoding, MappedFiles, SafetensorsFile, TensorEntry, convert
-from ltx2rt.weights.safetensors_writer import write_safetensors
-from ltx2rt_export.component import Component
+from ltx2rt.weights.safetensors import Encoding, TensorEntry
 
-#: what decoded tensors are written to, in the bundle's weights/
-OVERLAY = "gguf.safetensors"
 _PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 #: formats whose arithmetic the package has; others are for other programs
 _DECODED = (
@@ -114,63 +103,3 @@ def gguf_summary(tensors: Mapping[str, TensorEntry]) -> dict[str, Any] | None:
         "formats": dict(counts),
         "buildable": True,
     }
-
-
-def decode_gguf(
-    components: Sequence[Component], folder: Path, dtype: str, *, resume: bool
-) -> list[Component]:
-    """Components whose tensors of GGUF files lie in `folder/gguf.safetensors`, one at a time.
-
-    Args:
-        dtype: of decoded weights, that of the engines: rounded once, as when they are loaded.
-            Plain tensors keep theirs.
-        resume: what is there was finished by a build that was stopped.
-    """
-    wanted = {
-        (e.path, e.offset): e
-        for component in components
-        for layer in (component.weights, *component.layers)
-        for e in layer.values()
-        if is_gguf(e)
-    }
-    if not wanted:
-        return list(components)
-    maps = MappedFiles()
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (resume and (folder / OVERLAY).exists()):
-        write_safetensors(
-            folder / OVERLAY,
-            {
-                entry.name: (
-                    dtype if entry.encoding else entry.dtype,
-                    entry.shape,
-                    _values(maps, entry, dtype),
-                )
-                for entry in wanted.values()
-            },
-            {"decoded_from": "; ".join(sorted({e.path.name for e in wanted.values()}))},
-        )
-    overlay = SafetensorsFile(folder / OVERLAY)
-
-    def moved(layer: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
-        return {
-            name: dataclasses.replace(overlay[e.name], name=e.name) if is_gguf(e) else e
-            for name, e in layer.items()
-        }
-
-    return [
-        dataclasses.replace(
-            component,
-            weights=moved(component.weights),
-            layers=tuple(moved(layer) for layer in component.layers),
-        )
-        for component in components
-    ]
-
-
-def _values(maps: MappedFiles, entry: TensorEntry, dtype: str) -> Iterator[Array]:
-    if entry.encoding is None:
-        yield maps.raw(entry)
-    else:
-        values, source = maps.values(entry)
-        yield convert(values, source, dtype, entry.name)
