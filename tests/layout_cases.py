@@ -35,7 +35,8 @@ LAYOUTS: tuple[Layout, ...] = (
            SAME, test="diffsynth"),
     Layout("fine-tune of the transformer alone", "`--checkpoint FILE`, the official file as "
            "`--text-encoder`, `--video-vae` and `--audio-vae`", SAME, test="fine-tune"),
-    Layout("diffusers folder (LTX-2.3 as a whole, LTX-2 part by part)", "`--checkpoint DIR`, Gemma is inside",
+    Layout("diffusers folder (LTX-2.3 as a whole, LTX-2 part by part)",
+           "`--checkpoint DIR`, Gemma is inside",
            f"diffusers' own modules write it; {SAME}", test="diffusers"),
     Layout("parts of a diffusers folder, or a `diffusion_pytorch_model` file", "as the part that "
            "it is", "the same names and weights as from the whole folder"),
