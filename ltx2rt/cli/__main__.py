@@ -99,6 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ltx2rt: error: {error.told(spell)}", file=sys.stderr)
         print_notes(error)
         return EXIT_USER_ERROR
+    except ModuleNotFoundError as error:  # a build that has to export, without PyTorch
+        from ltx2rt.cli.common import missing_package
+
+        missing = missing_package(error)
+        if not isinstance(missing, Ltx2rtError):
+            raise
+        print(f"ltx2rt: error: {missing}", file=sys.stderr)
+        return EXIT_USER_ERROR
     except KeyboardInterrupt as error:
         print("\nltx2rt: interrupted; partial output was removed.", file=sys.stderr)
         print_notes(error)

@@ -13,7 +13,8 @@ import ltx2rt_export.bundle as export
 from ltx2rt.bundle.manifest import BuildInputs, read_manifest
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.graph import ExportedGraph
+from ltx2rt_export.onnx import export_component
 from tests.once import made_once
 from tests.parity.command_line import use_export
 from tests.parity.demo_bundle import demo_bundle
@@ -76,6 +77,7 @@ def build_keyframe_bundle(demo_model: dict[str, Path], demo_bundle: Path, folder
 #: marker -> why its tests are skipped unless somebody asks for them
 ASKED_FOR = {
     "fuzz": "many random networks, many random requests: pytest -m fuzz tests/parity",
+    "graphs": "exports every shipped graph again: pytest -m graphs tests/parity",
     "server": "a real Triton server: pytest -m server tests/parity",
 }
 
