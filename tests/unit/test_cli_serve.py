@@ -10,6 +10,7 @@ import pytest
 from ltx2rt.cli import client, serve
 from ltx2rt.cli.__main__ import main, parse
 from ltx2rt.errors import OptionError
+from ltx2rt.install import install_hint
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -42,7 +43,7 @@ def test_what_is_missing_is_said(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "starlette.responses", None)
     said = refused(capsys, "serve", str(tmp_path), "--data", str(tmp_path / "d"))
-    assert "pip install 'ltx2rt[serve]'" in said
+    assert install_hint("serve") in said
 
 
 def test_a_key_is_shown_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
