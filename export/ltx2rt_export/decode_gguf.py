@@ -21,17 +21,17 @@ OVERLAY = "gguf.safetensors"
 
 
 def decode_gguf(
-    components: Sequence[Component], folder: Path, dtype: str, *, resume: bool
+    components: Sequence[Component], folder: Path, dtypes: Mapping[str, str], *, resume: bool
 ) -> list[Component]:
     """Components whose tensors of GGUF files lie in `folder/gguf.safetensors`, one at a time.
 
     Args:
-        dtype: of decoded weights, that of the engines: rounded once, as when they are loaded.
-            Plain tensors keep theirs.
+        dtypes: component -> what decoded weights are rounded to, once: what its engine takes. Plain
+            tensors keep theirs.
         resume: what is there was finished by a build that was stopped.
     """
     wanted = {
-        (e.path, e.offset): e
+        (e.path, e.offset): (e, dtypes[component.name])
         for component in components
         for layer in (component.weights, *component.layers)
         for e in layer.values()
@@ -50,9 +50,9 @@ def decode_gguf(
                     entry.shape,
                     _values(maps, entry, dtype),
                 )
-                for entry in wanted.values()
+                for entry, dtype in wanted.values()
             },
-            {"decoded_from": "; ".join(sorted({e.path.name for e in wanted.values()}))},
+            {"decoded_from": "; ".join(sorted({e.path.name for e, _ in wanted.values()}))},
         )
     overlay = SafetensorsFile(folder / OVERLAY)
 

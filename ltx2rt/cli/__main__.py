@@ -21,6 +21,9 @@ COMMANDS = {
     "build": "turn official checkpoint files into a bundle",
     "generate": "generate a clip with sound from a bundle",
     "batch": "generate many clips from a file of jobs, engines loaded once",
+    "serve": "serve the video API and a page",
+    "client": "generate on a server, and save the clip while it is made",
+    "triton": "write a model repository for Triton Inference Server",
     "pipelines": "list the pipelines: what each takes and needs",
     "inspect": "explain a checkpoint, LoRA, upsampler, Gemma folder, bundle or engine",
     "lora": "merge LoRA files into one, or explain one",
@@ -28,6 +31,9 @@ COMMANDS = {
     "cache": "show what the cache of engines and kernels holds, or clear it",
     "doctor": "report what this machine and a bundle can do",
 }
+
+#: sub-command -> the module that shows its help, where that does not need the whole command
+HELP = {"generate": "generate_help"}
 
 #: how Python shows warnings
 _python_warning = warnings.formatwarning
@@ -59,12 +65,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             f"argument COMMAND: invalid choice: {chosen!r}{nearest(chosen, COMMANDS)} (choose from "
             f"{', '.join(COMMANDS)})"
         )
+    before_end = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    helps = HELP if {"-h", "--help"} & set(before_end) else {}
     parsers = {}
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary, add_help=name != chosen)
         parsers[name] = sub
         if name == chosen:
-            module = importlib.import_module(f"ltx2rt.cli.{name}")
+            module = importlib.import_module(f"ltx2rt.cli.{helps.get(name, name)}")
             action = getattr(module, "HelpAction", "help")  # a command may explain itself
             sub.add_argument("-h", "--help", action=action, help="show this help and exit")
             module.add_arguments(sub)
@@ -91,6 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spell = getattr(command, "spell", Field.own_name)  # a command may call fields by its flags
         print(f"ltx2rt: error: {error.told(spell)}", file=sys.stderr)
         print_notes(error)
+        return EXIT_USER_ERROR
+    except ModuleNotFoundError as error:  # a build that has to export, without PyTorch
+        from ltx2rt.cli.common import missing_package
+
+        missing = missing_package(error)
+        if not isinstance(missing, Ltx2rtError):
+            raise
+        print(f"ltx2rt: error: {missing}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as error:
         print("\nltx2rt: interrupted; partial output was removed.", file=sys.stderr)

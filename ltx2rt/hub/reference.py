@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
+from ltx2rt.install import install_hint
 
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
 _REFERENCE = re.compile(
@@ -100,7 +101,7 @@ def hub_package(what: str) -> ModuleType:
         import huggingface_hub.errors
     except ModuleNotFoundError as error:
         raise UnsupportedError(
-            f"{what} needs the package huggingface_hub: pip install 'ltx2rt[hub]'"
+            f"{what} needs the package huggingface_hub: {install_hint('hub')}"
         ) from error
     module: ModuleType = huggingface_hub
     return module

@@ -13,7 +13,8 @@ import ltx2rt_export.bundle as export
 from ltx2rt.bundle.manifest import BuildInputs, read_manifest
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.graph import ExportedGraph
+from ltx2rt_export.onnx import export_component
 from tests.once import made_once
 from tests.parity.command_line import use_export
 from tests.parity.demo_bundle import demo_bundle
@@ -71,13 +72,3 @@ def build_keyframe_bundle(demo_model: dict[str, Path], demo_bundle: Path, folder
             export.open_inputs(inputs), inputs, folder / "demo.bundle", export.BuildConfig()
         )
     return folder / "demo.bundle"
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Random configurations for minutes run when somebody asks for them."""
-    if "fuzz" in str(config.getoption("markexpr")):
-        return
-    reason = pytest.mark.skip(reason="many random networks: pytest -m fuzz tests/parity")
-    for item in items:
-        if item.get_closest_marker("fuzz") is not None:
-            item.add_marker(reason)

@@ -73,13 +73,13 @@ def test_a_transformer_decodes_exactly(demo_model: Demo, tmp_path: Path) -> None
         np.testing.assert_array_equal(maps.load(tensors[name], "float32"), value, name)
 
     stored = transformer_block(model.config("transformer"), tensors)
-    (block,) = components = decode_gguf([stored], tmp_path, "float32", resume=True)
+    (block,) = components = decode_gguf([stored], tmp_path, {stored.name: "float32"}, resume=True)
     for index, layer in enumerate(block.layers):
         assert not any(is_gguf(entry) for entry in layer.values())
         for name, entry in layer.items():
             want = wanted[f"transformer_blocks.{index}.{name}"]
             np.testing.assert_array_equal(maps.load(entry, "float32"), want)
-    narrow = decode_gguf(components, tmp_path, "bfloat16", resume=True)
+    narrow = decode_gguf(components, tmp_path, {block.name: "bfloat16"}, resume=True)
     assert narrow == components  # nothing is left to decode
 
     info = inspect_path(path)

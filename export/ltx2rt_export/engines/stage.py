@@ -15,20 +15,22 @@ from ltx2rt.components.decoder_tiles import DEVICE_BYTES
 from ltx2rt.engine import Array
 from ltx2rt.env import cache_dir
 from ltx2rt.latents.shapes import VideoScaleFactors
-from ltx2rt.names import DIFFUSION_FEATURES, TRANSFORMER_BLOCKS
+from ltx2rt.names import DIFFUSION_FEATURES, TEXT_STACK, TRANSFORMER_BLOCKS, TRANSFORMER_STACK
 from ltx2rt.progress import Job
+from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import MappedFiles
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import apply_custom_ops, operators_for, require_compiler
+from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
 from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes, holding_weights
-from ltx2rt_export.onnx import Export, ExportedGraph
+from ltx2rt_export.graph import Export, ExportedGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,15 @@ class EngineStage:
     cache_dir: Path
     custom_ops: str = "auto"
 
-    @property
-    def dtype(self) -> str | None:
-        """Of what a precision does not quantise, if not the precision's own: ONNX Runtime has
-        float32 kernels only on a CPU.
+    def dtype(self, component: str, precision: str) -> str | None:
+        """Of what a precision does not quantise in a component, if not the precision's own. ONNX
+        Runtime has float32 kernels only on a CPU; on a GPU its stacks run in 16 bits, and
+        convolutions, which it does not have in every 16-bit type, in float32.
         """
-        return "float32" if self.builder is None else None
+        if self.builder is not None:
+            return None
+        stacked = component in (*TEXT_STACK.components, *TRANSFORMER_STACK.components)
+        return "float32" if PRECISIONS[precision].on_cpu or not stacked else None
 
     def export_with(self, files: ModelFiles) -> Export:
         """What exports components of these files; the graphs are kept for the next build."""
@@ -69,7 +74,7 @@ class EngineStage:
         graph = apply_custom_ops(
             graph, backend=backend, target=target, precision=precision, mode=self.custom_ops
         )
-        return graph if builder is None else fold_transposes(graph)
+        return use_linear_attention(graph) if builder is None else fold_transposes(graph)
 
     def add(
         self,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ltx2rt.errors import UnsupportedError
-from ltx2rt_export.text_keys import V2_KEYS
+from ltx2rt_export.modules.text_projection_config import V2_KEYS
 
 Config = Mapping[str, Any]
 

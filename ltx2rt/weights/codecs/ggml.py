@@ -13,6 +13,7 @@ import numpy as np
 
 from ltx2rt.engine import F32, Array
 from ltx2rt.errors import UnsupportedError
+from ltx2rt.install import install_hint
 
 #: what the names of these formats begin with: `ggml_q8_0`
 PREFIX = "ggml_"
@@ -55,8 +56,6 @@ def gguf_package(what: str) -> ModuleType:
         import gguf
         import gguf.quants
     except ModuleNotFoundError as error:
-        raise UnsupportedError(
-            f"{what} needs the package gguf: pip install 'ltx2rt[gguf]'"
-        ) from error
+        raise UnsupportedError(f"{what} needs the package gguf: {install_hint('gguf')}") from error
     module: ModuleType = gguf
     return module
