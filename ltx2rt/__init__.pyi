@@ -23,7 +23,9 @@ from ltx2rt.errors import OptionError as OptionError
 from ltx2rt.errors import ShapeError as ShapeError
 from ltx2rt.errors import UnsupportedError as UnsupportedError
 from ltx2rt.latents.duration import AutoDuration as AutoDuration
+from ltx2rt.latents.frame_sizes import frame_size as frame_size
 from ltx2rt.lora.files import Lora as Lora
+from ltx2rt.media.encoding import VideoEncoding as VideoEncoding
 from ltx2rt.pipelines.audio_to_video import AudioToVideoInputs as AudioToVideoInputs
 from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline as AudioToVideoPipeline
 from ltx2rt.pipelines.dfr import DFRInputs as DFRInputs

@@ -15,7 +15,7 @@ SECTIONS = {
     "Bundles": {"Bundle", "open_bundle"},
     "What to make, and how": {
         "AutoDuration", "GenerationConfig", "GuidanceConfig", "GuiderParams", "GuiderSchedule",
-        "ImageCondition", "Lora", "ReferenceFile", "RuntimeConfig",
+        "ImageCondition", "Lora", "ReferenceFile", "RuntimeConfig", "VideoEncoding", "frame_size",
     },
     "Pipelines": re.compile(r"Pipeline$"),
     "Further inputs of a pipeline": re.compile(r"Inputs$"),

@@ -30,6 +30,7 @@ from ltx2rt.config import (
     RuntimeConfig,
 )
 from ltx2rt.errors import Field
+from ltx2rt.latents.frame_sizes import frame_size
 from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.base import Pipeline, pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
@@ -64,6 +65,18 @@ AUTO_DURATION = Flag(
     metavar=("MIN", "MAX"),
     read=lambda limits: dict(zip(("min_s", "max_s"), limits, strict=True)),
 )
+SIZE = Flag(
+    name="--size",
+    places=("config.height", "config.width"),
+    group=WHAT,
+    help="instead of both: WIDTHxHEIGHT, or 480p, 720p, 1080p, 1440p, 4k, with -portrait or "
+    "-square; default: theirs",
+    metavar="SIZE",
+    read=frame_size,
+    spread=True,
+)
+#: flags that say in another way what other flags say
+SHORTHANDS = (AUTO_DURATION, SIZE)
 
 
 @functools.cache
@@ -71,7 +84,7 @@ def all_flags() -> Mapping[str, Flag]:
     """Every flag by its key, in the order of the help."""
     found = [
         *_of(GenerationConfig, "config", WHAT),
-        AUTO_DURATION,
+        *SHORTHANDS,
         *_of(EnhanceConfig, "enhance", ENHANCE),
         *_of(GuidanceConfig, "guidance", GUIDED),
         *(
@@ -116,7 +129,7 @@ def spell(field: Field) -> str:
     """A field in a message as its flag, or as those of its two parts; its own name where none, or
     one of several, may be meant.
     """
-    flags = [flag for flag in all_flags().values() if flag is not AUTO_DURATION]
+    flags = [flag for flag in all_flags().values() if flag not in SHORTHANDS]
     places = [(f".{place}", flag.name) for flag in flags for place in flag.places]
     exact = {n for p, n in places if p.endswith(f".{field}") or f".{field}".endswith(p)}
     parts = {n for p, n in places if p.rpartition(".")[0].endswith(f".{field}")}

@@ -107,8 +107,11 @@ def _sentence(result: dict[str, Any]) -> str:
     if "duration_s" in result:
         what = f"{result['duration_s']:.2f} s of sound at {result['audio_sampling_rate']} Hz"
     else:
+        cut = ""
+        if "rendered_width" in result:
+            cut = f" (cut out of {result['rendered_width']}x{result['rendered_height']})"
         what = (
-            f"{result['num_frames']} frames of {result['width']}x{result['height']} at "
+            f"{result['num_frames']} frames of {result['width']}x{result['height']}{cut} at "
             f"{result['frame_rate']:g} fps"
         )
     return (
@@ -175,6 +178,9 @@ def make(
     size: dict[str, float] = {"num_frames": clip.num_frames or clip.config.frame_count}
     if pipe.makes == "video":
         size |= {"height": clip.height, "width": clip.width}
+        if clip.rendered_size != (clip.height, clip.width):
+            height, width = clip.rendered_size
+            size |= {"rendered_height": height, "rendered_width": width}
     if pipe.makes == "audio" or output.is_sound:
         rate = clip.audio_sampling_rate
         size |= {"duration_s": clip.audio.shape[1] / rate, "audio_sampling_rate": rate}

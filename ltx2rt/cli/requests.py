@@ -152,9 +152,12 @@ def _values(given: Given, cls: type[Pipeline]) -> tuple[dict[str, Any], list[str
             continue
         places = [place for place in flag.places if cls.takes(place)] or flag.places[:1]
         try:
-            values |= dict.fromkeys(places, flag.read(given[key]))
+            values |= flag.values(given[key], places)
         except OptionError as error:
             problems += error.problems
+    sides = [f"--{side}" for side in ("height", "width") if side in given]
+    if "size" in given and sides:
+        problems.append(f"--size says height and width, and so does {' and '.join(sides)}")
     frames = given.get("num_frames", AUTO)
     if frames != AUTO and "auto_duration" in given:
         problems.append(

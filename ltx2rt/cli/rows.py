@@ -18,7 +18,7 @@ AUTO = "auto"
 
 WHAT = "what to make"
 SAMPLING = "sampling (default: the pipeline's)"
-SIZE = "pixels, a multiple of 64 (one stage: 32); default: the pipeline's"
+SIZE = "pixels, even; default: the pipeline's"
 LONG = "long runs"
 ENHANCE = "prompt enhancement"
 GUIDED = "guidance (for guided pipelines)"
@@ -142,6 +142,8 @@ ROWS: Mapping[str, dict[str, Any]] = {
     "runtime.residency": {"choices": ("stage", "resident"), "metavar": None},
     "runtime.kernels": {"choices": ("eager", "none", "lazy"), "metavar": None},
     "output.clip": {"name": "--output", "aliases": ("-o",)},
+    "output.quality": {"metavar": "N"},
+    "output.preset": {"metavar": "NAME"},
     "output.stream": {"aliases": ("--fragmented",)},
     "output.frames": {"metavar": "DIR"},
     "output.audio": {"name": "--audio-output"},

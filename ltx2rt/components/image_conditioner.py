@@ -11,7 +11,7 @@ from ltx2rt.engine import Array
 from ltx2rt.latents.conditioning import ConditioningItem, Keyframe, ReplaceLatent
 from ltx2rt.media.exr import is_exr, read_exr
 from ltx2rt.media.hdr import HdrFormat, codes_to_vae_input
-from ltx2rt.media.image import image_to_vae_input, resize_and_crop
+from ltx2rt.media.image import fill, image_to_vae_input
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,6 +36,7 @@ def encode_images(
     encoder: VideoEncoder,
     height: int,
     width: int,
+    shown: tuple[int, int],
     default_crf: int,
     hdr: HdrFormat | None = None,
 ) -> list[EncodedImage]:
@@ -45,6 +46,7 @@ def encode_images(
         images: what the user asked for.
         encoder: of the bundle.
         height, width: pixels of the stage.
+        shown: height and width of the part of them that ends up in the clip, see `fill`.
         default_crf: compression of images that name none (a fact of the model version); EXR files
             are not compressed.
         hdr: what EXR files hold.
@@ -53,10 +55,10 @@ def encode_images(
     for image in images:
         crf = default_crf if image.crf is None else image.crf
         if hdr is not None and is_exr(image.path):
-            light = resize_and_crop(read_exr(image.path)[None], height, width)
+            light = fill(read_exr(image.path)[None], height, width, shown)
             pixels = codes_to_vae_input(hdr.encode(light))
         else:
-            pixels = image_to_vae_input(image.path, height, width, crf)
+            pixels = image_to_vae_input(image.path, height, width, crf, shown)
         latent = encoder.encode(pixels)
         encoded.append(EncodedImage(latent=latent, frame=image.frame, strength=image.strength))
     return encoded

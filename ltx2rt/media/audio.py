@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _BLOCK = 65536  # samples per encoder call in files: bounds the copies, no influence on the result
 
 
-Codec = Literal["aac", "flac", "libmp3lame", "pcm_s16le"]
+Codec = Literal["aac", "flac", "libmp3lame", "libopus", "pcm_s16le"]
 _CODECS: dict[str, Codec] = {
     ".wav": "pcm_s16le",
     ".flac": "flac",

@@ -20,7 +20,7 @@ from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import BundleError, InternalError, OptionError
-from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.latents.shapes import VideoScaleFactors, rendered_size
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HdrFormat
@@ -132,7 +132,13 @@ class Pipeline(PipelineFacts):
         store = None
         if work_dir is not None:
             store = StageStore(work_dir, self.record(request, {}), resume=resume)
-        return self.generate(Run(self.engines, request, job or Job(), trace, store))
+        run = Run(self.engines, request, job or Job(), trace, store)
+        if self.makes == "video":
+            height, width = self.rendered_size(request)
+            run.canvas = dataclasses.replace(run.canvas, height=height, width=width)
+            if self.any_length:
+                run.lengthen()
+        return self.generate(run)
 
     def generate_many(
         self,
@@ -202,6 +208,7 @@ class Pipeline(PipelineFacts):
         self.engines.release(*TRANSFORMER)
         request = run.request
         if video is not None:
+            crop = crop or run.crop(video)
             tiling = chosen_tiling(self.source, run.config.tiling, video.shape[2:])
             config = dataclasses.replace(run.config, tiling=tiling)
             request = dataclasses.replace(request, config=config)
@@ -222,6 +229,15 @@ class Pipeline(PipelineFacts):
             cut_audio=cut_audio,
             hdr=hdr or run.hdr,
         )
+
+    def size_multiple(self, request: Request) -> int:
+        """What height and width of the rendered picture are multiples of."""
+        return self.scale_factors.height * (2 if self.two_stage else 1)
+
+    def rendered_size(self, request: Request) -> tuple[int, int]:
+        """Height and width of what is rendered; the clip is cut out of it."""
+        config = request.config
+        return rendered_size(config.height, config.width, self.size_multiple(request))
 
     def make_request(
         self,
@@ -271,8 +287,7 @@ class Pipeline(PipelineFacts):
         warn_of_model(type(self), self.source.model, config)
         check_duration(config, self.source)
         if self.makes == "video":
-            factors = self.scale_factors
-            check_size(config, factors, two_stage=self.two_stage, any_size=self.any_size)
+            check_size(config, self.scale_factors, any_length=self.any_length)
             if not self.source.has(*DIFFUSION_DECODER):
                 TilingConfig.parse(config.tiling).check(self.scale_factors)
         check_keyframes(self.source, config)

@@ -40,24 +40,20 @@ def stage_option_problems(
 
 
 def check_size(
-    config: GenerationConfig, factors: VideoScaleFactors, *, two_stage: bool, any_size: bool
+    config: GenerationConfig, factors: VideoScaleFactors, *, any_length: bool = False
 ) -> None:
-    """Refuse a size that a pipeline cannot make.
+    """Refuse a size that no pipeline can make: any even height and width can be rendered.
 
     Args:
         factors: pixels per latent cell.
-        two_stage: whether stage 1 works at half size.
-        any_size: whether height and width need not be multiples of anything.
+        any_length: whether frames need not be `8k+1`.
 
     Raises:
         ShapeError: lists every problem, each with the nearest valid values.
     """
-    frames = 1 if isinstance(config.num_frames, AutoDuration) else config.num_frames
-    height, width = config.height, config.width
-    if any_size:
-        step = factors.height * (2 if two_stage else 1)
-        height, width = height + -height % step, width + -width % step
-    check_generation_size(height, width, frames, two_stage, factors)
+    fixed = isinstance(config.num_frames, int) and not (any_length and config.num_frames > 0)
+    frames = config.frame_count if fixed else 1
+    check_generation_size(config.height, config.width, frames, factors)
 
 
 def check_duration(config: GenerationConfig, source: ModelFacts) -> None:

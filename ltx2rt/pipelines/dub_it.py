@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
+from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.errors import Field, MediaError, OptionError, Problem
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.latents.tiling import TilingConfig
@@ -106,12 +106,11 @@ class DubItPipeline(Pipeline):
             num_frames=(info.num_frames - 1) // time * time + 1,
             frame_rate=float(info.frame_rate),
         )
-        request = super().prepare(replace(request, config=config))
-        multiple = 2 * self.scale_factors.height * _downscale(request)
-        problems = reference_problems([], config.height, config.width, multiple)
-        if problems:
-            raise self.refusal(problems)
-        return request
+        return super().prepare(replace(request, config=config))
+
+    def size_multiple(self, request: Request) -> int:
+        """Also of the reference, at the size that the LoRA wants."""
+        return super().size_multiple(request) * _downscale(request)
 
     def generate(self, run: Run) -> Clip:
         own: DubItInputs = run.request.inputs

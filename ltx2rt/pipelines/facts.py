@@ -40,10 +40,10 @@ class PipelineFacts:
     makes: ClassVar[Literal["video", "audio"]] = "video"
     #: whether it writes EXR frames beside the video, whatever `hdr` says
     makes_exr: ClassVar[bool] = False
+    #: whether `num_frames` need not be `8k+1`: the last frame is repeated, and cut off in the end
+    any_length: ClassVar[bool] = False
     #: whether it cannot do without a prompt
     needs_prompt: ClassVar[bool] = True
-    #: whether height and width need not be multiples of the model's factor
-    any_size: ClassVar[bool] = False
 
     @classmethod
     def refusal(cls, problems: Sequence[str]) -> OptionError:

@@ -6,6 +6,7 @@ goes into the stages is made by `inputs`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,9 +55,10 @@ class Run:
         generator: the run's random generator, seeded with the request's seed; its order of draws is
             part of the result (spec/sampling.md §8).
         canvas: the clip that stages work on; a pipeline sets it where that is larger, longer or
-            faster than what was asked for. An automatic duration is one frame until the prompts
-            are encoded.
+            faster than what was asked for. What was asked for lies at its top and left. An
+            automatic duration is one frame until the prompts are encoded.
         latents: `stage_1.video`, `stage_1.audio`, `upsampled.video`, ... as they were made.
+        frames: of the clip, where the canvas has more; None: those of the canvas.
         stages: what every stage did: its sigmas, sampler and LoRAs.
         upsampled: how often a latent was upsampled.
     """
@@ -76,6 +78,7 @@ class Run:
         self.generator = TorchGenerator(request.config.seed)
         self.store = store
         self.latents: dict[str, Array] = {}
+        self.frames: int | None = None
         frames = request.config.num_frames
         self.canvas = VideoPixelShape(
             num_frames=frames if isinstance(frames, int) else 1,
@@ -112,6 +115,36 @@ class Run:
         return replace(
             self.canvas, height=self.canvas.height // divisor, width=self.canvas.width // divisor
         )
+
+    def shown(self, divisor: int = 1) -> tuple[int, int]:
+        """Height and width of what was asked for, on the canvas over `divisor`."""
+        height, width = (
+            min(asked, rendered)
+            for asked, rendered in (
+                (self.config.height, self.canvas.height),
+                (self.config.width, self.canvas.width),
+            )
+        )
+        return math.ceil(height / divisor), math.ceil(width / divisor)
+
+    def crop(self, video: Array) -> tuple[int, int, int] | None:
+        """Frames, height and width of what was asked for in a decoded latent `[1, C, F, H, W]`,
+        which may be smaller than the canvas; None: all of it.
+        """
+        time, rows, columns = self.engines.scale_factors
+        frames, height, width = video.shape[2:]
+        shown = self.shown(self.canvas.height // (height * rows))
+        sides = [side - side % 2 for side in shown]
+        if sides == [height * rows, width * columns] and self.frames is None:
+            return None
+        return self.frames or (frames - 1) * time + 1, sides[0], sides[1]
+
+    def lengthen(self) -> None:
+        """Make the canvas so long that the model can render it: `8k+1` frames."""
+        frames, time = self.canvas.num_frames, self.engines.scale_factors.time
+        if (frames - 1) % time:
+            self.frames = frames
+            self.canvas = replace(self.canvas, num_frames=frames + (1 - frames) % time)
 
     def video(
         self,

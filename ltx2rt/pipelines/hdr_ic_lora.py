@@ -89,7 +89,6 @@ class HDRICLoraPipeline(Pipeline):
         VIDEO_DECODER,
     )
     two_stage: ClassVar[bool] = True
-    any_size: ClassVar[bool] = True
     default_size: ClassVar[tuple[int, int] | None] = None
     makes_exr: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ("images", "generated_keyframes", "hdr", "stage_2_loras")
@@ -138,28 +137,22 @@ class HDRICLoraPipeline(Pipeline):
         openexr()
         config, files = request.config, lora_files(request.config.loras)
         hdr_transfer(files)
-        height, width = self.aligned(request)
+        height, width = self.rendered_size(request)
         paths = [reference.path for reference in request.inputs.references]
         downscale, _ = reference_factors(files, request.inputs.reference_downscale)
         tiling = encoder_tiling(config.tiling)
         if tiling is not None and height * width > UNTILED_PIXELS * downscale**2:
             tiling.check(self.scale_factors, encode=True)
-        multiple = 2 * downscale * self.scale_factors.height
-        problems = reference_problems(paths, height, width, multiple)
-        if config.height % 2 or config.width % 2:
-            problems.append(
-                f"the preview of {config.width}x{config.height} pixels cannot be written; height "
-                "and width must be even"
-            )
+        problems = reference_problems(paths)
         if problems:
             raise self.refusal(problems)
         return request
 
-    def aligned(self, request: Request) -> tuple[int, int]:
-        """Height and width of the canvas."""
-        factor = 2 * self.scale_factors.height
-        height, width = request.config.height, request.config.width
-        return height + -height % factor, width + -width % factor
+    def size_multiple(self, request: Request) -> int:
+        """Also of the references, at the size that the LoRA wants."""
+        files = lora_files(request.config.loras)
+        downscale, _ = reference_factors(files, request.inputs.reference_downscale)
+        return super().size_multiple(request) * downscale
 
     def clip_class(self, request: Request) -> type[Clip]:
         from ltx2rt.results.hdr_clip import HdrClip
@@ -170,8 +163,7 @@ class HDRICLoraPipeline(Pipeline):
         config, inputs = run.config, run.request.inputs
         files = lora_files(config.loras)
         frames = 2 * config.frame_count - 1 if inputs.high_quality else config.frame_count
-        height, width = self.aligned(run.request)
-        run.canvas = replace(run.canvas, num_frames=frames, height=height, width=width)
+        run.canvas = replace(run.canvas, num_frames=frames)
         downscale, _ = reference_factors(files, inputs.reference_downscale)
         half, full = (self.references(run, divisor, downscale) for divisor in (2, 1))
         self.engines.release(VIDEO_ENCODER)
@@ -204,7 +196,7 @@ class HDRICLoraPipeline(Pipeline):
             if run.request.inputs.high_quality:
                 shown = (shown + 1) // 2
             video = load_reference(
-                reference.path, replace(pixels, num_frames=shown), downscale=downscale, pad=True
+                reference.path, replace(pixels, num_frames=shown), downscale=downscale
             )
             if run.request.inputs.high_quality:
                 video = np.repeat(video, 2, axis=2)[:, :, : pixels.num_frames]

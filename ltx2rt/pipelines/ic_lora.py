@@ -126,12 +126,11 @@ class ICLoraPipeline(Pipeline):
                 )
             probe_audio(inputs.reference_audio)
         config = request.config
-        downscale, temporal_scale = factors(config.loras, inputs)
+        _, temporal_scale = factors(config.loras, inputs)
         paths = [reference.path for reference in inputs.references]
         if inputs.attention_mask is not None:
             paths.append(inputs.attention_mask)
-        multiple = 2 * downscale * self.scale_factors.height
-        problems = reference_problems(paths, config.height, config.width, multiple)
+        problems = reference_problems(paths)
         if inputs.attention_mask is not None and not problems:
             problems += mask_problems(
                 inputs.attention_mask,
@@ -150,6 +149,11 @@ class ICLoraPipeline(Pipeline):
             raise self.refusal(problems)
         return request
 
+    def size_multiple(self, request: Request) -> int:
+        """Also of the references, at the size that the LoRAs want."""
+        downscale, _ = factors(request.config.loras, request.inputs)
+        return super().size_multiple(request) * downscale
+
     def generate(self, run: Run) -> Clip:
         inputs: ICLoraInputs = run.request.inputs
         loras = run.config.loras
@@ -165,7 +169,7 @@ class ICLoraPipeline(Pipeline):
             downscale=downscale,
             temporal_scale=temporal_scale,
             attention_strength=inputs.attention_strength,
-            attention_mask=None if mask is None else load_mask(mask, run.pixels(2)),
+            attention_mask=None if mask is None else load_mask(mask, run.pixels(2), run.shown(2)),
         )
         voice = []
         if inputs.reference_audio is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +19,10 @@ from ltx2rt.components.tokenizer import MAX_TOKENS
 from ltx2rt.engine import Array
 from ltx2rt.latents.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.shapes import VideoScaleFactors, rendered_size
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
+from ltx2rt.media.image import resize_and_pad
 from ltx2rt.media.sound import mixed_down, probe_audio, read_audio
 from ltx2rt.names import (
     AUDIO_ENCODER,
@@ -158,6 +161,7 @@ def images_of_stages(run: Run, divisors: Mapping[str, int]) -> dict[str, list[En
             run.engines.video_encoder(),
             run.canvas.height // divisor,
             run.canvas.width // divisor,
+            run.shown(divisor),
             run.engines.source.model.image_crf,
             run.hdr,
         )
@@ -194,6 +198,7 @@ def reference_items(
                 reference,
                 run.engines.video_encoder(),
                 run.pixels(divisor),
+                run.shown(divisor),
                 downscale=downscale,
                 temporal_scale=temporal_scale,
                 attention_strength=attention_strength,
@@ -240,6 +245,18 @@ def encode_video(run: Run, pixels: NDArray[np.float32]) -> Array:
     run.engines.release(VIDEO_ENCODER)
     run.job.report("encode video", 1, 1)
     return latent
+
+
+def padded(frames: Array, factors: VideoScaleFactors) -> NDArray[np.float32]:
+    """Frames `[n, H, W, 3]` filled up to what the encoder takes: sides by reflection, frames by the
+    last one.
+    """
+    count, height, width = frames.shape[:3]
+    missing = -(count - 1) % factors.time
+    filled = resize_and_pad(
+        frames, *rendered_size(height, width, math.lcm(factors.height, factors.width))
+    )
+    return np.concatenate([filled, np.repeat(filled[-1:], missing, axis=0)])
 
 
 def fit_video(latent: Array, num_frames: int) -> Array:

@@ -12,20 +12,18 @@ from numpy.typing import NDArray
 
 from ltx2rt.components.audio import fit_latent
 from ltx2rt.components.diffusion_stage import ModalityRequest
-from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.errors import Field, OptionError, Problem, ShapeError
 from ltx2rt.latents.conditioning import TemporalRegion
 from ltx2rt.latents.shapes import (
     AudioLatentShape,
     VideoLatentShape,
     VideoPixelShape,
-    VideoScaleFactors,
-    check_generation_size,
 )
 from ltx2rt.media.audio import check_rate
 from ltx2rt.media.exr import exr_folder_shape, is_exr, iterate_exr_frames
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import codes_to_vae_input
-from ltx2rt.media.image import resize_and_crop, to_vae_input
+from ltx2rt.media.image import to_vae_input
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.names import AUDIO_ENCODER, ONE_STAGE, VIDEO_ENCODER
 from ltx2rt.pipelines.checks import exr_problems
@@ -36,6 +34,7 @@ from ltx2rt.pipelines.inputs import (
     encode_sound,
     encode_video,
     fit_video,
+    padded,
     read_sound,
 )
 from ltx2rt.pipelines.request import Request
@@ -48,7 +47,7 @@ class RetakeInputs:
 
     Attributes:
         video: the clip to change, or with an HDR format a folder of EXR frames (without sound); it
-            gives height, width, frames and frame rate.
+            gives height, width, frames and frame rate, whatever they are.
         start_time: where the part that is made anew begins, in seconds. A latent frame (8 frames)
             or step of sound (0.04 s) that the part only touches is made anew as a whole.
         end_time: where it ends, in seconds.
@@ -105,6 +104,7 @@ class RetakePipeline(GuidedPipeline):
         "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes",
     )  # fmt: skip
     default_size: ClassVar[tuple[int, int] | None] = None
+    any_length: ClassVar[bool] = True
 
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
@@ -117,11 +117,11 @@ class RetakePipeline(GuidedPipeline):
 
         Raises:
             MediaError: the source cannot be read.
-            ShapeError: its size does not fit; the nearest valid ones are named.
+            ShapeError: it has an odd side.
             OptionError: the part lies behind its end; or EXR frames come without a frame rate or
                 an HDR format.
         """
-        return super().prepare(_as_source(request, self.scale_factors))
+        return super().prepare(_as_source(request))
 
     def generate(self, run: Run) -> Clip:
         video, audio = _targets(run, {"frozen": True, "noise_scale": self.kept_noise_scale})
@@ -143,7 +143,7 @@ def _has_sound(own: RetakeInputs) -> bool:
     return not is_exr(own.video) and probe_video(own.video).has_audio
 
 
-def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
+def _as_source(request: Request) -> Request:
     """The request at the size, frames and frame rate of its source, which is checked."""
     own: RetakeInputs = request.inputs
     problems = exr_problems(request, takes_hdr=True)
@@ -156,14 +156,11 @@ def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
     if problems:
         raise OptionError(f"the retake of '{own.video}'", problems)
     source = _source_shape(own)
-    check_generation_size(
-        source.height,
-        source.width,
-        source.num_frames,
-        two_stage=False,
-        scale_factors=scale_factors,
-        subject=f"The size of the source '{own.video}'",
-    )
+    if source.height % 2 or source.width % 2:
+        raise ShapeError(
+            f"the source '{own.video}' has {source.width}x{source.height} pixels, an odd side that "
+            "no video can be written with; crop it to even sides."
+        )
     if not own.regenerate_audio and _has_sound(own):
         check_rate(probe_video(own.video).audio_sampling_rate)
     if own.start_time >= source.duration_s:
@@ -201,9 +198,8 @@ def _source_pixels(run: Run) -> NDArray[np.float32]:
     path, count = run.request.inputs.video, run.pixels().num_frames
     if run.hdr is not None and is_exr(path):
         codes = [run.hdr.encode(light[None]) for light in iterate_exr_frames(path, count)]
-        return codes_to_vae_input(np.concatenate(codes))
-    frames = read_video_frames(path, count)
-    return to_vae_input(resize_and_crop(frames, run.config.height, run.config.width))
+        return codes_to_vae_input(padded(np.concatenate(codes), run.engines.scale_factors))
+    return to_vae_input(padded(read_video_frames(path, count), run.engines.scale_factors))
 
 
 def _targets(

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from ltx2rt import __version__
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import U8, Array
+from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.lora.files import Lora
+from ltx2rt.media.encoding import VideoEncoding
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
@@ -104,6 +106,14 @@ class Clip:
         return (frames - 1) * time + 1, height * rows, width * columns
 
     @property
+    def rendered_size(self) -> tuple[int, int]:
+        """Height and width of the decoded picture, out of which this one is cut; 0 without one."""
+        if self.video_latent is None:
+            return 0, 0
+        height, width = self.video_latent.shape[3:]
+        return height * self.scale_factors.height, width * self.scale_factors.width
+
+    @property
     def frames(self) -> Iterator[Frames]:
         """Chunks of uint8 `[f, H, W, 3]`, decoded anew by every new iterator, while you iterate."""
         return (to_uint8(chunk) for chunk in self.float_frames())
@@ -158,22 +168,31 @@ class Clip:
         *,
         fragmented: bool = False,
         frames: str | Path | None = None,
+        encoding: VideoEncoding | None = None,
     ) -> None:
         """Write video and sound of equal length; decoding and encoding overlap.
 
         Args:
-            path: `.mp4`, `.mov` or `.mkv`; a sound file (`save_audio`) for a clip without a
-                picture; or a binary stream, which gets a fragmented mp4. Nothing is left behind
-                when decoding or writing fails.
+            path: `.mp4`, `.mov`, `.mkv` or `.webm`; `.gif` or `.webp` without its sound; `.png` for
+                a clip of one frame; a sound file (`save_audio`) for a clip without a picture; or a
+                binary stream, which gets a fragmented mp4. Nothing is left behind when decoding or
+                writing fails.
             fragmented: write a video file that plays while it grows.
             frames: also write the frames into this folder (`save_frames`).
+            encoding: codec, quality, preset and encoder of the picture.
 
         Raises:
             MediaError: the file cannot be written.
+            OptionError, UnsupportedError: see `VideoEncoding`.
         """
         if self.video_latent is None and isinstance(path, str | Path):
             return self.save_audio(path)
+        from ltx2rt.media.files import ANIMATION_FORMATS
         from ltx2rt.media.writer import VideoWriter, write_frames
+
+        suffix = Path(path).suffix.lower() if isinstance(path, str | Path) else ""
+        if isinstance(path, str | Path) and (suffix == ".png" or suffix in ANIMATION_FORMATS):
+            return self._save_picture(Path(path), frames, encoding)
 
         with VideoWriter(
             path,
@@ -183,6 +202,7 @@ class Clip:
             audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
             fragmented=fragmented,
             metadata=self.tags(),
+            encoding=encoding,
         ) as writer:
 
             def written() -> Iterator[NDArray[np.float32]]:
@@ -194,6 +214,30 @@ class Clip:
                 write_frames(frames, written(), self.tags())
             for _ in written() if frames is None else ():
                 pass
+
+    def _save_picture(
+        self, path: Path, frames: str | Path | None, encoding: VideoEncoding | None
+    ) -> None:
+        """Write an animation or a still, decoded once more for `frames`."""
+        from ltx2rt.media.animation import write_animation
+        from ltx2rt.media.still_writer import write_image
+        from ltx2rt.media.writer import exact_frame_rate
+
+        if path.suffix.lower() == ".png":
+            if self.num_frames != 1:
+                raise OptionError(
+                    f"a .png file holds one frame, the clip has {self.num_frames}; write a .webp "
+                    "or a video file, or single frames (save_frames)."
+                )
+            write_image(path, next(self.float_frames())[0], self.tags())
+        else:
+            rate = exact_frame_rate(self.frame_rate)
+            quality = encoding.quality if encoding else None
+            chunks = prefetch(self.float_frames())
+            text = record_text(self.record)
+            write_animation(path, chunks, self.num_frames, rate, text, quality)
+        if frames is not None:
+            self.save_frames(frames)
 
     def save_frames(self, folder: str | Path) -> None:
         """Write the frames as PNG files into a new or empty folder.

@@ -145,7 +145,7 @@ def test_user_loras_reach_every_stage(
         ("one-stage", ["--lora", "absent.safetensors"], ["cannot read absent.safetensors"]),
         ("one-stage", ["--lora", "x:inf"], ["strength=inf of LoRA x is not a number"]),
         ("one-stage", ["--max-batch-size", 0], ["--max-batch-size=0 is less than 1"]),
-        ("one-stage", ["--height", 80], ["height=80 is not a multiple of 32"]),
+        ("one-stage", ["--height", 81], ["height=81 is not even"]),
     ],
 )
 def test_wrong_combinations_are_refused(

@@ -20,6 +20,7 @@ from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Cancelled, Job, Progress
 from ltx2rt.results.clip import Clip, prefetch, to_uint8
+from ltx2rt.results.record import record_in
 from tests.tolerances import TOLERANCES
 
 LAYERS = 6  # of the demo model's Gemma
@@ -193,14 +194,32 @@ def test_tiled_decoding_agrees_with_one_pass(
 
 def test_bad_requests_come_before_work(pipe: DistilledPipeline) -> None:
     job = Job(lambda p: pytest.fail(f"started {p.stage}"))
-    with pytest.raises(ShapeError, match=r"height=96 is not a multiple of 64.*Nearest valid: 64"):
-        pipe(dataclasses.replace(SMALL, height=96), job=job)
+    with pytest.raises(ShapeError, match=r"height=97 is not even. Nearest valid: 96, 98"):
+        pipe(dataclasses.replace(SMALL, height=97), job=job)
     with pytest.raises(ShapeError, match=r"num_frames=8 is not 8k\+1. Nearest valid: 1, 9"):
         pipe(dataclasses.replace(SMALL, num_frames=8), job=job)
     with pytest.raises(OptionError, match="tiling='some'"):
         dataclasses.replace(SMALL, tiling="some")
     with pytest.raises(OptionError, match="residency='none'"):
         RuntimeConfig(residency="none")
+
+
+def test_other_sizes_are_cut_out_of_what_the_model_renders(
+    pipe: DistilledPipeline, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.full((54, 90, 3), (250, 120, 10), np.uint8)).save(path)
+    images = (ImageCondition(path=path, crf=0),)
+    cut = pipe(dataclasses.replace(SMALL, height=54, width=90, images=images))
+    whole = pipe(dataclasses.replace(SMALL, height=64, width=128, images=images))
+    assert (cut.num_frames, cut.height, cut.width) == (9, 54, 90)
+    assert cut.rendered_size == (whole.height, whole.width) == (64, 128)
+    # the image is of one colour, so that both are shown the same
+    np.testing.assert_allclose(cut.video_latent, whole.video_latent, atol=1e-5)
+    frames = [np.concatenate(list(c.float_frames())) for c in (cut, whole)]
+    np.testing.assert_allclose(frames[0], frames[1][:, :54, :90], atol=1e-5)
+    cut.save(tmp_path / "x.mp4")
+    assert pipe(record_in(tmp_path / "x.mp4").request.config).height == 54
 
 
 def test_one_frame(pipe: DistilledPipeline, tmp_path: Path) -> None:
