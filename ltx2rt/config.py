@@ -152,6 +152,12 @@ class GenerationConfig:
         sigmas, stage_2_sigmas: noise levels of stages 1 and 2 instead of the pipeline's.
         stage_2_loras: in stage 2, and what follows it, instead of `loras`: others, or the same at
             other strengths.
+        audio: a sound or video file whose sound the clip gets as it is, at its own rate (mono is
+            doubled to stereo, more channels are mixed down to it); the picture follows it. Where no
+            number of frames is named, the clip is as long as the sound, at most 20 seconds.
+        audio_start_time: where in that file the clip begins, in seconds.
+        audio_max_duration: read no more seconds of it than this; default: as many as the clip
+            lasts.
         embeddings: a file of text contexts instead of the text encoder (`read_embeddings`).
         user_prompt: what the user wrote, where `prompt` is an enhanced one; only recorded.
     """
@@ -172,6 +178,9 @@ class GenerationConfig:
     stage_2_sampler: Sampler | None = None
     stage_2_sigmas: tuple[float, ...] | None = None
     stage_2_loras: tuple[Lora, ...] | None = None
+    audio: Path | None = None
+    audio_start_time: float = 0.0
+    audio_max_duration: float | None = None
     embeddings: Path | None = None
     user_prompt: str | None = None
 
@@ -208,8 +217,27 @@ class GenerationConfig:
                 if i.frame >= self.num_frames
             ]
         problems += lora_problems((*self.loras, *(self.stage_2_loras or ())))
+        problems += self._sound_problems()
         if problems:
             raise OptionError("cannot generate", problems)
+
+    def _sound_problems(self) -> list[str]:
+        problems: list[str] = []
+        start, longest = self.audio_start_time, self.audio_max_duration
+        if not (math.isfinite(start) and start >= 0):
+            problems.append(
+                Problem(Field("audio_start_time"), f"={start} is not 0 or more seconds")
+            )
+        if longest is not None and not (math.isfinite(longest) and longest > 0):
+            problems.append(
+                Problem(
+                    Field("audio_max_duration"), f"={longest} is not a number of seconds above 0"
+                )
+            )
+        if self.audio is None and (start or longest is not None):
+            named = Field("audio_start_time") if start else Field("audio_max_duration")
+            problems.append(Problem(named, " means nothing without ", Field("config.audio")))
+        return problems
 
     @property
     def refine_loras(self) -> tuple[Lora, ...]:

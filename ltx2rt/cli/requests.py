@@ -72,7 +72,8 @@ class Asked:
         if isinstance(pipe, GuidedPipeline) and pipe.guided:
             asked = asked_of(self.given, self.record, pipe.default_guiders())
         opened = self._opened(pipe)
-        if "num_frames" in opened and not self.run.quiet:
+        by_model = "num_frames" in opened and self.request.config.audio is None
+        if by_model and not self.run.quiet:
             print(
                 "ltx2rt: note: the clip will be as long as the model finds right for the prompt; "
                 "name --num-frames N to fix it.",

@@ -39,6 +39,7 @@ from ltx2rt.pipelines.facts import PipelineFacts, field_names
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.model_kind import warn_of_model
 from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.soundtrack import with_soundtrack
 from ltx2rt.progress import Job
 from ltx2rt.results.clip import Clip
 from ltx2rt.results.record import Record
@@ -207,6 +208,8 @@ class Pipeline(PipelineFacts):
         """
         self.engines.release(*TRANSFORMER)
         request = run.request
+        if run.sound is not None:
+            audio, waveform = None, run.sound
         if video is not None:
             crop = crop or run.crop(video)
             tiling = chosen_tiling(self.source, run.config.tiling, video.shape[2:])
@@ -273,7 +276,7 @@ class Pipeline(PipelineFacts):
             inputs = self.Inputs(**{k: v for k, v in options.items() if k in own})
         if config is None:
             given = {k: v for k, v in options.items() if k in names}
-            config = GenerationConfig(**{**self.defaults(inputs), **given})
+            config = GenerationConfig(**{**self.defaults(inputs, given), **given})
         return Request(config=config, guidance=guidance, inputs=inputs)
 
     def prepare(self, request: Request) -> Request:
@@ -284,7 +287,10 @@ class Pipeline(PipelineFacts):
         )
         if problems:
             raise self.refusal(problems)
-        warn_of_model(type(self), self.source.model, config)
+        if config.audio is not None:
+            config = with_soundtrack(config, self.source, self.scale_factors)
+            request = dataclasses.replace(request, config=config)
+        warn_of_model(type(self), self.source.model, request)
         check_duration(config, self.source)
         if self.makes == "video":
             check_size(config, self.scale_factors, any_length=self.any_length)

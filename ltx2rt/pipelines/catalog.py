@@ -59,7 +59,7 @@ def read_request(name: str, data: Mapping[str, Any]) -> tuple[Request | None, li
             inputs, problems = read_plain(cls.Inputs, own, "inputs")
     elif own is not None:
         problems.append("it takes no inputs")
-    config = {**to_plain(cls.defaults(inputs)), **data["config"]}
+    config = {**to_plain(cls.defaults(inputs, data["config"])), **data["config"]}
     known = {"config": config, "guidance": data.get("guidance")}
     request, wrong = read_plain(Request, known)
     problems += wrong

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from ltx2rt.errors import Field, OptionError, Problem
@@ -13,6 +13,9 @@ from ltx2rt.names import DIFFUSION_DECODER, DURATION_HEAD, VIDEO_DECODER
 from ltx2rt.pipelines.catalog import PIPELINES, catalog_class
 from ltx2rt.pipelines.checks import stage_option_problems
 from ltx2rt.pipelines.request import Request
+
+#: fields of `GenerationConfig` about sound that exists
+AUDIO_FIELDS = ("audio", "audio_start_time", "audio_max_duration")
 
 
 class PipelineFacts:
@@ -59,10 +62,11 @@ class PipelineFacts:
             problems.append("the prompt is empty; describe the clip in a sentence")
         problems += [
             _no_use(f"config.{name}")
-            for name in ("images", "generated_keyframes", "hdr", "stage_2_loras")
+            for name in ("images", "generated_keyframes", "hdr", "stage_2_loras", "audio")
             if name in cls.unused and getattr(config, name)
         ]
-        if isinstance(config.num_frames, AutoDuration) and not cls.auto_duration:
+        chosen = isinstance(config.num_frames, AutoDuration) and config.audio is None
+        if chosen and not cls.auto_duration:
             problems.append(
                 Problem("it cannot choose its duration; give ", Field("num_frames"), " as a number")
             )
@@ -75,7 +79,7 @@ class PipelineFacts:
         """Whether a field means something here.
 
         Args:
-            place: of the field in a request: `config.height`, `inputs.audio`,
+            place: of the field in a request: `config.height`, `inputs.video`,
                 `guidance.video.cfg_scale`.
         """
         part, _, name = place.partition(".")
@@ -101,11 +105,18 @@ class PipelineFacts:
         return problems
 
     @classmethod
-    def defaults(cls, inputs: Any) -> dict[str, Any]:
+    def defaults(cls, inputs: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of a `GenerationConfig` where none are asked for; those left out have the same
-        default everywhere. `inputs` is None where something is missing in them.
+        default everywhere.
+
+        Args:
+            inputs: None where something is missing in them.
+            given: the fields that are asked for.
         """
-        return dict(zip(("height", "width"), cls.default_size or (), strict=False))
+        found: dict[str, Any] = dict(zip(("height", "width"), cls.default_size or (), strict=False))
+        if given.get("audio") is not None:  # the clip is as long as its sound
+            found["num_frames"] = AutoDuration()
+        return found
 
     @classmethod
     def command_defaults(cls, has: Callable[..., bool]) -> dict[str, Any]:

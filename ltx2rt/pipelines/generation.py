@@ -12,6 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.diffusion_stage import (
     ANCESTRAL_SEED_OFFSET,
@@ -59,6 +62,7 @@ class Run:
             automatic duration is one frame until the prompts are encoded.
         latents: `stage_1.video`, `stage_1.audio`, `upsampled.video`, ... as they were made.
         frames: of the clip, where the canvas has more; None: those of the canvas.
+        sound: the clip's, where it is given: `[2, N]` float32 and its rate in Hz.
         stages: what every stage did: its sigmas, sampler and LoRAs.
         upsampled: how often a latent was upsampled.
     """
@@ -79,6 +83,7 @@ class Run:
         self.store = store
         self.latents: dict[str, Array] = {}
         self.frames: int | None = None
+        self.sound: tuple[NDArray[np.float32], int] | None = None
         frames = request.config.num_frames
         self.canvas = VideoPixelShape(
             num_frames=frames if isinstance(frames, int) else 1,

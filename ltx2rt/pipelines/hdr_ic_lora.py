@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, ClassVar
@@ -35,6 +35,7 @@ from ltx2rt.names import (
     VIDEO_ENCODER,
 )
 from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.facts import AUDIO_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts
 from ltx2rt.pipelines.request import Request
@@ -91,7 +92,9 @@ class HDRICLoraPipeline(Pipeline):
     two_stage: ClassVar[bool] = True
     default_size: ClassVar[tuple[int, int] | None] = None
     makes_exr: ClassVar[bool] = True
-    unused: ClassVar[tuple[str, ...]] = ("images", "generated_keyframes", "hdr", "stage_2_loras")
+    unused: ClassVar[tuple[str, ...]] = (
+        "images", "generated_keyframes", "hdr", "stage_2_loras", *AUDIO_FIELDS,
+    )  # fmt: skip
     Inputs: ClassVar[type[Any] | None] = HDRICLoraInputs
 
     @classmethod
@@ -100,11 +103,11 @@ class HDRICLoraPipeline(Pipeline):
         return ("video",)
 
     @classmethod
-    def defaults(cls, inputs: HDRICLoraInputs | None) -> dict[str, Any]:
+    def defaults(cls, inputs: HDRICLoraInputs | None, given: Mapping[str, Any]) -> dict[str, Any]:
         """Size, frames (cut to `8k+1`) and frame rate of the first reference; `prepare` refuses one
         that cannot be read.
         """
-        found = super().defaults(inputs)
+        found = super().defaults(inputs, given)
         try:
             info = probe_video(inputs.references[0].path) if inputs else None
         except MediaError:

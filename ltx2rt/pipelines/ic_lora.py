@@ -30,6 +30,7 @@ from ltx2rt.pipelines.inputs import (
     reference_items,
 )
 from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.soundtrack import given_audio
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED
 
@@ -126,6 +127,17 @@ class ICLoraPipeline(Pipeline):
                 )
             probe_audio(inputs.reference_audio)
         config = request.config
+        if inputs.reference_audio is not None and config.audio is not None:
+            raise self.refusal(
+                [
+                    Problem(
+                        Field("reference_audio"),
+                        " is a voice for new sound, ",
+                        Field("config.audio"),
+                        " is the sound itself: give one of them",
+                    )
+                ]
+            )
         _, temporal_scale = factors(config.loras, inputs)
         paths = [reference.path for reference in inputs.references]
         if inputs.attention_mask is not None:
@@ -171,6 +183,7 @@ class ICLoraPipeline(Pipeline):
             attention_strength=inputs.attention_strength,
             attention_mask=None if mask is None else load_mask(mask, run.pixels(2), run.shown(2)),
         )
+        audio = given_audio(run)
         voice = []
         if inputs.reference_audio is not None:
             sound = encode_sound(run, read_sound(inputs.reference_audio))
@@ -182,13 +195,14 @@ class ICLoraPipeline(Pipeline):
             context,
             loras,
             video=run.video(2, items=[*items["stage_1"], *references]),
-            audio=run.audio(items=voice),
+            audio=audio or run.audio(items=voice),
             overrides=run.stage_1_overrides,
         )
         if inputs.skip_stage_2:
             return self.clip(run, first.video, first.audio)
-        kept = run.audio(initial=first.audio, noise_scale=0.0, frozen=True) if voice else None
-        second = run.refine(first, context, video_items=items["stage_2"], audio=kept)
+        if voice:
+            audio = run.audio(initial=first.audio, noise_scale=0.0, frozen=True)
+        second = run.refine(first, context, video_items=items["stage_2"], audio=audio)
         return self.clip(run, second.video, first.audio if voice else second.audio)
 
 

@@ -285,8 +285,8 @@ def test_a_record_is_all_that_a_repetition_needs() -> None:
     other = asked_of(given_by("--pipeline", "distilled", "--prompt", "a"), record)
     assert other.request == Request(config=dataclasses.replace(config, prompt="a"))
     two_stage = Record(pipeline="two-stage", request=Request(config=config, guidance=guidance))
-    with pytest.raises(OptionError, match=r"the keyframe pipeline .*needs a distilled LoRA"):
-        asked_of(given_by("--pipeline", "keyframe", "--prompt", "a", "--image", "x.png"), two_stage)
+    flags = given_by("--pipeline", "keyframe", "--prompt", "a", "--image", "x.png")
+    assert asked_of(flags, two_stage).request.guidance is None
 
 
 def fitting(cls: type[Pipeline]) -> dict[str, Any]:
@@ -294,6 +294,8 @@ def fitting(cls: type[Pipeline]) -> dict[str, Any]:
     changed: dict[str, Any] = {"generated_keyframes": 0}
     if "images" in cls.unused:
         changed["images"] = ()
+    if "audio" in cls.unused:
+        changed |= {"audio": None, "audio_start_time": 0.0, "audio_max_duration": None}
     if not cls.two_stage:
         changed["stage_2_sigmas"] = None
     if not cls.needs_prompt:  # nothing is refined

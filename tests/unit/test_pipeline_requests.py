@@ -13,10 +13,11 @@ import pytest
 from ltx2rt.config import GenerationConfig, ImageCondition
 from ltx2rt.errors import OptionError, UnsupportedError
 from ltx2rt.latents.duration import AutoDuration
-from ltx2rt.pipelines.audio_to_video import AudioToVideoInputs, AudioToVideoPipeline
+from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake import RetakeInputs, RetakePipeline
+from ltx2rt.pipelines.upscale import UpscaleInputs
 
 
 def source(*parts: str) -> Any:
@@ -52,26 +53,38 @@ def test_all_problems_of_the_keywords_at_once() -> None:
 
 
 def test_keywords_or_an_object() -> None:
-    pipe = AudioToVideoPipeline(source())
-    own = AudioToVideoInputs(audio=Path("a.wav"), audio_start_time=1.0)
-    words = {"prompt": "a", "audio": Path("a.wav"), "audio_start_time": 1.0}
+    pipe = RetakePipeline(source())
+    own = RetakeInputs(video=Path("a.mp4"), start_time=0, end_time=1.0)
+    words = {"prompt": "a", "video": Path("a.mp4"), "start_time": 0, "end_time": 1.0}
     assert pipe.make_request(None, None, None, words).inputs == own
     assert pipe.make_request(None, None, own, {"prompt": "a"}).inputs is own
-    with pytest.raises(OptionError, match="audio was given beside inputs"):
+    with pytest.raises(OptionError, match="video was given beside inputs"):
         pipe.make_request(None, None, own, words)
-    other = RetakeInputs(video=Path("a.mp4"), start_time=0, end_time=1)
-    with pytest.raises(OptionError, match="inputs of type RetakeInputs are not for this pipeline"):
+    other = UpscaleInputs(source=Path("a.mp4"))
+    with pytest.raises(OptionError, match="inputs of type UpscaleInputs are not for this pipeline"):
         pipe.make_request(None, None, other, {"prompt": "a"})
 
 
 def test_fields_of_a_config_that_mean_nothing() -> None:
     image = ImageCondition(path=Path("x.png"))
-    config = GenerationConfig(prompt="a", images=(image,), generated_keyframes=1)
-    inputs = AudioToVideoInputs(audio=Path("a.wav"))
-    pipe = AudioToVideoPipeline(source())
-    pipe.with_defaults = lambda guidance: guidance  # type: ignore[method-assign]
+    config = GenerationConfig(
+        prompt="a", images=(image,), generated_keyframes=1, audio=Path("a.wav")
+    )
     with pytest.raises(OptionError, match="it has no use for generated_keyframes"):
-        pipe.prepare(Request(config=config, inputs=inputs))
+        AudioToVideoPipeline(source()).prepare(Request(config=config))
+
+
+def test_sound_decides_the_length_unless_frames_are_named() -> None:
+    pipe = AudioToVideoPipeline(source())
+
+    def frames(**given: Any) -> Any:
+        return pipe.make_request(None, None, None, {"prompt": "a", **given}).config.num_frames
+
+    assert isinstance(frames(audio=Path("a.wav")), AutoDuration)
+    assert frames(audio=Path("a.wav"), num_frames=9) == 9
+    assert frames() == 121
+    with pytest.raises(OptionError, match="audio_start_time means nothing without audio"):
+        GenerationConfig(prompt="a", audio_start_time=1.0)
 
 
 def test_automatic_duration_needs_a_head_and_a_range() -> None:
