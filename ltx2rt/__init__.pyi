@@ -11,6 +11,7 @@ from ltx2rt.components.reference_conditioner import ReferenceFile as ReferenceFi
 from ltx2rt.config import GenerationConfig as GenerationConfig
 from ltx2rt.config import GuidanceConfig as GuidanceConfig
 from ltx2rt.config import ImageCondition as ImageCondition
+from ltx2rt.config import NeighbourClip as NeighbourClip
 from ltx2rt.config import RuntimeConfig as RuntimeConfig
 from ltx2rt.errors import BundleError as BundleError
 from ltx2rt.errors import CheckpointError as CheckpointError
@@ -37,6 +38,8 @@ from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraPipeline as HDRICLoraPipeline
 from ltx2rt.pipelines.ic_lora import ICLoraInputs as ICLoraInputs
 from ltx2rt.pipelines.ic_lora import ICLoraPipeline as ICLoraPipeline
 from ltx2rt.pipelines.keyframe import KeyframeInterpolationPipeline as KeyframeInterpolationPipeline
+from ltx2rt.pipelines.long import Segment as Segment
+from ltx2rt.pipelines.long import make_long as make_long
 from ltx2rt.pipelines.one_stage import OneStagePipeline as OneStagePipeline
 from ltx2rt.pipelines.retake import GuidedRetakePipeline as GuidedRetakePipeline
 from ltx2rt.pipelines.retake import RetakeInputs as RetakeInputs
@@ -53,6 +56,7 @@ from ltx2rt.results.clip import Clip as Clip
 from ltx2rt.results.hdr_clip import HdrClip as HdrClip
 from ltx2rt.results.hdr_clip import HlgClip as HlgClip
 from ltx2rt.results.image_clip import ImageClip as ImageClip
+from ltx2rt.results.joined import join_clips as join_clips
 from ltx2rt.results.record import Record as Record
 from ltx2rt.results.record import record_in as record_in
 from ltx2rt.sampling.guidance import GuiderParams as GuiderParams

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ltx2rt.errors import Field, InternalError, OptionError, Problem, ShapeError
 from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
 from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
@@ -130,6 +131,33 @@ class ImageCondition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NeighbourClip:
+    """A clip that the one which is made goes on from, or leads to.
+
+    Attributes:
+        path: a video file.
+        frames: how many both share, `8k+1`: what the model sees of it. With the clip after it, it
+            shares one frame less.
+    """
+
+    path: Path
+    frames: int = 25
+
+    def __post_init__(self) -> None:
+        if self.frames < 9 or self.frames % VIDEO_SCALE_FACTORS.time != 1:
+            raise OptionError(
+                Problem(
+                    Field("frames"),
+                    f"={self.frames} to share with '{self.path}' is not 8k+1 and at least 9",
+                )
+            )
+
+    def shared(self, *, is_end: bool) -> int:
+        """Frames that are shared; `is_end`: it comes after the clip that is made."""
+        return self.frames - is_end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationConfig:
     """What to make. Sizes are checked by the pipeline, which knows what it can do.
 
@@ -158,6 +186,8 @@ class GenerationConfig:
         audio_start_time: where in that file the clip begins, in seconds.
         audio_max_duration: read no more seconds of it than this; default: as many as the clip
             lasts.
+        after: the clip goes on from this one: begins with its last frames and their sound.
+        before: the clip leads to this one: ends with its first frames and their sound.
         embeddings: a file of text contexts instead of the text encoder (`read_embeddings`).
         user_prompt: what the user wrote, where `prompt` is an enhanced one; only recorded.
     """
@@ -181,6 +211,8 @@ class GenerationConfig:
     audio: Path | None = None
     audio_start_time: float = 0.0
     audio_max_duration: float | None = None
+    after: NeighbourClip | None = None
+    before: NeighbourClip | None = None
     embeddings: Path | None = None
     user_prompt: str | None = None
 

@@ -20,6 +20,8 @@ COMMANDS = {
     "build": "turn official checkpoint files into a bundle",
     "generate": "generate a clip with sound from a bundle",
     "batch": "generate many clips from a file of jobs, engines loaded once",
+    "long": "make minutes of video: a plan of segments that go on from each other",
+    "join": "write clips as one, cross-faded over frames that they share",
     "pipelines": "list the pipelines: what each takes and needs",
     "inspect": "explain a checkpoint, LoRA, upsampler, Gemma folder, bundle or engine",
     "lora": "merge LoRA files into one, or explain one",

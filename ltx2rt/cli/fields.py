@@ -18,7 +18,7 @@ from typing import Any, Literal, Union
 
 from ltx2rt.cli.flags import Flag
 from ltx2rt.cli.outputs import Outputs
-from ltx2rt.cli.rows import ENHANCE, GUIDED, ROWS, WHAT, file_with_strength, image
+from ltx2rt.cli.rows import ENHANCE, GUIDED, ROWS, WHAT, file_with_strength, image, neighbour
 from ltx2rt.cli.run_options import RunOptions
 from ltx2rt.components.enhance import EnhanceConfig
 from ltx2rt.components.reference_conditioner import ReferenceFile
@@ -27,6 +27,7 @@ from ltx2rt.config import (
     GenerationConfig,
     GuidanceConfig,
     ImageCondition,
+    NeighbourClip,
     RuntimeConfig,
 )
 from ltx2rt.errors import Field
@@ -205,6 +206,7 @@ def spelling(hint: Any, default: Any = None) -> dict[str, Any]:
         ImageCondition: {
             "is_path": True, "metavar": "FILE[@FRAME[:STRENGTH[:CRF]]]", "read": image
         },
+        NeighbourClip: {"is_path": True, "metavar": "FILE[@FRAMES]", "read": neighbour},
         Lora: file,
         ReferenceFile: file,
     }  # fmt: skip

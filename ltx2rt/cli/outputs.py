@@ -32,12 +32,13 @@ class Outputs:
         frames: also (or only) write the frames as PNG files.
         audio: also write the whole sound: .wav, .flac, .mp3 or .m4a.
         latents: write every stage's latents (safetensors).
-        codec: h264, h265, av1, prores or vp9; default: the first that the file's extension holds
-            (.webm: vp9, others: h264).
+        codec: h264, h265, av1, prores, vp9 or ffv1 (lossless); default: the first that the file's
+            extension holds (.webm: vp9, others: h264).
         quality: the codec's own number: CRF, where lower is better; of .webp 0 to 100.
         preset: the codec's own name for how long it takes, such as slow, 6 or p7; of prores its
             profile.
         encoder: nvenc encodes on an NVIDIA GPU.
+        joined: write the clips of --after and --before along with this one, cross-faded.
     """
 
     clip: Path | None = None
@@ -49,6 +50,7 @@ class Outputs:
     quality: int | None = None
     preset: str | None = None
     encoder: EncoderName = "software"
+    joined: bool = False
 
     @property
     def encoding(self) -> VideoEncoding | None:
@@ -143,6 +145,8 @@ class Outputs:
             )
         elif kind == "animation" and (self.codec or self.preset or self.encoder != "software"):
             problems.append(f"'{self.clip}' has no codec, preset or encoder to choose")
+        if self.joined:
+            problems += self._joined_problems(request, kind, is_hdr=is_hdr)
         if problems:
             raise OptionError("cannot write", problems)
         if kind == "animation" and self.clip is not None:
@@ -159,6 +163,17 @@ class Outputs:
             check_output_path(self.audio, "audio")
         if self.latents is not None:
             check_file_path(self.latents)
+
+    def _joined_problems(self, request: Request, kind: str, *, is_hdr: bool) -> list[str]:
+        """What a clip that is joined with its neighbours cannot be."""
+        problems: list[str] = []
+        if request.config.after is None and request.config.before is None:
+            problems.append("--joined needs a clip of --after or --before")
+        if kind != "video" or is_hdr or self.clip is None:
+            problems.append("--joined is for a video file of ordinary range (-o out.mp4)")
+        if self.frames is not None or self.audio is not None:
+            problems.append("--joined writes one video: leave --frames and --audio-output out")
+        return problems
 
     def _overwritten(self, request: Request) -> list[str]:
         """What would be lost: an output under the name of another, or of what the clip is made
@@ -179,7 +194,13 @@ class Outputs:
         sound_only = self.clip is not None and self.is_sound
         if self.clip is not None and not sound_only:
             target = sys.stdout.buffer if self.is_stdout else self.clip
-            clip.save(target, fragmented=self.stream, frames=self.frames, encoding=self.encoding)
+            clip.save(
+                target,
+                fragmented=self.stream,
+                frames=self.frames,
+                encoding=self.encoding,
+                joined=self.joined,
+            )
         elif self.frames is not None:
             clip.save_frames(self.frames)
         if self.clip is not None and sound_only:

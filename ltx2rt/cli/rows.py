@@ -68,6 +68,17 @@ def image(text: str) -> dict[str, Any]:
     return {"path": path, **numbers}
 
 
+def neighbour(text: str) -> dict[str, Any]:
+    """`FILE[@FRAMES]`."""
+    path, at, frames = text.rpartition("@")
+    if not at or not path or Path(text).exists():
+        return {"path": text}
+    try:
+        return {"path": path, "frames": int(frames)}
+    except ValueError as error:
+        raise OptionError(f"{text!r} is not FILE[@FRAMES]; an example: before.mp4@25") from error
+
+
 #: place of a field -> what its flag has otherwise than `spelling` says
 ROWS: Mapping[str, dict[str, Any]] = {
     "config.prompt": {

@@ -45,6 +45,7 @@ __all__ = [
     "LatentState",
     "ReferenceAudio",
     "ReferenceVideo",
+    "ReplaceAudio",
     "ReplaceLatent",
     "TemporalRegion",
     "append_tokens",
@@ -102,6 +103,26 @@ class ReplaceLatent:
         clean, mask = state.clean.copy(), state.mask.copy()
         clean[:, where] = cast(patchify_video(self.latent), state.dtype)
         mask[:, where] = 1.0 - self.strength
+        return replace(state, clean=clean, mask=mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReplaceAudio:
+    """Fix steps of sound, from `first_step` on, to a latent `[B, C, T, M]`."""
+
+    latent: Array
+    first_step: int = 0
+
+    def apply(self, state: LatentState) -> LatentState:
+        tokens, stop = patchify_audio(self.latent), self.first_step + self.latent.shape[2]
+        if not 0 <= self.first_step < stop <= state.target_count:
+            raise ShapeError(
+                f"{self.latent.shape[2]} steps of sound at step {self.first_step} do not fit a "
+                f"clip of {state.target_count}."
+            )
+        clean, mask = state.clean.copy(), state.mask.copy()
+        clean[:, self.first_step : stop] = cast(tokens, state.dtype)
+        mask[:, self.first_step : stop] = 0
         return replace(state, clean=clean, mask=mask)
 
 

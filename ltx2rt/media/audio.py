@@ -95,6 +95,7 @@ class AudioTrack:
         self._samples = to_int16(waveform)
         self._rate = int(sampling_rate)
         self._position = 0
+        self._dropped = 0  # samples that are encoded and no longer held
         self._stream: AudioStream = container.add_stream(codec, rate=self._rate)
         self._stream.codec_context.layout = "stereo"
         self._stream.codec_context.time_base = Fraction(1, self._rate)
@@ -102,13 +103,18 @@ class AudioTrack:
     @property
     def length(self) -> int:
         """Samples in the waveform, before any fitting."""
-        return len(self._samples)
+        return self._dropped + len(self._samples)
+
+    def append(self, waveform: Array) -> None:
+        """Add sound at the end; what is encoded is let go."""
+        rest = self._samples[self._position - self._dropped :]
+        self._samples, self._dropped = np.concatenate([rest, to_int16(waveform)]), self._position
 
     def write_until(self, end: int) -> None:
         """Encode the samples up to `end`; beyond the waveform there is silence."""
         while self._position < end:
             stop = min(end, self._position + _BLOCK)
-            block = self._samples[self._position : stop]
+            block = self._samples[self._position - self._dropped : stop - self._dropped]
             missing = stop - self._position - len(block)
             if missing:
                 block = np.concatenate([block, np.zeros((missing, 2), np.int16)])

@@ -16,7 +16,7 @@ from ltx2rt.media.x264 import x264_options
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
 
-CodecName = Literal["h264", "h265", "av1", "prores", "vp9"]
+CodecName = Literal["h264", "h265", "av1", "prores", "vp9", "ffv1"]
 EncoderName = Literal["software", "nvenc"]
 SoundCodec = Literal["aac", "libopus", "pcm_s16le"]
 
@@ -24,11 +24,12 @@ X26_PRESETS = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow",
 )  # fmt: skip
 NVENC_PRESETS = ("p1", "p2", "p3", "p4", "p5", "p6", "p7")
+OPUS_RATE = 48_000
 #: file extension -> codecs that it can hold, the default first
 FILE_CODECS: dict[str, tuple[CodecName, ...]] = {
     ".mp4": ("h264", "h265", "av1"),
     ".mov": ("h264", "h265", "prores"),
-    ".mkv": ("h264", "h265", "av1", "prores", "vp9"),
+    ".mkv": ("h264", "h265", "av1", "prores", "vp9", "ffv1"),
     ".webm": ("vp9", "av1"),
 }
 
@@ -42,7 +43,7 @@ class Encoder:
         quality: name of the option, best and worst value, default; None: the presets decide.
         presets: name of the option, what each preset of ours means to it, default.
         options: further options.
-        pixels: its pixel format: 8-bit 4:2:0, or 10-bit 4:2:2.
+        pixels: its pixel format: 8-bit 4:2:0, 10-bit 4:2:2, or 8-bit RGB.
         tag: the codec's four letters where players need others than libav's.
     """
 
@@ -50,7 +51,7 @@ class Encoder:
     quality: tuple[str, int, int, int] | None
     presets: tuple[str, Mapping[str, str], str]
     options: Mapping[str, str] = field(default_factory=dict)
-    pixels: Literal["yuv420p", "yuv422p10le"] = "yuv420p"
+    pixels: Literal["yuv420p", "yuv422p10le", "bgr0"] = "yuv420p"
     tag: str | None = None
 
     def arguments(self, quality: int | None, preset: str | None) -> dict[str, str]:
@@ -111,6 +112,13 @@ ENCODERS: dict[tuple[CodecName, EncoderName], Encoder] = {
         presets=("cpu-used", _same(*(str(n) for n in range(9))), "4"),
         options={"b": "0", "deadline": "good", "row-mt": "1"},
     ),
+    ("ffv1", "software"): Encoder(
+        library="ffv1",
+        quality=None,
+        presets=("slices", {"small": "4", "fast": "16"}, "fast"),
+        options={"level": "3", "slicecrc": "1"},
+        pixels="bgr0",
+    ),
     ("h264", "nvenc"): _nvenc("h264_nvenc", 51, 21),
     ("h265", "nvenc"): _nvenc("hevc_nvenc", 51, 24, "hvc1"),
     ("av1", "nvenc"): _nvenc("av1_nvenc", 63, 30),
@@ -123,7 +131,8 @@ class VideoEncoding:
 
     Attributes:
         codec: `h264` (.mp4, .mov, .mkv), `h265` (also), `av1` (.mp4, .mkv, .webm), `prores` (.mov,
-            .mkv) or `vp9` (.webm, .mkv).
+            .mkv), `vp9` (.webm, .mkv) or `ffv1` (.mkv: without loss, every frame as its 8 bits of
+            RGB).
         quality: the codec's own number: CRF of the first three and of vp9, where lower is better;
             0 to 100 of an animated .webp, where higher is.
         preset: the codec's own name for how much time it takes; of prores its profile.
@@ -233,7 +242,14 @@ class VideoEncoding:
 
 
 def sound_codec(suffix: str, codec: CodecName | None) -> SoundCodec:
-    """The sound that goes beside a picture: AAC, Opus in .webm, PCM beside ProRes."""
+    """The sound that goes beside a picture: AAC, Opus in .webm, PCM beside ProRes and FFV1."""
     if suffix == ".webm":
         return "libopus"
-    return "pcm_s16le" if codec == "prores" else "aac"
+    return "pcm_s16le" if codec in ("prores", "ffv1") else "aac"
+
+
+def stored_rate(codec: SoundCodec, sampling_rate: int) -> int:
+    """The sampling rate at which a codec holds sound: its own, but Opus knows few."""
+    if codec != "libopus" or sampling_rate in (av.Codec(codec, "w").audio_rates or ()):
+        return sampling_rate
+    return OPUS_RATE

@@ -27,7 +27,7 @@ from ltx2rt.media import pyav as av
 from ltx2rt.media.audio import AudioTrack, audio_samples, check_rate, check_waveform
 from ltx2rt.media.audio import write_audio as write_audio
 from ltx2rt.media.color import U16, Frames, check_frames, rgb_to_i420, rgb_to_yuv422p10, to_uint8
-from ltx2rt.media.encoding import VideoEncoding, sound_codec
+from ltx2rt.media.encoding import VideoEncoding, sound_codec, stored_rate
 from ltx2rt.media.files import (
     VIDEO_FORMATS,
     OutputFile,
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 # The moov box leaves with the first fragment (delay_moov), because only then can it carry the
 # edit list that hides the AAC priming samples; without it picture and sound would start late.
 FRAGMENT_FLAGS = "frag_keyframe+empty_moov+default_base_moof+delay_moov"
-OPUS_RATE = 48_000
 BT709 = 1  # value of colour matrix, primaries and transfer in H.273
 LIMITED_RANGE = 1
 # Tags that every player finds in the usual place of an mp4; other keys need the mdta list.
@@ -98,6 +97,7 @@ class VideoWriter:
         metadata: Mapping[str, str] | None = None,
         fit_audio: bool = True,
         encoding: VideoEncoding | None = None,
+        growing_audio: bool = False,
     ) -> None:
         """Check everything that can be checked before work; nothing is written yet.
 
@@ -113,6 +113,8 @@ class VideoWriter:
             fit_audio: cut the sound, or pad it with silence, to the length of the picture,
                 round(frames / frame_rate * sampling_rate) samples; else it is kept as it is.
             encoding: codec, quality, preset and encoder.
+            growing_audio: `audio` is only the beginning, which may be empty: the rest comes by
+                `add_sound`, always before the frames that it goes with.
 
         Raises:
             MediaError: the path cannot be written.
@@ -136,9 +138,11 @@ class VideoWriter:
         self._row = self._encoding.row(suffix)
         self._sound_codec = sound_codec(suffix, self._encoding.codec)
         if audio is not None:
-            check_waveform(*audio)
-            if self._sound_codec == "libopus":
-                audio = opus_sound(*audio)
+            if not growing_audio:
+                check_waveform(*audio)
+            rate = stored_rate(self._sound_codec, audio[1])
+            if rate != audio[1] and not growing_audio:
+                audio = resample(np.asarray(audio[0], np.float32), audio[1], rate), rate
             check_rate(audio[1], self._sound_codec)
         fragmented = fragmented or self._pipe is not None
         self._format = VIDEO_FORMATS[suffix]
@@ -149,7 +153,7 @@ class VideoWriter:
         self.num_frames = 0
         self.nan_values = 0
         self._audio = audio
-        self._fit_audio = fit_audio
+        self._fit_audio, self._growing_audio = fit_audio, growing_audio
         self._fragmented = fragmented
         self._metadata = dict(metadata or {})
 
@@ -198,6 +202,8 @@ class VideoWriter:
         context.pix_fmt = row.pixels
         if row.tag is not None and self._format in ("mp4", "mov"):
             context.codec_tag = row.tag
+        if row.pixels == "bgr0":
+            return stream
         context.color_range = LIMITED_RANGE
         context.colorspace = context.color_primaries = context.color_trc = BT709
         return stream
@@ -215,15 +221,27 @@ class VideoWriter:
         check_frames(chunk)
         self._check_size(chunk.shape[2], chunk.shape[1])
         for start in range(len(chunk)):  # one by one: bounds memory, and encoding overlaps
-            if self._row.pixels == "yuv422p10le":
-                planes, not_numbers = rgb_to_yuv422p10(chunk[start])
-                self.nan_values += not_numbers
-                with self._sink.guard():
-                    self._append(frame_of(planes, "yuv422p10le"))
-                continue
-            packed, not_numbers = rgb_to_i420(chunk[start : start + 1])
+            frame, not_numbers = self._converted(chunk[start])
             self.nan_values += not_numbers
-            self.write_i420(packed)
+            with self._sink.guard():
+                self._append(frame)
+
+    def _converted(self, frame: Array) -> tuple[VideoFrame, int]:
+        """A frame as the encoder takes it, and its NaN count."""
+        if self._row.pixels == "yuv422p10le":
+            planes, not_numbers = rgb_to_yuv422p10(frame)
+            return frame_of(planes, "yuv422p10le"), not_numbers
+        if self._row.pixels == "bgr0":
+            pixels, not_numbers = to_uint8(frame)
+            made = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            return made.reformat(format="bgr0"), not_numbers
+        packed, not_numbers = rgb_to_i420(frame[None])
+        return av.VideoFrame.from_ndarray(packed[0], format="yuv420p"), not_numbers
+
+    def add_sound(self, waveform: Array) -> None:
+        """More sound for a `growing_audio`: `[2, N]` float at the rate that was given."""
+        assert self._track
+        self._track.append(waveform)
 
     def _check_size(self, width: int, height: int) -> None:
         if (width, height) != (self.width, self.height):
@@ -263,7 +281,8 @@ class VideoWriter:
         """Where the sound has to be now: level with the picture, within its own length if kept."""
         rate = self._audio[1] if self._audio else 0
         end = audio_samples(self.num_frames, self.frame_rate, rate)
-        return end if self._fit_audio else min(end, track.length)
+        kept = self._growing_audio or not self._fit_audio
+        return min(end, track.length) if kept else end
 
     def _encode_video(self, frame: VideoFrame | None) -> None:
         for packet in self._video.encode(frame):
@@ -275,6 +294,9 @@ class VideoWriter:
         if self._track:
             if not self._fit_audio:
                 self._track.write_until(self._track.length)
+            elif self._growing_audio:
+                rate = self._audio[1] if self._audio else 0
+                self._track.write_until(audio_samples(self.num_frames, self.frame_rate, rate))
             self._track.finish()
         self._container.close()
 
@@ -320,13 +342,6 @@ def frame_of(planes: Sequence[U16], pixels: str) -> VideoFrame:
         rows[:, : values.shape[1]] = values
         plane.update(rows.tobytes())
     return frame
-
-
-def opus_sound(waveform: Array, sampling_rate: int) -> tuple[Array, int]:
-    """A waveform at a rate that Opus knows."""
-    if sampling_rate in (av.Codec("libopus", "w").audio_rates or ()):
-        return waveform, sampling_rate
-    return resample(np.asarray(waveform, np.float32), sampling_rate, OPUS_RATE), OPUS_RATE
 
 
 def write_frames(

@@ -38,6 +38,7 @@ from ltx2rt.pipelines.engines import Engines
 from ltx2rt.pipelines.facts import PipelineFacts, field_names
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.model_kind import warn_of_model
+from ltx2rt.pipelines.neighbours import neighbour_problems
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.soundtrack import with_soundtrack
 from ltx2rt.progress import Job
@@ -286,6 +287,8 @@ class Pipeline(PipelineFacts):
             request, takes_hdr="hdr" not in self.unused
         )
         if problems:
+            raise self.refusal(problems)
+        if problems := neighbour_problems(config, self.source):
             raise self.refusal(problems)
         if config.audio is not None:
             config = with_soundtrack(config, self.source, self.scale_factors)

@@ -15,7 +15,7 @@ from ltx2rt.lora.metadata import file_reference_factors, reference_downscale_pro
 from ltx2rt.media.reader import probe_video
 from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
 from ltx2rt.pipelines.base import Pipeline
-from ltx2rt.pipelines.facts import AUDIO_FIELDS
+from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import (
     encode_prompts,
@@ -69,7 +69,7 @@ class DubItPipeline(Pipeline):
     two_stage: ClassVar[bool] = True
     Inputs: ClassVar[type[Any] | None] = DubItInputs
     unused: ClassVar[tuple[str, ...]] = (
-        "num_frames", "frame_rate", "generated_keyframes", "hdr", "stage_2_loras", *AUDIO_FIELDS,
+        "num_frames", "frame_rate", "generated_keyframes", "hdr", "stage_2_loras", *MEDIA_FIELDS,
     )  # fmt: skip
 
     @classmethod

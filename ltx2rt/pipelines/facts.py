@@ -6,16 +6,21 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.errors import Field, MediaError, OptionError, Problem
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.media.files import OutputKind
+from ltx2rt.media.reader import probe_video
 from ltx2rt.names import DIFFUSION_DECODER, DURATION_HEAD, VIDEO_DECODER
 from ltx2rt.pipelines.catalog import PIPELINES, catalog_class
 from ltx2rt.pipelines.checks import stage_option_problems
 from ltx2rt.pipelines.request import Request
 
-#: fields of `GenerationConfig` about sound that exists
-AUDIO_FIELDS = ("audio", "audio_start_time", "audio_max_duration")
+#: fields of `GenerationConfig` that ask for something unless they are empty
+GIVEN_FIELDS = (
+    "images", "generated_keyframes", "hdr", "stage_2_loras", "audio", "after", "before",
+)  # fmt: skip
+#: fields of `GenerationConfig` about sound and clips that exist
+MEDIA_FIELDS = ("audio", "audio_start_time", "audio_max_duration", "after", "before")
 
 
 class PipelineFacts:
@@ -62,7 +67,7 @@ class PipelineFacts:
             problems.append("the prompt is empty; describe the clip in a sentence")
         problems += [
             _no_use(f"config.{name}")
-            for name in ("images", "generated_keyframes", "hdr", "stage_2_loras", "audio")
+            for name in GIVEN_FIELDS
             if name in cls.unused and getattr(config, name)
         ]
         chosen = isinstance(config.num_frames, AutoDuration) and config.audio is None
@@ -116,7 +121,7 @@ class PipelineFacts:
         found: dict[str, Any] = dict(zip(("height", "width"), cls.default_size or (), strict=False))
         if given.get("audio") is not None:  # the clip is as long as its sound
             found["num_frames"] = AutoDuration()
-        return found
+        return {**found, **_size_of_neighbour(given)}
 
     @classmethod
     def command_defaults(cls, has: Callable[..., bool]) -> dict[str, Any]:
@@ -157,6 +162,23 @@ class PipelineFacts:
         if has(*DIFFUSION_DECODER):
             missing = [c for c in missing if c != VIDEO_DECODER]
         return missing
+
+
+def _size_of_neighbour(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Height, width and frame rate of the clip that this one goes on from; `prepare` refuses one
+    that cannot be read.
+    """
+    for clip in (given.get("after"), given.get("before")):
+        path = clip.get("path") if isinstance(clip, Mapping) else getattr(clip, "path", None)
+        if path is None:
+            continue
+        try:
+            info = probe_video(path)
+        except MediaError:
+            return {}
+        sides = {"height": info.height - info.height % 2, "width": info.width - info.width % 2}
+        return {**sides, "frame_rate": float(info.frame_rate)}
+    return {}
 
 
 def field_names(kind: type[Any] | None) -> set[str]:

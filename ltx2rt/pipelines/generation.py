@@ -62,6 +62,7 @@ class Run:
             automatic duration is one frame until the prompts are encoded.
         latents: `stage_1.video`, `stage_1.audio`, `upsampled.video`, ... as they were made.
         frames: of the clip, where the canvas has more; None: those of the canvas.
+        audio_items: conditioning of the sound in every stage: that of clips before and after.
         sound: the clip's, where it is given: `[2, N]` float32 and its rate in Hz.
         stages: what every stage did: its sigmas, sampler and LoRAs.
         upsampled: how often a latent was upsampled.
@@ -83,6 +84,7 @@ class Run:
         self.store = store
         self.latents: dict[str, Array] = {}
         self.frames: int | None = None
+        self.audio_items: list[ConditioningItem] = []
         self.sound: tuple[NDArray[np.float32], int] | None = None
         frames = request.config.num_frames
         self.canvas = VideoPixelShape(
@@ -191,7 +193,11 @@ class Run:
             self.pixels().duration_s, channels=model.audio_channels, mel_bins=model.audio_bins
         )
         return ModalityRequest(
-            shape=shape, initial=initial, noise_scale=noise_scale, items=items, frozen=frozen
+            shape=shape,
+            initial=initial,
+            noise_scale=noise_scale,
+            items=[*self.audio_items, *items],
+            frozen=frozen,
         )
 
     @property

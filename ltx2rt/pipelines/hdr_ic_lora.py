@@ -35,7 +35,7 @@ from ltx2rt.names import (
     VIDEO_ENCODER,
 )
 from ltx2rt.pipelines.base import Pipeline
-from ltx2rt.pipelines.facts import AUDIO_FIELDS
+from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts
 from ltx2rt.pipelines.request import Request
@@ -93,7 +93,7 @@ class HDRICLoraPipeline(Pipeline):
     default_size: ClassVar[tuple[int, int] | None] = None
     makes_exr: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = (
-        "images", "generated_keyframes", "hdr", "stage_2_loras", *AUDIO_FIELDS,
+        "images", "generated_keyframes", "hdr", "stage_2_loras", *MEDIA_FIELDS,
     )  # fmt: skip
     Inputs: ClassVar[type[Any] | None] = HDRICLoraInputs
 

@@ -34,6 +34,7 @@ from ltx2rt.names import (
 )
 from ltx2rt.pipelines.checks import check_keyframes
 from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.neighbours import neighbour_items
 
 Sound = tuple[NDArray[np.float32], int]
 
@@ -137,14 +138,16 @@ def keyframe_items(run: Run) -> list[ConditioningItem]:
 def image_items(
     run: Run, divisors: Mapping[str, int], *, guiding: bool = False
 ) -> dict[str, list[ConditioningItem]]:
-    """The images as conditioning of each stage.
+    """The images, and the clips before and after this one, as conditioning of each stage.
 
     Args:
         divisors: see `images_of_stages`.
         guiding: attach every image as a keyframe, also one at frame 0.
     """
-    encoded = images_of_stages(run, divisors)
-    return {k: [image.item(guiding=guiding) for image in v] for k, v in encoded.items()}
+    items = neighbour_items(run, divisors)
+    for stage, images in images_of_stages(run, divisors).items():
+        items[stage] += [image.item(guiding=guiding) for image in images]
+    return items
 
 
 def images_of_stages(run: Run, divisors: Mapping[str, int]) -> dict[str, list[EncodedImage]]:

@@ -27,7 +27,7 @@ from ltx2rt.media.image import to_vae_input
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.names import AUDIO_ENCODER, ONE_STAGE, VIDEO_ENCODER
 from ltx2rt.pipelines.checks import exr_problems
-from ltx2rt.pipelines.facts import AUDIO_FIELDS
+from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.inputs import (
@@ -103,7 +103,7 @@ class RetakePipeline(GuidedPipeline):
     kept_noise_scale: ClassVar[float] = 0.0
     unused: ClassVar[tuple[str, ...]] = (
         "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes",
-        *AUDIO_FIELDS,
+        *MEDIA_FIELDS,
     )  # fmt: skip
     default_size: ClassVar[tuple[int, int] | None] = None
     any_length: ClassVar[bool] = True

@@ -29,7 +29,7 @@ from ltx2rt.names import (
     VIDEO_ENCODER,
 )
 from ltx2rt.pipelines.base import Pipeline
-from ltx2rt.pipelines.facts import AUDIO_FIELDS
+from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts, padded, read_sound
 from ltx2rt.pipelines.request import Request
@@ -103,7 +103,7 @@ class UpscalePipeline(Pipeline):
     requires: ClassVar[tuple[str, ...]] = (VIDEO_ENCODER, VIDEO_DECODER)
     unused: ClassVar[tuple[str, ...]] = (
         "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes", "hdr",
-        "sampler", "sigmas", *AUDIO_FIELDS,
+        "sampler", "sigmas", *MEDIA_FIELDS,
     )  # fmt: skip
     needs_prompt: ClassVar[bool] = False
     default_size: ClassVar[tuple[int, int] | None] = None

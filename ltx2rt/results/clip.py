@@ -169,6 +169,7 @@ class Clip:
         fragmented: bool = False,
         frames: str | Path | None = None,
         encoding: VideoEncoding | None = None,
+        joined: bool = False,
     ) -> None:
         """Write video and sound of equal length; decoding and encoding overlap.
 
@@ -180,11 +181,15 @@ class Clip:
             fragmented: write a video file that plays while it grows.
             frames: also write the frames into this folder (`save_frames`).
             encoding: codec, quality, preset and encoder of the picture.
+            joined: with the clips before and after it (`GenerationConfig.after`, `before`) as one,
+                cross-faded over the frames that they share.
 
         Raises:
             MediaError: the file cannot be written.
-            OptionError, UnsupportedError: see `VideoEncoding`.
+            OptionError, UnsupportedError: see `VideoEncoding`; or there is nothing to join with.
         """
+        if joined:
+            return self._save_joined(path, fragmented=fragmented, encoding=encoding)
         if self.video_latent is None and isinstance(path, str | Path):
             return self.save_audio(path)
         from ltx2rt.media.files import ANIMATION_FORMATS
@@ -214,6 +219,38 @@ class Clip:
                 write_frames(frames, written(), self.tags())
             for _ in written() if frames is None else ():
                 pass
+
+    def _save_joined(
+        self, path: str | Path | BinaryIO, *, fragmented: bool, encoding: VideoEncoding | None
+    ) -> None:
+        """Write the clip between its neighbours."""
+        from ltx2rt.results.joined import Stretch, file_stretch, write_joined
+
+        before, after = self.config.after, self.config.before
+        if before is None and after is None:
+            raise OptionError("the clip has no clip before or after it to be joined with.")
+        head = before.shared(is_end=False) if before else 0
+        foot = after.shared(is_end=True) if after else 0
+        size, rate = (self.height, self.width), self.frame_rate
+        own = Stretch(
+            frames=prefetch(self.float_frames()),
+            num_frames=self.num_frames,
+            sound=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
+            shared_before=head,
+            shared_after=foot,
+        )
+        first = [file_stretch(before.path, size, rate, shared_after=head)] if before else []
+        last = [file_stretch(after.path, size, rate, shared_before=foot)] if after else []
+        write_joined(
+            path,
+            [*first, own, *last],
+            *size,
+            rate,
+            self.audio_sampling_rate if self.has_audio else None,
+            encoding=encoding,
+            fragmented=fragmented,
+            metadata=self.tags(),
+        )
 
     def _save_picture(
         self, path: Path, frames: str | Path | None, encoding: VideoEncoding | None

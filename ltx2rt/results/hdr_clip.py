@@ -41,6 +41,7 @@ class HdrClip(Clip):
         fragmented: bool = False,
         frames: str | Path | None = None,
         encoding: VideoEncoding | None = None,
+        joined: bool = False,
     ) -> None:
         """Write `<stem>_exr/frame_00000.exr`, ... and a video file beside them in one pass.
 
@@ -49,7 +50,13 @@ class HdrClip(Clip):
             UnsupportedError: OpenEXR is not installed.
             OptionError: a fragmented file, a stream, PNG frames or an encoding were asked for.
         """
-        if fragmented or frames is not None or encoding or not isinstance(path, str | Path):
+        if (
+            fragmented
+            or frames is not None
+            or encoding
+            or joined
+            or not isinstance(path, str | Path)
+        ):
             raise OptionError(
                 "a clip of high dynamic range goes to a file with EXR frames beside it, encoded as "
                 "it is: not to a stream, fragments, PNG frames or another codec."

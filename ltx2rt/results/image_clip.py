@@ -25,6 +25,7 @@ class ImageClip(Clip):
         fragmented: bool = False,
         frames: str | Path | None = None,
         encoding: VideoEncoding | None = None,
+        joined: bool = False,
     ) -> None:
         """Write a PNG; it appears when it is complete.
 
@@ -36,6 +37,7 @@ class ImageClip(Clip):
             fragmented
             or frames is not None
             or encoding is not None
+            or joined
             or not isinstance(path, str | Path)
         ):
             raise OptionError(
