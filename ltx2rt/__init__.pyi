@@ -42,8 +42,9 @@ from ltx2rt.pipelines.long import Segment as Segment
 from ltx2rt.pipelines.long import make_long as make_long
 from ltx2rt.pipelines.one_stage import OneStagePipeline as OneStagePipeline
 from ltx2rt.pipelines.retake import GuidedRetakePipeline as GuidedRetakePipeline
-from ltx2rt.pipelines.retake import RetakeInputs as RetakeInputs
 from ltx2rt.pipelines.retake import RetakePipeline as RetakePipeline
+from ltx2rt.pipelines.retake_inputs import RetakeInputs as RetakeInputs
+from ltx2rt.pipelines.retake_inputs import TimeWindow as TimeWindow
 from ltx2rt.pipelines.text_to_audio import TextToAudioPipeline as TextToAudioPipeline
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline as TwoStagesPipeline
 from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline as TwoStagesHQPipeline

@@ -19,7 +19,7 @@ SECTIONS = {
         "VideoEncoding", "frame_size",
     },
     "Pipelines": re.compile(r"Pipeline$"),
-    "Further inputs of a pipeline": re.compile(r"Inputs$"),
+    "Further inputs of a pipeline": re.compile(r"Inputs$|^TimeWindow$"),
     "Results": re.compile(r"Clip$|^Record$|^record_in$"),
     "Long clips": {"Segment", "join_clips", "make_long"},
     "Progress": {"Job", "Progress"},

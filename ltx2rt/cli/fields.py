@@ -18,7 +18,16 @@ from typing import Any, Literal, Union
 
 from ltx2rt.cli.flags import Flag
 from ltx2rt.cli.outputs import Outputs
-from ltx2rt.cli.rows import ENHANCE, GUIDED, ROWS, WHAT, file_with_strength, image, neighbour
+from ltx2rt.cli.rows import (
+    ENHANCE,
+    GUIDED,
+    ROWS,
+    WHAT,
+    file_with_strength,
+    image,
+    neighbour,
+    window,
+)
 from ltx2rt.cli.run_options import RunOptions
 from ltx2rt.components.enhance import EnhanceConfig
 from ltx2rt.components.reference_conditioner import ReferenceFile
@@ -35,6 +44,7 @@ from ltx2rt.latents.frame_sizes import frame_size
 from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.base import Pipeline, pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.pipelines.retake_inputs import TimeWindow
 from ltx2rt.sampling.guidance import GuiderParams
 
 #: fields without a flag, and why
@@ -206,6 +216,7 @@ def spelling(hint: Any, default: Any = None) -> dict[str, Any]:
         ImageCondition: {
             "is_path": True, "metavar": "FILE[@FRAME[:STRENGTH[:CRF]]]", "read": image
         },
+        TimeWindow: {"metavar": "START-END", "read": window},
         NeighbourClip: {"is_path": True, "metavar": "FILE[@FRAMES]", "read": neighbour},
         Lora: file,
         ReferenceFile: file,

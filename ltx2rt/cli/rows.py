@@ -79,6 +79,17 @@ def neighbour(text: str) -> dict[str, Any]:
         raise OptionError(f"{text!r} is not FILE[@FRAMES]; an example: before.mp4@25") from error
 
 
+def window(text: str) -> dict[str, Any]:
+    """`START-END`, in seconds."""
+    start, dash, end = text.partition("-")
+    try:
+        if not dash:
+            raise ValueError(text)
+        return {"start": float(start), "end": float(end)}
+    except ValueError as error:
+        raise OptionError(f"{text!r} is not START-END in seconds; an example: 1.5-3") from error
+
+
 #: place of a field -> what its flag has otherwise than `spelling` says
 ROWS: Mapping[str, dict[str, Any]] = {
     "config.prompt": {
@@ -143,6 +154,12 @@ ROWS: Mapping[str, dict[str, Any]] = {
     },
     "guidance.video.cfg_mode": {
         "help": "how the difference to the negative prompt is used"
+    },
+    "inputs.video_parts": {
+        "name": "--video-part", "help": "a part whose picture alone is made anew (repeatable)"
+    },
+    "inputs.audio_parts": {
+        "name": "--audio-part", "help": "a part whose sound alone is made anew (repeatable)"
     },
     "inputs.regenerate_video": {"help": "keep the video of the source"},
     "inputs.regenerate_audio": {"help": "keep the audio of the source"},

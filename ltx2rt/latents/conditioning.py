@@ -46,6 +46,7 @@ __all__ = [
     "ReferenceAudio",
     "ReferenceVideo",
     "ReplaceAudio",
+    "Remade",
     "ReplaceLatent",
     "TemporalRegion",
     "append_tokens",
@@ -226,6 +227,25 @@ class TemporalRegion:
         starts, ends = state.positions[:, 0, :, 0], state.positions[:, 0, :, 1]
         inside = (ends > np.float32(self.start_s)) & (starts < np.float32(self.end_s))
         return replace(state, mask=inside[..., None].astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Remade:
+    """Regenerate only tokens that touch one of the open windows `(start_s, end_s)` and, of a video,
+    lie in `cells` `[B, T]` (above 0); fix all others.
+    """
+
+    windows: Sequence[tuple[float, float]]
+    cells: F32 | None = None
+
+    def apply(self, state: LatentState) -> LatentState:
+        mask = np.zeros_like(state.mask)
+        for start_s, end_s in self.windows:
+            region = TemporalRegion(start_s=start_s, end_s=end_s)
+            mask = np.maximum(mask, region.apply(state).mask)
+        if self.cells is not None:
+            mask *= self.cells[..., None] > 0
+        return replace(state, mask=mask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

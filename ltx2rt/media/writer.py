@@ -341,6 +341,9 @@ def frame_of(planes: Sequence[U16], pixels: str) -> VideoFrame:
         rows = np.zeros((plane.height, plane.line_size // 2), "<u2")
         rows[:, : values.shape[1]] = values
         plane.update(rows.tobytes())
+    # ProRes takes its tags from the frames
+    frame.color_range = LIMITED_RANGE
+    frame.colorspace = frame.color_primaries = frame.color_trc = BT709
     return frame
 
 

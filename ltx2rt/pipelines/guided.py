@@ -183,17 +183,20 @@ class GuidedPipeline(Pipeline):
         *,
         video: ModalityRequest[VideoLatentShape] | None,
         audio: ModalityRequest[AudioLatentShape] | None,
+        strength: float = 1.0,
     ) -> StageResult:
         """Run the one stage of a pipeline without a second.
 
         Args:
+            strength: the noise level at which it begins; those above it are left out.
             encoded: what `encode` gave, which comes before `video` and `audio`: they take their
                 sizes from a duration that it may predict.
         """
         context, guidance = encoded
+        levels = self.sigmas(run.guidance) if self.guided else DISTILLED
         return run.stage(
             "stage_1",
-            self.sigmas(run.guidance) if self.guided else DISTILLED,
+            levels if strength == 1 else [strength, *(s for s in levels if s < strength)],
             context,
             run.config.loras,
             video=video,

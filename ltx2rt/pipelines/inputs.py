@@ -262,6 +262,29 @@ def padded(frames: Array, factors: VideoScaleFactors) -> NDArray[np.float32]:
     return np.concatenate([filled, np.repeat(filled[-1:], missing, axis=0)])
 
 
+def centred(
+    frames: Array,
+    size: tuple[int, int],
+    factors: VideoScaleFactors,
+    outside: float | None = None,
+) -> Array:
+    """Frames `[n, H, W, C]` in the middle of larger ones, on the grid of latent cells; around them
+    their edge goes on, or there is one value.
+
+    Args:
+        size: height and width of the result; that of the frames changes nothing.
+    """
+    spare = [big - small for big, small in zip(size, frames.shape[1:3], strict=True)]
+    first = [
+        space // 2 // cell * cell
+        for space, cell in zip(spare, (factors.height, factors.width), strict=True)
+    ]
+    sides = ((0, 0), *((a, s - a) for a, s in zip(first, spare, strict=True)), (0, 0))
+    if outside is None:
+        return np.pad(frames, sides, mode="edge")
+    return np.pad(frames, sides, constant_values=outside)
+
+
 def fit_video(latent: Array, num_frames: int) -> Array:
     """Cut a latent `[B, C, F, H, W]` to `num_frames` latent frames, or append zeros."""
     missing = max(num_frames - latent.shape[2], 0)

@@ -34,7 +34,7 @@ from ltx2rt.pipelines.base import pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.pipelines.dfr import DFRInputs
 from ltx2rt.pipelines.ic_lora import ICLoraInputs
-from ltx2rt.pipelines.retake import RetakeInputs
+from ltx2rt.pipelines.retake_inputs import RetakeInputs
 from ltx2rt.pipelines.upscale import UpscaleInputs
 from ltx2rt.sampling.guidance import GuiderParams
 from tests.unit.command_flags import given_by

@@ -296,6 +296,8 @@ def fitting(cls: type[Pipeline]) -> dict[str, Any]:
         changed["images"] = ()
     if "audio" in cls.unused:
         changed |= {"audio": None, "audio_start_time": 0.0, "audio_max_duration": None}
+    elif cls.name == "audio-to-video":
+        changed["audio"] = Path("/a.wav")
     if not cls.two_stage:
         changed["stage_2_sigmas"] = None
     if not cls.needs_prompt:  # nothing is refined
