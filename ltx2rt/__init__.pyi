@@ -37,6 +37,7 @@ from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs as HDRICLoraInputs
 from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraPipeline as HDRICLoraPipeline
 from ltx2rt.pipelines.ic_lora import ICLoraInputs as ICLoraInputs
 from ltx2rt.pipelines.ic_lora import ICLoraPipeline as ICLoraPipeline
+from ltx2rt.pipelines.kept import open_latents as open_latents
 from ltx2rt.pipelines.keyframe import KeyframeInterpolationPipeline as KeyframeInterpolationPipeline
 from ltx2rt.pipelines.long import Segment as Segment
 from ltx2rt.pipelines.long import make_long as make_long

@@ -98,7 +98,8 @@ class ImageCondition:
     """An image that the clip must show.
 
     Attributes:
-        path: the image file.
+        path: the image file, or a short video: its first frames, as many as there are, are shown
+            from that frame on.
         frame: pixel frame index; 0 replaces the first latent frame, others are attached as
             keyframes.
         strength: 1 pins the frame exactly, 0 ignores it.
@@ -186,6 +187,9 @@ class GenerationConfig:
         audio_start_time: where in that file the clip begins, in seconds.
         audio_max_duration: read no more seconds of it than this; default: as many as the clip
             lasts.
+        with_audio: False makes the picture alone: the model's branch of the sound is not run.
+        latents: a file of `Clip.save_latents`, whose first stage is taken over: only what follows
+            it is made, with other LoRAs, noise levels or prompt if they are named.
         after: the clip goes on from this one: begins with its last frames and their sound.
         before: the clip leads to this one: ends with its first frames and their sound.
         embeddings: a file of text contexts instead of the text encoder (`read_embeddings`).
@@ -211,6 +215,8 @@ class GenerationConfig:
     audio: Path | None = None
     audio_start_time: float = 0.0
     audio_max_duration: float | None = None
+    with_audio: bool = True
+    latents: Path | None = None
     after: NeighbourClip | None = None
     before: NeighbourClip | None = None
     embeddings: Path | None = None
@@ -265,6 +271,10 @@ class GenerationConfig:
                 Problem(
                     Field("audio_max_duration"), f"={longest} is not a number of seconds above 0"
                 )
+            )
+        if self.audio is not None and not self.with_audio:
+            problems.append(
+                Problem(Field("config.audio"), " is sound for a clip that shall have none")
             )
         if self.audio is None and (start or longest is not None):
             named = Field("audio_start_time") if start else Field("audio_max_duration")

@@ -20,7 +20,7 @@ SECTIONS = {
     },
     "Pipelines": re.compile(r"Pipeline$"),
     "Further inputs of a pipeline": re.compile(r"Inputs$|^TimeWindow$"),
-    "Results": re.compile(r"Clip$|^Record$|^record_in$"),
+    "Results": re.compile(r"Clip$|^Record$|^record_in$|^open_latents$"),
     "Long clips": {"Segment", "join_clips", "make_long"},
     "Progress": {"Job", "Progress"},
     "Prompt enhancement": {"EnhanceConfig", "enhance_prompt"},

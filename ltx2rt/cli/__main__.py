@@ -20,6 +20,7 @@ COMMANDS = {
     "build": "turn official checkpoint files into a bundle",
     "generate": "generate a clip with sound from a bundle",
     "batch": "generate many clips from a file of jobs, engines loaded once",
+    "decode": "decode latents that were saved, with other tiles or to another output",
     "long": "make minutes of video: a plan of segments that go on from each other",
     "join": "write clips as one, cross-faded over frames that they share",
     "pipelines": "list the pipelines: what each takes and needs",

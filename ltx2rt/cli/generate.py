@@ -63,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser, flags: Iterable[Flag] | None 
     parser.add_argument(
         "--dump-job", type=Path, metavar="FILE", help="write these flags as a job, and stop"
     )
+    parser.add_argument(
+        "--var",
+        action="append",
+        metavar="NAME=VALUE",
+        help="a variable of --job: the job's ${NAME} is VALUE (repeatable)",
+    )
     groups: dict[str, Any] = {"": parser}
     for flag in all_flags().values() if flags is None else flags:
         if flag.group not in groups:
@@ -76,7 +82,13 @@ def given_in(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
-    given, record = ({}, None) if options.job is None else read_job(options.job)
+    variables = dict(text.partition("=")[::2] for text in options.var or ())
+    wrong = [text for text in options.var or () if not text.partition("=")[1]]
+    if wrong or (variables and options.job is None):
+        raise OptionError(
+            f"--var {wrong[0]} is not NAME=VALUE." if wrong else "--var needs --job FILE."
+        )
+    given, record = ({}, None) if options.job is None else read_job(options.job, variables)
     given |= given_in(options)
     if options.dump_job is not None:
         from ltx2rt.media.files import check_file_path

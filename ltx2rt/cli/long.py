@@ -11,7 +11,7 @@ from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli.common import ProgressPrinter, print_json
 from ltx2rt.cli.fields import all_flags, spell
 from ltx2rt.cli.generate import given_in
-from ltx2rt.cli.job_file import read_flags, read_table
+from ltx2rt.cli.job_file import VARIABLES_KEY, read_flags, read_table
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.errors import Ltx2rtError, OptionError, Problem
 from ltx2rt.pipelines.long import OVERLAP, Segment, make_long, segment_problems
@@ -111,6 +111,8 @@ def read_plan(path: Path, given: dict[str, Any]) -> list[Asked]:
     problems: list[str] = []
     for number, part in enumerate(parts, 1):
         flags = {**table, **{name.replace("-", "_"): value for name, value in part.items()}}
+        if isinstance(shared := table.get(VARIABLES_KEY), dict):
+            flags[VARIABLES_KEY] = {**shared, **part.get(VARIABLES_KEY, {})}
         if refused := sorted(REFUSED & flags.keys()):
             problems.append(f"segment {number}: {', '.join(refused)} cannot be used in a plan")
             continue

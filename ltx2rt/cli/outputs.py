@@ -116,6 +116,8 @@ class Outputs:
                 "--audio-output FILE or --save-latents FILE)."
             )
         makes = pipeline.output_kinds(request.inputs)
+        if not request.config.with_audio:
+            makes = tuple(kind for kind in makes if kind != "audio")
         kind = makes[0]
         kinds: list[OutputKind] = [*makes]
         if "video" in makes and request.config.hdr is None and not pipeline.makes_exr:

@@ -5,6 +5,7 @@ written.
 from __future__ import annotations
 
 import argparse
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES
 
 AUTO = "auto"
+RANDOM = "random"
 
 WHAT = "what to make"
 SAMPLING = "sampling (default: the pipeline's)"
@@ -35,7 +37,9 @@ def parse_frames(text: str) -> int | str:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`7` or `1,2,3`."""
+    """`7`, `1,2,3`, or `random`: a seed that nobody knows before, which the clip tells."""
+    if text.strip().lower() == RANDOM:
+        return [secrets.randbits(32)]
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -97,7 +101,7 @@ ROWS: Mapping[str, dict[str, Any]] = {
         "metavar": "TEXT|@FILE", "convert": text_or_file,
     },
     "config.seed": {
-        "help": "one a clip (repeatable)", "metavar": "N[,N...]",
+        "help": "one a clip (repeatable), or random", "metavar": "N[,N...]",
         "convert": parse_seeds, "action": "extend", "read": lambda seeds: seeds[0],
     },
     "config.height": {"help": SIZE},
@@ -107,8 +111,8 @@ ROWS: Mapping[str, dict[str, Any]] = {
         "read": lambda frames: {} if frames == AUTO else frames,
     },
     "config.images": {
-        "name": "--image", "help": "show an image at a frame (repeatable); default frame 0, "
-        "strength 1",
+        "name": "--image", "help": "show an image, or a short video, at a frame (repeatable); "
+        "default frame 0, strength 1",
     },
     "config.tiling": {
         "metavar": "HOW", "help": "decode in tiles to bound memory: auto, none, SIDExFRAMES or "
@@ -137,6 +141,7 @@ ROWS: Mapping[str, dict[str, Any]] = {
         "name": "--stage-2-lora", "help": "in stage 2 these instead of those of --lora: others, or "
         "other strengths; strength 0 for none (repeatable)",
     },
+    "config.with_audio": {"name": "--audio", "help": "make the picture alone: quicker"},
     "config.embeddings": {
         "help": "text contexts from a file instead of --prompt and the text encoder"
     },

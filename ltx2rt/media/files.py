@@ -19,6 +19,8 @@ OutputKind = Literal["video", "audio", "frames", "image", "animation"]
 
 VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 AUDIO_FORMATS = {".wav": "wav", ".flac": "flac", ".mp3": "mp3", ".m4a": "ipod"}
+#: videos that are read, not written
+FURTHER_VIDEOS = (".m4v", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg")
 ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 _ALLOWED = {
     "video": f"{', '.join(VIDEO_FORMATS)} for video",
@@ -27,6 +29,11 @@ _ALLOWED = {
     "animation": f"{', '.join(ANIMATION_FORMATS)} for an animation without sound",
     "frames": "a directory (no extension) for single frames",
 }
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file to read is a video, by its extension."""
+    return path.suffix.lower() in (*VIDEO_FORMATS, *FURTHER_VIDEOS)
 
 
 def check_output_path(path: str | Path, *kinds: OutputKind) -> OutputKind:

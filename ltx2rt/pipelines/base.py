@@ -28,6 +28,7 @@ from ltx2rt.names import DIFFUSION_DECODER, TEXT_ENCODER, TRANSFORMER
 from ltx2rt.pipelines.catalog import catalog_class
 from ltx2rt.pipelines.checks import (
     check_duration,
+    check_given_latents,
     check_keyframes,
     check_size,
     exr_problems,
@@ -43,6 +44,7 @@ from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.soundtrack import with_soundtrack
 from ltx2rt.progress import Job
 from ltx2rt.results.clip import Clip
+from ltx2rt.results.latent_file import DECODE
 from ltx2rt.results.record import Record
 from ltx2rt.results.stage_store import StageStore
 
@@ -231,6 +233,7 @@ class Pipeline(PipelineFacts):
             crop=crop,
             frame_step=frame_step,
             cut_audio=cut_audio,
+            generators={**run.generators, DECODE: run.generator.state},
             hdr=hdr or run.hdr,
         )
 
@@ -288,6 +291,8 @@ class Pipeline(PipelineFacts):
         )
         if problems:
             raise self.refusal(problems)
+        if config.latents is not None:
+            check_given_latents(config.latents, self.rendered_size(request), self.scale_factors)
         if problems := neighbour_problems(config, self.source):
             raise self.refusal(problems)
         if config.audio is not None:

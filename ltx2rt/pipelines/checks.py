@@ -13,8 +13,10 @@ from ltx2rt.latents.conditioning import keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.shapes import VideoScaleFactors, check_generation_size
 from ltx2rt.media.exr import exr_files, exr_size, is_exr, openexr
+from ltx2rt.media.files import is_video
 from ltx2rt.names import DURATION_HEAD, TRANSFORMER_BLOCK
 from ltx2rt.pipelines.request import Request
+from ltx2rt.results.latent_file import LatentFile
 
 
 def stage_option_problems(
@@ -33,7 +35,7 @@ def stage_option_problems(
     if not two_stage:
         problems += [
             Problem(Field(name), f" is for pipelines of two stages; {pipeline} has one")
-            for name in ("stage_2_sampler", "stage_2_sigmas", "stage_2_loras")
+            for name in ("stage_2_sampler", "stage_2_sigmas", "stage_2_loras", "latents")
             if getattr(config, name) is not None
         ]
     return problems
@@ -74,12 +76,42 @@ def check_duration(config: GenerationConfig, source: ModelFacts) -> None:
                 "FILE).",
             )
         )
+    if moving := [image.path for image in config.images if is_video(image.path)]:
+        raise OptionError(
+            Problem(
+                f"{moving[0]} is a video, of which a clip of unknown length cannot say how much it "
+                "shows; give ",
+                Field("num_frames"),
+                " as a number.",
+            )
+        )
     limit = config.num_frames.limits(config.frame_rate)[1]
     late = [i for i in config.images if i.frame >= limit]
     if late:
         raise OptionError(
             f"image {late[0].path} is placed at frame {late[0].frame}; the clip has at most "
             f"{limit} frames."
+        )
+
+
+def check_given_latents(path: Path, size: tuple[int, int], factors: VideoScaleFactors) -> None:
+    """Refuse a file of latents whose first stage is not that of this clip.
+
+    Args:
+        size: height and width of the rendered picture.
+        factors: pixels per latent cell.
+
+    Raises:
+        OptionError, CheckpointError: says what it holds.
+    """
+    file = LatentFile(path)
+    found = file.sizes("stage_1.video")
+    want = size[0] // 2 // factors.height, size[1] // 2 // factors.width
+    if found is None or found[3:] != want:
+        held = "nothing" if found is None else f"{found[4]}x{found[3]} cells"
+        raise OptionError(
+            f"{path} holds {held} of a stage_1, and the first stage of this clip has "
+            f"{want[1]}x{want[0]}; leave the size out to take the file's."
         )
 
 

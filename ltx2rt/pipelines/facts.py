@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from ltx2rt.errors import Field, MediaError, OptionError, Problem
+from ltx2rt.errors import Field, Ltx2rtError, MediaError, OptionError, Problem
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.reader import probe_video
@@ -14,13 +14,21 @@ from ltx2rt.names import DIFFUSION_DECODER, DURATION_HEAD, VIDEO_DECODER
 from ltx2rt.pipelines.catalog import PIPELINES, catalog_class
 from ltx2rt.pipelines.checks import stage_option_problems
 from ltx2rt.pipelines.request import Request
+from ltx2rt.results.record import record_in
 
 #: fields of `GenerationConfig` that ask for something unless they are empty
-GIVEN_FIELDS = (
+GIVEN_FIELDS: tuple[str, ...] = (
     "images", "generated_keyframes", "hdr", "stage_2_loras", "audio", "after", "before",
 )  # fmt: skip
 #: fields of `GenerationConfig` about sound and clips that exist
-MEDIA_FIELDS = ("audio", "audio_start_time", "audio_max_duration", "after", "before")
+MEDIA_FIELDS: tuple[str, ...] = (
+    "audio",
+    "audio_start_time",
+    "audio_max_duration",
+    "with_audio",
+    "after",
+    "before",
+)
 
 
 class PipelineFacts:
@@ -70,6 +78,8 @@ class PipelineFacts:
             for name in GIVEN_FIELDS
             if name in cls.unused and getattr(config, name)
         ]
+        if not config.with_audio and "with_audio" in cls.unused:
+            problems.append(_no_use("config.with_audio"))
         chosen = isinstance(config.num_frames, AutoDuration) and config.audio is None
         if chosen and not cls.auto_duration:
             problems.append(
@@ -92,7 +102,8 @@ class PipelineFacts:
             return name.partition(".")[0] in field_names(cls.Inputs)
         if part == "guidance":
             return cls.guided
-        return name not in cls.unused and (cls.two_stage or not name.startswith("stage_2_"))
+        for_two = name.startswith("stage_2_") or name == "latents"
+        return name not in cls.unused and (cls.two_stage or not for_two)
 
     @classmethod
     def named_problems(cls, places: Iterable[str]) -> list[str]:
@@ -121,7 +132,7 @@ class PipelineFacts:
         found: dict[str, Any] = dict(zip(("height", "width"), cls.default_size or (), strict=False))
         if given.get("audio") is not None:  # the clip is as long as its sound
             found["num_frames"] = AutoDuration()
-        return {**found, **_size_of_neighbour(given)}
+        return {**found, **_size_of_neighbour(given), **_size_of_latents(given)}
 
     @classmethod
     def command_defaults(cls, has: Callable[..., bool]) -> dict[str, Any]:
@@ -179,6 +190,19 @@ def _size_of_neighbour(given: Mapping[str, Any]) -> dict[str, Any]:
         sides = {"height": info.height - info.height % 2, "width": info.width - info.width % 2}
         return {**sides, "frame_rate": float(info.frame_rate)}
     return {}
+
+
+def _size_of_latents(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Size, frames and frame rate of the clip whose first stage is taken over; `prepare` refuses a
+    file that cannot be read.
+    """
+    if given.get("latents") is None:
+        return {}
+    try:
+        config = record_in(given["latents"]).request.config
+    except Ltx2rtError:
+        return {}
+    return {n: getattr(config, n) for n in ("height", "width", "num_frames", "frame_rate")}
 
 
 def field_names(kind: type[Any] | None) -> set[str]:

@@ -28,7 +28,7 @@ from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import Array
-from ltx2rt.errors import InternalError
+from ltx2rt.errors import InternalError, OptionError
 from ltx2rt.latents.conditioning import ConditioningItem
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape, VideoPixelShape
@@ -38,6 +38,7 @@ from ltx2rt.names import SPATIAL_UPSAMPLER
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
+from ltx2rt.results.latent_file import LatentFile
 from ltx2rt.results.stage_store import StageStore
 from ltx2rt.sampling.noise import TorchGenerator
 from ltx2rt.sampling.samplers import Sampler
@@ -64,6 +65,7 @@ class Run:
         frames: of the clip, where the canvas has more; None: those of the canvas.
         audio_items: conditioning of the sound in every stage: that of clips before and after.
         sound: the clip's, where it is given: `[2, N]` float32 and its rate in Hz.
+        generators: states of the random generator after each stage.
         stages: what every stage did: its sigmas, sampler and LoRAs.
         upsampled: how often a latent was upsampled.
     """
@@ -85,6 +87,7 @@ class Run:
         self.latents: dict[str, Array] = {}
         self.frames: int | None = None
         self.audio_items: list[ConditioningItem] = []
+        self.generators: dict[str, Array] = {}
         self.sound: tuple[NDArray[np.float32], int] | None = None
         frames = request.config.num_frames
         self.canvas = VideoPixelShape(
@@ -238,6 +241,8 @@ class Run:
             frame_rate: of the stage, where it is not the clip's.
             generator: what the noise is drawn from, where it is not the run's.
         """
+        if not self.config.with_audio:
+            audio = None
         request = StageRequest(
             name=name,
             sigmas=sigmas,
@@ -258,7 +263,7 @@ class Run:
             "loras": [f"{Path(lora.path).absolute()}:{lora.strength:g}" for lora in loras],
         }
         generator = generator or self.generator
-        result = self._kept(name, generator)
+        result = self._given(request, generator) or self._kept(name, generator)
         if result is None:
             result = run_stage(
                 request,
@@ -272,7 +277,33 @@ class Run:
             if self.store is not None:
                 self.store.save(name, self.stages[name], result.arrays, generator)
         self.latents |= {f"{name}.{part}": latent for part, latent in result.arrays.items()}
+        self.generators[name] = generator.state
         return result
+
+    def _given(self, request: StageRequest, generator: TorchGenerator) -> StageResult | None:
+        """A first stage that a file holds; with its seed, the generator goes on after it.
+
+        Raises:
+            OptionError: it is of another size.
+        """
+        if self.config.latents is None or request.name != "stage_1":
+            return None
+        file = LatentFile(self.config.latents)
+        parts = ("video", "audio", "keyframes")
+        found = {p: file.read(f"stage_1.{p}") for p in parts if file.sizes(f"stage_1.{p}")}
+        for part, asked in (("video", request.video), ("audio", request.audio)):
+            have = found[part].shape if part in found else None
+            if have != (None if asked is None else asked.shape.sizes):
+                raise OptionError(
+                    f"the {part} of stage_1 in {file.path} has shape {have}, and that of this clip "
+                    f"{asked and asked.shape.sizes}; leave size and length out to take the file's."
+                )
+        state = file.generator("stage_1")
+        if state is not None and file.record.request.config.seed == self.config.seed:
+            generator.state = state
+        self.stages["stage_1"]["latents"] = str(file.path)
+        self.job.report("stage_1", 1, 1, f"taken from {file.path}")
+        return StageResult(**{"video": None, "audio": None, **found})
 
     def _kept(self, name: str, generator: TorchGenerator) -> StageResult | None:
         """What a run that was cut off had of this stage; `generator` goes on after it."""

@@ -124,6 +124,8 @@ class GuidedPipeline(Pipeline):
             )
         guides = self.guided_modalities(request.config)
         guidance = self.with_defaults(guidance, guides)
+        if not request.config.with_audio and guidance.video is not None:  # nothing to turn to
+            guidance = replace(guidance, video=replace(guidance.video, modality_scale=1.0))
         if request.config.sigmas is not None:
             guidance = replace(guidance, num_inference_steps=None)
         self._check(request.config, guidance, guides)
@@ -134,7 +136,7 @@ class GuidedPipeline(Pipeline):
 
     def guided_modalities(self, config: GenerationConfig) -> tuple[str, ...]:
         """What guidance applies to; sound that is given takes none."""
-        return self.guides if config.audio is None else ("video",)
+        return self.guides if config.audio is None and config.with_audio else ("video",)
 
     def with_defaults(
         self, guidance: GuidanceConfig, guides: Sequence[str] | None = None

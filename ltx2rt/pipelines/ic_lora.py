@@ -127,6 +127,10 @@ class ICLoraPipeline(Pipeline):
                 )
             probe_audio(inputs.reference_audio)
         config = request.config
+        if inputs.reference_audio is not None and not config.with_audio:
+            raise self.refusal(
+                [Problem(Field("reference_audio"), " is a voice for a clip that shall have none")]
+            )
         if inputs.reference_audio is not None and config.audio is not None:
             raise self.refusal(
                 [

@@ -166,6 +166,7 @@ def images_of_stages(run: Run, divisors: Mapping[str, int]) -> dict[str, list[En
             run.canvas.width // divisor,
             run.shown(divisor),
             run.engines.source.model.image_crf,
+            run.canvas,
             run.hdr,
         )
         run.job.report(f"images {stage}", 1, 1)

@@ -61,7 +61,7 @@ def neighbour_items(run: Run, divisors: Mapping[str, int]) -> dict[str, list[Con
             run.job.report(f"neighbours {stage}", 0, 1)
             items[stage].append(_video_item(run, part.frames, divisor, is_end=is_end))
             run.job.report(f"neighbours {stage}", 1, 1)
-        if part.sound is not None and config.audio is None:
+        if part.sound is not None and config.audio is None and config.with_audio:
             run.audio_items.append(_audio_item(run, part, is_end=is_end))
     run.engines.release(VIDEO_ENCODER, AUDIO_ENCODER)
     return items

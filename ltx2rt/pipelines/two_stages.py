@@ -77,4 +77,4 @@ class TwoStagesPipeline(GuidedPipeline):
             audio=audio,
             sampler=self.sampler,
         )
-        return self.clip(run, second.video, run.latents[f"{self.audio_stage}.audio"])
+        return self.clip(run, second.video, run.latents.get(f"{self.audio_stage}.audio"))

@@ -6,7 +6,7 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +24,6 @@ from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 from ltx2rt.results.record import RECORD_TAG, Record, record_text
-from ltx2rt.weights.safetensors_writer import write_safetensors
 
 Frames = U8
 
@@ -49,6 +48,7 @@ class Clip:
         crop: frames, height and width of the finished picture, where the decoded one is larger.
         frame_step: every so many-th decoded frame is kept.
         cut_audio: `audio` ends with the picture, where `audio_latent` lasts longer.
+        generators: states of the random generator, after each stage and before `decode`.
         hdr: what the codes of a clip of high dynamic range mean.
     """
 
@@ -66,6 +66,7 @@ class Clip:
     crop: tuple[int, int, int] | None = None
     frame_step: int = 1
     cut_audio: bool = False
+    generators: Mapping[str, Array] = field(default_factory=dict)
     hdr: HdrFormat | None = None
 
     @property
@@ -300,8 +301,12 @@ class Clip:
         write_audio(path, self.audio, self.audio_sampling_rate, tags)
 
     def save_latents(self, path: str | Path) -> None:
-        """Write `latents` as safetensors, to decode or compare later."""
-        write_safetensors(path, self.latents, {"ltx2rt": __version__, **self.tags()})
+        """Write `latents` as safetensors, to decode (`open_latents`), go on from
+        (`GenerationConfig.latents`) or compare later.
+        """
+        from ltx2rt.results.latent_file import write_latents
+
+        write_latents(path, self)
 
     def tags(self) -> dict[str, str]:
         """What a file of this clip says about itself: `metadata`, and the `record` from which the

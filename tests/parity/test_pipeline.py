@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ from PIL import Image
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import InternalError, Ltx2rtError, OptionError, ShapeError
-from ltx2rt.media.image import image_to_vae_input
+from ltx2rt.media.image import image_to_vae_input, to_vae_input
+from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.names import TEXT_STACK, TRANSFORMER_STACK
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Cancelled, Job, Progress
 from ltx2rt.results.clip import Clip, prefetch, to_uint8
 from ltx2rt.results.record import record_in
+from tests.parity.media_files import video_file
 from tests.tolerances import TOLERANCES
 
 LAYERS = 6  # of the demo model's Gemma
@@ -220,6 +223,45 @@ def test_other_sizes_are_cut_out_of_what_the_model_renders(
     np.testing.assert_allclose(frames[0], frames[1][:, :54, :90], atol=1e-5)
     cut.save(tmp_path / "x.mp4")
     assert pipe(record_in(tmp_path / "x.mp4").request.config).height == 54
+
+
+def test_a_picture_alone_runs_no_sound(pipe: DistilledPipeline, tmp_path: Path) -> None:
+    shapes: list[object] = []
+    transformer = pipe.engines.transformer()
+    predict = type(transformer).__call__
+
+    def watched(self: object, video: object, audio: object, *rest: object, **named: object) -> Any:
+        shapes.append(audio)
+        return predict(self, video, audio, *rest, **named)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(transformer), "__call__", watched)
+        clip = pipe(dataclasses.replace(SMALL, with_audio=False))
+    assert len(shapes) == 11
+    assert set(shapes) == {None}
+    assert clip.latents.keys() == {"stage_1.video", "upsampled.video", "stage_2.video"}
+    assert not clip.has_audio
+    clip.save(tmp_path / "x.mp4")
+    assert not probe_video(tmp_path / "x.mp4").has_audio
+    with pytest.raises(OptionError, match="is sound for a clip that shall have none"):
+        dataclasses.replace(SMALL, with_audio=False, audio=tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("frame", [0, 8])
+def test_an_image_may_be_a_short_video(pipe: DistilledPipeline, tmp_path: Path, frame: int) -> None:
+    path = video_file(tmp_path / "x.mp4", 14, sound=False)
+    shown = ImageCondition(path=path, frame=frame)
+    clip = pipe(dataclasses.replace(SMALL, num_frames=25, images=(shown,)))
+    if frame == 0:  # its first 9 frames, as they are
+        pixels = to_vae_input(read_video_frames(path, 9).astype(np.float32))
+        want = pipe.engines.video_encoder().encode(pixels)
+        np.testing.assert_allclose(clip.latents["stage_2.video"][:, :, :2], want, atol=1e-4)
+    else:
+        alone = pipe(dataclasses.replace(SMALL, num_frames=25))
+        assert np.abs(clip.latents["stage_2.video"] - alone.latents["stage_2.video"]).max() > 1e-4
+    with pytest.raises(OptionError, match="has 2 frames to show from frame 23 on"):
+        late = dataclasses.replace(shown, frame=23)
+        pipe(dataclasses.replace(SMALL, num_frames=25, images=(late,)))
 
 
 def test_one_frame(pipe: DistilledPipeline, tmp_path: Path) -> None:

@@ -361,3 +361,35 @@ def test_files_without_a_usable_record(tmp_path: Path) -> None:
         with pytest.raises(Ltx2rtError) as error:
             record_in(tmp_path / name)
         assert name in str(error.value)
+
+
+def test_variables_fill_in_texts(tmp_path: Path) -> None:
+    path = tmp_path / "job.json"
+    job = {
+        "variables": {"animal": "cat", "number": 3, "place": "${animal}"},
+        "prompt": "a ${animal} in ${place}, $5",
+        "image": ["${animal}.png@8"],
+        "seed": "${number}",
+        "output": "${animal}-${number}.mp4",
+    }
+    path.write_text(json.dumps(job))
+    held, _ = job_file.read_job(path, {"animal": "dog"})
+    assert held["prompt"] == "a dog in ${animal}, $5"  # a value is no template
+    assert held["seed"] == [3]
+    assert held["image"] == [f"{tmp_path}/dog.png@8"]
+    assert held["output"] == f"{tmp_path}/dog-3.mp4"
+    path.write_text(json.dumps({"prompt": "a ${animal}"}))
+    assert job_file.read_job(path)[0]["prompt"] == "a ${animal}"
+    path.write_text(json.dumps({"variables": {"animla": "cat"}, "prompt": "a ${animal}"}))
+    with pytest.raises(OptionError, match="variable animal is not known; did you mean animla"):
+        job_file.read_job(path)
+    path.write_text(json.dumps({"variables": ["cat"], "prompt": "a"}))
+    with pytest.raises(OptionError, match="variables is not a table of texts and numbers"):
+        job_file.read_job(path)
+
+
+def test_a_random_seed_is_a_number_that_nobody_chose() -> None:
+    first, second = (asked_of(given_by("--prompt", "a", "--seed", "random")) for _ in range(2))
+    assert first.request.config.seed == first.seeds[0] != second.seeds[0]
+    several = asked_of(given_by("--prompt", "a", "--seed", "random", "--num-videos", "3"))
+    assert len(set(several.seeds)) == 3
