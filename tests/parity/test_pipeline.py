@@ -259,8 +259,8 @@ def test_an_image_may_be_a_short_video(pipe: DistilledPipeline, tmp_path: Path, 
     else:
         alone = pipe(dataclasses.replace(SMALL, num_frames=25))
         assert np.abs(clip.latents["stage_2.video"] - alone.latents["stage_2.video"]).max() > 1e-4
+    late = dataclasses.replace(shown, frame=23)
     with pytest.raises(OptionError, match="has 2 frames to show from frame 23 on"):
-        late = dataclasses.replace(shown, frame=23)
         pipe(dataclasses.replace(SMALL, num_frames=25, images=(late,)))
 
 
