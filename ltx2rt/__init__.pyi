@@ -53,6 +53,7 @@ from ltx2rt.pipelines.upscale import UpscaleInputs as UpscaleInputs
 from ltx2rt.pipelines.upscale import UpscalePipeline as UpscalePipeline
 from ltx2rt.progress import Cancelled as Cancelled
 from ltx2rt.progress import Job as Job
+from ltx2rt.progress import Preview as Preview
 from ltx2rt.progress import Progress as Progress
 from ltx2rt.results.clip import Clip as Clip
 from ltx2rt.results.hdr_clip import HdrClip as HdrClip

@@ -16,6 +16,7 @@ from ltx2rt.cli.flags import Flag
 from ltx2rt.cli.job_file import dump_job, read_job
 from ltx2rt.cli.outputs import Outputs
 from ltx2rt.cli.pipelines import facts_of
+from ltx2rt.cli.preview import PreviewWriter, check_preview
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.components.enhance import EnhanceConfig, enhance_prompt
 from ltx2rt.config import GenerationConfig
@@ -157,7 +158,9 @@ def make(
 ) -> dict[str, Any]:
     """Generate and write one of the clips that were asked for."""
     run, request = asked.run, asked.request_of(index)
-    job = Job(ProgressPrinter(quiet=run.quiet))
+    job = Job(ProgressPrinter(quiet=run.quiet), preview_every=run.preview_every)
+    if run.preview is not None:
+        job.on_preview = PreviewWriter(run.preview)
     if asked.enhance is not None:
         pipe.prepare(request)  # refuse a bad request before anybody is asked
         config = enhanced(request.config, asked.enhance, asked.seeds[0])
@@ -239,6 +242,10 @@ def check_files(asked: Asked) -> None:
         check_file_path(run.save_embeddings)
         if run.save_embeddings in asked.output.paths:
             raise OptionError(f"'{run.save_embeddings}' is named for 2 outputs.")
+    if run.preview is not None:
+        check_preview(run.preview)
+        if run.preview in asked.output.paths:
+            raise OptionError(f"'{run.preview}' is named for 2 outputs.")
     if run.work_dir is not None:
         check_folder(run.work_dir)
         check_writable(run.work_dir)

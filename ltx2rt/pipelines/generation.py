@@ -265,6 +265,7 @@ class Run:
         generator = generator or self.generator
         result = self._given(request, generator) or self._kept(name, generator)
         if result is None:
+            colours = None if self.job.on_preview is None else self.engines.latent_colours()
             result = run_stage(
                 request,
                 self.engines.transformer(loras),
@@ -273,6 +274,7 @@ class Run:
                 self.job,
                 self.trace,
                 guidance,
+                colours,
             )
             if self.store is not None:
                 self.store.save(name, self.stages[name], result.arrays, generator)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.source import ModelSource
@@ -48,7 +48,7 @@ class Segment:
     config: GenerationConfig
     pipeline: str = "distilled"
     guidance: GuidanceConfig | None = None
-    inputs: Any = None
+    inputs: object = None
 
 
 def make_long(

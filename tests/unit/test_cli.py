@@ -77,7 +77,7 @@ def test_help_of_one_pipeline_shows_what_it_takes(capsys: pytest.CaptureFixture[
         assert tuple(flag in text for text in (everything, distilled, one_stage)) == shown, flag
     assert "guidance (for guided pipelines)" not in distilled
     for name, hidden, shown in (
-        ("retake", ["--height", "--num-frames", "--auto-duration", "--image"], ["--tiling"]),
+        ("retake", ["--height", "--num-frames", "--auto-duration"], ["--tiling", "--image"]),
         ("text-to-audio", ["--stream", "--frames", "--a2v", "--distilled-lora"], ["--audio-cfg"]),
         ("audio-to-video", ["--v2a", "--distilled-lora-strength"], ["--a2v", "--distilled-lora"]),
         ("two-stage-hq", [], ["--distilled-lora-strength-stage-2"]),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import types
 import typing
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.ic_lora import ICLoraInputs
 from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.retake_inputs import RetakeInputs
 from ltx2rt.plain_data import from_plain, parse_json, to_plain
 from ltx2rt.results.record import Record, read_record, record_in, record_text
 from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
@@ -238,6 +240,8 @@ def test_any_config_survives_json(config: GenerationConfig) -> None:
 
 def example(kind: Any, place: int = 1) -> Any:
     """Some value of a type; numbers grow with their place among the fields."""
+    if isinstance(kind, types.UnionType):
+        return example(typing.get_args(kind)[0], place)
     if typing.get_origin(kind) is tuple:
         return (example(typing.get_args(kind)[0]),)
     if dataclasses.is_dataclass(kind):
@@ -249,6 +253,8 @@ def example(kind: Any, place: int = 1) -> Any:
         ]
         if kind is ICLoraInputs:  # one of two is needed
             required.append("references")
+        if kind is RetakeInputs:  # something must be made anew
+            required += ["start_time", "end_time", "mask", "video_parts"]
         return kind(**{name: example(hints[name], i) for i, name in enumerate(required, 1)})
     return {Path: Path("/a.mp4"), float: place / 8, int: place, str: "a", bool: True}[kind]
 
