@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import Ltx2rtError
+from ltx2rt.trace import active
 
 
 class Cancelled(Ltx2rtError):
@@ -78,6 +79,8 @@ class Job:
         started = self._started.setdefault(stage, now)
         elapsed = now - started
         self.timings_s[stage] = elapsed
+        if (trace := active()) is not None:
+            trace.step(stage, step, total)
         eta = elapsed / step * (total - step) if step else None
         if self.on_progress is not None:
             self.on_progress(Progress(stage, step, total, elapsed, eta, detail))

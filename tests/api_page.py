@@ -22,7 +22,7 @@ SECTIONS = {
     "Further inputs of a pipeline": re.compile(r"Inputs$|^TimeWindow$"),
     "Results": re.compile(r"Clip$|^Record$|^record_in$|^open_latents$"),
     "Long clips": {"Segment", "join_clips", "make_long"},
-    "Progress": {"Job", "Preview", "Progress"},
+    "Progress": {"Job", "Preview", "Progress", "Span", "Trace"},
     "Prompt enhancement": {"EnhanceConfig", "enhance_prompt"},
     "Errors": re.compile(r"Error$|^Cancelled$"),
 }  # fmt: skip

@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from ltx2rt.backends.binding import Binding
+from ltx2rt.backends.binding import Place
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
 from ltx2rt.backends.layer_memory import LayerMemory
 from ltx2rt.backends.stack import Call, Constants, OnLayer, Part, StackParts, ready
 from ltx2rt.device.arena import ALIGNMENT, aligned
-from ltx2rt.device.device import Graph
+from ltx2rt.device.device import Graph, Stream
 from ltx2rt.engine import Array, Engine, Shaped
 from ltx2rt.errors import InternalError
+from ltx2rt.trace import COMPUTE
 from ltx2rt.weights.floats import as_float32
 
 Outputs = Mapping[str, DeviceTensor]
 
 
+class Binding(Protocol):
+    """What is set in an engine; see `binding.Binding`."""
+
+    def bind(self, feeds: Mapping[str, DeviceTensor], place: Place) -> dict[str, DeviceTensor]: ...
+
+    def can_be_captured(self, stream: Stream) -> bool: ...
+
+
 class DeviceEngine(Engine, Protocol):
-    """What a stack needs of an engine on a device; see `TrtEngine`."""
+    """What a stack needs of an engine on a device; see `TrtEngine`. Bindings are its own."""
 
     def new_binding(self) -> Binding: ...
 
-    def bind_weights(
-        self, weights: Mapping[str, Shaped], binding: Binding | None = None
-    ) -> None: ...
+    def bind_weights(self, weights: Mapping[str, Shaped], binding: Any) -> None: ...
 
-    def run(self, binding: Binding) -> None: ...
+    def run(self, binding: Any) -> None: ...
 
 
 class DeviceStack:
@@ -107,6 +115,7 @@ class DeviceStack:
             else:
                 outputs = self._enqueue(states, on_layer)
             results = self._download(outputs)
+            self._memory.timeline.collect()
             if not self._begun and self._memory.is_planned:
                 self._memory.drop_buffers()
         return results
@@ -117,6 +126,7 @@ class DeviceStack:
             self._closed = True
             self._memory.device.activate()
             self._memory.synchronize()
+            self._memory.timeline.collect()
             self._bindings.clear()
             self._weights.close()
             if self._memory.is_planned:
@@ -150,8 +160,10 @@ class DeviceStack:
                 constants.passes[key] = _Pass(outputs)
             return outputs
         if taken.graph is None:
-            taken.graph = self._memory.device.capture(lambda: self._enqueue([state], None))
-        taken.graph.launch()
+            with self._memory.timeline.pause():
+                taken.graph = self._memory.device.capture(lambda: self._enqueue([state], None))
+        with self._span(f"{self._parts.head.engine.spec.component} to tail, replayed"):
+            taken.graph.launch()
         return taken.outputs
 
     def _can_be_captured(self) -> bool:
@@ -176,7 +188,8 @@ class DeviceStack:
             feeds = self._feeds(part, number - 1, state, weights)
             outputs = binding.bind(feeds, partial(self._place, number, state))
             engine.bind_weights(weights, binding)
-            engine.run(binding)
+            with self._span(f"{engine.spec.component} {number}"):
+                engine.run(binding)
             for output, tensor in outputs.items():
                 state.tensors[self._key(engine, output)] = tensor
             if number == 0:
@@ -184,6 +197,10 @@ class DeviceStack:
             found.append(outputs)
         self._weights.ran(number)
         return found
+
+    def _span(self, name: str) -> AbstractContextManager[None]:
+        """What is enqueued meanwhile, in a trace."""
+        return self._memory.timeline.span(self._memory.device.compute, COMPUTE, name)
 
     def _binding(self, number: int) -> Binding:
         engine = self._sequence[number].engine

@@ -26,6 +26,8 @@ class RunOptions:
         preview: write a small .gif or .webp of what is being made, anew while it is sampled.
         preview_every: after every so many-th step.
         work_dir: keep every finished stage here; with --resume OUTPUT.work if left out.
+        trace: write what ran when: stages, engines, GPU streams, uploads, the encoder; a Chrome
+            trace (.json) for chrome://tracing or Perfetto.
         resume: go on after the last finished stage of this same request; clips that it finished are
             left alone.
     """
@@ -40,6 +42,7 @@ class RunOptions:
     preview: Path | None = None
     preview_every: int = 1
     work_dir: Path | None = None
+    trace: Path | None = None
     resume: bool = False
 
     def __post_init__(self) -> None:

@@ -38,6 +38,7 @@ from ltx2rt.media.files import (
     writing,
 )
 from ltx2rt.media.resample import resample
+from ltx2rt.trace import ENCODER, span
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -285,9 +286,10 @@ class VideoWriter:
         return min(end, track.length) if kept else end
 
     def _encode_video(self, frame: VideoFrame | None) -> None:
-        for packet in self._video.encode(frame):
-            packet.duration = 1  # the muxer cannot guess that of the last frame
-            self._container.mux(packet)
+        with span(ENCODER, f"frame {self.num_frames}" if frame is not None else "the last frames"):
+            for packet in self._video.encode(frame):
+                packet.duration = 1  # the muxer cannot guess that of the last frame
+                self._container.mux(packet)
 
     def _finish(self) -> None:
         self._encode_video(None)
