@@ -35,6 +35,7 @@ from ltx2rt.pipelines.dub_it import DubItInputs as DubItInputs
 from ltx2rt.pipelines.dub_it import DubItPipeline as DubItPipeline
 from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs as HDRICLoraInputs
 from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraPipeline as HDRICLoraPipeline
+from ltx2rt.pipelines.ic_lora import GuidedICLoraPipeline as GuidedICLoraPipeline
 from ltx2rt.pipelines.ic_lora import ICLoraInputs as ICLoraInputs
 from ltx2rt.pipelines.ic_lora import ICLoraPipeline as ICLoraPipeline
 from ltx2rt.pipelines.kept import open_latents as open_latents

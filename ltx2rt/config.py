@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ltx2rt.errors import Field, InternalError, OptionError, Problem, ShapeError
 from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.frame_sizes import frame_size
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
@@ -196,6 +197,8 @@ class GenerationConfig:
             it is made, with other LoRAs, noise levels or prompt if they are named.
         after: the clip goes on from this one: begins with its last frames and their sound.
         before: the clip leads to this one: ends with its first frames and their sound.
+        stage_2_tile: stage 2 works in overlapping tiles no larger than this (1920x1088, 1080p):
+            for 1440p and 4K, which no model was trained on. The sound is that of stage 1.
         embeddings: a file of text contexts instead of the text encoder (`read_embeddings`).
         user_prompt: what the user wrote, where `prompt` is an enhanced one; only recorded.
     """
@@ -216,6 +219,7 @@ class GenerationConfig:
     stage_2_sampler: Sampler | None = None
     stage_2_sigmas: tuple[float, ...] | None = None
     stage_2_loras: tuple[Lora, ...] | None = None
+    stage_2_tile: str | None = None
     audio: Path | None = None
     audio_start_time: float = 0.0
     audio_max_duration: float | None = None
@@ -244,6 +248,11 @@ class GenerationConfig:
             TilingConfig.parse(self.tiling)
         except (OptionError, ShapeError) as error:
             problems += error.problems
+        if self.stage_2_tile is not None:
+            try:
+                frame_size(self.stage_2_tile)
+            except OptionError as error:
+                problems += error.problems
         for name in ("sampler", "stage_2_sampler"):
             if (sampler := getattr(self, name)) not in (None, *SAMPLERS):
                 problems.append(

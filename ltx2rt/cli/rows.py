@@ -147,6 +147,10 @@ ROWS: Mapping[str, dict[str, Any]] = {
     "config.stage_2_sigmas": {
         "group": SAMPLING, "help": "noise levels of stage 2, falling, ending in 0"
     },
+    "config.stage_2_tile": {
+        "metavar": "SIZE", "help": "stage 2 in overlapping tiles no larger than this, such as "
+        "1920x1088 or 1080p: for 1440p and 4k"
+    },
     "config.stage_2_loras": {
         "name": "--stage-2-lora", "help": "in stage 2 these instead of those of --lora: others, or "
         "other strengths; strength 0 for none (repeatable)",

@@ -25,6 +25,7 @@ PIPELINES: dict[str, tuple[str, str]] = {
     "dfr": ("dfr", "DFRPipeline"),
     "hdr-ic-lora": ("hdr_ic_lora", "HDRICLoraPipeline"),
     "ic-lora": ("ic_lora", "ICLoraPipeline"),
+    "ic-lora-guided": ("ic_lora", "GuidedICLoraPipeline"),
     "upscale": ("upscale", "UpscalePipeline"),
 }
 

@@ -35,7 +35,13 @@ def stage_option_problems(
     if not two_stage:
         problems += [
             Problem(Field(name), f" is for pipelines of two stages; {pipeline} has one")
-            for name in ("stage_2_sampler", "stage_2_sigmas", "stage_2_loras", "latents")
+            for name in (
+                "stage_2_sampler",
+                "stage_2_sigmas",
+                "stage_2_loras",
+                "stage_2_tile",
+                "latents",
+            )
             if getattr(config, name) is not None
         ]
     return problems

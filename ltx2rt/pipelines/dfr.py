@@ -82,7 +82,9 @@ class DFRPipeline(Pipeline):
     )
     requires: ClassVar[tuple[str, ...]] = TWO_STAGE
     two_stage: ClassVar[bool] = True
-    unused: ClassVar[tuple[str, ...]] = ("generated_keyframes", "hdr", *MEDIA_FIELDS)
+    unused: ClassVar[tuple[str, ...]] = (
+        "generated_keyframes", "hdr", "stage_2_tile", *MEDIA_FIELDS,
+    )  # fmt: skip
     auto_duration: ClassVar[bool] = True
     Inputs: ClassVar[type[Any] | None] = DFRInputs
 

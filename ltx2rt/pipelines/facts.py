@@ -18,7 +18,8 @@ from ltx2rt.results.record import record_in
 
 #: fields of `GenerationConfig` that ask for something unless they are empty
 GIVEN_FIELDS: tuple[str, ...] = (
-    "images", "generated_keyframes", "hdr", "stage_2_loras", "audio", "after", "before",
+    "images", "generated_keyframes", "hdr", "stage_2_loras", "stage_2_tile", "audio", "after",
+    "before",
 )  # fmt: skip
 #: fields of `GenerationConfig` about sound and clips that exist
 MEDIA_FIELDS: tuple[str, ...] = (

@@ -31,11 +31,13 @@ from ltx2rt.engine import Array
 from ltx2rt.errors import InternalError, OptionError
 from ltx2rt.latents.conditioning import ConditioningItem
 from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.frame_sizes import frame_size
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape, VideoPixelShape
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HDR_FORMATS, HdrFormat
 from ltx2rt.names import SPATIAL_UPSAMPLER
 from ltx2rt.pipelines.engines import Engines
+from ltx2rt.pipelines.refine_tiles import cut_to_tile, refine_in_tiles, spatial_tiles
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 from ltx2rt.results.latent_file import LatentFile
@@ -358,9 +360,28 @@ class Run:
         steps (spec/pipelines.md §0.5).
 
         Args:
-            audio: what to do with the audio; default: refine that of stage 1.
+            audio: what to do with the audio; default: refine that of stage 1. In tiles
+                (`GenerationConfig.stage_2_tile`) it stays as stage 1 made it.
         """
         scale = STAGE2_DISTILLED[0]
+        if (size := self.config.stage_2_tile) is not None:
+            upsampled, factors = self.upsample(first.video), self.engines.scale_factors
+            height, width = frame_size(size)
+            most = max(height // factors.height, 2), max(width // factors.width, 2)
+            video = refine_in_tiles(
+                self,
+                upsampled,
+                spatial_tiles(upsampled.shape[2:], most),
+                STAGE2_DISTILLED,
+                context,
+                loras,
+                lambda tile: [cut_to_tile(item, tile) for item in video_items],
+                audio or self.audio(initial=first.audio, noise_scale=0.0, frozen=True),
+                sampler,
+            )
+            if first.audio is not None:
+                self.latents["stage_2.audio"] = first.audio
+            return StageResult(video=video, audio=first.audio)
         return self.stage(
             "stage_2",
             STAGE2_DISTILLED,

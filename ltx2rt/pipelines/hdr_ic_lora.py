@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,9 +37,9 @@ from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts
+from ltx2rt.pipelines.refine_tiles import latent_box, refine_in_tiles
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
-from ltx2rt.sampling.noise import TorchGenerator
 from ltx2rt.sampling.schedules import DISTILLED, HDR_STAGE2
 from ltx2rt.weights.safetensors import SafetensorsFile
 
@@ -93,7 +92,7 @@ class HDRICLoraPipeline(Pipeline):
     default_size: ClassVar[tuple[int, int] | None] = None
     makes_exr: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = (
-        "images", "generated_keyframes", "hdr", "stage_2_loras", *MEDIA_FIELDS,
+        "images", "generated_keyframes", "hdr", "stage_2_loras", "stage_2_tile", *MEDIA_FIELDS,
     )  # fmt: skip
     Inputs: ClassVar[type[Any] | None] = HDRICLoraInputs
 
@@ -216,30 +215,14 @@ class HDRICLoraPipeline(Pipeline):
     ) -> Array:
         """Stage 2: overlapping tiles of the clip, each with noise of its own."""
         axes = refine_tiles(upsampled.shape[2:], TILES, OVERLAPS)
-        result = np.zeros_like(upsampled)
-        for index, tile in enumerate(product(*axes)):
-            box = latent_box(*(axis.source for axis in tile))
-            latent = upsampled[box]
-            shown = [cut_reference(reference, tile) for reference in references]
-            refined = run.stage(
-                f"stage_2_tile_{index + 1}",
-                HDR_STAGE2,
-                context,
-                run.config.loras,
-                video=run.video_part(
-                    latent,
-                    noise_scale=HDR_STAGE2[0],
-                    items=[part for part in shown if part.latent.size],  # a short one has ended
-                ),
-                audio=None,
-                overrides=run.stage_2_overrides,
-                generator=TorchGenerator(run.config.seed + index),
-            )
-            assert refined.video is not None
-            time, row, column = (axis.weights for axis in tile)
-            result[box] += refined.video * (time[:, None, None] * row[:, None] * column)
-        run.latents["stage_2.video"] = result
-        return result
+
+        def shown(tile: Sequence[AxisTile]) -> list[ReferenceVideo]:
+            parts = [cut_reference(reference, tile) for reference in references]
+            return [part for part in parts if part.latent.size]  # a short one has ended
+
+        return refine_in_tiles(
+            run, upsampled, axes, HDR_STAGE2, context, run.config.loras, shown, None
+        )
 
 
 def encoder_tiling(text: str) -> TilingConfig | None:
@@ -266,11 +249,6 @@ def cut_reference(reference: ReferenceVideo, tile: Sequence[AxisTile]) -> Refere
         slice(side.start // reference.downscale, side.stop // reference.downscale) for side in sides
     ]
     return replace(reference, latent=reference.latent[latent_box(time, *scaled)])
-
-
-def latent_box(time: slice, rows: slice, columns: slice) -> tuple[slice, ...]:
-    """The index of a part of a latent `[B, C, F, H, W]`."""
-    return (slice(None), slice(None), time, rows, columns)
 
 
 def lora_files(loras: Sequence[Lora]) -> list[SafetensorsFile]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,10 +21,9 @@ from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.metadata import reference_downscale_problems, reference_factors
 from ltx2rt.media.sound import probe_audio
 from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
-from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.inputs import (
-    encode_prompts,
     encode_sound,
     image_items,
     read_sound,
@@ -47,7 +47,8 @@ class ICLoraInputs:
         attention_strength: how much the clip and the references attend to each other, 0 to 1.
         attention_mask: a video or image: white where clip and references attend to each other,
             black where they do not.
-        skip_stage_2: stop after stage 1, at half the height and width.
+        skip_stage_2: stop after stage 1, at half the height and width; ic-lora-guided: at all of
+            it, which takes as many steps as stage 1 has.
         reference_downscale: how much smaller than the clip the LoRA wants its reference, for files
             that do not say it; by default what the file says, else 1.
     """
@@ -89,7 +90,7 @@ class ICLoraInputs:
             raise OptionError("the ic-lora pipeline cannot generate", problems)
 
 
-class ICLoraPipeline(Pipeline):
+class ICLoraPipeline(GuidedPipeline):
     """Prompt, reference videos or a voice (and images) to a clip with sound, with a distilled model
     and IC-LoRAs. Their metadata says how much smaller and slower the references are shown. Stage 2
     works without any LoRA and without the references; with a reference voice it leaves the sound
@@ -100,13 +101,15 @@ class ICLoraPipeline(Pipeline):
     summary: ClassVar[str] = (
         "A clip that follows reference videos (depth, pose, ...) or a voice, by an IC-LoRA."
     )
+    guided: ClassVar[bool] = False
+    counterpart: ClassVar[str | None] = "ic-lora-guided"
     requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, VIDEO_ENCODER)
     two_stage: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes", "stage_2_loras")
     Inputs: ClassVar[type[Any]] = ICLoraInputs
 
     def prepare(self, request: Request) -> Request:
-        """As `Pipeline.prepare`.
+        """As `GuidedPipeline.prepare`.
 
         Raises:
             OptionError: references or the mask cannot be read, LoRAs contradict each other, the
@@ -170,44 +173,76 @@ class ICLoraPipeline(Pipeline):
         downscale, _ = factors(request.config.loras, request.inputs)
         return super().size_multiple(request) * downscale
 
+    def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
+        """The user's; stage 2 works without any."""
+        return [request.config.loras, ()]
+
     def generate(self, run: Run) -> Clip:
         inputs: ICLoraInputs = run.request.inputs
-        loras = run.config.loras
-        downscale, temporal_scale = factors(loras, inputs)
-        stages = {"stage_1": 2} if inputs.skip_stage_2 else {"stage_1": 2, "stage_2": 1}
+        loras = self.stage_loras(run.request)
+        downscale, temporal_scale = factors(run.config.loras, inputs)
+        divisor = 1 if self.guided and inputs.skip_stage_2 else 2
+        stages = {"stage_1": divisor} if inputs.skip_stage_2 else {"stage_1": divisor, "stage_2": 1}
         items = image_items(run, stages)
         mask = inputs.attention_mask
         references = reference_items(
             run,
             "stage_1",
             inputs.references,
-            2,
+            divisor,
             downscale=downscale,
             temporal_scale=temporal_scale,
             attention_strength=inputs.attention_strength,
-            attention_mask=None if mask is None else load_mask(mask, run.pixels(2), run.shown(2)),
+            attention_mask=None
+            if mask is None
+            else load_mask(mask, run.pixels(divisor), run.shown(divisor)),
         )
         audio = given_audio(run)
         voice = []
         if inputs.reference_audio is not None:
             sound = encode_sound(run, read_sound(inputs.reference_audio))
             voice.append(ReferenceAudio.before_start(sound))
-        context = encode_prompts(run, [run.config.prompt])
+        context, guidance = self.encode(run)
         first = run.stage(
             "stage_1",
-            DISTILLED,
+            self.stage_1_sigmas(run),
             context,
-            loras,
-            video=run.video(2, items=[*items["stage_1"], *references]),
+            loras[0],
+            video=run.video(divisor, items=[*items["stage_1"], *references]),
             audio=audio or run.audio(items=voice),
             overrides=run.stage_1_overrides,
+            guidance=guidance,
         )
         if inputs.skip_stage_2:
             return self.clip(run, first.video, first.audio)
         if voice:
             audio = run.audio(initial=first.audio, noise_scale=0.0, frozen=True)
-        second = run.refine(first, context, video_items=items["stage_2"], audio=audio)
+        second = run.refine(first, context, loras[1], video_items=items["stage_2"], audio=audio)
         return self.clip(run, second.video, first.audio if voice else second.audio)
+
+    def stage_1_sigmas(self, run: Run) -> Sequence[float]:
+        """Noise levels of stage 1; a distilled model has a table of its own."""
+        if not self.guided or run.guidance.num_inference_steps is None:
+            return DISTILLED
+        return self.sigmas(run.guidance)
+
+
+class GuidedICLoraPipeline(ICLoraPipeline):
+    """As `ICLoraPipeline`, with guidance: for IC-LoRAs on a model that is not distilled. Stage 2
+    has the distilled LoRA and those of `stage_2_loras`, which may repeat some of stage 1.
+    """
+
+    name: ClassVar[str] = "ic-lora-guided"
+    summary: ClassVar[str] = "As ic-lora, with guidance: for a model that is not distilled."
+    guided: ClassVar[bool] = True
+    counterpart: ClassVar[str | None] = "ic-lora"
+    unused: ClassVar[tuple[str, ...]] = ("generated_keyframes",)
+
+    def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
+        """The user's of each stage; stage 2 adds the distilled one."""
+        assert request.guidance is not None
+        config, distilled = request.config, request.guidance.distilled_lora
+        return [config.loras, (*(config.stage_2_loras or ()), *((distilled,) if distilled else ()))]
 
 
 def factors(loras: tuple[Lora, ...], inputs: ICLoraInputs) -> tuple[int, int]:

@@ -264,6 +264,29 @@ def test_an_image_may_be_a_short_video(pipe: DistilledPipeline, tmp_path: Path, 
         pipe(dataclasses.replace(SMALL, num_frames=25, images=(late,)))
 
 
+def test_stage_2_in_tiles(pipe: DistilledPipeline, tmp_path: Path) -> None:
+    """Conditions are cut to the tiles, which cover the picture; the sound is that of stage 1."""
+    path = tmp_path / "x.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 192, 3), np.uint8)).save(path)
+    images = (ImageCondition(path=path, crf=0),)
+    config = dataclasses.replace(SMALL, width=192, images=images)
+    clip = pipe(dataclasses.replace(config, stage_2_tile="128x64"))
+    tiles = [name for name in clip.record.stages if name.startswith("stage_2")]
+    assert tiles == ["stage_2_tile_1", "stage_2_tile_2"]
+    want = pipe.engines.video_encoder().encode(image_to_vae_input(path, 64, 192, 0))
+    np.testing.assert_allclose(clip.video_latent[:, :, :1], want, atol=1e-5)
+    parts = [clip.latents[f"{name}.video"] for name in tiles]
+    assert [part.shape[4] for part in parts] == [4, 4]
+    np.testing.assert_allclose(clip.video_latent[..., :2], parts[0][..., :2], atol=1e-6)
+    np.testing.assert_allclose(clip.video_latent[..., 4:], parts[1][..., 2:], atol=1e-6)
+    between = clip.video_latent[..., 2:4]
+    low = np.minimum(parts[0][..., 2:], parts[1][..., :2])
+    assert (between >= low - 1e-5).all()
+    np.testing.assert_array_equal(clip.audio_latent, clip.latents["stage_1.audio"])
+    whole = pipe(dataclasses.replace(config, stage_2_tile="4k"))
+    assert [n for n in whole.record.stages if n.startswith("stage_2")] == ["stage_2_tile_1"]
+
+
 def test_one_frame(pipe: DistilledPipeline, tmp_path: Path) -> None:
     clip = pipe(dataclasses.replace(SMALL, num_frames=1))
     assert clip.video_latent.shape == (1, 128, 1, 2, 2)
