@@ -187,7 +187,7 @@ class GenerationConfig:
         stage_2_loras: in stage 2, and what follows it, instead of `loras`: others, or the same at
             other strengths.
         audio: a sound or video file whose sound the clip gets as it is, at its own rate (mono is
-            doubled to stereo, more channels are mixed down to it); the picture follows it. Where no
+            doubled to stereo, 5.1 and 7.1 stay what they are); the picture follows it. Where no
             number of frames is named, the clip is as long as the sound, at most 20 seconds.
         audio_start_time: where in that file the clip begins, in seconds.
         audio_max_duration: read no more seconds of it than this; default: as many as the clip

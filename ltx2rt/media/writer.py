@@ -107,8 +107,8 @@ class VideoWriter:
                 stream (a pipe), which gets a fragmented mp4.
             width, height: pixels, even.
             frame_rate: frames per second, see `exact_frame_rate`.
-            audio: `[2, N]` float waveform and its sampling rate (kept, one that AAC knows; Opus
-                takes others than its own at 48,000 Hz).
+            audio: `[2, N]` float waveform (or 5.1, 7.1) and its sampling rate (kept, one that AAC
+                knows; Opus takes others than its own at 48,000 Hz).
             fragmented: playable while it grows, a fragment per second (mp4 and mov only).
             metadata: tags of the file, e.g. title, comment; any key is allowed.
             fit_audio: cut the sound, or pad it with silence, to the length of the picture,

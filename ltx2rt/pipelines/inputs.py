@@ -22,6 +22,7 @@ from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.shapes import VideoScaleFactors, rendered_size
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
+from ltx2rt.media.audio import LAYOUTS
 from ltx2rt.media.image import resize_and_pad
 from ltx2rt.media.sound import mixed_down, probe_audio, read_audio
 from ltx2rt.names import (
@@ -216,12 +217,23 @@ def reference_items(
     return items
 
 
-def read_sound(path: Path, start_s: float = 0.0, max_duration_s: float | None = None) -> Sound:
+def read_sound(
+    path: Path,
+    start_s: float = 0.0,
+    max_duration_s: float | None = None,
+    *,
+    keep_channels: bool = False,
+) -> Sound:
     """A window of a file's sound, `[2, N]` float32, and its own rate in Hz; mono is doubled, more
     than two channels are mixed down, with a warning.
+
+    Args:
+        keep_channels: it is only copied: 5.1 and 7.1 stay what they are.
     """
     waveform, rate = read_audio(path, start_s, max_duration_s)
     info = probe_audio(path)
+    if keep_channels and info.layout.partition("(")[0] in LAYOUTS.values():
+        return waveform, rate
     if info.channels > 2:
         warnings.warn(
             f"the sound of '{path}' has {info.channels} channels ({info.layout}): it is mixed down "

@@ -238,12 +238,13 @@ def _targets(
     return video, replace(audio, initial=fit_latent(latent, audio.shape.num_frames))
 
 
-def _source_sound(run: Run) -> Sound:
-    return read_sound(run.request.inputs.video, 0.0, run.pixels().duration_s)
+def _source_sound(run: Run, *, keep_channels: bool = False) -> Sound:
+    path, seconds = run.request.inputs.video, run.pixels().duration_s
+    return read_sound(path, 0.0, seconds, keep_channels=keep_channels)
 
 
 def _kept_sound(run: Run) -> Sound | None:
     """The source's own sound where it is not made anew. Upstream ships what the VAE makes of it."""
     own: RetakeInputs = run.request.inputs
     kept = not own.windows("audio") and _has_sound(own)
-    return _source_sound(run) if kept else None
+    return _source_sound(run, keep_channels=True) if kept else None

@@ -30,8 +30,9 @@ def given_audio(run: Run) -> ModalityRequest[AudioLatentShape] | None:
     """
     if run.config.audio is None:
         return None
-    run.sound = sound_of(run.config)
-    latent = encode_sound(run, run.sound)
+    run.sound = sound_of(run.config, keep_channels=True)
+    heard = run.sound if len(run.sound[0]) == 2 else sound_of(run.config)
+    latent = encode_sound(run, heard)
     steps = run.audio().shape.num_frames
     return run.audio(initial=crop_latent(latent, steps), noise_scale=0.0, frozen=True)
 
@@ -56,7 +57,7 @@ def with_soundtrack(
     check_rate(probe_audio(config.audio).sampling_rate)
     asked = config.num_frames
     limit_s = asked.max_s + 1 if isinstance(asked, AutoDuration) else None
-    waveform, rate = sound_of(config, limit_s)
+    waveform, rate = sound_of(config, limit_s, keep_channels=True)
     if isinstance(asked, AutoDuration):
         waveform = _within(waveform, rate, config, asked)
     steps = audio_steps(waveform.shape[1], rate)
@@ -83,14 +84,19 @@ def with_soundtrack(
     )
 
 
-def sound_of(config: GenerationConfig, seconds: float | None = None) -> Sound:
-    """The part of the file that the clip hears; `seconds` where its length is not known yet."""
+def sound_of(
+    config: GenerationConfig, seconds: float | None = None, *, keep_channels: bool = False
+) -> Sound:
+    """The part of the file that the clip hears; `seconds` where its length is not known yet, and
+    `keep_channels` as of `read_sound`.
+    """
     assert config.audio is not None
     if seconds is None:
         seconds = config.frame_count / config.frame_rate
     if config.audio_max_duration is not None:
         seconds = config.audio_max_duration
-    return read_sound(config.audio, config.audio_start_time, seconds)
+    start = config.audio_start_time
+    return read_sound(config.audio, start, seconds, keep_channels=keep_channels)
 
 
 def _within(

@@ -276,4 +276,4 @@ def sound_of(inputs: UpscaleInputs) -> tuple[NDArray[np.float32], int] | None:
     """The source's own sound, see `read_sound`."""
     if inputs.is_image or not probe_video(inputs.source).has_audio:
         return None
-    return read_sound(inputs.source)
+    return read_sound(inputs.source, keep_channels=True)

@@ -44,7 +44,7 @@ class Clip:
         sampling_rate: of decoded sound, in Hz.
         frame_rate: frames per second.
         waveform: sound that is finished, `[2, N]` float32 and its rate in Hz, instead of
-            `audio_latent`.
+            `audio_latent`; `[6, N]` or `[8, N]` where 5.1 or 7.1 is kept.
         crop: frames, height and width of the finished picture, where the decoded one is larger.
         frame_step: every so many-th decoded frame is kept.
         cut_audio: `audio` ends with the picture, where `audio_latent` lasts longer.
@@ -144,8 +144,8 @@ class Clip:
 
     @property
     def audio(self) -> NDArray[np.float32]:
-        """Waveform float32 `[2, N]` in [-1, 1] at `audio_sampling_rate`; not cut to the video's
-        length; N is 0 for a clip without sound.
+        """Waveform float32 `[2, N]` in [-1, 1] at `audio_sampling_rate`, with more channels where
+        kept sound has them; not cut to the video's length; N is 0 for a clip without sound.
         """
         if self.waveform is None:
             if self.audio_latent is None:

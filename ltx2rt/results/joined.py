@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ltx2rt.engine import F32, Array
 from ltx2rt.errors import OptionError
+from ltx2rt.media.audio import LAYOUTS
 from ltx2rt.media.color import unit_float
 from ltx2rt.media.encoding import VideoEncoding, sound_codec, stored_rate
 from ltx2rt.media.image import resize_and_crop
@@ -156,7 +157,8 @@ def _fitted(stretch: Stretch, length: int, sampling_rate: int) -> F32:
     """The sound of a stretch, as long as its picture, as a new array."""
     if stretch.sound is None:
         return np.zeros((2, length), np.float32)
-    wave = resample(stretch.sound[0], stretch.sound[1], sampling_rate)[:, :length]
+    heard = mixed_down(stretch.sound[0], LAYOUTS[len(stretch.sound[0])], stretch.sound[1])
+    wave = resample(heard, stretch.sound[1], sampling_rate)[:, :length]
     return np.pad(wave, ((0, 0), (0, length - wave.shape[1])))
 
 
