@@ -7,8 +7,9 @@ goes into the stages is made by `inputs`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ from ltx2rt.latents.conditioning import ConditioningItem
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.frame_sizes import frame_size
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape, VideoPixelShape
+from ltx2rt.latents.tiling import AxisTile
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HDR_FORMATS, HdrFormat
 from ltx2rt.names import SPATIAL_UPSAMPLER
 from ltx2rt.pipelines.engines import Engines
-from ltx2rt.pipelines.refine_tiles import cut_to_tile, refine_in_tiles, spatial_tiles
+from ltx2rt.pipelines.refine_tiles import Tile, cut_to_tile, latent_box, spatial_tiles
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 from ltx2rt.results.latent_file import LatentFile
@@ -368,8 +370,7 @@ class Run:
             upsampled, factors = self.upsample(first.video), self.engines.scale_factors
             height, width = frame_size(size)
             most = max(height // factors.height, 2), max(width // factors.width, 2)
-            video = refine_in_tiles(
-                self,
+            video = self.refine_tiles(
                 upsampled,
                 spatial_tiles(upsampled.shape[2:], most),
                 STAGE2_DISTILLED,
@@ -394,3 +395,43 @@ class Run:
             overrides=self.stage_2_overrides,
             sampler=sampler,
         )
+
+    def refine_tiles(
+        self,
+        upsampled: Array,
+        axes: Sequence[Sequence[AxisTile]],
+        sigmas: Sequence[float],
+        context: TextContext,
+        loras: Sequence[Lora],
+        items: Callable[[Tile], Sequence[ConditioningItem]],
+        audio: ModalityRequest[AudioLatentShape] | None,
+        sampler: Sampler = "euler",
+    ) -> Array:
+        """Refine a latent `[1, C, F, H, W]` in overlapping tiles and blend them; every tile has
+        positions of its own, as in training, and noise of its own. Kept as `stage_2.video`.
+
+        Args:
+            axes: tiles along time, height and width.
+            sigmas: noise levels.
+            items: conditioning of a tile.
+            audio: what every tile hears, frozen; None: nothing.
+        """
+        result = np.zeros_like(upsampled)
+        for index, tile in enumerate(product(*axes)):
+            box = latent_box(*(axis.source for axis in tile))
+            refined = self.stage(
+                f"stage_2_tile_{index + 1}",
+                sigmas,
+                context,
+                loras,
+                video=self.video_part(upsampled[box], noise_scale=sigmas[0], items=items(tile)),
+                audio=audio,
+                overrides=self.stage_2_overrides,
+                sampler=sampler,
+                generator=TorchGenerator(self.config.seed + index),
+            )
+            assert refined.video is not None
+            time, row, column = (axis.weights for axis in tile)
+            result[box] += refined.video * (time[:, None, None] * row[:, None] * column)
+        self.latents["stage_2.video"] = result
+        return result

@@ -37,7 +37,7 @@ from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts
-from ltx2rt.pipelines.refine_tiles import latent_box, refine_in_tiles
+from ltx2rt.pipelines.refine_tiles import latent_box
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED, HDR_STAGE2
@@ -220,9 +220,7 @@ class HDRICLoraPipeline(Pipeline):
             parts = [cut_reference(reference, tile) for reference in references]
             return [part for part in parts if part.latent.size]  # a short one has ended
 
-        return refine_in_tiles(
-            run, upsampled, axes, HDR_STAGE2, context, run.config.loras, shown, None
-        )
+        return run.refine_tiles(upsampled, axes, HDR_STAGE2, context, run.config.loras, shown, None)
 
 
 def encoder_tiling(text: str) -> TilingConfig | None:

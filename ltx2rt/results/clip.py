@@ -304,9 +304,26 @@ class Clip:
         """Write `latents` as safetensors, to decode (`open_latents`), go on from
         (`GenerationConfig.latents`) or compare later.
         """
-        from ltx2rt.results.latent_file import write_latents
+        from ltx2rt.results.latent_file import Finish, write_latents
 
-        write_latents(path, self)
+        given = self.waveform if self.audio_latent is None else None
+        finish = Finish(
+            sound_rate=given[1] if given else 0,
+            frame_rate=self.frame_rate,
+            crop=self.crop,
+            frame_step=self.frame_step,
+            cut_audio=self.cut_audio,
+            hdr=self.hdr,
+        )
+        write_latents(
+            path,
+            self.latents,
+            {"video": self.video_latent, "audio": self.audio_latent},
+            given[0] if given else None,
+            finish,
+            self.generators,
+            self.tags(),
+        )
 
     def tags(self) -> dict[str, str]:
         """What a file of this clip says about itself: `metadata`, and the `record` from which the

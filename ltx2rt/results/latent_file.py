@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,9 +18,6 @@ from ltx2rt.plain_data import from_plain, parse_json, to_plain
 from ltx2rt.results.record import Record, record_in
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
-
-if TYPE_CHECKING:
-    from ltx2rt.results.clip import Clip
 
 _FINISH, _GENERATORS = "ltx2rt_finish", "ltx2rt_generators"
 #: the state of the random generator that decoding goes on from
@@ -48,43 +44,49 @@ class Finish:
     hdr: HdrFormat | None = None
 
 
-def write_latents(path: str | Path, clip: Clip) -> None:
-    """Write the latents of a clip with its tags, as one safetensors file.
+def write_latents(
+    path: str | Path,
+    latents: Mapping[str, Array],
+    decoded: Mapping[str, Array | None],
+    sound: Array | None,
+    finish: Finish,
+    generators: Mapping[str, Array],
+    tags: Mapping[str, str],
+) -> None:
+    """Write the latents of a clip, as one safetensors file.
+
+    Args:
+        latents: of every stage.
+        decoded: what the decoders of `video` and `audio` get, among those or not.
+        sound: the clip's finished sound.
+        finish: how they become a clip; their names are filled in.
+        generators: states of the random generator, by stage.
+        tags: of the clip.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
-    tensors = dict(clip.latents)
+    tensors = dict(latents)
     names: dict[str, str | None] = {}
-    for part, latent in (("video", clip.video_latent), ("audio", clip.audio_latent)):
-        found = next((n for n, kept in clip.latents.items() if kept is latent), None)
+    for part, latent in decoded.items():
+        found = next((n for n, kept in latents.items() if kept is latent), None)
         if latent is not None and found is None:
             found = f"final.{part}"
             tensors[found] = latent
         names[part] = found
-    given = clip.waveform if clip.audio_latent is None else None
-    if given is not None:
-        tensors["sound"] = given[0]
-    finish = Finish(
-        **names,
-        sound_rate=given[1] if given else 0,
-        frame_rate=clip.frame_rate,
-        crop=clip.crop,
-        frame_step=clip.frame_step,
-        cut_audio=clip.cut_audio,
-        hdr=clip.hdr,
-    )
+    if sound is not None:
+        tensors["sound"] = sound
     states = {
         n: base64.b64encode(np.ascontiguousarray(state, "<u8").tobytes()).decode()
-        for n, state in clip.generators.items()
+        for n, state in generators.items()
     }
-    tags = {
+    metadata = {
         "ltx2rt": __version__,
-        **clip.tags(),
-        _FINISH: json.dumps(to_plain(finish)),
+        **tags,
+        _FINISH: json.dumps(to_plain(finish) | names),
         _GENERATORS: json.dumps(states),
     }
-    write_safetensors(path, {n: np.ascontiguousarray(t) for n, t in tensors.items()}, tags)
+    write_safetensors(path, {n: np.ascontiguousarray(t) for n, t in tensors.items()}, metadata)
 
 
 class LatentFile:

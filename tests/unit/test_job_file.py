@@ -387,7 +387,7 @@ def test_variables_fill_in_texts(tmp_path: Path) -> None:
     path.write_text(json.dumps({"prompt": "a ${animal}"}))
     assert job_file.read_job(path)[0]["prompt"] == "a ${animal}"
     path.write_text(json.dumps({"variables": {"animla": "cat"}, "prompt": "a ${animal}"}))
-    with pytest.raises(OptionError, match="variable animal is not known; did you mean animla"):
+    with pytest.raises(OptionError, match="variable 'animal' is unknown; did you mean 'animla'"):
         job_file.read_job(path)
     path.write_text(json.dumps({"variables": ["cat"], "prompt": "a"}))
     with pytest.raises(OptionError, match="variables is not a table of texts and numbers"):
