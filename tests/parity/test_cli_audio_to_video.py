@@ -148,7 +148,7 @@ def test_refused_before_anything_is_loaded(
     ("pipeline", "more"),
     [
         ("distilled", ()),
-        ("one-stage", ("--num-inference-steps", 2)),
+        ("one-stage", ("--video-stg-guidance-scale", 0, "--a2v-guidance-scale", 1)),
         ("two-stage", ()),  # a distilled model needs no LoRA
         ("two-stage-hq", ()),
         ("keyframe", ("--image", "IMAGE@8")),
@@ -161,7 +161,9 @@ def test_sound_for_every_pipeline(
     Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(image)
     sound = sound_file(folder / "0.8.wav", 0.8)  # 21 latent steps: 17 frames of 24 fps
     ask = ["generate", demo_bundle, "--pipeline", pipeline, "--prompt", "a bell", "--height", 64,
-           "--width", 64, "--threads", 1, "--quiet", "--json"]  # fmt: skip
+           "--width", 64, "--threads", 1, "--quiet", "--json", "--sigmas", 1, 0.5, 0]  # fmt: skip
+    if pipeline != "one-stage":
+        ask += ["--stage-2-sigmas", 0.9, 0]
     more = tuple(str(m).replace("IMAGE", str(image)) for m in more)
     made = make([*ask, *more], folder / pipeline, "--audio", sound)
     assert made.json["num_frames"] == 17

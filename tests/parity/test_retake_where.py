@@ -21,6 +21,9 @@ from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.media_files import video_file
 
+#: two steps are enough to see what is kept
+FEW: dict[str, Any] = {"sigmas": (1.0, 0.5, 0.0)}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -59,12 +62,13 @@ def test_parts_of_picture_and_sound_apart(pipe: RetakePipeline, source: Path) ->
         video=source,
         video_parts=(TimeWindow(start=0.4, end=0.45), TimeWindow(start=0, end=0.01)),
         audio_parts=(TimeWindow(start=0.2, end=0.3),),
+        **FEW,
     )
     video, audio = latents(clip)
     kept = is_kept(video, encoded(pipe, read_video_frames(source)))
     assert [bool(f.all()) for f in kept] == [False, True, False]
     assert not kept[[0, 2]].any()
-    sound = pipe(prompt="a", video=source, start_time=0, end_time=1, regenerate_audio=False)
+    sound = pipe(prompt="a", video=source, start_time=0, end_time=1, regenerate_audio=False, **FEW)
     kept = is_kept(audio, latents(sound)[1])
     assert np.flatnonzero(~kept).tolist() == [5, 6, 7, 8]  # steps begin at 0.04 k - 0.03 s
 
@@ -74,7 +78,7 @@ def test_mask(pipe: RetakePipeline, source: Path, folder: Path) -> None:
     pixels = np.zeros((64, 96), np.uint8)
     pixels[:32, 30:40] = 255
     Image.fromarray(pixels).save(folder / "mask.png")
-    clip = pipe(prompt="a", video=source, mask=folder / "mask.png")
+    clip = pipe(prompt="a", video=source, mask=folder / "mask.png", **FEW)
     kept = is_kept(latents(clip)[0], encoded(pipe, read_video_frames(source)))
     assert kept.shape == (3, 2, 3)
     assert (~kept).tolist() == [[[True, True, False], [False] * 3]] * 3
@@ -85,13 +89,13 @@ def test_mask(pipe: RetakePipeline, source: Path, folder: Path) -> None:
 
     with VideoWriter(folder / "mask.mp4", 96, 64, 24) as writer:
         writer.write(moving)
-    clip = pipe(prompt="a", video=source, mask=folder / "mask.mp4", start_time=0, end_time=9)
+    clip = pipe(prompt="a", video=source, mask=folder / "mask.mp4", start_time=0, end_time=9, **FEW)
     kept = is_kept(latents(clip)[0], encoded(pipe, read_video_frames(source)))
     assert (~kept).tolist() == [[[False] * 3] * 2] * 2 + [[[False] * 3, [True] * 3]]
 
 
 def test_outpaint(pipe: RetakePipeline, source: Path, folder: Path) -> None:
-    clip = pipe(prompt="a", video=source, outpaint="130x100")
+    clip = pipe(prompt="a", video=source, outpaint="130x100", **FEW)
     assert (clip.height, clip.width) == (100, 130)
     frames = np.pad(read_video_frames(source), ((0, 0), (0, 36), (0, 34), (0, 0)), mode="edge")
     frames = np.pad(frames, ((0, 0), (0, 28), (0, 30), (0, 0)), mode="reflect")
@@ -120,7 +124,7 @@ def test_images(pipe: RetakePipeline, source: Path, folder: Path) -> None:
     path = folder / "photo.png"
     Image.fromarray(np.full((64, 96, 3), (250, 10, 10), np.uint8)).save(path)
     images = (ImageCondition(path=path, crf=0),)
-    clip = pipe(prompt="a", video=source, start_time=0, end_time=0.2, images=images)
+    clip = pipe(prompt="a", video=source, start_time=0, end_time=0.2, images=images, **FEW)
     want = pipe.engines.video_encoder().encode(image_to_vae_input(path, 64, 96, 0))
     assert is_kept(latents(clip)[0][:, :, :1], want).all()
 
