@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, simple_denoise
+from ltx2rt.components.identity import identity_denoise
 from ltx2rt.components.preview import LatentColours
 from ltx2rt.components.stage_trace import StageTrace, StageTracer, entry_tensors
 from ltx2rt.components.text_encoder import TextContext
@@ -174,11 +175,12 @@ def run_stage(
     trace: StageTrace | None = None,
     guidance: Guidance | None = None,
     colours: LatentColours | None = None,
+    identity: float = 0.0,
 ) -> StageResult:
     """Denoise video and audio together, guided or (without `guidance`) with one pass a step.
 
     Draws the video noise, then the audio noise from `generator` (spec/sampling.md §8). `colours`
-    makes previews for the job.
+    makes previews for the job; `identity` is the scale of identity guidance.
     """
     asked = Streams[ModalityRequest[Any]](request.video, request.audio)
     fresh = Streams(_video_state(request), _audio_state(request))
@@ -204,6 +206,10 @@ def run_stage(
         on_passes = None if tracer is None else tracer.on_passes
         denoise = GuidedDenoiser(transformer, states, context, guidance, on_passes)
         unconditional = denoise.unconditional
+    if identity:
+        denoise = identity_denoise(
+            denoise, transformer, states, context, identity, guided=guidance is not None
+        )
     if tracer is not None:
         denoise = tracer.denoise(denoise)
     if colours is not None and states.video is not None:

@@ -235,6 +235,7 @@ class Run:
         ancestral_eta: float = 1.0,
         frame_rate: float | None = None,
         generator: TorchGenerator | None = None,
+        identity: float = 0.0,
     ) -> StageResult:
         """Run one stage and keep its latents. A stage that the run's store has is not run again.
 
@@ -244,6 +245,7 @@ class Run:
             ancestral_seed, ancestral_eta: see `StageRequest`.
             frame_rate: of the stage, where it is not the clip's.
             generator: what the noise is drawn from, where it is not the run's.
+            identity: scale of identity guidance, for sound with reference tokens.
         """
         if not self.config.with_audio:
             audio = None
@@ -279,6 +281,7 @@ class Run:
                 self.trace,
                 guidance,
                 colours,
+                identity,
             )
             if self.store is not None:
                 self.store.save(name, self.stages[name], result.arrays, generator)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ class ICLoraInputs:
         reference_audio: a sound or video file whose voice speaks in the clip, for a LoRA trained
             to keep a speaker (an ID-LoRA). It is shown before the start of the clip
             (spec/conditioning.md §2.4).
+        identity_guidance: how much nearer the voice comes to the reference, at one more pass a
+            step; 0 for none, 3 is what others use.
         attention_strength: how much the clip and the references attend to each other, 0 to 1.
         attention_mask: a video or image: white where clip and references attend to each other,
             black where they do not.
@@ -55,6 +58,7 @@ class ICLoraInputs:
 
     references: tuple[ReferenceFile, ...] = ()
     reference_audio: Path | None = None
+    identity_guidance: float = 0.0
     attention_strength: float = 1.0
     attention_mask: Path | None = None
     skip_stage_2: bool = False
@@ -70,6 +74,15 @@ class ICLoraInputs:
                     ") or a voice (",
                     Field("reference_audio"),
                     ")",
+                )
+            )
+        scale = self.identity_guidance
+        if not (math.isfinite(scale) and scale >= 0):
+            problems.append(Problem(Field("identity_guidance"), f"={scale} is not 0 or more"))
+        elif scale and self.reference_audio is None:
+            problems.append(
+                Problem(
+                    Field("identity_guidance"), " means nothing without ", Field("reference_audio")
                 )
             )
         if not self.references:
@@ -212,6 +225,7 @@ class ICLoraPipeline(GuidedPipeline):
             audio=audio or run.audio(items=voice),
             overrides=run.stage_1_overrides,
             guidance=guidance,
+            identity=inputs.identity_guidance,
         )
         if inputs.skip_stage_2:
             return self.clip(run, first.video, first.audio)

@@ -18,6 +18,7 @@ from ltx2rt.lora.files import Lora
 from ltx2rt.media.reader import probe_video
 from ltx2rt.media.sound import read_audio
 from ltx2rt.media.writer import VideoWriter
+from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.dub_it import DubItPipeline
 from ltx2rt.pipelines.ic_lora import GuidedICLoraPipeline, ICLoraInputs, ICLoraPipeline
 from ltx2rt.sampling.guidance import GuiderParams
@@ -118,6 +119,28 @@ def test_guided(
         assert (whole.height, whole.width) == (128, 128)
 
 
+def test_identity_guidance(pipe: ICLoraPipeline, demo_bundle: Path, folder: Path) -> None:
+    """The estimate of the sound is what the definition says of those with and without the voice."""
+    voice = sound_file(folder / "voice.wav", 0.3)
+    ask = GenerationConfig(prompt="a", height=64, width=64, num_frames=9, sigmas=(1.0, 0.0))
+    found = {}
+    for scale in (0.0, 2.5):
+        trace = StageTrace()
+        own = ICLoraInputs(reference_audio=voice, identity_guidance=scale, skip_stage_2=True)
+        pipe(ask, inputs=own, trace=trace)
+        found[scale] = trace.tensors
+    with DistilledPipeline(open_bundle(demo_bundle), RuntimeConfig(threads=1)) as alone:
+        trace = StageTrace()
+        alone(dataclasses.replace(ask, stage_2_sigmas=(0.9, 0.0)), trace=trace)
+    name, count = "stage_1.eval00.audio.denoised", 9
+    with_voice, without = found[0.0][name][:, :count], trace.tensors[name][:, :count]
+    assert np.abs(with_voice - without).max() > 1e-4
+    want = with_voice + 2.5 * (with_voice - without)
+    np.testing.assert_allclose(found[2.5][name][:, :count], want, atol=1e-5)
+    picture = "stage_1.eval00.video.denoised"
+    np.testing.assert_array_equal(found[2.5][picture], found[0.0][picture])
+
+
 def test_attention_strength_and_mask(pipe: ICLoraPipeline, folder: Path, reference: Path) -> None:
     white_left = np.zeros((9, 128, 128, 3), np.uint8)
     white_left[:, :, :64] = 255
@@ -209,6 +232,8 @@ def test_a_voice_alone_is_enough(
     ("flags", "parts"),
     [
         ([], ["needs at least one reference video (--reference) or a voice (--reference-audio)"]),
+        (["--reference", "REFERENCE", "--identity-guidance", 2], ["means nothing without --ref"]),
+        (["--reference-audio", "VOICE", "--identity-guidance", -1], ["=-1.0 is not 0 or more"]),
         (["--reference-audio", "absent.wav"], ["absent.wav", "no such file"]),
         (
             [
