@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from ltx2rt.errors import Ltx2rtError
 from ltx2rt.trace import active
+
+if TYPE_CHECKING:  # what only shows progress imports no numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Cancelled(Ltx2rtError):

@@ -34,7 +34,7 @@ def stage_option_problems(
         )
     if not two_stage:
         problems += [
-            Problem(Field(name), f" is for pipelines of two stages; {pipeline} has one")
+            Problem(Field(f"config.{name}"), f" is for pipelines of two stages; {pipeline} has one")
             for name in (
                 "stage_2_sampler",
                 "stage_2_sigmas",

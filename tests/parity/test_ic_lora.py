@@ -114,7 +114,7 @@ def test_guided(
         assert np.abs(other.latents["stage_1.video"] - want.latents["stage_1.video"]).max() > 1e-3
         assert other.record.stages["stage_2"]["loras"] == other.record.stages["stage_1"]["loras"]
         alone = dataclasses.replace(inputs, skip_stage_2=True)
-        whole = guided(ask, inputs=alone)
+        whole = guided(dataclasses.replace(ask, stage_2_sigmas=None), inputs=alone)
         assert whole.latents["stage_1.video"].shape[2:] == (2, 4, 4)
         assert (whole.height, whole.width) == (128, 128)
 

@@ -90,7 +90,7 @@ def test_a_first_stage_is_taken_over(demo_bundle: Path, kept: Path, folder: Path
     ("command", "flags", "parts"),
     [
         ("decode", ("--stage", "stage_3"), ["holds no latents of stage_3; it has", "stage_2"]),
-        ("decode", ("--tiling", "8x8"), ["--tiling"]),
+        ("decode", ("--tiling", "8x8"), ["a tile size of 8 is not"]),
         ("generate", ("--size", "256x256"), ["the first stage of this clip has 4x4"]),
         ("generate", ("--num-frames", 17), ["shape (1, 128, 2, 1, 2)", "(1, 128, 3, 1, 2)"]),
         ("generate", ("--pipeline", "one-stage"), ["--latents is for pipelines of two stages"]),

@@ -131,8 +131,7 @@ def plan(folder: Path, **changed: object) -> Path:
         {"prompt": "a lake"}, {"prompt": "a boat", "seed": 7}, {"prompt": "a bell"},
     ]  # fmt: skip
     size = {"height": 64, "width": 64, "num_frames": 25}
-    few = {"sigmas": [1.0, 0.5, 0.0], "stage_2_sigmas": [0.9, 0.0]}
-    data = {**size, **few, "seed": 3, "segments": segments, **changed}
+    data = {**size, "seed": 3, "segments": segments, **changed}
     path = folder / "plan.json"
     path.write_text(json.dumps(data))
     return path
