@@ -23,6 +23,9 @@ COMMANDS = {
     "decode": "decode latents that were saved, with other tiles or to another output",
     "long": "make minutes of video: a plan of segments that go on from each other",
     "join": "write clips as one, cross-faded over frames that they share",
+    "serve": "serve the video API and a page",
+    "client": "generate on a server, and save the clip while it is made",
+    "triton": "write a model repository for Triton Inference Server",
     "pipelines": "list the pipelines: what each takes and needs",
     "inspect": "explain a checkpoint, LoRA, upsampler, Gemma folder, bundle or engine",
     "lora": "merge LoRA files into one, or explain one",
@@ -98,6 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spell = getattr(command, "spell", Field.own_name)  # a command may call fields by its flags
         print(f"ltx2rt: error: {error.told(spell)}", file=sys.stderr)
         print_notes(error)
+        return EXIT_USER_ERROR
+    except ModuleNotFoundError as error:  # a build that has to export, without PyTorch
+        from ltx2rt.cli.common import missing_package
+
+        missing = missing_package(error)
+        if not isinstance(missing, Ltx2rtError):
+            raise
+        print(f"ltx2rt: error: {missing}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as error:
         print("\nltx2rt: interrupted; partial output was removed.", file=sys.stderr)

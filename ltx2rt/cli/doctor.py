@@ -14,7 +14,7 @@ from typing import Any
 from ltx2rt import __version__
 from ltx2rt.backends.engine_checks import runs_on
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
-from ltx2rt.bundle.memory import layer_bytes, stage_weight_bytes
+from ltx2rt.bundle.memory import host_memory_bytes, layer_bytes, stage_weight_bytes
 from ltx2rt.cli import cache
 from ltx2rt.cli.common import print_json
 from ltx2rt.device.cuda import driver_cuda, local_gpu
@@ -23,7 +23,8 @@ from ltx2rt.errors import OptionError, UnsupportedError
 
 PACKAGES = {
     "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow"),
-    "export": ("torch", "onnx", "onnxscript", "transformers"),
+    "build": ("onnx",),
+    "export": ("torch", "onnxscript", "transformers"),
 }
 
 
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "memory_bytes": memory_bytes(),
+        "memory_bytes": host_memory_bytes(),
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "packages": {g: {p: installed(p) for p in names} for g, names in PACKAGES.items()}
         | {
@@ -67,11 +68,38 @@ def run(options: argparse.Namespace) -> int:
         report["card"] = card_plan(options)
     elif options.shape is not None:
         raise OptionError("--shape needs --memory SIZE.")
+    report["can"], report["verdict"] = verdict(report)
     if options.json:
         print_json(report)
     else:
         print(text(report))
-    return 0
+    return 0 if report["can"] else 1
+
+
+def verdict(report: dict[str, Any]) -> tuple[bool, str]:
+    """Whether this machine can do what was asked about, in one sentence that says what to do."""
+    bundle, card = report.get("bundle"), report["gpu"]
+    if "card" in report:
+        return True, "a card of that size can run this bundle."
+    if bundle is None:
+        building = "build" if report["packages"]["build"]["onnx"] else "not build (onnx is missing)"
+        where = f"on {card['name']} and on the CPU" if card["name"] else "on the CPU only"
+        return True, f"this machine can generate {where}, and {building} bundles."
+    targets = tuple(bundle["targets"])
+    if targets and not (card["name"] and runs_on(targets, card["target"])):
+        has = f"has {card['name']} ({card['target']})" if card["name"] else "shows no GPU"
+        return False, (
+            f"this machine cannot run the bundle: its engines run on {', '.join(targets)}, and it "
+            f"{has}; build it anew with --for this or --for cpu."
+        )
+    worst = max(bundle["stage_weight_bytes"].values(), default=0)
+    here = report["memory_bytes"]
+    if not targets and here and worst > here:
+        return False, (
+            f"this machine cannot run the bundle: its largest stage needs {gib(worst)} of weights, "
+            f"and there are {gib(here)} of memory; build it for a GPU (--for rtx4090, ...)."
+        )
+    return True, "this machine can run the bundle."
 
 
 def installed(package: str) -> str | None:
@@ -98,14 +126,6 @@ def cache_report() -> dict[str, Any]:
         return cache.describe(cache_dir())
     except OptionError as error:
         return {"folder": None, "problem": str(error)}
-
-
-def memory_bytes() -> int | None:
-    """Physical memory, where the system tells."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
@@ -182,11 +202,7 @@ def text(report: dict[str, Any]) -> str:
         )
         lines += [f"  {stage}: {gib(n)}" for stage, n in bundle["stage_weight_bytes"].items()]
         targets = tuple(bundle["targets"])
-        if targets and not (card["name"] and runs_on(targets, card["target"])):
-            lines.append(f"  its engines run on {', '.join(targets)} only, not on this machine")
         worst = max(bundle["stage_weight_bytes"].values(), default=0)
-        if report["memory_bytes"] and worst > report["memory_bytes"]:
-            lines.append("  this machine has less memory than the largest stage needs")
         if targets and card["name"] and worst > card["memory_bytes"]:
             lines.append(
                 "  the GPU has less memory than that: layers of the transformer without room are "
@@ -196,6 +212,7 @@ def text(report: dict[str, Any]) -> str:
         shape = f" and {card_report['shape']}" if card_report["shape"] else ""
         lines.append(f"plan for a card of {gib(card_report['memory_bytes'])}{shape}:")
         lines += [f"  {line}" for line in card_report["text"].splitlines()]
+    lines.append(f"verdict: {report['verdict']}")
     return "\n".join(lines)
 
 

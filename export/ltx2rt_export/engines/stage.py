@@ -29,7 +29,7 @@ from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes, holding_weights
-from ltx2rt_export.onnx import Export, ExportedGraph
+from ltx2rt_export.graph import Export, ExportedGraph
 
 
 @dataclass(frozen=True, slots=True)
