@@ -20,6 +20,7 @@ from PIL import Image
 from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.pipelines.retake_inputs import RetakeInputs
 from ltx2rt.service.events import error_event, percent
 from ltx2rt.service.http.forms import frames_of, read_fields, read_form
 from ltx2rt.service.jobs import JobRow, JobStore
@@ -197,3 +198,9 @@ def test_progress_never_goes_back() -> None:
         seen.append(percent(stage, step, total, seen[-1]))
     assert seen == sorted(seen)
     assert seen[-1] == 99
+
+
+def test_a_larger_picture_around_a_clip_is_limited_too() -> None:
+    own = RetakeInputs(video=Path("a.mp4"), outpaint="9000x9000")
+    request = Request(config=GenerationConfig(prompt="a"), inputs=own)
+    assert any("pixels are asked for" in problem for problem in Limits().problems(request))
