@@ -12,6 +12,7 @@ from PIL import Image
 
 from ltx2rt.errors import OptionError, UnsupportedError
 from ltx2rt.media.animation import animation_text, frame_times_ms, write_animation
+from ltx2rt.media.audio import write_audio
 from ltx2rt.media.color import rgb_to_yuv422p10, to_uint8
 from ltx2rt.media.encoding import ENCODERS, FILE_CODECS, VideoEncoding
 from ltx2rt.media.reader import probe_video, read_tags, read_video_frames
@@ -165,3 +166,22 @@ def test_wrong_animations(tmp_path: Path, name: str, rate: int, quality: int, pa
         write_animation(tmp_path / name, iter(()), 9, Fraction(rate), "", quality)
     assert part in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
+def test_channels_of_kept_sound_stay(tmp_path: Path, name: str) -> None:
+    wave = np.stack(
+        [np.sin(np.arange(48000) * (2 * np.pi * f / 48000)) for f in range(200, 800, 100)]
+    )
+    sound = (0.3 * wave).astype(np.float32), 48000
+    with VideoWriter(tmp_path / name, 64, 64, 24, sound) as writer:
+        writer.write(patches(24))
+    read, rate = read_audio(tmp_path / name)
+    assert (rate, len(read)) == (48000, 6)
+    for index in (0, 1, 2, 4, 5):  # index 3 is the low-frequency channel, which codecs cut
+        spectrum = np.abs(np.fft.rfft(read[index, : 48000 // 2]))
+        assert abs(int(spectrum.argmax()) * 2 - (200 + 100 * index)) <= 4
+    write_audio(tmp_path / "a.wav", *sound)
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav")[0], sound[0], atol=1e-4)
+    with pytest.raises(OptionError, match=r"cannot hold the 5\.1 sound"):
+        write_audio(tmp_path / "a.mp3", *sound)

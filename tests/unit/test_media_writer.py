@@ -116,25 +116,6 @@ def test_missing_sound_is_silence_and_kept_sound_is_kept(tmp_path):
     assert 9000 <= short.shape[1] < 9000 + AAC_FRAME
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
-def test_channels_of_kept_sound_stay(tmp_path, name):
-    wave = np.stack(
-        [np.sin(np.arange(RATE) * (2 * np.pi * f / RATE)) for f in range(200, 800, 100)]
-    )
-    sound = (0.3 * wave).astype(np.float32), RATE
-    with VideoWriter(tmp_path / name, 64, 64, 24, sound) as writer:
-        writer.write(patches(24))
-    read, rate = read_audio(tmp_path / name)
-    assert (rate, len(read)) == (RATE, 6)
-    for index in (0, 1, 2, 4, 5):  # index 3 is the low-frequency channel, which codecs cut
-        spectrum = np.abs(np.fft.rfft(read[index, : RATE // 2]))
-        assert abs(int(spectrum.argmax()) * 2 - (200 + 100 * index)) <= 4
-    write_audio(tmp_path / "a.wav", *sound)
-    np.testing.assert_allclose(read_audio(tmp_path / "a.wav")[0], sound[0], atol=1e-4)
-    with pytest.raises(OptionError, match=r"cannot hold the 5\.1 sound"):
-        write_audio(tmp_path / "a.mp3", *sound)
-
-
 def test_colours_and_tags(tmp_path):
     path = write(tmp_path / "a.mp4", 3, audio_samples=0)
     with av.open(str(path)) as container:

@@ -20,6 +20,7 @@ from PIL import Image
 from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake_inputs import RetakeInputs
 from ltx2rt.service.events import error_event, percent
 from ltx2rt.service.http.forms import frames_of, read_fields, read_form
