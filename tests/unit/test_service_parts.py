@@ -46,7 +46,7 @@ def test_the_schema_has_every_field() -> None:
     assert {*config} == names - REFUSED.keys()
     assert config["seed"] == {"type": "integer", "description": "of all noise", "default": 10}
     assert schema["properties"]["pipeline"]["enum"] == [*PIPELINES]
-    assert schema["$defs"]["RetakeInputs"]["required"] == ["video", "start_time", "end_time"]
+    assert schema["$defs"]["RetakeInputs"]["required"] == ["video"]
     assert schema["$defs"]["Lora"]["additionalProperties"] is False
 
 
