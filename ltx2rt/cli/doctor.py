@@ -14,12 +14,16 @@ from typing import Any
 from ltx2rt import __version__
 from ltx2rt.backends.engine_checks import runs_on
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
+from ltx2rt.bundle.host_plan import plan_host
+from ltx2rt.bundle.manifest import Manifest
 from ltx2rt.bundle.memory import host_memory_bytes, layer_bytes, stage_weight_bytes
 from ltx2rt.cli import cache
 from ltx2rt.cli.common import print_json
+from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.device.cuda import driver_cuda, local_gpu
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.weights.precision import PRECISIONS
 
 PACKAGES = {
     "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow"),
@@ -38,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory",
         metavar="SIZE",
-        help="plan the memory of a card of that size (24GiB), which need not be here",
+        help="plan a card of that size (24GiB), or a machine for a bundle that runs on a CPU; "
+        "neither need be here",
     )
     parser.add_argument(
         "--shape", metavar="WxHxN", help="for clips of this shape only; default all of the bundle"
@@ -80,7 +85,10 @@ def verdict(report: dict[str, Any]) -> tuple[bool, str]:
     """Whether this machine can do what was asked about, in one sentence that says what to do."""
     bundle, card = report.get("bundle"), report["gpu"]
     if "card" in report:
-        return True, "a card of that size can run this bundle."
+        if "regions" in report["card"]:
+            return True, "a card of that size can run this bundle."
+        fits = report["card"]["fits"]
+        return fits, f"a machine of that size {'can' if fits else 'cannot'} run this bundle."
     if bundle is None:
         building = "build" if report["packages"]["build"]["onnx"] else "not build (onnx is missing)"
         where = f"on {card['name']} and on the CPU" if card["name"] else "on the CPU only"
@@ -92,7 +100,12 @@ def verdict(report: dict[str, Any]) -> tuple[bool, str]:
             f"this machine cannot run the bundle: its engines run on {', '.join(targets)}, and it "
             f"{has}; build it anew with --for this or --for cpu."
         )
-    worst = max(bundle["stage_weight_bytes"].values(), default=0)
+    host = bundle.get("host")
+    if host is not None and not host["fits"]:
+        return False, f"this machine cannot run the bundle: {host['text']}"
+    streamed = {"denoise"} if host is not None else set()  # its layers need not all be held
+    stages = bundle["stage_weight_bytes"].items()
+    worst = max((size for stage, size in stages if stage not in streamed), default=0)
     here = report["memory_bytes"]
     if not targets and here and worst > here:
         return False, (
@@ -144,6 +157,28 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
         "targets": sorted({t for e in engines for t in e.targets}),
         "component_weight_bytes": sizes,
         "stage_weight_bytes": stage_weight_bytes(manifest),
+        "host": host_report(manifest, machine_bytes()),
+    }
+
+
+def host_report(manifest: Manifest, memory_bytes: int) -> dict[str, Any] | None:
+    """Which layers of the transformer a CPU keeps in memory, or why it cannot run them; None for a
+    bundle that runs on a GPU.
+    """
+    entries = manifest.components.values()
+    if not all(PRECISIONS[e.precision].on_cpu and not e.engines for e in entries):
+        return None
+    try:
+        made = plan_host(manifest, memory_bytes, resident=False)
+    except UnsupportedError as error:
+        return {"memory_bytes": memory_bytes, "fits": False, "text": str(error)}
+    return {
+        "memory_bytes": memory_bytes,
+        "fits": True,
+        "layers": len(made.layers),
+        "kept_layers": made.kept,
+        "streams_layers": made.streams,
+        "text": made.text(),
     }
 
 
@@ -160,6 +195,10 @@ def card_plan(options: argparse.Namespace) -> dict[str, Any]:
         raise OptionError("--memory plans for a bundle: name one.")
     manifest = open_bundle(options.bundle, weights_dir=options.weights_dir).manifest
     memory = parse_memory(options.memory)
+    if (host := host_report(manifest, memory)) is not None:
+        if options.shape is not None:
+            raise OptionError("--shape plans the activations of a GPU; this bundle runs on a CPU.")
+        return {"shape": None, **host}
     made = plan_card(options.bundle, manifest, memory, options.shape, resident=False)
     return {
         "memory_bytes": memory,
@@ -202,6 +241,8 @@ def text(report: dict[str, Any]) -> str:
         )
         lines += [f"  {stage}: {gib(n)}" for stage, n in bundle["stage_weight_bytes"].items()]
         targets = tuple(bundle["targets"])
+        if bundle["host"] is not None:
+            lines.append(f"  on this machine's CPU {bundle['host']['text']}")
         worst = max(bundle["stage_weight_bytes"].values(), default=0)
         if targets and card["name"] and worst > card["memory_bytes"]:
             lines.append(
@@ -210,7 +251,8 @@ def text(report: dict[str, Any]) -> str:
             )
     if card_report := report.get("card"):
         shape = f" and {card_report['shape']}" if card_report["shape"] else ""
-        lines.append(f"plan for a card of {gib(card_report['memory_bytes'])}{shape}:")
+        what = "card" if "regions" in card_report else "machine"
+        lines.append(f"plan for a {what} of {gib(card_report['memory_bytes'])}{shape}:")
         lines += [f"  {line}" for line in card_report["text"].splitlines()]
     lines.append(f"verdict: {report['verdict']}")
     return "\n".join(lines)

@@ -97,6 +97,13 @@ def test_doctor_plans_memory(demo_bundle: Path, demo_model: dict[str, Path]) -> 
     ends = sizes["text_head"] + sizes["text_tail"]
     assert stages["encode prompt"] == ends + blocks  # its layers are held one at a time
     assert stages["denoise"] > sizes["transformer_block"]
+    host = report["host"]
+    assert host["kept_layers"] == host["layers"] == 3
+    planned = ltx2rt("doctor", demo_bundle, "--memory", "64GiB").out
+    assert "plan for a machine of 64.00 GiB:\n  the 3 layers of the transformer take" in planned
+    expect_user_error(
+        ltx2rt("doctor", demo_bundle, "--memory", "64GiB", "--shape", "64x64x9"), "runs on a CPU"
+    )
     outcome = ltx2rt("doctor", demo_bundle)
     assert outcome.code == 0
     text = outcome.out

@@ -23,6 +23,7 @@ from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import apply_custom_ops, operators_for, require_compiler
+from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
 from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
@@ -73,7 +74,7 @@ class EngineStage:
         graph = apply_custom_ops(
             graph, backend=backend, target=target, precision=precision, mode=self.custom_ops
         )
-        return graph if builder is None else fold_transposes(graph)
+        return use_linear_attention(graph) if builder is None else fold_transposes(graph)
 
     def add(
         self,
