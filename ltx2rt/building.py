@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
@@ -60,11 +62,8 @@ def build(
         OptionError, ShapeError: an option is not allowed.
         ModuleNotFoundError: a package of the extra is not installed.
     """
-    from ltx2rt_export import bundle as export
-    from ltx2rt_export.build_config import BuildConfig
-    from ltx2rt_export.choose import chosen_precision, options_for
-    from ltx2rt_export.engines.plan import check_card
-
+    export, choose = _export("bundle"), _export("choose")
+    make_config = _export("build_config").BuildConfig
     places = {
         "checkpoint": checkpoint,
         "gemma": gemma,
@@ -80,13 +79,13 @@ def build(
         **{name: str(Path(p).absolute()) for name, p in places.items() if p is not None},
     )
     values: dict[str, Any] = {"backend": backend, "target": tuple(target)}
-    chosen = options_for(card) if card is not None else {}
+    chosen = choose.options_for(card) if card is not None else {}
     values |= {name: value for name, value in chosen.items() if not values[name]}
-    values["backend"] = values["backend"] or BuildConfig().backend
+    values["backend"] = values["backend"] or make_config().backend
     files = export.open_inputs(inputs)
-    config = BuildConfig(
+    config = make_config(
         **values,
-        precision=chosen_precision(values, files) if precision == "auto" else precision,
+        precision=choose.chosen_precision(values, files) if precision == "auto" else precision,
         shapes=tuple(shapes),
         components=tuple(components),
         copy_weights=copy_weights,
@@ -94,6 +93,11 @@ def build(
         cache_dir=None if cache_dir is None else Path(cache_dir),
     )
     export.check_target(Path(output), force=force)
-    check_card(files, inputs, config)
+    _export("engines.plan").check_card(files, inputs, config)
     export.build_bundle(files, inputs, Path(output), config, Job(callback))
     return open_bundle(output)
+
+
+def _export(name: str) -> ModuleType:
+    """A module of `ltx2rt_export`: what runs bundles does not import what builds them."""
+    return importlib.import_module(f"ltx2rt_export.{name}")
