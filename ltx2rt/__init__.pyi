@@ -3,6 +3,7 @@ type checkers read it as it is, and `docs/api.md` is made from it (`python -m te
 Everything else may change in any release.
 """
 
+from ltx2rt.building import build as build
 from ltx2rt.bundle.bundle import Bundle as Bundle
 from ltx2rt.bundle.bundle import open_bundle as open_bundle
 from ltx2rt.components.enhance import EnhanceConfig as EnhanceConfig

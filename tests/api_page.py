@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[1] / "docs/api.md"
 
 #: heading -> which names stand below it; a name belongs to the first that takes it
 SECTIONS = {
-    "Bundles": {"Bundle", "open_bundle"},
+    "Bundles": {"Bundle", "build", "open_bundle"},
     "What to make, and how": {
         "AutoDuration", "GenerationConfig", "GuidanceConfig", "GuiderParams", "GuiderSchedule",
         "ImageCondition", "Lora", "ReferenceFile", "RuntimeConfig",

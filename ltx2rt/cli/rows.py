@@ -81,11 +81,11 @@ def image(text: str) -> dict[str, Any]:
 #: place of a field -> what its flag has otherwise than `spelling` says
 ROWS: Mapping[str, dict[str, Any]] = {
     "config.prompt": {
-        "help": "describes the clip; @ names a file that holds the text",
+        "aliases": ("-p",), "help": "describes the clip; @ names a file that holds the text",
         "metavar": "TEXT|@FILE", "convert": text_or_file,
     },
     "config.seed": {
-        "help": "one a clip (repeatable)", "metavar": "N[,N...]",
+        "aliases": ("-s",), "help": "one a clip (repeatable)", "metavar": "N[,N...]",
         "convert": parse_seeds, "action": "extend", "read": lambda seeds: seeds[0],
     },
     "config.height": {"help": SIZE},

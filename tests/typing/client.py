@@ -15,6 +15,8 @@ def progress(report: ltx2rt.Progress) -> None:
 
 
 def make(folder: str) -> None:
+    built: ltx2rt.Bundle = ltx2rt.build(folder, checkpoint="c.safetensors", card="rtx4090")
+    print(built.folder)
     bundle = ltx2rt.open_bundle(folder)
     assert_type(bundle, ltx2rt.Bundle)
     job = ltx2rt.Job(on_progress=progress)
