@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli import generate as generate_command
+from ltx2rt.cli.batch_devices import on_devices, parse_devices, parse_shard
 from ltx2rt.cli.fields import all_flags, spell
 from ltx2rt.cli.flags import key_of
 from ltx2rt.cli.job_file import read_flags
@@ -29,7 +32,9 @@ OUTPUTS = {"output", "frames", "audio_output", "save_latents"}
 #: flags of the whole batch, which win
 SHARED = ("threads", "spinning", "max_batch_size", "device", "weights_dir", "quiet")
 #: keys that a job of a batch may not have; a stream is under its name before it is complete
-REFUSED = {"resume", "work_dir", "save_embeddings", "trace", "stream", "fragmented"}
+REFUSED = {
+    "resume", "work_dir", "save_embeddings", "trace", "stream", "fragmented", "preview",
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +52,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="skip jobs whose output is there already"
     )
     parser.add_argument("--json", action="store_true", help="results are lines of JSON anyway")
+    parser.add_argument(
+        "--devices", type=parse_devices, metavar="N,N", help="a process each; cpu,cpu without GPUs"
+    )
+    parser.add_argument(
+        "--shard", type=parse_shard, metavar="I/N", help="only every N-th clip, from the I-th on"
+    )
     for key in SHARED:
         flag = all_flags()[key]
         parser.add_argument(flag.name, **flag.arguments())
+
+
+#: what this process has open
+_bundles: dict[Path, Bundle] = {}
+_pipes: dict[tuple[str, RuntimeConfig], Pipeline] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,33 +89,61 @@ def run(options: argparse.Namespace) -> int:
     """Every result is a line of JSON on stdout; 1 if a job failed."""
     from ltx2rt.media.files import check_folder
 
+    if options.devices is not None and options.device is not None:
+        raise OptionError("--device and --devices exclude each other.")
     jobs = read_jobs(options)
     check_folder(options.output)
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
     options.output.mkdir(parents=True, exist_ok=True)
     failed = False
-    pipes: dict[tuple[str, RuntimeConfig], Pipeline] = {}
     try:
-        for job in jobs:
-            result = {"job": job.number, "output": str(job.output.paths[0])}
-            if options.resume and job.is_done:
-                result["skipped"] = True
-            else:
-                try:
-                    result |= _made(job, bundle, pipes)
-                except Ltx2rtError as error:
-                    failed = True
-                    result["error"] = error.told(spell)
+        for job, made in _results(jobs, bundle, options):
+            result = {"job": job.number, "output": str(job.output.paths[0]), **made}
+            failed = failed or "error" in result
             print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
     finally:
-        for pipe in pipes.values():
-            pipe.close()
+        _close()
     return EXIT_FAILED_JOBS if failed else 0
 
 
-def _made(
-    job: BatchJob, bundle: Bundle, pipes: dict[tuple[str, RuntimeConfig], Pipeline]
+def _results(
+    jobs: list[BatchJob], bundle: Bundle, options: argparse.Namespace
+) -> Iterator[tuple[BatchJob, dict[str, Any]]]:
+    """What became of every job: in their order, or as several devices make them."""
+    if options.shard is not None:
+        jobs = jobs[options.shard.index :: options.shard.count]
+    if options.devices is None:
+        return ((job, _result(job, bundle, options.resume)) for job in jobs)
+    place = options.bundle.absolute(), options.weights_dir and options.weights_dir.absolute()
+    return on_devices(jobs, options.devices, partial(make_on_device, *place, options.resume))
+
+
+def make_on_device(
+    folder: Path, weights_dir: Path | None, resume: bool, job: BatchJob, device: int | None
 ) -> dict[str, Any]:
+    """As `_result`, in a process of its own, which opens the bundle once."""
+    if folder not in _bundles:
+        _bundles[folder] = open_bundle(folder, weights_dir=weights_dir)
+    asked = replace(job.asked, runtime=replace(job.asked.runtime, device=device))
+    return _result(replace(job, asked=asked), _bundles[folder], resume)
+
+
+def _result(job: BatchJob, bundle: Bundle, resume: bool) -> dict[str, Any]:
+    """What was made, that it was there already, or why not."""
+    if resume and job.is_done:
+        return {"skipped": True}
+    try:
+        return _made(job, bundle)
+    except Ltx2rtError as error:
+        return {"error": error.told(spell)}
+
+
+def _close() -> None:
+    while _pipes:
+        _pipes.popitem()[1].close()
+
+
+def _made(job: BatchJob, bundle: Bundle) -> dict[str, Any]:
     """Generate one clip; the engines of one pipeline at a time stay loaded: on a GPU only if asked
     for, since few cards hold them all.
     """
@@ -109,11 +153,10 @@ def _made(
     if bundle.manifest.backend not in APIS:
         runtime = replace(runtime, residency="resident")
     key = (asked.pipeline.name, runtime)
-    if key not in pipes:
-        while pipes:
-            pipes.popitem()[1].close()
-        pipes[key] = asked.pipeline(bundle, runtime)
-    pipe = pipes[key]
+    if key not in _pipes:
+        _close()
+        _pipes[key] = asked.pipeline(bundle, runtime)
+    pipe = _pipes[key]
     return generate_command.make(pipe, asked.for_pipeline(pipe), job.index, job.output)
 
 

@@ -16,6 +16,7 @@ from ltx2rt.bundle.manifest import FILE_NAME, read_manifest
 from ltx2rt.cli.common import export_module, print_json
 from ltx2rt.cli.doctor import clip_lines, gib
 from ltx2rt.errors import BundleError
+from ltx2rt.hub.reference import local_path
 from ltx2rt.pipelines.base import clips_of, pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.weights.precision import float_precision
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    options.path = local_path(options.path)
     if (options.path / FILE_NAME).exists():
         report = inspect_bundle(options.path)
         text = bundle_text(report)
@@ -154,11 +156,6 @@ def inspect_engine(path: Path) -> dict[str, Any]:
         if kernels.stray_transposes:
             findings.append(f"{kernels.stray_transposes} kernels only transpose")
     launches = launches_of(path, info.backend, info.backend_version, len(info.buckets))
-    if launches is not None and launches.copied:
-        findings.append(
-            f"{len(launches.copied)} launches a run only copy an input: "
-            f"{', '.join(launches.copied[:3])}{', ...' if len(launches.copied) > 3 else ''}"
-        )
     return {
         "kind": "engine",
         **dataclasses.asdict(info),

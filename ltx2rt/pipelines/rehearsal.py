@@ -161,6 +161,7 @@ class Rehearsal(Run):
         context: TextContext,
         generator: TorchGenerator,
         guidance: Guidance | None,
+        identity: float,
     ) -> StageResult:
         """Latents as the stage would make them, of zeros."""
         states = fresh_states(request)
