@@ -46,7 +46,7 @@ def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
         UnsupportedError: no GPU, or one without room for this bundle.
     """
     manifest, resident = bundle.manifest, runtime.residency == "resident"
-    device = CudaDevice(f"backend {manifest.backend} on a GPU", runtime.device or 0)
+    device = CudaDevice(f"backend {manifest.backend} on a GPU", runtime.gpu or 0)
     try:
         if not any(entry.engines for entry in manifest.components.values()):
             reserve = device.gpu.memory_bytes // _ACTIVATION_SHARE
