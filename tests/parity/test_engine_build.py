@@ -26,6 +26,7 @@ from ltx2rt.errors import EngineError
 from ltx2rt.progress import Cancelled, Job, Progress
 from ltx2rt_export.engines import build as build_module
 from ltx2rt_export.engines import process
+from ltx2rt_export.engines.bias_rank import with_wide_biases
 from ltx2rt_export.engines.builder import EngineRequest, _configure
 from ltx2rt_export.engines.process import run_build
 from ltx2rt_export.engines.weights import holding_weights, injected
@@ -92,13 +93,15 @@ def test_a_block_that_takes_loras_as_inputs(
 
 
 def test_one_bucket_and_a_batch_of_passes(cache_dir: Path, tmp_path: Path) -> None:
-    graph = part_graph("tiny", "transformer_block", "bf16")
+    graph = with_wide_biases(part_graph("tiny", "transformer_block", "bf16"))
     for batch, attentions in ((1, 6), (3, 12)):
         made = builder(cache_dir, ONE, precision="bf16", max_batch=batch)
         entry = made.build(graph, "bf16", None, tmp_path, Job())
         report = inspect_engine(tmp_path / entry.file)
         assert report["attentions"] == report["kernels"]["fused_attentions"] == attentions
         assert report["findings"] == []
+        assert report["launches"]["copies"] <= 4  # 20 with biases of rank 1
+        assert report["launches"]["attentions"] == 6
 
 
 def test_a_block_without_masks(cache_dir: Path, tmp_path: Path) -> None:

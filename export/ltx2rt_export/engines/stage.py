@@ -29,6 +29,7 @@ from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import apply_custom_ops, operators_for, require_compiler
 from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
+from ltx2rt_export.engines.bias_rank import with_wide_biases
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
 from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
@@ -80,7 +81,9 @@ class EngineStage:
         graph = apply_custom_ops(
             graph, backend=backend, target=target, precision=precision, mode=self.custom_ops
         )
-        return use_linear_attention(graph) if builder is None else fold_transposes(graph)
+        if builder is None:
+            return use_linear_attention(graph)
+        return with_wide_biases(fold_transposes(graph))
 
     def unmasked(self, graph: ExportedGraph, precision: str) -> ExportedGraph | None:
         """The finished graph of passes without masks, of components that have one. Engines that
