@@ -30,7 +30,7 @@ EXIT_FAILED_JOBS = 1
 #: keys of a job that name what it writes
 OUTPUTS = {"output", "frames", "audio_output", "save_latents"}
 #: flags of the whole batch, which win
-SHARED = ("threads", "spinning", "max_batch_size", "device", "devices", "weights_dir", "quiet")
+SHARED = ("threads", "spinning", "max_batch_size", "device", "weights_dir", "quiet")
 #: keys that a job of a batch may not have; a stream is under its name before it is complete
 REFUSED = {
     "resume", "work_dir", "save_embeddings", "trace", "stream", "fragmented", "preview",

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ltx2rt_export.engines.bias_rank import with_wide_biases
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 
 
 def exported(nodes: list[onnx.NodeProto], inputs: dict[str, list[Any]]) -> ExportedGraph:

@@ -9,7 +9,7 @@ import dataclasses
 import onnx
 from onnx import TensorProto
 
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 
 
 def with_wide_biases(graph: ExportedGraph) -> ExportedGraph:
