@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ltx2rt.errors import Field, InternalError, OptionError, Problem, ShapeError
 from ltx2rt.latents.duration import AutoDuration
@@ -39,6 +41,12 @@ DISTILLED_STRENGTHS = (0.25, 0.5)
 #: noise levels that the models were trained on: more steps than that add nothing
 MAX_STEPS = 1000
 
+#: CPU threads of an engine that no machine profits from more of
+MAX_THREADS = 1024
+
+#: how files write the paths of what they were made from
+RecordPaths = Literal["relative", "absolute", "none"]
+
 #: linear light of Rec.709 or AP1, or ACEScct codes (spec/media_io.md §6)
 HDR_MODES = ("SRGB_LINEAR", "ACESCG", "ACESCCT")
 
@@ -57,6 +65,10 @@ class RuntimeConfig:
             the GPU.
         kernels: when TensorRT-RTX makes kernels for sizes: `eager` before the first run of a size,
             `none` never, `lazy` meanwhile, so that first runs give other bits and no graphs.
+        record: files say how they were made: prompt, seed, everything that was asked for.
+        record_paths: how they write paths: relative to themselves, absolute, or not at all.
+        allow_nan: go on where latents, frames or sound hold NaN or Inf, which are written as black
+            and silence.
     """
 
     threads: int = 0
@@ -65,12 +77,22 @@ class RuntimeConfig:
     device: int = 0
     cuda_graphs: bool = True
     kernels: str = "eager"
+    record: bool = True
+    record_paths: RecordPaths = "relative"
+    allow_nan: bool = False
 
     def __post_init__(self) -> None:
         problems = []
         if self.threads < 0:
             problems.append(
                 Problem(Field("threads"), f"={self.threads} is negative; 0 uses every core")
+            )
+        if self.threads > MAX_THREADS:
+            problems.append(
+                Problem(
+                    Field("threads"),
+                    f"={self.threads} is more than {MAX_THREADS}; 0 uses every core",
+                )
             )
         if self.residency not in ("stage", "resident"):
             problems.append(
@@ -87,6 +109,13 @@ class RuntimeConfig:
         if self.kernels not in ("eager", "none", "lazy"):
             problems.append(
                 Problem(Field("kernels"), f"={self.kernels!r}; allowed: eager, none, lazy")
+            )
+        if self.record_paths not in typing.get_args(RecordPaths):
+            problems.append(
+                Problem(
+                    Field("record_paths"),
+                    f"={self.record_paths!r}; allowed: {', '.join(typing.get_args(RecordPaths))}",
+                )
             )
         if problems:
             raise OptionError("runtime options", problems)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -25,23 +26,50 @@ _HINTS: dict[type[Any], dict[str, Any]] = {}
 _SHOWN = 60  # characters of a bad value in a message
 
 
-def to_plain(value: Any) -> Any:
+def absolute_path(path: str | Path) -> Path:
+    """A path that does not depend on the current folder, and has no `..` in it."""
+    whole = Path(path).absolute()
+    return Path(os.path.realpath(whole)) if ".." in whole.parts else whole
+
+
+def to_plain(value: Any, told: Callable[[Path], str] = str) -> Any:
     """JSON data of a dataclass, tuple, mapping or scalar.
 
-    Paths, and text fields that are called `path`, become absolute.
+    Args:
+        value: what is written.
+        told: how the absolute form of a path is written: of a `Path`, and of a text field that is
+            called `path`.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(plain.get("path"), str):
-            plain["path"] = str(Path(plain["path"]).absolute())
+        plain = {f.name: to_plain(getattr(value, f.name), told) for f in dataclasses.fields(value)}
+        if isinstance(path := getattr(value, "path", None), str):
+            plain["path"] = told(absolute_path(path))
         return plain
     if isinstance(value, Path):
-        return str(value.absolute())
+        return told(absolute_path(value))
     if isinstance(value, Mapping):
-        return {str(k): to_plain(v) for k, v in value.items()}
+        return {str(k): to_plain(v, told) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(v) for v in value]
+        return [to_plain(v, told) for v in value]
     return value
+
+
+def with_paths(value: Any, change: Callable[[Path], Path]) -> Any:
+    """The same data with other paths: those that `to_plain` would write."""
+    if isinstance(value, Path):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)(with_paths(item, change) for item in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    changed = {}
+    for field in dataclasses.fields(value):
+        old = getattr(value, field.name)
+        is_path = field.name == "path" and isinstance(old, str)
+        new = str(change(Path(old))) if is_path else with_paths(old, change)
+        if new != old:
+            changed[field.name] = new
+    return dataclasses.replace(value, **changed) if changed else value
 
 
 def from_plain(kind: type[T], data: Any, what: str) -> T:
@@ -260,7 +288,7 @@ def named_files(value: Any) -> Iterator[Path]:
     absolute.
     """
     if isinstance(value, Path):
-        yield value.absolute()
+        yield absolute_path(value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             inner = getattr(value, field.name)

@@ -95,7 +95,8 @@ def _padded(given: dict[str, Any], pad_token: int) -> dict[str, Any]:
 def _picture(path: Path) -> Any:
     from PIL import Image
 
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+    from ltx2rt.media.still_reader import load_image
+
+    picture = Image.fromarray(load_image(path))
     scale = _IMAGE_SIDE / max(picture.size)
     return picture.resize([max(1, round(side * scale)) for side in picture.size])

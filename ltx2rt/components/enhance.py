@@ -8,11 +8,11 @@ them. Clean-up of the answer: spec/conditioning.md §6.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import io
 import json
-import secrets
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ltx2rt.env import cache_dir, enhance_key
-from ltx2rt.errors import EnhanceError, Field, MediaError, OptionError, Problem
+from ltx2rt.errors import EnhanceError, Field, OptionError, Problem
+from ltx2rt.media.still_reader import load_image
+from ltx2rt.partial import Partial
 from ltx2rt.plain_data import parse_json
 
 MAX_ANSWER_BYTES = 1_000_000
@@ -173,14 +175,10 @@ def data_url(image: Path) -> str:
     Raises:
         MediaError: it cannot be read.
     """
-    try:
-        with Image.open(image) as opened:
-            small = opened.convert("RGB")
-            small.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-            buffer = io.BytesIO()
-            small.save(buffer, "JPEG", quality=90)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise MediaError(f"cannot read image '{image}': {error}.") from error
+    small = Image.fromarray(load_image(image))
+    small.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -253,10 +251,8 @@ def _read_cached(path: Path) -> str | None:
 
 def _write_cached(path: Path, answer: str) -> None:
     """Keep an answer; a cache that cannot be written is no reason to stop."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"answer": answer}, ensure_ascii=False), encoding="utf-8")
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
+    text = json.dumps({"answer": answer}, ensure_ascii=False)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with Partial(path, mode=0o600) as part:  # prompts are nobody else's business
+            part.file.write(text.encode())

@@ -105,7 +105,8 @@ class Pipeline(PipelineFacts):
         resume: bool = False,
         **options: Any,
     ) -> Clip:
-        """Generate one clip.
+        """Generate one clip. Threads that share a pipeline take turns: a call, and the decoding of
+        a clip from its first frame to its last, keeps it from all others.
 
         Args:
             config: what to make; or pass its fields by keyword: `pipe(prompt="...", seed=42)`.
@@ -122,17 +123,19 @@ class Pipeline(PipelineFacts):
 
         Raises:
             ShapeError: a size does not fit.
-            OptionError: an option is not allowed, unknown or missing.
+            OptionError: an option is not allowed, unknown or missing; or the pipeline is closed.
+            EngineError: an engine failed, or gave NaN or infinity (see `RuntimeConfig.allow_nan`).
             CheckpointError, UnsupportedError: a LoRA does not fit, or the model cannot do it.
         """
         request = self.prepare(self.make_request(config, guidance, inputs, options))
-        for loras in self.stage_loras(request):
-            self.check_loras(loras)
-            self._warn_of_late_connectors(request, loras)
-        store = None
-        if work_dir is not None:
-            store = StageStore(work_dir, self.record(request, {}), resume=resume)
-        return self.generate(Run(self.engines, request, job or Job(), trace, store))
+        with self.engines.turns.taken():
+            for loras in self.stage_loras(request):
+                self.check_loras(loras)
+                self._warn_of_late_connectors(request, loras)
+            store = None
+            if work_dir is not None:
+                store = StageStore(work_dir, self.record(request, {}), resume=resume)
+            return self.generate(Run(self.engines, request, job or Job(), trace, store))
 
     def generate_many(
         self,
@@ -221,6 +224,7 @@ class Pipeline(PipelineFacts):
             frame_step=frame_step,
             cut_audio=cut_audio,
             hdr=hdr or run.hdr,
+            record_paths=self.runtime.record_paths if self.runtime.record else None,
         )
 
     def make_request(

@@ -37,6 +37,7 @@ from ltx2rt.names import (
     VOCODER,
     StackNames,
 )
+from ltx2rt.pipelines.turns import Turns
 
 
 class Engines:
@@ -57,12 +58,14 @@ class Engines:
         self._transformer: Transformer | None = None
         self._loras: tuple[Lora, ...] = ()
         self._text_loras: tuple[Lora, ...] = ()
+        self.turns = Turns()
         #: the last prompts, the LoRAs that changed connectors or projections, and the contexts:
         #: encoded once for several clips
         self.contexts: tuple[tuple[str, ...], tuple[Lora, ...], TextContext] | None = None
 
     def close(self) -> None:
         """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
+        self.turns.close()
         for names in list(self._stacks):
             self._release_stack(names)
         while self._engines:

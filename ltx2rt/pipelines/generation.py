@@ -20,6 +20,7 @@ from ltx2rt.components.diffusion_stage import (
     StageResult,
     run_stage,
 )
+from ltx2rt.components.finite import check_finite
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
@@ -215,7 +216,9 @@ class Run:
         }
         generator = generator or self.generator
         result = self._kept(name, generator)
-        if result is None:
+        if result is not None:
+            self._check_finite(f"{name}, kept from before", result.arrays)
+        else:
             result = run_stage(
                 request,
                 self.engines.transformer(loras),
@@ -224,11 +227,16 @@ class Run:
                 self.job,
                 self.trace,
                 guidance,
+                allow_nan=self.engines.runtime.allow_nan,
             )
             if self.store is not None:
                 self.store.save(name, self.stages[name], result.arrays, generator)
         self.latents |= {f"{name}.{part}": latent for part, latent in result.arrays.items()}
         return result
+
+    def _check_finite(self, where: str, latents: Mapping[str, Array]) -> None:
+        named = {f"the {name} latent": array for name, array in latents.items()}
+        check_finite(where, named, allowed=self.engines.runtime.allow_nan)
 
     def _kept(self, name: str, generator: TorchGenerator) -> StageResult | None:
         """What a run that was cut off had of this stage; `generator` goes on after it."""
@@ -256,6 +264,7 @@ class Run:
         if kept is None:
             upsampled = self.engines.upsampler(upsampler)(video)
             self.engines.release(upsampler)
+            self._check_finite("upsample", {"video": upsampled})
             if self.store is not None:
                 self.store.save(name, facts, {"video": upsampled})
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt import __version__
-from ltx2rt.config import GenerationConfig, GuidanceConfig
+from ltx2rt.config import GenerationConfig, GuidanceConfig, RecordPaths
 from ltx2rt.engine import U8, Array
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.pipelines.request import Request
+from ltx2rt.plain_data import absolute_path
 from ltx2rt.progress import Job
-from ltx2rt.results.record import RECORD_TAG, Record, record_text
+from ltx2rt.results.record import RECORD_TAG, Record, path_teller, record_text
 from ltx2rt.weights.safetensors_writer import write_safetensors
 
 Frames = U8
@@ -48,6 +49,8 @@ class Clip:
         frame_step: every so many-th decoded frame is kept.
         cut_audio: `audio` ends with the picture, where `audio_latent` lasts longer.
         hdr: what the codes of a clip of high dynamic range mean.
+        record_paths: how its files write the paths of what it was made from; None: they say nothing
+            about how it was made.
     """
 
     record: Record
@@ -65,6 +68,7 @@ class Clip:
     frame_step: int = 1
     cut_audio: bool = False
     hdr: HdrFormat | None = None
+    record_paths: RecordPaths | None = "relative"
 
     @property
     def request(self) -> Request:
@@ -175,6 +179,7 @@ class Clip:
             return self.save_audio(path)
         from ltx2rt.media.writer import VideoWriter, write_frames
 
+        beside = Path(path).parent if isinstance(path, str | Path) else Path()
         with VideoWriter(
             path,
             self.width,
@@ -182,7 +187,7 @@ class Clip:
             self.frame_rate,
             audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
             fragmented=fragmented,
-            metadata=self.tags(),
+            metadata=self.tags(beside),
         ) as writer:
 
             def written() -> Iterator[NDArray[np.float32]]:
@@ -191,7 +196,7 @@ class Clip:
                     yield chunk
 
             if frames is not None:
-                write_frames(frames, written(), self.tags())
+                write_frames(frames, written(), self.tags(Path(frames)))
             for _ in written() if frames is None else ():
                 pass
 
@@ -203,7 +208,7 @@ class Clip:
         """
         from ltx2rt.media.writer import write_frames
 
-        write_frames(folder, prefetch(self.float_frames()), self.tags())
+        write_frames(folder, prefetch(self.float_frames()), self.tags(Path(folder)))
 
     def save_audio(self, path: str | Path) -> None:
         """Write the whole sound: `.wav`, `.flac`, `.mp3` or `.m4a`.
@@ -213,23 +218,32 @@ class Clip:
         """
         from ltx2rt.media.writer import write_audio
 
-        tags = self.tags()
-        if Path(path).suffix.lower() == ".wav":  # it has few tags, none of them free
+        tags = self.tags(Path(path).parent)
+        if tags and Path(path).suffix.lower() == ".wav":  # it has few tags, none of them free
             tags = {"comment": tags[RECORD_TAG]}
         write_audio(path, self.audio, self.audio_sampling_rate, tags)
 
     def save_latents(self, path: str | Path) -> None:
         """Write `latents` as safetensors, to decode or compare later."""
-        write_safetensors(path, self.latents, {"ltx2rt": __version__, **self.tags()})
+        tags = self.tags(Path(path).parent)
+        write_safetensors(path, self.latents, {"ltx2rt": __version__, **tags})
 
-    def tags(self) -> dict[str, str]:
-        """What a file of this clip says about itself: `metadata`, and the `record` from which the
-        same clip is made again.
+    def tags(self, folder: Path) -> dict[str, str]:
+        """What a file of this clip in `folder` says about itself: `metadata`, and the `record` from
+        which the same clip is made again.
         """
-        return {**self.metadata(), RECORD_TAG: record_text(self.record)}
+        if self.record_paths is None:
+            return {}
+        told = path_teller(self.record_paths, folder)
+        facts = {name: as_utf8(text) for name, text in self.metadata(told).items()}
+        return {**facts, RECORD_TAG: record_text(self.record, told)}
 
-    def metadata(self) -> dict[str, str]:
-        """The main facts, for people, as strings."""
+    def metadata(self, told: Callable[[Path], str] | None = None) -> dict[str, str]:
+        """The main facts, for people, as strings.
+
+        Args:
+            told: how paths are written; default: as they were given.
+        """
         config = self.config
         facts: dict[str, Any] = {
             "prompt": config.prompt,
@@ -249,20 +263,27 @@ class Clip:
         if self.video_latent is None:
             del facts["height"], facts["width"]
         if config.loras:
-            facts["loras"] = lora_text(config.loras)
+            facts["loras"] = lora_text(config.loras, told)
         if config.stage_2_loras is not None:
-            facts["stage_2_loras"] = lora_text(config.stage_2_loras)
+            facts["stage_2_loras"] = lora_text(config.stage_2_loras, told)
         for name in ("sampler", "sigmas", "stage_2_sampler", "stage_2_sigmas", "user_prompt"):
             if (value := getattr(config, name)) is not None:
                 facts[name] = value
         if config.generated_keyframes:
             facts["generated_keyframes"] = config.generated_keyframes
         if self.guidance is not None:
-            facts |= guidance_facts(self.guidance)
+            facts |= guidance_facts(self.guidance, told)
         return {k: str(v) for k, v in facts.items()}
 
 
-def guidance_facts(guidance: GuidanceConfig) -> dict[str, Any]:
+def as_utf8(text: str) -> str:
+    """Text that every file can hold: what is no character, as in some names, is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def guidance_facts(
+    guidance: GuidanceConfig, told: Callable[[Path], str] | None = None
+) -> dict[str, Any]:
     """Guidance as flat facts; what is unset is left out."""
     facts: dict[str, Any] = {
         "negative_prompt": guidance.negative_prompt,
@@ -271,16 +292,18 @@ def guidance_facts(guidance: GuidanceConfig) -> dict[str, Any]:
         "distilled_strengths": guidance.distilled_strengths,
     }
     if guidance.distilled_lora is not None:
-        facts["distilled_lora"] = lora_text([guidance.distilled_lora])
+        facts["distilled_lora"] = lora_text([guidance.distilled_lora], told)
     for modality, params in (("video", guidance.video), ("audio", guidance.audio)):
         if params is not None:
             facts |= {f"{modality}_{k}": v for k, v in dataclasses.asdict(params).items()}
     return {k: v for k, v in facts.items() if v is not None}
 
 
-def lora_text(loras: Iterable[Lora]) -> str:
-    """LoRAs as the command line takes them."""
-    return " ".join(f"{lora.path}:{lora.strength:g}" for lora in loras)
+def lora_text(loras: Iterable[Lora], told: Callable[[Path], str] | None = None) -> str:
+    """LoRAs as the command line takes them, their paths as they were given or as `told` has it."""
+    return " ".join(
+        f"{told(absolute_path(x.path)) if told else x.path}:{x.strength:g}" for x in loras
+    )
 
 
 def to_uint8(chunk: NDArray[np.float32]) -> Frames:
@@ -311,6 +334,9 @@ def prefetch(chunks: Iterator[Array], depth: int = 2) -> Iterator[Array]:
             put(None)
         except BaseException as error:  # handed to the consumer, which raises it
             put(error)
+        finally:
+            if isinstance(chunks, Generator):  # what it holds is let go on the thread that took it
+                chunks.close()
 
     thread = threading.Thread(target=run, name="decode", daemon=True)
     thread.start()

@@ -69,7 +69,7 @@ class HdrClip(Clip):
             self.height,
             self.frame_rate,
             audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
-            metadata=self.tags(),
+            metadata=self.tags(Path(path).parent),
         )
 
     def video_frames(self, codes: F32) -> F32:

@@ -33,4 +33,4 @@ class ImageClip(Clip):
         if fragmented or frames is not None or not isinstance(path, str | Path):
             raise OptionError("an image goes to a .png file, not to a stream, fragments or frames.")
         picture = np.concatenate(list(self.float_frames()))
-        write_image(path, picture[0], self.tags())
+        write_image(path, picture[0], self.tags(Path(path).parent))
