@@ -69,6 +69,10 @@ class RuntimeConfig:
         record_paths: how they write paths: relative to themselves, absolute, or not at all.
         allow_nan: go on where latents, frames or sound hold NaN or Inf, which are written as black
             and silence.
+        plugin_modules: Python modules that engines may import for their plugins; those of
+            `ltx2rt_kernels` always may.
+        engine_host_code: engines for several versions of TensorRT may run the native code that they
+            bring.
     """
 
     threads: int = 0
@@ -80,6 +84,8 @@ class RuntimeConfig:
     record: bool = True
     record_paths: RecordPaths = "relative"
     allow_nan: bool = False
+    plugin_modules: tuple[str, ...] = ()
+    engine_host_code: bool = False
 
     def __post_init__(self) -> None:
         problems = []

@@ -18,10 +18,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from ltx2rt.errors import BundleError, Ltx2rtError, OptionError, Problem
+from ltx2rt.user_files import read_limited
 
 T = TypeVar("T")
 
 _HINTS: dict[type[Any], dict[str, Any]] = {}
+
+#: a manifest of a real model has a few MB
+MAX_DOCUMENT_BYTES = 256_000_000
 
 _SHOWN = 60  # characters of a bad value in a message
 
@@ -106,7 +110,14 @@ def write_document(data: Any, path: Path) -> None:
 
 
 def read_document(
-    kind: type[T], path: Path, schema: int, *, where: str, missing: str, again: str
+    kind: type[T],
+    path: Path,
+    schema: int,
+    *,
+    where: str,
+    missing: str,
+    again: str,
+    check: Callable[[dict[str, Any]], list[str]] = lambda _: [],
 ) -> T:
     """A dataclass from a JSON file of ours.
 
@@ -116,15 +127,16 @@ def read_document(
         where: names the data in a list of problems.
         missing: says what it means that there is no such file.
         again: says how to make it anew.
+        check: what else is wrong with the JSON data.
 
     Raises:
         BundleError: no such file, another schema, or fields that do not fit (all listed).
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(read_limited(path, MAX_DOCUMENT_BYTES).decode("utf-8"))
     except FileNotFoundError as error:
         raise BundleError(missing) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}. {again}") from error
     found = data.get("schema") if isinstance(data, dict) else None
     if found != schema:
@@ -132,8 +144,9 @@ def read_document(
             f"{path} has schema {found!r}; this version of ltx2rt reads schema {schema}. {again}"
         )
     value, problems = read_plain(kind, data, where)
-    if value is None:
-        raise BundleError(f"{path} is not valid", problems[:20])
+    problems += check(data) if value is not None else []
+    if value is None or problems:
+        raise BundleError(f"{path} is not valid", problems[:20], again)
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,13 @@ from ltx2rt.errors import EngineError
 
 #: input types that numpy does not have -> ONNX element type; they travel as bytes
 BYTE_TYPES = {"tensor(float8e4m3fn)": 17}
+
+
+#: where the data of graphs would be looked for, which is nowhere
+EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+NO_FOLDER = f"{os.devnull}{os.sep}nowhere"
+#: how ONNX Runtime says that there is too little memory
+_TOO_LITTLE = ("Failed to allocate memory", "bad_alloc", "std::length_error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +46,7 @@ class OrtEngine(EngineBase):
 
     Raises:
         EngineError: ONNX Runtime refuses the graph; the message names the component.
+        MemoryError: there is too little.
     """
 
     def __init__(
@@ -49,7 +58,9 @@ class OrtEngine(EngineBase):
     ) -> None:
         options = options or OrtOptions()
         settings = ort.SessionOptions()
-        settings.log_severity_level = 3
+        settings.log_severity_level = 4  # what it has to say is in the error
+        # weights are injected: a graph that names a file for them names one that is not its own
+        settings.add_session_config_entry(EXTERNAL_DATA_FOLDER, NO_FOLDER)
         settings.intra_op_num_threads = options.threads
         # planning which outputs share memory is quadratic in the number of nodes: most of the
         # time that a vocoder takes to load, for the same peak memory
@@ -63,9 +74,7 @@ class OrtEngine(EngineBase):
         try:
             self._session = ort.InferenceSession(graph, settings, providers=list(options.providers))
         except Exception as error:  # its exceptions share no narrower base
-            raise EngineError(
-                f"ONNX Runtime {ort.__version__} cannot load {spec.component}: {error}"
-            ) from error
+            raise _failure(f"cannot load {spec.component}", error) from error
         self._spec = spec
         self._output_names = [o.name for o in spec.outputs]
         self._byte_inputs = {
@@ -82,7 +91,7 @@ class OrtEngine(EngineBase):
         try:
             outputs = self._run(tensors)
         except Exception as error:  # its exceptions share no narrower base
-            raise EngineError(f"ONNX Runtime failed in {self._spec.component}: {error}") from error
+            raise _failure(f"failed in {self._spec.component}", error) from error
         return dict(zip(self._output_names, outputs, strict=True))
 
     def _run(self, tensors: Mapping[str, Array]) -> list[Array]:
@@ -102,3 +111,13 @@ class OrtEngine(EngineBase):
         """Free the session and its weights."""
         self._session = None
         self._initializers = {}
+
+
+def _failure(what: str, error: Exception) -> Exception:
+    """What a caller gets for any of the library's exceptions."""
+    said = str(error)
+    if any(words in said for words in _TOO_LITTLE):
+        return MemoryError(f"(ONNX Runtime {what}.)")
+    if "xternal data" in said:
+        said = "the graph names a file for its data, which no graph of ours does; do not use it"
+    return EngineError(f"ONNX Runtime {ort.__version__} {what}: {said}")

@@ -9,7 +9,13 @@ from typing import TypeVar
 
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.device_stack import DeviceStack
-from ltx2rt.backends.engine_checks import check_gpu, check_plugins, check_version
+from ltx2rt.backends.engine_checks import (
+    Trust,
+    check_gpu,
+    check_host_code,
+    check_plugins,
+    check_version,
+)
 from ltx2rt.backends.engine_needs import engine_needs
 from ltx2rt.backends.host_stack import HostStack
 from ltx2rt.backends.stack import Stack
@@ -34,6 +40,11 @@ from ltx2rt.weights.safetensors import MappedFiles
 _MERGE_THREADS = 8
 
 E = TypeVar("E", bound=Engine)
+
+
+def trust_of(runtime: RuntimeConfig) -> Trust:
+    """What the user lets engines run."""
+    return Trust(plugin_modules=runtime.plugin_modules, host_code=runtime.engine_host_code)
 
 
 class Loader:
@@ -205,6 +216,7 @@ class Loader:
             manifest.command(),
             memory=memory,
             specialize=runtime.kernels.upper(),
+            trust=trust_of(runtime),
         )
 
     def _memory(self, runtime: RuntimeConfig) -> tuple[DeviceMemory, MemoryPlan]:
@@ -218,7 +230,7 @@ class Loader:
             manifest = self._bundle.manifest
             device = CudaDevice(f"backend {manifest.backend}", runtime.device)
             try:
-                plan = self._plan(device, resident=runtime.residency == "resident")
+                plan = self._plan(device, runtime)
                 memory = DeviceMemory(device, plan.regions).opened()
             except BaseException:
                 device.close()
@@ -226,13 +238,15 @@ class Loader:
             self._shared = memory, plan
         return self._shared
 
-    def _plan(self, device: CudaDevice, *, resident: bool) -> MemoryPlan:
+    def _plan(self, device: CudaDevice, runtime: RuntimeConfig) -> MemoryPlan:
         manifest, needs, gpu = self._bundle.manifest, {}, device.gpu
+        resident, trust = runtime.residency == "resident", trust_of(runtime)
         for name, entry in manifest.components.items():
             path = self._bundle.folder / entry.engines[0].file
             info = read_info(path)
             check_version(info, str(load(info.backend).__version__), manifest.command())
-            check_plugins(info, manifest.command())
+            check_host_code(info, trust)
+            check_plugins(info, manifest.command(), trust)
             check_gpu(info, gpu.target, gpu.name, manifest.command())
             needs[name] = engine_needs(path, entry.spec(name))
         room = room_on(gpu.memory_bytes, device.free_bytes(), manifest)

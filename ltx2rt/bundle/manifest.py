@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,11 +223,13 @@ class Manifest:
 
 def bundle_id(manifest: Manifest) -> str:
     """Twelve hex digits over everything but places on disk and the id itself."""
-    data = _plain(manifest)
-    data.pop("bundle_id")
-    data.pop("build")
-    for source in data["sources"]:
-        source.pop("path")
+    return content_id(_plain(manifest))
+
+
+def content_id(manifest: Mapping[str, Any]) -> str:
+    """As `bundle_id`, of the JSON data of a manifest, as it was written."""
+    data = {k: v for k, v in manifest.items() if k not in ("bundle_id", "build")}
+    data["sources"] = [{k: v for k, v in s.items() if k != "path"} for s in data["sources"]]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -241,8 +244,10 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write `manifest.json` atomically; it goes last, so a folder without one is no bundle."""
-    write_document(_plain(manifest), folder / FILE_NAME)
+    """Write `manifest.json` atomically, with the id of its content; it goes last, so a folder
+    without one is no bundle.
+    """
+    write_document(_plain(manifest) | {"bundle_id": bundle_id(manifest)}, folder / FILE_NAME)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -262,4 +267,11 @@ def read_manifest(folder: Path) -> Manifest:
         where="manifest",
         missing=f"{folder} is not a bundle: it holds no {FILE_NAME}. Make one with `ltx2rt build`.",
         again="Build the bundle again with `ltx2rt build`.",
+        check=_id_problems,
     )
+
+
+def _id_problems(data: dict[str, Any]) -> list[str]:
+    if content_id(data) == data["bundle_id"]:
+        return []
+    return ["it was changed since the build: what it says is not what its bundle_id names"]

@@ -31,9 +31,6 @@ COMMANDS = {
     "doctor": "report what this machine and a bundle can do",
 }
 
-#: how Python shows warnings
-_python_warning = warnings.formatwarning
-
 EXIT_USER_ERROR = 2
 
 
@@ -142,10 +139,8 @@ def warning_line(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """A warning of ours as one line, without the place in our code; others as Python shows them."""
-    if category is UserWarning:
-        return f"ltx2rt: warning: {message}\n"
-    return _python_warning(message, category, filename, lineno, line)
+    """A warning as one line, without the place in the code."""
+    return f"ltx2rt: warning: {message}\n"
 
 
 def print_notes(error: BaseException) -> None:

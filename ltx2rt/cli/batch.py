@@ -39,7 +39,10 @@ SUFFIXES = {"video": ".mp4", "audio": ".wav", "image": ".png", "frames": ""}
 #: keys of a job that name what it writes
 OUTPUTS = {"output", "frames", "audio_output", "save_latents"}
 #: flags of the whole batch, which win
-SHARED = ("threads", "max_batch_size", "device", "weights_dir", "quiet")
+SHARED = (
+    "threads", "max_batch_size", "device", "weights_dir", "quiet", "plugin_modules",
+    "engine_host_code", "enhance_insecure", "no_record", "record_paths", "allow_nan",
+)  # fmt: skip
 #: keys that a job of a batch may not have; a stream is under its name before it is complete
 REFUSED = {"resume", "work_dir", "save_embeddings", "stream", "fragmented"}
 
@@ -218,12 +221,12 @@ def _asked(line: str, number: int, options: argparse.Namespace) -> Asked:
     shared = {key: v for key in SHARED if (v := getattr(options, key)) is not None}
     resume = {"resume": True} if options.resume else {}
     given = {**given, **named, **shared, **resume}
-    asked = asked_of(given, record)
+    asked = asked_of(given, record).without_key()
     if "output" in named:
         return asked
     clip = folder / _name(asked)
     output = replace(asked.output, clip=clip)
-    return replace(asked, output=output, given={**given, "output": str(clip)})
+    return replace(asked, output=output)
 
 
 def _name(asked: Asked) -> str:

@@ -13,7 +13,7 @@ from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli.common import ProgressPrinter, export_module, print_json
 from ltx2rt.cli.fields import all_flags, flags_for, spell
 from ltx2rt.cli.flags import Flag
-from ltx2rt.cli.job_file import dump_job, read_job
+from ltx2rt.cli.job_file import check_targets, dump_job, read_job
 from ltx2rt.cli.outputs import Outputs
 from ltx2rt.cli.pipelines import facts_of
 from ltx2rt.cli.requests import Asked, asked_of
@@ -77,8 +77,12 @@ def given_in(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
+    typed = given_in(options)
     given, record = ({}, None) if options.job is None else read_job(options.job)
-    given |= given_in(options)
+    if options.job is not None:
+        check_targets(given, typed, options.job.absolute().parent)
+    asked_elsewhere = "enhance_url" in given and "enhance_url" not in typed
+    given |= typed
     if options.dump_job is not None:
         from ltx2rt.media.files import check_file_path
 
@@ -86,7 +90,8 @@ def run(options: argparse.Namespace) -> int:
         asked_of(given, record)
         dump_job(options.dump_job, given, record)
         return 0
-    return make_and_say(asked_of(given, record), options.bundle)
+    asked = asked_of(given, record)
+    return make_and_say(asked.without_key() if asked_elsewhere else asked, options.bundle)
 
 
 def make_and_say(asked: Asked, bundle: Path) -> int:

@@ -29,7 +29,7 @@ Given = Mapping[str, Any]
 Guiders = tuple[GuiderParams, GuiderParams]
 
 MODALITIES = ("video", "audio")
-ENHANCING = ("enhance_url", "enhance_model", "enhance_timeout")
+ENHANCING = ("enhance_url", "enhance_model", "enhance_timeout", "enhance_insecure")
 #: what is asked for besides the request
 PARTS: Mapping[str, type[Any]] = {
     "runtime": RuntimeConfig,
@@ -79,7 +79,13 @@ class Asked:
                 file=sys.stderr,
             )
         config = replace(asked.request.config, **opened)
-        return replace(asked, request=replace(asked.request, config=config))
+        request = replace(asked.request, config=config)
+        return replace(asked, request=request, output=self.output, enhance=self.enhance)
+
+    def without_key(self) -> Asked:
+        """The same; the enhancer's key stays here: a file named the address, not its owner."""
+        enhance = self.enhance and replace(self.enhance, named_by_file=True)
+        return replace(self, enhance=enhance)
 
     def _opened(self, pipe: Pipeline) -> dict[str, Any]:
         """Fields that neither flags nor a record name, as the official command fills them in."""

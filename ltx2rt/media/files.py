@@ -104,17 +104,10 @@ def check_writable(path: str | Path) -> None:
     Raises:
         MediaError: its directory does not exist or is not writable.
     """
-    path = Path(path)
-    directory = path.absolute().parent
+    directory = Path(path).absolute().parent
     if not directory.is_dir():
         raise MediaError(
             f"cannot write '{path}': the directory '{directory}' does not exist; create it first."
-        )
-    limit = _name_limit(directory)
-    if len(os.fsencode(path.name)) > limit:
-        raise MediaError(
-            f"cannot write '{path.name[:40]}...': its name has {len(os.fsencode(path.name))} bytes;"
-            f" the file system takes {limit}."
         )
     try:  # permission bits say nothing about read-only mounts or root, so create a file
         tempfile.TemporaryFile(dir=directory).close()
@@ -123,14 +116,6 @@ def check_writable(path: str | Path) -> None:
             f"cannot write '{path}': the directory '{directory}' is not writable"
             f" ({error.strerror})."
         ) from error
-
-
-def _name_limit(directory: Path) -> int:
-    """Bytes that a file name there may have."""
-    try:
-        return os.pathconf(directory, "PC_NAME_MAX")
-    except (AttributeError, OSError, ValueError):
-        return 255
 
 
 def check_folder(path: Path) -> None:

@@ -208,16 +208,11 @@ def flattened(value: Any, name: str = "") -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value}
 
 
-def is_made(path: Path, record: Record) -> bool:
-    """Whether a file is finished, holds the record of this request and is newer than every file
-    that the request names. One whose duration was automatic does not count: it holds the duration
-    that was found.
-    """
-    return not reasons_to_make(path, record)
-
-
 def reasons_to_make(path: Path, record: Record) -> list[str]:
-    """Why a file, or a folder of PNG frames, has to be made (again); empty if it need not."""
+    """Why a file, or a folder of PNG frames, has to be made (again); empty if it need not: it is
+    finished, holds the record of this request and is newer than every file that the request names.
+    One whose duration was automatic does not count: it holds the duration that was found.
+    """
     if not path.exists():
         return ["it is not there"]
     try:
