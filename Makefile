@@ -37,6 +37,7 @@ docs: $(VENV)/.developer
 	$(BIN)/python -m tests.api_page
 	$(BIN)/python -m tests.defaults_page
 	$(BIN)/python -m tests.adapter_page
+	$(BIN)/python -m tests.flag_table
 
 $(VENV)/.python: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -57,10 +57,13 @@ class RuntimeConfig:
 
     Attributes:
         threads: CPU threads per engine; 0 uses every core.
+        spinning: CPU threads wait for their next work in a loop; costs CPU time, and gains time
+            only where nothing else runs on those cores.
         residency: `stage` frees text encoder, transformer and upsampler as soon as their part is
             done; `resident` keeps every engine loaded between calls.
         max_batch_size: guidance passes that run together: faster on large machines, more memory.
-        device: number of the GPU, among those that CUDA shows.
+        device: number of the GPU, among those that CUDA shows; None: the first, where the bundle
+            needs one, else the CPU.
         cuda_graphs: a pass of the transformer is captured and replayed, where its weights stay on
             the GPU.
         kernels: when TensorRT-RTX makes kernels for sizes: `eager` before the first run of a size,
@@ -76,9 +79,10 @@ class RuntimeConfig:
     """
 
     threads: int = 0
+    spinning: bool = False
     residency: str = "stage"
     max_batch_size: int = 1
-    device: int = 0
+    device: int | None = None
     cuda_graphs: bool = True
     kernels: str = "eager"
     record: bool = True
@@ -108,7 +112,7 @@ class RuntimeConfig:
             problems.append(
                 Problem(Field("max_batch_size"), f"={self.max_batch_size} is less than 1")
             )
-        if self.device < 0:
+        if self.device is not None and self.device < 0:
             problems.append(
                 Problem(Field("device"), f"={self.device} is negative; GPUs are numbered from 0")
             )

@@ -145,11 +145,9 @@ class BuildConfig:
             if value not in allowed:
                 problems.append(f"{name}={value!r}; allowed: {', '.join(allowed)}")
         row = PRECISIONS.get(self.precision)
-        if self.backend == "onnxruntime" and row is not None and not row.on_cpu:
-            run = [p.name for p in PRECISIONS.values() if p.on_cpu]
-            problems.append(
-                f"backend onnxruntime runs no {row.name} on a CPU; allowed: {', '.join(run)}"
-            )
+        if self.backend == "onnxruntime" and row is not None and not row.on_onnxruntime:
+            run = [p.name for p in PRECISIONS.values() if p.on_onnxruntime]
+            problems.append(f"backend onnxruntime runs no {row.name}; allowed: {', '.join(run)}")
         if self.lora_inputs and self.weights == "constant":
             problems.append("lora_inputs needs weights='input'")
         if self.plain_layers is not None and row is not None and row.format is None:

@@ -227,7 +227,7 @@ def _fill(
             config.precision,
             work / "weights",
             job,
-            dtype=engines.dtype,
+            dtype=engines.dtype(component.name, config.precision),
             plain_layers=config.plain_layers,
             lora_inputs=config.lora_inputs,
             export=export,

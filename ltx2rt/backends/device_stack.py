@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ltx2rt.backends.binding import Binding
+from ltx2rt.backends.binding import Place
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
 from ltx2rt.backends.layer_memory import LayerMemory
 from ltx2rt.backends.stack import Call, Constants, OnLayer, Part, StackParts, ready
 from ltx2rt.device.arena import ALIGNMENT, aligned
-from ltx2rt.device.device import Graph
+from ltx2rt.device.device import Graph, Stream
 from ltx2rt.engine import Array, Engine, Shaped
 from ltx2rt.errors import InternalError
 from ltx2rt.weights.floats import as_float32
@@ -22,16 +22,22 @@ from ltx2rt.weights.floats import as_float32
 Outputs = Mapping[str, DeviceTensor]
 
 
+class Binding(Protocol):
+    """What is set in an engine; see `binding.Binding`."""
+
+    def bind(self, feeds: Mapping[str, DeviceTensor], place: Place) -> dict[str, DeviceTensor]: ...
+
+    def can_be_captured(self, stream: Stream) -> bool: ...
+
+
 class DeviceEngine(Engine, Protocol):
-    """What a stack needs of an engine on a device; see `TrtEngine`."""
+    """What a stack needs of an engine on a device; see `TrtEngine`. Bindings are its own."""
 
     def new_binding(self) -> Binding: ...
 
-    def bind_weights(
-        self, weights: Mapping[str, Shaped], binding: Binding | None = None
-    ) -> None: ...
+    def bind_weights(self, weights: Mapping[str, Shaped], binding: Any) -> None: ...
 
-    def run(self, binding: Binding) -> None: ...
+    def run(self, binding: Any) -> None: ...
 
 
 class DeviceStack:

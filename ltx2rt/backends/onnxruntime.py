@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -12,8 +13,20 @@ import onnxruntime as ort
 from ltx2rt.engine import Array, EngineBase, EngineSpec, check_inputs
 from ltx2rt.errors import EngineError
 
-#: input types that numpy does not have -> ONNX element type; they travel as bytes
-BYTE_TYPES = {"tensor(float8e4m3fn)": 17}
+#: ONNX element types by what sessions call them
+ELEMENT_TYPES = {
+    "tensor(float)": 1,
+    "tensor(uint8)": 2,
+    "tensor(int8)": 3,
+    "tensor(int32)": 6,
+    "tensor(int64)": 7,
+    "tensor(bool)": 9,
+    "tensor(float16)": 10,
+    "tensor(bfloat16)": 16,
+    "tensor(float8e4m3fn)": 17,
+}
+#: input types that numpy does not have; they travel as bytes
+BYTE_TYPES = {name: ELEMENT_TYPES[name] for name in ("tensor(float8e4m3fn)",)}
 
 
 #: where the data of graphs would be looked for, which is nowhere
@@ -27,12 +40,58 @@ _TOO_LITTLE = ("Failed to allocate memory", "bad_alloc", "std::length_error")
 class OrtOptions:
     """How sessions run: `threads=0` lets ONNX Runtime use every core.
 
-    `full_optimization`: false for FP8 graphs, which its later rewrites make unusable.
+    `spinning`: threads wait for their next work in a loop instead of sleeping.
+    `full_optimization`: false for FP8 graphs, which its later rewrites make unusable. `providers`:
+    what runs nodes, with its options; the first that can.
     """
 
     threads: int = 0
+    spinning: bool = False
     full_optimization: bool = True
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: tuple[tuple[str, Mapping[str, str]], ...] = (("CPUExecutionProvider", {}),)
+
+
+def new_session(
+    graph: bytes, component: str, initializers: Mapping[str, Array], options: OrtOptions
+) -> Any:
+    """A session over a serialized model, with these initializers, whose arrays must outlive it.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the graph; the message names the component.
+    """
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4  # what it has to say is in the error
+    # weights are injected: a graph that names a file for them names one that is not its own
+    settings.add_session_config_entry(EXTERNAL_DATA_FOLDER, NO_FOLDER)
+    settings.intra_op_num_threads = options.threads
+    spinning = "1" if options.spinning else "0"
+    settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+    # planning which outputs share memory is quadratic in the number of nodes: most of the
+    # time that a vocoder takes to load, for the same peak memory
+    settings.enable_mem_reuse = False
+    if not options.full_optimization:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    values = [_ort_value(a) for a in initializers.values()]
+    if values:
+        settings.add_external_initializers(list(initializers), values)
+    try:
+        return ort.InferenceSession(
+            graph, settings, providers=[(name, dict(given)) for name, given in options.providers]
+        )
+    except Exception as error:  # its exceptions share no narrower base
+        raise failure(f"cannot load {component}", error) from error
+
+
+def _ort_value(array: Array) -> Any:
+    """An array for ONNX Runtime; numpy's uint16 stands for bfloat16 (`NUMPY_DTYPES`)."""
+    if array.dtype == np.uint16:
+        bfloat16 = ELEMENT_TYPES["tensor(bfloat16)"]
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, bfloat16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+#: (graph, component, initializers, options) -> a session
+OpenSession = Callable[[bytes, str, Mapping[str, Array], OrtOptions], Any]
 
 
 class OrtEngine(EngineBase):
@@ -43,6 +102,7 @@ class OrtEngine(EngineBase):
         spec: its boundary; inputs that `spec` does not list are weights bound at every call.
         initializers: weights injected on loading, by initializer name. The arrays must outlive the
             engine.
+        open_session: on a GPU that of `onnxruntime_cuda`; arrays are still those of the host.
 
     Raises:
         EngineError: ONNX Runtime refuses the graph; the message names the component.
@@ -55,26 +115,12 @@ class OrtEngine(EngineBase):
         spec: EngineSpec,
         initializers: Mapping[str, Array],
         options: OrtOptions | None = None,
+        open_session: OpenSession = new_session,
     ) -> None:
-        options = options or OrtOptions()
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 4  # what it has to say is in the error
-        # weights are injected: a graph that names a file for them names one that is not its own
-        settings.add_session_config_entry(EXTERNAL_DATA_FOLDER, NO_FOLDER)
-        settings.intra_op_num_threads = options.threads
-        # planning which outputs share memory is quadratic in the number of nodes: most of the
-        # time that a vocoder takes to load, for the same peak memory
-        settings.enable_mem_reuse = False
-        if not options.full_optimization:
-            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self._initializers = {n: np.ascontiguousarray(a) for n, a in initializers.items()}
-        values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._initializers.values()]
-        if values:
-            settings.add_external_initializers(list(self._initializers), values)
-        try:
-            self._session = ort.InferenceSession(graph, settings, providers=list(options.providers))
-        except Exception as error:  # its exceptions share no narrower base
-            raise _failure(f"cannot load {spec.component}", error) from error
+        self._session = open_session(
+            graph, spec.component, self._initializers, options or OrtOptions()
+        )
         self._spec = spec
         self._output_names = [o.name for o in spec.outputs]
         self._byte_inputs = {
@@ -91,7 +137,7 @@ class OrtEngine(EngineBase):
         try:
             outputs = self._run(tensors)
         except Exception as error:  # its exceptions share no narrower base
-            raise _failure(f"failed in {self._spec.component}", error) from error
+            raise failure(f"failed in {self._spec.component}", error) from error
         return dict(zip(self._output_names, outputs, strict=True))
 
     def _run(self, tensors: Mapping[str, Array]) -> list[Array]:
@@ -113,7 +159,7 @@ class OrtEngine(EngineBase):
         self._initializers = {}
 
 
-def _failure(what: str, error: Exception) -> Exception:
+def failure(what: str, error: Exception) -> Exception:
     """What a caller gets for any of the library's exceptions."""
     said = str(error)
     if any(words in said for words in _TOO_LITTLE):

@@ -5,46 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from ltx2rt.backends.device_memory import DeviceMemory
-from ltx2rt.backends.device_stack import DeviceStack
-from ltx2rt.backends.engine_checks import (
-    Trust,
-    check_gpu,
-    check_host_code,
-    check_plugins,
-    check_version,
-)
-from ltx2rt.backends.engine_needs import engine_needs
+from ltx2rt.backends.device_stack import DeviceEngine, DeviceStack
 from ltx2rt.backends.host_stack import HostStack
 from ltx2rt.backends.stack import Stack
 from ltx2rt.backends.tensorrt import TrtEngine
-from ltx2rt.backends.tensorrt_api import load
 from ltx2rt.bundle.bundle import Bundle
-from ltx2rt.bundle.engine_file import read_info
+from ltx2rt.bundle.card import Card, open_card, trust_of
 from ltx2rt.bundle.load_weights import engine_tensors, lora_tensors, stored_tensor
-from ltx2rt.bundle.memory_plan import MemoryPlan, plan_memory, room_on
 from ltx2rt.components.stack_plans import stack_plan
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.device.cuda import CudaDevice
 from ltx2rt.engine import Array, Engine
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.lora.adapter import official_tensor
 from ltx2rt.lora.files import Lora
 from ltx2rt.lora.merger import LoraMerger
 from ltx2rt.names import ADAPTED_COMPONENTS, TEXT_TAIL, TRANSFORMER_BLOCKS, StackNames
+from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import MappedFiles
+
+if TYPE_CHECKING:
+    from ltx2rt.backends.onnxruntime import OrtOptions
 
 #: more threads than this wait for the memory that they share
 _MERGE_THREADS = 8
 
 E = TypeVar("E", bound=Engine)
-
-
-def trust_of(runtime: RuntimeConfig) -> Trust:
-    """What the user lets engines run."""
-    return Trust(plugin_modules=runtime.plugin_modules, host_code=runtime.engine_host_code)
 
 
 class Loader:
@@ -56,14 +43,14 @@ class Loader:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._files = MappedFiles()
-        self._shared: tuple[DeviceMemory, MemoryPlan] | None = None
+        self._card: Card | None = None
         self._merger: tuple[tuple[Lora, ...], LoraMerger] | None = None
 
     def close(self) -> None:
         """Leave the GPU to the engines that are still open; the last one frees it."""
-        if self._shared is not None:
-            self._shared[0].close()
-            self._shared = None
+        if self._card is not None:
+            self._card.memory.close()
+            self._card = None
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Match LoRA files to this bundle's model and look through their numbers.
@@ -107,21 +94,21 @@ class Loader:
             return {} if inside else self.weights(name, index, loras)
 
         with ExitStack() as opened:
-            if not bundle.component(names.head).engines:
+            if not self._on_gpu(names.head, runtime):
                 host = self._engines(opened, lambda n, _: self._host_engine(n, runtime, loras))
                 stack: Stack = HostStack(plan.parts(host, load_weights), keep=keep)
             else:
-                memory, memory_plan = self._memory(runtime)
-                opened.callback(memory.opened().close)
+                card = self._card_of(runtime)
+                opened.callback(card.memory.opened().close)
                 device = self._engines(
-                    opened, lambda n, layer: self._device_engine(n, runtime, loras, layer)
+                    opened, lambda n, layer: self._stack_engine(n, runtime, loras, layer)
                 )
                 stack = DeviceStack(
                     plan.parts(device, load_weights),
-                    memory,
-                    keep=memory_plan.keep_text or not names.runs_once,
+                    card.memory,
+                    keep=card.keep_text or not names.runs_once,
                     graphs=runtime.cuda_graphs,
-                    largest=memory_plan.largest[names],
+                    largest=card.largest(names),
                 )
             opened.pop_all()
         return stack
@@ -178,19 +165,59 @@ class Loader:
             return self._device_engine(name, runtime, loras, index)
         return self._host_engine(name, runtime, loras)
 
+    def _on_gpu(self, name: str, runtime: RuntimeConfig) -> bool:
+        """Whether a component runs on a GPU: as an engine, or by ONNX Runtime, where a GPU was
+        asked for or a CPU cannot run the bundle.
+        """
+        if self._bundle.component(name).engines or runtime.device is not None:
+            return True
+        entries = self._bundle.manifest.components.values()
+        return not all(PRECISIONS[entry.precision].on_cpu for entry in entries)
+
     def _host_engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora]) -> Engine:
-        from ltx2rt.backends import onnxruntime as backend
+        """An engine of ONNX Runtime that takes and gives host arrays, wherever it runs."""
+        from ltx2rt.backends import onnxruntime, onnxruntime_cuda
 
         entry = self._bundle.component(name)
-        options = backend.OrtOptions(
-            threads=runtime.threads,
-            full_optimization="float8_e4m3fn" not in entry.weight_dtypes.values(),
-        )
-        weights: Mapping[str, Array] = {}
-        if entry.weight_binding == "initializer":
-            weights = self.weights(name, 0, loras)
+        weights, options = self._inside(name, loras), self._session_options(name, runtime)
         graph = (self._bundle.folder / entry.graph).read_bytes()
-        return backend.OrtEngine(graph, entry.spec(name), weights, options)
+        if not self._on_gpu(name, runtime):
+            return onnxruntime.OrtEngine(graph, entry.spec(name), weights, options)
+        options = onnxruntime_cuda.on_gpu(options, runtime.device or 0)
+        open_session = onnxruntime_cuda.open_session
+        return onnxruntime.OrtEngine(graph, entry.spec(name), weights, options, open_session)
+
+    def _session_options(self, name: str, runtime: RuntimeConfig) -> OrtOptions:
+        from ltx2rt.backends.onnxruntime import OrtOptions
+
+        return OrtOptions(
+            threads=runtime.threads,
+            spinning=runtime.spinning,
+            full_optimization="float8_e4m3fn"
+            not in self._bundle.component(name).weight_dtypes.values(),
+        )
+
+    def _inside(self, name: str, loras: Sequence[Lora]) -> Mapping[str, Array]:
+        """The weights that an engine takes when it is loaded."""
+        if self._bundle.component(name).weight_binding == "initializer":
+            return self.weights(name, 0, loras)
+        return {}
+
+    def _stack_engine(
+        self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora], index: int
+    ) -> DeviceEngine:
+        entry = self._bundle.component(name)
+        if entry.engines:
+            return self._device_engine(name, runtime, loras, index)
+        from ltx2rt.backends.onnxruntime_cuda import OrtDeviceEngine, on_gpu, open_session
+
+        card, number = self._card_of(runtime), runtime.device or 0
+        compute = card.memory.device.compute
+        options = on_gpu(self._session_options(name, runtime), number, compute)
+        graph = (self._bundle.folder / entry.graph).read_bytes()
+        weights = self._inside(name, loras)
+        session = open_session(graph, name, weights, options)
+        return OrtDeviceEngine(session, entry.spec(name), weights, card.memory, number)
 
     def _device_engine(
         self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora], index: int
@@ -204,53 +231,27 @@ class Loader:
                 "constants; build again with --weights input: "
                 + manifest.command().replace(" --weights constant", "")
             )
-        memory, _ = self._memory(runtime)
-        weights: Mapping[str, Array] = {}
-        if entry.weight_binding == "initializer" and not inside:
-            weights = self.weights(name, 0, loras)
         file = entry.engines[entry.served.index(index) if entry.layered else 0].file
         return TrtEngine(
             self._bundle.folder / file,
             entry.spec(name),
-            weights,
+            {} if inside else self._inside(name, loras),
             manifest.command(),
-            memory=memory,
+            memory=self._card_of(runtime).memory,
             specialize=runtime.kernels.upper(),
             trust=trust_of(runtime),
         )
 
-    def _memory(self, runtime: RuntimeConfig) -> tuple[DeviceMemory, MemoryPlan]:
+    def _card_of(self, runtime: RuntimeConfig) -> Card:
         """The memory of the GPU, taken with the first engine, and how it is divided.
 
         Raises:
             BundleError: an engine does not fit this machine.
             UnsupportedError: no GPU, or one without room for this bundle.
         """
-        if self._shared is None:
-            manifest = self._bundle.manifest
-            device = CudaDevice(f"backend {manifest.backend}", runtime.device)
-            try:
-                plan = self._plan(device, runtime)
-                memory = DeviceMemory(device, plan.regions).opened()
-            except BaseException:
-                device.close()
-                raise
-            self._shared = memory, plan
-        return self._shared
-
-    def _plan(self, device: CudaDevice, runtime: RuntimeConfig) -> MemoryPlan:
-        manifest, needs, gpu = self._bundle.manifest, {}, device.gpu
-        resident, trust = runtime.residency == "resident", trust_of(runtime)
-        for name, entry in manifest.components.items():
-            path = self._bundle.folder / entry.engines[0].file
-            info = read_info(path)
-            check_version(info, str(load(info.backend).__version__), manifest.command())
-            check_host_code(info, trust)
-            check_plugins(info, manifest.command(), trust)
-            check_gpu(info, gpu.target, gpu.name, manifest.command())
-            needs[name] = engine_needs(path, entry.spec(name))
-        room = room_on(gpu.memory_bytes, device.free_bytes(), manifest)
-        return plan_memory(manifest, needs, room, resident=resident, card=gpu.name)
+        if self._card is None:
+            self._card = open_card(self._bundle, runtime)
+        return self._card
 
     def _is_changed(self, name: str, loras: Sequence[Lora]) -> bool:
         merger = self._merge_of(loras)

@@ -31,6 +31,9 @@ COMMANDS = {
     "doctor": "report what this machine and a bundle can do",
 }
 
+#: sub-command -> the module that shows its help, where that does not need the whole command
+HELP = {"generate": "generate_help"}
+
 EXIT_USER_ERROR = 2
 
 
@@ -51,12 +54,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             f"argument COMMAND: invalid choice: {chosen!r}{nearest(chosen, COMMANDS)} (choose from "
             f"{', '.join(COMMANDS)})"
         )
+    before_end = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    helps = HELP if {"-h", "--help"} & set(before_end) else {}
     parsers = {}
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary, add_help=name != chosen)
         parsers[name] = sub
         if name == chosen:
-            module = importlib.import_module(f"ltx2rt.cli.{name}")
+            module = importlib.import_module(f"ltx2rt.cli.{helps.get(name, name)}")
             action = getattr(module, "HelpAction", "help")  # a command may explain itself
             sub.add_argument("-h", "--help", action=action, help="show this help and exit")
             module.add_arguments(sub)

@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ltx2rt.errors import UnsupportedError
-from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Progress
+
+if TYPE_CHECKING:
+    from ltx2rt.lora.files import Lora
 
 
 class ProgressPrinter:
@@ -87,6 +89,8 @@ def text_or_file(text: str) -> str:
 
 def parse_lora(text: str) -> Lora:
     """`FILE` or `FILE:STRENGTH`."""
+    from ltx2rt.lora.files import Lora  # `ltx2rt pipelines` is quick without
+
     path, strength = split_strength(text)
     return Lora(path=path, strength=strength)
 

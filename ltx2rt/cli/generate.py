@@ -4,71 +4,34 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli.common import ProgressPrinter, export_module, print_json
-from ltx2rt.cli.fields import all_flags, flags_for, spell
-from ltx2rt.cli.flags import Flag
+from ltx2rt.cli.fields import all_flags, spell
+from ltx2rt.cli.generate_help import add_flags
 from ltx2rt.cli.job_file import check_targets, dump_job, read_job
 from ltx2rt.cli.outputs import Outputs
-from ltx2rt.cli.pipelines import facts_of
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.components.enhance import EnhanceConfig, enhance_prompt
 from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.partial import remove_leftovers
-from ltx2rt.pipelines.base import Pipeline, pipeline_class
+from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 from ltx2rt.results.stage_store import kept_stages, remove_stages
 
-__all__ = ["HelpAction", "add_arguments", "run", "spell"]
+__all__ = ["add_arguments", "run", "spell"]
 
 
-class HelpAction(argparse.Action):
-    """`--help`; after `--pipeline NAME` only what that pipeline takes."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if namespace.pipeline is not None:
-            about = facts_of(namespace.pipeline)["summary"]
-            parser = argparse.ArgumentParser(prog=parser.prog, description=about)
-            add_arguments(parser, flags_for(pipeline_class(namespace.pipeline)))
-        parser.print_help()
-        parser.exit()
-
-
-def add_arguments(parser: argparse.ArgumentParser, flags: Iterable[Flag] | None = None) -> None:
-    """All flags, or those given. They default to None, so that a job can fill in the rest."""
-    parser.usage = "%(prog)s BUNDLE [--pipeline NAME] --prompt TEXT -o FILE [...]"
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument(
-        "--job",
-        type=Path,
-        metavar="FILE",
-        help="flags from a .json or .toml file, or repeat what made an .mp4, .wav, .png, ...; "
-        "flags given here win",
-    )
-    parser.add_argument(
-        "--dump-job", type=Path, metavar="FILE", help="write these flags as a job, and stop"
-    )
-    groups: dict[str, Any] = {"": parser}
-    for flag in all_flags().values() if flags is None else flags:
-        if flag.group not in groups:
-            groups[flag.group] = parser.add_argument_group(flag.group)
-        groups[flag.group].add_argument(*flag.names, **flag.arguments())
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags. They default to None, so that a job can fill in the rest."""
+    flags = all_flags().values()
+    add_flags(parser, ((flag.names, flag.group, flag.arguments()) for flag in flags))
 
 
 def given_in(options: argparse.Namespace) -> dict[str, Any]:

@@ -42,6 +42,16 @@ def parse_seeds(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from error
 
 
+def parse_device(text: str) -> int:
+    """`1` or `cuda:1`."""
+    kind, colon, number = text.rpartition(":")
+    if (colon and kind != "cuda") or not number.isascii() or not number.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"invalid device: {text!r}; write the number of a GPU, as 0 or cuda:0"
+        )
+    return int(number)
+
+
 def file_with_strength(text: str) -> dict[str, Any]:
     """`FILE[:STRENGTH]`."""
     path, strength = split_strength(text)
@@ -139,6 +149,7 @@ ROWS: Mapping[str, dict[str, Any]] = {
         "name": "--reference", "help": "a video that the clip follows (repeatable); strength 1 if "
         "omitted; hdr-ic-lora: the first gives size, frames and frame rate unless they are named",
     },
+    "runtime.device": {"convert": parse_device, "metavar": "N|cuda:N"},
     "runtime.residency": {"choices": ("stage", "resident"), "metavar": None},
     "runtime.kernels": {"choices": ("eager", "none", "lazy"), "metavar": None},
     "output.clip": {"name": "--output", "aliases": ("-o",)},

@@ -35,6 +35,11 @@ class Precision:
     on_cpu: bool = False
     tolerance: float
 
+    @property
+    def on_onnxruntime(self) -> bool:
+        """On a CPU, or in 16 bits on a GPU."""
+        return self.on_cpu or self.format is None
+
 
 PRECISIONS: dict[str, Precision] = {
     row.name: row

@@ -40,7 +40,7 @@ RTX = {"backend": "tensorrt-rtx"}
         ({**RTX, "version_compatible": True}, OptionError, "no option version_compatible"),
         ({**RTX, "plugin_modules": ("x",)}, OptionError, "no option plugin_modules"),
         ({"target": ("sm89",)}, OptionError, "onnxruntime has no option target"),
-        ({"precision": "bf16"}, OptionError, "onnxruntime runs no bf16"),
+        ({"precision": "nvfp4"}, OptionError, "onnxruntime runs no nvfp4"),
         ({"precision": "fp9"}, OptionError, "precision='fp9'; allowed: fp32"),
         ({"backend": "magic"}, OptionError, "backend='magic'; allowed: onnxruntime"),
         ({**RTX, "max_batch": 0}, OptionError, "max_batch=0 is not in 1..16"),

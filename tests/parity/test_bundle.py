@@ -47,6 +47,16 @@ def broken(tmp_path: Path) -> Callable[[Path, str], None]:
     return check
 
 
+@pytest.mark.parametrize("spinning", [False, True])
+def test_engines_run_as_they_are_told(demo_bundle: Path, spinning: bool) -> None:
+    runtime = RuntimeConfig(threads=3, spinning=spinning)
+    with Loader(open_bundle(demo_bundle)).engine("transformer_tail", runtime) as engine:
+        options = engine._session.get_session_options()  # type: ignore[attr-defined]
+        assert options.intra_op_num_threads == 3
+        said = options.get_session_config_entry("session.intra_op.allow_spinning")
+        assert said == str(int(spinning))
+
+
 @pytest.fixture
 def own_bundle(demo_bundle: Path, demo_model: dict[str, Path], tmp_path: Path) -> tuple[Path, Path]:
     """A bundle and the folder of weights that it names, both to break."""

@@ -18,7 +18,7 @@ def least_memory_of(bundle: Path) -> int:
     if bundle not in _LEAST:
         with simulated(Setup(memory_bytes=8 << 30)):
             loader = Loader(ltx2rt.open_bundle(bundle))
-            _, plan = loader._memory(RuntimeConfig())
+            plan = loader._card_of(RuntimeConfig()).plan
             loader.close()
         regions = plan.regions
         least = regions.total - regions.layers + max(2 * n for n in plan.largest.values())

@@ -152,7 +152,7 @@ def test_layers_without_room_go_up_while_others_run(
         before = len(gpu.operations())
         assert_same(made.passes(), want)
         work = gpu.operations()[before:]
-        stream = int(made.loader._memory(RuntimeConfig())[0].device.upload.handle)
+        stream = int(made.loader._card_of(RuntimeConfig()).memory.device.upload.handle)
     uploads = [o for o in work if o.kind == "copy" and o.stream == stream]
     launches = [o for o in work if o.kind == "call"]
     assert not any(o.pageable for o in work)
@@ -280,7 +280,8 @@ def test_growing_in_a_stage_is_refused(
     bundle = engine_bundle("bf16")
     simulate(memory_bytes=ROOM)
     with model(bundle) as made:
-        memory, plan = made.loader._memory(RuntimeConfig())
+        card = made.loader._card_of(RuntimeConfig())
+        memory, plan = card.memory, card.plan
         assert isinstance(plan, MemoryPlan)
         made.passes(1)
         with pytest.raises(EngineError, match=r"were planned for activations"):

@@ -37,9 +37,9 @@ class Outcome:
     waveform: Array
 
 
-def make_clip(bundle: Path, residency: str = "stage") -> Outcome:
+def make_clip(bundle: Path, runtime: RuntimeConfig | None = None) -> Outcome:
     source = ltx2rt.open_bundle(bundle)
-    runtime = RuntimeConfig(threads=1, residency=residency)
+    runtime = runtime or RuntimeConfig(threads=1)
     with ltx2rt.DistilledPipeline(source, runtime) as pipe:
         clip = pipe(prompt="a bell rings", height=64, width=64, num_frames=9, seed=3)
         frames = np.concatenate(list(clip.frames))
@@ -102,7 +102,7 @@ def test_the_device_gives_what_the_host_gives(
 ) -> None:
     bundle = engine_bundle(precision)
     gpu = simulate(memory_bytes=memory or least_memory_of(bundle), schedule=schedule)
-    found = make_clip(bundle, residency)
+    found = make_clip(bundle, RuntimeConfig(threads=1, residency=residency))
     counters = gpu.counters()
     assert counters.launches >= 11 * (2 + 3)  # head, three layers, tail: 8 + 3 steps
     assert counters.live_bytes == 0

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 
 from ltx2rt.backends import onnxruntime as backend
+from ltx2rt.cli.requests import asked_of
+from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import EngineSpec
+from tests.unit.command_flags import given_by
 
 
-def test_sessions_do_not_plan_which_outputs_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That plan is quadratic in the number of nodes: a vocoder has thousands."""
+@pytest.fixture
+def settings_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The settings that an engine gives its session."""
     made: list[Any] = []
 
     class Session:
@@ -22,5 +26,26 @@ def test_sessions_do_not_plan_which_outputs_share_memory(monkeypatch: pytest.Mon
             return []
 
     monkeypatch.setattr(backend.ort, "InferenceSession", Session)
-    backend.OrtEngine(b"", EngineSpec("vocoder", (), ()), {})
-    assert [settings.enable_mem_reuse for settings in made] == [False]
+
+    def settings(options: backend.OrtOptions | None = None) -> Any:
+        backend.OrtEngine(b"", EngineSpec("vocoder", (), ()), {}, options)
+        return made[-1]
+
+    return settings
+
+
+def test_sessions_do_not_plan_which_outputs_share_memory(settings_of: Any) -> None:
+    """That plan is quadratic in the number of nodes: a vocoder has thousands."""
+    assert settings_of().enable_mem_reuse is False
+
+
+def test_threads_sleep_between_nodes_unless_they_are_told_to_spin(settings_of: Any) -> None:
+    def entry(options: backend.OrtOptions | None) -> str:
+        name = "session.intra_op.allow_spinning"
+        return str(settings_of(options).get_session_config_entry(name))
+
+    assert entry(None) == entry(backend.OrtOptions()) == "0"
+    assert entry(backend.OrtOptions(spinning=True)) == "1"
+    assert asked_of(given_by("--prompt", "a", "-o", "x.mp4", "--spinning")).runtime == (
+        RuntimeConfig(spinning=True)
+    )

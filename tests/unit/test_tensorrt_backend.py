@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ltx2rt.backends.device_memory import DeviceMemory
-from ltx2rt.backends.engine_checks import NO_TRUST, Trust, import_plugins
+from ltx2rt.backends.engine_checks import NO_TRUST, Trust, import_plugins, runs_on
 from ltx2rt.backends.tensorrt import BITS, TrtEngine, tensor_bytes
 from ltx2rt.bundle.manifest import Tensor
 from ltx2rt.device.gpus import Gpu

@@ -15,6 +15,8 @@ KEPT = {
     "text_hidden_states": "golden cases compare Gemma without the projection",
     "check_range": "the range check of one graph, which builds run for whole bundles",
     "HelpAction": "the command line asks a sub-command's module whether it has one",
+    "flags_for": "the table of flags is made from it",
+    "input_flags": "the table of flags is made from it",
     "rope_angles": "the plain form that the fast one is compared with",
 }
 

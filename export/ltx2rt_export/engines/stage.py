@@ -15,8 +15,9 @@ from ltx2rt.components.decoder_tiles import DEVICE_BYTES
 from ltx2rt.engine import Array
 from ltx2rt.env import cache_dir
 from ltx2rt.latents.shapes import VideoScaleFactors
-from ltx2rt.names import DIFFUSION_FEATURES, TRANSFORMER_BLOCKS
+from ltx2rt.names import DIFFUSION_FEATURES, TEXT_STACK, TRANSFORMER_BLOCKS, TRANSFORMER_STACK
 from ltx2rt.progress import Job
+from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import MappedFiles
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles
@@ -45,12 +46,15 @@ class EngineStage:
     cache_dir: Path
     custom_ops: str = "auto"
 
-    @property
-    def dtype(self) -> str | None:
-        """Of what a precision does not quantise, if not the precision's own: ONNX Runtime has
-        float32 kernels only on a CPU.
+    def dtype(self, component: str, precision: str) -> str | None:
+        """Of what a precision does not quantise in a component, if not the precision's own. ONNX
+        Runtime has float32 kernels only on a CPU; on a GPU its stacks run in 16 bits, and
+        convolutions, which it does not have in every 16-bit type, in float32.
         """
-        return "float32" if self.builder is None else None
+        if self.builder is not None:
+            return None
+        stacked = component in (*TEXT_STACK.components, *TRANSFORMER_STACK.components)
+        return "float32" if PRECISIONS[precision].on_cpu or not stacked else None
 
     def export_with(self, files: ModelFiles) -> Export:
         """What exports components of these files; the graphs are kept for the next build."""

@@ -1,0 +1,84 @@
+"""The GPU that a bundle runs on: its memory, taken once, and how it is divided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ltx2rt.backends.device_memory import DeviceMemory
+from ltx2rt.backends.engine_checks import (
+    Trust,
+    check_gpu,
+    check_host_code,
+    check_plugins,
+    check_version,
+)
+from ltx2rt.backends.engine_needs import engine_needs
+from ltx2rt.backends.tensorrt_api import load
+from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.engine_file import read_info
+from ltx2rt.bundle.memory_plan import MemoryPlan, plan_memory, room_on
+from ltx2rt.config import RuntimeConfig
+from ltx2rt.device.cuda import CudaDevice
+from ltx2rt.names import StackNames
+
+#: of a card, what is left for the activations of ONNX Runtime, which no plan knows
+_ACTIVATION_SHARE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What engines of one bundle share.
+
+    Attributes:
+        plan: how `memory` is divided; None with ONNX Runtime, which takes what it needs.
+        keep_text: the layers of the text encoder stay between clips.
+    """
+
+    memory: DeviceMemory
+    plan: MemoryPlan | None
+    keep_text: bool
+
+    def largest(self, names: StackNames) -> int:
+        """Bytes of the weights of a stack's largest part; 0: nothing knows."""
+        return self.plan.largest[names] if self.plan is not None else 0
+
+
+def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
+    """Take the GPU that `runtime` names, or the first.
+
+    Raises:
+        BundleError: an engine does not fit this machine.
+        UnsupportedError: no GPU, or one without room for this bundle.
+    """
+    manifest, resident = bundle.manifest, runtime.residency == "resident"
+    device = CudaDevice(f"backend {manifest.backend} on a GPU", runtime.device or 0)
+    try:
+        if not any(entry.engines for entry in manifest.components.values()):
+            reserve = device.gpu.memory_bytes // _ACTIVATION_SHARE
+            memory = DeviceMemory(device, reserve=reserve).opened()
+            return Card(memory=memory, plan=None, keep_text=resident)
+        plan = _plan(bundle, device, trust_of(runtime), resident=resident)
+        memory = DeviceMemory(device, plan.regions).opened()
+        return Card(memory=memory, plan=plan, keep_text=plan.keep_text)
+    except BaseException:
+        device.close()
+        raise
+
+
+def trust_of(runtime: RuntimeConfig) -> Trust:
+    """What the user lets engines run."""
+    return Trust(plugin_modules=runtime.plugin_modules, host_code=runtime.engine_host_code)
+
+
+def _plan(bundle: Bundle, device: CudaDevice, trust: Trust, *, resident: bool) -> MemoryPlan:
+    manifest, needs, gpu = bundle.manifest, {}, device.gpu
+    for name, entry in manifest.components.items():
+        path = bundle.folder / entry.engines[0].file
+        info = read_info(path)
+        check_version(info, str(load(info.backend).__version__), manifest.command())
+        check_host_code(info, trust)
+        check_plugins(info, manifest.command(), trust)
+        check_gpu(info, gpu.target, gpu.name, manifest.command())
+        needs[name] = engine_needs(path, entry.spec(name))
+    room = room_on(gpu.memory_bytes, device.free_bytes(), manifest)
+    return plan_memory(manifest, needs, room, resident=resident, card=gpu.name)
