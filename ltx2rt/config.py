@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ltx2rt.errors import Field, InternalError, OptionError, Problem, ShapeError
+from ltx2rt.field_types import settle_types
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
@@ -92,6 +93,7 @@ class RuntimeConfig:
     engine_host_code: bool = False
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = []
         if self.threads < 0:
             problems.append(
@@ -149,6 +151,7 @@ class ImageCondition:
     crf: int | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = []
         if self.frame < 0:
             problems.append(
@@ -215,6 +218,7 @@ class GenerationConfig:
     user_prompt: str | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = []
         if self.prompt and not self.prompt.strip():
             problems.append("the prompt is empty; describe the clip in a sentence")
@@ -289,6 +293,7 @@ class GuidanceConfig:
     distilled_strengths: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = []
         if any(0xD800 <= ord(c) <= 0xDFFF for c in self.negative_prompt):
             problems.append("the negative prompt is not valid UTF-8 text")

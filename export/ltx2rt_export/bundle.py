@@ -46,12 +46,13 @@ from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
 from ltx2rt_export.engines.stage import engine_stage, with_tile_memory
+from ltx2rt_export.exchange import exchange
 from ltx2rt_export.fuse_loras import fuse_loras
 from ltx2rt_export.onnx import ExportedGraph
 from ltx2rt_export.quantize.overlay import Overlays
 from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare
 from ltx2rt_export.quantize.range_check import check_float16
-from ltx2rt_export.resume import KEY_FILE, open_work, prune, weights_key
+from ltx2rt_export.resume import KEY_FILE, OLD, open_work, prune, restore_old, weights_key
 
 
 def check_target(output: Path, *, force: bool) -> None:
@@ -81,7 +82,7 @@ def check_target(output: Path, *, force: bool) -> None:
 
 def _check_inputs_survive(inputs: BuildInputs, output: Path) -> None:
     """Refuse to replace the very bundle that holds the input files."""
-    target = output.resolve()
+    target = Path(os.path.realpath(output))
     named = [getattr(inputs, f.name) for f in dataclasses.fields(inputs)]
     places = [p for p in named if isinstance(p, str)] + [x.path for x in inputs.loras]
     inside = [p for p in places if _is_inside(p, target)]
@@ -93,7 +94,7 @@ def _check_inputs_survive(inputs: BuildInputs, output: Path) -> None:
 
 
 def _is_inside(path: str, folder: Path) -> bool:
-    return Path(path).resolve().is_relative_to(folder)
+    return Path(os.path.realpath(path)).is_relative_to(folder)
 
 
 def open_inputs(inputs: BuildInputs) -> ModelFiles:
@@ -151,6 +152,8 @@ def build_bundle(
     if problems := lora_problems(inputs.loras):
         raise OptionError("cannot build", problems)
     with build_lock(output):
+        if restore_old(output):
+            check_target(output, force=config.force)
         key = weights_key(files, inputs, config)
         work = open_work(output.absolute().parent, output.name, key)
         try:
@@ -180,8 +183,11 @@ def _put_in_place(work: Path, output: Path) -> None:
     if not output.exists():
         work.replace(output)
         return
-    target = output.resolve()
-    old = target.with_name(f"{work.name}.old")
+    target = Path(os.path.realpath(output))
+    if exchange(work, target):
+        shutil.rmtree(work)
+        return
+    old = target.with_name(f"{work.name}{OLD}")
     target.replace(old)
     try:
         work.replace(target)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.lora.suffixes import part_of
+from ltx2rt.user_files import open_regular
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 
 #: kind -> what to call it in a sentence
@@ -44,6 +45,7 @@ _GEMMA_NAMES = re.compile(
     r"(model\.)?(language_model|vision_tower|vision_model|vision_embedder|embed_vision|embed_audio"
     r"|multi_modal_projector|audio_projector)\.|model\.(embed_tokens|layers|norm)\.|lm_head\."
 )
+
 #: parts of adapters whose names other tensors bear too: the vocoder has an `alpha`
 _COMMON_PARTS = {"alpha", "rescale"}
 
@@ -101,7 +103,7 @@ def _first_bytes(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise CheckpointError(f"{path} is a directory: give one .safetensors file in it.")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(64)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error

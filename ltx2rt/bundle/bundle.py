@@ -149,6 +149,8 @@ def open_bundle(
             changed.
     """
     folder = Path(path)
+    if weights_dir is not None and not Path(weights_dir).is_dir():
+        raise BundleError(f"the folder of weights '{weights_dir}' is not there, or is no folder.")
     manifest = read_manifest(folder)
     problems = [
         problem

@@ -239,6 +239,8 @@ def _combination_problems(given: Given, request: Request | None) -> list[str]:
     seeds, count = given.get("seed", ()), given.get("num_videos")
     if count is not None and len(seeds) > 1 and len(seeds) != count:
         problems.append(f"--num-videos {count} does not fit {len(seeds)} seeds; leave one out")
+    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        problems.append(f"--seed names {', '.join(map(str, twice))} twice: it is the same clip")
     more = [f"--{key.replace('_', '-')}" for key in given if key in ENHANCING]
     if more and "enhance_prompt" not in given:
         problems.append(f"{', '.join(more)} needs --enhance-prompt")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.field_types import settle_types
 
 MAX_VIDEOS = 10_000
 
@@ -39,6 +40,7 @@ class RunOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if self.num_videos is not None and not 1 <= self.num_videos <= MAX_VIDEOS:
             raise OptionError(
                 Problem(Field("num_videos"), f"={self.num_videos} is not in [1, {MAX_VIDEOS}]")

@@ -31,6 +31,7 @@ from ltx2rt.components.endpoint import (
 )
 from ltx2rt.env import cache_dir, enhance_key
 from ltx2rt.errors import EnhanceError, Field, OptionError, Problem
+from ltx2rt.field_types import settle_types
 from ltx2rt.media.still_reader import load_image
 from ltx2rt.partial import Partial
 from ltx2rt.plain_data import parse_json
@@ -93,6 +94,7 @@ class EnhanceConfig:
     named_by_file: bool = False
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = []
         if self.url is not None:
             wrong = url_problem(self.url, insecure=self.insecure)

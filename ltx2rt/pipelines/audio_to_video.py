@@ -11,6 +11,7 @@ from ltx2rt.components.audio import crop_latent
 from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.errors import Field, OptionError, Problem, ShapeError
+from ltx2rt.field_types import settle_types
 from ltx2rt.latents.duration import audio_steps, longest_clip
 from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.media.audio import check_rate
@@ -40,6 +41,7 @@ class AudioToVideoInputs:
     audio_max_duration: float | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = []
         if not (math.isfinite(self.audio_start_time) and self.audio_start_time >= 0):
             problems.append(

@@ -29,6 +29,7 @@ from ltx2rt.pipelines.catalog import catalog_class
 from ltx2rt.pipelines.checks import (
     check_duration,
     check_keyframes,
+    check_memory,
     check_size,
     exr_problems,
     with_embedded_prompts,
@@ -277,6 +278,8 @@ class Pipeline(PipelineFacts):
         if self.makes == "video":
             factors = self.scale_factors
             check_size(config, factors, two_stage=self.two_stage, any_size=self.any_size)
+            if self.engines.on_host:
+                check_memory(config, self.source, in_tiles=self.in_tiles)
             if not self.source.has(*DIFFUSION_DECODER):
                 TilingConfig.parse(config.tiling).check(self.scale_factors)
         check_keyframes(self.source, config)

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ltx2rt.bundle.source import ModelFacts
+from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.components.embeddings import check_embeddings
 from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig
-from ltx2rt.errors import Field, MediaError, OptionError, Problem, UnsupportedError
+from ltx2rt.errors import Field, MediaError, OptionError, Problem, ShapeError, UnsupportedError
 from ltx2rt.latents.conditioning import keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.shapes import VideoScaleFactors, check_generation_size
@@ -58,6 +59,36 @@ def check_size(
         step = factors.height * (2 if two_stage else 1)
         height, width = height + -height % step, width + -width % step
     check_generation_size(height, width, frames, two_stage, factors)
+
+
+def check_memory(config: GenerationConfig, source: ModelFacts, *, in_tiles: bool) -> None:
+    """Refuse a clip that cannot fit this machine's memory, before anything is loaded. Counted is
+    what a pass holds at the least, all in float32: the latent, its noise, the clean estimate and
+    the step before; of a block (unless it works on parts of a clip) its input, the normed one and a
+    feed-forward layer four times as wide, before and after its activation; and a finished frame.
+
+    Raises:
+        ShapeError: says what there is, and how many frames would fit.
+    """
+    if isinstance(config.num_frames, AutoDuration):
+        return
+    factors = source.model
+    cells = -(-config.height // factors.spatial_scale) * -(-config.width // factors.spatial_scale)
+    width = 0 if in_tiles else source.options(TRANSFORMER_BLOCK)["video"]["width"]
+    token_bytes = 4 * (4 * factors.latent_channels + 10 * width)
+    tokens = (-(-(config.num_frames - 1) // factors.time_scale) + 1) * cells
+    frame_bytes = 4 * 3 * config.height * config.width
+    room = machine_bytes()
+    if tokens * token_bytes + frame_bytes <= room:
+        return
+    fitting = ((room - frame_bytes) // (cells * token_bytes) - 1) * factors.time_scale + 1
+    problem = (
+        f"{config.width}x{config.height} pixels and {config.num_frames} frames take at least "
+        f"{(tokens * token_bytes + frame_bytes) / 2**30:.1f} GiB; this machine has "
+        f"{room / 2**30:.1f}: ask for "
+    )
+    what = f"at most {fitting} frames" if fitting > 0 else "fewer pixels"
+    raise ShapeError(f"{problem}{what}, and for a real clip far less.")
 
 
 def check_duration(config: GenerationConfig, source: ModelFacts) -> None:

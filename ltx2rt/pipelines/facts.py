@@ -44,6 +44,8 @@ class PipelineFacts:
     needs_prompt: ClassVar[bool] = True
     #: whether height and width need not be multiples of the model's factor
     any_size: ClassVar[bool] = False
+    #: whether its last stages work on parts of the clip
+    in_tiles: ClassVar[bool] = False
 
     @classmethod
     def refusal(cls, problems: Sequence[str]) -> OptionError:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ltx2rt.components.audio import fit_latent
 from ltx2rt.components.diffusion_stage import ModalityRequest
 from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.field_types import settle_types
 from ltx2rt.latents.conditioning import TemporalRegion
 from ltx2rt.latents.shapes import (
     AudioLatentShape,
@@ -67,6 +68,7 @@ class RetakeInputs:
     regenerate_audio: bool = True
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems: list[str] = []
         start, end = self.start_time, self.end_time
         if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):

@@ -12,7 +12,6 @@ import json
 import math
 import mmap
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
+from ltx2rt.user_files import open_regular
 from ltx2rt.weights.codecs import fp8, stored
 from ltx2rt.weights.codecs.stored import DECODED_PARTS, SCALE_CODES
 from ltx2rt.weights.floats import bfloat16_bits
@@ -91,9 +91,7 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            if not stat.S_ISREG(self.path.stat().st_mode) and not self.path.is_dir():
-                raise CheckpointError(f"{self.path} is not a file but a pipe or device.")
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 self.file_bytes = os.fstat(file.fileno()).st_size
                 self._header = _read_header(file, self.path, self.file_bytes)
         except OSError as error:
