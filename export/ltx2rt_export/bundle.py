@@ -32,6 +32,7 @@ from ltx2rt.bundle.manifest import (
     bundle_id,
     write_manifest,
 )
+from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.config import lora_problems
 from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.lora.describe import names_distillation
@@ -209,6 +210,7 @@ def _fill(
         raise CheckpointError(
             "the text encoder has no tokenizer.json; give the whole Gemma folder."
         )
+    Tokenizer(tokenizer, "the text encoder's tokenizer.json")  # before hours of work
     components = with_tile_memory(config, make_components(files, (), work))
     options = {c.name: c.options for c in components}
     info = model_info(files, options)
@@ -325,6 +327,7 @@ class SourceTable:
                     path=str(path.relative_to(self._folder) if inside else path),
                     bytes=file.file_bytes,
                     header_sha256=file.header_sha256,
+                    modified_ns=0 if inside else path.stat().st_mtime_ns,
                 )
             )
         return {

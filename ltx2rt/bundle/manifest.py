@@ -24,20 +24,23 @@ from ltx2rt.plain_data import read_document, write_document
 from ltx2rt.sampling.samplers import Sampler
 
 SCHEMA = 1
-#: fields that only quantised weights fill; left out where they are empty
-QUANTIZED_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays")
+#: fields that few bundles fill, most of them for quantised weights; left out where they are empty
+OPTIONAL_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays", "modified_ns")
 FILE_NAME = "manifest.json"
+#: what a source says of where and since when it lies there, which is not the bundle's content
+PLACE = ("path", "modified_ns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A weights file: an absolute path, or one relative to the bundle; its size and header digest
-    at build time.
+    """A weights file: an absolute path, or one relative to the bundle; its size, header digest and
+    time of change at build time (0: not recorded, as of files in the bundle).
     """
 
     path: str
     bytes: int
     header_sha256: str
+    modified_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,16 +232,16 @@ def bundle_id(manifest: Manifest) -> str:
 def content_id(manifest: Mapping[str, Any]) -> str:
     """As `bundle_id`, of the JSON data of a manifest, as it was written."""
     data = {k: v for k, v in manifest.items() if k not in ("bundle_id", "build")}
-    data["sources"] = [{k: v for k, v in s.items() if k != "path"} for s in data["sources"]]
+    data["sources"] = [{k: v for k, v in s.items() if k not in PLACE} for s in data["sources"]]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _plain(manifest: Manifest) -> dict[str, Any]:
-    """JSON values; what only quantised weights have is left out elsewhere."""
+    """JSON values; what few bundles have is left out elsewhere."""
 
     def fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {k: v for k, v in items if v or k not in QUANTIZED_FIELDS}
+        return {k: v for k, v in items if v or k not in OPTIONAL_FIELDS}
 
     return dataclasses.asdict(manifest, dict_factory=fields)
 

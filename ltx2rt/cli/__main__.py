@@ -80,6 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(sys.argv[1:] if arguments is None else arguments)
 
 
+def main_module() -> int:
+    """`main` of `python -m`, which would find modules in the current folder, whoever put them
+    there: only where the project itself lies in it, it stays.
+    """
+    if sys.path[:1] == [os.path.abspath(os.curdir)] != [str(Path(__file__).parents[2])]:  # noqa: PTH100
+        del sys.path[0]
+    return main()
+
+
 def _run(arguments: Sequence[str]) -> int:
     command = None
     warnings.formatwarning = warning_line
@@ -155,4 +164,4 @@ def print_notes(error: BaseException) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_module())
