@@ -121,7 +121,7 @@ def make(
     seed = request.config.seed
     changed: dict[str, list[str]] = {}
     if run.resume:
-        reasons = reasons_to_make(pipe, request, output)
+        reasons = reasons_for_clip(pipe, request, output)
         if not reasons and run.save_embeddings is None:
             for path in output.paths:
                 remove_leftovers(path)
@@ -177,7 +177,7 @@ def enhanced(config: GenerationConfig, who: EnhanceConfig, seed: int) -> Generat
     return replace(config, prompt=answer, user_prompt=prompt)
 
 
-def reasons_to_make(pipe: Pipeline, request: Request, output: Outputs) -> list[str]:
+def reasons_for_clip(pipe: Pipeline, request: Request, output: Outputs) -> list[str]:
     """Why a clip has to be made; empty if every file of it is there, made by this same request."""
     from ltx2rt.media.exr import exr_folder
     from ltx2rt.results.record import reasons_to_make

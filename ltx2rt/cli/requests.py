@@ -29,7 +29,7 @@ Given = Mapping[str, Any]
 Guiders = tuple[GuiderParams, GuiderParams]
 
 MODALITIES = ("video", "audio")
-ENHANCING = ("enhance_url", "enhance_model", "enhance_timeout", "enhance_insecure")
+ENHANCING = ("enhance_url", "enhance_model", "enhance_timeout")
 #: what is asked for besides the request
 PARTS: Mapping[str, type[Any]] = {
     "runtime": RuntimeConfig,
