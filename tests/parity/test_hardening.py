@@ -8,22 +8,27 @@ import shutil
 import threading
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 import ltx2rt
+from ltx2rt.backends.onnxruntime import OrtEngine
+from ltx2rt.bundle.manifest import read_manifest, write_manifest
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
-from ltx2rt.errors import OptionError
+from ltx2rt.engine import EngineSpec, TensorSpec
+from ltx2rt.errors import CheckpointError, EngineError, OptionError
 from ltx2rt.media.reader import read_tags
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.results.record import NO_PATH, RECORD_TAG, record_in
-from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
 from tests.parity.command_line import SMALL, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
@@ -262,3 +267,67 @@ def test_a_toml_bomb_and_a_picture_bomb(demo_bundle: Path, tmp_path: Path) -> No
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     (tmp_path / "b.png").write_bytes(data)
     expect_user_error(run("generate", demo_bundle, "--job", tmp_path / "b.png"), "b.png")
+
+
+def test_weights_that_changed_under_their_header(demo_bundle: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(demo_bundle)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    bundle = tmp_path / "b"
+    shutil.copytree(demo_bundle, bundle)
+    sources = []
+    for number, source in enumerate(manifest.sources):
+        path = Path(shutil.copy(demo_bundle / source.path, weights / f"{number}.safetensors"))
+        changed = path.stat().st_mtime_ns
+        sources.append(replace(source, path=str(path), modified_ns=changed))
+    write_manifest(replace(manifest, sources=tuple(sources)), bundle)
+    first = run("verify", bundle, "--weights", "--json")
+    assert {w["state"] for w in first.json["weights"]} == {"noted"}
+    assert {w["state"] for w in run("verify", bundle, "--weights", "--json").json["weights"]} == {
+        "same"
+    }
+    assert "warning" not in first.err
+    spoilt = Path(sources[0].path)
+    data = bytearray(spoilt.read_bytes())
+    data[-10:] = bytes(b ^ 1 for b in data[-10:])
+    spoilt.write_bytes(data)
+    os.utime(spoilt, ns=(0, 1))
+    found = run("verify", bundle, "--weights")
+    assert found.code == 1
+    assert f"changed     {spoilt}" in found.out
+    assert f"ltx2rt: warning: {spoilt} was written to since the build" in found.err
+
+
+def test_weights_that_are_cut_off_after_opening(
+    demo_model: dict[str, Path], tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(demo_model["spatial_upsampler"], tmp_path / "w.safetensors"))
+    file, maps = SafetensorsFile(path), MappedFiles()
+    first, *_, last = sorted(file.values(), key=lambda e: e.offset)
+    maps.raw(first)
+    os.truncate(path, last.offset)
+    with pytest.raises(CheckpointError, match="was cut off after it was opened"):
+        maps.raw(last)
+
+
+def test_a_graph_that_names_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [4], [0.0] * 4)
+    weight.ClearField("float_data")
+    weight.data_location = TensorProto.EXTERNAL
+    place = weight.external_data.add()
+    place.key, place.value = "location", "secret.bin"
+    (tmp_path / "secret.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    monkeypatch.chdir(tmp_path)
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [4]) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    spec = EngineSpec(
+        "toy", (TensorSpec("x", "float32", (4,)),), (TensorSpec("y", "float32", (4,)),)
+    )
+    ones = np.ones(4, np.float32)
+    engine = OrtEngine(model.SerializeToString(), spec, {"w": ones})  # as our graphs are loaded
+    np.testing.assert_array_equal(engine({"x": ones})["y"], 2 * ones)
+    with pytest.raises(EngineError, match="names a file for its data"):
+        OrtEngine(model.SerializeToString(), spec, {})
