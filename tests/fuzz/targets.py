@@ -20,7 +20,7 @@ from ltx2rt.cli.batch import SHARED, _lines, read_jobs
 from ltx2rt.cli.job_file import read_job
 from ltx2rt.cli.outputs import Outputs
 from ltx2rt.cli.requests import asked_of
-from ltx2rt.components.embeddings import read_embeddings
+from ltx2rt.components.embeddings import check_embeddings, read_embeddings
 from ltx2rt.components.enhance import _answer_in
 from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.config import GenerationConfig
@@ -98,6 +98,11 @@ def _lora(path: Path) -> None:
     parse_lora(SafetensorsFile(path), {"transformer_blocks.0.attn1.to_q.weight": (4, 6)})
 
 
+def _embeddings(path: Path) -> None:
+    check_embeddings(path, {"video_context": 4, "audio_context": 4}, "")
+    read_embeddings(path, 1)
+
+
 def _job(path: Path) -> None:
     given, record = read_job(path)
     asked_of(given, record)
@@ -151,7 +156,7 @@ TARGETS: Mapping[str, Target] = {
     "embeddings": Target(
         "e.safetensors",
         _written("e.safetensors", _embeddings_file),
-        lambda p: read_embeddings(p, 1),
+        _embeddings,
     ),
     "job": Target("j.json", lambda _: json.dumps(JOB).encode(), _job),
     "job (TOML)": Target("j.toml", lambda _: b'prompt = "a"\nseed = [1]\nheight = 64\n', _job),
