@@ -124,8 +124,8 @@ def _constant(
             return rate, tuple(range(count))
     if not 0 < times[-1] <= _LONGEST_S or min(times) < 0:
         raise MediaError(
-            f"cannot read video from '{path}': its time stamps go from 0 to {float(times[-1]):g} s, "
-            "not like those of a video; write it again."
+            f"cannot read video from '{path}': its time stamps end at {float(times[-1]):g} s, not "
+            "like those of a video; write it again."
         )
     steps = np.diff(np.array(times, np.float64))
     average = (count - 1) / times[-1]
