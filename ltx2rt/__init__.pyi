@@ -56,5 +56,7 @@ from ltx2rt.results.record import Record as Record
 from ltx2rt.results.record import record_in as record_in
 from ltx2rt.sampling.guidance import GuiderParams as GuiderParams
 from ltx2rt.sampling.guidance import GuiderSchedule as GuiderSchedule
+from ltx2rt.trace import Span as Span
+from ltx2rt.trace import Trace as Trace
 
 __version__: str

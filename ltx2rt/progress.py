@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ltx2rt.errors import Ltx2rtError
+from ltx2rt.trace import active
 
 
 class Cancelled(Ltx2rtError):
@@ -52,6 +53,8 @@ class Job:
         started = self._started.setdefault(stage, now)
         elapsed = now - started
         self.timings_s[stage] = elapsed
+        if (trace := active()) is not None:
+            trace.step(stage, step, total)
         eta = elapsed / step * (total - step) if step else None
         if self.on_progress is not None:
             self.on_progress(Progress(stage, step, total, elapsed, eta, detail))

@@ -20,7 +20,7 @@ SECTIONS = {
     "Pipelines": re.compile(r"Pipeline$"),
     "Further inputs of a pipeline": re.compile(r"Inputs$"),
     "Results": re.compile(r"Clip$|^Record$|^record_in$"),
-    "Progress": {"Job", "Progress"},
+    "Progress": {"Job", "Progress", "Span", "Trace"},
     "Prompt enhancement": {"EnhanceConfig", "enhance_prompt"},
     "Errors": re.compile(r"Error$|^Cancelled$"),
 }  # fmt: skip

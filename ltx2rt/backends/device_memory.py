@@ -13,6 +13,7 @@ from ltx2rt.device.arena import Arena, Blocks, OpenBlocks, Regions, aligned
 from ltx2rt.device.device import Device
 from ltx2rt.device.staging import Staging
 from ltx2rt.device.tensor import DeviceTensor
+from ltx2rt.device.timeline import Timeline
 from ltx2rt.engine import Array
 
 __all__ = ["DeviceMemory", "DeviceTensor"]
@@ -34,6 +35,7 @@ class DeviceMemory:
         self.device = device
         self.lock = threading.RLock()  # frames decode on a thread of their own
         self.staging = Staging(device)
+        self.timeline = Timeline(device)
         self.moves = 0  # how often a buffer went: what holds its address is out of date
         self._reserve = regions.reserve if regions else reserve
         self._whole = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from ltx2rt.device.arena import ALIGNMENT, aligned
 from ltx2rt.device.device import Graph, Stream
 from ltx2rt.engine import Array, Engine, Shaped
 from ltx2rt.errors import InternalError
+from ltx2rt.trace import COMPUTE
 from ltx2rt.weights.floats import as_float32
 
 Outputs = Mapping[str, DeviceTensor]
@@ -113,6 +115,7 @@ class DeviceStack:
             else:
                 outputs = self._enqueue(states, on_layer)
             results = self._download(outputs)
+            self._memory.timeline.collect()
             if not self._begun and self._memory.is_planned:
                 self._memory.drop_buffers()
         return results
@@ -123,6 +126,7 @@ class DeviceStack:
             self._closed = True
             self._memory.device.activate()
             self._memory.synchronize()
+            self._memory.timeline.collect()
             self._bindings.clear()
             self._weights.close()
             if self._memory.is_planned:
@@ -156,8 +160,10 @@ class DeviceStack:
                 constants.passes[key] = _Pass(outputs)
             return outputs
         if taken.graph is None:
-            taken.graph = self._memory.device.capture(lambda: self._enqueue([state], None))
-        taken.graph.launch()
+            with self._memory.timeline.pause():
+                taken.graph = self._memory.device.capture(lambda: self._enqueue([state], None))
+        with self._span(f"{self._parts.head.engine.spec.component} to tail, replayed"):
+            taken.graph.launch()
         return taken.outputs
 
     def _can_be_captured(self) -> bool:
@@ -182,7 +188,8 @@ class DeviceStack:
             feeds = self._feeds(part, number - 1, state, weights)
             outputs = binding.bind(feeds, partial(self._place, number, state))
             engine.bind_weights(weights, binding)
-            engine.run(binding)
+            with self._span(f"{engine.spec.component} {number}"):
+                engine.run(binding)
             for output, tensor in outputs.items():
                 state.tensors[self._key(engine, output)] = tensor
             if number == 0:
@@ -190,6 +197,10 @@ class DeviceStack:
             found.append(outputs)
         self._weights.ran(number)
         return found
+
+    def _span(self, name: str) -> AbstractContextManager[None]:
+        """What is enqueued meanwhile, in a trace."""
+        return self._memory.timeline.span(self._memory.device.compute, COMPUTE, name)
 
     def _binding(self, number: int) -> Binding:
         engine = self._sequence[number].engine

@@ -10,6 +10,7 @@ import numpy as np
 from ltx2rt.backends.stack import Call, Constants, OnLayer, Part, StackParts, Weights, ready
 from ltx2rt.engine import NUMPY_DTYPES, Array, Engine
 from ltx2rt.errors import InternalError
+from ltx2rt.trace import WEIGHTS, span
 from ltx2rt.weights.floats import as_dtype, as_float32
 
 
@@ -75,7 +76,8 @@ class HostStack:
     def _weights(self, index: int, part: Part[Engine]) -> Weights:
         if index in self._loaded:
             return self._loaded[index]
-        weights = part.load()
+        with span(WEIGHTS, f"layer {index + 1}"):
+            weights = part.load()
         if self._keep:
             self._loaded[index] = weights
         return weights

@@ -5,6 +5,7 @@ into which the next one goes up while one runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,7 @@ from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
 from ltx2rt.backends.stack import Weights
 from ltx2rt.device.arena import aligned
 from ltx2rt.device.device import Event, Pinned
+from ltx2rt.trace import UPLOAD, WEIGHTS, span
 
 Load = Callable[[], Weights]
 
@@ -116,11 +118,13 @@ class LayerMemory:
             self._before(place.slot, part)
             upload = self._memory.device.upload
             start = next(iter(place.tensors.values())).address
-            self._memory.device.copy_in(start, place.host.array, upload)
+            with self._span(part):
+                self._memory.device.copy_in(start, place.host.array, upload)
             place.sent = upload.record()
 
     def _load(self, part: int) -> None:
-        arrays = {n: np.ascontiguousarray(a) for n, a in self._loads[part]().items()}
+        with span(WEIGHTS, f"layer {part}"):
+            arrays = {n: np.ascontiguousarray(a) for n, a in self._loads[part]().items()}
         size = sum(aligned(a.nbytes) for a in arrays.values())
         slot = None
         if not arrays:
@@ -140,11 +144,17 @@ class LayerMemory:
             for name, array in arrays.items():
                 start = tensors[name].address - address
                 host.array[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
-            self._memory.device.copy_in(address, host.array, upload)
+            with self._span(part):
+                self._memory.device.copy_in(address, host.array, upload)
         else:
-            for name, array in arrays.items():
-                self._memory.staging.send(array, tensors[name].address, upload)
+            with self._span(part):
+                for name, array in arrays.items():
+                    self._memory.staging.send(array, tensors[name].address, upload)
         self._places[part] = _Place(tensors, slot, host, upload.record())
+
+    def _span(self, part: int) -> AbstractContextManager[None]:
+        """What goes up meanwhile, in a trace."""
+        return self._memory.timeline.span(self._memory.device.upload, UPLOAD, f"layer {part}")
 
     def _before(self, slot: _Slot, part: int) -> None:
         """What goes up next into a slot waits until what was there has run."""

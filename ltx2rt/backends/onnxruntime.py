@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from ltx2rt.engine import Array, EngineBase, EngineSpec, check_inputs
 from ltx2rt.errors import EngineError
+from ltx2rt.trace import ENGINES, span
 
 #: ONNX element types by what sessions call them
 ELEMENT_TYPES = {
@@ -135,7 +136,8 @@ class OrtEngine(EngineBase):
         """Run once on CPU arrays; see `Engine`."""
         check_inputs(self._spec, tensors)
         try:
-            outputs = self._run(tensors)
+            with span(ENGINES, self._spec.component):
+                outputs = self._run(tensors)
         except Exception as error:  # its exceptions share no narrower base
             raise failure(f"failed in {self._spec.component}", error) from error
         return dict(zip(self._output_names, outputs, strict=True))

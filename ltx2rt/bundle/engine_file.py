@@ -23,7 +23,7 @@ from ltx2rt.user_files import open_regular
 
 SIDECAR_SCHEMA = 1
 
-#: (backend, major.minor) whose kernel names `kernels_in` knows
+#: (backend, major.minor) whose text is known
 KNOWN_KERNELS = {("tensorrt-rtx", "1.7")}
 
 _KERNEL = re.compile(rb'extern\s+"C"\s+__global__[^;{(]{0,200}?(\w+)\s*\(')
@@ -124,9 +124,14 @@ class KernelReport:
     names: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
+def is_known(backend: str, version: str) -> bool:
+    """Whether the text in engines of this version is known."""
+    return (backend, ".".join(version.split(".")[:2])) in KNOWN_KERNELS
+
+
 def kernels_in(engine: Path, backend: str, version: str) -> KernelReport:
     """Count the kernels in an engine file; it is mapped, not read into memory."""
-    if (backend, ".".join(version.split(".")[:2])) not in KNOWN_KERNELS:
+    if not is_known(backend, version):
         return KernelReport(known=False)
     with engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         names = [m.group(1).decode() for m in _KERNEL.finditer(data)]

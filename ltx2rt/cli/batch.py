@@ -44,7 +44,7 @@ SHARED = (
     "engine_host_code", "enhance_insecure", "no_record", "record_paths", "allow_nan",
 )  # fmt: skip
 #: keys that a job of a batch may not have; a stream is under its name before it is complete
-REFUSED = {"resume", "work_dir", "save_embeddings", "stream", "fragmented"}
+REFUSED = {"resume", "work_dir", "save_embeddings", "trace", "stream", "fragmented"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

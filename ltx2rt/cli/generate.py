@@ -24,6 +24,7 @@ from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 from ltx2rt.results.stage_store import kept_stages, remove_stages
+from ltx2rt.trace import Trace
 
 __all__ = ["add_arguments", "run", "spell"]
 
@@ -61,13 +62,26 @@ def make_and_say(asked: Asked, bundle: Path) -> int:
     """Generate, and print what was made."""
     stream = sys.stderr if asked.output.is_stdout else sys.stdout
     made = []
-    for result in generate(asked, bundle):
+    for result in traced(asked.run.trace, generate(asked, bundle)):
         made.append(result)
         if not asked.run.json:
             print(_sentence(result), file=stream, flush=True)
     if asked.run.json:
         print_json(made[0] if len(asked.seeds) == 1 else made, stream)
     return 0
+
+
+def traced(path: Path | None, results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same, with a trace of the work written at the end, also after an error."""
+    if path is None:
+        yield from results
+        return
+    trace = Trace()
+    try:
+        with trace:
+            yield from results
+    finally:
+        trace.write(path)
 
 
 def _sentence(result: dict[str, Any]) -> str:
@@ -200,10 +214,10 @@ def check_files(asked: Asked) -> None:
     from ltx2rt.media.files import check_file_path, check_folder, check_writable
 
     run = asked.run
-    if run.save_embeddings is not None:
-        check_file_path(run.save_embeddings)
-        if run.save_embeddings in asked.output.paths:
-            raise OptionError(f"'{run.save_embeddings}' is named for 2 outputs.")
+    for further in filter(None, (run.save_embeddings, run.trace)):
+        check_file_path(further)
+        if further in asked.output.paths or run.save_embeddings == run.trace:
+            raise OptionError(f"'{further}' is named for 2 outputs.")
     if run.work_dir is not None:
         check_folder(run.work_dir)
         check_writable(run.work_dir)

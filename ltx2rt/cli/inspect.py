@@ -10,6 +10,7 @@ from typing import Any
 
 from ltx2rt.bundle.buckets import Bucket
 from ltx2rt.bundle.engine_file import file_sha256, kernels_in, read_info
+from ltx2rt.bundle.engine_program import launches_of
 from ltx2rt.bundle.manifest import FILE_NAME, read_manifest
 from ltx2rt.cli.common import export_module, print_json
 from ltx2rt.cli.doctor import gib
@@ -149,12 +150,20 @@ def inspect_engine(path: Path) -> dict[str, Any]:
             findings.append(f"{kernels.unfused_softmax} softmax kernels write attention logits out")
         if kernels.stray_transposes:
             findings.append(f"{kernels.stray_transposes} kernels only transpose")
+    launches = launches_of(path, info.backend, info.backend_version, len(info.buckets))
+    if launches is not None and launches.copied:
+        findings.append(
+            f"{len(launches.copied)} launches a run only copy an input: "
+            f"{', '.join(launches.copied[:3])}{', ...' if len(launches.copied) > 3 else ''}"
+        )
     return {
         "kind": "engine",
         **dataclasses.asdict(info),
         "buckets": [dataclasses.asdict(b) for b in info.buckets],
         "attentions": attentions,
         "kernels": dataclasses.asdict(kernels),
+        "launches": launches and {"total": launches.total, **dataclasses.asdict(launches)},
+        "program": launches and launches.text(),
         "findings": findings,
     }
 
@@ -180,6 +189,8 @@ def engine_text(report: dict[str, Any]) -> str:
             f"  {kernels['kernels']} kernels; attentions fused: {kernels['fused_attentions']} of "
             f"{report['attentions']} over all buckets"
         )
+        if report["program"] is not None:
+            lines.append(f"  {report['program']}")
         lines += [f"  warning: {text}" for text in report["findings"]]
     else:
         lines.append("  kernels: not known for this backend and version")

@@ -176,6 +176,7 @@ ROWS: Mapping[str, dict[str, Any]] = {
     "run.enhance_prompt": {"group": ENHANCE},
     "run.json": {"group": ""},
     "run.weights_dir": {"metavar": "DIR"},
+    "run.trace": {"group": LONG},
     "run.work_dir": {"group": LONG, "metavar": "DIR"},
     "run.resume": {"group": LONG},
 }  # fmt: skip

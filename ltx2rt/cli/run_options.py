@@ -25,6 +25,8 @@ class RunOptions:
         quiet: no progress on stderr.
         json: print the result as JSON.
         work_dir: keep every finished stage here; with --resume OUTPUT.work if left out.
+        trace: write what ran when: stages, engines, GPU streams, uploads, the encoder; a Chrome
+            trace (.json) for chrome://tracing or Perfetto.
         resume: go on after the last finished stage of this same request; clips that it finished are
             left alone.
     """
@@ -37,6 +39,7 @@ class RunOptions:
     quiet: bool = False
     json: bool = False
     work_dir: Path | None = None
+    trace: Path | None = None
     resume: bool = False
 
     def __post_init__(self) -> None:

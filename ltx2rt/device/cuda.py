@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt.device.device import Device, Event, Graph, Pinned, Stream
+from ltx2rt.device.device import Device, Event, Graph, Mark, Pinned, Stream
 from ltx2rt.device.gpus import Gpu, check, driver_cuda, find_device, load_driver, local_gpu
 from ltx2rt.engine import Array
 from ltx2rt.errors import EngineError, UnsupportedError
@@ -164,6 +164,14 @@ class _CudaEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class _CudaMark(_CudaEvent):
+    def since(self, earlier: Mark) -> float:
+        """See `Mark`."""
+        assert isinstance(earlier, _CudaMark)
+        return float(self.device._call(lambda: self.core - earlier.core)) * 1e-3
+
+
+@dataclass(frozen=True, slots=True)
 class _CudaStream:
     device: CudaDevice
     core: Any
@@ -175,6 +183,11 @@ class _CudaStream:
     def record(self) -> _CudaEvent:
         """See `Stream`."""
         return _CudaEvent(self.device, self.device._call(self.core.record))
+
+    def mark(self) -> _CudaMark:
+        """See `Stream`."""
+        options = self.device._core.EventOptions(timing_enabled=True)
+        return _CudaMark(self.device, self.device._call(self.core.record, options=options))
 
     def wait(self, event: Event) -> None:
         """See `Stream`."""

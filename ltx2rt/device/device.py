@@ -20,6 +20,17 @@ class Event(Protocol):
         ...
 
 
+class Mark(Protocol):
+    """A point in a stream whose time is taken."""
+
+    @property
+    def is_done(self) -> bool: ...
+
+    def since(self, earlier: Mark) -> float:
+        """Seconds from another point, both passed."""
+        ...
+
+
 class Stream(Protocol):
     """Work in order; nothing orders two streams but events."""
 
@@ -28,6 +39,10 @@ class Stream(Protocol):
 
     def record(self) -> Event:
         """Mark what is enqueued so far."""
+        ...
+
+    def mark(self) -> Mark:
+        """Take the time when the stream gets here."""
         ...
 
     def wait(self, event: Event) -> None:

@@ -36,6 +36,7 @@ from ltx2rt.media.files import (
 )
 from ltx2rt.media.x264 import x264_options
 from ltx2rt.partial import Partial
+from ltx2rt.trace import ENCODER, span
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -237,9 +238,10 @@ class VideoWriter:
         return end if self._fit_audio else min(end, track.length)
 
     def _encode_video(self, frame: VideoFrame | None) -> None:
-        for packet in self._video.encode(frame):
-            packet.duration = 1  # the muxer cannot guess that of the last frame
-            self._container.mux(packet)
+        with span(ENCODER, f"frame {self.num_frames}" if frame is not None else "the last frames"):
+            for packet in self._video.encode(frame):
+                packet.duration = 1  # the muxer cannot guess that of the last frame
+                self._container.mux(packet)
 
     def _finish(self) -> None:
         self._encode_video(None)

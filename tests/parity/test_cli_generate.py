@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ def made(demo_bundle: Path, folder: Path) -> Outcome:
         "-o", folder / "a.mp4",
         "--audio-output", folder / "a.wav",
         "--save-latents", folder / "a.safetensors",
+        "--trace", folder / "trace.json",
     )  # fmt: skip
 
 
@@ -122,6 +124,19 @@ def test_latents_of_every_stage(made: Outcome, folder: Path) -> None:
     assert shapes["upsampled.video"] == shapes["stage_2.video"] == (1, 128, 2, 2, 2)
     assert shapes["stage_1.audio"] == shapes["stage_2.audio"]
     assert all(np.isfinite(v).all() and v.std() > 0 for v in saved.values())
+
+
+def test_a_trace_of_all_work(made: Outcome, folder: Path) -> None:
+    document = json.loads((folder / "trace.json").read_text())
+    totals = {row["stage"]: row for row in document["stageTotals"]}
+    assert totals.keys() == made.json["timings_s"].keys()
+    stage = totals["stage_2"]
+    assert 0 <= stage["residual_s"] < stage["total_s"]
+    assert stage["engines on the host_s"] > 0.2 * stage["total_s"]
+    names = [e["name"] for e in document["traceEvents"] if e["ph"] == "X"]
+    assert names.count("transformer_block") == 11 * 3
+    assert "stage_1 8/8" in names
+    assert "frame 9" in names
 
 
 def test_seed_decides(made: Outcome, demo_bundle: Path, folder: Path) -> None:

@@ -27,6 +27,7 @@ from ltx2rt.device.arena import aligned
 from ltx2rt.engine import Array
 from ltx2rt.errors import EngineError, ShapeError, UnsupportedError
 from ltx2rt.names import TRANSFORMER_BLOCK, TRANSFORMER_STACK
+from ltx2rt.trace import COMPUTE, UPLOAD
 from tests.parity.command_line import ltx2rt as ltx2rt_command
 from tests.simulator.driver import SimulatedDriver
 from tests.simulator.fixtures import EngineBundle, Simulate
@@ -378,3 +379,33 @@ def test_doctor_plans_cards_that_are_not_here(engine_bundle: EngineBundle) -> No
         outcome = doctor(*given)
         assert outcome.code == 2
         assert re.search(said, outcome.err)
+
+
+def test_a_trace_of_streams(
+    simulate: Simulate, engine_bundle: EngineBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers, their uploads and replays are spans; nothing is marked without a trace."""
+    bundle = engine_bundle("bf16")
+    gpu = simulate(memory_bytes=ROOM)
+    with model(bundle) as made, ltx2rt.Trace() as resident:
+        want = made.passes()
+    layers = [s.name for s in resident.spans if s.track == COMPUTE]
+    once = ["transformer_head 0", *(f"transformer_block {n}" for n in (1, 2, 3))]
+    once.append("transformer_tail 4")
+    replays = ["transformer_head to tail, replayed"] * 3
+    assert layers == once + replays
+    uploads = [s.name for s in resident.spans if s.track == UPLOAD]
+    assert uploads == ["layer 1", "layer 2", "layer 3"]  # head and tail hold theirs
+    assert all(s.end_s >= s.start_s for s in resident.spans)
+    monkeypatch.setattr(DeviceMemory, "has_room", lambda self, size: False)
+    with model(bundle) as made:
+        with ltx2rt.Trace() as streamed:
+            assert_same(made.passes(2), want[:4])
+        events = gpu.counters().event_records
+        assert_same(made.passes(2), want[:4])
+        unmarked = gpu.counters().event_records - events
+    assert [s.name for s in streamed.spans if s.track == COMPUTE] == once * 2
+    uploads = [s.name for s in streamed.spans if s.track == UPLOAD]
+    assert uploads[:3] == ["layer 1", "layer 2", "layer 3"]
+    assert len(uploads) > 3  # those that had to give way came again
+    assert unmarked < 30
