@@ -126,7 +126,25 @@ def make_components(files: ModelFiles, loras: Sequence[Lora], folder: Path) -> l
         CheckpointError, UnsupportedError: the files do not fit; found before anything is written.
     """
     components = [row.make(files) for row in rows_of(files)]
+    _check_numbers(components)
     return fuse_loras(components, files, loras, folder) if loras else components
+
+
+def _check_numbers(components: Sequence[Component]) -> None:
+    """Refuse weights that are no floats and have no encoding: no engine could take them.
+
+    Raises:
+        CheckpointError: lists some of them.
+    """
+    wrong = [
+        f"{entry.name} in {entry.path} has dtype {entry.dtype}"
+        for component in components
+        for layer in component.layers or (component.weights,)
+        for entry in layer.values()
+        if entry.encoding is None and not entry.dtype.startswith(("float", "bfloat"))
+    ]
+    if wrong:
+        raise CheckpointError("weights have to be floats", [*dict.fromkeys(wrong)][:20])
 
 
 def build_bundle(

@@ -30,7 +30,15 @@ RECORD_KEY = "record"
 #: what lets others' code run, or widens where things go, is said on the command line alone
 COMMAND_LINE_ONLY = frozenset({"plugin_modules", "engine_host_code", "enhance_insecure"})
 #: what a job writes
-WRITTEN = ("output", "frames", "audio_output", "save_latents", "save_embeddings", "work_dir")
+WRITTEN = (
+    "output",
+    "frames",
+    "audio_output",
+    "save_latents",
+    "save_embeddings",
+    "work_dir",
+    "trace",
+)
 
 
 def read_job(path: Path) -> tuple[dict[str, Any], Record | None]:

@@ -104,6 +104,12 @@ def check_writable(path: str | Path) -> None:
     Raises:
         MediaError: its directory does not exist or is not writable.
     """
+    try:
+        named = os.fsencode(path)
+    except UnicodeEncodeError:
+        named = b"\0"
+    if b"\0" in named:
+        raise MediaError(f"cannot write {str(path)!r}: no file can have such a name.")
     directory = Path(path).absolute().parent
     if not directory.is_dir():
         raise MediaError(
