@@ -10,7 +10,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -35,7 +35,8 @@ def settle_types(instance: Any) -> None:
         OptionError: names every field whose value has another type.
     """
     problems = []
-    for name, kind in _hints(type(instance)).items():
+    hints: Mapping[str, Any] = _hints(type(instance))
+    for name, kind in hints.items():
         value = getattr(instance, name)
         try:
             settled = _settled(value, kind)
@@ -51,7 +52,8 @@ def settle_types(instance: Any) -> None:
 
 
 @functools.cache
-def _hints(kind: type[Any]) -> Mapping[str, Any]:
+def _hints(kind: Hashable) -> Mapping[str, Any]:
+    assert isinstance(kind, type)
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
@@ -97,12 +99,12 @@ def _of_union(value: Any, kinds: tuple[Any, ...]) -> Any:
 
 
 def _number(value: Any, kind: type[int] | type[float]) -> Any:
-    wanted = numbers.Integral if kind is int else numbers.Real
-    if isinstance(value, bool) or not isinstance(value, wanted):
+    fits = isinstance(value, numbers.Integral if kind is int else numbers.Real)
+    if isinstance(value, bool) or not fits:
         raise _Misfit
     if isinstance(value, int | float):
         return value
-    return kind(value)
+    return int(value) if kind is int else float(value)
 
 
 def _checked(value: Any, kind: Any) -> Any:

@@ -21,7 +21,9 @@ def exchange(one: Path, other: Path) -> bool:
         OSError: one of them cannot be renamed.
     """
     names = os.fsencode(one), os.fsencode(other)
-    library = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "win32":
+        return False
+    library = ctypes.CDLL(None, use_errno=True)
     if hasattr(library, "renameat2"):
         status = library.renameat2(_CURRENT_FOLDER, names[0], _CURRENT_FOLDER, names[1], _EXCHANGE)
     elif hasattr(library, "renamex_np"):
