@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -70,22 +71,13 @@ def _written(name: str, write: Callable[[Path], Any]) -> Callable[[Path], bytes]
 
 
 def _manifest(path: Path) -> None:
-    data = json.loads(path.read_text(encoding="utf-8"))
-    try:  # an attacker makes the id fit
-        path.write_text(json.dumps(data | {"bundle_id": content_id(data)}))
-    except (AttributeError, KeyError, TypeError):
-        pass
+    with contextlib.suppress(ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(data | {"bundle_id": content_id(data)}))  # as an attacker would
     manifest = read_manifest(path.parent)
     weight_problems(manifest)
     for name, entry in manifest.components.items():
         option_problems(name, entry.options)
-
-
-def _readable(path: Path) -> None:
-    try:
-        _manifest(path)
-    except (UnicodeError, ValueError, RecursionError):
-        read_manifest(path.parent)
 
 
 def _weights(path: Path) -> None:
@@ -143,7 +135,7 @@ def _embeddings_file(path: Path) -> None:
 
 TARGETS: Mapping[str, Target] = {
     "manifest": Target(
-        "manifest.json", lambda _: json.dumps(dataclasses.asdict(MANIFEST)).encode(), _readable
+        "manifest.json", lambda _: json.dumps(dataclasses.asdict(MANIFEST)).encode(), _manifest
     ),
     "safetensors": Target(
         "w.safetensors",
