@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -21,9 +22,10 @@ def open_regular(path: Path) -> io.BufferedReader:
     number = os.open(path, flags)  # a pipe would wait for its writer
     try:
         mode = os.fstat(number).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode):
-            what = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
-            raise ValueError(f"it is {what}, not a regular file")
+            raise ValueError("it is not a file but a pipe or device")
         return os.fdopen(number, "rb")
     except BaseException:
         os.close(number)

@@ -84,7 +84,9 @@ def record_text(record: Record, told: Callable[[Path], str] = str) -> str:
     plain = to_plain(record, told)
     for facts in plain["stages"].values():
         if isinstance(facts, dict) and isinstance(facts.get("loras"), list):
-            facts["loras"] = [told_lora(text, told) for text in facts["loras"]]
+            facts["loras"] = [
+                told_lora(text, lambda path: told(absolute_path(path))) for text in facts["loras"]
+            ]
     text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
     if text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text):
         return text
@@ -94,7 +96,7 @@ def record_text(record: Record, told: Callable[[Path], str] = str) -> str:
 def told_lora(text: str, told: Callable[[Path], str]) -> str:
     """`FILE:STRENGTH` with its path as a record writes it."""
     path, _, strength = text.rpartition(":")
-    return f"{told(absolute_path(path))}:{strength}"
+    return f"{told(Path(path))}:{strength}"
 
 
 def path_teller(how: RecordPaths, folder: Path) -> Callable[[Path], str]:
@@ -153,7 +155,19 @@ def read_record(data: Any, where: str, folder: Path | None = None) -> Record:
     if folder is not None:
         base = Path(os.path.realpath(folder))
         request = with_paths(request, lambda path: Path(os.path.normpath(base / path)))
+        record = replace(record, stages=_stages_in(record.stages, base))
     return replace(record, request=request)
+
+
+def _stages_in(stages: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """What stages did, the paths of their LoRAs absolute."""
+    found = {}
+    for name, facts in stages.items():
+        if isinstance(facts, dict) and isinstance(loras := facts.get("loras"), list):
+            told = [told_lora(t, lambda p: os.path.normpath(base / p)) for t in map(str, loras)]
+            facts = {**facts, "loras": told}
+        found[name] = facts
+    return found
 
 
 def record_in(path: str | Path) -> Record:

@@ -305,7 +305,7 @@ def test_batch_refuses_what_is_no_file_of_jobs(demo_bundle: Path, tmp_path: Path
     with unchanged(tmp_path):
         expect_user_error(run("batch", demo_bundle, jobs, "-o", jobs), "name a directory")
         expect_user_error(run("batch", jobs, jobs, "-o", tmp_path / "out"), "is not a bundle")
-        for path, said in ((tmp_path / "pipe", "a pipe or device"), (tmp_path, "a folder")):
+        for path, said in ((tmp_path / "pipe", "a pipe or device"), (tmp_path, "Is a directory")):
             expect_user_error(run("batch", demo_bundle, path, "-o", tmp_path / "out"), said)
     jobs.write_text("\n\n")
     expect_user_error(run("batch", demo_bundle, jobs, "-o", tmp_path / "out"), "holds no jobs")
