@@ -6,6 +6,7 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -190,15 +191,17 @@ class Clip:
             metadata=self.tags(beside),
         ) as writer:
 
-            def written() -> Iterator[NDArray[np.float32]]:
-                for chunk in prefetch(self.float_frames()):
-                    writer.write(chunk)
-                    yield chunk
+            def written() -> Generator[NDArray[np.float32]]:
+                with closing(prefetch(self.float_frames())) as chunks:
+                    for chunk in chunks:
+                        writer.write(chunk)
+                        yield chunk
 
-            if frames is not None:
-                write_frames(frames, written(), self.tags(Path(frames)))
-            for _ in written() if frames is None else ():
-                pass
+            with closing(written()) as chunks:  # an error must not leave the decoder at work
+                if frames is not None:
+                    write_frames(frames, chunks, self.tags(Path(frames)))
+                for _ in chunks:
+                    pass
 
     def save_frames(self, folder: str | Path) -> None:
         """Write the frames as PNG files into a new or empty folder.
@@ -208,7 +211,8 @@ class Clip:
         """
         from ltx2rt.media.writer import write_frames
 
-        write_frames(folder, prefetch(self.float_frames()), self.tags(Path(folder)))
+        with closing(prefetch(self.float_frames())) as chunks:
+            write_frames(folder, chunks, self.tags(Path(folder)))
 
     def save_audio(self, path: str | Path) -> None:
         """Write the whole sound: `.wav`, `.flac`, `.mp3` or `.m4a`.
@@ -311,9 +315,9 @@ def to_uint8(chunk: NDArray[np.float32]) -> Frames:
     return (np.clip(chunk, 0, 1) * np.float32(255)).astype(np.uint8)
 
 
-def prefetch(chunks: Iterator[Array], depth: int = 2) -> Iterator[Array]:
+def prefetch(chunks: Iterator[Array], depth: int = 2) -> Generator[Array]:
     """Run an iterator on its own thread, at most `depth` items ahead; its exceptions are raised
-    here.
+    here. Closing it ends the thread.
     """
     items: queue.Queue[Array | BaseException | None] = queue.Queue(depth)
     stop = threading.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -53,8 +54,9 @@ class HdrClip(Clip):
                 "stream, fragments or PNG frames."
             )
         folder = ExrFolder(exr_folder(path), self.curve.exr_attributes)
-        with folder, self.writer(path) as writer:
-            for codes in prefetch(self.decoded_frames()):
+        decoded = closing(prefetch(self.decoded_frames()))
+        with folder, self.writer(path) as writer, decoded as chunks:
+            for codes in chunks:
                 folder.write(self.curve.decode(codes))
                 writer.write(self.video_frames(codes))
 
