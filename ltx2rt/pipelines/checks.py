@@ -12,7 +12,7 @@ from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig
 from ltx2rt.errors import Field, MediaError, OptionError, Problem, ShapeError, UnsupportedError
 from ltx2rt.latents.conditioning import keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
-from ltx2rt.latents.shapes import VideoScaleFactors, check_generation_size
+from ltx2rt.latents.shapes import AudioLatentShape, VideoScaleFactors, check_generation_size
 from ltx2rt.media.exr import exr_files, exr_size, is_exr, openexr
 from ltx2rt.names import DURATION_HEAD, TRANSFORMER_BLOCK
 from ltx2rt.pipelines.request import Request
@@ -62,33 +62,56 @@ def check_size(
 
 
 def check_memory(config: GenerationConfig, source: ModelFacts, *, in_tiles: bool) -> None:
-    """Refuse a clip that cannot fit this machine's memory, before anything is loaded. Counted is
-    what a pass holds at the least, all in float32: the latent, its noise, the clean estimate and
-    the step before; of a block (unless it works on parts of a clip) its input, the normed one and a
-    feed-forward layer four times as wide, before and after its activation; and a finished frame.
+    """Refuse a clip that cannot fit this machine's memory, before anything is loaded.
 
     Raises:
         ShapeError: says what there is, and how many frames would fit.
     """
     if isinstance(config.num_frames, AutoDuration):
         return
-    factors = source.model
-    cells = -(-config.height // factors.spatial_scale) * -(-config.width // factors.spatial_scale)
-    width = 0 if in_tiles else source.options(TRANSFORMER_BLOCK)["video"]["width"]
-    token_bytes = 4 * (4 * factors.latent_channels + 10 * width)
-    tokens = (-(-(config.num_frames - 1) // factors.time_scale) + 1) * cells
-    frame_bytes = 4 * 3 * config.height * config.width
     room = machine_bytes()
-    if tokens * token_bytes + frame_bytes <= room:
+    needed = least_bytes(config, config.num_frames, source, in_tiles=in_tiles)
+    if needed <= room:
         return
-    fitting = ((room - frame_bytes) // (cells * token_bytes) - 1) * factors.time_scale + 1
-    problem = (
-        f"{config.width}x{config.height} pixels and {config.num_frames} frames take at least "
-        f"{(tokens * token_bytes + frame_bytes) / 2**30:.1f} GiB; this machine has "
-        f"{room / 2**30:.1f}: ask for "
-    )
+    fitting = config.num_frames  # halved until it fits: this is no measure, but a bound
+    while fitting and least_bytes(config, fitting, source, in_tiles=in_tiles) > room:
+        fitting //= 2
+    fitting = (fitting - 1) // source.model.time_scale * source.model.time_scale + 1
     what = f"at most {fitting} frames" if fitting > 0 else "fewer pixels"
-    raise ShapeError(f"{problem}{what}, and for a real clip far less.")
+    raise ShapeError(
+        f"{config.width}x{config.height} pixels and {config.num_frames} frames take at least "
+        f"{needed / 2**30:.1f} GiB; this machine has {room / 2**30:.1f}: ask for {what}, and for "
+        "room to work in for less."
+    )
+
+
+def least_bytes(
+    config: GenerationConfig, frames: int, source: ModelFacts, *, in_tiles: bool
+) -> int:
+    """What a pass holds at the least, all in float32. Of each token: the latent, its noise, the
+    clean estimate and the step before; the two tables of its positions, its own and across; of a
+    block its input, the normed one, and a layer four times as wide before and after its activation.
+    And a finished frame.
+
+    Args:
+        frames: instead of those of `config`.
+        in_tiles: only latents are of the whole clip.
+    """
+    model, block = source.model, source.options(TRANSFORMER_BLOCK)
+    height, width = (-(-side // model.spatial_scale) for side in (config.height, config.width))
+    tokens = {"video": ((frames - 1) // model.time_scale + 1) * height * width}
+    seconds = frames / config.frame_rate
+    shape = AudioLatentShape.from_duration(
+        seconds, channels=model.audio_channels, mel_bins=model.audio_bins
+    )
+    tokens["audio"] = shape.token_count
+    total = 4 * 3 * config.height * config.width
+    for modality, count in tokens.items():
+        stream = block.get(modality)
+        if stream is not None:
+            numbers = 4 * stream["in_channels"] + (0 if in_tiles else 14 * stream["width"])
+            total += 4 * count * numbers
+    return total
 
 
 def check_duration(config: GenerationConfig, source: ModelFacts) -> None:
