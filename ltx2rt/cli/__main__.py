@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import os
@@ -84,8 +85,10 @@ def main_module() -> int:
     """`main` of `python -m`, which would find modules in the current folder, whoever put them
     there: only where the project itself lies in it, it stays.
     """
-    if sys.path[:1] == [os.path.abspath(os.curdir)] != [str(Path(__file__).parents[2])]:  # noqa: PTH100
-        del sys.path[0]
+    own = str(Path(__file__).parents[2])
+    with contextlib.suppress(OSError):  # a folder that was removed holds no modules
+        if sys.path[0] in ("", str(Path.cwd())) and str(Path.cwd()) != own:
+            del sys.path[0]
     return main()
 
 
