@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 OUTPUT ?= demo.mp4
 
-.PHONY: demo test lint e2e golden benchmarks docs clean
+.PHONY: demo test lint e2e golden benchmarks docs graphs clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/ltx2rt demo -o $(OUTPUT)
@@ -39,20 +39,24 @@ docs: $(VENV)/.developer
 	$(BIN)/python -m tests.adapter_page
 	$(BIN)/python -m tests.flag_table
 
+# what builds bundles of the released models without PyTorch; only what has changed is exported again
+graphs: $(VENV)/.developer
+	$(BIN)/python -m benchmarks.shipped_graphs
+
 $(VENV)/.python: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "ltx2rt needs Python 3.11 or newer; $(PYTHON) is older. Use: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt pip setuptools
-	$(PIP) install -c constraints.txt torch
 	@touch $@
 
 $(VENV)/.runtime: pyproject.toml $(VENV)/.python
-	PYTHONWARNINGS=ignore $(PIP) install -c constraints.txt --no-build-isolation -e '.[export]'
+	PYTHONWARNINGS=ignore $(PIP) install -c constraints.txt --no-build-isolation -e '.[build]'
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.runtime
-	$(PIP) install -c constraints.txt --group test --group lint
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[export]' --group test --group lint
 	@touch $@
 
 clean:

@@ -80,7 +80,7 @@ def random_weights(graph: Any) -> dict[str, Any]:
     import numpy as np
 
     from ltx2rt.weights.safetensors import convert
-    from ltx2rt_export.onnx import DTYPE_NAMES
+    from ltx2rt_export.graph import DTYPE_NAMES
 
     names = {spec.name for spec in graph.component.inputs}
     rng = np.random.default_rng(0)

@@ -18,21 +18,26 @@ PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """Date, commit, machine and versions."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "cpu": cpu_name(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {p: v for p in PACKAGES if (v := installed(p)) is not None},
     }
+
+
+def commit() -> str:
+    """The short name of the checked-out commit; empty in a plain copy, or without git."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()
 
 
 def installed(package: str) -> str | None:

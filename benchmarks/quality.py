@@ -35,7 +35,9 @@ from ltx2rt.weights.precision import PRECISIONS, float_precision
 from ltx2rt.weights.safetensors import convert
 from ltx2rt_export.bundle import inputs_in, make_components, open_inputs
 from ltx2rt_export.component import Component
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.example_inputs import example_inputs
+from ltx2rt_export.graph import ExportedGraph
+from ltx2rt_export.onnx import export_component
 from ltx2rt_export.quantize.bind import bind_inputs, bind_weights
 from ltx2rt_export.quantize.component_graph import rewrite_graph
 from ltx2rt_export.quantize.emulate import EmulatedEngine, activation_maxima
@@ -43,7 +45,6 @@ from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.quantize.linears import weight_inputs
 from ltx2rt_export.quantize.rewrites import REWRITES, VIDEO_LINEARS
 from ltx2rt_export.reference import component_stack, load_weights, official_layers
-from ltx2rt_export.verify import example_inputs
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
 

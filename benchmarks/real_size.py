@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import nn
 
 from ltx2rt.weights.safetensors import TensorEntry
-from ltx2rt_export.component import Component, on_meta
+from ltx2rt_export.component import Component
 from ltx2rt_export.modules import transformer
+from ltx2rt_export.modules.meta import on_meta
 from ltx2rt_export.modules.transformer_block import TransformerBlock
 from ltx2rt_export.modules.transformer_config import StreamConfig, TransformerConfig
 from ltx2rt_export.modules.transformer_ends import TransformerHead, TransformerTail

@@ -44,6 +44,11 @@ def enhance_url() -> str | None:
     return os.environ.get("LTX2RT_ENHANCE_URL") or None
 
 
+def api_key() -> str | None:
+    """The key that `ltx2rt client` sends: `LTX2RT_API_KEY`; None if it is not set."""
+    return os.environ.get("LTX2RT_API_KEY") or None
+
+
 def visible_devices() -> str | None:
     """What CUDA shows of this machine's GPUs: `CUDA_VISIBLE_DEVICES`; None if it is not set."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -68,6 +68,10 @@ def main(arguments: Sequence[str]) -> int:
         "--no-gate", action="store_true", help="time red variants too; stamps them unverified"
     )
     parser.add_argument("--no-record", action="store_true", help="don't append to the results file")
+    parser.add_argument("--results", type=Path, help="the results file; default: in the project")
+    parser.add_argument(
+        "--artifacts", type=Path, help="folder of kernels that are compiled already"
+    )
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.case or ()) - CASES.keys()):
         parser.error(f"no case {', '.join(unknown)}; there are: {', '.join(CASES)}")
@@ -92,17 +96,20 @@ def main(arguments: Sequence[str]) -> int:
                 cases,
                 Path(folder),
                 share,
+                artifacts=options.artifacts,
                 gate=not options.no_gate,
                 without=options.without,
                 limit_s=options.limit_s,
             )
+        file = options.results or file
         for record in found:
             records.append({**record, "environment": where})
             print(line(record), flush=True)
             if not options.no_record:  # as it goes: an interrupted run keeps what it has
                 with file.open("a", encoding="utf-8") as results:
                     results.write(json.dumps(records[-1], sort_keys=True) + "\n")
-    print("\n".join(json.dumps(r, sort_keys=True) for r in records))
+    if options.results is None:
+        print("\n".join(json.dumps(r, sort_keys=True) for r in records))
     red = [f"{r['case']} {r['variant']}" for r in records if not r.get("verified", True)]
     if red:
         sys.stderr.write(f"wrong, or cannot run: {', '.join(red)}\n")
@@ -122,6 +129,7 @@ def run_cases(
     gate: bool,
     without: Sequence[str] = (),
     limit_s: float = LIMIT_S,
+    artifacts: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Records of all variants of all cases but those `without`; `share_s` seconds of timing each.
 
@@ -130,7 +138,7 @@ def run_cases(
     from benchmarks.kernels.device import FAILURES, Kernels, answers
 
     until = time.perf_counter() + limit_s
-    with Kernels(folder) as kernels:
+    with Kernels(folder, artifacts) as kernels:
         for case in cases:
             if time.perf_counter() > until:
                 text = f"not run: {limit_s:.0f} s are over"
@@ -208,6 +216,8 @@ def _start_again(
     flags += [f"--limit-s={options.limit_s:.0f}", f"--budget-s={share_s * len(left)}"]
     flags += ["--no-gate"] if options.no_gate else []
     flags += ["--no-record"] if options.no_record else []
+    flags += [f"--results={options.results}"] if options.results else []
+    flags += [f"--artifacts={options.artifacts}"] if options.artifacts else []
     sys.stderr.write("this process lost the GPU; a new one goes on\n")
     command = [sys.executable, "-m", "benchmarks.run", "kernels", *flags]
     return subprocess.run(command, check=False).returncode

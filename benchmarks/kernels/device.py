@@ -34,6 +34,12 @@ Run = Callable[[], object]
 FAILURES = (KernelError, RuntimeError)
 
 
+def poisoned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory that holds NaN: what a kernel does not write shows."""
+    size = torch.Size(shape).numel() * dtype.itemsize
+    return torch.full((size,), 255, dtype=torch.uint8, device="cuda").view(dtype).view(*shape)
+
+
 def answers() -> bool:
     """Whether this process can still use the GPU: after an illegal access it cannot."""
     try:
@@ -57,9 +63,15 @@ def local_arch() -> str:
 
 
 class Kernels:
-    """Compiles kernels for this GPU on first use; a context manager that unloads them."""
+    """Kernels for this GPU, loaded on first use; a context manager that unloads them.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: where those are compiled to that `artifacts` has not.
+        artifacts: folder of compiled kernels (`python -m ltx2rt_kernels.build`).
+    """
+
+    def __init__(self, directory: Path, artifacts: Path | None = None) -> None:
+        self._artifacts = artifacts
         self.arch = local_arch()
         self._directory = directory
         self._stack = ExitStack()
@@ -82,11 +94,7 @@ class Kernels:
             if problems := solve(tensor.shape, tuple(inputs[tensor.name].shape), sizes):
                 raise KernelError(f"{spec.name}: {tensor.name} {problems}")
         outputs = {
-            t.name: torch.empty(
-                [evaluate(entry, sizes) for entry in t.shape],
-                dtype=DTYPES[spec.dtype(t)],
-                device="cuda",
-            )
+            t.name: poisoned([evaluate(entry, sizes) for entry in t.shape], DTYPES[spec.dtype(t)])
             for t in spec.operator.outputs
         }
         everything = {**inputs, **outputs}
@@ -105,9 +113,12 @@ class Kernels:
 
     def _kernel(self, spec: KernelSpec) -> launch.Kernel:
         if spec.name not in self._loaded:
-            artifact = build.compile_kernel(spec, self.arch)
-            artifact.write(self._directory)
-            path = self._directory / f"{artifact.name}.json"
+            path = (self._artifacts or self._directory) / f"{spec.artifact_name(self.arch)}.json"
+            if self._artifacts is None or not path.exists():
+                self._directory.mkdir(parents=True, exist_ok=True)
+                artifact = build.compile_kernel(spec, self.arch)
+                artifact.write(self._directory)
+                path = self._directory / f"{artifact.name}.json"
             self._loaded[spec.name] = self._stack.enter_context(launch.Kernel(path))
         return self._loaded[spec.name]
 

@@ -208,7 +208,7 @@ def row_variants(case: RowCase, kernels: Kernels) -> tuple[dict[str, Make], tupl
         bound = KERNEL_REL_RMS["bf16"].bound
         return Variant(run=run, result=lambda: tuple(outputs), bound=bound)
 
-    source = torch.empty(case.bytes // 2 // BYTES, dtype=torch.bfloat16, device="cuda").zero_()
+    source = noise(case.bytes // 2 // BYTES)
     target = torch.empty_like(source)
     copy = Variant(run=lambda: target.copy_(source), result=lambda: want, bound=0.0)
     return {"ltx2rt": ours, "copy": lambda: copy}, want

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.sparse_model.files import Shapes, shapes_of
-from ltx2rt_export.component import on_meta
 from ltx2rt_export.modules.audio_vae import AudioDecoder, AudioEncoder
 from ltx2rt_export.modules.audio_vae_config import AudioVaeConfig
+from ltx2rt_export.modules.meta import on_meta
 from ltx2rt_export.modules.vocoder import BweVocoder, Vocoder
 from ltx2rt_export.modules.vocoder_config import BweConfig, GeneratorConfig, VocoderConfig
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.sparse_model.files import Shapes, shapes_of, write_sparse
-from ltx2rt_export.component import on_meta
 from ltx2rt_export.demo.gemma import write_gemma
-from ltx2rt_export.modules.connectors import Connector, ConnectorConfig
-from ltx2rt_export.modules.duration_head import DurationHead, DurationHeadConfig
+from ltx2rt_export.modules.connectors import Connector
+from ltx2rt_export.modules.connectors_config import ConnectorConfig
+from ltx2rt_export.modules.duration_head import DurationHead
+from ltx2rt_export.modules.duration_head_config import DurationHeadConfig
 from ltx2rt_export.modules.gemma import GemmaEncoder
+from ltx2rt_export.modules.meta import on_meta
 from ltx2rt_export.modules.text_projection import FeatureExtractorV1, FeatureExtractorV2
 
 HIDDEN_SIZE = 3840

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from benchmarks.sparse_model.files import shapes_of, write_sparse
-from ltx2rt_export.component import on_meta
-from ltx2rt_export.modules.upsampler import LatentUpsampler, UpsamplerConfig
+from ltx2rt_export.modules.meta import on_meta
+from ltx2rt_export.modules.upsampler import LatentUpsampler
+from ltx2rt_export.modules.upsampler_config import UpsamplerConfig
 
 SPATIAL_2 = UpsamplerConfig(kind="rational", scale=(2, 1))
 SPATIAL_23 = UpsamplerConfig(kind="spatial", scale=(2, 1))

@@ -7,9 +7,9 @@ from typing import Any
 
 from benchmarks.sparse_model.files import Shapes, shapes_of
 from ltx2rt.weights.safetensors import TensorEntry
-from ltx2rt_export.component import on_meta
 from ltx2rt_export.modules.diffusion_decoder import Context, Features, Pixels
 from ltx2rt_export.modules.diffusion_decoder_config import DiffusionDecoderConfig, Stage
+from ltx2rt_export.modules.meta import on_meta
 from ltx2rt_export.modules.video_vae import VideoDecoder, VideoEncoder
 from ltx2rt_export.modules.video_vae_config import VideoDecoderConfig, VideoEncoderConfig
 

@@ -42,14 +42,14 @@ from ltx2rt.progress import Job
 from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.build_config import BuildConfig
-from ltx2rt_export.catalog import rows_of
+from ltx2rt_export.catalog import components_of, traced_components
 from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
 from ltx2rt_export.engines.stage import engine_stage, with_tile_memory
 from ltx2rt_export.exchange import exchange
 from ltx2rt_export.fuse_loras import fuse_loras
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.overlay import Overlays
 from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare
 from ltx2rt_export.quantize.range_check import check_float16
@@ -120,13 +120,13 @@ def inputs_in(inputs: BuildInputs, folder: Path, weights_dir: Path | None = None
 
 
 def make_components(files: ModelFiles, loras: Sequence[Lora], folder: Path) -> list[Component]:
-    """Every component that these files make, LoRAs fused into an overlay in `folder`.
+    """Every component that these files make, with its module; LoRAs fused into an overlay in
+    `folder`.
 
     Raises:
         CheckpointError, UnsupportedError: the files do not fit; found before anything is written.
     """
-    components = [row.make(files) for row in rows_of(files)]
-    _check_numbers(components)
+    components = traced_components(files)
     return fuse_loras(components, files, loras, folder) if loras else components
 
 
@@ -229,7 +229,9 @@ def _fill(
             "the text encoder has no tokenizer.json; give the whole Gemma folder."
         )
     Tokenizer(tokenizer, "the text encoder's tokenizer.json")  # before hours of work
-    components = with_tile_memory(config, make_components(files, (), work))
+    components = components_of(files)
+    _check_numbers(components)
+    components = with_tile_memory(config, components)
     options = {c.name: c.options for c in components}
     info = model_info(files, options)
     if any(names_distillation(Path(lora.path).name) for lora in inputs.loras):

@@ -5,8 +5,10 @@ A new component is one row here, a module with its factory, and a golden handler
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ltx2rt.names import (
     AUDIO_DECODER,
@@ -30,17 +32,9 @@ from ltx2rt.names import (
 )
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
-from ltx2rt_export.modules import (
-    audio_vae,
-    diffusion_decoder,
-    duration_head,
-    text_encoder,
-    transformer,
-    upsampler,
-    video_vae,
-    vocoder,
-)
 from ltx2rt_export.modules.diffusion_decoder_config import is_diffusion
+from ltx2rt_export.modules.gemma_config import blocks_differ, gemma_facts
+from ltx2rt_export.shipped.find import shipped_component
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +59,21 @@ def rows_of(files: ModelFiles) -> list[Row]:
     return [r for r in COMPONENTS if (r.when(files) if not r.optional else r.fits(files))]
 
 
+def components_of(files: ModelFiles) -> list[Component]:
+    """The components to build: with shipped graphs where there are any, else from their modules.
+
+    Raises:
+        CheckpointError, UnsupportedError: the files do not fit.
+        ModuleNotFoundError: a component has to be exported, and PyTorch is not installed.
+    """
+    return [shipped_component(row.name, files) or row.make(files) for row in rows_of(files)]
+
+
+def traced_components(files: ModelFiles) -> list[Component]:
+    """The same components, each with its module; errors as in `components_of`."""
+    return [row.make(files) for row in rows_of(files)]
+
+
 def _has_diffusion_decoder(files: ModelFiles) -> bool:
     return is_diffusion(files.tensors("video_vae"))
 
@@ -73,26 +82,50 @@ def _has_conv_decoder(files: ModelFiles) -> bool:
     return not _has_diffusion_decoder(files)
 
 
-def _from_role(factory: Callable[..., Component], role: str) -> Callable[[ModelFiles], Component]:
+def _factory(module: str, name: str) -> Callable[..., Component]:
+    """A function of `modules/<module>.py`, imported when it is called: it needs PyTorch."""
+
+    def make(*arguments: Any) -> Component:
+        found = importlib.import_module(f"ltx2rt_export.modules.{module}")
+        made: Component = getattr(found, name)(*arguments)
+        return made
+
+    return make
+
+
+def _from_role(module: str, name: str, role: str) -> Callable[[ModelFiles], Component]:
+    factory = _factory(module, name)
     return lambda files: factory(files.config(role), files.tensors(role))
 
 
-def _upsampler(factory: Callable[..., Component], role: str) -> Callable[[ModelFiles], Component]:
+def _upsampler(role: str) -> Callable[[ModelFiles], Component]:
+    factory = _factory("upsampler", role)
     return lambda files: factory(
         files.config(role), files.tensors(role), files.tensors("video_vae")
     )
 
 
+def _text_head(files: ModelFiles) -> Component:
+    return _factory("text_encoder", "text_head")(files.gemma_config, files.tensors("gemma"))
+
+
 def _text_block(files: ModelFiles, name: str = TEXT_BLOCK) -> Component:
-    return text_encoder.text_block(files.gemma_config, files.tensors("gemma"), name)
+    factory = _factory("text_encoder", "text_block")
+    return factory(files.gemma_config, files.tensors("gemma"), name)
 
 
 def _has_full_block(files: ModelFiles) -> bool:
-    return files.has("gemma") and text_encoder.has_full_block(files.gemma_config)
+    if not files.has("gemma"):
+        return False
+    facts = gemma_facts(files.gemma_config)
+    if facts is not None:
+        return blocks_differ(facts)
+    text_encoder = importlib.import_module("ltx2rt_export.modules.text_encoder")
+    return bool(text_encoder.has_full_block(files.gemma_config))
 
 
 def _text_tail(files: ModelFiles) -> Component:
-    return text_encoder.text_tail(
+    return _factory("text_encoder", "text_tail")(
         files.gemma_config,
         files.tensors("gemma"),
         files.config("transformer"),
@@ -104,7 +137,7 @@ COMPONENTS: tuple[Row, ...] = (
     Row(
         TEXT_HEAD,
         ("gemma",),
-        lambda files: text_encoder.text_head(files.gemma_config, files.tensors("gemma")),
+        _text_head,
     ),
     Row(TEXT_BLOCK, ("gemma",), _text_block),
     Row(
@@ -117,52 +150,53 @@ COMPONENTS: tuple[Row, ...] = (
     Row(
         TRANSFORMER_HEAD,
         ("transformer",),
-        _from_role(transformer.transformer_head, "transformer"),
+        _from_role("transformer", "transformer_head", "transformer"),
     ),
     Row(
         TRANSFORMER_BLOCK,
         ("transformer",),
-        _from_role(transformer.transformer_block, "transformer"),
+        _from_role("transformer", "transformer_block", "transformer"),
     ),
     Row(
         TRANSFORMER_TAIL,
         ("transformer",),
-        _from_role(transformer.transformer_tail, "transformer"),
+        _from_role("transformer", "transformer_tail", "transformer"),
     ),
-    Row(VIDEO_ENCODER, ("video_vae",), _from_role(video_vae.video_encoder, "video_vae")),
+    Row(VIDEO_ENCODER, ("video_vae",), _from_role("video_vae", "video_encoder", "video_vae")),
     Row(
         VIDEO_DECODER,
         ("video_vae",),
-        _from_role(video_vae.video_decoder, "video_vae"),
+        _from_role("video_vae", "video_decoder", "video_vae"),
         when=_has_conv_decoder,
     ),
     *(
-        Row(name, ("video_vae",), _from_role(make, "video_vae"), when=_has_diffusion_decoder)
-        for name, make in (
-            (DIFFUSION_FEATURES, diffusion_decoder.diffusion_features),
-            (DIFFUSION_CONTEXT, diffusion_decoder.diffusion_context),
-            (DIFFUSION_PIXELS, diffusion_decoder.diffusion_pixels),
+        Row(
+            name,
+            ("video_vae",),
+            _from_role("diffusion_decoder", name, "video_vae"),
+            when=_has_diffusion_decoder,
         )
+        for name in (DIFFUSION_FEATURES, DIFFUSION_CONTEXT, DIFFUSION_PIXELS)
     ),
-    Row(AUDIO_ENCODER, ("audio_vae",), _from_role(audio_vae.audio_encoder, "audio_vae")),
-    Row(AUDIO_DECODER, ("audio_vae",), _from_role(audio_vae.audio_decoder, "audio_vae")),
-    Row(VOCODER, ("vocoder",), _from_role(vocoder.vocoder, "vocoder")),
+    Row(AUDIO_ENCODER, ("audio_vae",), _from_role("audio_vae", "audio_encoder", "audio_vae")),
+    Row(AUDIO_DECODER, ("audio_vae",), _from_role("audio_vae", "audio_decoder", "audio_vae")),
+    Row(VOCODER, ("vocoder",), _from_role("vocoder", "vocoder", "vocoder")),
     Row(
         DURATION_HEAD,
         ("duration_head",),
-        _from_role(duration_head.duration_head, "duration_head"),
+        _from_role("duration_head", "duration_head", "duration_head"),
         optional=True,
     ),
     Row(
         SPATIAL_UPSAMPLER,
         ("spatial_upsampler", "video_vae"),
-        _upsampler(upsampler.spatial_upsampler, "spatial_upsampler"),
+        _upsampler("spatial_upsampler"),
         optional=True,
     ),
     Row(
         TEMPORAL_UPSAMPLER,
         ("temporal_upsampler", "video_vae"),
-        _upsampler(upsampler.temporal_upsampler, "temporal_upsampler"),
+        _upsampler("temporal_upsampler"),
         optional=True,
     ),
 )

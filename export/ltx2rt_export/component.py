@@ -7,21 +7,22 @@ tensor list; nothing is read but headers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
-
-from ltx2rt.engine import TensorSpec
-from ltx2rt.errors import CheckpointError
+from ltx2rt.engine import Array, TensorSpec
+from ltx2rt.errors import CheckpointError, InternalError
+from ltx2rt.weights.layout import transposed_copy
 from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ltx2rt_export.shipped.file import Shipped
 
 #: tensor name (prefix of the component removed) -> where it lies
 TensorIndex = Mapping[str, TensorEntry]
-
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,8 @@ class Component:
     Attributes:
         name: `video_decoder`, `transformer_block`, ... (one name from module to manifest).
         module: the module on the `meta` device; `forward` takes `inputs` by keyword and returns a
-            tuple in the order of `outputs`. Its state-dict names are the official ones.
+            tuple in the order of `outputs`. Its state-dict names are the official ones. None where
+            the component came with its graphs (`shipped`).
         inputs, outputs: the boundary; see `TensorSpec` for symbols.
         weights: state-dict name -> checkpoint tensor. For a repeated component: those of layer 0.
         layers: for a component that runs many times with other weights (the transformer block): one
@@ -41,10 +43,11 @@ class Component:
         trace: sizes of the symbols for tracing; every one >= 2, all different where they may
             differ.
         options: facts the runtime needs about this component (JSON values), copied to the manifest.
+        shipped: its graphs, where this version of ltx2rt brings them.
     """
 
     name: str
-    module: nn.Module
+    module: nn.Module | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     weights: Mapping[str, TensorEntry]
@@ -52,20 +55,25 @@ class Component:
     layers: tuple[Mapping[str, TensorEntry], ...] = ()
     weight_binding: Literal["initializer", "input"] = "initializer"
     options: Mapping[str, Any] = field(default_factory=dict)
+    shipped: Shipped | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        """The module of a component that was made from it.
+
+        Raises:
+            InternalError: the component came with its graphs.
+        """
+        if self.module is None:
+            raise InternalError(f"{self.name} came with its graphs: nobody made its module")
+        return self.module
 
 
-def on_meta(make: Callable[[], M]) -> M:
-    """Build a module without memory for its weights. Constants must name `device="cpu"`
-    themselves.
-    """
-    with torch.device("meta"):
-        return make().eval()
-
-
-def match_weights(
-    module: nn.Module, tensors: TensorIndex, where: str, prefix: str = ""
+def match_shapes(
+    shapes: Mapping[str, tuple[int, ...]], tensors: TensorIndex, where: str, prefix: str = ""
 ) -> dict[str, TensorEntry]:
-    """Find every weight of `module` in `tensors`, under `prefix`; unknown tensors are ignored.
+    """Find weights of these names and shapes in `tensors`, under `prefix`; unknown tensors are
+    ignored.
 
     Raises:
         CheckpointError: tensors are missing or have another shape; all are listed (the first ten by
@@ -73,13 +81,13 @@ def match_weights(
     """
     found: dict[str, TensorEntry] = {}
     problems: list[str] = []
-    for name, weight in module.state_dict().items():
+    for name, shape in shapes.items():
         entry = tensors.get(prefix + name)
         if entry is None:
             problems.append(f"{prefix + name} is missing")
-        elif entry.shape != tuple(weight.shape):
+        elif entry.shape != shape:
             problems.append(
-                f"{prefix + name} has shape {list(entry.shape)}, expected {list(weight.shape)}"
+                f"{prefix + name} has shape {list(entry.shape)}, expected {list(shape)}"
             )
         else:
             found[name] = entry
@@ -89,31 +97,15 @@ def match_weights(
     return found
 
 
-def load_module(
-    component: Component, dtype: torch.dtype = torch.float32, layer: int = 0
-) -> nn.Module:
-    """The component's module with its weights read into memory, on the CPU: the PyTorch reference.
-
-    The component's own module stays on `meta`. Weights are converted to `dtype`.
-    """
-    import copy
-
-    entries = component.layers[layer] if component.layers else component.weights
-    return fill_module(copy.deepcopy(component.module), entries, dtype)
+def below(tensors: TensorIndex, root: str) -> dict[str, TensorEntry]:
+    """The tensors whose names start with `root`, without it."""
+    return {name[len(root) :]: e for name, e in tensors.items() if name.startswith(root)}
 
 
-def fill_module(
-    module: nn.Module, entries: Mapping[str, TensorEntry], dtype: torch.dtype
-) -> nn.Module:
-    """Give a meta module real weights: floats are converted to `dtype`; returns the module, in
-    eval mode.
-    """
+def load_weights(
+    entries: Mapping[str, TensorEntry], transposed: frozenset[str]
+) -> dict[str, Array]:
+    """Read weights as float32; those in `transposed` are laid out `[in, out]`."""
     files = MappedFiles()
-    state = {
-        name: torch.from_numpy(files.load(entry, "float32").copy()).to(dtype)
-        for name, entry in entries.items()
-    }
-    module.load_state_dict(state, assign=True)
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    return module.eval()
+    loaded = {name: files.load(entry, "float32") for name, entry in entries.items()}
+    return {n: transposed_copy(a) if n in transposed else a for n, a in loaded.items()}

@@ -14,9 +14,8 @@ from ltx2rt.backends.host_stack import HostStack
 from ltx2rt.components.stack_plans import stack_plan
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec, check_inputs
 from ltx2rt.names import StackNames
-from ltx2rt.weights.layout import transposed_copy
-from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
-from ltx2rt_export.component import Component, load_module
+from ltx2rt_export.component import Component, load_weights
+from ltx2rt_export.modules.meta import load_module
 
 
 def engine_spec(component: Component) -> EngineSpec:
@@ -36,8 +35,8 @@ class TorchEngine(EngineBase):
         self._spec = engine_spec(component)
         self._dtype = dtype
         self._per_call = component.weight_binding == "input"
-        self.module = component.module if self._per_call else load_module(component, dtype)
-        self._weights = tuple(component.module.state_dict())
+        self.module = component.network if self._per_call else load_module(component, dtype)
+        self._weights = tuple(component.network.state_dict())
         self._exact = frozenset(component.options.get("float32_inputs", ()))
 
     @property
@@ -96,12 +95,3 @@ def component_stack(
 def official_layers(component: Component) -> list[dict[str, Array]]:
     """Weights of every layer as `TorchEngine` takes them."""
     return [load_weights(layer, frozenset()) for layer in component.layers]
-
-
-def load_weights(
-    entries: Mapping[str, TensorEntry], transposed: frozenset[str]
-) -> dict[str, Array]:
-    """Read weights as float32; those in `transposed` are laid out `[in, out]`."""
-    files = MappedFiles()
-    loaded = {name: files.load(entry, "float32") for name, entry in entries.items()}
-    return {n: transposed_copy(a) if n in transposed else a for n, a in loaded.items()}

@@ -20,11 +20,16 @@ class HostStack:
     Args:
         parts: closed with the stack.
         keep: hold weights once they are loaded; otherwise every call loads every layer anew.
+        kept_layers: hold those of so many of the first layers only, where memory is short.
     """
 
-    def __init__(self, parts: StackParts[Engine], *, keep: bool = True) -> None:
+    def __init__(
+        self, parts: StackParts[Engine], *, keep: bool = True, kept_layers: int | None = None
+    ) -> None:
         self._parts = parts
         self._keep = keep
+        every = len(parts.layers)
+        self._streamed = range(every if kept_layers is None else kept_layers, every)
         self._dtypes = parts.dtypes()
         self._loaded: dict[int, Weights] = {}
 
@@ -78,7 +83,7 @@ class HostStack:
             return self._loaded[index]
         with span(WEIGHTS, f"layer {index + 1}"):
             weights = part.load()
-        if self._keep:
+        if self._keep and index not in self._streamed:
             self._loaded[index] = weights
         return weights
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
@@ -13,7 +14,9 @@ from ltx2rt.backends.stack import Stack
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.card import Card, open_card, trust_of
+from ltx2rt.bundle.host_plan import plan_host
 from ltx2rt.bundle.load_weights import engine_tensors, lora_tensors, stored_tensor
+from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.components.stack_plans import stack_plan
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
@@ -84,7 +87,6 @@ class Loader:
             BundleError, UnsupportedError: see `engine`; also for a LoRA that cannot be merged.
         """
         bundle = self._bundle
-        keep = runtime.residency == "resident" or not names.runs_once
         served = {n: bundle.component(n).served for n in names.blocks if bundle.has(n)}
         plan = stack_plan(names, bundle.options, served)
 
@@ -96,7 +98,15 @@ class Loader:
         with ExitStack() as opened:
             if not self._on_gpu(names.head, runtime):
                 host = self._engines(opened, lambda n, _: self._host_engine(n, runtime, loras))
-                stack: Stack = HostStack(plan.parts(host, load_weights), keep=keep)
+                resident = runtime.residency == "resident"
+                room = plan_host(bundle.manifest, machine_bytes(), resident=resident)
+                if room.streams and not names.runs_once:
+                    warnings.warn(f"{room.text()}.", stacklevel=2)
+                stack: Stack = HostStack(
+                    plan.parts(host, load_weights),
+                    keep=room.keep_text or not names.runs_once,
+                    kept_layers=None if names.runs_once else room.kept,
+                )
             else:
                 card = self._card_of(runtime)
                 opened.callback(card.memory.opened().close)

@@ -24,6 +24,9 @@ COMMANDS = {
     "build": "turn official checkpoint files into a bundle",
     "generate": "generate a clip with sound from a bundle",
     "batch": "generate many clips from a file of jobs, engines loaded once",
+    "serve": "serve the video API and a page",
+    "client": "generate on a server, and save the clip while it is made",
+    "triton": "write a model repository for Triton Inference Server",
     "pipelines": "list the pipelines: what each takes and needs",
     "inspect": "explain a checkpoint, LoRA, upsampler, Gemma folder, bundle or engine",
     "lora": "merge LoRA files into one, or explain one",
@@ -107,6 +110,14 @@ def _run(arguments: Sequence[str]) -> int:
         spell = getattr(command, "spell", Field.own_name)  # a command may call fields by its flags
         print(f"ltx2rt: error: {error.told(spell)}", file=sys.stderr)
         print_notes(error)
+        return EXIT_USER_ERROR
+    except ModuleNotFoundError as error:  # a build that has to export, without PyTorch
+        from ltx2rt.cli.common import missing_package
+
+        missing = missing_package(error)
+        if not isinstance(missing, Ltx2rtError):
+            raise
+        print(f"ltx2rt: error: {missing}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as error:
         why = f"ended by {error.signal.name}" if isinstance(error, Ended) else "interrupted"

@@ -13,7 +13,7 @@ from ltx2rt.cli.common import ProgressPrinter, export_module, parse_lora, print_
 from ltx2rt.errors import OptionError
 from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Job
-from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS
+from ltx2rt.weights.precision import PRECISIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,17 +65,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     target = parser.add_argument_group("target")
     target.add_argument(
+        "--for",
+        dest="card",
+        metavar="CARD",
+        help="choose backend and target: cpu, this (the GPU of this machine), rtx4090, rtx5090, "
+        "h100, ...",
+    )
+    target.add_argument(
         "--backend",
-        default="onnxruntime",
         metavar="B",
         help="onnxruntime (default), tensorrt-rtx (needs no GPU here) or tensorrt (builds for the "
         "GPU of this machine)",
     )
     target.add_argument(
         "--precision",
-        default=DEFAULT_PRECISION,
+        default="auto",
         metavar="P",
-        help=f"{', '.join(PRECISIONS)} (default {DEFAULT_PRECISION})",
+        help=f"auto (default: fp32 on a CPU; on a GPU the checkpoint's own, else 16 bits), "
+        f"{', '.join(PRECISIONS)}",
     )
     target.add_argument(
         "--target",
@@ -167,6 +174,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print what would be built, its memory and the card it fits; build nothing",
     )
+    target.add_argument("--verbose", action="store_true", help="--dry-run lists every graph")
     target.add_argument(
         "--copy-weights",
         action="store_true",
@@ -241,10 +249,9 @@ def build(inputs: BuildInputs, output: Path, options: argparse.Namespace) -> Man
     """Build a bundle; the demo takes this very path."""
     if inputs.checkpoint is None:
         raise OptionError("no checkpoint was named; pass --checkpoint FILE.")
-    config = config_of(options)
     export = export_module("bundle")
-    export.check_target(output, force=config.force)
-    files = export.open_inputs(inputs)
+    export.check_target(output, force=options.force)
+    files, config = open_and_choose(inputs, options)
     export_module("engines.plan").check_card(files, inputs, config)
     manifest: Manifest = export.build_bundle(
         files, inputs, output, config, Job(ProgressPrinter(quiet=options.quiet))
@@ -252,19 +259,36 @@ def build(inputs: BuildInputs, output: Path, options: argparse.Namespace) -> Man
     return manifest
 
 
-def config_of(options: argparse.Namespace) -> Any:
-    """The `BuildConfig` that the flags ask for; every flag is a field of that name."""
-    config = export_module("build_config").BuildConfig
-    return config(**{f.name: getattr(options, f.name) for f in dataclasses.fields(config)})
+def open_and_choose(inputs: BuildInputs, options: argparse.Namespace) -> tuple[Any, Any]:
+    """The model's files, and the `BuildConfig` of the flags; those are checked first."""
+    config = config_of(options)
+    files = export_module("bundle").open_inputs(inputs)
+    return files, config if options.precision != "auto" else config_of(options, files)
+
+
+def config_of(options: argparse.Namespace, files: Any = None) -> Any:
+    """The `BuildConfig` that the flags ask for; every flag is a field of that name.
+
+    Args:
+        files: the model's, which decide what `--precision auto` means; None: not opened yet.
+    """
+    choose, config = export_module("choose"), export_module("build_config").BuildConfig
+    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(config)}
+    chosen = choose.options_for(options.card) if options.card is not None else {}
+    values |= {name: value for name, value in chosen.items() if not values[name]}
+    values["backend"] = values["backend"] or config().backend
+    if values["precision"] == "auto":
+        values["precision"] = choose.chosen_precision(values, files)
+    return config(**values)
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    inputs, config = inputs_of(options), config_of(options)
-    files = export_module("bundle").open_inputs(inputs)
+    inputs = inputs_of(options)
+    files, config = open_and_choose(inputs, options)
     plan = export_module("engines.plan")
     report = plan.plan_build(files, inputs, config)
     if options.json:
         print_json(report)
     else:
-        print(plan.plan_text(report))
+        print(export_module("engines.plan_text").plan_text(report, verbose=options.verbose))
     return 0

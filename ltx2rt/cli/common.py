@@ -59,17 +59,31 @@ def export_module(name: str) -> ModuleType:
     """Import `ltx2rt_export.<name>`.
 
     Raises:
-        UnsupportedError: the `export` extra is not installed; says how to install it.
+        UnsupportedError: it needs a package that is not installed; says how to install it.
     """
     try:
         return importlib.import_module(f"ltx2rt_export.{name}")
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("ltx2rt"):
-            raise
-        raise UnsupportedError(
-            f"this command needs the package {error.name}, which is part of the export extra: "
-            "pip install 'ltx2rt[export]'"
-        ) from error
+        raise missing_package(error) from error
+
+
+def missing_package(error: ModuleNotFoundError) -> Exception:
+    """What to raise for a package that is not there: the error itself where it is one of ours."""
+    from ltx2rt.install import install_hint
+
+    package = (error.name or "ltx2rt").partition(".")[0]
+    if package.startswith("ltx2rt"):
+        return error
+    if package == "onnx":
+        return UnsupportedError(
+            f"this command needs the package onnx, which is part of the build extra: "
+            f"{install_hint('build')}"
+        )
+    return UnsupportedError(
+        f"this needs the package {package}, which is part of the export extra: "
+        f"{install_hint('export')} (the released models are built without it; other models are "
+        "exported, and verify compares with PyTorch)."
+    )
 
 
 def text_or_file(text: str) -> str:

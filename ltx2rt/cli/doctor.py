@@ -14,16 +14,21 @@ from typing import Any
 from ltx2rt import __version__
 from ltx2rt.backends.engine_checks import runs_on
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
-from ltx2rt.bundle.memory import layer_bytes, stage_weight_bytes
+from ltx2rt.bundle.host_plan import plan_host
+from ltx2rt.bundle.manifest import Manifest
+from ltx2rt.bundle.memory import host_memory_bytes, layer_bytes, stage_weight_bytes
 from ltx2rt.cli import cache
 from ltx2rt.cli.common import print_json
+from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.device.cuda import driver_cuda, local_gpu
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.weights.precision import PRECISIONS
 
 PACKAGES = {
     "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow"),
-    "export": ("torch", "onnx", "onnxscript", "transformers"),
+    "build": ("onnx",),
+    "export": ("torch", "onnxscript", "transformers"),
 }
 
 
@@ -37,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory",
         metavar="SIZE",
-        help="plan the memory of a card of that size (24GiB), which need not be here",
+        help="plan a card of that size (24GiB), or a machine for a bundle that runs on a CPU; "
+        "neither need be here",
     )
     parser.add_argument(
         "--shape", metavar="WxHxN", help="for clips of this shape only; default all of the bundle"
@@ -51,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "memory_bytes": memory_bytes(),
+        "memory_bytes": host_memory_bytes(),
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "packages": {g: {p: installed(p) for p in names} for g, names in PACKAGES.items()}
         | {
@@ -67,11 +73,46 @@ def run(options: argparse.Namespace) -> int:
         report["card"] = card_plan(options)
     elif options.shape is not None:
         raise OptionError("--shape needs --memory SIZE.")
+    report["can"], report["verdict"] = verdict(report)
     if options.json:
         print_json(report)
     else:
         print(text(report))
-    return 0
+    return 0 if report["can"] else 1
+
+
+def verdict(report: dict[str, Any]) -> tuple[bool, str]:
+    """Whether this machine can do what was asked about, in one sentence that says what to do."""
+    bundle, card = report.get("bundle"), report["gpu"]
+    if "card" in report:
+        if "regions" in report["card"]:
+            return True, "a card of that size can run this bundle."
+        fits = report["card"]["fits"]
+        return fits, f"a machine of that size {'can' if fits else 'cannot'} run this bundle."
+    if bundle is None:
+        building = "build" if report["packages"]["build"]["onnx"] else "not build (onnx is missing)"
+        where = f"on {card['name']} and on the CPU" if card["name"] else "on the CPU only"
+        return True, f"this machine can generate {where}, and {building} bundles."
+    targets = tuple(bundle["targets"])
+    if targets and not (card["name"] and runs_on(targets, card["target"])):
+        has = f"has {card['name']} ({card['target']})" if card["name"] else "shows no GPU"
+        return False, (
+            f"this machine cannot run the bundle: its engines run on {', '.join(targets)}, and it "
+            f"{has}; build it anew with --for this or --for cpu."
+        )
+    host = bundle.get("host")
+    if host is not None and not host["fits"]:
+        return False, f"this machine cannot run the bundle: {host['text']}"
+    streamed = {"denoise"} if host is not None else set()  # its layers need not all be held
+    stages = bundle["stage_weight_bytes"].items()
+    worst = max((size for stage, size in stages if stage not in streamed), default=0)
+    here = report["memory_bytes"]
+    if not targets and here and worst > here:
+        return False, (
+            f"this machine cannot run the bundle: its largest stage needs {gib(worst)} of weights, "
+            f"and there are {gib(here)} of memory; build it for a GPU (--for rtx4090, ...)."
+        )
+    return True, "this machine can run the bundle."
 
 
 def installed(package: str) -> str | None:
@@ -100,14 +141,6 @@ def cache_report() -> dict[str, Any]:
         return {"folder": None, "problem": str(error)}
 
 
-def memory_bytes() -> int | None:
-    """Physical memory, where the system tells."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
 def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
     """Memory that each stage of the distilled pipeline holds at once, with `--residency stage`;
     opens (and so checks) the bundle.
@@ -124,6 +157,28 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
         "targets": sorted({t for e in engines for t in e.targets}),
         "component_weight_bytes": sizes,
         "stage_weight_bytes": stage_weight_bytes(manifest),
+        "host": host_report(manifest, machine_bytes()),
+    }
+
+
+def host_report(manifest: Manifest, memory_bytes: int) -> dict[str, Any] | None:
+    """Which layers of the transformer a CPU keeps in memory, or why it cannot run them; None for a
+    bundle that runs on a GPU.
+    """
+    entries = manifest.components.values()
+    if not all(PRECISIONS[e.precision].on_cpu and not e.engines for e in entries):
+        return None
+    try:
+        made = plan_host(manifest, memory_bytes, resident=False)
+    except UnsupportedError as error:
+        return {"memory_bytes": memory_bytes, "fits": False, "text": str(error)}
+    return {
+        "memory_bytes": memory_bytes,
+        "fits": True,
+        "layers": len(made.layers),
+        "kept_layers": made.kept,
+        "streams_layers": made.streams,
+        "text": made.text(),
     }
 
 
@@ -140,6 +195,10 @@ def card_plan(options: argparse.Namespace) -> dict[str, Any]:
         raise OptionError("--memory plans for a bundle: name one.")
     manifest = open_bundle(options.bundle, weights_dir=options.weights_dir).manifest
     memory = parse_memory(options.memory)
+    if (host := host_report(manifest, memory)) is not None:
+        if options.shape is not None:
+            raise OptionError("--shape plans the activations of a GPU; this bundle runs on a CPU.")
+        return {"shape": None, **host}
     made = plan_card(options.bundle, manifest, memory, options.shape, resident=False)
     return {
         "memory_bytes": memory,
@@ -182,11 +241,9 @@ def text(report: dict[str, Any]) -> str:
         )
         lines += [f"  {stage}: {gib(n)}" for stage, n in bundle["stage_weight_bytes"].items()]
         targets = tuple(bundle["targets"])
-        if targets and not (card["name"] and runs_on(targets, card["target"])):
-            lines.append(f"  its engines run on {', '.join(targets)} only, not on this machine")
+        if bundle["host"] is not None:
+            lines.append(f"  on this machine's CPU {bundle['host']['text']}")
         worst = max(bundle["stage_weight_bytes"].values(), default=0)
-        if report["memory_bytes"] and worst > report["memory_bytes"]:
-            lines.append("  this machine has less memory than the largest stage needs")
         if targets and card["name"] and worst > card["memory_bytes"]:
             lines.append(
                 "  the GPU has less memory than that: layers of the transformer without room are "
@@ -194,8 +251,10 @@ def text(report: dict[str, Any]) -> str:
             )
     if card_report := report.get("card"):
         shape = f" and {card_report['shape']}" if card_report["shape"] else ""
-        lines.append(f"plan for a card of {gib(card_report['memory_bytes'])}{shape}:")
+        what = "card" if "regions" in card_report else "machine"
+        lines.append(f"plan for a {what} of {gib(card_report['memory_bytes'])}{shape}:")
         lines += [f"  {line}" for line in card_report["text"].splitlines()]
+    lines.append(f"verdict: {report['verdict']}")
     return "\n".join(lines)
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -29,6 +27,7 @@ from ltx2rt.config import (
     ImageCondition,
     RuntimeConfig,
 )
+from ltx2rt.docstrings import attribute_texts
 from ltx2rt.errors import Field
 from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.base import Pipeline, pipeline_class
@@ -216,19 +215,3 @@ def default_text(value: Any) -> str:
         return ""
     text = f"{value:g}" if isinstance(value, float) else str(value).replace("_", "-")
     return text if len(text) < 20 else ""
-
-
-def attribute_texts(cls: type[Any]) -> dict[str, str]:
-    """The first sentence of what a class's docstring says about each field, on one line."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    _, _, text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
-    found: dict[str, str] = {}
-    current: list[str] = []
-    for line in text.splitlines():
-        match = re.match(r"\s*([a-z_0-9]+(?:, [a-z_0-9]+)*): (.*)", line)
-        if match is not None and names.issuperset(match[1].split(", ")):
-            current, line = match[1].split(", "), match[2]
-        for name in current:
-            found[name] = f"{found.get(name, '')} {line.strip()}".strip()
-    sentences = {name: text.partition(". ")[0] for name, text in found.items()}
-    return {name: text.rstrip(".").replace("`", "") for name, text in sentences.items()}

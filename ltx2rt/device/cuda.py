@@ -16,6 +16,7 @@ from ltx2rt.device.device import Device, Event, Graph, Mark, Pinned, Stream
 from ltx2rt.device.gpus import Gpu, check, driver_cuda, find_device, load_driver, local_gpu
 from ltx2rt.engine import Array
 from ltx2rt.errors import EngineError, UnsupportedError
+from ltx2rt.install import install_hint
 
 __all__ = ["CudaDevice", "Device", "Gpu", "driver_cuda", "local_gpu"]
 
@@ -235,7 +236,7 @@ def _load_core(purpose: str) -> Any:
     except ImportError as error:
         raise UnsupportedError(
             f"{purpose} needs cuda-core, which cannot be imported here ({error}): "
-            "pip install 'ltx2rt[cuda]'."
+            f"{install_hint('gpu')}."
         ) from error
     return _Core(core, errors.CUDAError)
 

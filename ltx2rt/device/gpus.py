@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ltx2rt.env import visible_devices
 from ltx2rt.errors import UnsupportedError
+from ltx2rt.install import install_hint
 
 #: the oldest CUDA version whose driver runs what ltx2rt needs
 OLDEST_CUDA = (12, 0)
@@ -32,7 +33,7 @@ def load_driver(purpose: str) -> ModuleType:
     except ImportError as error:
         raise UnsupportedError(
             f"{purpose} needs cuda-python, which cannot be imported here ({error}): "
-            "pip install 'ltx2rt[cuda]'."
+            f"{install_hint('gpu')}."
         ) from error
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from ltx2rt.engine import F32
 from ltx2rt.errors import MediaError, UnsupportedError
+from ltx2rt.install import install_hint
 from ltx2rt.media.color import check_frames
 from ltx2rt.media.files import check_output_path, writing
 from ltx2rt.media.still_reader import MAX_PIXELS
@@ -38,7 +39,7 @@ def openexr() -> Any:
     except ImportError as error:
         raise UnsupportedError(
             "EXR files need the package OpenEXR, which is part of the exr extra: "
-            "pip install 'ltx2rt[exr]'"
+            f"{install_hint('exr')}"
         ) from error
 
 

@@ -81,7 +81,7 @@ class FakeKernels:
 
     arch = "90a"
 
-    def __init__(self, folder: Path) -> None: ...
+    def __init__(self, folder: Path, artifacts: Path | None = None) -> None: ...
 
     def __enter__(self) -> FakeKernels:
         return self

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from ltx2rt.weights.safetensors import SafetensorsFile
-from ltx2rt_export.component import on_meta
 from ltx2rt_export.demo.audio import low_pass_taps
+from ltx2rt_export.modules.meta import on_meta
 
 GENERATOR = {
     "upsample_initial_channel": 8,

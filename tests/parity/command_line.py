@@ -19,9 +19,10 @@ import pytest
 import ltx2rt_export.bundle as export_bundle
 from ltx2rt.bundle.manifest import content_id, read_manifest
 from ltx2rt.cli.__main__ import main
+from ltx2rt_export.catalog import traced_components
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.graphs import GraphCache
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def use_export(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("ltx2rt_export.") and hasattr(module, "export_component"):
             monkeypatch.setattr(module, "export_component", export)
+    monkeypatch.setattr(export_bundle, "components_of", traced_components)  # none with graphs
     # what it gives is not kept for builds that export by themselves
     monkeypatch.setattr(GraphCache, "export", lambda _, component, *rest: export(component, *rest))
 
@@ -127,7 +129,7 @@ def use_graphs_of(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
     def export(component: Component, *_: object) -> ExportedGraph:
         entry = entries[component.name]
         model = onnx.load(str(bundle / entry.graph), load_external_data=False)
-        names = tuple(component.module.state_dict())
+        names = tuple(component.weights)
         return ExportedGraph(component, model, names, frozenset(entry.transposed))
 
     use_export(export, monkeypatch)

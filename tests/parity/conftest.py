@@ -13,7 +13,8 @@ import ltx2rt_export.bundle as export
 from ltx2rt.bundle.manifest import BuildInputs, read_manifest
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.graph import ExportedGraph
+from ltx2rt_export.onnx import export_component
 from tests.once import made_once
 from tests.parity.command_line import use_export
 from tests.parity.demo_bundle import demo_bundle
@@ -73,11 +74,19 @@ def build_keyframe_bundle(demo_model: dict[str, Path], demo_bundle: Path, folder
     return folder / "demo.bundle"
 
 
+#: marker -> why its tests are skipped unless somebody asks for them
+ASKED_FOR = {
+    "fuzz": "many random networks, many random requests: pytest -m fuzz tests/parity",
+    "graphs": "exports every shipped graph again: pytest -m graphs tests/parity",
+    "server": "a real Triton server: pytest -m server tests/parity",
+}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Random configurations for minutes run when somebody asks for them."""
-    if "fuzz" in str(config.getoption("markexpr")):
-        return
-    reason = pytest.mark.skip(reason="many random networks: pytest -m fuzz tests/parity")
-    for item in items:
-        if item.get_closest_marker("fuzz") is not None:
-            item.add_marker(reason)
+    """What takes minutes, or sets up an environment of its own, runs when somebody asks for it."""
+    for marker, why in ASKED_FOR.items():
+        if marker in str(config.getoption("markexpr")):
+            continue
+        for item in items:
+            if item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=why))

@@ -17,7 +17,7 @@ from ltx2rt_export.engines.build import EngineBuilder, open_builder
 from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize import apply_precision, export_in_precision
 
 #: LTX-2.3 with two heads of the real sizes: attention fuses only for head sizes that kernels have

@@ -13,7 +13,7 @@ from onnx.reference.op_run import OpRun
 from ltx2rt.engine import Array
 from ltx2rt.weights.codecs import nvfp4
 from ltx2rt.weights.safetensors import convert
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.linears import weight_inputs
 
 _TYPES = {"bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ltx2rt.backends.onnxruntime import OrtEngine, OrtOptions
 from ltx2rt.engine import Array, Engine
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.reference import engine_spec, load_weights
 
 

@@ -23,9 +23,9 @@ from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.bundle import model_info
 from ltx2rt_export.catalog import COMPONENTS
 from ltx2rt_export.checkpoint import ModelFiles, open_model
-from ltx2rt_export.component import Component
+from ltx2rt_export.component import Component, load_weights
 from ltx2rt_export.kinds import detect_kind
-from ltx2rt_export.reference import TorchEngine, component_stack, load_weights
+from ltx2rt_export.reference import TorchEngine, component_stack
 from ltx2rt_export.version import (
     detect_version,
     generation_of_number,

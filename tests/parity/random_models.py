@@ -26,7 +26,7 @@ from ltx2rt_export.modules.audio_vae import AudioDecoder, AudioMelEncoder
 from ltx2rt_export.modules.audio_vae_config import AudioVaeConfig
 from ltx2rt_export.modules.diffusion_decoder import Context, Features, Pixels
 from ltx2rt_export.modules.diffusion_decoder_config import DiffusionDecoderConfig, Stage
-from ltx2rt_export.modules.mel import MelConfig
+from ltx2rt_export.modules.mel_config import MelConfig
 from ltx2rt_export.modules.transformer import transformer_block, transformer_head, transformer_tail
 from ltx2rt_export.modules.transformer_config import TransformerConfig
 from ltx2rt_export.modules.video_vae import VideoDecoder, VideoEncoder

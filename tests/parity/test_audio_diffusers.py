@@ -14,7 +14,7 @@ from ltx2rt_export.modules.audio_vae import (
     audio_mel_encoder,
 )
 from ltx2rt_export.modules.audio_vae_config import AudioVaeConfig
-from ltx2rt_export.modules.mel import MelConfig
+from ltx2rt_export.modules.mel_config import MelConfig
 from ltx2rt_export.modules.vocoder import BweVocoder, Vocoder, vocoder
 from ltx2rt_export.modules.vocoder_config import BweConfig, GeneratorConfig, VocoderConfig
 from ltx2rt_export.reference import TorchEngine

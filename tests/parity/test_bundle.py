@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ltx2rt.bundle import loader
 from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.bundle.host_plan import plan_host
 from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.manifest import read_manifest
+from ltx2rt.bundle.memory import stage_weight_bytes
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.errors import BundleError, CheckpointError, EngineError
+from ltx2rt.errors import BundleError, CheckpointError, EngineError, UnsupportedError
+from ltx2rt.names import TRANSFORMER_STACK
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from tests.parity.command_line import (
     SMALL,
@@ -55,6 +59,22 @@ def test_engines_run_as_they_are_told(demo_bundle: Path, spinning: bool) -> None
         assert options.intra_op_num_threads == 3
         said = options.get_session_config_entry("session.intra_op.allow_spinning")
         assert said == str(int(spinning))
+
+
+def test_layers_without_room_are_read_at_every_pass_and_that_is_said(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = open_bundle(demo_bundle)
+    layers = plan_host(bundle.manifest, 1 << 40, resident=False).layers
+    held = stage_weight_bytes(bundle.manifest)["denoise"]
+    monkeypatch.setattr(loader, "machine_bytes", lambda: (held - layers[0] // 2) * 4 // 3)
+    with pytest.warns(UserWarning, match=f"the {len(layers)} layers .* read from the files"):
+        stack = Loader(bundle).stack(TRANSFORMER_STACK, RuntimeConfig())
+    assert len(stack._streamed) == len(layers) - 1  # type: ignore[attr-defined]
+    stack.close()
+    monkeypatch.setattr(loader, "machine_bytes", lambda: max(layers))
+    with pytest.raises(UnsupportedError, match="one layer of the transformer"):
+        Loader(bundle).stack(TRANSFORMER_STACK, RuntimeConfig())
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.component import Component
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.verify import verify_bundle
 from tests.parity.command_line import (
     Export,

@@ -97,7 +97,17 @@ def test_doctor_plans_memory(demo_bundle: Path, demo_model: dict[str, Path]) -> 
     ends = sizes["text_head"] + sizes["text_tail"]
     assert stages["encode prompt"] == ends + blocks  # its layers are held one at a time
     assert stages["denoise"] > sizes["transformer_block"]
-    text = ltx2rt("doctor", demo_bundle).out
+    host = report["host"]
+    assert host["kept_layers"] == host["layers"] == 3
+    planned = ltx2rt("doctor", demo_bundle, "--memory", "64GiB").out
+    assert "plan for a machine of 64.00 GiB:\n  the 3 layers of the transformer take" in planned
+    expect_user_error(
+        ltx2rt("doctor", demo_bundle, "--memory", "64GiB", "--shape", "64x64x9"), "runs on a CPU"
+    )
+    outcome = ltx2rt("doctor", demo_bundle)
+    assert outcome.code == 0
+    text = outcome.out
+    assert text.splitlines()[-1] == "verdict: this machine can run the bundle."
     assert f"bundle {report['id']} is complete" in text
     assert all(stage in text for stage in stages)
     assert "run on" not in text  # no engines, no GPU wanted
@@ -110,10 +120,15 @@ def test_doctor_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "driver_cuda", lambda: (13, 1))
     assert "GPU: a card (sm89, 24.00 GiB), driver for CUDA 13.1" in ltx2rt("doctor").out
     bundle = {"id": "b", "backend": "tensorrt-rtx", "precision": "bf16", "stage_weight_bytes": {}}
-    text = doctor.text({**report, "gpu": doctor.gpu(), "bundle": {**bundle, "targets": ["sm120"]}})
-    assert "its engines run on sm120 only, not on this machine" in text
-    text = doctor.text({**report, "gpu": doctor.gpu(), "bundle": {**bundle, "targets": ["sm89"]}})
-    assert "not on this machine" not in text
+    shown = {**report, "gpu": doctor.gpu()}
+    can, said = doctor.verdict({**shown, "bundle": {**bundle, "targets": ["sm120"]}})
+    assert not can
+    assert "its engines run on sm120, and it has a card (sm89); build it anew" in said
+    assert doctor.verdict({**shown, "bundle": {**bundle, "targets": ["sm89"]}})[0]
+    large = {**bundle, "targets": [], "stage_weight_bytes": {"denoise": 2**50}}
+    can, said = doctor.verdict({**shown, "bundle": large})
+    assert not can
+    assert "largest stage needs 1048576.00 GiB of weights" in said
 
 
 def test_verify_agrees_everywhere(

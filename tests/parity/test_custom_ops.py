@@ -32,13 +32,15 @@ from ltx2rt_export.custom_ops import (
     write_kernels,
 )
 from ltx2rt_export.custom_ops.kernels import engine_facts
+from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
 from ltx2rt_export.engines import stage
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.modules.transformer import (
     transformer_block,
     transformer_head,
     transformer_tail,
 )
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.onnx import export_component
 from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.reference import TorchEngine, component_stack, load_weights
 from ltx2rt_kernels import build
@@ -151,10 +153,13 @@ def test_every_site_is_replaced_and_the_numbers_stay(case: Tiny) -> None:
     left = Counter(n.op_type for n in custom.model.graph.node)
     assert left["Softmax"] == 0
     assert left["Pow"] == TEXT_NORMS[case.generation]
+    fused = use_linear_attention(case.block)
+    kinds = Counter(n.op_type for n in fused.model.graph.node)
+    assert (kinds["Softmax"], kinds["MultiHeadAttention"], kinds["If"]) == (0, 2, 4)
     streams = case_inputs(case.generation, "masked_stg")
-    results = [run(case.model(graph), streams) for graph in (case.block, custom)]
-    for want, got in zip(*results, strict=True):
-        assert rel_rms(got, want) <= ORT_REL_RMS
+    want, *results = (run(case.model(graph), streams) for graph in (case.block, custom, fused))
+    for result in results:
+        assert all(rel_rms(*pair) <= ORT_REL_RMS for pair in zip(result, want, strict=True))
     assert case.block.model.SerializeToString() == before
 
 
@@ -243,7 +248,7 @@ def test_what_cannot_be_compiled_is_known_before_the_export(
     with pytest.raises(UnsupportedError, match="tensorrt, sm90, fp32; there are kernels for sm80"):
         open_stage(monkeypatch, "fp32", "on")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UnsupportedError, match=r"need Triton .*pip install 'ltx2rt\[kernels\]'"):
+    with pytest.raises(UnsupportedError, match=r"need Triton .*pip install .*\[kernels\]'"):
         open_stage(monkeypatch, "bf16", "on")
     open_stage(monkeypatch, "bf16", "auto")
 

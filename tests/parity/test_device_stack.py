@@ -25,13 +25,13 @@ from ltx2rt.components.transformer import ModalityInput, Perturbations, Transfor
 from ltx2rt.engine import Array, Engine, EngineSpec
 from ltx2rt.errors import ShapeError
 from ltx2rt_export.component import Component
+from ltx2rt_export.graph import with_dtype
 from ltx2rt_export.modules.text_encoder import text_block, text_head, text_tail
 from ltx2rt_export.modules.transformer import (
     transformer_block,
     transformer_head,
     transformer_tail,
 )
-from ltx2rt_export.onnx import with_dtype
 from ltx2rt_export.reference import TorchEngine, official_layers
 from tests.parity.device_engines import In16Bits, LoggingDevice, device_engine, make_library
 from tests.parity.test_text_encoder import GEMMA, gemma_model_files, tokens

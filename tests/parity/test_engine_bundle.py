@@ -21,12 +21,14 @@ from ltx2rt.names import TRANSFORMER_STACK
 from ltx2rt.progress import Job
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
+from ltx2rt_export import bundle as export_bundle
+from ltx2rt_export.catalog import traced_components
 from ltx2rt_export.component import Component
-from ltx2rt_export.engines import graphs
 from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import fold_transposes
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.modules.vocoder import vocoder
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.onnx import export_component
 from ltx2rt_export.quantize import export_in_precision
 from tests.parity.audio_models import BWE
 from tests.parity.command_line import (
@@ -118,27 +120,35 @@ def test_a_second_build_is_instant(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing is traced and nothing is built again; a damaged graph is."""
+    """Nothing is built again, and nothing is traced: neither shipped graphs nor, where there are
+    none, those that a build kept; a damaged one is.
+    """
     traced: list[str] = []
 
     def export(component: Component, dtype: str) -> ExportedGraph:
         traced.append(component.name)
         return export_component(component, dtype)
 
-    monkeypatch.setattr(graphs, "export_component", export)
+    monkeypatch.setattr("ltx2rt_export.onnx.export_component", export)
     target = tmp_path / "again.bundle"
     command = (
-        "build", *build_flags(demo_model), *RTX, "--components", ",".join(COMPONENTS),
-        "--cache-dir", cache_dir, "-o", target, "--quiet",
+        "build", *build_flags(demo_model), *RTX, "--cache-dir", cache_dir, "-o", target, "--quiet",
     )  # fmt: skip
-    assert ltx2rt(*command).code == 0
+    everything = ("--components", ",".join(COMPONENTS))
+    assert ltx2rt(*command, *everything).code == 0
     assert traced == []
     assert read_manifest(target) == read_manifest(rtx_bundle)
+    monkeypatch.setattr(export_bundle, "components_of", traced_components)
+    part = (*command, "--components", "transformer_tail", "--force")
+    for count in (1, 1):
+        assert ltx2rt(*part).code == 0
+        assert len(traced) == count
     kept = next((cache_dir / "engines").glob("*.onnx"))
     kept.write_bytes(kept.read_bytes()[:-1])
-    assert ltx2rt(*command, "--force").code == 0
-    assert len(traced) == 1
-    assert read_manifest(target) == read_manifest(rtx_bundle)
+    assert ltx2rt(*part).code == 0
+    assert len(traced) == 2
+    shipped, made = (read_manifest(b).components["transformer_tail"] for b in (rtx_bundle, target))
+    assert (made.graph_sha256, made.engines) == (shipped.graph_sha256, shipped.engines)
 
 
 @pytest.mark.slow
@@ -241,7 +251,8 @@ def test_dry_run_builds_nothing(demo_model: dict[str, Path], tmp_path: Path) -> 
         command = ("build", *build_flags(demo_model), *RTX, "--dry-run", "--cache-dir", tmp_path)
         outcome = ltx2rt(*command, "--components", "transformer_block,video_decoder", "--json")
         assert outcome.code == 0, outcome.err
-        text = ltx2rt(*command, "--components", "vocoder").out
+        text = ltx2rt(*command, "--components", "vocoder", "--verbose").out
+        short = ltx2rt(*command, "--components", "vocoder").out
     report = outcome.json
     block = report["components"]["transformer_block"]
     assert block["layers"] == 3
@@ -255,6 +266,9 @@ def test_dry_run_builds_nothing(demo_model: dict[str, Path], tmp_path: Path) -> 
     assert "nothing was built" in text
     assert "fits: RTX 4060 (8 GiB) and larger" in text
     assert "vocoder: fp32" in text
+    assert "letters: " in text
+    assert len(short.splitlines()) == 7
+    assert "vocoder: fp32" not in short
 
 
 def test_dry_run_plans_what_a_build_makes(demo_model: dict[str, Path], tmp_path: Path) -> None:
@@ -290,7 +304,8 @@ def test_dry_run_plans_what_a_build_makes(demo_model: dict[str, Path], tmp_path:
     small = ("--backend", "onnxruntime", "--precision", "fp32")
     outcome = ltx2rt(*instead(*command, *small))
     assert outcome.code == 0, outcome.err
-    assert "card" not in outcome.out
+    assert "RTX" not in outcome.out
+    assert "host memory: about " in outcome.out
 
 
 @pytest.mark.parametrize(

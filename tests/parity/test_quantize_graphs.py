@@ -21,13 +21,15 @@ from ltx2rt.errors import OptionError, UnsupportedError
 from ltx2rt.weights.codecs.engine_formats import FP8
 from ltx2rt.weights.precision import PRECISIONS, precision_of
 from ltx2rt.weights.safetensors import SafetensorsFile, convert
-from ltx2rt_export.component import Component
+from ltx2rt_export.component import Component, load_weights
+from ltx2rt_export.example_inputs import example_inputs
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.modules.transformer import (
     transformer_block,
     transformer_head,
     transformer_tail,
 )
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.onnx import export_component
 from ltx2rt_export.quantize import apply_precision, check_precision, component_precision
 from ltx2rt_export.quantize.bind import bind_inputs, bind_weights
 from ltx2rt_export.quantize.component_graph import quantized_modules, rewrite_graph
@@ -36,8 +38,6 @@ from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.quantize.linears import weight_inputs
 from ltx2rt_export.quantize.range_check import check_float16, check_range
 from ltx2rt_export.quantize.rewrites import REWRITES
-from ltx2rt_export.reference import load_weights
-from ltx2rt_export.verify import example_inputs
 from tests.parity import tiny_transformer as tiny
 from tests.parity.onnx_reference import run_reference
 from tests.tolerances import BF16_REL_RMS, QUANT_GRAPH_REL_RMS, QUANT_LOSS, QUANT_ROUNDING

@@ -18,7 +18,7 @@ from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules.connectors import valid_first
-from ltx2rt_export.modules.gemma import gemma_root
+from ltx2rt_export.modules.gemma_config import gemma_root
 from ltx2rt_export.modules.text_encoder import (
     text_block,
     text_head,

@@ -9,7 +9,7 @@ import torch
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.weights.safetensors import TensorEntry
-from ltx2rt_export.component import on_meta
+from ltx2rt_export.modules.meta import on_meta
 from ltx2rt_export.modules.upsampler import (
     LatentUpsampler,
     UpsamplerConfig,

@@ -12,7 +12,7 @@ import torch
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.weights.safetensors import TensorEntry
-from ltx2rt_export.component import on_meta
+from ltx2rt_export.modules.meta import on_meta
 from ltx2rt_export.modules.video_vae import VideoDecoder, VideoEncoder, video_decoder
 from ltx2rt_export.modules.video_vae_config import VideoDecoderConfig, VideoEncoderConfig
 from tests.tolerances import TOLERANCES

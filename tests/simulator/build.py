@@ -17,13 +17,8 @@ from ltx2rt.names import LORA_COMPONENTS
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.builder import BuiltEngine, EngineRequest, OnStep
 from ltx2rt_export.engines.process import Outcome
-from ltx2rt_export.onnx import (
-    DTYPE_NAMES,
-    TORCH_DTYPES,
-    ExportedGraph,
-    trace_shape,
-    with_dtype,
-)
+from ltx2rt_export.graph import DTYPE_NAMES, ExportedGraph, with_dtype
+from ltx2rt_export.onnx import TORCH_DTYPES, trace_shape
 from tests.parity.command_line import build_flags, ltx2rt, use_export
 from tests.simulator.engine_program import Boundary, Program
 

@@ -16,7 +16,6 @@ from ltx2rt.cli.fields import (
     CROSS,
     WITHOUT_FLAG,
     all_flags,
-    attribute_texts,
     flags_for,
     spell,
     spelling,
@@ -28,6 +27,7 @@ from ltx2rt.cli.run_options import RunOptions
 from ltx2rt.components.enhance import EnhanceConfig
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
+from ltx2rt.docstrings import attribute_texts
 from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.base import pipeline_class

@@ -143,7 +143,7 @@ def test_missing_package_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
-    with pytest.raises(UnsupportedError, match=r"pip install 'ltx2rt\[exr\]'"):
+    with pytest.raises(UnsupportedError, match=r"pip install .*\[exr\]'"):
         ExrFolder(tmp_path / "x", {})
 
 

@@ -280,7 +280,7 @@ def test_missing_library_and_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     device = FakeDevice("")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_library(device, FakeContext(device)))
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
-    with pytest.raises(UnsupportedError, match=r"cuda-python.*pip install 'ltx2rt\[cuda\]'"):
+    with pytest.raises(UnsupportedError, match=r"cuda-python.*pip install .*\[gpu\]'"):
         TrtEngine(path, SPEC, {}, REBUILD)
 
 

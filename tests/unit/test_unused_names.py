@@ -17,6 +17,14 @@ KEPT = {
     "HelpAction": "the command line asks a sub-command's module whether it has one",
     "flags_for": "the table of flags is made from it",
     "input_flags": "the table of flags is made from it",
+    **dict.fromkeys(
+        (
+            *("text_head", "text_block", "text_tail"),
+            *("diffusion_features", "diffusion_context", "diffusion_pixels"),
+        ),
+        "the table of components names it, so that it is imported with PyTorch only",
+    ),
+    "TritonPythonModel": "the models of a Triton repository import it",
     "rope_angles": "the plain form that the fast one is compared with",
 }
 

@@ -27,7 +27,7 @@ from ltx2rt_export.custom_ops.table import (
     QK_NORM_ROPE,
     operators_for,
 )
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_kernels import catalog
 from ltx2rt_kernels.adaln_modulate.spec import GATHERED as ADALN
 from ltx2rt_kernels.flash_attention import spec as flash

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import EngineError, UnsupportedError
+from ltx2rt.install import install_hint
 from ltx2rt_export.custom_ops.table import ARCHITECTURES
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_kernels import build, catalog
 from ltx2rt_kernels.errors import KernelError
 from ltx2rt_kernels.spec import DOMAIN, KERNEL_DTYPES
@@ -30,7 +31,7 @@ def require_compiler() -> None:
     if importlib.util.find_spec("triton") is None:
         raise UnsupportedError(
             "our operators need Triton to be compiled for TensorRT; install it with: "
-            "pip install 'ltx2rt[kernels]', or use custom_ops='off'."
+            f"{install_hint('kernels')}, or use custom_ops='off'."
         )
 
 

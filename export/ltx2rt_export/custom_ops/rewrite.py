@@ -34,6 +34,20 @@ class Rewriter:
             self.model.graph.initializer.append(tensor)
         return name
 
+    def scalar(self, value: int | float) -> str:
+        """Name of an initializer of one number without axes: int64 or float32; made once."""
+        kind = onnx.TensorProto.INT64 if isinstance(value, int) else onnx.TensorProto.FLOAT
+        name = f"ltx2rt.{'int' if isinstance(value, int) else 'float'}.{value}"
+        if name not in self._initializers:
+            self._initializers.add(name)
+            tensor = onnx.helper.make_tensor(name, kind, [], [value])
+            self.model.graph.initializer.append(tensor)
+        return name
+
+    def node(self, node: onnx.NodeProto) -> None:
+        """Add a node of another domain, or one with graphs inside; its outputs are new values."""
+        self.model.graph.node.append(node)
+
     def call(
         self,
         operator: Operator,
@@ -67,7 +81,7 @@ class Rewriter:
         kept = _sorted_live_nodes(graph)
         del graph.node[:]
         graph.node.extend(kept)
-        read = {name for node in kept for name in node.input} | {v.name for v in graph.output}
+        read = {name for node in kept for name in _reads(node)} | {v.name for v in graph.output}
         external = onnx.TensorProto.EXTERNAL
         tensors = [t for t in graph.initializer if t.name in read or t.data_location == external]
         del graph.initializer[:]
@@ -82,6 +96,15 @@ class Rewriter:
             model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
 
 
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Values that a node reads, those that graphs inside it read included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            names |= {name for inner in attribute.g.node for name in _reads(inner)}
+    return names
+
+
 def _sorted_live_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Nodes that outputs depend on, each after those it reads, otherwise in graph order."""
     producers = {name: i for i, node in enumerate(graph.node) for name in node.output}
@@ -90,7 +113,7 @@ def _sorted_live_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     stack = [producers[v.name] for v in reversed(graph.output) if v.name in producers]
     while stack:
         i = stack[-1]
-        needed = {producers[n] for n in graph.node[i].input if n in producers} - done
+        needed = {producers[n] for n in _reads(graph.node[i]) if n in producers} - done
         if i in done or not needed:
             stack.pop()
             if i not in done:

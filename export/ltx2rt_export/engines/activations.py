@@ -1,79 +1,29 @@
-"""Estimate the memory of a component's activations: its module runs on fake tensors of the real
-sizes, and the storages that are alive at once are added up.
+"""Estimate the memory of a component's activations: what is alive at once is added up, from the
+shipped graph or, for a component that was made from its module, by running that.
 
 The logits of attentions are left out, since engines fuse them. Engines also fuse chains of small
-operators and reuse memory better than eager PyTorch, so the estimate is on the high side.
+operators and reuse memory better, so the estimate is on the high side.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from onnx import NodeProto
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt_export.component import Component
-from ltx2rt_export.onnx import TORCH_DTYPES
+from ltx2rt_export.engines.value_shapes import ValueShapes
+from ltx2rt_export.graph import ExportedGraph
+from ltx2rt_export.shipped.find import shipped_graph
 
+#: operators whose result looks at their first input in another shape: no memory of its own
+VIEWS = frozenset({
+    "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze",
+})  # fmt: skip
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records when storages appear and go; weights and attention logits are left out."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.events: list[tuple[int, int]] = []  # (storage, +bytes or -bytes)
-        self.left_out: set[int] = set()
-        self._numbers: weakref.WeakKeyDictionary[torch.UntypedStorage, int]
-        self._numbers = weakref.WeakKeyDictionary()
-        self._elements: dict[int, int] = {}
-        self._parents: dict[int, set[int]] = {}
-
-    def number(self, tensor: torch.Tensor, parents: set[int]) -> int:
-        """The storage's number; new ones are recorded."""
-        storage = tensor.untyped_storage()
-        if storage not in self._numbers:
-            number = len(self._elements)
-            size = tensor.numel() * tensor.element_size()
-            self._numbers[storage] = number
-            self._elements[number] = tensor.numel()
-            self._parents[number] = parents
-            self.events.append((number, size))
-            weakref.finalize(storage, self.events.append, (number, -size))
-        return self._numbers[storage]
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        parents = {self._numbers[s] for t in read if (s := t.untyped_storage()) in self._numbers}
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                number = self.number(tensor, parents)
-                if func is torch.ops.aten._softmax.default:
-                    self._mark(number, self._elements[number])
-        return out
-
-    def _mark(self, number: int, elements: int) -> None:
-        """Mark logits: what a softmax makes, and what it was made from at the same size."""
-        if number not in self.left_out and self._elements[number] == elements:
-            self.left_out.add(number)
-            for parent in self._parents[number]:
-                self._mark(parent, elements)
-
-    def peak(self) -> int:
-        """Most bytes alive at once."""
-        alive = most = 0
-        for number, size in self.events:
-            if number not in self.left_out:
-                alive += size
-                most = max(most, alive)
-        return most
+#: operators between the product and the softmax of an attention
+LOGITS = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Sub", "Where"})
 
 
 def activation_bytes(component: Component, sizes: Mapping[str, int], dtype: str) -> int:
@@ -83,21 +33,60 @@ def activation_bytes(component: Component, sizes: Mapping[str, int], dtype: str)
         sizes: size of every symbol of the inputs; a dimension `1|X` counts as 1.
         dtype: of what is float32 in the component's boundary.
     """
-    recorder = _Recorder()
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        weights = {n: torch.empty(w.shape) for n, w in component.module.state_dict().items()}
-        inputs = {
-            spec.name: torch.empty(_shape(spec, sizes), dtype=TORCH_DTYPES[spec.dtype])
-            for spec in component.inputs
-        }
-        with recorder:
-            recorder.left_out |= {recorder.number(w, set()) for w in weights.values()}
-            for tensor in inputs.values():
-                recorder.number(tensor, set())
-            torch.func.functional_call(component.module, weights, kwargs=inputs)
-    share = TORCH_DTYPES[dtype].itemsize / torch.float32.itemsize
-    return int(recorder.peak() * share)
+    graph = None
+    if component.shipped is not None:
+        kept = component.shipped.about.graphs
+        name = dtype if dtype in kept else "bfloat16" if "bfloat16" in kept else "float32"
+        graph = shipped_graph(component, name)
+    if graph is not None:
+        return graph_bytes(graph, sizes)
+    from ltx2rt_export.engines.traced_activations import traced_bytes
+
+    return traced_bytes(component, sizes, dtype)
 
 
-def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> list[int]:
-    return [d if isinstance(d, int) else 1 if d.startswith("1|") else sizes[d] for d in spec.shape]
+def graph_bytes(graph: ExportedGraph, sizes: Mapping[str, int]) -> int:
+    """As `activation_bytes`, in the graph's dtype."""
+    specs = graph.component.inputs
+    found = ValueShapes(graph.model, {s.name: _shape(s, sizes) for s in specs})
+    held = {name: name for name in found.inputs}  # value -> the value whose memory it looks at
+    left_out = _logits(found.nodes, found.elements)
+    for node in found.nodes:
+        for name in node.output:
+            looks = node.op_type in VIEWS and found.bytes[name] >= 0
+            held[name] = held.get(node.input[0], "") if looks else name
+    last = {held[n]: i for i, node in enumerate(found.nodes) for n in node.input if n in held}
+    kept = {*found.inputs, *(held[n] for n in found.outputs)}
+    alive = most = sum(found.bytes[name] for name in found.inputs)
+    for index, node in enumerate(found.nodes):
+        names = [n for n in node.output if held.get(n) == n and n not in left_out]
+        alive += sum(found.bytes[name] for name in names)
+        most = max(most, alive)
+        read = {held[n] for n in (*node.input, *node.output) if n in held} - kept - left_out
+        alive -= sum(found.bytes[n] for n in read if n and last.get(n, index) == index)
+    return most
+
+
+def _logits(nodes: Iterable[NodeProto], elements: Mapping[str, int]) -> set[str]:
+    """What a softmax makes, and what it was made from at the same size."""
+    makers = {name: node for node in nodes for name in node.output}
+    softmaxes = [n.output[0] for n in makers.values() if n.op_type == "Softmax"]
+    waiting = [(name, elements[name]) for name in softmaxes]
+    found: set[str] = set()
+    while waiting:
+        name, count = waiting.pop()
+        node = makers.get(name)
+        if node is None or name in found or elements[name] != count:
+            continue
+        found.add(name)
+        if node.op_type == "Softmax" or node.op_type in LOGITS:
+            waiting += [(n, count) for n in node.input]
+        elif node.op_type == "Cast":
+            waiting.append((node.input[0], count))
+    return found
+
+
+def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(
+        d if isinstance(d, int) else 1 if d.startswith("1|") else sizes[d] for d in spec.shape
+    )

@@ -31,7 +31,7 @@ from ltx2rt_export.engines.cache import EngineCache, cache_key
 from ltx2rt_export.engines.process import run_build
 from ltx2rt_export.engines.profiles import ProfileRequest, component_buckets
 from ltx2rt_export.engines.weights import weights_as_constants, weights_as_inputs
-from ltx2rt_export.onnx import DTYPE_NAMES, ExportedGraph
+from ltx2rt_export.graph import DTYPE_NAMES, ExportedGraph
 from ltx2rt_export.quantize.lora_inputs import RANK
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,10 +20,12 @@ import ltx2rt_export
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import BundleError
 from ltx2rt.plain_data import read_document, write_document
+from ltx2rt_export.catalog import rows_of
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.cache import EngineCache, cache_key
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.graph import ExportedGraph
+from ltx2rt_export.shipped.find import shipped_graph
 
 SCHEMA = 1
 
@@ -53,16 +55,19 @@ class GraphCache:
         folder: where they are kept.
         model: JSON data that decides what the model's components are. Our exporting sources and
             the packages that they use decide the rest, and are always in the key.
+        make: gives a component of this model with its module, by name: for those that came with
+            graphs, but not in every dtype.
     """
 
-    def __init__(self, folder: EngineCache, model: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: EngineCache,
+        model: Mapping[str, Any],
+        make: Callable[[str], Component] | None = None,
+    ) -> None:
         self._cache = folder
-        self._facts = {
-            "sources": exporter_sha256(),
-            "python": platform.python_version(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            **model,
-        }
+        self._model = model
+        self._make = make
 
     @classmethod
     def of_files(cls, folder: EngineCache, files: ModelFiles) -> Self:
@@ -77,14 +82,36 @@ class GraphCache:
                 "files": headers,
                 "gemma": [dict(gemma.config), shards] if gemma else None,
             },
+            lambda name: next(row for row in rows_of(files) if row.name == name).make(files),
         )
 
     def export(self, component: Component, dtype: str = "float32") -> ExportedGraph:
-        """As `export_component`, or what that gave before."""
-        key = cache_key({**self._facts, "component": component.name, "dtype": dtype})
+        """As `onnx.export_component`, or what that gave before, here or where this version of
+        ltx2rt was made.
+        """
+        if graph := shipped_graph(component, dtype):
+            return graph
+        if component.module is None and self._make is not None:
+            component = dataclasses.replace(
+                self._make(component.name),
+                weights=component.weights,
+                layers=component.layers,
+                options=component.options,
+            )
+        from ltx2rt_export.onnx import export_component
+
+        key = cache_key({**self._facts(), "component": component.name, "dtype": dtype})
         return self._find(key, component, dtype) or self._store(
             key, export_component(component, dtype)
         )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "sources": exporter_sha256(),
+            "python": platform.python_version(),
+            "packages": package_versions(),
+            **self._model,
+        }
 
     def _find(self, key: str, component: Component, dtype: str) -> ExportedGraph | None:
         path = self._cache.graph_path(key)
@@ -121,6 +148,11 @@ class GraphCache:
         return graph
 
 
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide what a graph looks like."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
 def _beside(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
@@ -135,15 +167,20 @@ def exporter_sha256() -> str:
     """Digest of the Python that decides what a graph looks like: the table of components, the
     exporter, and whatever of ours they import.
     """
+    return _digest(imported_modules(EXPORTERS))
+
+
+def imported_modules(starts: Iterable[str]) -> dict[str, Path]:
+    """These modules and all of ours that they import, with their files."""
     sources = _sources()
     reached: dict[str, Path] = {}
-    waiting = [*EXPORTERS]
+    waiting = [*starts]
     while waiting:
         name = waiting.pop()
         if name in sources and name not in reached:
             reached[name] = sources[name]
             waiting += _imports(sources[name])
-    return _digest(reached)
+    return reached
 
 
 def _sources() -> dict[str, Path]:

@@ -20,7 +20,7 @@ from ltx2rt.weights.precision import PRECISIONS, float_precision
 from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.bundle import chosen_components, model_info
-from ltx2rt_export.catalog import rows_of
+from ltx2rt_export.catalog import components_of
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.activations import activation_bytes
@@ -73,7 +73,7 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
         CheckpointError, OptionError, UnsupportedError: LoRAs, components or layers that do not fit.
         ShapeError: a shape is not one of this model's.
     """
-    made = with_tile_memory(config, [row.make(files) for row in rows_of(files)])
+    made = with_tile_memory(config, components_of(files))
     match_loras(files, inputs.loras)
     options = {c.name: c.options for c in made}
     request = profile_request(config, model_info(files, options), options)
@@ -104,6 +104,7 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
                 "least_bytes": held_bytes(part.name, sizes, least=not inside),
                 "activation_bytes": activations,
                 "engine_bytes": int(engine) if config.backend in APIS else 0,
+                "engines": count if config.backend in APIS else 0,
                 "buckets": [b.text() for b in buckets] if config.backend in APIS else [],
             }
     stages, least = (stage_bytes(parts, kind) for kind in ("held_bytes", "least_bytes"))
@@ -118,6 +119,8 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
         "components": parts,
         "stage_bytes": stages,
         "least_stage_bytes": least,
+        "host_bytes": max(stages.values(), default=0) if config.backend not in APIS else None,
+        "engines": sum(p["engines"] for p in parts.values()),
         "disk_bytes": sum(p["engine_bytes"] for p in parts.values()) + overlays,
         "card": card and f"{card.name} ({card.memory_gib} GiB)",
         "streaming_card": streaming and f"{streaming.name} ({streaming.memory_gib} GiB)",
@@ -160,35 +163,3 @@ def quantized_bytes(layer: Mapping[str, TensorEntry], part: Part) -> int:
     """Those that are quantised, which lie ready in the bundle."""
     count = sum(math.prod(e.shape) for n, e in layer.items() if n in part.quantized)
     return int(count * PRECISIONS[part.precision].weight_bytes)
-
-
-def plan_text(report: dict[str, Any]) -> str:
-    """The plan for people."""
-    version = report["backend_version"]
-    where = f" for {', '.join(report['targets'])}" if report["targets"] else ""
-    known = f" {version}" if version else " (not installed)" if report["backend"] in APIS else ""
-    lines = [f"{report['backend']}{known}, {report['precision']}{where}; nothing was built"]
-    for name, part in report["components"].items():
-        layers = f" in {part['layers']} layers" if part["layers"] > 1 else ""
-        lines.append(
-            f"  {name}: {part['precision']}, weights {_gib(part['weight_bytes'])}{layers} as "
-            f"{part['weights']}, activations about {_gib(part['activation_bytes'])}"
-        )
-        lines += [f"    {bucket}" for bucket in part["buckets"]]
-    for stage, size in report["stage_bytes"].items():
-        lines.append(f"  {stage}: about {_gib(size)} at once")
-    lines.append(f"  disk: about {_gib(report['disk_bytes'])}")
-    whole, streaming = report["card"], report["streaming_card"]
-    if whole:
-        lines.append(f"  fits: {whole} and larger")
-    if streaming not in (None, whole):
-        lines.append(f"  fits with layers uploaded at every step: {streaming} and larger")
-    if report["targets"] and not streaming:
-        lines.append("  fits no card of these targets: take a smaller --precision or --shapes")
-    if report["backend"] in APIS and not report["targets"]:
-        lines.append("  card: not known without --target")
-    return "\n".join(lines)
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -23,13 +23,14 @@ from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import apply_custom_ops, operators_for, require_compiler
+from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
 from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes, holding_weights
-from ltx2rt_export.onnx import Export, ExportedGraph
+from ltx2rt_export.graph import Export, ExportedGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class EngineStage:
         graph = apply_custom_ops(
             graph, backend=backend, target=target, precision=precision, mode=self.custom_ops
         )
-        return graph if builder is None else fold_transposes(graph)
+        return use_linear_attention(graph) if builder is None else fold_transposes(graph)
 
     def add(
         self,

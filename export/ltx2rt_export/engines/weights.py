@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from ltx2rt.engine import Array
-from ltx2rt_export.onnx import (
+from ltx2rt_export.graph import (
     INJECTED,
     ExportedGraph,
     fold_weight_transposes,

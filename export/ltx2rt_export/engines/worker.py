@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.child import end_with_parent, own_lines
 from ltx2rt.errors import Ltx2rtError
 from ltx2rt_export.engines.builder import EngineRequest, build_engine
 
@@ -22,8 +21,7 @@ from ltx2rt_export.engines.builder import EngineRequest, build_engine
 def main() -> int:
     end_with_parent()
     request = json.load(sys.stdin)
-    lines = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints must not mix with our lines
+    lines = own_lines()
 
     def say(**document: Any) -> None:
         lines.write(json.dumps(document) + "\n")
@@ -41,18 +39,6 @@ def main() -> int:
         return 1
     say(built=dataclasses.asdict(built), peak_memory_bytes=peak_memory_bytes())
     return 0
-
-
-def end_with_parent() -> None:
-    """Have the kernel end this process when the one that started it is gone, which may have been
-    killed: the library holds Python's lock for minutes, so that nothing here could. Elsewhere than
-    on Linux it ends at its next step, which nobody reads.
-    """
-    if sys.platform == "linux":
-        import ctypes
-
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def peak_memory_bytes() -> int:

@@ -6,8 +6,6 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt_export.component import TensorIndex
 
@@ -57,16 +55,16 @@ def plain(value: Any) -> Any:
 
 
 def refuse_unused(
-    module: nn.Module,
+    names: Collection[str],
     tensors: TensorIndex,
     where: str,
     prefix: str = "",
     unused: Collection[str] = (),
 ) -> None:
-    """Refuse a checkpoint that holds more than `module` computes with.
+    """Refuse a checkpoint that holds more than a module computes with.
 
     Args:
-        module: the module whose state-dict names (plus those in `unused`) are all that may exist.
+        names: the module's state-dict names; these and `unused` are all that may exist.
         tensors: the checkpoint's tensors.
         where: how the message names this part.
         prefix: only names that start with it are looked at.
@@ -75,10 +73,16 @@ def refuse_unused(
     Raises:
         UnsupportedError: with the first five names.
     """
-    known = {*module.state_dict(), *unused}
-    extra = sorted(n for n in tensors if n.startswith(prefix) and n not in known)
-    if extra:
+    if extra := unused_names(names, tensors, prefix, unused):
         shown = ", ".join(extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
         raise UnsupportedError(
             f"{where} holds tensors of a variant that is not supported: {shown}."
         )
+
+
+def unused_names(
+    names: Collection[str], tensors: TensorIndex, prefix: str = "", unused: Collection[str] = ()
+) -> list[str]:
+    """What `refuse_unused` refuses."""
+    known = {*names, *unused}
+    return sorted(n for n in tensors if n.startswith(prefix) and n not in known)

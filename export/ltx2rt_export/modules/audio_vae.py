@@ -16,10 +16,12 @@ from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.names import AUDIO_DECODER, AUDIO_ENCODER
-from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
+from ltx2rt_export.component import Component, TensorIndex
 from ltx2rt_export.modules.audio_config import refuse_unused
 from ltx2rt_export.modules.audio_vae_config import AudioVaeConfig
-from ltx2rt_export.modules.mel import MelConfig, MelFrontEnd
+from ltx2rt_export.modules.mel import MelFrontEnd
+from ltx2rt_export.modules.mel_config import MelConfig
+from ltx2rt_export.modules.meta import match_weights, on_meta
 
 #: Epsilon of the pixel norm; the video VAE has 1e-8 (spec/audio.md §4.1).
 PIXEL_NORM_EPS = 1e-6
@@ -326,7 +328,7 @@ def _component(
     trace: Mapping[str, int],
 ) -> Component:
     side = "decoder" if name == AUDIO_DECODER else "encoder"
-    refuse_unused(module, tensors, f"audio VAE {side}", prefix=f"{side}.")
+    refuse_unused(module.state_dict(), tensors, f"audio VAE {side}", prefix=f"{side}.")
     mel_shape = ("B", config.audio_channels, "M", config.mel.mel_bins)
     decoded = TensorSpec("mel", "float32", mel_shape)
     return Component(

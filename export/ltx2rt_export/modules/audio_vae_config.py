@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from ltx2rt.errors import UnsupportedError
 from ltx2rt_export.component import TensorIndex
 from ltx2rt_export.modules.audio_config import agree, count, section, shape_of
-from ltx2rt_export.modules.mel import MelConfig
+from ltx2rt_export.modules.mel_config import MelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from ltx2rt.engine import F64
-from ltx2rt_export.modules.mel import constant, log_floor, stft_magnitude
+from ltx2rt_export.modules.mel import log_floor, stft_magnitude
+from ltx2rt_export.modules.meta import constant
 from ltx2rt_export.modules.snake import FILTER_TAPS, anti_aliased_snake, snake, upsample
 
 

@@ -18,13 +18,14 @@ from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.names import DIFFUSION_CONTEXT, DIFFUSION_FEATURES, DIFFUSION_PIXELS
-from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
+from ltx2rt_export.component import Component, TensorIndex
 from ltx2rt_export.modules.diffusion_decoder_config import (
     Cells,
     DiffusionDecoderConfig,
     Stage,
 )
 from ltx2rt_export.modules.loop_ops import neighborhood_attention, swiglu
+from ltx2rt_export.modules.meta import match_weights, on_meta
 from ltx2rt_export.modules.shape_ops import depth_to_space, drop_first
 from ltx2rt_export.modules.video_vae_blocks import LatentStatistics
 

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
-from ltx2rt_export.component import TensorIndex
-
-#: every prompt is padded to this length; rotary tables end here
-MAX_TOKENS = 1024
+from ltx2rt_export.modules.meta import add_table
+from ltx2rt_export.modules.tables import MAX_TOKENS, Table
 
 #: added to scores of masked keys: its exp() is 0, it fits float16, fully masked rows stay finite
 MASKED = -1e4
@@ -32,32 +30,6 @@ FAMILIES = {
     "gemma4_unified": ("gemma4_unified", "Gemma4Unified"),
     "gemma4_unified_text": ("gemma4_unified", "Gemma4Unified"),
 }
-
-#: where the language model may lie: as published, in the newer nesting, as LTX-2.5 packs it, bare
-GEMMA_ROOTS = (
-    "language_model.model.",
-    "model.language_model.",
-    "model.language_model.model.",
-    "language_model.",
-    "model.",
-    "",
-)
-
-
-def gemma_root(tensors: TensorIndex) -> str:
-    """The prefix of the language model's tensors in a file or a directory of files.
-
-    Raises:
-        CheckpointError: there is no Gemma language model.
-    """
-    for root in GEMMA_ROOTS:
-        if f"{root}embed_tokens.weight" in tensors:
-            return root
-    raise CheckpointError(
-        "no Gemma language model found: looked for "
-        + ", ".join(f"{root}embed_tokens.weight" for root in GEMMA_ROOTS)
-        + "; pass the Gemma directory or text-encoder file that belongs to the model."
-    )
 
 
 def _class(name: str, model_type: str) -> Any:
@@ -154,12 +126,13 @@ class GemmaHead(nn.Module):
         with torch.device("cpu"):
             self.register_buffer("scale", torch.tensor(text.hidden_size**0.5), persistent=False)
             tables = rotary(text)
-            positions = torch.arange(MAX_TOKENS)[None]
-            for kind in self.kinds:
-                cos, sin = tables(torch.zeros(1), positions, kind)
-                self.head_dims[kind] = cos.shape[-1]
-                self.register_buffer(f"{kind}_cos", cos, persistent=False)
-                self.register_buffer(f"{kind}_sin", sin, persistent=False)
+        for kind in self.kinds:
+            frequencies = getattr(tables, f"{kind}_inv_freq").tolist()
+            scaling = float(getattr(tables, f"{kind}_attention_scaling"))
+            self.head_dims[kind] = 2 * len(frequencies)
+            for part, name in enumerate(("cos", "sin")):
+                facts = {"part": part, "frequencies": frequencies, "scaling": scaling}
+                add_table(self, f"{kind}_{name}", Table("rotary", facts))
 
     @property
     def num_layers(self) -> int:

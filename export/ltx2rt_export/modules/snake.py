@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.parser
 import torch
@@ -71,22 +72,7 @@ def _(x: Tensor, alpha: Tensor, beta: Tensor, up: Tensor, down: Tensor) -> Tenso
 _FUNCTION = onnx.parser.parse_function(
     """
     <domain: "ltx2rt", opset_import: ["": 20]>
-    AntiAliasedSnake <channels> (x, alpha, beta, up, down) => (y) {
-        column = Constant <value_ints: ints = [1]> ()
-        exp_alpha = Exp (alpha)
-        frequency = Unsqueeze (exp_alpha, column)
-        eps = Constant <value_float: float = 1e-9> ()
-        exp_beta = Exp (beta)
-        divisor = Add (exp_beta, eps)
-        inverse = Reciprocal (divisor)
-        magnitude = Unsqueeze (inverse, column)
-        size = Shape (alpha)
-        one_and_taps = Constant <value_ints: ints = [1, 12]> ()
-        kernel_size = Concat <axis: int = 0> (size, one_and_taps)
-        two = Constant <value_float: float = 2.0> ()
-        doubled = Mul (up, two)
-        up_kernel = Expand (doubled, kernel_size)
-        down_kernel = Expand (down, kernel_size)
+    AntiAliasedSnake <channels> (x, frequency, magnitude, up_kernel, down_kernel) => (y) {
         pads = Constant <value_ints: ints = [0, 0, 5, 0, 0, 5]> ()
         padded = Pad <mode: string = "edge"> (x, pads)
         v = ConvTranspose <group: int = @channels, kernel_shape: ints = [12], pads: ints = [15, 15],
@@ -118,6 +104,7 @@ _SCHEMA = onnx.defs.OpSchema(
 
 
 def _onnx_anti_aliased_snake(x: Any, alpha: Any, beta: Any, up: Any, down: Any) -> Any:
+    """A call with the weights as they are stored; `gather_parameters` gives it what it takes."""
     call = Op(Opset(_FUNCTION.domain, 1), _FUNCTION.name, _SCHEMA)
     return call(x, alpha, beta, up, down, channels=alpha.shape[0])
 
@@ -126,3 +113,63 @@ def _onnx_anti_aliased_snake(x: Any, alpha: Any, beta: Any, up: Any, down: Any) 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.ltx2rt.anti_aliased_snake.default: _onnx_anti_aliased_snake,
 }
+
+
+def gather_parameters(model: onnx.ModelProto) -> None:
+    """Compute what all snakes of a model take from their weights at once, in a handful of nodes
+    instead of fourteen a snake: a session of a vocoder is created in a fraction of the time.
+    """
+    calls = [n for n in model.graph.node if (n.domain, n.op_type) in FUNCTIONS]
+    if not calls:
+        return
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, Any] = {}
+
+    def op(kind: str, *inputs: str, name: str, **attributes: Any) -> str:
+        nodes.append(onnx.helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def constant(name: str, values: Any) -> str:
+        constants[name] = np.asarray(values)
+        return name
+
+    def split(value: str, sizes: list[int], name: str) -> list[str]:
+        outputs = [f"{name}.{i}" for i in range(len(sizes))]
+        inputs = [value, constant(f"{name}.sizes", np.asarray(sizes, np.int64))]
+        nodes.append(onnx.helper.make_node("Split", inputs, outputs, name=name, axis=0))
+        return outputs
+
+    channels = [next(a.i for a in call.attribute if a.name == "channels") for call in calls]
+    alpha = op("Concat", *(call.input[1] for call in calls), name="snake.alpha", axis=0)
+    beta = op("Concat", *(call.input[2] for call in calls), name="snake.beta", axis=0)
+    column = constant("snake.column", np.asarray([-1, 1], np.int64))
+    frequency = op("Exp", alpha, name="snake.exp_alpha")
+    divisor = op("Exp", beta, name="snake.exp_beta")
+    divisor = op("Add", divisor, constant("snake.eps", np.float32(SNAKE_EPS)), name="snake.divisor")
+    magnitude = op("Reciprocal", divisor, name="snake.inverse")
+    parts = [
+        split(op("Reshape", value, column, name=f"{name}.column"), channels, name)
+        for name, value in (("snake.frequency", frequency), ("snake.magnitude", magnitude))
+    ]
+    kernels: dict[tuple[int, int], str] = {}
+    for width in sorted(set(channels)):
+        own = [i for i, c in enumerate(channels) if c == width]
+        for source, name, factor in ((3, f"snake.up{width}", 2.0), (4, f"snake.down{width}", 1.0)):
+            taps = op("Concat", *(calls[i].input[source] for i in own), name=f"{name}.taps", axis=0)
+            if factor != 1.0:
+                two = constant("snake.two", np.float32(factor))
+                taps = op("Mul", taps, two, name=f"{name}.scaled")
+            size = constant(f"{name}.size", np.asarray([len(own), width, FILTER_TAPS], np.int64))
+            wide = op("Expand", taps, size, name=f"{name}.wide")
+            rows = constant("snake.rows", np.asarray([-1, 1, FILTER_TAPS], np.int64))
+            flat = op("Reshape", wide, rows, name=f"{name}.flat")
+            pieces = split(flat, [width] * len(own), name)
+            kernels.update({(i, source): piece for i, piece in zip(own, pieces, strict=True)})
+    for i, call in enumerate(calls):
+        call.input[1:] = [parts[0][i], parts[1][i], kernels[i, 3], kernels[i, 4]]
+    kept = [*nodes, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(values, name) for name, values in constants.items()
+    )

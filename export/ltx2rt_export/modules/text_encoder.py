@@ -18,23 +18,26 @@ from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import CheckpointError
 from ltx2rt.names import TEXT_BLOCK, TEXT_BLOCK_FULL, TEXT_HEAD, TEXT_TAIL
 from ltx2rt.weights.safetensors import TensorEntry
-from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
-from ltx2rt_export.modules.connectors import Connector, ConnectorConfig
+from ltx2rt_export.component import Component, TensorIndex, below
+from ltx2rt_export.modules.connectors import Connector
+from ltx2rt_export.modules.connectors_config import ConnectorConfig
 from ltx2rt_export.modules.gemma import (
-    MAX_TOKENS,
     GemmaBlock,
     GemmaEncoder,
     GemmaHead,
     HiddenStates,
     gemma_layer,
     gemma_norm,
-    gemma_root,
 )
+from ltx2rt_export.modules.gemma_config import gemma_root
+from ltx2rt_export.modules.meta import match_weights, on_meta
+from ltx2rt_export.modules.tables import MAX_TOKENS
 from ltx2rt_export.modules.text_projection import (
     FeatureExtractorV1,
     FeatureExtractorV2,
     feature_extractor,
 )
+from ltx2rt_export.modules.text_projection_config import ExtractorConfig
 
 #: where repacked files may hold the parts; the first entry is the official place
 CONNECTOR_ROOTS = ("model.diffusion_model.", "diffusion_model.", "")
@@ -279,7 +282,8 @@ def _projection(
     """Build extractor and connectors on meta, and say where the weights of each are."""
     width = hidden_size * num_hidden_states
     root = _root(tensors, PROJECTION_ROOTS, "text_embedding_projection.")
-    extractor = on_meta(lambda: feature_extractor(config, _below(tensors, root), width))
+    kind = ExtractorConfig.from_checkpoint(config, below(tensors, root))
+    extractor = on_meta(lambda: feature_extractor(kind, width))
     parts: list[Part] = [("text_embedding_projection.", extractor, tensors, root)]
     connectors: list[Connector] = []
     for modality, features in zip(("video", "audio"), extractor.widths, strict=True):
@@ -287,7 +291,7 @@ def _projection(
         if modality == "video":
             names.append("embeddings_connector.")  # files of video-only models
         root = _root(tensors, [r + n for n in names for r in CONNECTOR_ROOTS], "")
-        sizes = ConnectorConfig.from_checkpoint(config, _below(tensors, root), modality)
+        sizes = ConnectorConfig.from_checkpoint(config, below(tensors, root), modality)
         if sizes.width != features:
             raise CheckpointError(
                 f"the {modality} connector is {sizes.width} wide, but the text projection gives "
@@ -305,10 +309,6 @@ def _root(tensors: TensorIndex, roots: Sequence[str], part: str) -> str:
         if any(name.startswith(root + part) for name in tensors):
             return root + part
     return roots[0] + part
-
-
-def _below(tensors: TensorIndex, root: str) -> dict[str, TensorEntry]:
-    return {n[len(root) :]: e for n, e in tensors.items() if n.startswith(root)}
 
 
 def _match(where: str, parts: Sequence[Part]) -> dict[str, TensorEntry]:

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from ltx2rt.errors import CheckpointError, UnsupportedError
-from ltx2rt_export.component import TensorIndex
+from ltx2rt_export.modules.text_projection_config import ExtractorConfig
 
 EPS = 1e-6
-
-#: keys of the transformer configuration that only V2 files have, with the values they must have
-V2_KEYS = {
-    "caption_proj_before_connector": True,
-    "caption_projection_first_linear": False,
-    "caption_proj_input_norm": False,
-    "caption_projection_second_linear": False,
-}
 
 
 class FeatureExtractorV1(nn.Module):
@@ -80,46 +68,15 @@ class FeatureExtractorV2(nn.Module):
 
 
 def feature_extractor(
-    config: Mapping[str, Any], tensors: TensorIndex, width: int
+    config: ExtractorConfig, width: int
 ) -> FeatureExtractorV1 | FeatureExtractorV2:
-    """Choose and build the extractor.
+    """Build the extractor.
 
     Args:
-        config: the `transformer` object of the metadata, or {}.
-        tensors: names below `text_embedding_projection.`.
+        config: which one, and its sizes.
         width: hidden size times number of hidden states, the projection's input width.
-
-    Raises:
-        UnsupportedError: the configuration describes an extractor we do not know.
-        CheckpointError: the tensors are missing.
     """
-    present = [key for key in V2_KEYS if key in config]
-    problems = [
-        f"{key} is {config.get(key, 'missing')!r}, expected {want!r}"
-        for key, want in V2_KEYS.items()
-        if present and config.get(key) is not want
-    ]
-    if problems:
-        raise UnsupportedError("the text projection is not supported", problems)
-    shapes = {
-        name: tensors[f"{name}.weight"].shape[0]
-        for name in ("aggregate_embed", "video_aggregate_embed", "audio_aggregate_embed")
-        if f"{name}.weight" in tensors
-    }
-    if {"video_aggregate_embed", "audio_aggregate_embed"} <= shapes.keys():
-        return FeatureExtractorV2(
-            width,
-            shapes["video_aggregate_embed"],
-            shapes["audio_aggregate_embed"],
-            bias="video_aggregate_embed.bias" in tensors,
-        )
-    if "aggregate_embed" in shapes:
-        return FeatureExtractorV1(
-            width, shapes["aggregate_embed"], bias="aggregate_embed.bias" in tensors
-        )
-    raise CheckpointError(
-        "no text projection found: a checkpoint holds "
-        "text_embedding_projection.aggregate_embed.weight (LTX-2) or "
-        "text_embedding_projection.{video,audio}_aggregate_embed.weight (LTX-2.3 and "
-        "later); for split files pass the text-encoder file too."
-    )
+    video, audio = config.widths
+    if config.apart:
+        return FeatureExtractorV2(width, video, audio, bias=config.bias)
+    return FeatureExtractorV1(width, video, bias=config.bias)

@@ -12,7 +12,8 @@ from typing import Any
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.names import TRANSFORMER_BLOCK, TRANSFORMER_HEAD, TRANSFORMER_TAIL
-from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
+from ltx2rt_export.component import Component, TensorIndex
+from ltx2rt_export.modules.meta import match_weights, on_meta
 from ltx2rt_export.modules.transformer_block import OTHER, TransformerBlock
 from ltx2rt_export.modules.transformer_config import (
     BLOCK,

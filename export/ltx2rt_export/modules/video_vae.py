@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.names import VIDEO_DECODER, VIDEO_ENCODER
-from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
+from ltx2rt_export.component import Component, TensorIndex
+from ltx2rt_export.modules.meta import match_weights, on_meta
 from ltx2rt_export.modules.video_vae_blocks import (
     CausalConv3d,
     Downsample,

@@ -16,17 +16,15 @@ from torch.nn import functional
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.names import VOCODER
-from ltx2rt_export.component import Component, TensorIndex, match_weights, on_meta
+from ltx2rt_export.component import Component, TensorIndex
 from ltx2rt_export.modules.audio_config import refuse_unused
 from ltx2rt_export.modules.bigvgan import AntiAliasedSnake, CausalMel, Resampler
-from ltx2rt_export.modules.vocoder_config import GeneratorConfig, VocoderConfig
+from ltx2rt_export.modules.meta import match_weights, on_meta
+from ltx2rt_export.modules.vocoder_config import UNUSED_TENSORS, GeneratorConfig, VocoderConfig
 
 #: Slope inside HiFi-GAN; the last activation has the library default (spec/audio.md §5).
 SLOPE = 0.1
 FINAL_SLOPE = 0.01
-
-#: Stored by checkpoints, takes no part in synthesis (spec/audio.md §6.3).
-UNUSED_TENSORS = ("mel_stft.stft_fn.inverse_basis",)
 
 
 class ResBlock(nn.Module):
@@ -149,7 +147,7 @@ def vocoder(config: Mapping[str, Any], tensors: TensorIndex) -> Component:
     """
     parsed = VocoderConfig.from_checkpoint(config, tensors)
     module = on_meta(lambda: BweVocoder(parsed) if parsed.bwe else Vocoder(parsed.generator))
-    refuse_unused(module, tensors, VOCODER, unused=UNUSED_TENSORS)
+    refuse_unused(module.state_dict(), tensors, VOCODER, unused=UNUSED_TENSORS)
     return Component(
         name=VOCODER,
         module=module,

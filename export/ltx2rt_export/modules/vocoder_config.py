@@ -24,6 +24,9 @@ RELEASED_RATES = {
 #: presence of this tensor selects the vocoder with bandwidth extension
 BWE_TENSOR = "bwe_generator.conv_pre.weight"
 
+#: Stored by checkpoints, takes no part in synthesis (spec/audio.md §6.3).
+UNUSED_TENSORS = ("mel_stft.stft_fn.inverse_basis",)
+
 
 #: what bounds a generator's waveform
 Final = Literal["tanh", "clamp", "none"]

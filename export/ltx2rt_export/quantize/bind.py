@@ -10,7 +10,7 @@ import numpy as np
 
 from ltx2rt.engine import Array
 from ltx2rt.weights.safetensors import convert
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.linears import weight_inputs
 from ltx2rt_export.quantize.rewrites import REWRITES
 

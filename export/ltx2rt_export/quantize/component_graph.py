@@ -9,7 +9,7 @@ from ltx2rt.errors import InternalError, OptionError, UnsupportedError
 from ltx2rt.names import DURATION_HEAD, VOCODER
 from ltx2rt.weights.precision import PRECISIONS, float_precision, precision_of
 from ltx2rt_export.component import Component
-from ltx2rt_export.onnx import ExportedGraph, export_component
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.linears import find_linears
 from ltx2rt_export.quantize.rewrites import QUANTIZED_COMPONENT, REWRITES
 
@@ -84,6 +84,8 @@ def export_in_precision(
     if target is not None:
         check_precision(precision, target)
     chosen = component_precision(component.name, precision)
+    from ltx2rt_export.onnx import export_component
+
     graph = export_component(component, dtype or PRECISIONS[chosen].dtype)
     return rewrite_graph(graph, chosen, modules)
 

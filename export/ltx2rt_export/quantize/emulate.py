@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ltx2rt.engine import Array, EngineBase, EngineSpec, check_inputs
 from ltx2rt_export.component import Component
-from ltx2rt_export.onnx import TORCH_DTYPES, ExportedGraph, with_dtype
+from ltx2rt_export.graph import ExportedGraph, with_dtype
+from ltx2rt_export.onnx import TORCH_DTYPES
 from ltx2rt_export.quantize.linears import weight_inputs
 from ltx2rt_export.quantize.rewrites import REWRITES, EmulatedLinear
 from ltx2rt_export.reference import TorchEngine
@@ -61,7 +62,7 @@ class EmulatedEngine(EngineBase):
         self._transposed = graph.transposed
         inside = with_dtype(component, graph.dtype).inputs
         self._inside = {s.name: TORCH_DTYPES[s.dtype] for s in inside}
-        self._module = copy.deepcopy(component.module)
+        self._module = copy.deepcopy(component.network)
         self._quantized: frozenset[str] = frozenset()
         if rewrite := REWRITES.get(precision):
             self._quantized = frozenset(
@@ -114,7 +115,7 @@ def activation_maxima(
     activation scales are made from (`max / 448` for FP8; spec/quantization.md §2).
     """
     maxima: dict[str, float] = {}
-    module = copy.deepcopy(component.module)
+    module = copy.deepcopy(component.network)
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:

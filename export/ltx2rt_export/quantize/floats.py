@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto
 
 from ltx2rt.engine import TensorSpec
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.linears import ELEM_TYPES
 
 

@@ -18,12 +18,13 @@ for the rounding of the sum to the graph's dtype.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.linears import Emitter, Linear, replace_linears
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 E4M3_MAX = 448.0
 
@@ -122,6 +123,8 @@ def linear_fp8(
         parts: the module's weight inputs as the graph takes them.
         bias: `[out]`.
     """
+    import torch
+
     wide, dtype = x.float(), x.dtype
     if static:
         unit = (wide * (1 / parts["input_scale"])).to(dtype).float()

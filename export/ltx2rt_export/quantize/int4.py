@@ -7,12 +7,13 @@ ordinary linear. Codes lie `[in, out]`: the other way costs two transposes a cal
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.linears import Emitter, Linear, replace_linears
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 128
 
@@ -52,6 +53,8 @@ def linear_int4(x: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> 
     """The arithmetic of the graph in PyTorch; arguments as `fp8.linear_fp8`, codes as packed
     bytes.
     """
+    import torch
+
     codes = parts["weight"]
     values = torch.stack([codes & 15, codes >> 4], -1).flatten(-2).float()
     values = torch.where(values > 7, values - 16, values)

@@ -9,11 +9,13 @@ GEMM can read the codes.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.linears import Emitter, Linear, replace_linears
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STEP = 2.0**-7
 

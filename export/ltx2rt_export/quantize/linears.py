@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from onnx import NodeProto, TensorProto
 
 from ltx2rt.errors import InternalError
-from ltx2rt_export.onnx import DTYPE_NAMES, ExportedGraph
+from ltx2rt_export.graph import DTYPE_NAMES, ExportedGraph
 
 ELEM_TYPES = {name: elem for elem, name in DTYPE_NAMES.items()}
 

@@ -15,7 +15,7 @@ from onnx import NodeProto
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import InternalError
 from ltx2rt.lora.adapter import factor_names
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.linears import ELEM_TYPES, Linear
 
 #: the symbol of the rank: the same for all linears of a graph

@@ -17,13 +17,15 @@ dtype first, and so is `x / s`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-import torch
 from onnx import TensorProto
-from torch import Tensor
 
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.linears import Emitter, Linear, replace_linears
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GROUP = 16
 
@@ -150,6 +152,8 @@ def linear_nvfp4(
 
 def quantize_groups(values: Tensor) -> Tensor:
     """Round float32 `[..., n]` to NVFP4 with tensor scale 1 (spec/quantization.md §4.1)."""
+    import torch
+
     groups = _groups(values)
     scale = (groups.abs().amax(-1, keepdim=True) / 6).clamp(max=E4M3_MAX)
     scale = scale.to(torch.float8_e4m3fn).float()
@@ -163,6 +167,8 @@ def _groups(values: Tensor) -> Tensor:
 
 def round_e2m1(values: Tensor) -> Tensor:
     """Nearest of 0, 0.5, 1, 1.5, 2, 3, 4, 6 with a sign; ties to the even code, saturating."""
+    import torch
+
     size = values.abs().clamp(max=6.0)
     step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
     return torch.round(size / step) * step * torch.sign(values)
@@ -170,6 +176,8 @@ def round_e2m1(values: Tensor) -> Tensor:
 
 def unpack_fp4(codes: Tensor) -> Tensor:
     """Values of bytes `[..., n/2]`, first element in the low nibble, as float32 `[..., n]`."""
+    import torch
+
     levels = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     table = torch.cat([levels, -levels])
     return torch.stack([table[(codes & 15).long()], table[(codes >> 4).long()]], -1).flatten(-2)

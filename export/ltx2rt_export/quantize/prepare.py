@@ -13,7 +13,7 @@ from ltx2rt.progress import Job
 from ltx2rt.weights.precision import PRECISIONS, float_precision
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
-from ltx2rt_export.onnx import Export, ExportedGraph, export_component
+from ltx2rt_export.graph import Export, ExportedGraph
 from ltx2rt_export.quantize.component_graph import component_precision, rewrite_graph
 from ltx2rt_export.quantize.layer_choice import QuantPlan, plan_quantization
 from ltx2rt_export.quantize.linears import find_linears, weight_inputs
@@ -74,7 +74,10 @@ def prepare(
     Raises:
         CheckpointError, OptionError, UnsupportedError: see `plan_quantization`, `write_overlays`.
     """
-    export = export or export_component
+    if export is None:
+        from ltx2rt_export.onnx import export_component
+
+        export = export_component
     plan = plan_quantization(component, precision, plain_layers)
     if plan is None:
         row = PRECISIONS[component_precision(component.name, precision)]

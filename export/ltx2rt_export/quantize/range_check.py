@@ -18,10 +18,10 @@ from ltx2rt.engine import Array
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import LORA_COMPONENTS
 from ltx2rt.weights.precision import float_precision
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.component import load_weights
+from ltx2rt_export.example_inputs import example_inputs
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.floats import substitute_float
-from ltx2rt_export.reference import load_weights
-from ltx2rt_export.verify import example_inputs
 
 #: from here on a value rounds to infinity in float16
 FLOAT16_OVERFLOW = 65520.0

@@ -7,18 +7,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ltx2rt.errors import InternalError
 from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt.weights.codecs.engine_formats import EngineFormat
 from ltx2rt.weights.precision import PRECISIONS, Precision
-from ltx2rt_export.onnx import ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.fp8 import E4M3_MAX, linear_fp8, quantize_fp8
 from ltx2rt_export.quantize.int4 import fits_int4, linear_int4, quantize_int4
 from ltx2rt_export.quantize.int8 import linear_int8, quantize_int8
 from ltx2rt_export.quantize.nvfp4 import LARGEST, fits_nvfp4, linear_nvfp4, quantize_nvfp4
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: the component whose linears are quantised
 QUANTIZED_COMPONENT = TRANSFORMER_BLOCK
@@ -36,7 +38,7 @@ VIDEO_LINEARS = (
 Pass = Callable[[ExportedGraph, Collection[str]], ExportedGraph]
 
 #: x, parts (`weight`, `weight_scale`, ...) as the graph takes them, bias -> result in x's dtype
-EmulatedLinear = Callable[[Tensor, Mapping[str, Tensor], Tensor | None], Tensor]
+EmulatedLinear = Callable[["Tensor", Mapping[str, "Tensor"], "Tensor | None"], "Tensor"]
 
 
 def _any_size(outputs: int, inputs: int) -> bool:

@@ -12,10 +12,12 @@ from torch import nn
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.engine import TensorSpec
 from ltx2rt.media.resample import resample
-from ltx2rt_export.component import Component, match_weights, on_meta
+from ltx2rt_export.component import Component
 from ltx2rt_export.demo.audio import low_pass_taps
-from ltx2rt_export.modules import audio_vae, bigvgan, mel
+from ltx2rt_export.modules import audio_vae, bigvgan, mel, tables
 from ltx2rt_export.modules import vocoder as vocoders
+from ltx2rt_export.modules.mel_config import MelConfig
+from ltx2rt_export.modules.meta import match_weights, on_meta
 from ltx2rt_export.modules.vocoder_config import VocoderConfig
 from tests.parity.golden import Case, Runner, handles
 
@@ -68,7 +70,7 @@ def chain(case: Case, run: Runner) -> Mapping[str, np.ndarray]:
 def front_end(case: Case, run: Runner) -> Mapping[str, np.ndarray]:
     """Resampling and log-mel of every `waveform_<rate>`."""
     params = case.params
-    config = mel.MelConfig(
+    config = MelConfig(
         sampling_rate=params["sample_rate"],
         n_fft=params["n_fft"],
         hop_length=params["hop"],
@@ -76,7 +78,7 @@ def front_end(case: Case, run: Runner) -> Mapping[str, np.ndarray]:
     )
     assert params["log_floor"] == mel.LOG_FLOOR
     engine = run.engine(audio_vae.mel_front_end(config))
-    got = {"mel_filterbank": mel.mel_filterbank(config)}
+    got = {"mel_filterbank": tables.mel_filterbank(**dataclasses.asdict(config))}
     for name, waveform in case.inputs.items():
         rate = int(name.removeprefix("waveform_"))
         samples = resample(waveform[0].astype(np.float32), rate, config.sampling_rate)

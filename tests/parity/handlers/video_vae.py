@@ -14,13 +14,15 @@ from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.latents.tiling import AxisTile, AxisTiling, TilingConfig
-from ltx2rt_export.component import TensorIndex, load_module
+from ltx2rt_export.component import TensorIndex
 from ltx2rt_export.modules.diffusion_decoder import (
     diffusion_context,
     diffusion_features,
     diffusion_pixels,
 )
-from ltx2rt_export.modules.upsampler import UpsamplerConfig, spatial_upsampler, temporal_upsampler
+from ltx2rt_export.modules.meta import load_module
+from ltx2rt_export.modules.upsampler import spatial_upsampler, temporal_upsampler
+from ltx2rt_export.modules.upsampler_config import UpsamplerConfig
 from ltx2rt_export.modules.video_vae import video_decoder, video_encoder
 from tests.parity.golden import Case, Runner, Skip, handles
 

@@ -1,0 +1,92 @@
+"""How the layers of a transformer fit the memory of a machine that runs it on its CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ltx2rt.bundle.manifest import Manifest
+from ltx2rt.bundle.memory import held_bytes, layer_bytes
+from ltx2rt.errors import UnsupportedError
+from ltx2rt.names import STAGES, TEXT_BLOCKS, TRANSFORMER_BLOCKS
+
+#: of the memory, what is left to activations, the system and other programs
+_SPARE_SHARE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPlan:
+    """What stays in memory.
+
+    Attributes:
+        memory_bytes: of the machine.
+        layers: bytes of each layer of the transformer, as its engine takes it.
+        kept: so many of the first ones stay; the others are read from the files at every use.
+        keep_text: the layers of the text encoder stay between clips.
+        precision: of the bundle.
+    """
+
+    memory_bytes: int
+    layers: tuple[int, ...]
+    kept: int
+    keep_text: bool
+    precision: str
+
+    @property
+    def streams(self) -> bool:
+        """Whether layers are read from the files at every use."""
+        return self.kept < len(self.layers)
+
+    def text(self) -> str:
+        """The plan for people, one line."""
+        held = (
+            f"the {len(self.layers)} layers of the transformer take {_gib(sum(self.layers))} in "
+            f"{self.precision}, and the memory is {_gib(self.memory_bytes)}: "
+        )
+        if not self.streams:
+            return f"{held}all stay"
+        return (
+            f"{held}{self.kept} stay, the others are read from the files at every use; a bundle of "
+            "a smaller precision (--precision int8-wo) keeps more"
+        )
+
+
+def plan_host(manifest: Manifest, memory_bytes: int, *, resident: bool) -> HostPlan:
+    """Which layers of the transformer stay in memory.
+
+    Args:
+        memory_bytes: of the machine.
+        resident: engines stay loaded between clips; what is streamed makes room for them.
+
+    Raises:
+        UnsupportedError: not even one layer finds room.
+    """
+    sizes = {name: layer_bytes(entry) for name, entry in manifest.components.items()}
+    blocks = [sizes[name] for name in TRANSFORMER_BLOCKS if name in sizes]
+    layers = tuple(map(sum, zip(*blocks, strict=True)))
+    beside = (name for name in (sizes if resident else STAGES["denoise"]) if name in sizes)
+    others = {
+        n: held_bytes(n, sizes[n], least=False) for n in beside if n not in TRANSFORMER_BLOCKS
+    }
+    rest, largest = sum(others.values()), max(layers, default=0)
+    if rest + largest > memory_bytes:
+        raise UnsupportedError(
+            f"one layer of the transformer and what is held beside it take {_gib(rest + largest)} "
+            f"in {manifest.precision}, and this machine has {_gib(memory_bytes)} of memory; use "
+            "--residency stage, or build in a smaller precision, such as --precision int8-wo."
+        )
+    room = memory_bytes - memory_bytes // _SPARE_SHARE - rest
+    text = sum(sum(sizes[n]) - max(sizes[n], default=0) for n in TEXT_BLOCKS if n in sizes)
+    kept = len(layers) if sum(layers) <= room else 0
+    while kept < len(layers) and sum(layers[: kept + 1]) + largest <= room:
+        kept += 1  # beside these, the largest of the others is loaded
+    return HostPlan(
+        memory_bytes=memory_bytes,
+        layers=layers,
+        kept=kept,
+        keep_text=resident and sum(layers) + text <= room,
+        precision=manifest.precision,
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,50 @@
+"""`ltx2rt triton BUNDLE -o REPO`: a model repository for Triton Inference Server."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.service.triton.repository import RepositoryConfig, write_repository
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--instances", type=int, default=1, help="a GPU; each holds its weights")
+    parser.add_argument("--gpus", type=_numbers, default=(), metavar="N,N", help="default all")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads per engine; 0: all")
+    parser.add_argument("--max-queue", type=int, default=100, help="requests that may wait")
+    parser.add_argument(
+        "--timeout", type=float, default=0.0, metavar="S", help="seconds one may wait; 0: any"
+    )
+    parser.add_argument(
+        "--media-dir", type=Path, metavar="DIR", help="media that requests may name"
+    )
+    parser.add_argument("--lora-dir", type=Path, metavar="DIR", help="LoRAs that requests may name")
+    parser.add_argument(
+        "--weights-dir", type=Path, metavar="DIR", help="where weight files are now"
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def run(options: argparse.Namespace) -> int:
+    open_bundle(options.bundle, weights_dir=options.weights_dir)  # refuse what is none
+    config = RepositoryConfig(
+        bundle=options.bundle,
+        instances=options.instances,
+        gpus=options.gpus,
+        threads=options.threads,
+        max_queue=options.max_queue,
+        timeout_s=options.timeout,
+        media_dir=options.media_dir,
+        lora_dir=options.lora_dir,
+        weights_dir=options.weights_dir,
+    )
+    for name in write_repository(options.output, config):
+        print(options.output / name)
+    return 0

@@ -1,0 +1,1 @@
+"""The HTTP door: the video API that clients speak, and a page."""

@@ -1,0 +1,199 @@
+"""Makes clips on one device, one at a time, and says what happens meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.config import RuntimeConfig
+from ltx2rt.errors import OptionError
+from ltx2rt.pipelines.base import Pipeline, pipeline_class
+from ltx2rt.progress import Job, Progress
+from ltx2rt.results.clip import Clip
+from ltx2rt.results.stage_store import remove_stages
+from ltx2rt.service.events import Event, progress_event
+from ltx2rt.service.requests import Order
+
+Emit = Callable[[Event], None]
+#: writes a clip that is a picture, a sound or a video; gives back facts of what was written
+Write = Callable[[Clip, str, Emit], dict[str, Any]]
+#: what a clip's file is called while it grows
+PART = ".part"
+#: what a clip is -> its file
+FILES = {"video": "clip.mp4", "audio": "clip.m4a", "image": "clip.png"}
+
+
+@dataclass(slots=True)
+class Growing:
+    """A binary stream that says how many bytes it was given; for a fragmented mp4.
+
+    Attributes:
+        target: where the bytes go.
+        emit: takes a `fragment` event after every piece.
+        count: bytes so far.
+        first_at: when the first of them came, as `time.perf_counter` tells; None: not yet.
+    """
+
+    target: BinaryIO
+    emit: Emit
+    count: int = 0
+    first_at: float | None = None
+
+    def write(self, data: bytes) -> int:
+        """Hand on all of `data`."""
+        self.target.write(data)
+        self.target.flush()
+        self.first_at = self.first_at or time.perf_counter()
+        self.count += len(data)
+        self.emit(Event(kind="fragment", data={"bytes": self.count}))
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+class Maker:
+    """The engines of one device.
+
+    Args:
+        bundle: opened.
+        runtime: which device, and how. Engines stay loaded between clips if it says so; those of
+            one pipeline at a time.
+    """
+
+    def __init__(self, bundle: Bundle, runtime: RuntimeConfig) -> None:
+        self.bundle = bundle
+        self._runtime = runtime
+        self._pipes: dict[str, Pipeline] = {}
+
+    def close(self) -> None:
+        """Free every engine."""
+        while self._pipes:
+            self._pipes.popitem()[1].close()
+
+    def check(self, order: Order) -> str:
+        """Refuse what this bundle cannot do, before anything is loaded.
+
+        Returns:
+            What the clip will be: a key of `FILES`.
+
+        Raises:
+            Ltx2rtError: says everything that is wrong.
+        """
+        cls = pipeline_class(order.pipeline)
+        pipe = cls(self.bundle, self._runtime)
+        try:
+            request = pipe.prepare(order.request)
+            for loras in pipe.stage_loras(request):
+                pipe.check_loras(loras)
+        finally:
+            pipe.close()
+        return cls.output_kinds(order.request.inputs)[0]
+
+    def make(
+        self,
+        order: Order,
+        write: Write,
+        emit: Emit,
+        cancel: threading.Event,
+        work_dir: Path | None = None,
+    ) -> dict[str, Any]:
+        """Make one clip.
+
+        Args:
+            order: what.
+            write: takes the clip: `into_folder`, `into_stream`.
+            emit: takes `progress` and `fragment` events.
+            cancel: ends it between two steps or tiles.
+            work_dir: keeps finished stages, and has those of a run that was cut off; removed at the
+                end.
+
+        Returns:
+            What was made: sizes, seed, bundle, `record`, `timings_s` (every stage, `save`: decoding
+            and encoding together, `first_fragment`, `total`), and what `write` gives.
+
+        Raises:
+            Cancelled: it was ended.
+            Ltx2rtError: it cannot be made.
+        """
+        began = time.perf_counter()
+
+        def report(progress: Progress) -> None:
+            emit(progress_event(progress))
+
+        job = Job(report, cancel)
+        pipe, request = self._pipe(order.pipeline), order.request
+        clip = pipe(
+            request.config, request.guidance, request.inputs,
+            job=job, work_dir=work_dir, resume=work_dir is not None,
+        )  # fmt: skip
+        saving = time.perf_counter()
+        kind = pipe.output_kinds(request.inputs)[0]
+        facts = write(clip, kind, emit)
+        if work_dir is not None:
+            remove_stages(work_dir)
+        now = time.perf_counter()
+        first = facts.pop("first_at") or now
+        timings = {**job.timings_s, "save": now - saving}
+        timings |= {"first_fragment": first - began, "total": now - began}
+        return {
+            **facts,
+            "kind": kind,
+            **clip.metadata(),
+            "seed": request.config.seed,
+            "num_frames": clip.num_frames or clip.config.frame_count,
+            "width": clip.width,
+            "height": clip.height,
+            "frame_rate": clip.frame_rate,
+            "record": clip.tags()["ltx2rt_record"],
+            "timings_s": {k: round(v, 4) for k, v in timings.items()},
+        }
+
+    def _pipe(self, name: str) -> Pipeline:
+        if name not in self._pipes:
+            self.close()
+            self._pipes[name] = pipeline_class(name)(self.bundle, self._runtime)
+        return self._pipes[name]
+
+
+def into_folder(folder: Path) -> Write:
+    """Writes the clip's file (see `FILES`); a video grows as `clip.mp4.part`, and has its name only
+    when it is complete.
+    """
+
+    def write(clip: Clip, kind: str, emit: Emit) -> dict[str, Any]:
+        path = folder / FILES[kind]
+        if kind != "video":
+            clip.save(path)
+            return {"file": path.name, "bytes": path.stat().st_size, "first_at": None}
+        part = path.with_name(path.name + PART)
+        try:
+            with part.open("wb") as file:
+                facts = into_stream(file)(clip, kind, emit)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return {"file": path.name, **facts}
+
+    return write
+
+
+def into_stream(target: BinaryIO) -> Write:
+    """Writes a fragmented mp4, as it is made, into a binary stream.
+
+    The writer raises OptionError for a clip without a picture.
+    """
+
+    def write(clip: Clip, kind: str, emit: Emit) -> dict[str, Any]:
+        if kind != "video":
+            raise OptionError(f"a stream takes video; this request makes {kind}.")
+        stream = Growing(target, emit)
+        clip.save(cast(BinaryIO, stream))
+        return {"bytes": stream.count, "first_at": stream.first_at}
+
+    return write

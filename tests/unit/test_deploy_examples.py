@@ -1,0 +1,49 @@
+"""The deployment examples are well formed, and what they run is understood by the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from ltx2rt.cli.__main__ import parse
+from tests.unit.test_house_rules import ROOT
+
+FOLDER = ROOT / "examples/deploy"
+
+
+def docs(name: str) -> list[Any]:
+    return list(yaml.safe_load_all((FOLDER / name).read_text()))
+
+
+def commands() -> list[list[str]]:
+    text = (FOLDER / "Dockerfile").read_text()
+    found = [json.loads(line) for line in re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)]
+    found.append(docs("compose.yaml")[0]["services"]["ltx2rt"]["command"])
+    [container] = docs("kubernetes.yaml")[0]["spec"]["template"]["spec"]["containers"]
+    return [*found, container["args"]]
+
+
+@pytest.mark.parametrize("command", commands(), ids=["Dockerfile", "compose", "kubernetes"])
+def test_what_containers_run_is_understood(command: list[str]) -> None:
+    options = parse(command)
+    assert options.host == "0.0.0.0"
+    assert options.keys is not None  # a public address without keys is refused
+
+
+def test_names_fit_together() -> None:
+    stateful, service = docs("kubernetes.yaml")
+    pod = stateful["spec"]["template"]
+    assert service["spec"]["selector"] == pod["metadata"]["labels"]
+    assert stateful["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
+    [container] = pod["spec"]["containers"]
+    volumes = {v["name"] for v in pod["spec"]["volumes"]}
+    volumes |= {c["metadata"]["name"] for c in stateful["spec"]["volumeClaimTemplates"]}
+    assert {m["name"] for m in container["volumeMounts"]} == volumes
+    grace = float(container["args"][container["args"].index("--grace") + 1])
+    assert grace < pod["spec"]["terminationGracePeriodSeconds"]
+    compose = docs("compose.yaml")[0]
+    assert {*compose["services"]["ltx2rt"]["secrets"]} == {*compose["secrets"]}

@@ -1,0 +1,199 @@
+"""Parts of the service by themselves: schema, files of requests, queue, rows, full disks."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import http.server
+import io
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from PIL import Image
+
+from ltx2rt.config import GenerationConfig
+from ltx2rt.errors import OptionError
+from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.service.events import error_event, percent
+from ltx2rt.service.http.forms import frames_of, read_fields, read_form
+from ltx2rt.service.jobs import JobRow, JobStore
+from ltx2rt.service.limits import Limits
+from ltx2rt.service.maker import into_folder
+from ltx2rt.service.requests import Order, read_order
+from ltx2rt.service.schema import REFUSED, request_schema
+from ltx2rt.service.sources import Allowed, Sources
+from ltx2rt.service.waiting import Waiting
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), "blue").save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_the_schema_has_every_field() -> None:
+    schema = request_schema()
+    config = schema["$defs"]["GenerationConfig"]["properties"]
+    names = {f.name for f in dataclasses.fields(GenerationConfig)}
+    assert {*config} == names - REFUSED.keys()
+    assert config["seed"] == {"type": "integer", "description": "of all noise", "default": 10}
+    assert schema["properties"]["pipeline"]["enum"] == [*PIPELINES]
+    assert schema["$defs"]["RetakeInputs"]["required"] == ["video", "start_time", "end_time"]
+    assert schema["$defs"]["Lora"]["additionalProperties"] is False
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    media, loras = tmp_path / "media", tmp_path / "loras"
+    (media / "in").mkdir(parents=True)
+    loras.mkdir()
+    (media / "in/a.png").write_bytes(png())
+    (loras / "style.safetensors").write_bytes(b"")
+    (tmp_path / "outside.png").write_bytes(png())
+    (media / "link.png").symlink_to(tmp_path / "outside.png")
+    allowed = Allowed(media_dir=media, lora_dir=loras)
+    return Sources(folder=tmp_path / "job", allowed=allowed, limits=Limits(max_media_bytes=50_000))
+
+
+def order(sources: Sources, **config: Any) -> Order:
+    return read_order({"config": {"prompt": "a", **config}}, sources)
+
+
+def test_files_are_found(sources: Sources, tmp_path: Path) -> None:
+    upload = tmp_path / "upload.png"
+    upload.write_bytes(png())
+    sources.uploads = {"x": upload}
+    data = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+    named = [{"path": "in/a.png"}, {"path": data}, {"path": "upload:x", "frame": 8}]
+    found = order(sources, images=named, loras=[{"path": "style", "strength": 0.5}])
+    paths = [image.path for image in found.request.config.images]
+    assert paths == [tmp_path / "media/in/a.png", tmp_path / "job/media-2.png", upload]
+    assert paths[1].read_bytes() == png()
+    assert found.request.config.loras[0].path == str(tmp_path / "loras/style.safetensors")
+    assert Order.from_plain(found.plain) == found
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.png", "link.png", "/etc/passwd", "in", "in/../../outside.png", "x" * 5000, "~"],
+)
+def test_names_that_lead_out(sources: Sources, name: str) -> None:
+    with pytest.raises(OptionError, match="not a file that requests may name"):
+        order(sources, images=[{"path": name}])
+
+
+def test_bombs_are_refused_by_their_heads(sources: Sources) -> None:
+    head = b"IHDR" + struct.pack(">II", 9000, 9000) + png()[24:29]
+    bomb = png()[:12] + head + struct.pack(">I", zlib.crc32(head)) + png()[33:]
+    big = f"data:image/png;base64,{base64.b64encode(bomb).decode()}"
+    with pytest.raises(OptionError, match="9000x9000 pixels; this server allows"):
+        order(sources, images=[{"path": big}])
+    with pytest.raises(OptionError, match="more than 50000 bytes"):
+        order(sources, images=[{"path": "data:image/png;base64," + "A" * 70_000}])
+    with pytest.raises(OptionError, match="more than 32 files"):
+        order(sources, images=[{"path": "in/a.png"}] * 33)
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    """A site that has a picture, a large one, and sends askers elsewhere."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/away":
+                self.send_response(302)
+                self.send_header("location", "/a.png")
+            else:
+                self.send_response(200)
+                self.send_header("content-type", "image/png")
+            self.end_headers()
+            self.wfile.write(png() if self.path == "/a.png" else b"x" * 60_000)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_only_allowed_origins_are_asked(sources: Sources, site: str) -> None:
+    with pytest.raises(OptionError, match="fetches nothing from"):
+        order(sources, images=[{"path": f"{site}/a.png"}])
+    sources.allowed = dataclasses.replace(sources.allowed, origins=(site,))
+    path = order(sources, images=[{"path": f"{site}/a.png"}]).request.config.images[0].path
+    assert path.read_bytes() == png()
+    for bad, said in (("/away", "302"), ("/large", "more than 50000 bytes")):
+        with pytest.raises(OptionError, match=said):
+            order(sources, images=[{"path": site + bad}])
+    with pytest.raises(OptionError, match="fetches nothing from"):
+        order(sources, images=[{"path": site.replace("://", "://user@") + "/a.png"}])
+
+
+def test_forms_and_json_say_the_same() -> None:
+    texts = {"prompt": "a", "size": "64x128", "seconds": "0.4", "fps": "24", "seed": "3", "n": "1"}
+    form = read_form(texts, {})
+    body = read_fields({"prompt": "a", "size": "64x128", "seconds": 0.4, "fps": 24.0, "seed": 3})
+    assert form.data == body.data
+    config = {"prompt": "a", "width": 64, "height": 128, "num_frames": 9, "seed": 3}
+    assert body.data == {"config": {**config, "frame_rate": 24.0}}
+    assert [frames_of(s, 24.0) for s in (0.01, 4, 5, 8)] == [1, 97, 121, 193]
+    with pytest.raises(OptionError, match="seed='x' is not a number"):
+        read_form({"seed": "x"}, {})
+
+
+def test_the_queue_goes_by_priority_then_time() -> None:
+    waiting = Waiting()
+    for name, priority, created in (("a", 0, 1.0), ("b", -1, 3.0), ("c", 0, 0.5)):
+        waiting.put(JobRow(id=name, priority=priority, created=created, timeout_s=10.0))
+    assert waiting.order() == ["b", "c", "a"]
+    first = waiting.take(lambda: False)
+    assert first is not None
+    assert first.id == "b"
+    assert [j.id for j in waiting.expired(10.8)] == ["c"]
+    assert waiting.take(lambda: True) is None
+    waiting.close()
+    assert waiting.take(lambda: False) is None
+
+
+def test_rows_come_back(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.sqlite")
+    rows = [JobRow(id=f"j{i}", owner="o", created=i, order={"é": [1]}) for i in range(5)]
+    for row in rows:
+        store.put(row)
+    store.put(dataclasses.replace(rows[0], state="failed", finished=9.0))
+    assert store.get("j1") == rows[1]
+    assert [r.id for r in store.page("o", rows[3], 2, newest_first=True)] == ["j2", "j1"]
+    assert [r.id for r in store.page("o", rows[1], 9, newest_first=False)] == ["j2", "j3", "j4"]
+    assert store.page("other", None, 9, newest_first=True) == []
+    assert [r.id for r in store.unfinished()] == ["j1", "j2", "j3", "j4"]
+    assert store.finished() == [("j0", 9.0)]
+    store.close()
+    (tmp_path / "text").write_text("no database, but text that is long enough to be looked at" * 9)
+    with pytest.raises(OptionError, match="is not a database of jobs"):
+        JobStore(tmp_path / "text")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4.part").symlink_to("/dev/full")
+    clip: Any = SimpleNamespace(save=lambda stream: stream.write(b"x" * 9999))
+    with pytest.raises(OSError, match="No space left") as caught:
+        into_folder(tmp_path)(clip, "video", lambda _: None)
+    assert cast(str, error_event(caught.value).data["kind"]) == "DiskFull"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_progress_never_goes_back() -> None:
+    steps = [("prompt", 1, 2), ("stage_1", 1, 8), ("stage_1", 8, 8), ("other", 1, 1)]
+    steps += [("stage_2", 3, 3), ("decode audio", 0, 1), ("decode video", 1, 1)]
+    seen = [0]
+    for stage, step, total in steps:
+        seen.append(percent(stage, step, total, seen[-1]))
+    assert seen == sorted(seen)
+    assert seen[-1] == 99
