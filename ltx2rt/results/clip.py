@@ -163,6 +163,7 @@ class Clip:
         *,
         fragmented: bool = False,
         frames: str | Path | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Write video and sound of equal length; decoding and encoding overlap.
 
@@ -172,6 +173,8 @@ class Clip:
                 when decoding or writing fails.
             fragmented: write a video file that plays while it grows.
             frames: also write the frames into this folder (`save_frames`).
+            folder: where the file behind a stream lies, which its record names paths relative to;
+                default: the current one.
 
         Raises:
             MediaError: the file cannot be written.
@@ -180,7 +183,7 @@ class Clip:
             return self.save_audio(path)
         from ltx2rt.media.writer import VideoWriter, write_frames
 
-        beside = Path(path).parent if isinstance(path, str | Path) else Path()
+        beside = Path(path).parent if isinstance(path, str | Path) else folder or Path()
         with VideoWriter(
             path,
             self.width,

@@ -40,6 +40,7 @@ class HdrClip(Clip):
         *,
         fragmented: bool = False,
         frames: str | Path | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Write `<stem>_exr/frame_00000.exr`, ... and a video file beside them in one pass.
 
@@ -53,11 +54,11 @@ class HdrClip(Clip):
                 "a clip of high dynamic range goes to a file with EXR frames beside it, not to a "
                 "stream, fragments or PNG frames."
             )
-        folder = ExrFolder(exr_folder(path), self.curve.exr_attributes)
+        exr = ExrFolder(exr_folder(path), self.curve.exr_attributes)
         decoded = closing(prefetch(self.decoded_frames()))
-        with folder, self.writer(path) as writer, decoded as chunks:
+        with exr, self.writer(path) as writer, decoded as chunks:
             for codes in chunks:
-                folder.write(self.curve.decode(codes))
+                exr.write(self.curve.decode(codes))
                 writer.write(self.video_frames(codes))
 
     def writer(self, path: str | Path) -> VideoWriter:

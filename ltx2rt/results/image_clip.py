@@ -23,6 +23,7 @@ class ImageClip(Clip):
         *,
         fragmented: bool = False,
         frames: str | Path | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Write a PNG; it appears when it is complete.
 
