@@ -5,12 +5,11 @@ later on.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import numbers
 import os
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -19,6 +18,8 @@ from ltx2rt.errors import Field, OptionError, Problem
 _NAMES: dict[Any, str] = {
     str: "text", int: "a whole number", float: "a number", bool: "True or False", Path: "a path",
 }  # fmt: skip
+_HINTS: dict[type[Any], Mapping[str, Any]] = {}
+
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -35,8 +36,7 @@ def settle_types(instance: Any) -> None:
         OptionError: names every field whose value has another type.
     """
     problems = []
-    hints: Mapping[str, Any] = _hints(type(instance))
-    for name, kind in hints.items():
+    for name, kind in _hints(type(instance)).items():
         value = getattr(instance, name)
         try:
             settled = _settled(value, kind)
@@ -51,11 +51,12 @@ def settle_types(instance: Any) -> None:
         raise OptionError(f"{type(instance).__name__} takes other types", problems)
 
 
-@functools.cache
-def _hints(kind: Hashable) -> Mapping[str, Any]:
-    assert isinstance(kind, type)
-    hints = typing.get_type_hints(kind)
-    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+def _hints(kind: type[Any]) -> Mapping[str, Any]:
+    """Resolved once a class."""
+    if kind not in _HINTS:
+        hints = typing.get_type_hints(kind)
+        _HINTS[kind] = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+    return _HINTS[kind]
 
 
 def _settled(value: Any, kind: Any) -> Any:
