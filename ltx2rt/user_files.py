@@ -42,7 +42,7 @@ def read_limited(path: Path, limit: int) -> bytes:
     with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise ValueError(f"it has more than {limit} bytes")
+        raise ValueError(f"it is too large: more than {limit} bytes")
     return data
 
 

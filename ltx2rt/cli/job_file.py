@@ -21,7 +21,7 @@ from ltx2rt.media.files import writing
 from ltx2rt.partial import Partial
 from ltx2rt.plain_data import parse_json, unknown_name
 from ltx2rt.results.record import RECORD_SUFFIXES, Record, plain_record, read_record, record_in
-from ltx2rt.user_files import read_user_text
+from ltx2rt.user_files import read_user_file
 
 MAX_JOB_BYTES = 16_000_000
 #: TOML with long dotted keys takes quadratic time and memory to read
@@ -97,8 +97,9 @@ def read_table(path: Path) -> dict[str, Any]:
             f"{path} is not a job: name a .json or .toml file, or a file that ltx2rt made "
             f"({', '.join(RECORD_SUFFIXES)})."
         )
-    text = read_user_text(path, MAX_TOML_BYTES if kind == ".toml" else MAX_JOB_BYTES)
+    data = read_user_file(path, MAX_TOML_BYTES if kind == ".toml" else MAX_JOB_BYTES)
     try:
+        text = data.decode("utf-8")
         job = tomllib.loads(text) if kind == ".toml" else parse_json(text)
     except (ValueError, RecursionError) as error:
         raise OptionError(f"{path} is not {kind[1:].upper()}: {error}.") from error

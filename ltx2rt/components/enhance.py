@@ -209,8 +209,8 @@ def _ask_endpoint(config: EnhanceConfig, messages: list[dict[str, Any]], seed: i
     except urllib.error.HTTPError as error:
         hint = ""
         if error.code in (401, 403):
-            hint = "; set LTX2RT_ENHANCE_KEY" if secret is None else "; no key went to this address"
-            hint = "" if "Authorization" in headers else hint
+            kept = secret is not None and "Authorization" not in headers
+            hint = "; its key was not sent to this address" if kept else "; set LTX2RT_ENHANCE_KEY"
         raise EnhanceError(f"{shown} answered {error.code} {error.reason}{hint}.") from error
     except TimeoutError as error:
         raise EnhanceError(f"{shown} did not answer in {config.timeout_s:g} s.") from error
