@@ -1,4 +1,4 @@
-"""Fixtures of all tiers: the files of the demo model."""
+"""Fixtures of all tiers: the files of the demo model; which tests run only when asked for."""
 
 from __future__ import annotations
 
@@ -16,6 +16,27 @@ os.environ.setdefault("LTX2RT_CACHE", str(Path.home() / ".cache" / "ltx2rt-tests
 # tests measure no time: a busy machine would make them fail
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+#: marker -> why its tests are skipped unless somebody asks for them
+WHEN_ASKED = {
+    "fuzz": "many random networks, many random requests: pytest -m fuzz tests/parity",
+    "graphs": "exports every shipped graph again: pytest -m graphs tests/parity",
+    "kernel_matrix": "more architectures: pytest -m kernel_matrix tests/kernels",
+    "server": "a real Triton server: pytest -m server tests/parity",
+    "simulator_matrix": "a larger matrix: pytest -m simulator_matrix tests/simulator",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes minutes, or sets up an environment of its own, runs when somebody asks for it."""
+    asked = str(config.getoption("markexpr"))
+    for marker, what in WHEN_ASKED.items():
+        if marker in asked:
+            continue
+        for item in items:
+            if item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=what))
 
 
 @pytest.fixture(scope="session")

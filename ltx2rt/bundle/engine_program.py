@@ -72,7 +72,7 @@ class Launches:
             f"{self.gemms + self.fused_gemms} GEMMs ({self.fused_gemms} with an epilogue), "
             f"{self.attentions} fused attentions, {self.reductions} reductions, "
             f"{self.pointwise} pointwise, {self.layouts} only change layouts, "
-            f"{self.copies} only copy"
+            f"{self.copies} only copy" + (f" (first {self.copied[0]})" if self.copied else "")
         )
 
 

@@ -24,15 +24,20 @@ COMMANDS = {
     "build": "turn official checkpoint files into a bundle",
     "generate": "generate a clip with sound from a bundle",
     "batch": "generate many clips from a file of jobs, engines loaded once",
+    "decode": "decode latents that were saved, with other tiles or to another output",
+    "long": "make minutes of video: a plan of segments that go on from each other",
+    "join": "write clips as one, cross-faded over frames that they share",
     "serve": "serve the video API and a page",
     "client": "generate on a server, and save the clip while it is made",
     "triton": "write a model repository for Triton Inference Server",
     "pipelines": "list the pipelines: what each takes and needs",
     "inspect": "explain a checkpoint, LoRA, upsampler, Gemma folder, bundle or engine",
+    "graph": "write one component of a bundle as an ONNX file for other tools",
     "lora": "merge LoRA files into one, or explain one",
     "verify": "run the parity ladder on a bundle: PyTorch against its engines",
     "cache": "show what the cache of engines and kernels holds, or clear it",
     "doctor": "report what this machine and a bundle can do",
+    "completion": "print a script that completes commands and flags in a shell",
 }
 
 #: sub-command -> the module that shows its help, where that does not need the whole command

@@ -11,12 +11,14 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli import generate as generate_command
+from ltx2rt.cli.batch_devices import on_devices, parse_devices, parse_shard
 from ltx2rt.cli.fields import all_flags, spell
 from ltx2rt.cli.flags import key_of
 from ltx2rt.cli.job_file import read_flags
@@ -44,7 +46,9 @@ SHARED = (
     "engine_host_code", "enhance_insecure", "no_record", "record_paths", "allow_nan",
 )  # fmt: skip
 #: keys that a job of a batch may not have; a stream is under its name before it is complete
-REFUSED = {"resume", "work_dir", "save_embeddings", "trace", "stream", "fragmented"}
+REFUSED = {
+    "resume", "work_dir", "save_embeddings", "trace", "stream", "fragmented", "preview",
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +68,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave clips alone that are there and were made by the same line",
     )
     parser.add_argument("--json", action="store_true", help="results are lines of JSON anyway")
+    parser.add_argument(
+        "--devices", type=parse_devices, metavar="N,N", help="a process each; cpu,cpu without GPUs"
+    )
+    parser.add_argument(
+        "--shard", type=parse_shard, metavar="I/N", help="only every N-th clip, from the I-th on"
+    )
     for key in SHARED:
         flag = all_flags()[key]
         parser.add_argument(flag.name, **flag.arguments())
+
+
+#: what this process has open
+_bundles: dict[Path, Bundle] = {}
+_pipes: dict[tuple[str, RuntimeConfig], Pipeline] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,34 +108,60 @@ def run(options: argparse.Namespace) -> int:
     """Every result is a line of JSON on stdout, bad lines first; 1 if a job failed."""
     from ltx2rt.media.files import check_folder
 
+    if options.devices is not None and options.device is not None:
+        raise OptionError("--device and --devices exclude each other.")
     lines = _lines(options.jobs)
     check_folder(options.output)
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
     jobs, bad = read_jobs(lines, options)
+    if options.shard is not None:
+        jobs = jobs[options.shard.index :: options.shard.count]
+        bad = bad[options.shard.index :: options.shard.count]
     for line in bad:
         _say({"job": line.number, "error": line.error})
     if jobs:
         options.output.mkdir(parents=True, exist_ok=True)
         remove_all_leftovers(options.output)
     failed = len(bad)
-    pipes: dict[tuple[str, RuntimeConfig], Pipeline] = {}
     try:
-        for job in jobs:
-            result: dict[str, Any] = {"job": job.number, "output": str(job.output.paths[0])}
-            try:
-                result |= _made(job, bundle, pipes)
-            except FAILURES as error:
-                failed += 1
-                result["error"] = _sentence(error)
-                if not isinstance(error, Ltx2rtError):  # what is loaded may be what was too much
-                    _close(pipes)
-            _say(result)
+        for job, made in _results(jobs, bundle, options):
+            failed += "error" in made
+            _say({"job": job.number, "output": str(job.output.paths[0]), **made})
     finally:
-        _close(pipes)
+        _close()
     if failed:
-        total = len(jobs) + len(bad)
-        print(f"ltx2rt: {failed} of {total} jobs failed.", file=sys.stderr)
+        print(f"ltx2rt: {failed} of {len(jobs) + len(bad)} jobs failed.", file=sys.stderr)
     return EXIT_FAILED_JOBS if failed else 0
+
+
+def _results(
+    jobs: list[BatchJob], bundle: Bundle, options: argparse.Namespace
+) -> Iterator[tuple[BatchJob, dict[str, Any]]]:
+    """What became of every job: in their order, or as several devices make them."""
+    if options.devices is None:
+        return ((job, _result(job, bundle)) for job in jobs)
+    place = options.bundle.absolute(), options.weights_dir and options.weights_dir.absolute()
+    return on_devices(jobs, options.devices, partial(make_on_device, *place))
+
+
+def make_on_device(
+    folder: Path, weights_dir: Path | None, job: BatchJob, device: int | None
+) -> dict[str, Any]:
+    """As `_result`, in a process of its own, which opens the bundle once."""
+    if folder not in _bundles:
+        _bundles[folder] = open_bundle(folder, weights_dir=weights_dir)
+    asked = replace(job.asked, runtime=replace(job.asked.runtime, device=device))
+    return _result(replace(job, asked=asked), _bundles[folder])
+
+
+def _result(job: BatchJob, bundle: Bundle) -> dict[str, Any]:
+    """What was made, that it was there already, or why not."""
+    try:
+        return _made(job, bundle)
+    except FAILURES as error:
+        if not isinstance(error, Ltx2rtError):  # what is loaded may be what was too much
+            _close()
+        return {"error": _sentence(error)}
 
 
 def _say(result: dict[str, Any]) -> None:
@@ -135,14 +176,12 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _close(pipes: dict[tuple[str, RuntimeConfig], Pipeline]) -> None:
-    while pipes:
-        pipes.popitem()[1].close()
+def _close() -> None:
+    while _pipes:
+        _pipes.popitem()[1].close()
 
 
-def _made(
-    job: BatchJob, bundle: Bundle, pipes: dict[tuple[str, RuntimeConfig], Pipeline]
-) -> dict[str, Any]:
+def _made(job: BatchJob, bundle: Bundle) -> dict[str, Any]:
     """Generate one clip; the engines of one pipeline at a time stay loaded: on a GPU only if asked
     for, since few cards hold them all.
     """
@@ -152,10 +191,10 @@ def _made(
     if bundle.manifest.backend not in APIS:
         runtime = replace(runtime, residency="resident")
     key = (asked.pipeline.name, runtime)
-    if key not in pipes:
-        _close(pipes)
-        pipes[key] = asked.pipeline(bundle, runtime)
-    pipe = pipes[key]
+    if key not in _pipes:
+        _close()
+        _pipes[key] = asked.pipeline(bundle, runtime)
+    pipe = _pipes[key]
     return generate_command.make(pipe, asked.for_pipeline(pipe), job.index, job.output)
 
 

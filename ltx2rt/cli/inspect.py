@@ -151,11 +151,6 @@ def inspect_engine(path: Path) -> dict[str, Any]:
         if kernels.stray_transposes:
             findings.append(f"{kernels.stray_transposes} kernels only transpose")
     launches = launches_of(path, info.backend, info.backend_version, len(info.buckets))
-    if launches is not None and launches.copied:
-        findings.append(
-            f"{len(launches.copied)} launches a run only copy an input: "
-            f"{', '.join(launches.copied[:3])}{', ...' if len(launches.copied) > 3 else ''}"
-        )
     return {
         "kind": "engine",
         **dataclasses.asdict(info),

@@ -13,6 +13,7 @@ from typing import Any
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.docstrings import attribute_texts
 from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.install import install_hint
 from ltx2rt.service.limits import Limits
 from ltx2rt.service.service import Service, Settings
 from ltx2rt.service.sources import Allowed
@@ -155,7 +156,7 @@ def _door(name: str) -> ModuleType:
             raise
         raise UnsupportedError(
             f"this command needs the package {error.name}, which is part of the serve extra: "
-            "pip install 'ltx2rt[serve]'"
+            f"{install_hint('serve')}"
         ) from error
 
 

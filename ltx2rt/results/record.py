@@ -14,7 +14,8 @@ from typing import Any
 from ltx2rt import __version__
 from ltx2rt.config import RecordPaths
 from ltx2rt.errors import CheckpointError, MediaError, OptionError
-from ltx2rt.media.files import AUDIO_FORMATS, VIDEO_FORMATS
+from ltx2rt.media.animation import animation_text
+from ltx2rt.media.files import ANIMATION_FORMATS, AUDIO_FORMATS, VIDEO_FORMATS
 from ltx2rt.media.reader import read_tags
 from ltx2rt.media.still_reader import IMAGE_ERRORS, opened_image
 from ltx2rt.media.whole import is_finished
@@ -34,7 +35,7 @@ from ltx2rt.weights.safetensors import SafetensorsFile
 #: tag of media files, text chunk of PNG files, metadata of safetensors files
 RECORD_TAG = "ltx2rt_record"
 #: files that carry a record
-RECORD_SUFFIXES = (*VIDEO_FORMATS, *AUDIO_FORMATS, ".png", ".safetensors")
+RECORD_SUFFIXES = (*VIDEO_FORMATS, *AUDIO_FORMATS, *ANIMATION_FORMATS, ".png", ".safetensors")
 MAX_RECORD_CHARACTERS = 16_000_000
 #: of a folder of frames, the one that carries the record
 FIRST_FRAME = "frame_00000.png"
@@ -181,8 +182,8 @@ def record_in(path: str | Path) -> Record:
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         tags = SafetensorsFile(path).metadata
-    elif suffix == ".png":
-        tags = _png_tags(path)
+    elif suffix == ".png" or suffix in ANIMATION_FORMATS:
+        tags = _picture_tags(path)
     else:
         tags = read_tags(path)
     comment = tags.get("comment", "")
@@ -195,13 +196,16 @@ def record_in(path: str | Path) -> Record:
     return read_record(text, str(path), path.parent)
 
 
-def _png_tags(path: Path) -> dict[str, str]:
+def _picture_tags(path: Path) -> dict[str, str]:
     try:
-        with opened_image(path, ("PNG",)) as image:
+        with opened_image(path, ("PNG", *ANIMATION_FORMATS.values())) as image:
             found = dict(image.info)
     except IMAGE_ERRORS as error:
         raise OptionError(f"cannot read {path}: {error}.") from error
-    return {k: str(v) for k, v in found.items() if isinstance(k, str)}
+    texts = {k: str(v) for k, v in found.items() if isinstance(k, str)}
+    return (
+        {**texts, "comment": animation_text(found)} if texts.keys() & {"comment", "xmp"} else texts
+    )
 
 
 def request_key(record: Record) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ltx2rt.errors import Ltx2rtError, MediaError, OptionError, UnsupportedError
+from ltx2rt.install import install_hint
 
 Told = Callable[[dict[str, Any]], None]
 _PIECE = 1 << 16
@@ -189,7 +190,7 @@ class TritonClient:
         except ModuleNotFoundError as error:
             raise UnsupportedError(
                 f"--triton needs the package {error.name}, which is part of the triton-client "
-                "extra: pip install 'ltx2rt[triton-client]'"
+                f"extra: {install_hint('triton-client')}"
             ) from error
         self._address, self._priority = address, priority
 

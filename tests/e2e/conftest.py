@@ -97,5 +97,5 @@ def runtime_alone(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Ho
     home = Home(project, venv / "bin", environment(venv / "bin"))
     home.run(Path(sys.base_prefix) / "bin/python3", "-m", "venv", venv)
     pip = (venv / "bin/python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt")
-    home.run(*pip, ".[exr]", "pytest", "filelock", "hypothesis", "safetensors")
+    home.run(*pip, ".[exr,serve]", "pytest", "filelock", "hypothesis", "safetensors", "pyyaml")
     return home

@@ -1,4 +1,4 @@
-"""The commands of the README, as it writes them."""
+"""The commands of the README and of the page of all uses, as they write them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import re
 import shlex
 from pathlib import Path
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+_ROOT = Path(__file__).resolve().parents[2]
+
+README = "".join(
+    (_ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/pipelines.md")
+)
 
 #: an explanation stands behind a command, some spaces away
 COMMENT = re.compile(r"\s{3,}.*$")

@@ -72,21 +72,3 @@ def build_keyframe_bundle(demo_model: dict[str, Path], demo_bundle: Path, folder
             export.open_inputs(inputs), inputs, folder / "demo.bundle", export.BuildConfig()
         )
     return folder / "demo.bundle"
-
-
-#: marker -> why its tests are skipped unless somebody asks for them
-ASKED_FOR = {
-    "fuzz": "many random networks, many random requests: pytest -m fuzz tests/parity",
-    "graphs": "exports every shipped graph again: pytest -m graphs tests/parity",
-    "server": "a real Triton server: pytest -m server tests/parity",
-}
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes minutes, or sets up an environment of its own, runs when somebody asks for it."""
-    for marker, why in ASKED_FOR.items():
-        if marker in str(config.getoption("markexpr")):
-            continue
-        for item in items:
-            if item.get_closest_marker(marker) is not None:
-                item.add_marker(pytest.mark.skip(reason=why))

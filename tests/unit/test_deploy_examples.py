@@ -34,6 +34,21 @@ def test_what_containers_run_is_understood(command: list[str]) -> None:
     assert options.keys is not None  # a public address without keys is refused
 
 
+def test_batches_take_their_part() -> None:
+    [job] = docs("kubernetes-batch.yaml")
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    script = (FOLDER / "slurm-batch.sh").read_text()
+    [line] = re.findall(r"^srun bash -c 'exec (ltx2rt .*)'$", script, re.MULTILINE)
+    parts = job["spec"]["completions"]
+    for text, index, count in (
+        (" ".join(container["args"]), "$(JOB_COMPLETION_INDEX)", str(parts)),
+        (line.removeprefix("ltx2rt "), "$SLURM_PROCID", "$SLURM_NTASKS"),
+    ):
+        assert f"--shard {index}/{count}" in text
+        options = parse(text.replace(f"{index}/{count}", "1/4").split())
+        assert (options.command, options.resume, options.shard.index) == ("batch", True, 1)
+
+
 def test_names_fit_together() -> None:
     stateful, service = docs("kubernetes.yaml")
     pod = stateful["spec"]["template"]

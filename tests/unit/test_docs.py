@@ -228,9 +228,9 @@ def test_scripts_that_are_run_exist() -> None:
             assert f'"{flag}"' in source, f"{match[1]} has no {flag}"
 
 
-def test_the_commands_of_the_readme_are_all() -> None:
-    """The table of the README has a row for every sub-command, and none else."""
-    rows = re.findall(r"^\| `ltx2rt (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_the_page_of_commands_has_all() -> None:
+    """Their page has a row for every sub-command, and none else."""
+    rows = re.findall(r"^\| `ltx2rt (\w+)", (ROOT / "docs/commands.md").read_text(), re.MULTILINE)
     assert set(rows) == set(COMMANDS)
 
 
@@ -247,3 +247,10 @@ def test_nothing_else_reads_environment_variables() -> None:
         name_of(p) for p in tracked("ltx2rt/*.py", "export/*.py") if reading.search(p.read_text())
     ]
     assert found == ["ltx2rt/env.py"]
+
+
+def test_the_readme_is_short() -> None:
+    """One screen and a half, nothing wider than a terminal but links and one command."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 120
+    assert [line for line in lines if len(line) > 110] == []

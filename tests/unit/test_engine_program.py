@@ -61,7 +61,7 @@ def test_launches_by_kind_for_one_of_two_buckets(engine: Path) -> None:
     assert found.total == 8
     assert found.text() == (
         "8 launches a run on 2 streams: 2 GEMMs (1 with an epilogue), 1 fused attentions, "
-        "1 reductions, 1 pointwise, 1 only change layouts, 2 only copy"
+        "1 reductions, 1 pointwise, 1 only change layouts, 2 only copy (first attn1.to_v.bias)"
     )
 
 
