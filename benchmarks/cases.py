@@ -21,6 +21,26 @@ def cli_help() -> dict[str, Any]:
     return timed_processes([sys.executable, "-m", "ltx2rt.cli", "--help"])
 
 
+def generate_help() -> dict[str, Any]:
+    """`ltx2rt generate --help`, whole process."""
+    return timed_processes([sys.executable, "-m", "ltx2rt.cli", "generate", "--help"])
+
+
+def list_pipelines() -> dict[str, Any]:
+    """`ltx2rt pipelines`, whole process."""
+    return timed_processes([sys.executable, "-m", "ltx2rt.cli", "pipelines"])
+
+
+def generate_clip() -> dict[str, Any]:
+    """A distilled clip of the tiny demo bundle, whole process: loading and encoding included."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = demo_bundle(Path(folder))
+        size = ("--height", "256", "--width", "384", "--num-frames", "49")
+        command = [sys.executable, "-m", "ltx2rt.cli", "generate", str(bundle), "--quiet"]
+        command += ["--prompt", "A quiet lake.", *size, "-o", str(Path(folder) / "clip.mp4")]
+        return timed_processes(command)
+
+
 def open_bundle() -> dict[str, Any]:
     """`import ltx2rt` and opening the tiny demo bundle, whole process."""
     with tempfile.TemporaryDirectory() as folder:
@@ -94,10 +114,13 @@ def precision_quality() -> dict[str, Any]:
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "cli-help": cli_help,
+    "cli-generate-help": generate_help,
+    "cli-pipelines": list_pipelines,
     "open-bundle": open_bundle,
     "open-ltx23-headers": open_headers,
     "export-ltx23-transformer": export_ltx23_transformer,
     "tiny-distilled-256x384-25f": tiny_distilled,
+    "generate-256x384-49f": generate_clip,
     "quality": precision_quality,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import time
@@ -21,11 +22,21 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def timed_processes(command: list[str], repeats: int = REPEATS) -> dict[str, float]:
-    """Wall time of whole processes, after one warm-up."""
-    seconds = []
+    """Wall time of whole processes, after one warm-up, their CPU time and their peak memory."""
+    seconds, cpu_seconds, peaks = [], [], []
     for i in range(repeats + 1):
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
         if i:
             seconds.append(time.perf_counter() - start)
-    return percentiles(seconds)
+            cpu_seconds.append(usage.ru_utime + usage.ru_stime)
+            peaks.append(usage.ru_maxrss * 1024)
+    return {
+        **percentiles(seconds),
+        "cpu_s": statistics.median(cpu_seconds),
+        "peak_memory_bytes": max(peaks),
+    }
