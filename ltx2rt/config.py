@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ltx2rt.errors import Field, InternalError, OptionError, Problem, ShapeError
 from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.frame_sizes import frame_size
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
 from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
@@ -101,7 +103,8 @@ class ImageCondition:
     """An image that the clip must show.
 
     Attributes:
-        path: the image file.
+        path: the image file, or a short video: its first frames, as many as there are, are shown
+            from that frame on.
         frame: pixel frame index; 0 replaces the first latent frame, others are attached as
             keyframes.
         strength: 1 pins the frame exactly, 0 ignores it.
@@ -134,6 +137,33 @@ class ImageCondition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NeighbourClip:
+    """A clip that the one which is made goes on from, or leads to.
+
+    Attributes:
+        path: a video file.
+        frames: how many both share, `8k+1`: what the model sees of it. With the clip after it, it
+            shares one frame less.
+    """
+
+    path: Path
+    frames: int = 25
+
+    def __post_init__(self) -> None:
+        if self.frames < 9 or self.frames % VIDEO_SCALE_FACTORS.time != 1:
+            raise OptionError(
+                Problem(
+                    Field("frames"),
+                    f"={self.frames} to share with '{self.path}' is not 8k+1 and at least 9",
+                )
+            )
+
+    def shared(self, *, is_end: bool) -> int:
+        """Frames that are shared; `is_end`: it comes after the clip that is made."""
+        return self.frames - is_end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationConfig:
     """What to make. Sizes are checked by the pipeline, which knows what it can do.
 
@@ -156,6 +186,19 @@ class GenerationConfig:
         sigmas, stage_2_sigmas: noise levels of stages 1 and 2 instead of the pipeline's.
         stage_2_loras: in stage 2, and what follows it, instead of `loras`: others, or the same at
             other strengths.
+        audio: a sound or video file whose sound the clip gets as it is, at its own rate (mono is
+            doubled to stereo, 5.1 and 7.1 stay what they are); the picture follows it. Where no
+            number of frames is named, the clip is as long as the sound, at most 20 seconds.
+        audio_start_time: where in that file the clip begins, in seconds.
+        audio_max_duration: read no more seconds of it than this; default: as many as the clip
+            lasts.
+        with_audio: False makes the picture alone: the model's branch of the sound is not run.
+        latents: a file of `Clip.save_latents`, whose first stage is taken over: only what follows
+            it is made, with other LoRAs, noise levels or prompt if they are named.
+        after: the clip goes on from this one: begins with its last frames and their sound.
+        before: the clip leads to this one: ends with its first frames and their sound.
+        stage_2_tile: stage 2 works in overlapping tiles no larger than this (1920x1088, 1080p):
+            for 1440p and 4K, which no model was trained on. The sound is that of stage 1.
         embeddings: a file of text contexts instead of the text encoder (`read_embeddings`).
         user_prompt: what the user wrote, where `prompt` is an enhanced one; only recorded.
     """
@@ -176,6 +219,14 @@ class GenerationConfig:
     stage_2_sampler: Sampler | None = None
     stage_2_sigmas: tuple[float, ...] | None = None
     stage_2_loras: tuple[Lora, ...] | None = None
+    stage_2_tile: str | None = None
+    audio: Path | None = None
+    audio_start_time: float = 0.0
+    audio_max_duration: float | None = None
+    with_audio: bool = True
+    latents: Path | None = None
+    after: NeighbourClip | None = None
+    before: NeighbourClip | None = None
     embeddings: Path | None = None
     user_prompt: str | None = None
 
@@ -197,6 +248,11 @@ class GenerationConfig:
             TilingConfig.parse(self.tiling)
         except (OptionError, ShapeError) as error:
             problems += error.problems
+        if self.stage_2_tile is not None:
+            try:
+                frame_size(self.stage_2_tile)
+            except OptionError as error:
+                problems += error.problems
         for name in ("sampler", "stage_2_sampler"):
             if (sampler := getattr(self, name)) not in (None, *SAMPLERS):
                 problems.append(
@@ -212,8 +268,31 @@ class GenerationConfig:
                 if i.frame >= self.num_frames
             ]
         problems += lora_problems((*self.loras, *(self.stage_2_loras or ())))
+        problems += self._sound_problems()
         if problems:
             raise OptionError("cannot generate", problems)
+
+    def _sound_problems(self) -> list[str]:
+        problems: list[str] = []
+        start, longest = self.audio_start_time, self.audio_max_duration
+        if not (math.isfinite(start) and start >= 0):
+            problems.append(
+                Problem(Field("audio_start_time"), f"={start} is not 0 or more seconds")
+            )
+        if longest is not None and not (math.isfinite(longest) and longest > 0):
+            problems.append(
+                Problem(
+                    Field("audio_max_duration"), f"={longest} is not a number of seconds above 0"
+                )
+            )
+        if self.audio is not None and not self.with_audio:
+            problems.append(
+                Problem(Field("config.audio"), " is sound for a clip that shall have none")
+            )
+        if self.audio is None and (start or longest is not None):
+            named = Field("audio_start_time") if start else Field("audio_max_duration")
+            problems.append(Problem(named, " means nothing without ", Field("config.audio")))
+        return problems
 
     @property
     def refine_loras(self) -> tuple[Lora, ...]:

@@ -1,4 +1,6 @@
-"""The only reader of environment variables: `LTX2RT_*` names, and those of CUDA for errors."""
+"""The only place that touches environment variables: `LTX2RT_*` names, those of CUDA for errors,
+and the log level of a library that takes it from nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -37,3 +39,8 @@ def api_key() -> str | None:
 def visible_devices() -> str | None:
     """What CUDA shows of this machine's GPUs: `CUDA_VISIBLE_DEVICES`; None if it is not set."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def quieten_svt() -> None:
+    """Let the AV1 encoder print errors only (`SVT_LOG=1`), unless the user asks for more."""
+    os.environ.setdefault("SVT_LOG", "1")

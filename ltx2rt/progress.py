@@ -6,9 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ltx2rt.errors import Ltx2rtError
 from ltx2rt.trace import active
+
+if TYPE_CHECKING:  # what only shows progress imports no numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Cancelled(Ltx2rtError):
@@ -27,7 +32,26 @@ class Progress:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Preview:
+    """What the clip looks like after a step.
+
+    Attributes:
+        stage, step, total: as of `Progress`.
+        frames: `[F, h, w, 3]` uint8: a frame for every latent frame, a pixel for every cell of it;
+            colours are estimated.
+        frame_rate: of these frames.
+    """
+
+    stage: str
+    step: int
+    total: int
+    frames: NDArray[np.uint8]
+    frame_rate: float
+
+
 ProgressCallback = Callable[[Progress], None]
+PreviewCallback = Callable[[Preview], None]
 
 
 @dataclass(slots=True)
@@ -38,11 +62,15 @@ class Job:
         on_progress: called after every step, on the thread that runs the step.
         cancel: set it from any thread; the job raises `Cancelled` at the next step or tile.
         timings_s: seconds spent in each finished or running stage.
+        on_preview: called with what the clip looks like, on the thread that runs the step.
+        preview_every: after every so many-th step, and the last one of a stage.
     """
 
     on_progress: ProgressCallback | None = None
     cancel: threading.Event = field(default_factory=threading.Event)
     timings_s: dict[str, float] = field(default_factory=dict)
+    on_preview: PreviewCallback | None = None
+    preview_every: int = 1
     _started: dict[str, float] = field(default_factory=dict)
 
     def report(self, stage: str, step: int, total: int, detail: str = "") -> None:

@@ -15,12 +15,14 @@ SECTIONS = {
     "Bundles": {"Bundle", "build", "open_bundle"},
     "What to make, and how": {
         "AutoDuration", "GenerationConfig", "GuidanceConfig", "GuiderParams", "GuiderSchedule",
-        "ImageCondition", "Lora", "ReferenceFile", "RuntimeConfig",
+        "ImageCondition", "Lora", "NeighbourClip", "ReferenceFile", "RuntimeConfig",
+        "VideoEncoding", "frame_size",
     },
     "Pipelines": re.compile(r"Pipeline$"),
-    "Further inputs of a pipeline": re.compile(r"Inputs$"),
-    "Results": re.compile(r"Clip$|^Record$|^record_in$"),
-    "Progress": {"Job", "Progress", "Span", "Trace"},
+    "Further inputs of a pipeline": re.compile(r"Inputs$|^TimeWindow$"),
+    "Results": re.compile(r"Clip$|^Record$|^record_in$|^open_latents$"),
+    "Long clips": {"Segment", "join_clips", "make_long"},
+    "Progress": {"Job", "Preview", "Progress", "Span", "Trace"},
     "Prompt enhancement": {"EnhanceConfig", "enhance_prompt"},
     "Errors": re.compile(r"Error$|^Cancelled$"),
 }  # fmt: skip

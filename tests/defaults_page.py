@@ -46,8 +46,8 @@ HEAD = """# Defaults
 Every argument that both have, beside the official command of that pipeline; made from
 `tests/official_defaults.toml` and our code by `python -m tests.defaults_page`. Values of several
 model versions stand as LTX-2 / LTX-2.3 / LTX-2.5. A difference says why it is one.
-`retake-guided` and `upscale` are ours alone; the quantisation, offload, compile and decoder modes
-of the official commands are choices of `ltx2rt build` here.
+`retake-guided`, `ic-lora-guided` and `upscale` are ours alone; the quantisation, offload, compile
+and decoder modes of the official commands are choices of `ltx2rt build` here.
 """
 
 
@@ -67,7 +67,9 @@ def source_of(version: str) -> Any:
     held = {VIDEO_DECODER, *([DURATION_HEAD] if version == "LTX-2.5" else [])}
     return SimpleNamespace(
         has=lambda *names: held.issuperset(names),
-        model=SimpleNamespace(num_inference_steps=steps, stg_block=block, image_crf=crf),
+        model=SimpleNamespace(
+            num_inference_steps=steps, stg_block=block, image_crf=crf, is_distilled=False
+        ),
         options=lambda name: {"num_layers": BLOCKS},
     )
 
@@ -75,7 +77,8 @@ def source_of(version: str) -> Any:
 def ours(name: str, version: str) -> dict[str, Any]:
     """Our defaults of a pipeline, those of the command line."""
     cls, source = pipeline_class(name), source_of(version)
-    given = {**cls.defaults(None), **cls.command_defaults(source.has)}
+    known = {"audio": Path("a.wav")} if name == "audio-to-video" else {}
+    given = {**cls.defaults(None, known), **cls.command_defaults(source.has)}
     config = GenerationConfig(prompt="a", **given)
     found: dict[str, Any] = {
         "seed": config.seed,
@@ -95,12 +98,13 @@ def ours(name: str, version: str) -> dict[str, Any]:
         "reference_strength": ReferenceFile(path=Path("x.mp4")).strength,
     }
     if isinstance(found["num_frames"], AutoDuration):
-        found["num_frames"] = "automatic"
+        found["num_frames"] = "the sound's" if known else "automatic"
+    if known:
+        found |= {"audio_start_time": config.audio_start_time, "audio_max_duration": "the clip's"}
     for field in FROM_SOURCE.get(name, ()):
         found[field] = "the source's"
     if cls.Inputs is not None:
         found |= {f.name: f.default for f in dataclasses.fields(cls.Inputs)}
-        found = {k: "the clip's" if k == "audio_max_duration" else v for k, v in found.items()}
     found["detailing_lora_strength"] = parse_lora("x.safetensors").strength
     if issubclass(cls, GuidedPipeline):
         found |= guidance_of(cls, source)

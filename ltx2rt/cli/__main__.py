@@ -17,9 +17,13 @@ from ltx2rt.errors import Field, Ltx2rtError
 #: sub-command -> one line of help; its module is `ltx2rt.cli.<name>`
 COMMANDS = {
     "demo": "make a clip from a tiny random model in the official format; downloads nothing",
+    "pull": "fetch official files, or any file of the model hub, by name",
     "build": "turn official checkpoint files into a bundle",
     "generate": "generate a clip with sound from a bundle",
     "batch": "generate many clips from a file of jobs, engines loaded once",
+    "decode": "decode latents that were saved, with other tiles or to another output",
+    "long": "make minutes of video: a plan of segments that go on from each other",
+    "join": "write clips as one, cross-faded over frames that they share",
     "serve": "serve the video API and a page",
     "client": "generate on a server, and save the clip while it is made",
     "triton": "write a model repository for Triton Inference Server",

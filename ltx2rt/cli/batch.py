@@ -32,7 +32,9 @@ OUTPUTS = {"output", "frames", "audio_output", "save_latents"}
 #: flags of the whole batch, which win
 SHARED = ("threads", "spinning", "max_batch_size", "device", "weights_dir", "quiet")
 #: keys that a job of a batch may not have; a stream is under its name before it is complete
-REFUSED = {"resume", "work_dir", "save_embeddings", "trace", "stream", "fragmented"}
+REFUSED = {
+    "resume", "work_dir", "save_embeddings", "trace", "stream", "fragmented", "preview",
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     if options.keep is not None and options.keep.exists():
         raise OptionError(f"{options.keep} exists; name a new folder for --keep.")
     asked = asked_of(given_of(options))  # refuse a bad request before any work
-    check_generation_size(options.height, options.width, options.num_frames, two_stage=True)
+    check_generation_size(options.height, options.width, options.num_frames)
     from ltx2rt.media.files import check_output_path
 
     check_output_path(options.output, "video")

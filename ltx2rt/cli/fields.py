@@ -16,7 +16,16 @@ from typing import Any, Literal, Union
 
 from ltx2rt.cli.flags import Flag
 from ltx2rt.cli.outputs import Outputs
-from ltx2rt.cli.rows import ENHANCE, GUIDED, ROWS, WHAT, file_with_strength, image
+from ltx2rt.cli.rows import (
+    ENHANCE,
+    GUIDED,
+    ROWS,
+    WHAT,
+    file_with_strength,
+    image,
+    neighbour,
+    window,
+)
 from ltx2rt.cli.run_options import RunOptions
 from ltx2rt.components.enhance import EnhanceConfig
 from ltx2rt.components.reference_conditioner import ReferenceFile
@@ -25,13 +34,16 @@ from ltx2rt.config import (
     GenerationConfig,
     GuidanceConfig,
     ImageCondition,
+    NeighbourClip,
     RuntimeConfig,
 )
 from ltx2rt.docstrings import attribute_texts
 from ltx2rt.errors import Field
+from ltx2rt.latents.frame_sizes import frame_size
 from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.base import Pipeline, pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.pipelines.retake_inputs import TimeWindow
 from ltx2rt.sampling.guidance import GuiderParams
 
 #: fields without a flag, and why
@@ -63,6 +75,18 @@ AUTO_DURATION = Flag(
     metavar=("MIN", "MAX"),
     read=lambda limits: dict(zip(("min_s", "max_s"), limits, strict=True)),
 )
+SIZE = Flag(
+    name="--size",
+    places=("config.height", "config.width"),
+    group=WHAT,
+    help="instead of both: WIDTHxHEIGHT, or 480p, 720p, 1080p, 1440p, 4k, with -portrait or "
+    "-square; default: theirs",
+    metavar="SIZE",
+    read=frame_size,
+    spread=True,
+)
+#: flags that say in another way what other flags say
+SHORTHANDS = (AUTO_DURATION, SIZE)
 
 
 @functools.cache
@@ -70,7 +94,7 @@ def all_flags() -> Mapping[str, Flag]:
     """Every flag by its key, in the order of the help."""
     found = [
         *_of(GenerationConfig, "config", WHAT),
-        AUTO_DURATION,
+        *SHORTHANDS,
         *_of(EnhanceConfig, "enhance", ENHANCE),
         *_of(GuidanceConfig, "guidance", GUIDED),
         *(
@@ -115,7 +139,7 @@ def spell(field: Field) -> str:
     """A field in a message as its flag, or as those of its two parts; its own name where none, or
     one of several, may be meant.
     """
-    flags = [flag for flag in all_flags().values() if flag is not AUTO_DURATION]
+    flags = [flag for flag in all_flags().values() if flag not in SHORTHANDS]
     places = [(f".{place}", flag.name) for flag in flags for place in flag.places]
     exact = {n for p, n in places if p.endswith(f".{field}") or f".{field}".endswith(p)}
     parts = {n for p, n in places if p.rpartition(".")[0].endswith(f".{field}")}
@@ -191,6 +215,8 @@ def spelling(hint: Any, default: Any = None) -> dict[str, Any]:
         ImageCondition: {
             "is_path": True, "metavar": "FILE[@FRAME[:STRENGTH[:CRF]]]", "read": image
         },
+        TimeWindow: {"metavar": "START-END", "read": window},
+        NeighbourClip: {"is_path": True, "metavar": "FILE[@FRAMES]", "read": neighbour},
         Lora: file,
         ReferenceFile: file,
     }  # fmt: skip

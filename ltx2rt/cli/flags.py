@@ -6,7 +6,7 @@ reads as that command line.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,8 @@ class Flag:
         places: of the fields that it sets: `config.loras`, `guidance.video.cfg_scale`.
         help: one line.
         group: title under which the help shows it.
-        read: what the flag holds -> plain data of the field.
+        read: what the flag holds -> plain data of the field; where it sets several fields to
+            different values, a tuple of them, in the order of `places`, and `spread` is true.
         convert: text -> one value.
         action: `append` may be repeated; `extend` too, and `convert` gives a list; `store_true`
             takes no value.
@@ -33,6 +34,7 @@ class Flag:
         is_path: its value begins with a path.
         metavar: what the help calls its values.
         aliases: further names.
+        spread: see `read`.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Flag:
     is_path: bool = False
     metavar: str | tuple[str, ...] | None = None
     aliases: tuple[str, ...] = ()
+    spread: bool = False
 
     @property
     def key(self) -> str:
@@ -106,6 +109,18 @@ class Flag:
         if self.choices and found not in self.choices:
             raise OptionError(f"{_shown(value)}; allowed: {', '.join(self.choices)}")
         return found
+
+    def values(self, held: Any, places: Sequence[str]) -> dict[str, Any]:
+        """Place -> plain data, for what it holds.
+
+        Raises:
+            OptionError: the text says nothing that it could.
+        """
+        data = self.read(held)
+        if not self.spread:
+            return dict.fromkeys(places, data)
+        found = dict(zip(self.places, data, strict=True))
+        return {place: found[place] for place in places}
 
     def absolute(self, value: Any) -> Any:
         """What it holds, with paths that do not depend on the current folder."""

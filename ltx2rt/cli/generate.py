@@ -15,6 +15,7 @@ from ltx2rt.cli.fields import all_flags, spell
 from ltx2rt.cli.generate_help import add_flags
 from ltx2rt.cli.job_file import dump_job, read_job
 from ltx2rt.cli.outputs import Outputs
+from ltx2rt.cli.preview import PreviewWriter, check_preview
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.components.enhance import EnhanceConfig, enhance_prompt
 from ltx2rt.config import GenerationConfig
@@ -40,7 +41,13 @@ def given_in(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
-    given, record = ({}, None) if options.job is None else read_job(options.job)
+    variables = dict(text.partition("=")[::2] for text in options.var or ())
+    wrong = [text for text in options.var or () if not text.partition("=")[1]]
+    if wrong or (variables and options.job is None):
+        raise OptionError(
+            f"--var {wrong[0]} is not NAME=VALUE." if wrong else "--var needs --job FILE."
+        )
+    given, record = ({}, None) if options.job is None else read_job(options.job, variables)
     given |= given_in(options)
     if options.dump_job is not None:
         from ltx2rt.media.files import check_file_path
@@ -84,8 +91,11 @@ def _sentence(result: dict[str, Any]) -> str:
     if "duration_s" in result:
         what = f"{result['duration_s']:.2f} s of sound at {result['audio_sampling_rate']} Hz"
     else:
+        cut = ""
+        if "rendered_width" in result:
+            cut = f" (cut out of {result['rendered_width']}x{result['rendered_height']})"
         what = (
-            f"{result['num_frames']} frames of {result['width']}x{result['height']} at "
+            f"{result['num_frames']} frames of {result['width']}x{result['height']}{cut} at "
             f"{result['frame_rate']:g} fps"
         )
     return (
@@ -119,7 +129,9 @@ def make(
 ) -> dict[str, Any]:
     """Generate and write one of the clips that were asked for."""
     run, request = asked.run, asked.request_of(index)
-    job = Job(ProgressPrinter(quiet=run.quiet))
+    job = Job(ProgressPrinter(quiet=run.quiet), preview_every=run.preview_every)
+    if run.preview is not None:
+        job.on_preview = PreviewWriter(run.preview)
     if asked.enhance is not None:
         pipe.prepare(request)  # refuse a bad request before anybody is asked
         config = enhanced(request.config, asked.enhance, asked.seeds[0])
@@ -152,6 +164,9 @@ def make(
     size: dict[str, float] = {"num_frames": clip.num_frames or clip.config.frame_count}
     if pipe.makes == "video":
         size |= {"height": clip.height, "width": clip.width}
+        if clip.rendered_size != (clip.height, clip.width):
+            height, width = clip.rendered_size
+            size |= {"rendered_height": height, "rendered_width": width}
     if pipe.makes == "audio" or output.is_sound:
         rate = clip.audio_sampling_rate
         size |= {"duration_s": clip.audio.shape[1] / rate, "audio_sampling_rate": rate}
@@ -194,10 +209,13 @@ def check_files(asked: Asked) -> None:
     from ltx2rt.media.files import check_file_path, check_folder, check_writable
 
     run = asked.run
-    for further in filter(None, (run.save_embeddings, run.trace)):
-        check_file_path(further)
-        if further in asked.output.paths or run.save_embeddings == run.trace:
-            raise OptionError(f"'{further}' is named for 2 outputs.")
+    further = [path for path in (run.save_embeddings, run.trace, run.preview) if path is not None]
+    for path in further:
+        check_file_path(path)
+        if path in asked.output.paths or further.count(path) > 1:
+            raise OptionError(f"'{path}' is named for 2 outputs.")
+    if run.preview is not None:
+        check_preview(run.preview)
     if run.work_dir is not None:
         check_folder(run.work_dir)
         check_writable(run.work_dir)

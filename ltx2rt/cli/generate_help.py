@@ -64,6 +64,12 @@ def add_flags(parser: argparse.ArgumentParser, flags: Iterable[ShownFlag]) -> No
     parser.add_argument(
         "--dump-job", type=Path, metavar="FILE", help="write these flags as a job, and stop"
     )
+    parser.add_argument(
+        "--var",
+        action="append",
+        metavar="NAME=VALUE",
+        help="a variable of --job: the job's ${NAME} is VALUE (repeatable)",
+    )
     groups: dict[str, Any] = {"": parser}
     for names, group, arguments in flags:
         if group not in groups:

@@ -1,13 +1,15 @@
 """Job files: the flags of `ltx2rt generate` in a JSON or TOML file, or in a file that ltx2rt made.
 
 A job's keys are the flags' names, with underscores or dashes; paths in it are relative to the
-file. `record` (JSON only) holds a whole request as media files carry it; flags change parts of it.
+file. `variables` is a table whose values replace `${NAME}` in the job's texts. `record` (JSON only)
+holds a whole request as media files carry it; flags change parts of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,17 +23,27 @@ from ltx2rt.results.record import RECORD_SUFFIXES, Record, plain_record, read_re
 
 MAX_JOB_BYTES = 16_000_000
 RECORD_KEY = "record"
+VARIABLES_KEY = "variables"
 
 
-def read_job(path: Path) -> tuple[dict[str, Any], Record | None]:
+def read_job(
+    path: Path, variables: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], Record | None]:
     """What the flags hold in a job file, and its record.
+
+    Args:
+        variables: further variables of the job, which win over its own.
 
     Raises:
         OptionError: lists everything that is wrong in the file.
     """
     if path.suffix.lower() in RECORD_SUFFIXES:
         return {}, record_in(path)
-    return read_flags(read_table(path), path.absolute().parent, str(path))
+    job = read_table(path)
+    if variables:
+        own = job.get(VARIABLES_KEY, {})
+        job[VARIABLES_KEY] = {**own, **variables} if isinstance(own, dict) else own
+    return read_flags(job, path.absolute().parent, str(path))
 
 
 def read_flags(
@@ -43,9 +55,9 @@ def read_flags(
         folder: what paths in the job are relative to.
         where: names the job in messages.
     """
+    job, problems = with_variables(job)
     known = {key_of(n): f for f in all_flags().values() for n in f.names if n.startswith("--")}
     given: dict[str, Any] = {}
-    problems: list[str] = []
     record = None
     for name, value in job.items():
         key = key_of(name)
@@ -63,6 +75,37 @@ def read_flags(
     if problems:
         raise OptionError(f"{where} cannot be used as a job", problems)
     return {key: value for key, value in given.items() if value is not None}, record
+
+
+def with_variables(job: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A job without its table `variables`, their values in place of `${NAME}` in every text of it;
+    and what is wrong with them. A job without variables stays as it is.
+    """
+    job = dict(job)
+    variables = job.pop(VARIABLES_KEY, None)
+    if variables is None:
+        return job, []
+    if not isinstance(variables, dict) or not all(
+        isinstance(v, str | int | float) and not isinstance(v, bool) for v in variables.values()
+    ):
+        return job, [f"{VARIABLES_KEY} is not a table of texts and numbers"]
+    problems: list[str] = []
+
+    def value_of(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in variables:
+            problems.append(f"variable {unknown_name(name, variables)}")
+        return str(variables.get(name, ""))
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, str):
+            return re.sub(r"\$\{([^{}]*)\}", value_of, value)
+        if isinstance(value, list):
+            return [filled(item) for item in value]
+        return value
+
+    found = {key: value if key == RECORD_KEY else filled(value) for key, value in job.items()}
+    return found, problems
 
 
 def read_table(path: Path) -> dict[str, Any]:

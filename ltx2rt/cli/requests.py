@@ -72,7 +72,8 @@ class Asked:
         if isinstance(pipe, GuidedPipeline) and pipe.guided:
             asked = asked_of(self.given, self.record, pipe.default_guiders())
         opened = self._opened(pipe)
-        if "num_frames" in opened and not self.run.quiet:
+        by_model = "num_frames" in opened and self.request.config.audio is None
+        if by_model and not self.run.quiet:
             print(
                 "ltx2rt: note: the clip will be as long as the model finds right for the prompt; "
                 "name --num-frames N to fix it.",
@@ -152,9 +153,12 @@ def _values(given: Given, cls: type[Pipeline]) -> tuple[dict[str, Any], list[str
             continue
         places = [place for place in flag.places if cls.takes(place)] or flag.places[:1]
         try:
-            values |= dict.fromkeys(places, flag.read(given[key]))
+            values |= flag.values(given[key], places)
         except OptionError as error:
             problems += error.problems
+    sides = [f"--{side}" for side in ("height", "width") if side in given]
+    if "size" in given and sides:
+        problems.append(f"--size says height and width, and so does {' and '.join(sides)}")
     frames = given.get("num_frames", AUTO)
     if frames != AUTO and "auto_duration" in given:
         problems.append(

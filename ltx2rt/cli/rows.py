@@ -5,6 +5,7 @@ written.
 from __future__ import annotations
 
 import argparse
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES
 
 AUTO = "auto"
+RANDOM = "random"
 
 WHAT = "what to make"
 SAMPLING = "sampling (default: the pipeline's)"
-SIZE = "pixels, a multiple of 64 (one stage: 32); default: the pipeline's"
+SIZE = "pixels, even; default: the pipeline's"
 LONG = "long runs"
 ENHANCE = "prompt enhancement"
 GUIDED = "guidance (for guided pipelines)"
@@ -35,7 +37,9 @@ def parse_frames(text: str) -> int | str:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`7` or `1,2,3`."""
+    """`7`, `1,2,3`, or `random`: a seed that nobody knows before, which the clip tells."""
+    if text.strip().lower() == RANDOM:
+        return [secrets.randbits(32)]
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -78,6 +82,28 @@ def image(text: str) -> dict[str, Any]:
     return {"path": path, **numbers}
 
 
+def neighbour(text: str) -> dict[str, Any]:
+    """`FILE[@FRAMES]`."""
+    path, at, frames = text.rpartition("@")
+    if not at or not path or Path(text).exists():
+        return {"path": text}
+    try:
+        return {"path": path, "frames": int(frames)}
+    except ValueError as error:
+        raise OptionError(f"{text!r} is not FILE[@FRAMES]; an example: before.mp4@25") from error
+
+
+def window(text: str) -> dict[str, Any]:
+    """`START-END`, in seconds."""
+    start, dash, end = text.partition("-")
+    try:
+        if not dash:
+            raise ValueError(text)
+        return {"start": float(start), "end": float(end)}
+    except ValueError as error:
+        raise OptionError(f"{text!r} is not START-END in seconds; an example: 1.5-3") from error
+
+
 #: place of a field -> what its flag has otherwise than `spelling` says
 ROWS: Mapping[str, dict[str, Any]] = {
     "config.prompt": {
@@ -85,7 +111,7 @@ ROWS: Mapping[str, dict[str, Any]] = {
         "metavar": "TEXT|@FILE", "convert": text_or_file,
     },
     "config.seed": {
-        "aliases": ("-s",), "help": "one a clip (repeatable)", "metavar": "N[,N...]",
+        "aliases": ("-s",), "help": "one a clip (repeatable), or random", "metavar": "N[,N...]",
         "convert": parse_seeds, "action": "extend", "read": lambda seeds: seeds[0],
     },
     "config.height": {"help": SIZE},
@@ -95,8 +121,8 @@ ROWS: Mapping[str, dict[str, Any]] = {
         "read": lambda frames: {} if frames == AUTO else frames,
     },
     "config.images": {
-        "name": "--image", "help": "show an image at a frame (repeatable); default frame 0, "
-        "strength 1",
+        "name": "--image", "help": "show an image, or a short video, at a frame (repeatable); "
+        "default frame 0, strength 1",
     },
     "config.tiling": {
         "metavar": "HOW", "help": "decode in tiles to bound memory: auto, none, SIDExFRAMES or "
@@ -121,10 +147,15 @@ ROWS: Mapping[str, dict[str, Any]] = {
     "config.stage_2_sigmas": {
         "group": SAMPLING, "help": "noise levels of stage 2, falling, ending in 0"
     },
+    "config.stage_2_tile": {
+        "metavar": "SIZE", "help": "stage 2 in overlapping tiles no larger than this, such as "
+        "1920x1088 or 1080p: for 1440p and 4k"
+    },
     "config.stage_2_loras": {
         "name": "--stage-2-lora", "help": "in stage 2 these instead of those of --lora: others, or "
         "other strengths; strength 0 for none (repeatable)",
     },
+    "config.with_audio": {"name": "--audio", "help": "make the picture alone: quicker"},
     "config.embeddings": {
         "help": "text contexts from a file instead of --prompt and the text encoder"
     },
@@ -143,6 +174,12 @@ ROWS: Mapping[str, dict[str, Any]] = {
     "guidance.video.cfg_mode": {
         "help": "how the difference to the negative prompt is used"
     },
+    "inputs.video_parts": {
+        "name": "--video-part", "help": "a part whose picture alone is made anew (repeatable)"
+    },
+    "inputs.audio_parts": {
+        "name": "--audio-part", "help": "a part whose sound alone is made anew (repeatable)"
+    },
     "inputs.regenerate_video": {"help": "keep the video of the source"},
     "inputs.regenerate_audio": {"help": "keep the audio of the source"},
     "inputs.references": {
@@ -153,6 +190,8 @@ ROWS: Mapping[str, dict[str, Any]] = {
     "runtime.residency": {"choices": ("stage", "resident"), "metavar": None},
     "runtime.kernels": {"choices": ("eager", "none", "lazy"), "metavar": None},
     "output.clip": {"name": "--output", "aliases": ("-o",)},
+    "output.quality": {"metavar": "N"},
+    "output.preset": {"metavar": "NAME"},
     "output.stream": {"aliases": ("--fragmented",)},
     "output.frames": {"metavar": "DIR"},
     "output.audio": {"name": "--audio-output"},

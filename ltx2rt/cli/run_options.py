@@ -23,6 +23,8 @@ class RunOptions:
         weights_dir: where weight files are now, if they moved.
         quiet: no progress on stderr.
         json: print the result as JSON.
+        preview: write a small .gif or .webp of what is being made, anew while it is sampled.
+        preview_every: after every so many-th step.
         work_dir: keep every finished stage here; with --resume OUTPUT.work if left out.
         trace: write what ran when: stages, engines, GPU streams, uploads, the encoder; a Chrome
             trace (.json) for chrome://tracing or Perfetto.
@@ -37,11 +39,17 @@ class RunOptions:
     weights_dir: Path | None = None
     quiet: bool = False
     json: bool = False
+    preview: Path | None = None
+    preview_every: int = 1
     work_dir: Path | None = None
     trace: Path | None = None
     resume: bool = False
 
     def __post_init__(self) -> None:
+        if self.preview_every < 1:
+            raise OptionError(
+                Problem(Field("preview_every"), f"={self.preview_every} is less than 1")
+            )
         if self.num_videos is not None and not 1 <= self.num_videos <= MAX_VIDEOS:
             raise OptionError(
                 Problem(Field("num_videos"), f"={self.num_videos} is not in [1, {MAX_VIDEOS}]")

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, simple_denoise
+from ltx2rt.components.identity import identity_denoise
+from ltx2rt.components.preview import LatentColours
 from ltx2rt.components.stage_trace import StageTrace, StageTracer, entry_tensors
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.components.transformer import Transformer
@@ -25,7 +27,7 @@ from ltx2rt.latents.state import (
     target_latent,
 )
 from ltx2rt.latents.streams import Streams
-from ltx2rt.progress import Job
+from ltx2rt.progress import Job, Preview
 from ltx2rt.sampling.noise import TorchGenerator
 from ltx2rt.sampling.res_2s import (
     STEP_SEED,
@@ -37,8 +39,10 @@ from ltx2rt.sampling.res_2s import (
 from ltx2rt.sampling.samplers import (
     Denoise,
     OnStep,
+    Sigma,
     States,
     add_noise,
+    post_process,
     sample_euler,
     sample_euler_ancestral,
     sample_euler_cfg_pp,
@@ -170,10 +174,13 @@ def run_stage(
     job: Job,
     trace: StageTrace | None = None,
     guidance: Guidance | None = None,
+    colours: LatentColours | None = None,
+    identity: float = 0.0,
 ) -> StageResult:
     """Denoise video and audio together, guided or (without `guidance`) with one pass a step.
 
-    Draws the video noise, then the audio noise from `generator` (spec/sampling.md §8).
+    Draws the video noise, then the audio noise from `generator` (spec/sampling.md §8). `colours`
+    makes previews for the job; `identity` is the scale of identity guidance.
     """
     asked = Streams[ModalityRequest[Any]](request.video, request.audio)
     fresh = Streams(_video_state(request), _audio_state(request))
@@ -199,13 +206,42 @@ def run_stage(
         on_passes = None if tracer is None else tracer.on_passes
         denoise = GuidedDenoiser(transformer, states, context, guidance, on_passes)
         unconditional = denoise.unconditional
+    if identity:
+        denoise = identity_denoise(
+            denoise, transformer, states, context, identity, guided=guidance is not None
+        )
     if tracer is not None:
         denoise = tracer.denoise(denoise)
+    if colours is not None and states.video is not None:
+        denoise = _previewed(denoise, request, states.video, steps, job, colours)
     with transformer.stage():
         final = _sample(request, denoise, unconditional, states, sigmas, tracer, on_step)
     video, audio = final.map(target_latent)
     keyframes = None if final.video is None else slot_latents(final.video)
     return StageResult(video=video, audio=audio, keyframes=keyframes)
+
+
+def _previewed(
+    inner: Denoise,
+    request: StageRequest,
+    state: LatentState,
+    steps: int,
+    job: Job,
+    colours: LatentColours,
+) -> Denoise:
+    """`inner`, whose estimates the job is shown: the last one of each step that is due."""
+
+    def shown(latents: Streams[Array], sigma: Sigma, index: int) -> Streams[Array]:
+        predictions = inner(latents, sigma, index)
+        due = (index + 1) % job.preview_every == 0 or index + 1 == steps
+        if job.on_preview is not None and predictions.video is not None and due:
+            clean = replace(state, latent=post_process(predictions.video, state))
+            frame_rate = request.frame_rate / request.scale_factors.time
+            frames = colours(target_latent(clean))
+            job.on_preview(Preview(request.name, index + 1, steps, frames, frame_rate))
+        return predictions
+
+    return shown
 
 
 def _video_state(request: StageRequest) -> LatentState | None:

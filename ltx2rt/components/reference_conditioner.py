@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,11 @@ from ltx2rt.latents.shapes import (
     VIDEO_SCALE_FACTORS,
     VideoLatentShape,
     VideoPixelShape,
-    nearest_multiples,
 )
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.exr import exr_files, exr_size, iterate_exr_frames
 from ltx2rt.media.hdr import HdrFormat, codes_to_vae_input
-from ltx2rt.media.image import resize_and_crop, resize_and_pad, to_vae_input
+from ltx2rt.media.image import fill, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import count_frames, iterate_video_frames, probe_video
 
 
@@ -53,10 +53,8 @@ class ReferenceFile:
             )
 
 
-def reference_problems(paths: Iterable[Path], height: int, width: int, multiple: int) -> list[str]:
-    """Videos that cannot be read, and sides of the clip that are no multiple of what its references
-    need: the VAE's factor times `downscale` times the divisor of the stage.
-    """
+def reference_problems(paths: Iterable[Path]) -> list[str]:
+    """Videos that cannot be read."""
     problems: list[str] = []
     for path in paths:
         try:
@@ -66,16 +64,6 @@ def reference_problems(paths: Iterable[Path], height: int, width: int, multiple:
                 probe_video(path)
         except MediaError as error:
             problems += error.problems
-    for side, value in (("height", height), ("width", width)):
-        if value % multiple:
-            valid = ", ".join(str(v) for v in nearest_multiples(value, multiple))
-            problems.append(
-                Problem(
-                    Field(side),
-                    f"={value} is not a multiple of {multiple}, which references of the size that "
-                    f"the LoRA wants need. Nearest valid: {valid}",
-                )
-            )
     return problems
 
 
@@ -117,6 +105,7 @@ def reference_item(
     reference: ReferenceFile,
     encoder: VideoEncoder,
     pixels: VideoPixelShape,
+    shown: tuple[int, int],
     *,
     downscale: int = 1,
     temporal_scale: int = 1,
@@ -131,6 +120,7 @@ def reference_item(
         reference: the file; one shorter than the clip guides its beginning.
         encoder: of the bundle.
         pixels: the stage's clip.
+        shown: height and width of the part of it that ends up in the clip, see `fill`.
         downscale, temporal_scale: how much smaller and slower than the clip the LoRA wants the
             reference (`lora_keys.reference_factors`).
         tiling: of the encoder; None encodes in one piece.
@@ -144,7 +134,12 @@ def reference_item(
         ShapeError: a size does not divide, or the mask's frames do not fit the reference's.
     """
     video = load_reference(
-        reference.path, pixels, downscale=downscale, temporal_scale=temporal_scale, hdr=hdr
+        reference.path,
+        pixels,
+        shown=shown,
+        downscale=downscale,
+        temporal_scale=temporal_scale,
+        hdr=hdr,
     )
     latent = encoder.encode(video, tiling)
     weights: float | F32 | None = None if attention_strength == 1 else attention_strength
@@ -164,14 +159,14 @@ def load_reference(
     path: Path,
     pixels: VideoPixelShape,
     *,
+    shown: tuple[int, int] | None = None,
     downscale: int = 1,
     temporal_scale: int = 1,
-    pad: bool = False,
     hdr: HdrFormat | None = None,
 ) -> F32:
     """The first frames of a video at the size of a stage over `downscale` and at the clip's frame
-    rate: centre-cropped, or with `pad` fitted and filled by reflection, as EXR frames always are
-    (they have no rate and are taken one by one).
+    rate: centre-cropped over the part that is `shown` (`fill`), or without one fitted and filled by
+    reflection, as EXR frames always are (they have no rate and are taken one by one).
 
     Returns:
         `[1, 3, n, H, W]` float32 in [-1, 1]; n is at most the clip's frames, and with a
@@ -193,23 +188,29 @@ def load_reference(
         return codes_to_vae_input(hdr.encode(np.concatenate(fitted)))
     read = iterate_video_frames(path, pixels.num_frames, pixels.frame_rate)
     frames = (frame for index, frame in enumerate(read) if index in kept)
-    return _fitted(frames, height, width, pad=pad)
+    if shown is not None:
+        shown = math.ceil(shown[0] / downscale), math.ceil(shown[1] / downscale)
+    return _fitted(frames, height, width, shown)
 
 
-def load_mask(path: Path, pixels: VideoPixelShape) -> F32:
+def load_mask(path: Path, pixels: VideoPixelShape, shown: tuple[int, int]) -> F32:
     """A mask video at the size and frame rate of a stage: `[1, 1, n, H, W]` float32 in [0, 1], mean
-    over RGB.
+    over RGB; `shown` as of `fill`.
     """
     frames = iterate_video_frames(path, pixels.num_frames, pixels.frame_rate)
-    video = _fitted(frames, pixels.height, pixels.width)
+    video = _fitted(frames, pixels.height, pixels.width, shown)
     grey: F32 = (video.mean(axis=1, keepdims=True) + np.float32(1)) / np.float32(2)
     return np.clip(grey, 0, 1)
 
 
 def _fitted(
-    frames: Iterator[NDArray[np.uint8]], height: int, width: int, *, pad: bool = False
+    frames: Iterator[NDArray[np.uint8]], height: int, width: int, shown: tuple[int, int] | None
 ) -> F32:
     """Frames fitted one by one, so that only the small ones are held."""
-    fit = resize_and_pad if pad else resize_and_crop
-    small = [fit(frame[None], height, width) for frame in frames]
+    small = [
+        fill(frame[None], height, width, shown)
+        if shown
+        else resize_and_pad(frame[None], height, width)
+        for frame in frames
+    ]
     return to_vae_input(np.concatenate(small))

@@ -45,6 +45,8 @@ __all__ = [
     "LatentState",
     "ReferenceAudio",
     "ReferenceVideo",
+    "ReplaceAudio",
+    "Remade",
     "ReplaceLatent",
     "TemporalRegion",
     "append_tokens",
@@ -102,6 +104,26 @@ class ReplaceLatent:
         clean, mask = state.clean.copy(), state.mask.copy()
         clean[:, where] = cast(patchify_video(self.latent), state.dtype)
         mask[:, where] = 1.0 - self.strength
+        return replace(state, clean=clean, mask=mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReplaceAudio:
+    """Fix steps of sound, from `first_step` on, to a latent `[B, C, T, M]`."""
+
+    latent: Array
+    first_step: int = 0
+
+    def apply(self, state: LatentState) -> LatentState:
+        tokens, stop = patchify_audio(self.latent), self.first_step + self.latent.shape[2]
+        if not 0 <= self.first_step < stop <= state.target_count:
+            raise ShapeError(
+                f"{self.latent.shape[2]} steps of sound at step {self.first_step} do not fit a "
+                f"clip of {state.target_count}."
+            )
+        clean, mask = state.clean.copy(), state.mask.copy()
+        clean[:, self.first_step : stop] = cast(tokens, state.dtype)
+        mask[:, self.first_step : stop] = 0
         return replace(state, clean=clean, mask=mask)
 
 
@@ -205,6 +227,25 @@ class TemporalRegion:
         starts, ends = state.positions[:, 0, :, 0], state.positions[:, 0, :, 1]
         inside = (ends > np.float32(self.start_s)) & (starts < np.float32(self.end_s))
         return replace(state, mask=inside[..., None].astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Remade:
+    """Regenerate only tokens that touch one of the open windows `(start_s, end_s)` and, of a video,
+    lie in `cells` `[B, T]` (above 0); fix all others.
+    """
+
+    windows: Sequence[tuple[float, float]]
+    cells: F32 | None = None
+
+    def apply(self, state: LatentState) -> LatentState:
+        mask = np.zeros_like(state.mask)
+        for start_s, end_s in self.windows:
+            region = TemporalRegion(start_s=start_s, end_s=end_s)
+            mask = np.maximum(mask, region.apply(state).mask)
+        if self.cells is not None:
+            mask *= self.cells[..., None] > 0
+        return replace(state, mask=mask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

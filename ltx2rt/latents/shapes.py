@@ -173,42 +173,37 @@ def check_generation_size(
     height: int,
     width: int,
     num_frames: int,
-    two_stage: bool,
     scale_factors: VideoScaleFactors = VIDEO_SCALE_FACTORS,
-    subject: str = "",
 ) -> None:
-    """Check a requested size once, at the edge.
+    """Check a requested size once, at the edge. A clip is cut out of what the model renders
+    (`rendered_size`), so that height and width only have to be even, as video files need them.
 
     Args:
-        height, width: pixels; multiples of the VAE's factor, twice that for two-stage pipelines,
-            whose first stage works at half size.
+        height, width: pixels, even.
         num_frames: pixel frames, `8k+1`.
-        two_stage: whether the first stage runs at half height and width.
         scale_factors: pixels per latent cell.
-        subject: whose size it is, for the message, where it is not what was asked for.
 
     Raises:
         ShapeError: lists every problem, each with the nearest valid values.
     """
-    stage = "two-stage" if two_stage else "one-stage"
     problems: list[str] = []
-    field: type[str] = str if subject else Field
-    for name, value, factor in (
-        ("height", height, scale_factors.height),
-        ("width", width, scale_factors.width),
-    ):
-        multiple = 2 * factor if two_stage else factor
-        if value < 1 or value % multiple:
-            valid = ", ".join(str(v) for v in nearest_multiples(value, multiple))
-            wrong = "positive" if value < 1 else f"a multiple of {multiple}"
+    for name, value in (("height", height), ("width", width)):
+        if value < 1 or value % 2:
+            valid = ", ".join(str(v) for v in nearest_multiples(value, 2))
+            wrong = "positive" if value < 1 else "even"
             problems.append(
-                Problem(field(name), f"={value} is not {wrong} ({stage}). Nearest valid: {valid}.")
+                Problem(Field(name), f"={value} is not {wrong}. Nearest valid: {valid}.")
             )
     if num_frames < 1 or (num_frames - 1) % scale_factors.time:
         valid = ", ".join(str(v) for v in nearest_multiples(num_frames, scale_factors.time, 1))
         wrong = "positive" if num_frames < 1 else f"{scale_factors.time}k+1"
         problems.append(
-            Problem(field("num_frames"), f"={num_frames} is not {wrong}. Nearest valid: {valid}.")
+            Problem(Field("num_frames"), f"={num_frames} is not {wrong}. Nearest valid: {valid}.")
         )
     if problems:
-        raise ShapeError(f"{subject or 'The requested size'} is not valid", problems)
+        raise ShapeError("The requested size is not valid", problems)
+
+
+def rendered_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """The smallest height and width that a model can render and that hold these."""
+    return height + -height % multiple, width + -width % multiple

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _BLOCK = 65536  # samples per encoder call in files: bounds the copies, no influence on the result
 
 
-Codec = Literal["aac", "flac", "libmp3lame", "pcm_s16le"]
+Codec = Literal["aac", "flac", "libmp3lame", "libopus", "pcm_s16le"]
 _CODECS: dict[str, Codec] = {
     ".wav": "pcm_s16le",
     ".flac": "flac",
@@ -35,18 +35,23 @@ _CODECS: dict[str, Codec] = {
 }
 
 
+#: channels -> layout that is written
+LAYOUTS = {2: "stereo", 6: "5.1", 8: "7.1"}
+
+
 def check_waveform(waveform: Array, sampling_rate: int) -> None:
-    """Refuse anything but a non-empty float `[2, N]` waveform with a positive rate.
+    """Refuse anything but a non-empty float waveform of `LAYOUTS` with a positive rate.
 
     Raises:
-        ShapeError: not stereo, empty, or not floating point.
+        ShapeError: other channels, empty, or not floating point.
         OptionError: the sampling rate is not a positive integer.
     """
     floating = np.issubdtype(waveform.dtype, np.floating)
-    if waveform.ndim != 2 or waveform.shape[0] != 2 or not waveform.shape[1] or not floating:
+    channels = waveform.shape[0] if waveform.ndim == 2 else 0
+    if channels not in LAYOUTS or not waveform.shape[1] or not floating:
         raise ShapeError(
             f"the waveform has shape {list(waveform.shape)} and type {waveform.dtype};"
-            " expected stereo [2, samples] in float32 with at least one sample."
+            " expected stereo [2, samples], 5.1 or 7.1, in float32 with at least one sample."
         )
     if isinstance(sampling_rate, bool) or sampling_rate != int(sampling_rate) or sampling_rate < 1:
         raise OptionError(f"sampling_rate={sampling_rate} is not a positive whole number of hertz.")
@@ -95,24 +100,33 @@ class AudioTrack:
         self._samples = to_int16(waveform)
         self._rate = int(sampling_rate)
         self._position = 0
+        self._dropped = 0  # samples that are encoded and no longer held
         self._stream: AudioStream = container.add_stream(codec, rate=self._rate)
-        self._stream.codec_context.layout = "stereo"
+        self._layout = LAYOUTS[waveform.shape[0]]
+        self._stream.codec_context.layout = self._layout
         self._stream.codec_context.time_base = Fraction(1, self._rate)
 
     @property
     def length(self) -> int:
         """Samples in the waveform, before any fitting."""
-        return len(self._samples)
+        return self._dropped + len(self._samples)
+
+    def append(self, waveform: Array) -> None:
+        """Add sound at the end; what is encoded is let go."""
+        rest = self._samples[self._position - self._dropped :]
+        self._samples, self._dropped = np.concatenate([rest, to_int16(waveform)]), self._position
 
     def write_until(self, end: int) -> None:
         """Encode the samples up to `end`; beyond the waveform there is silence."""
         while self._position < end:
             stop = min(end, self._position + _BLOCK)
-            block = self._samples[self._position : stop]
+            block = self._samples[self._position - self._dropped : stop - self._dropped]
             missing = stop - self._position - len(block)
             if missing:
-                block = np.concatenate([block, np.zeros((missing, 2), np.int16)])
-            frame = av.AudioFrame.from_ndarray(block.reshape(1, -1), format="s16", layout="stereo")
+                block = np.concatenate([block, np.zeros((missing, block.shape[1]), np.int16)])
+            frame = av.AudioFrame.from_ndarray(
+                block.reshape(1, -1), format="s16", layout=self._layout
+            )
             frame.sample_rate = self._rate
             frame.pts = self._position
             frame.time_base = Fraction(1, self._rate)
@@ -164,6 +178,11 @@ def write_audio(
     path = Path(path)
     check_output_path(path, "audio")
     check_waveform(waveform, sampling_rate)
+    if path.suffix.lower() == ".mp3" and waveform.shape[0] != 2:
+        raise OptionError(
+            f"'{path}' cannot hold the {LAYOUTS[waveform.shape[0]]} sound of the clip: write a "
+            ".wav, .flac or .m4a file."
+        )
     container_format, codec = AUDIO_FORMATS[path.suffix.lower()], _CODECS[path.suffix.lower()]
     check_rate(sampling_rate, codec)
     options = {"movflags": "faststart+use_metadata_tags"} if container_format == "ipod" else {}

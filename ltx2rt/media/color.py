@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltx2rt.engine import F32, U8, Array
 from ltx2rt.errors import ShapeError
@@ -17,6 +18,7 @@ LUMA = tuple(np.float32(v) for v in (0.2126, 0.7152, 0.0722))
 BLUE_DIFFERENCE = tuple(np.float32(v) for v in (-0.1146, -0.3854, 0.5))
 RED_DIFFERENCE = tuple(np.float32(v) for v in (0.5, -0.4542, -0.0458))
 
+U16 = NDArray[np.uint16]
 Frames = Array  # [f, H, W, 3], float in [0, 1] or uint8
 
 
@@ -96,6 +98,28 @@ def rgb_to_i420(frames: Frames) -> tuple[U8, int]:
         chroma[0] = _limited(_weigh(halved, BLUE_DIFFERENCE), 224, 128)
         chroma[1] = _limited(_weigh(halved, RED_DIFFERENCE), 224, 128)
     return out, not_numbers
+
+
+def rgb_to_yuv422p10(frame: Frames) -> tuple[tuple[U16, U16, U16], int]:
+    """Convert a frame to limited-range BT.709 4:2:2 of 10 bits, rounded; pairs of columns share
+    their mean colour.
+
+    Args:
+        frame: `[H, W, 3]`, float in [0, 1] (clamped; NaN is black) or uint8; W even.
+
+    Returns:
+        Y `[H, W]`, U and V `[H, W / 2]` uint16, and the NaN count.
+    """
+    rgb, not_numbers = unit_float(frame)
+    planes = list(np.ascontiguousarray(np.moveaxis(rgb, -1, 0)))
+    halved = [(plane[:, 0::2] + plane[:, 1::2]) * np.float32(0.5) for plane in planes]
+    weighed = (
+        (_weigh(planes, LUMA), 876, 64),
+        (_weigh(halved, BLUE_DIFFERENCE), 896, 512),
+        (_weigh(halved, RED_DIFFERENCE), 896, 512),
+    )
+    y, u, v = (np.rint(p * np.float32(s) + np.float32(o)).astype(np.uint16) for p, s, o in weighed)
+    return (y, u, v), not_numbers
 
 
 def _weigh(planes: Sequence[F32], weights: tuple[np.float32, ...]) -> F32:

@@ -15,16 +15,25 @@ from typing import BinaryIO, Literal, Self
 from ltx2rt.errors import MediaError, OptionError
 from ltx2rt.media import pyav as av
 
-OutputKind = Literal["video", "audio", "frames", "image"]
+OutputKind = Literal["video", "audio", "frames", "image", "animation"]
 
-VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 AUDIO_FORMATS = {".wav": "wav", ".flac": "flac", ".mp3": "mp3", ".m4a": "ipod"}
+#: videos that are read, not written
+FURTHER_VIDEOS = (".m4v", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg")
+ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 _ALLOWED = {
     "video": f"{', '.join(VIDEO_FORMATS)} for video",
     "audio": f"{', '.join(AUDIO_FORMATS)} for audio",
     "image": ".png for an image",
+    "animation": f"{', '.join(ANIMATION_FORMATS)} for an animation without sound",
     "frames": "a directory (no extension) for single frames",
 }
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file to read is a video, by its extension."""
+    return path.suffix.lower() in (*VIDEO_FORMATS, *FURTHER_VIDEOS)
 
 
 def check_output_path(path: str | Path, *kinds: OutputKind) -> OutputKind:
@@ -72,12 +81,12 @@ def check_fragmented(path: str | Path) -> None:
     """Refuse a fragmented file of a format that has no fragments.
 
     Raises:
-        OptionError: the file is an .mkv.
+        OptionError: the file is an .mkv or .webm.
     """
-    if VIDEO_FORMATS.get(Path(path).suffix.lower()) == "matroska":
+    if VIDEO_FORMATS.get(Path(path).suffix.lower()) in ("matroska", "webm"):
         raise OptionError(
-            f"a fragmented file is .mp4 or .mov, not '{Path(path).name}'; an .mkv file can be"
-            " played while it grows anyway."
+            f"a fragmented file is .mp4 or .mov, not '{Path(path).name}'; .mkv and .webm files can"
+            " be played while they grow anyway."
         )
 
 
@@ -89,6 +98,8 @@ def _kind_of(path: Path) -> OutputKind | None:
         return "audio"
     if suffix == ".png":
         return "image"
+    if suffix in ANIMATION_FORMATS:
+        return "animation"
     return "frames" if not suffix else None
 
 

@@ -108,6 +108,24 @@ def resize_and_crop(frames: Array, height: int, width: int) -> F32:
     return _interpolate(values, full, (top, top + height, left, left + width))
 
 
+def fill(frames: Array, height: int, width: int, shown: tuple[int, int]) -> F32:
+    """Frames for a picture of which only the top left part ends up in the clip: that part is
+    covered by them (`resize_and_crop`), the rest is its reflection.
+
+    Args:
+        frames: `[f, h, w, 3]`, any value range.
+        height, width: of the result.
+        shown: height and width of the part that is kept.
+
+    Returns:
+        `[f, height, width, 3]` float32, value range of the input.
+
+    Raises:
+        ShapeError: not frames, or an empty side.
+    """
+    return resize_and_pad(resize_and_crop(frames, *shown), height, width)
+
+
 def resize_and_pad(frames: Array, height: int, width: int) -> F32:
     """Fit frames inside the target and fill the bottom and right by reflection.
 
@@ -151,13 +169,20 @@ def to_vae_input(frames: F32) -> F32:
     return np.ascontiguousarray(np.moveaxis(scaled, -1, 0)[None])
 
 
-def image_to_vae_input(path: str | Path, height: int, width: int, crf: int | None) -> F32:
+def image_to_vae_input(
+    path: str | Path,
+    height: int,
+    width: int,
+    crf: int | None,
+    shown: tuple[int, int] | None = None,
+) -> F32:
     """Read a still and bring it to what the video VAE encoder takes.
 
     Args:
         path: the image file.
         height, width: pixels of the stage.
         crf: of the H.264 round trip; 0 for none.
+        shown: height and width of the part that ends up in the clip, see `fill`; None: all.
 
     Returns:
         `[1, 3, 1, height, width]` float32 in [-1, 1].
@@ -167,4 +192,4 @@ def image_to_vae_input(path: str | Path, height: int, width: int, crf: int | Non
         OptionError: see `crf_roundtrip`.
     """
     pixels = crf_roundtrip(load_image(path), crf)
-    return to_vae_input(resize_and_crop(pixels[None], height, width))
+    return to_vae_input(fill(pixels[None], height, width, shown or (height, width)))

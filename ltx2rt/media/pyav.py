@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from av import AudioFrame as AudioFrame
     from av import AudioResampler as AudioResampler
     from av import Codec as Codec
+    from av import CodecContext as CodecContext
     from av import FFmpegError as FFmpegError
     from av import VideoFrame as VideoFrame
     from av import codecs_available as codecs_available

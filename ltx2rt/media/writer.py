@@ -1,20 +1,21 @@
 """Video files written while frames arrive, and PNG sequences.
 
-Picture and sound as in spec/media_io.md §2, with three deliberate differences: the frame
-rate is kept exactly (the official writer truncates 23.976 to 23, so that picture and sound drift
-apart), the sound is fitted to the length of the picture, and a file appears under its name only
-when it is complete. NaN in a frame is written as black, in sound as silence; both warn.
+Picture and sound as in spec/media_io.md §2 unless an encoding is named, with three deliberate
+differences: the frame rate is kept exactly (the official writer truncates 23.976 to 23, so that
+picture and sound drift apart), the sound is fitted to the length of the picture, and a file appears
+under its name only when it is complete. NaN in a frame is written as black, in sound as silence;
+both warn.
 """
 
 from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
 import numpy as np
 from PIL import Image
@@ -25,7 +26,8 @@ from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media import pyav as av
 from ltx2rt.media.audio import AudioTrack, audio_samples, check_rate, check_waveform
 from ltx2rt.media.audio import write_audio as write_audio
-from ltx2rt.media.color import Frames, check_frames, rgb_to_i420, to_uint8
+from ltx2rt.media.color import U16, Frames, check_frames, rgb_to_i420, rgb_to_yuv422p10, to_uint8
+from ltx2rt.media.encoding import VideoEncoding, sound_codec, stored_rate
 from ltx2rt.media.files import (
     VIDEO_FORMATS,
     OutputFile,
@@ -35,7 +37,7 @@ from ltx2rt.media.files import (
     temporary_name,
     writing,
 )
-from ltx2rt.media.x264 import x264_options
+from ltx2rt.media.resample import resample
 from ltx2rt.trace import ENCODER, span
 
 if TYPE_CHECKING:
@@ -76,7 +78,8 @@ def exact_frame_rate(frame_rate: float | Fraction) -> Fraction:
 
 
 class VideoWriter:
-    """Writes H.264 (CRF 19, veryfast, BT.709 limited range) and AAC while frames arrive.
+    """Writes picture (BT.709 limited range; H.264 of CRF 19, veryfast, unless an encoding is given)
+    and sound (AAC; Opus in .webm, PCM beside ProRes) while frames arrive.
 
     Use as a context manager. The file takes its name when the block ends without an exception;
     on any exception, KeyboardInterrupt included, nothing is left. A fragmented file grows under
@@ -94,22 +97,29 @@ class VideoWriter:
         fragmented: bool = False,
         metadata: Mapping[str, str] | None = None,
         fit_audio: bool = True,
+        encoding: VideoEncoding | None = None,
+        growing_audio: bool = False,
     ) -> None:
         """Check everything that can be checked before work; nothing is written yet.
 
         Args:
-            path: `.mp4`, `.mov` or `.mkv`; an existing file is replaced. Or a binary stream (a
-                pipe), which gets a fragmented mp4.
+            path: `.mp4`, `.mov`, `.mkv` or `.webm`; an existing file is replaced. Or a binary
+                stream (a pipe), which gets a fragmented mp4.
             width, height: pixels, even.
             frame_rate: frames per second, see `exact_frame_rate`.
-            audio: `[2, N]` float waveform and its sampling rate (kept; one that AAC knows).
+            audio: `[2, N]` float waveform (or 5.1, 7.1) and its sampling rate (kept, one that AAC
+                knows; Opus takes others than its own at 48,000 Hz).
             fragmented: playable while it grows, a fragment per second (mp4 and mov only).
             metadata: tags of the file, e.g. title, comment; any key is allowed.
             fit_audio: cut the sound, or pad it with silence, to the length of the picture,
                 round(frames / frame_rate * sampling_rate) samples; else it is kept as it is.
+            encoding: codec, quality, preset and encoder.
+            growing_audio: `audio` is only the beginning, which may be empty: the rest comes by
+                `add_sound`, always before the frames that it goes with.
 
         Raises:
             MediaError: the path cannot be written.
+            UnsupportedError: see `VideoEncoding.check`.
             ShapeError: an odd size, or a waveform that is not stereo.
             OptionError: frame rate, sampling rate or a combination of options is not allowed.
         """
@@ -122,11 +132,21 @@ class VideoWriter:
                 f"video of {width}x{height} pixels cannot be written; width and height must be"
                 f" even. Nearest: {max(2, width // 2 * 2)}x{max(2, height // 2 * 2)}."
             )
+        target = self.path if self._pipe is None else Path("pipe.mp4")
+        suffix = target.suffix.lower()
+        self._encoding = encoding or VideoEncoding()
+        self._encoding.check(target)
+        self._row = self._encoding.row(suffix)
+        self._sound_codec = sound_codec(suffix, self._encoding.codec)
         if audio is not None:
-            check_waveform(*audio)
-            check_rate(audio[1])
+            if not growing_audio:
+                check_waveform(*audio)
+            rate = stored_rate(self._sound_codec, audio[1])
+            if rate != audio[1] and not growing_audio:
+                audio = resample(np.asarray(audio[0], np.float32), audio[1], rate), rate
+            check_rate(audio[1], self._sound_codec)
         fragmented = fragmented or self._pipe is not None
-        self._format = "mp4" if self._pipe else VIDEO_FORMATS[self.path.suffix.lower()]
+        self._format = VIDEO_FORMATS[suffix]
         if fragmented:
             check_fragmented(self.path)
         self.width, self.height = width, height
@@ -134,7 +154,7 @@ class VideoWriter:
         self.num_frames = 0
         self.nan_values = 0
         self._audio = audio
-        self._fit_audio = fit_audio
+        self._fit_audio, self._growing_audio = fit_audio, growing_audio
         self._fragmented = fragmented
         self._metadata = dict(metadata or {})
 
@@ -156,7 +176,8 @@ class VideoWriter:
         flags = FRAGMENT_FLAGS if self._fragmented else "faststart"
         if not self._metadata.keys() <= _COMMON_TAGS:
             flags += "+use_metadata_tags"
-        options = {} if self._format == "matroska" else {"movflags": flags}
+        is_matroska = self._format in ("matroska", "webm")  # bitexact: no random identity
+        options = {"fflags": "+bitexact"} if is_matroska else {"movflags": flags}
         self._container = av.open(self._sink, "w", format=self._format, options=options)
         self._container.metadata.update(self._metadata)
         stream = self._add_video()
@@ -167,15 +188,23 @@ class VideoWriter:
         if self._fragmented:  # a fragment starts at a key frame
             context.gop_size = max(1, round(self.frame_rate))
         self._video = stream
-        self._track = self._audio and AudioTrack(self._container, "aac", *self._audio)
+        self._track = self._audio and AudioTrack(self._container, self._sound_codec, *self._audio)
 
     def _add_video(self) -> VideoStream:
         """The picture's stream: codec, pixel format and colour tags."""
-        stream = self._container.add_stream(
-            "libx264", rate=self.frame_rate, options=x264_options(crf=19)
+        row = self._row
+        stream = cast(
+            "VideoStream",
+            self._container.add_stream(
+                row.library, rate=self.frame_rate, options=self._encoding.stream_options(row)
+            ),
         )
         context = stream.codec_context
-        context.pix_fmt = "yuv420p"
+        context.pix_fmt = row.pixels
+        if row.tag is not None and self._format in ("mp4", "mov"):
+            context.codec_tag = row.tag
+        if row.pixels == "bgr0":
+            return stream
         context.color_range = LIMITED_RANGE
         context.colorspace = context.color_primaries = context.color_trc = BT709
         return stream
@@ -193,9 +222,27 @@ class VideoWriter:
         check_frames(chunk)
         self._check_size(chunk.shape[2], chunk.shape[1])
         for start in range(len(chunk)):  # one by one: bounds memory, and encoding overlaps
-            packed, not_numbers = rgb_to_i420(chunk[start : start + 1])
+            frame, not_numbers = self._converted(chunk[start])
             self.nan_values += not_numbers
-            self.write_i420(packed)
+            with self._sink.guard():
+                self._append(frame)
+
+    def _converted(self, frame: Array) -> tuple[VideoFrame, int]:
+        """A frame as the encoder takes it, and its NaN count."""
+        if self._row.pixels == "yuv422p10le":
+            planes, not_numbers = rgb_to_yuv422p10(frame)
+            return frame_of(planes, "yuv422p10le"), not_numbers
+        if self._row.pixels == "bgr0":
+            pixels, not_numbers = to_uint8(frame)
+            made = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            return made.reformat(format="bgr0"), not_numbers
+        packed, not_numbers = rgb_to_i420(frame[None])
+        return av.VideoFrame.from_ndarray(packed[0], format="yuv420p"), not_numbers
+
+    def add_sound(self, waveform: Array) -> None:
+        """More sound for a `growing_audio`: `[2, N]` float at the rate that was given."""
+        assert self._track
+        self._track.append(waveform)
 
     def _check_size(self, width: int, height: int) -> None:
         if (width, height) != (self.width, self.height):
@@ -235,7 +282,8 @@ class VideoWriter:
         """Where the sound has to be now: level with the picture, within its own length if kept."""
         rate = self._audio[1] if self._audio else 0
         end = audio_samples(self.num_frames, self.frame_rate, rate)
-        return end if self._fit_audio else min(end, track.length)
+        kept = self._growing_audio or not self._fit_audio
+        return min(end, track.length) if kept else end
 
     def _encode_video(self, frame: VideoFrame | None) -> None:
         with span(ENCODER, f"frame {self.num_frames}" if frame is not None else "the last frames"):
@@ -248,6 +296,9 @@ class VideoWriter:
         if self._track:
             if not self._fit_audio:
                 self._track.write_until(self._track.length)
+            elif self._growing_audio:
+                rate = self._audio[1] if self._audio else 0
+                self._track.write_until(audio_samples(self.num_frames, self.frame_rate, rate))
             self._track.finish()
         self._container.close()
 
@@ -282,6 +333,20 @@ class VideoWriter:
             pass  # the trailer of a file that is thrown away
         finally:
             self._sink.discard()
+
+
+def frame_of(planes: Sequence[U16], pixels: str) -> VideoFrame:
+    """A frame of libav from planes of 16-bit numbers, whose rows it pads."""
+    height, width = planes[0].shape
+    frame = av.VideoFrame(width, height, pixels)
+    for plane, values in zip(frame.planes, planes, strict=True):
+        rows = np.zeros((plane.height, plane.line_size // 2), "<u2")
+        rows[:, : values.shape[1]] = values
+        plane.update(rows.tobytes())
+    # ProRes takes its tags from the frames
+    frame.color_range = LIMITED_RANGE
+    frame.colorspace = frame.color_primaries = frame.color_trc = BT709
+    return frame
 
 
 def write_frames(

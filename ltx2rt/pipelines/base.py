@@ -20,7 +20,7 @@ from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import BundleError, InternalError, OptionError
-from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.latents.shapes import VideoScaleFactors, rendered_size
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HdrFormat
@@ -28,6 +28,7 @@ from ltx2rt.names import DIFFUSION_DECODER, TEXT_ENCODER, TRANSFORMER
 from ltx2rt.pipelines.catalog import catalog_class
 from ltx2rt.pipelines.checks import (
     check_duration,
+    check_given_latents,
     check_keyframes,
     check_size,
     exr_problems,
@@ -38,9 +39,12 @@ from ltx2rt.pipelines.engines import Engines
 from ltx2rt.pipelines.facts import PipelineFacts, field_names
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.model_kind import warn_of_model
+from ltx2rt.pipelines.neighbours import neighbour_problems
 from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.soundtrack import with_soundtrack
 from ltx2rt.progress import Job
 from ltx2rt.results.clip import Clip
+from ltx2rt.results.latent_file import DECODE
 from ltx2rt.results.record import Record
 from ltx2rt.results.stage_store import StageStore
 
@@ -132,7 +136,13 @@ class Pipeline(PipelineFacts):
         store = None
         if work_dir is not None:
             store = StageStore(work_dir, self.record(request, {}), resume=resume)
-        return self.generate(Run(self.engines, request, job or Job(), trace, store))
+        run = Run(self.engines, request, job or Job(), trace, store)
+        if self.makes == "video":
+            height, width = self.rendered_size(request)
+            run.canvas = dataclasses.replace(run.canvas, height=height, width=width)
+            if self.any_length:
+                run.lengthen()
+        return self.generate(run)
 
     def generate_many(
         self,
@@ -201,7 +211,10 @@ class Pipeline(PipelineFacts):
         """
         self.engines.release(*TRANSFORMER)
         request = run.request
+        if run.sound is not None:
+            audio, waveform = None, run.sound
         if video is not None:
+            crop = crop or run.crop(video)
             tiling = chosen_tiling(self.source, run.config.tiling, video.shape[2:])
             config = dataclasses.replace(run.config, tiling=tiling)
             request = dataclasses.replace(request, config=config)
@@ -220,8 +233,18 @@ class Pipeline(PipelineFacts):
             crop=crop,
             frame_step=frame_step,
             cut_audio=cut_audio,
+            generators={**run.generators, DECODE: run.generator.state},
             hdr=hdr or run.hdr,
         )
+
+    def size_multiple(self, request: Request) -> int:
+        """What height and width of the rendered picture are multiples of."""
+        return self.scale_factors.height * (2 if self.two_stage else 1)
+
+    def rendered_size(self, request: Request) -> tuple[int, int]:
+        """Height and width of what is rendered; the clip is cut out of it."""
+        config = request.config
+        return rendered_size(config.height, config.width, self.size_multiple(request))
 
     def make_request(
         self,
@@ -257,7 +280,7 @@ class Pipeline(PipelineFacts):
             inputs = self.Inputs(**{k: v for k, v in options.items() if k in own})
         if config is None:
             given = {k: v for k, v in options.items() if k in names}
-            config = GenerationConfig(**{**self.defaults(inputs), **given})
+            config = GenerationConfig(**{**self.defaults(inputs, given), **given})
         return Request(config=config, guidance=guidance, inputs=inputs)
 
     def prepare(self, request: Request) -> Request:
@@ -268,11 +291,17 @@ class Pipeline(PipelineFacts):
         )
         if problems:
             raise self.refusal(problems)
-        warn_of_model(type(self), self.source.model, config)
+        if config.latents is not None:
+            check_given_latents(config.latents, self.rendered_size(request), self.scale_factors)
+        if problems := neighbour_problems(config, self.source):
+            raise self.refusal(problems)
+        if config.audio is not None:
+            config = with_soundtrack(config, self.source, self.scale_factors)
+            request = dataclasses.replace(request, config=config)
+        warn_of_model(type(self), self.source.model, request)
         check_duration(config, self.source)
         if self.makes == "video":
-            factors = self.scale_factors
-            check_size(config, factors, two_stage=self.two_stage, any_size=self.any_size)
+            check_size(config, self.scale_factors, any_length=self.any_length)
             if not self.source.has(*DIFFUSION_DECODER):
                 TilingConfig.parse(config.tiling).check(self.scale_factors)
         check_keyframes(self.source, config)

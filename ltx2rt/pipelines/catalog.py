@@ -25,6 +25,7 @@ PIPELINES: dict[str, tuple[str, str]] = {
     "dfr": ("dfr", "DFRPipeline"),
     "hdr-ic-lora": ("hdr_ic_lora", "HDRICLoraPipeline"),
     "ic-lora": ("ic_lora", "ICLoraPipeline"),
+    "ic-lora-guided": ("ic_lora", "GuidedICLoraPipeline"),
     "upscale": ("upscale", "UpscalePipeline"),
 }
 
@@ -59,7 +60,7 @@ def read_request(name: str, data: Mapping[str, Any]) -> tuple[Request | None, li
             inputs, problems = read_plain(cls.Inputs, own, "inputs")
     elif own is not None:
         problems.append("it takes no inputs")
-    config = {**to_plain(cls.defaults(inputs)), **data["config"]}
+    config = {**to_plain(cls.defaults(inputs, data["config"])), **data["config"]}
     known = {"config": config, "guidance": data.get("guidance")}
     request, wrong = read_plain(Request, known)
     problems += wrong

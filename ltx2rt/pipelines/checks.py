@@ -13,8 +13,10 @@ from ltx2rt.latents.conditioning import keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.shapes import VideoScaleFactors, check_generation_size
 from ltx2rt.media.exr import exr_files, exr_size, is_exr, openexr
+from ltx2rt.media.files import is_video
 from ltx2rt.names import DURATION_HEAD, TRANSFORMER_BLOCK
 from ltx2rt.pipelines.request import Request
+from ltx2rt.results.latent_file import LatentFile
 
 
 def stage_option_problems(
@@ -32,32 +34,34 @@ def stage_option_problems(
         )
     if not two_stage:
         problems += [
-            Problem(Field(name), f" is for pipelines of two stages; {pipeline} has one")
-            for name in ("stage_2_sampler", "stage_2_sigmas", "stage_2_loras")
+            Problem(Field(f"config.{name}"), f" is for pipelines of two stages; {pipeline} has one")
+            for name in (
+                "stage_2_sampler",
+                "stage_2_sigmas",
+                "stage_2_loras",
+                "stage_2_tile",
+                "latents",
+            )
             if getattr(config, name) is not None
         ]
     return problems
 
 
 def check_size(
-    config: GenerationConfig, factors: VideoScaleFactors, *, two_stage: bool, any_size: bool
+    config: GenerationConfig, factors: VideoScaleFactors, *, any_length: bool = False
 ) -> None:
-    """Refuse a size that a pipeline cannot make.
+    """Refuse a size that no pipeline can make: any even height and width can be rendered.
 
     Args:
         factors: pixels per latent cell.
-        two_stage: whether stage 1 works at half size.
-        any_size: whether height and width need not be multiples of anything.
+        any_length: whether frames need not be `8k+1`.
 
     Raises:
         ShapeError: lists every problem, each with the nearest valid values.
     """
-    frames = 1 if isinstance(config.num_frames, AutoDuration) else config.num_frames
-    height, width = config.height, config.width
-    if any_size:
-        step = factors.height * (2 if two_stage else 1)
-        height, width = height + -height % step, width + -width % step
-    check_generation_size(height, width, frames, two_stage, factors)
+    fixed = isinstance(config.num_frames, int) and not (any_length and config.num_frames > 0)
+    frames = config.frame_count if fixed else 1
+    check_generation_size(config.height, config.width, frames, factors)
 
 
 def check_duration(config: GenerationConfig, source: ModelFacts) -> None:
@@ -78,12 +82,42 @@ def check_duration(config: GenerationConfig, source: ModelFacts) -> None:
                 "FILE).",
             )
         )
+    if moving := [image.path for image in config.images if is_video(image.path)]:
+        raise OptionError(
+            Problem(
+                f"{moving[0]} is a video, of which a clip of unknown length cannot say how much it "
+                "shows; give ",
+                Field("num_frames"),
+                " as a number.",
+            )
+        )
     limit = config.num_frames.limits(config.frame_rate)[1]
     late = [i for i in config.images if i.frame >= limit]
     if late:
         raise OptionError(
             f"image {late[0].path} is placed at frame {late[0].frame}; the clip has at most "
             f"{limit} frames."
+        )
+
+
+def check_given_latents(path: Path, size: tuple[int, int], factors: VideoScaleFactors) -> None:
+    """Refuse a file of latents whose first stage is not that of this clip.
+
+    Args:
+        size: height and width of the rendered picture.
+        factors: pixels per latent cell.
+
+    Raises:
+        OptionError, CheckpointError: says what it holds.
+    """
+    file = LatentFile(path)
+    found = file.sizes("stage_1.video")
+    want = size[0] // 2 // factors.height, size[1] // 2 // factors.width
+    if found is None or found[3:] != want:
+        held = "nothing" if found is None else f"{found[4]}x{found[3]} cells"
+        raise OptionError(
+            f"{path} holds {held} of a stage_1, and the first stage of this clip has "
+            f"{want[1]}x{want[0]}; leave the size out to take the file's."
         )
 
 

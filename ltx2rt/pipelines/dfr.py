@@ -27,6 +27,7 @@ from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.metadata import detailing_factor
 from ltx2rt.names import TEMPORAL_UPSAMPLER, TRANSFORMER_BLOCK, TWO_STAGE
 from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts, images_of_stages
 from ltx2rt.pipelines.request import Request
@@ -81,7 +82,9 @@ class DFRPipeline(Pipeline):
     )
     requires: ClassVar[tuple[str, ...]] = TWO_STAGE
     two_stage: ClassVar[bool] = True
-    unused: ClassVar[tuple[str, ...]] = ("generated_keyframes", "hdr")
+    unused: ClassVar[tuple[str, ...]] = (
+        "generated_keyframes", "hdr", "stage_2_tile", *MEDIA_FIELDS,
+    )  # fmt: skip
     auto_duration: ClassVar[bool] = True
     Inputs: ClassVar[type[Any] | None] = DFRInputs
 

@@ -11,6 +11,7 @@ from ltx2rt.names import TWO_STAGE
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts, image_items, keyframe_items
+from ltx2rt.pipelines.soundtrack import given_audio
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED
 
@@ -26,6 +27,7 @@ class DistilledPipeline(Pipeline):
 
     def generate(self, run: Run) -> Clip:
         loras = self.stage_loras(run.request)
+        audio = given_audio(run)
         items = image_items(run, {"stage_1": 2, "stage_2": 1})
         context = encode_prompts(run, [run.config.prompt])
         keyframes = keyframe_items(run)
@@ -35,10 +37,10 @@ class DistilledPipeline(Pipeline):
             context,
             loras[0],
             video=run.video(2, items=[*items["stage_1"], *keyframes]),
-            audio=run.audio(),
+            audio=audio or run.audio(),
             overrides=run.stage_1_overrides,
             sampler=self.source.model.distilled_sampler,
             ancestral_seed=run.config.seed + ANCESTRAL_SEED_OFFSET,
         )
-        second = run.refine(first, context, loras[1], video_items=items["stage_2"])
+        second = run.refine(first, context, loras[1], video_items=items["stage_2"], audio=audio)
         return self.clip(run, second.video, second.audio)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ltx2rt.components.reference_conditioner import ReferenceFile, reference_problems
+from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.errors import Field, MediaError, OptionError, Problem
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.latents.tiling import TilingConfig
@@ -15,6 +15,7 @@ from ltx2rt.lora.metadata import file_reference_factors, reference_downscale_pro
 from ltx2rt.media.reader import probe_video
 from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
 from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import (
     encode_prompts,
@@ -68,7 +69,7 @@ class DubItPipeline(Pipeline):
     two_stage: ClassVar[bool] = True
     Inputs: ClassVar[type[Any] | None] = DubItInputs
     unused: ClassVar[tuple[str, ...]] = (
-        "num_frames", "frame_rate", "generated_keyframes", "hdr", "stage_2_loras",
+        "num_frames", "frame_rate", "generated_keyframes", "hdr", "stage_2_loras", *MEDIA_FIELDS,
     )  # fmt: skip
 
     @classmethod
@@ -106,12 +107,11 @@ class DubItPipeline(Pipeline):
             num_frames=(info.num_frames - 1) // time * time + 1,
             frame_rate=float(info.frame_rate),
         )
-        request = super().prepare(replace(request, config=config))
-        multiple = 2 * self.scale_factors.height * _downscale(request)
-        problems = reference_problems([], config.height, config.width, multiple)
-        if problems:
-            raise self.refusal(problems)
-        return request
+        return super().prepare(replace(request, config=config))
+
+    def size_multiple(self, request: Request) -> int:
+        """Also of the reference, at the size that the LoRA wants."""
+        return super().size_multiple(request) * _downscale(request)
 
     def generate(self, run: Run) -> Clip:
         own: DubItInputs = run.request.inputs

@@ -13,6 +13,7 @@ from ltx2rt.bundle.source import ModelFacts, ModelLoader, ModelSource
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.components.duration_head import DurationHead
+from ltx2rt.components.preview import LatentColours, fit_colours
 from ltx2rt.components.text_encoder import PromptEncoder, TextContext, TextEncoder
 from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.components.transformer import Transformer
@@ -21,6 +22,7 @@ from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Engine
+from ltx2rt.errors import UnsupportedError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.lora.files import Lora
 from ltx2rt.names import (
@@ -55,6 +57,7 @@ class Engines:
         self._stacks: dict[StackNames, Stack] = {}
         self._tokenizer: Tokenizer | None = None
         self._transformer: Transformer | None = None
+        self._colours: LatentColours | None = None
         self._loras: tuple[Lora, ...] = ()
         self._text_loras: tuple[Lora, ...] = ()
         #: the last prompts, the LoRAs that changed connectors or projections, and the contexts:
@@ -140,6 +143,22 @@ class Engines:
         return VideoEncoder.from_options(
             self.engine(VIDEO_ENCODER), self.source.options(VIDEO_ENCODER)
         )
+
+    def latent_colours(self) -> LatentColours:
+        """Colours of this model's latents, fitted once; the encoder is released.
+
+        Raises:
+            UnsupportedError: there is no video encoder to fit them to.
+        """
+        if self._colours is None:
+            if not self.source.has(VIDEO_ENCODER):
+                raise UnsupportedError(
+                    f"a preview needs the {VIDEO_ENCODER}, which this bundle does not hold; build "
+                    "it again with all components, or leave the preview out."
+                )
+            self._colours = fit_colours(self.video_encoder())
+            self.release(VIDEO_ENCODER)
+        return self._colours
 
     def video_decoder(self) -> VideoDecoder | DiffusionVideoDecoder:
         """The decoder that the bundle holds."""

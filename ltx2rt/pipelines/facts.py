@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.errors import Field, Ltx2rtError, MediaError, OptionError, Problem
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.media.files import OutputKind
+from ltx2rt.media.reader import probe_video
 from ltx2rt.names import DIFFUSION_DECODER, DURATION_HEAD, VIDEO_DECODER
 from ltx2rt.pipelines.catalog import PIPELINES, catalog_class
 from ltx2rt.pipelines.checks import stage_option_problems
 from ltx2rt.pipelines.request import Request
+from ltx2rt.results.record import record_in
+
+#: fields of `GenerationConfig` that ask for something unless they are empty
+GIVEN_FIELDS: tuple[str, ...] = (
+    "images", "generated_keyframes", "hdr", "stage_2_loras", "stage_2_tile", "audio", "after",
+    "before",
+)  # fmt: skip
+#: fields of `GenerationConfig` about sound and clips that exist
+MEDIA_FIELDS: tuple[str, ...] = (
+    "audio",
+    "audio_start_time",
+    "audio_max_duration",
+    "with_audio",
+    "after",
+    "before",
+)
 
 
 class PipelineFacts:
@@ -40,10 +57,10 @@ class PipelineFacts:
     makes: ClassVar[Literal["video", "audio"]] = "video"
     #: whether it writes EXR frames beside the video, whatever `hdr` says
     makes_exr: ClassVar[bool] = False
+    #: whether `num_frames` need not be `8k+1`: the last frame is repeated, and cut off in the end
+    any_length: ClassVar[bool] = False
     #: whether it cannot do without a prompt
     needs_prompt: ClassVar[bool] = True
-    #: whether height and width need not be multiples of the model's factor
-    any_size: ClassVar[bool] = False
 
     @classmethod
     def refusal(cls, problems: Sequence[str]) -> OptionError:
@@ -59,10 +76,13 @@ class PipelineFacts:
             problems.append("the prompt is empty; describe the clip in a sentence")
         problems += [
             _no_use(f"config.{name}")
-            for name in ("images", "generated_keyframes", "hdr", "stage_2_loras")
+            for name in GIVEN_FIELDS
             if name in cls.unused and getattr(config, name)
         ]
-        if isinstance(config.num_frames, AutoDuration) and not cls.auto_duration:
+        if not config.with_audio and "with_audio" in cls.unused:
+            problems.append(_no_use("config.with_audio"))
+        chosen = isinstance(config.num_frames, AutoDuration) and config.audio is None
+        if chosen and not cls.auto_duration:
             problems.append(
                 Problem("it cannot choose its duration; give ", Field("num_frames"), " as a number")
             )
@@ -75,7 +95,7 @@ class PipelineFacts:
         """Whether a field means something here.
 
         Args:
-            place: of the field in a request: `config.height`, `inputs.audio`,
+            place: of the field in a request: `config.height`, `inputs.video`,
                 `guidance.video.cfg_scale`.
         """
         part, _, name = place.partition(".")
@@ -83,7 +103,8 @@ class PipelineFacts:
             return name.partition(".")[0] in field_names(cls.Inputs)
         if part == "guidance":
             return cls.guided
-        return name not in cls.unused and (cls.two_stage or not name.startswith("stage_2_"))
+        for_two = name.startswith("stage_2_") or name == "latents"
+        return name not in cls.unused and (cls.two_stage or not for_two)
 
     @classmethod
     def named_problems(cls, places: Iterable[str]) -> list[str]:
@@ -101,11 +122,18 @@ class PipelineFacts:
         return problems
 
     @classmethod
-    def defaults(cls, inputs: Any) -> dict[str, Any]:
+    def defaults(cls, inputs: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of a `GenerationConfig` where none are asked for; those left out have the same
-        default everywhere. `inputs` is None where something is missing in them.
+        default everywhere.
+
+        Args:
+            inputs: None where something is missing in them.
+            given: the fields that are asked for.
         """
-        return dict(zip(("height", "width"), cls.default_size or (), strict=False))
+        found: dict[str, Any] = dict(zip(("height", "width"), cls.default_size or (), strict=False))
+        if given.get("audio") is not None:  # the clip is as long as its sound
+            found["num_frames"] = AutoDuration()
+        return {**found, **_size_of_neighbour(given), **_size_of_latents(given)}
 
     @classmethod
     def command_defaults(cls, has: Callable[..., bool]) -> dict[str, Any]:
@@ -146,6 +174,36 @@ class PipelineFacts:
         if has(*DIFFUSION_DECODER):
             missing = [c for c in missing if c != VIDEO_DECODER]
         return missing
+
+
+def _size_of_neighbour(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Height, width and frame rate of the clip that this one goes on from; `prepare` refuses one
+    that cannot be read.
+    """
+    for clip in (given.get("after"), given.get("before")):
+        path = clip.get("path") if isinstance(clip, Mapping) else getattr(clip, "path", None)
+        if path is None:
+            continue
+        try:
+            info = probe_video(path)
+        except MediaError:
+            return {}
+        sides = {"height": info.height - info.height % 2, "width": info.width - info.width % 2}
+        return {**sides, "frame_rate": float(info.frame_rate)}
+    return {}
+
+
+def _size_of_latents(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Size, frames and frame rate of the clip whose first stage is taken over; `prepare` refuses a
+    file that cannot be read.
+    """
+    if given.get("latents") is None:
+        return {}
+    try:
+        config = record_in(given["latents"]).request.config
+    except Ltx2rtError:
+        return {}
+    return {n: getattr(config, n) for n in ("height", "width", "num_frames", "frame_rate")}
 
 
 def field_names(kind: type[Any] | None) -> set[str]:

@@ -6,10 +6,15 @@ goes into the stages is made by `inputs`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ltx2rt.components.denoisers import Guidance
 from ltx2rt.components.diffusion_stage import (
@@ -24,16 +29,20 @@ from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import Array
-from ltx2rt.errors import InternalError
+from ltx2rt.errors import InternalError, OptionError
 from ltx2rt.latents.conditioning import ConditioningItem
 from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.frame_sizes import frame_size
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape, VideoPixelShape
+from ltx2rt.latents.tiling import AxisTile
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HDR_FORMATS, HdrFormat
 from ltx2rt.names import SPATIAL_UPSAMPLER
 from ltx2rt.pipelines.engines import Engines
+from ltx2rt.pipelines.refine_tiles import Tile, cut_to_tile, latent_box, spatial_tiles
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
+from ltx2rt.results.latent_file import LatentFile
 from ltx2rt.results.stage_store import StageStore
 from ltx2rt.sampling.noise import TorchGenerator
 from ltx2rt.sampling.samplers import Sampler
@@ -54,9 +63,13 @@ class Run:
         generator: the run's random generator, seeded with the request's seed; its order of draws is
             part of the result (spec/sampling.md §8).
         canvas: the clip that stages work on; a pipeline sets it where that is larger, longer or
-            faster than what was asked for. An automatic duration is one frame until the prompts
-            are encoded.
+            faster than what was asked for. What was asked for lies at its top and left. An
+            automatic duration is one frame until the prompts are encoded.
         latents: `stage_1.video`, `stage_1.audio`, `upsampled.video`, ... as they were made.
+        frames: of the clip, where the canvas has more; None: those of the canvas.
+        audio_items: conditioning of the sound in every stage: that of clips before and after.
+        sound: the clip's, where it is given: `[2, N]` float32 and its rate in Hz.
+        generators: states of the random generator after each stage.
         stages: what every stage did: its sigmas, sampler and LoRAs.
         upsampled: how often a latent was upsampled.
     """
@@ -76,6 +89,10 @@ class Run:
         self.generator = TorchGenerator(request.config.seed)
         self.store = store
         self.latents: dict[str, Array] = {}
+        self.frames: int | None = None
+        self.audio_items: list[ConditioningItem] = []
+        self.generators: dict[str, Array] = {}
+        self.sound: tuple[NDArray[np.float32], int] | None = None
         frames = request.config.num_frames
         self.canvas = VideoPixelShape(
             num_frames=frames if isinstance(frames, int) else 1,
@@ -112,6 +129,36 @@ class Run:
         return replace(
             self.canvas, height=self.canvas.height // divisor, width=self.canvas.width // divisor
         )
+
+    def shown(self, divisor: int = 1) -> tuple[int, int]:
+        """Height and width of what was asked for, on the canvas over `divisor`."""
+        height, width = (
+            min(asked, rendered)
+            for asked, rendered in (
+                (self.config.height, self.canvas.height),
+                (self.config.width, self.canvas.width),
+            )
+        )
+        return math.ceil(height / divisor), math.ceil(width / divisor)
+
+    def crop(self, video: Array) -> tuple[int, int, int] | None:
+        """Frames, height and width of what was asked for in a decoded latent `[1, C, F, H, W]`,
+        which may be smaller than the canvas; None: all of it.
+        """
+        time, rows, columns = self.engines.scale_factors
+        frames, height, width = video.shape[2:]
+        shown = self.shown(self.canvas.height // (height * rows))
+        sides = [side - side % 2 for side in shown]
+        if sides == [height * rows, width * columns] and self.frames is None:
+            return None
+        return self.frames or (frames - 1) * time + 1, sides[0], sides[1]
+
+    def lengthen(self) -> None:
+        """Make the canvas so long that the model can render it: `8k+1` frames."""
+        frames, time = self.canvas.num_frames, self.engines.scale_factors.time
+        if (frames - 1) % time:
+            self.frames = frames
+            self.canvas = replace(self.canvas, num_frames=frames + (1 - frames) % time)
 
     def video(
         self,
@@ -153,7 +200,11 @@ class Run:
             self.pixels().duration_s, channels=model.audio_channels, mel_bins=model.audio_bins
         )
         return ModalityRequest(
-            shape=shape, initial=initial, noise_scale=noise_scale, items=items, frozen=frozen
+            shape=shape,
+            initial=initial,
+            noise_scale=noise_scale,
+            items=[*self.audio_items, *items],
+            frozen=frozen,
         )
 
     @property
@@ -184,6 +235,7 @@ class Run:
         ancestral_eta: float = 1.0,
         frame_rate: float | None = None,
         generator: TorchGenerator | None = None,
+        identity: float = 0.0,
     ) -> StageResult:
         """Run one stage and keep its latents. A stage that the run's store has is not run again.
 
@@ -193,7 +245,10 @@ class Run:
             ancestral_seed, ancestral_eta: see `StageRequest`.
             frame_rate: of the stage, where it is not the clip's.
             generator: what the noise is drawn from, where it is not the run's.
+            identity: scale of identity guidance, for sound with reference tokens.
         """
+        if not self.config.with_audio:
+            audio = None
         request = StageRequest(
             name=name,
             sigmas=sigmas,
@@ -214,8 +269,9 @@ class Run:
             "loras": [f"{Path(lora.path).absolute()}:{lora.strength:g}" for lora in loras],
         }
         generator = generator or self.generator
-        result = self._kept(name, generator)
+        result = self._given(request, generator) or self._kept(name, generator)
         if result is None:
+            colours = None if self.job.on_preview is None else self.engines.latent_colours()
             result = run_stage(
                 request,
                 self.engines.transformer(loras),
@@ -224,11 +280,39 @@ class Run:
                 self.job,
                 self.trace,
                 guidance,
+                colours,
+                identity,
             )
             if self.store is not None:
                 self.store.save(name, self.stages[name], result.arrays, generator)
         self.latents |= {f"{name}.{part}": latent for part, latent in result.arrays.items()}
+        self.generators[name] = generator.state
         return result
+
+    def _given(self, request: StageRequest, generator: TorchGenerator) -> StageResult | None:
+        """A first stage that a file holds; with its seed, the generator goes on after it.
+
+        Raises:
+            OptionError: it is of another size.
+        """
+        if self.config.latents is None or request.name != "stage_1":
+            return None
+        file = LatentFile(self.config.latents)
+        parts = ("video", "audio", "keyframes")
+        found = {p: file.read(f"stage_1.{p}") for p in parts if file.sizes(f"stage_1.{p}")}
+        for part, asked in (("video", request.video), ("audio", request.audio)):
+            have = found[part].shape if part in found else None
+            if have != (None if asked is None else asked.shape.sizes):
+                raise OptionError(
+                    f"the {part} of stage_1 in {file.path} has shape {have}, and that of this clip "
+                    f"{asked and asked.shape.sizes}; leave size and length out to take the file's."
+                )
+        state = file.generator("stage_1")
+        if state is not None and file.record.request.config.seed == self.config.seed:
+            generator.state = state
+        self.stages["stage_1"]["latents"] = str(file.path)
+        self.job.report("stage_1", 1, 1, f"taken from {file.path}")
+        return StageResult(**{"video": None, "audio": None, **found})
 
     def _kept(self, name: str, generator: TorchGenerator) -> StageResult | None:
         """What a run that was cut off had of this stage; `generator` goes on after it."""
@@ -281,9 +365,27 @@ class Run:
         steps (spec/pipelines.md §0.5).
 
         Args:
-            audio: what to do with the audio; default: refine that of stage 1.
+            audio: what to do with the audio; default: refine that of stage 1. In tiles
+                (`GenerationConfig.stage_2_tile`) it stays as stage 1 made it.
         """
         scale = STAGE2_DISTILLED[0]
+        if (size := self.config.stage_2_tile) is not None:
+            upsampled, factors = self.upsample(first.video), self.engines.scale_factors
+            height, width = frame_size(size)
+            most = max(height // factors.height, 2), max(width // factors.width, 2)
+            video = self.refine_tiles(
+                upsampled,
+                spatial_tiles(upsampled.shape[2:], most),
+                STAGE2_DISTILLED,
+                context,
+                loras,
+                lambda tile: [cut_to_tile(item, tile) for item in video_items],
+                audio or self.audio(initial=first.audio, noise_scale=0.0, frozen=True),
+                sampler,
+            )
+            if first.audio is not None:
+                self.latents["stage_2.audio"] = first.audio
+            return StageResult(video=video, audio=first.audio)
         return self.stage(
             "stage_2",
             STAGE2_DISTILLED,
@@ -296,3 +398,43 @@ class Run:
             overrides=self.stage_2_overrides,
             sampler=sampler,
         )
+
+    def refine_tiles(
+        self,
+        upsampled: Array,
+        axes: Sequence[Sequence[AxisTile]],
+        sigmas: Sequence[float],
+        context: TextContext,
+        loras: Sequence[Lora],
+        items: Callable[[Tile], Sequence[ConditioningItem]],
+        audio: ModalityRequest[AudioLatentShape] | None,
+        sampler: Sampler = "euler",
+    ) -> Array:
+        """Refine a latent `[1, C, F, H, W]` in overlapping tiles and blend them; every tile has
+        positions of its own, as in training, and noise of its own. Kept as `stage_2.video`.
+
+        Args:
+            axes: tiles along time, height and width.
+            sigmas: noise levels.
+            items: conditioning of a tile.
+            audio: what every tile hears, frozen; None: nothing.
+        """
+        result = np.zeros_like(upsampled)
+        for index, tile in enumerate(product(*axes)):
+            box = latent_box(*(axis.source for axis in tile))
+            refined = self.stage(
+                f"stage_2_tile_{index + 1}",
+                sigmas,
+                context,
+                loras,
+                video=self.video_part(upsampled[box], noise_scale=sigmas[0], items=items(tile)),
+                audio=audio,
+                overrides=self.stage_2_overrides,
+                sampler=sampler,
+                generator=TorchGenerator(self.config.seed + index),
+            )
+            assert refined.video is not None
+            time, row, column = (axis.weights for axis in tile)
+            result[box] += refined.video * (time[:, None, None] * row[:, None] * column)
+        self.latents["stage_2.video"] = result
+        return result

@@ -16,6 +16,7 @@ from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts
+from ltx2rt.pipelines.model_kind import samples_distilled
 from ltx2rt.pipelines.request import Request
 from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule, default_guiders
 from ltx2rt.sampling.schedules import DISTILLED, scheduled_sigmas
@@ -76,14 +77,6 @@ class GuidedPipeline(Pipeline):
             )
         if not cls.two_stage and guidance.distilled_lora is not None:
             problems.append(Problem("it has no stage for ", lora, "; use ", Field("config.loras")))
-        if cls.two_stage and guidance.distilled_lora is None:
-            problems.append(
-                Problem(
-                    "it needs a distilled LoRA for stage 2: name one with ",
-                    lora,
-                    ", or use the distilled pipeline with a distilled model",
-                )
-            )
         if guidance.distilled_strengths is not None and not cls.has_strengths:
             problems.append(
                 Problem(
@@ -118,17 +111,49 @@ class GuidedPipeline(Pipeline):
         request = super().prepare(request)
         if not self.guided:
             return request
-        guidance = self.with_defaults(request.guidance or GuidanceConfig())
+        guidance = request.guidance or GuidanceConfig()
+        if self.two_stage and guidance.distilled_lora is None and not self._is_distilled():
+            raise self.refusal(
+                [
+                    Problem(
+                        "it needs a distilled LoRA for stage 2: name one with ",
+                        Field("guidance.distilled_lora"),
+                        ", or use a distilled model (by its file name), which needs none",
+                    )
+                ]
+            )
+        guides = self.guided_modalities(request.config)
+        guidance = self.with_defaults(guidance, guides)
+        if not request.config.with_audio and guidance.video is not None:  # nothing to turn to
+            guidance = replace(guidance, video=replace(guidance.video, modality_scale=1.0))
         if request.config.sigmas is not None:
             guidance = replace(guidance, num_inference_steps=None)
-        self._check(request.config, guidance)
+        self._check(request.config, guidance, guides)
         return replace(request, guidance=guidance)
 
-    def with_defaults(self, guidance: GuidanceConfig) -> GuidanceConfig:
-        """Guidance with nothing left open."""
-        video, audio = self.default_guiders()
+    def _is_distilled(self) -> bool:
+        return self.source.model.is_distilled is True
+
+    def guided_modalities(self, config: GenerationConfig) -> tuple[str, ...]:
+        """What guidance applies to; sound that is given takes none."""
+        return self.guides if config.audio is None and config.with_audio else ("video",)
+
+    def with_defaults(
+        self, guidance: GuidanceConfig, guides: Sequence[str] | None = None
+    ) -> GuidanceConfig:
+        """Guidance with nothing left open, but the steps of a distilled model without its LoRA,
+        which has a table of its own.
+
+        Args:
+            guides: the modalities that are guided; default: those of the pipeline.
+        """
+        as_distilled = samples_distilled(type(self), self.source.model, guidance)
+        none = GuiderParams()
+        video, audio = (none, none) if as_distilled else self.default_guiders()
+        if "audio" not in (guides or self.guides):
+            audio = none
         guidance = replace(guidance, video=guidance.video or video, audio=guidance.audio or audio)
-        if guidance.num_inference_steps is None:
+        if guidance.num_inference_steps is None and not as_distilled:
             guidance = replace(guidance, num_inference_steps=self.default_steps())
         return guidance
 
@@ -143,11 +168,13 @@ class GuidedPipeline(Pipeline):
         needed = video.needs_uncond or audio.needs_uncond
         prompts = [run.config.prompt, run.guidance.negative_prompt][: 1 + needed]
         both = encode_prompts(run, prompts, audio_only=audio_only)
+        # sound that is given never sees the negative prompt
+        negative_audio = needed and "audio" in self.guided_modalities(run.config)
         return TextContext(both.video[:1], both.audio[:1]), Guidance(
             video=video,
             audio=audio,
             negative_video=both.video[1:] if needed else None,
-            negative_audio=both.audio[1:] if needed else None,
+            negative_audio=both.audio[1:] if negative_audio else None,
             max_batch_size=self.runtime.max_batch_size,
         )
 
@@ -158,17 +185,20 @@ class GuidedPipeline(Pipeline):
         *,
         video: ModalityRequest[VideoLatentShape] | None,
         audio: ModalityRequest[AudioLatentShape] | None,
+        strength: float = 1.0,
     ) -> StageResult:
         """Run the one stage of a pipeline without a second.
 
         Args:
+            strength: the noise level at which it begins; those above it are left out.
             encoded: what `encode` gave, which comes before `video` and `audio`: they take their
                 sizes from a duration that it may predict.
         """
         context, guidance = encoded
+        levels = self.sigmas(run.guidance) if self.guided else DISTILLED
         return run.stage(
             "stage_1",
-            self.sigmas(run.guidance) if self.guided else DISTILLED,
+            levels if strength == 1 else [strength, *(s for s in levels if s < strength)],
             context,
             run.config.loras,
             video=video,
@@ -185,7 +215,9 @@ class GuidedPipeline(Pipeline):
     def _block_count(self) -> int:
         return int(self.source.options(TRANSFORMER_BLOCK)["num_layers"])
 
-    def _check(self, config: GenerationConfig, guidance: GuidanceConfig) -> None:
+    def _check(
+        self, config: GenerationConfig, guidance: GuidanceConfig, guides: Sequence[str]
+    ) -> None:
         problems: list[str] = []
         count = self._block_count()
         schedules = dict(zip(("video", "audio"), schedules_of(guidance), strict=True))
@@ -201,7 +233,7 @@ class GuidedPipeline(Pipeline):
             for modality, schedule in schedules.items()
             for params in schedule.bins.values()
         ):
-            if modality not in self.guides and params != GuiderParams():
+            if modality not in guides and params != GuiderParams():
                 problems.append(f"it takes no guidance for the {modality}")
             elif self.makes == "audio" and params.modality_scale != 1:
                 problems.append(

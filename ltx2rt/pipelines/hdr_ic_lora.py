@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,11 +34,12 @@ from ltx2rt.names import (
     VIDEO_ENCODER,
 )
 from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts
+from ltx2rt.pipelines.refine_tiles import latent_box
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
-from ltx2rt.sampling.noise import TorchGenerator
 from ltx2rt.sampling.schedules import DISTILLED, HDR_STAGE2
 from ltx2rt.weights.safetensors import SafetensorsFile
 
@@ -89,10 +89,11 @@ class HDRICLoraPipeline(Pipeline):
         VIDEO_DECODER,
     )
     two_stage: ClassVar[bool] = True
-    any_size: ClassVar[bool] = True
     default_size: ClassVar[tuple[int, int] | None] = None
     makes_exr: ClassVar[bool] = True
-    unused: ClassVar[tuple[str, ...]] = ("images", "generated_keyframes", "hdr", "stage_2_loras")
+    unused: ClassVar[tuple[str, ...]] = (
+        "images", "generated_keyframes", "hdr", "stage_2_loras", "stage_2_tile", *MEDIA_FIELDS,
+    )  # fmt: skip
     Inputs: ClassVar[type[Any] | None] = HDRICLoraInputs
 
     @classmethod
@@ -101,11 +102,11 @@ class HDRICLoraPipeline(Pipeline):
         return ("video",)
 
     @classmethod
-    def defaults(cls, inputs: HDRICLoraInputs | None) -> dict[str, Any]:
+    def defaults(cls, inputs: HDRICLoraInputs | None, given: Mapping[str, Any]) -> dict[str, Any]:
         """Size, frames (cut to `8k+1`) and frame rate of the first reference; `prepare` refuses one
         that cannot be read.
         """
-        found = super().defaults(inputs)
+        found = super().defaults(inputs, given)
         try:
             info = probe_video(inputs.references[0].path) if inputs else None
         except MediaError:
@@ -138,28 +139,22 @@ class HDRICLoraPipeline(Pipeline):
         openexr()
         config, files = request.config, lora_files(request.config.loras)
         hdr_transfer(files)
-        height, width = self.aligned(request)
+        height, width = self.rendered_size(request)
         paths = [reference.path for reference in request.inputs.references]
         downscale, _ = reference_factors(files, request.inputs.reference_downscale)
         tiling = encoder_tiling(config.tiling)
         if tiling is not None and height * width > UNTILED_PIXELS * downscale**2:
             tiling.check(self.scale_factors, encode=True)
-        multiple = 2 * downscale * self.scale_factors.height
-        problems = reference_problems(paths, height, width, multiple)
-        if config.height % 2 or config.width % 2:
-            problems.append(
-                f"the preview of {config.width}x{config.height} pixels cannot be written; height "
-                "and width must be even"
-            )
+        problems = reference_problems(paths)
         if problems:
             raise self.refusal(problems)
         return request
 
-    def aligned(self, request: Request) -> tuple[int, int]:
-        """Height and width of the canvas."""
-        factor = 2 * self.scale_factors.height
-        height, width = request.config.height, request.config.width
-        return height + -height % factor, width + -width % factor
+    def size_multiple(self, request: Request) -> int:
+        """Also of the references, at the size that the LoRA wants."""
+        files = lora_files(request.config.loras)
+        downscale, _ = reference_factors(files, request.inputs.reference_downscale)
+        return super().size_multiple(request) * downscale
 
     def clip_class(self, request: Request) -> type[Clip]:
         from ltx2rt.results.hdr_clip import HdrClip
@@ -170,8 +165,7 @@ class HDRICLoraPipeline(Pipeline):
         config, inputs = run.config, run.request.inputs
         files = lora_files(config.loras)
         frames = 2 * config.frame_count - 1 if inputs.high_quality else config.frame_count
-        height, width = self.aligned(run.request)
-        run.canvas = replace(run.canvas, num_frames=frames, height=height, width=width)
+        run.canvas = replace(run.canvas, num_frames=frames)
         downscale, _ = reference_factors(files, inputs.reference_downscale)
         half, full = (self.references(run, divisor, downscale) for divisor in (2, 1))
         self.engines.release(VIDEO_ENCODER)
@@ -204,7 +198,7 @@ class HDRICLoraPipeline(Pipeline):
             if run.request.inputs.high_quality:
                 shown = (shown + 1) // 2
             video = load_reference(
-                reference.path, replace(pixels, num_frames=shown), downscale=downscale, pad=True
+                reference.path, replace(pixels, num_frames=shown), downscale=downscale
             )
             if run.request.inputs.high_quality:
                 video = np.repeat(video, 2, axis=2)[:, :, : pixels.num_frames]
@@ -221,30 +215,12 @@ class HDRICLoraPipeline(Pipeline):
     ) -> Array:
         """Stage 2: overlapping tiles of the clip, each with noise of its own."""
         axes = refine_tiles(upsampled.shape[2:], TILES, OVERLAPS)
-        result = np.zeros_like(upsampled)
-        for index, tile in enumerate(product(*axes)):
-            box = latent_box(*(axis.source for axis in tile))
-            latent = upsampled[box]
-            shown = [cut_reference(reference, tile) for reference in references]
-            refined = run.stage(
-                f"stage_2_tile_{index + 1}",
-                HDR_STAGE2,
-                context,
-                run.config.loras,
-                video=run.video_part(
-                    latent,
-                    noise_scale=HDR_STAGE2[0],
-                    items=[part for part in shown if part.latent.size],  # a short one has ended
-                ),
-                audio=None,
-                overrides=run.stage_2_overrides,
-                generator=TorchGenerator(run.config.seed + index),
-            )
-            assert refined.video is not None
-            time, row, column = (axis.weights for axis in tile)
-            result[box] += refined.video * (time[:, None, None] * row[:, None] * column)
-        run.latents["stage_2.video"] = result
-        return result
+
+        def shown(tile: Sequence[AxisTile]) -> list[ReferenceVideo]:
+            parts = [cut_reference(reference, tile) for reference in references]
+            return [part for part in parts if part.latent.size]  # a short one has ended
+
+        return run.refine_tiles(upsampled, axes, HDR_STAGE2, context, run.config.loras, shown, None)
 
 
 def encoder_tiling(text: str) -> TilingConfig | None:
@@ -271,11 +247,6 @@ def cut_reference(reference: ReferenceVideo, tile: Sequence[AxisTile]) -> Refere
         slice(side.start // reference.downscale, side.stop // reference.downscale) for side in sides
     ]
     return replace(reference, latent=reference.latent[latent_box(time, *scaled)])
-
-
-def latent_box(time: slice, rows: slice, columns: slice) -> tuple[slice, ...]:
-    """The index of a part of a latent `[B, C, F, H, W]`."""
-    return (slice(None), slice(None), time, rows, columns)
 
 
 def lora_files(loras: Sequence[Lora]) -> list[SafetensorsFile]:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,16 +22,16 @@ from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.metadata import reference_downscale_problems, reference_factors
 from ltx2rt.media.sound import probe_audio
 from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
-from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.inputs import (
-    encode_prompts,
     encode_sound,
     image_items,
     read_sound,
     reference_items,
 )
 from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.soundtrack import given_audio
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED
 
@@ -43,16 +45,20 @@ class ICLoraInputs:
         reference_audio: a sound or video file whose voice speaks in the clip, for a LoRA trained
             to keep a speaker (an ID-LoRA). It is shown before the start of the clip
             (spec/conditioning.md §2.4).
+        identity_guidance: how much nearer the voice comes to the reference, at one more pass a
+            step; 0 for none, 3 is what others use.
         attention_strength: how much the clip and the references attend to each other, 0 to 1.
         attention_mask: a video or image: white where clip and references attend to each other,
             black where they do not.
-        skip_stage_2: stop after stage 1, at half the height and width.
+        skip_stage_2: stop after stage 1, at half the height and width; ic-lora-guided: at all of
+            it, which takes as many steps as stage 1 has.
         reference_downscale: how much smaller than the clip the LoRA wants its reference, for files
             that do not say it; by default what the file says, else 1.
     """
 
     references: tuple[ReferenceFile, ...] = ()
     reference_audio: Path | None = None
+    identity_guidance: float = 0.0
     attention_strength: float = 1.0
     attention_mask: Path | None = None
     skip_stage_2: bool = False
@@ -68,6 +74,15 @@ class ICLoraInputs:
                     ") or a voice (",
                     Field("reference_audio"),
                     ")",
+                )
+            )
+        scale = self.identity_guidance
+        if not (math.isfinite(scale) and scale >= 0):
+            problems.append(Problem(Field("identity_guidance"), f"={scale} is not 0 or more"))
+        elif scale and self.reference_audio is None:
+            problems.append(
+                Problem(
+                    Field("identity_guidance"), " means nothing without ", Field("reference_audio")
                 )
             )
         if not self.references:
@@ -88,7 +103,7 @@ class ICLoraInputs:
             raise OptionError("the ic-lora pipeline cannot generate", problems)
 
 
-class ICLoraPipeline(Pipeline):
+class ICLoraPipeline(GuidedPipeline):
     """Prompt, reference videos or a voice (and images) to a clip with sound, with a distilled model
     and IC-LoRAs. Their metadata says how much smaller and slower the references are shown. Stage 2
     works without any LoRA and without the references; with a reference voice it leaves the sound
@@ -99,13 +114,15 @@ class ICLoraPipeline(Pipeline):
     summary: ClassVar[str] = (
         "A clip that follows reference videos (depth, pose, ...) or a voice, by an IC-LoRA."
     )
+    guided: ClassVar[bool] = False
+    counterpart: ClassVar[str | None] = "ic-lora-guided"
     requires: ClassVar[tuple[str, ...]] = (*TWO_STAGE, VIDEO_ENCODER)
     two_stage: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes", "stage_2_loras")
     Inputs: ClassVar[type[Any]] = ICLoraInputs
 
     def prepare(self, request: Request) -> Request:
-        """As `Pipeline.prepare`.
+        """As `GuidedPipeline.prepare`.
 
         Raises:
             OptionError: references or the mask cannot be read, LoRAs contradict each other, the
@@ -126,12 +143,26 @@ class ICLoraPipeline(Pipeline):
                 )
             probe_audio(inputs.reference_audio)
         config = request.config
-        downscale, temporal_scale = factors(config.loras, inputs)
+        if inputs.reference_audio is not None and not config.with_audio:
+            raise self.refusal(
+                [Problem(Field("reference_audio"), " is a voice for a clip that shall have none")]
+            )
+        if inputs.reference_audio is not None and config.audio is not None:
+            raise self.refusal(
+                [
+                    Problem(
+                        Field("reference_audio"),
+                        " is a voice for new sound, ",
+                        Field("config.audio"),
+                        " is the sound itself: give one of them",
+                    )
+                ]
+            )
+        _, temporal_scale = factors(config.loras, inputs)
         paths = [reference.path for reference in inputs.references]
         if inputs.attention_mask is not None:
             paths.append(inputs.attention_mask)
-        multiple = 2 * downscale * self.scale_factors.height
-        problems = reference_problems(paths, config.height, config.width, multiple)
+        problems = reference_problems(paths)
         if inputs.attention_mask is not None and not problems:
             problems += mask_problems(
                 inputs.attention_mask,
@@ -150,42 +181,82 @@ class ICLoraPipeline(Pipeline):
             raise self.refusal(problems)
         return request
 
+    def size_multiple(self, request: Request) -> int:
+        """Also of the references, at the size that the LoRAs want."""
+        downscale, _ = factors(request.config.loras, request.inputs)
+        return super().size_multiple(request) * downscale
+
+    def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
+        """The user's; stage 2 works without any."""
+        return [request.config.loras, ()]
+
     def generate(self, run: Run) -> Clip:
         inputs: ICLoraInputs = run.request.inputs
-        loras = run.config.loras
-        downscale, temporal_scale = factors(loras, inputs)
-        stages = {"stage_1": 2} if inputs.skip_stage_2 else {"stage_1": 2, "stage_2": 1}
+        loras = self.stage_loras(run.request)
+        downscale, temporal_scale = factors(run.config.loras, inputs)
+        divisor = 1 if self.guided and inputs.skip_stage_2 else 2
+        stages = {"stage_1": divisor} if inputs.skip_stage_2 else {"stage_1": divisor, "stage_2": 1}
         items = image_items(run, stages)
         mask = inputs.attention_mask
         references = reference_items(
             run,
             "stage_1",
             inputs.references,
-            2,
+            divisor,
             downscale=downscale,
             temporal_scale=temporal_scale,
             attention_strength=inputs.attention_strength,
-            attention_mask=None if mask is None else load_mask(mask, run.pixels(2)),
+            attention_mask=None
+            if mask is None
+            else load_mask(mask, run.pixels(divisor), run.shown(divisor)),
         )
+        audio = given_audio(run)
         voice = []
         if inputs.reference_audio is not None:
             sound = encode_sound(run, read_sound(inputs.reference_audio))
             voice.append(ReferenceAudio.before_start(sound))
-        context = encode_prompts(run, [run.config.prompt])
+        context, guidance = self.encode(run)
         first = run.stage(
             "stage_1",
-            DISTILLED,
+            self.stage_1_sigmas(run),
             context,
-            loras,
-            video=run.video(2, items=[*items["stage_1"], *references]),
-            audio=run.audio(items=voice),
+            loras[0],
+            video=run.video(divisor, items=[*items["stage_1"], *references]),
+            audio=audio or run.audio(items=voice),
             overrides=run.stage_1_overrides,
+            guidance=guidance,
+            identity=inputs.identity_guidance,
         )
         if inputs.skip_stage_2:
             return self.clip(run, first.video, first.audio)
-        kept = run.audio(initial=first.audio, noise_scale=0.0, frozen=True) if voice else None
-        second = run.refine(first, context, video_items=items["stage_2"], audio=kept)
+        if voice:
+            audio = run.audio(initial=first.audio, noise_scale=0.0, frozen=True)
+        second = run.refine(first, context, loras[1], video_items=items["stage_2"], audio=audio)
         return self.clip(run, second.video, first.audio if voice else second.audio)
+
+    def stage_1_sigmas(self, run: Run) -> Sequence[float]:
+        """Noise levels of stage 1; a distilled model has a table of its own."""
+        if not self.guided or run.guidance.num_inference_steps is None:
+            return DISTILLED
+        return self.sigmas(run.guidance)
+
+
+class GuidedICLoraPipeline(ICLoraPipeline):
+    """As `ICLoraPipeline`, with guidance: for IC-LoRAs on a model that is not distilled. Stage 2
+    has the distilled LoRA and those of `stage_2_loras`, which may repeat some of stage 1.
+    """
+
+    name: ClassVar[str] = "ic-lora-guided"
+    summary: ClassVar[str] = "As ic-lora, with guidance: for a model that is not distilled."
+    guided: ClassVar[bool] = True
+    counterpart: ClassVar[str | None] = "ic-lora"
+    unused: ClassVar[tuple[str, ...]] = ("generated_keyframes",)
+
+    def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
+        """The user's of each stage; stage 2 adds the distilled one."""
+        assert request.guidance is not None
+        config, distilled = request.config, request.guidance.distilled_lora
+        return [config.loras, (*(config.stage_2_loras or ()), *((distilled,) if distilled else ()))]
 
 
 def factors(loras: tuple[Lora, ...], inputs: ICLoraInputs) -> tuple[int, int]:

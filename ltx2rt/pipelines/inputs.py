@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +19,11 @@ from ltx2rt.components.tokenizer import MAX_TOKENS
 from ltx2rt.engine import Array
 from ltx2rt.latents.conditioning import ConditioningItem, GeneratedKeyframes, keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.shapes import VideoScaleFactors, rendered_size
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
+from ltx2rt.media.audio import LAYOUTS
+from ltx2rt.media.image import resize_and_pad
 from ltx2rt.media.sound import mixed_down, probe_audio, read_audio
 from ltx2rt.names import (
     AUDIO_ENCODER,
@@ -31,6 +35,7 @@ from ltx2rt.names import (
 )
 from ltx2rt.pipelines.checks import check_keyframes
 from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.neighbours import neighbour_items
 
 Sound = tuple[NDArray[np.float32], int]
 
@@ -134,14 +139,16 @@ def keyframe_items(run: Run) -> list[ConditioningItem]:
 def image_items(
     run: Run, divisors: Mapping[str, int], *, guiding: bool = False
 ) -> dict[str, list[ConditioningItem]]:
-    """The images as conditioning of each stage.
+    """The images, and the clips before and after this one, as conditioning of each stage.
 
     Args:
         divisors: see `images_of_stages`.
         guiding: attach every image as a keyframe, also one at frame 0.
     """
-    encoded = images_of_stages(run, divisors)
-    return {k: [image.item(guiding=guiding) for image in v] for k, v in encoded.items()}
+    items = neighbour_items(run, divisors)
+    for stage, images in images_of_stages(run, divisors).items():
+        items[stage] += [image.item(guiding=guiding) for image in images]
+    return items
 
 
 def images_of_stages(run: Run, divisors: Mapping[str, int]) -> dict[str, list[EncodedImage]]:
@@ -158,7 +165,9 @@ def images_of_stages(run: Run, divisors: Mapping[str, int]) -> dict[str, list[En
             run.engines.video_encoder(),
             run.canvas.height // divisor,
             run.canvas.width // divisor,
+            run.shown(divisor),
             run.engines.source.model.image_crf,
+            run.canvas,
             run.hdr,
         )
         run.job.report(f"images {stage}", 1, 1)
@@ -194,6 +203,7 @@ def reference_items(
                 reference,
                 run.engines.video_encoder(),
                 run.pixels(divisor),
+                run.shown(divisor),
                 downscale=downscale,
                 temporal_scale=temporal_scale,
                 attention_strength=attention_strength,
@@ -207,12 +217,23 @@ def reference_items(
     return items
 
 
-def read_sound(path: Path, start_s: float = 0.0, max_duration_s: float | None = None) -> Sound:
+def read_sound(
+    path: Path,
+    start_s: float = 0.0,
+    max_duration_s: float | None = None,
+    *,
+    keep_channels: bool = False,
+) -> Sound:
     """A window of a file's sound, `[2, N]` float32, and its own rate in Hz; mono is doubled, more
     than two channels are mixed down, with a warning.
+
+    Args:
+        keep_channels: it is only copied: 5.1 and 7.1 stay what they are.
     """
     waveform, rate = read_audio(path, start_s, max_duration_s)
     info = probe_audio(path)
+    if keep_channels and info.layout.partition("(")[0] in LAYOUTS.values():
+        return waveform, rate
     if info.channels > 2:
         warnings.warn(
             f"the sound of '{path}' has {info.channels} channels ({info.layout}): it is mixed down "
@@ -240,6 +261,41 @@ def encode_video(run: Run, pixels: NDArray[np.float32]) -> Array:
     run.engines.release(VIDEO_ENCODER)
     run.job.report("encode video", 1, 1)
     return latent
+
+
+def padded(frames: Array, factors: VideoScaleFactors) -> NDArray[np.float32]:
+    """Frames `[n, H, W, 3]` filled up to what the encoder takes: sides by reflection, frames by the
+    last one.
+    """
+    count, height, width = frames.shape[:3]
+    missing = -(count - 1) % factors.time
+    filled = resize_and_pad(
+        frames, *rendered_size(height, width, math.lcm(factors.height, factors.width))
+    )
+    return np.concatenate([filled, np.repeat(filled[-1:], missing, axis=0)])
+
+
+def centred(
+    frames: Array,
+    size: tuple[int, int],
+    factors: VideoScaleFactors,
+    outside: float | None = None,
+) -> Array:
+    """Frames `[n, H, W, C]` in the middle of larger ones, on the grid of latent cells; around them
+    their edge goes on, or there is one value.
+
+    Args:
+        size: height and width of the result; that of the frames changes nothing.
+    """
+    spare = [big - small for big, small in zip(size, frames.shape[1:3], strict=True)]
+    first = [
+        space // 2 // cell * cell
+        for space, cell in zip(spare, (factors.height, factors.width), strict=True)
+    ]
+    sides = ((0, 0), *((a, s - a) for a, s in zip(first, spare, strict=True)), (0, 0))
+    if outside is None:
+        return np.pad(frames, sides, mode="edge")
+    return np.pad(frames, sides, constant_values=outside)
 
 
 def fit_video(latent: Array, num_frames: int) -> Array:

@@ -8,6 +8,7 @@ from ltx2rt.names import ONE_STAGE
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.inputs import image_items, keyframe_items
+from ltx2rt.pipelines.soundtrack import given_audio
 from ltx2rt.results.clip import Clip
 
 
@@ -20,8 +21,9 @@ class OneStagePipeline(GuidedPipeline):
     default_size: ClassVar[tuple[int, int] | None] = (512, 768)
 
     def generate(self, run: Run) -> Clip:
+        audio = given_audio(run)
         items = image_items(run, {"stage_1": 1})
         encoded = self.encode(run)
         video = run.video(items=[*items["stage_1"], *keyframe_items(run)])
-        result = self.only_stage(run, encoded, video=video, audio=run.audio())
+        result = self.only_stage(run, encoded, video=video, audio=audio or run.audio())
         return self.clip(run, result.video, result.audio)

@@ -2,89 +2,48 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.audio import fit_latent
 from ltx2rt.components.diffusion_stage import ModalityRequest
-from ltx2rt.errors import Field, OptionError, Problem
-from ltx2rt.latents.conditioning import TemporalRegion
+from ltx2rt.components.reference_conditioner import load_mask
+from ltx2rt.errors import Field, OptionError, Problem, ShapeError
+from ltx2rt.latents.conditioning import ConditioningItem, Remade, mask_latent
+from ltx2rt.latents.frame_sizes import frame_size
 from ltx2rt.latents.shapes import (
     AudioLatentShape,
     VideoLatentShape,
     VideoPixelShape,
-    VideoScaleFactors,
-    check_generation_size,
 )
 from ltx2rt.media.audio import check_rate
 from ltx2rt.media.exr import exr_folder_shape, is_exr, iterate_exr_frames
 from ltx2rt.media.files import OutputKind
 from ltx2rt.media.hdr import codes_to_vae_input
-from ltx2rt.media.image import resize_and_crop, to_vae_input
+from ltx2rt.media.image import to_vae_input
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.names import AUDIO_ENCODER, ONE_STAGE, VIDEO_ENCODER
 from ltx2rt.pipelines.checks import exr_problems
+from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.inputs import (
     Sound,
+    centred,
     encode_sound,
     encode_video,
     fit_video,
+    image_items,
+    padded,
     read_sound,
 )
 from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.retake_inputs import RetakeInputs
 from ltx2rt.results.clip import Clip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetakeInputs:
-    """What to change in a clip.
-
-    Attributes:
-        video: the clip to change, or with an HDR format a folder of EXR frames (without sound); it
-            gives height, width, frames and frame rate.
-        start_time: where the part that is made anew begins, in seconds. A latent frame (8 frames)
-            or step of sound (0.04 s) that the part only touches is made anew as a whole.
-        end_time: where it ends, in seconds.
-        video_frame_rate: of a folder of EXR frames, which do not say it. None for a file.
-        regenerate_video, regenerate_audio: False keeps that of the source, and what is made anew
-            follows it: its sound as it is, its picture as the VAE gives it back. A source
-            without sound gets sound over its whole length, or stays silent if `regenerate_audio` is
-            False.
-    """
-
-    video: Path
-    start_time: float
-    end_time: float
-    video_frame_rate: float | None = None
-    regenerate_video: bool = True
-    regenerate_audio: bool = True
-
-    def __post_init__(self) -> None:
-        problems: list[str] = []
-        start, end = self.start_time, self.end_time
-        if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
-            problems.append(
-                Problem(
-                    Field("start_time"),
-                    f"={start} and ",
-                    Field("end_time"),
-                    f"={end} are not 0 <= start < end",
-                )
-            )
-        rate = self.video_frame_rate
-        if rate is not None and not (math.isfinite(rate) and 1 <= rate <= 240):
-            problems.append(Problem(Field("video_frame_rate"), f"={rate} is not in [1, 240]"))
-        if not (self.regenerate_video or self.regenerate_audio):
-            problems.append("neither video nor audio is to be made anew")
-        if problems:
-            raise OptionError(f"the retake of '{self.video}'", problems)
 
 
 class RetakePipeline(GuidedPipeline):
@@ -102,30 +61,41 @@ class RetakePipeline(GuidedPipeline):
     #: it freezes the stream, so that what is made anew does not see it; parity tests set that.
     kept_noise_scale: ClassVar[float] = 0.0
     unused: ClassVar[tuple[str, ...]] = (
-        "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes",
+        "height", "width", "num_frames", "frame_rate", "generated_keyframes",
+        *MEDIA_FIELDS,
     )  # fmt: skip
     default_size: ClassVar[tuple[int, int] | None] = None
+    any_length: ClassVar[bool] = True
 
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
         """Without sound if the source has none and none is made."""
-        has_sound = inputs.regenerate_audio or _has_sound(inputs)
+        has_sound = inputs.windows("audio") or _has_sound(inputs)
         return ("video", "audio") if has_sound else ("video",)
 
     def prepare(self, request: Request) -> Request:
-        """As `GuidedPipeline.prepare`, at the source's size, frames and frame rate.
+        """As `GuidedPipeline.prepare`, at the source's size, or that around it, and its frames and
+        frame rate.
 
         Raises:
             MediaError: the source cannot be read.
-            ShapeError: its size does not fit; the nearest valid ones are named.
-            OptionError: the part lies behind its end; or EXR frames come without a frame rate or
-                an HDR format.
+            ShapeError: it has an odd side.
+            OptionError: a part lies behind its end, a larger size is smaller, or EXR frames come
+                without a frame rate or an HDR format.
         """
-        return super().prepare(_as_source(request, self.scale_factors))
+        return super().prepare(_as_source(request))
 
     def generate(self, run: Run) -> Clip:
-        video, audio = _targets(run, {"frozen": True, "noise_scale": self.kept_noise_scale})
-        result = self.only_stage(run, self.encode(run), video=video, audio=audio)
+        images = image_items(run, {"stage_1": 1})["stage_1"]
+        kept = {"frozen": True, "noise_scale": self.kept_noise_scale}
+        video, audio = _targets(run, kept, images)
+        result = self.only_stage(
+            run,
+            self.encode(run),
+            video=video,
+            audio=audio,
+            strength=run.request.inputs.denoise_strength,
+        )
         return self.clip(run, result.video, result.audio, waveform=_kept_sound(run))
 
 
@@ -143,7 +113,7 @@ def _has_sound(own: RetakeInputs) -> bool:
     return not is_exr(own.video) and probe_video(own.video).has_audio
 
 
-def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
+def _as_source(request: Request) -> Request:
     """The request at the size, frames and frame rate of its source, which is checked."""
     own: RetakeInputs = request.inputs
     problems = exr_problems(request, takes_hdr=True)
@@ -156,28 +126,42 @@ def _as_source(request: Request, scale_factors: VideoScaleFactors) -> Request:
     if problems:
         raise OptionError(f"the retake of '{own.video}'", problems)
     source = _source_shape(own)
-    check_generation_size(
-        source.height,
-        source.width,
-        source.num_frames,
-        two_stage=False,
-        scale_factors=scale_factors,
-        subject=f"The size of the source '{own.video}'",
-    )
-    if not own.regenerate_audio and _has_sound(own):
+    if source.height % 2 or source.width % 2:
+        raise ShapeError(
+            f"the source '{own.video}' has {source.width}x{source.height} pixels, an odd side that "
+            "no video can be written with; crop it to even sides."
+        )
+    if not own.windows("audio") and _has_sound(own):
         check_rate(probe_video(own.video).audio_sampling_rate)
-    if own.start_time >= source.duration_s:
+    late = [w for w in (*own.video_parts, *own.audio_parts) if w.start >= source.duration_s]
+    if own.start_time is not None and own.start_time >= source.duration_s:
+        named: list[str | Field] = [Field("start_time"), f"={own.start_time:g}"]
+    else:
+        named = [f"the part from {late[0].start:g} seconds on"] if late else []
+    if named:
         raise OptionError(
             Problem(
-                Field("start_time"),
-                f"={own.start_time:g} lies behind the end of '{own.video}', which lasts "
-                f"{source.duration_s:.3f} s.",
+                *named,
+                f" lies behind the end of '{own.video}', which lasts {source.duration_s:.3f} s.",
             )
         )
+    height, width = source.height, source.width
+    if own.outpaint is not None:
+        height, width = frame_size(own.outpaint)
+        if height < source.height or width < source.width:
+            raise OptionError(
+                Problem(
+                    Field("outpaint"),
+                    f"={own.outpaint} is {width}x{height} pixels, smaller than the "
+                    f"{source.width}x{source.height} of '{own.video}'.",
+                )
+            )
+    if own.mask is not None:
+        probe_video(own.mask)
     config = replace(
         request.config,
-        height=source.height,
-        width=source.width,
+        height=height,
+        width=width,
         num_frames=source.num_frames,
         frame_rate=source.frame_rate,
     )
@@ -199,35 +183,68 @@ def _source_shape(own: RetakeInputs) -> VideoPixelShape:
 def _source_pixels(run: Run) -> NDArray[np.float32]:
     """The source's frames as the video encoder takes them."""
     path, count = run.request.inputs.video, run.pixels().num_frames
+    size, factors = (run.config.height, run.config.width), run.engines.scale_factors
     if run.hdr is not None and is_exr(path):
         codes = [run.hdr.encode(light[None]) for light in iterate_exr_frames(path, count)]
-        return codes_to_vae_input(np.concatenate(codes))
-    frames = read_video_frames(path, count)
-    return to_vae_input(resize_and_crop(frames, run.config.height, run.config.width))
+        return codes_to_vae_input(padded(centred(np.concatenate(codes), size, factors), factors))
+    return to_vae_input(padded(centred(read_video_frames(path, count), size, factors), factors))
+
+
+def _cells(run: Run) -> NDArray[np.float32] | None:
+    """The tokens of the video that the mask touches, `[1, T]`; None: all of them."""
+    own: RetakeInputs = run.request.inputs
+    if not own.is_spatial:
+        return None
+    canvas = run.pixels()
+    size, factors = (run.config.height, run.config.width), run.engines.scale_factors
+    wanted = np.zeros((1, canvas.num_frames, *size), bool)
+    if own.outpaint is not None:
+        source = _source_shape(own)
+        inside = np.ones((1, source.height, source.width, 1), np.uint8)
+        wanted |= centred(inside, size, factors, outside=0)[..., 0] == 0
+    if own.mask is not None:
+        shown = [read[..., None] > 0.5 for read in load_mask(own.mask, canvas, size)[0, 0]]
+        frames = np.stack(shown)[:, : size[0], : size[1], 0]
+        missing = canvas.num_frames - len(frames)
+        wanted |= np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])[None]
+    below, beside = canvas.height - size[0], canvas.width - size[1]
+    pixels = np.pad(wanted, ((0, 0), (0, 0), (0, below), (0, beside)), mode="edge")
+    return mask_latent(pixels[:, None].astype(np.float32), run.video().shape)
 
 
 def _targets(
-    run: Run, kept: dict[str, Any]
+    run: Run, kept: dict[str, Any], images: Sequence[ConditioningItem]
 ) -> tuple[ModalityRequest[VideoLatentShape], ModalityRequest[AudioLatentShape] | None]:
     """The source as it enters the stage; `kept` says how what is not made anew is shown."""
     own: RetakeInputs = run.request.inputs
-    region: dict[str, Any] = {"items": [TemporalRegion(start_s=own.start_time, end_s=own.end_time)]}
-    video = run.video(**(region if own.regenerate_video else kept))
+
+    def treated(kind: Literal["video", "audio"], cells: Any = None) -> dict[str, Any]:
+        windows = [(w.start, w.end) for w in own.windows(kind)]
+        if not windows:
+            return kept
+        remade = Remade(windows=windows, cells=cells)
+        return {"items": [remade], "noise_scale": own.denoise_strength}
+
+    picture = treated("video", _cells(run))
+    if own.windows("video"):
+        picture["items"] += images
+    video = run.video(**picture)
     latent = encode_video(run, _source_pixels(run))
     video = replace(video, initial=fit_video(latent, video.shape.num_frames))
     if not _has_sound(own):
-        return video, run.audio() if own.regenerate_audio else None
-    audio = run.audio(**(region if own.regenerate_audio else kept))
+        return video, run.audio() if own.windows("audio") else None
+    audio = run.audio(**treated("audio"))
     latent = encode_sound(run, _source_sound(run))
     return video, replace(audio, initial=fit_latent(latent, audio.shape.num_frames))
 
 
-def _source_sound(run: Run) -> Sound:
-    return read_sound(run.request.inputs.video, 0.0, run.pixels().duration_s)
+def _source_sound(run: Run, *, keep_channels: bool = False) -> Sound:
+    path, seconds = run.request.inputs.video, run.pixels().duration_s
+    return read_sound(path, 0.0, seconds, keep_channels=keep_channels)
 
 
 def _kept_sound(run: Run) -> Sound | None:
     """The source's own sound where it is not made anew. Upstream ships what the VAE makes of it."""
     own: RetakeInputs = run.request.inputs
-    kept = not own.regenerate_audio and _has_sound(own)
-    return _source_sound(run) if kept else None
+    kept = not own.windows("audio") and _has_sound(own)
+    return _source_sound(run, keep_channels=True) if kept else None

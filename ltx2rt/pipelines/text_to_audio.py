@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from ltx2rt.errors import Field, Problem, ShapeError
 from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.names import AUDIO_DECODER, TEXT_ENCODER, TRANSFORMER, VOCODER
+from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.request import Request
@@ -25,7 +26,7 @@ class TextToAudioPipeline(GuidedPipeline):
     summary: ClassVar[str] = "Prompt to sound alone, in one guided stage."
     requires: ClassVar[tuple[str, ...]] = (*TEXT_ENCODER, *TRANSFORMER, AUDIO_DECODER, VOCODER)
     unused: ClassVar[tuple[str, ...]] = (
-        "height", "width", "images", "generated_keyframes", "hdr", "tiling",
+        "height", "width", "images", "generated_keyframes", "hdr", "tiling", *MEDIA_FIELDS,
     )  # fmt: skip
     auto_duration: ClassVar[bool] = True
     default_size: ClassVar[tuple[int, int] | None] = None

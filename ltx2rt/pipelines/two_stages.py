@@ -13,13 +13,16 @@ from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.inputs import image_items, keyframe_items
 from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.soundtrack import given_audio
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.samplers import Sampler
+from ltx2rt.sampling.schedules import DISTILLED
 
 
 class TwoStagesPipeline(GuidedPipeline):
     """Prompt (and images) to a clip with sound. The variants below differ in what these class
-    attributes and `stage_loras` say.
+    attributes and `stage_loras` say. With a distilled model, and without a distilled LoRA, stage 1
+    takes the distilled noise levels and no guidance, unless they are asked for.
     """
 
     name: ClassVar[str] = "two-stage"
@@ -39,16 +42,19 @@ class TwoStagesPipeline(GuidedPipeline):
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """The user's LoRAs; stage 2 adds the distilled one."""
         assert request.guidance is not None
-        assert request.guidance.distilled_lora is not None
-        config = request.config
-        return [config.loras, (*config.refine_loras, request.guidance.distilled_lora)]
+        config, lora = request.config, request.guidance.distilled_lora
+        return [config.loras, (*config.refine_loras, *((lora,) if lora else ()))]
 
     def stage_1_sigmas(self, run: Run) -> Sequence[float]:
-        """The schedule of stage 1; it does not depend on the resolution."""
-        return self.sigmas(run.guidance)
+        """The schedule of stage 1; it does not depend on the resolution. A distilled model without
+        its LoRA has its own.
+        """
+        steps = run.guidance.num_inference_steps
+        return DISTILLED if steps is None else self.sigmas(run.guidance)
 
     def generate(self, run: Run) -> Clip:
         loras = self.stage_loras(run.request)
+        audio = given_audio(run)
         items = image_items(run, {"stage_1": 2, "stage_2": 1}, guiding=self.guiding_images)
         context, guidance = self.encode(run)
         keyframes = keyframe_items(run)
@@ -58,12 +64,17 @@ class TwoStagesPipeline(GuidedPipeline):
             context,
             loras[0],
             video=run.video(2, items=[*items["stage_1"], *keyframes]),
-            audio=run.audio(),
+            audio=audio or run.audio(),
             overrides=run.stage_1_overrides,
             guidance=guidance,
             sampler=self.sampler,
         )
         second = run.refine(
-            first, context, loras[1], video_items=items["stage_2"], sampler=self.sampler
+            first,
+            context,
+            loras[1],
+            video_items=items["stage_2"],
+            audio=audio,
+            sampler=self.sampler,
         )
-        return self.clip(run, second.video, run.latents[f"{self.audio_stage}.audio"])
+        return self.clip(run, second.video, run.latents.get(f"{self.audio_stage}.audio"))

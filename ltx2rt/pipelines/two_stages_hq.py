@@ -29,9 +29,11 @@ class TwoStagesHQPipeline(TwoStagesPipeline):
     sampler: ClassVar[Sampler] = "res_2s"
     has_strengths: ClassVar[bool] = True
 
-    def with_defaults(self, guidance: GuidanceConfig) -> GuidanceConfig:
+    def with_defaults(
+        self, guidance: GuidanceConfig, guides: Sequence[str] | None = None
+    ) -> GuidanceConfig:
         """Also fills in the strengths of the distilled LoRA."""
-        guidance = super().with_defaults(guidance)
+        guidance = super().with_defaults(guidance, guides)
         return replace(
             guidance, distilled_strengths=guidance.distilled_strengths or DISTILLED_STRENGTHS
         )
@@ -47,14 +49,18 @@ class TwoStagesHQPipeline(TwoStagesPipeline):
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """The user's LoRAs, then the distilled one at each stage's strength."""
         assert request.guidance is not None
-        assert request.guidance.distilled_lora is not None
         users = (request.config.loras, request.config.refine_loras)
+        distilled = request.guidance.distilled_lora
+        if distilled is None:
+            return [*users]
         strengths = request.guidance.distilled_strengths or DISTILLED_STRENGTHS
         return [
-            (*loras, replace(request.guidance.distilled_lora, strength=strength))
+            (*loras, replace(distilled, strength=strength))
             for loras, strength in zip(users, strengths, strict=True)
         ]
 
     def stage_1_sigmas(self, run: Run) -> Sequence[float]:
         """The schedule of stage 1, shifted by the number of its latent tokens."""
+        if run.guidance.num_inference_steps is None:
+            return super().stage_1_sigmas(run)
         return self.sigmas(run.guidance, run.video(2).shape.token_count)

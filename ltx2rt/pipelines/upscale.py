@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import BundleError, Field, OptionError, Problem
-from ltx2rt.latents.shapes import VideoPixelShape, VideoScaleFactors
+from ltx2rt.latents.shapes import VideoPixelShape
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.audio import check_rate
 from ltx2rt.media.files import OutputKind
-from ltx2rt.media.image import resize_and_pad, to_vae_input
+from ltx2rt.media.image import to_vae_input
 from ltx2rt.media.reader import VideoInfo, probe_video, read_video_frames
 from ltx2rt.media.still_reader import load_image
 from ltx2rt.names import (
@@ -29,8 +29,9 @@ from ltx2rt.names import (
     VIDEO_ENCODER,
 )
 from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
-from ltx2rt.pipelines.inputs import encode_prompts, read_sound
+from ltx2rt.pipelines.inputs import encode_prompts, padded, read_sound
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED
@@ -102,7 +103,7 @@ class UpscalePipeline(Pipeline):
     requires: ClassVar[tuple[str, ...]] = (VIDEO_ENCODER, VIDEO_DECODER)
     unused: ClassVar[tuple[str, ...]] = (
         "height", "width", "num_frames", "frame_rate", "images", "generated_keyframes", "hdr",
-        "sampler", "sigmas",
+        "sampler", "sigmas", *MEDIA_FIELDS,
     )  # fmt: skip
     needs_prompt: ClassVar[bool] = False
     default_size: ClassVar[tuple[int, int] | None] = None
@@ -275,16 +276,4 @@ def sound_of(inputs: UpscaleInputs) -> tuple[NDArray[np.float32], int] | None:
     """The source's own sound, see `read_sound`."""
     if inputs.is_image or not probe_video(inputs.source).has_audio:
         return None
-    return read_sound(inputs.source)
-
-
-def padded(frames: NDArray[np.uint8], factors: VideoScaleFactors) -> NDArray[np.float32]:
-    """Frames `[n, H, W, 3]` filled up to what the encoder takes: sides by reflection, frames by the
-    last one.
-    """
-    count, height, width = frames.shape[:3]
-    missing = -(count - 1) % factors.time
-    height += -height % factors.height
-    width += -width % factors.width
-    filled = resize_and_pad(frames, height, width)
-    return np.concatenate([filled, np.repeat(filled[-1:], missing, axis=0)])
+    return read_sound(inputs.source, keep_channels=True)

@@ -6,7 +6,7 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from ltx2rt import __version__
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.engine import U8, Array
+from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.lora.files import Lora
+from ltx2rt.media.encoding import VideoEncoding
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 from ltx2rt.results.record import RECORD_TAG, Record, record_text
-from ltx2rt.weights.safetensors_writer import write_safetensors
 
 Frames = U8
 
@@ -43,10 +44,11 @@ class Clip:
         sampling_rate: of decoded sound, in Hz.
         frame_rate: frames per second.
         waveform: sound that is finished, `[2, N]` float32 and its rate in Hz, instead of
-            `audio_latent`.
+            `audio_latent`; `[6, N]` or `[8, N]` where 5.1 or 7.1 is kept.
         crop: frames, height and width of the finished picture, where the decoded one is larger.
         frame_step: every so many-th decoded frame is kept.
         cut_audio: `audio` ends with the picture, where `audio_latent` lasts longer.
+        generators: states of the random generator, after each stage and before `decode`.
         hdr: what the codes of a clip of high dynamic range mean.
     """
 
@@ -64,6 +66,7 @@ class Clip:
     crop: tuple[int, int, int] | None = None
     frame_step: int = 1
     cut_audio: bool = False
+    generators: Mapping[str, Array] = field(default_factory=dict)
     hdr: HdrFormat | None = None
 
     @property
@@ -104,6 +107,14 @@ class Clip:
         return (frames - 1) * time + 1, height * rows, width * columns
 
     @property
+    def rendered_size(self) -> tuple[int, int]:
+        """Height and width of the decoded picture, out of which this one is cut; 0 without one."""
+        if self.video_latent is None:
+            return 0, 0
+        height, width = self.video_latent.shape[3:]
+        return height * self.scale_factors.height, width * self.scale_factors.width
+
+    @property
     def frames(self) -> Iterator[Frames]:
         """Chunks of uint8 `[f, H, W, 3]`, decoded anew by every new iterator, while you iterate."""
         return (to_uint8(chunk) for chunk in self.float_frames())
@@ -133,8 +144,8 @@ class Clip:
 
     @property
     def audio(self) -> NDArray[np.float32]:
-        """Waveform float32 `[2, N]` in [-1, 1] at `audio_sampling_rate`; not cut to the video's
-        length; N is 0 for a clip without sound.
+        """Waveform float32 `[2, N]` in [-1, 1] at `audio_sampling_rate`, with more channels where
+        kept sound has them; not cut to the video's length; N is 0 for a clip without sound.
         """
         if self.waveform is None:
             if self.audio_latent is None:
@@ -158,22 +169,36 @@ class Clip:
         *,
         fragmented: bool = False,
         frames: str | Path | None = None,
+        encoding: VideoEncoding | None = None,
+        joined: bool = False,
     ) -> None:
         """Write video and sound of equal length; decoding and encoding overlap.
 
         Args:
-            path: `.mp4`, `.mov` or `.mkv`; a sound file (`save_audio`) for a clip without a
-                picture; or a binary stream, which gets a fragmented mp4. Nothing is left behind
-                when decoding or writing fails.
+            path: `.mp4`, `.mov`, `.mkv` or `.webm`; `.gif` or `.webp` without its sound; `.png` for
+                a clip of one frame; a sound file (`save_audio`) for a clip without a picture; or a
+                binary stream, which gets a fragmented mp4. Nothing is left behind when decoding or
+                writing fails.
             fragmented: write a video file that plays while it grows.
             frames: also write the frames into this folder (`save_frames`).
+            encoding: codec, quality, preset and encoder of the picture.
+            joined: with the clips before and after it (`GenerationConfig.after`, `before`) as one,
+                cross-faded over the frames that they share.
 
         Raises:
             MediaError: the file cannot be written.
+            OptionError, UnsupportedError: see `VideoEncoding`; or there is nothing to join with.
         """
+        if joined:
+            return self._save_joined(path, fragmented=fragmented, encoding=encoding)
         if self.video_latent is None and isinstance(path, str | Path):
             return self.save_audio(path)
+        from ltx2rt.media.files import ANIMATION_FORMATS
         from ltx2rt.media.writer import VideoWriter, write_frames
+
+        suffix = Path(path).suffix.lower() if isinstance(path, str | Path) else ""
+        if isinstance(path, str | Path) and (suffix == ".png" or suffix in ANIMATION_FORMATS):
+            return self._save_picture(Path(path), frames, encoding)
 
         with VideoWriter(
             path,
@@ -183,6 +208,7 @@ class Clip:
             audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
             fragmented=fragmented,
             metadata=self.tags(),
+            encoding=encoding,
         ) as writer:
 
             def written() -> Iterator[NDArray[np.float32]]:
@@ -194,6 +220,62 @@ class Clip:
                 write_frames(frames, written(), self.tags())
             for _ in written() if frames is None else ():
                 pass
+
+    def _save_joined(
+        self, path: str | Path | BinaryIO, *, fragmented: bool, encoding: VideoEncoding | None
+    ) -> None:
+        """Write the clip between its neighbours."""
+        from ltx2rt.results.joined import Stretch, file_stretch, write_joined
+
+        before, after = self.config.after, self.config.before
+        if before is None and after is None:
+            raise OptionError("the clip has no clip before or after it to be joined with.")
+        head = before.shared(is_end=False) if before else 0
+        foot = after.shared(is_end=True) if after else 0
+        size, rate = (self.height, self.width), self.frame_rate
+        own = Stretch(
+            frames=prefetch(self.float_frames()),
+            num_frames=self.num_frames,
+            sound=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
+            shared_before=head,
+            shared_after=foot,
+        )
+        first = [file_stretch(before.path, size, rate, shared_after=head)] if before else []
+        last = [file_stretch(after.path, size, rate, shared_before=foot)] if after else []
+        write_joined(
+            path,
+            [*first, own, *last],
+            *size,
+            rate,
+            self.audio_sampling_rate if self.has_audio else None,
+            encoding=encoding,
+            fragmented=fragmented,
+            metadata=self.tags(),
+        )
+
+    def _save_picture(
+        self, path: Path, frames: str | Path | None, encoding: VideoEncoding | None
+    ) -> None:
+        """Write an animation or a still, decoded once more for `frames`."""
+        from ltx2rt.media.animation import write_animation
+        from ltx2rt.media.still_writer import write_image
+        from ltx2rt.media.writer import exact_frame_rate
+
+        if path.suffix.lower() == ".png":
+            if self.num_frames != 1:
+                raise OptionError(
+                    f"a .png file holds one frame, the clip has {self.num_frames}; write a .webp "
+                    "or a video file, or single frames (save_frames)."
+                )
+            write_image(path, next(self.float_frames())[0], self.tags())
+        else:
+            rate = exact_frame_rate(self.frame_rate)
+            quality = encoding.quality if encoding else None
+            chunks = prefetch(self.float_frames())
+            text = record_text(self.record)
+            write_animation(path, chunks, self.num_frames, rate, text, quality)
+        if frames is not None:
+            self.save_frames(frames)
 
     def save_frames(self, folder: str | Path) -> None:
         """Write the frames as PNG files into a new or empty folder.
@@ -219,8 +301,29 @@ class Clip:
         write_audio(path, self.audio, self.audio_sampling_rate, tags)
 
     def save_latents(self, path: str | Path) -> None:
-        """Write `latents` as safetensors, to decode or compare later."""
-        write_safetensors(path, self.latents, {"ltx2rt": __version__, **self.tags()})
+        """Write `latents` as safetensors, to decode (`open_latents`), go on from
+        (`GenerationConfig.latents`) or compare later.
+        """
+        from ltx2rt.results.latent_file import Finish, write_latents
+
+        given = self.waveform if self.audio_latent is None else None
+        finish = Finish(
+            sound_rate=given[1] if given else 0,
+            frame_rate=self.frame_rate,
+            crop=self.crop,
+            frame_step=self.frame_step,
+            cut_audio=self.cut_audio,
+            hdr=self.hdr,
+        )
+        write_latents(
+            path,
+            self.latents,
+            {"video": self.video_latent, "audio": self.audio_latent},
+            given[0] if given else None,
+            finish,
+            self.generators,
+            self.tags(),
+        )
 
     def tags(self) -> dict[str, str]:
         """What a file of this clip says about itself: `metadata`, and the `record` from which the

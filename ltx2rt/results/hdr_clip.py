@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from ltx2rt.engine import F32
 from ltx2rt.errors import OptionError
+from ltx2rt.media.encoding import VideoEncoding
 from ltx2rt.media.exr import ExrFolder, exr_folder
 from ltx2rt.media.hdr import HdrFormat, srgb_signal
 from ltx2rt.media.writer import VideoWriter
@@ -39,18 +40,26 @@ class HdrClip(Clip):
         *,
         fragmented: bool = False,
         frames: str | Path | None = None,
+        encoding: VideoEncoding | None = None,
+        joined: bool = False,
     ) -> None:
         """Write `<stem>_exr/frame_00000.exr`, ... and a video file beside them in one pass.
 
         Raises:
             MediaError: a path cannot be written, or the folder is not empty.
             UnsupportedError: OpenEXR is not installed.
-            OptionError: a fragmented file, a stream or PNG frames were asked for.
+            OptionError: a fragmented file, a stream, PNG frames or an encoding were asked for.
         """
-        if fragmented or frames is not None or not isinstance(path, str | Path):
+        if (
+            fragmented
+            or frames is not None
+            or encoding
+            or joined
+            or not isinstance(path, str | Path)
+        ):
             raise OptionError(
-                "a clip of high dynamic range goes to a file with EXR frames beside it, not to a "
-                "stream, fragments or PNG frames."
+                "a clip of high dynamic range goes to a file with EXR frames beside it, encoded as "
+                "it is: not to a stream, fragments, PNG frames or another codec."
             )
         folder = ExrFolder(exr_folder(path), self.curve.exr_attributes)
         with folder, self.writer(path) as writer:

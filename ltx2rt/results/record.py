@@ -14,7 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ltx2rt import __version__
 from ltx2rt.errors import CheckpointError, MediaError, OptionError
-from ltx2rt.media.files import AUDIO_FORMATS, VIDEO_FORMATS
+from ltx2rt.media.animation import animation_text
+from ltx2rt.media.files import ANIMATION_FORMATS, AUDIO_FORMATS, VIDEO_FORMATS
 from ltx2rt.media.reader import read_tags
 from ltx2rt.pipelines.catalog import PIPELINES, inputs_class
 from ltx2rt.pipelines.request import Request
@@ -24,7 +25,7 @@ from ltx2rt.weights.safetensors import SafetensorsFile
 #: tag of media files, text chunk of PNG files, metadata of safetensors files
 RECORD_TAG = "ltx2rt_record"
 #: files that carry a record
-RECORD_SUFFIXES = (*VIDEO_FORMATS, *AUDIO_FORMATS, ".png", ".safetensors")
+RECORD_SUFFIXES = (*VIDEO_FORMATS, *AUDIO_FORMATS, *ANIMATION_FORMATS, ".png", ".safetensors")
 MAX_RECORD_CHARACTERS = 16_000_000
 
 
@@ -111,8 +112,8 @@ def record_in(path: str | Path) -> Record:
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         tags = SafetensorsFile(path).metadata
-    elif suffix == ".png":
-        tags = _png_tags(path)
+    elif suffix == ".png" or suffix in ANIMATION_FORMATS:
+        tags = _picture_tags(path)
     else:
         tags = read_tags(path)
     comment = tags.get("comment", "")
@@ -125,13 +126,16 @@ def record_in(path: str | Path) -> Record:
     return read_record(text, str(path))
 
 
-def _png_tags(path: Path) -> dict[str, str]:
+def _picture_tags(path: Path) -> dict[str, str]:
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with Image.open(path, formats=("PNG", *ANIMATION_FORMATS.values())) as image:
             found = dict(image.info)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise OptionError(f"cannot read {path}: {error}.") from error
-    return {k: str(v) for k, v in found.items() if isinstance(k, str)}
+    texts = {k: str(v) for k, v in found.items() if isinstance(k, str)}
+    return (
+        {**texts, "comment": animation_text(found)} if texts.keys() & {"comment", "xmp"} else texts
+    )
 
 
 def request_key(record: Record) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ltx2rt.errors import Field, MediaError, OptionError, Problem
 from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.frame_sizes import frame_size
 from ltx2rt.media.container import has_picture, reading, video_stream
 from ltx2rt.pipelines.request import Request
 
@@ -62,6 +63,9 @@ class Limits:
         if isinstance(frames, AutoDuration):
             frames = frames.limits(config.frame_rate)[1]
         pixels = config.width * config.height
+        if (larger := getattr(request.inputs, "outpaint", None)) is not None:
+            height, width = frame_size(larger)
+            pixels = max(pixels, height * width)
         steps = [len(s) - 1 for s in (config.sigmas, config.stage_2_sigmas) if s]
         prompts = [config.prompt]
         if guidance is not None:

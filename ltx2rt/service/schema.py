@@ -21,6 +21,7 @@ REQUEST_SCHEMA = 1
 REFUSED = {
     "hdr": "clips of high dynamic range are folders of files: make them with `ltx2rt generate`",
     "embeddings": "a service encodes the prompt itself",
+    "latents": "a service keeps no latents: make them and go on from them with `ltx2rt generate`",
 }
 _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 

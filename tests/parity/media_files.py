@@ -40,6 +40,17 @@ def mono_file(path: Path, seconds: float, layout: str = "mono") -> Path:
     return path
 
 
+def odd_file(path: Path, width: int, height: int) -> Path:
+    """One black frame of any size, lossless."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=24, width=width, height=height)
+        stream.pix_fmt = "bgr0"
+        frame = av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="bgr0")))
+        container.mux(stream.encode(None))
+    return path
+
+
 def video_file(
     path: Path,
     num_frames: int = 17,

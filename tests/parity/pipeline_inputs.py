@@ -23,9 +23,6 @@ from tests.parity.golden import Runner, read_arrays
 
 #: official argument -> field of our `Inputs`, where they mean the same
 FIELDS = {
-    "audio_path": "audio",
-    "audio_start_time": "audio_start_time",
-    "audio_max_duration": "audio_max_duration",
     "video_path": "video",
     "start_time": "start_time",
     "end_time": "end_time",
@@ -35,7 +32,21 @@ FIELDS = {
     "reference_strength": "reference_strength",
 }
 #: those of them that name a file of `inputs/`
-FILES = {"audio_path", "video_path", "reference_video_path"}
+FILES = {"video_path", "reference_video_path"}
+#: official arguments about sound that exists -> field of our `GenerationConfig`
+SOUND = {
+    "audio_path": "audio",
+    "audio_start_time": "audio_start_time",
+    "audio_max_duration": "audio_max_duration",
+}
+
+
+def sound_fields(case: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
+    """Fields of the configuration of a case that names sound."""
+    found = {field: case["call"][name] for name, field in SOUND.items() if name in case["call"]}
+    if "audio" in found:
+        found["audio"] = runner.root / "pipelines" / "inputs" / found["audio"]
+    return found
 
 
 def own_inputs(pipeline: type[Pipeline], case: Mapping[str, Any], runner: Runner) -> Any:
@@ -114,5 +125,6 @@ KNOWN_INPUTS = frozenset(
         "detailing",
         "temporal_upsample_rounds",
         *FIELDS,
+        *SOUND,
     }
 )

@@ -32,7 +32,7 @@ from ltx2rt.results.hdr_clip import HdrClip
 from ltx2rt.sampling.guidance import GuiderParams
 from ltx2rt.weights.safetensors import SafetensorsFile
 from tests.parity.golden import Result, Runner, Skip, read_arrays
-from tests.parity.pipeline_inputs import KNOWN_INPUTS, OWN_INPUTS, own_inputs
+from tests.parity.pipeline_inputs import KNOWN_INPUTS, OWN_INPUTS, own_inputs, sound_fields
 from tests.parity.pipeline_prompts import TEXT_ARGUMENTS, prompt_names, stored_contexts
 from tests.parity.pipeline_source import ComponentSource, find_model
 from tests.tolerances import (
@@ -139,6 +139,7 @@ def _run(case: Mapping[str, Any], runner: Runner) -> tuple[dict[str, Array], int
         tiling="none",
         generated_keyframes=call.get("generated_keyframes", 0),
         loras=tuple(loras[-1]),
+        **sound_fields(case, runner),
         **{
             k: call[k] for k in ("seed", "num_frames", "frame_rate", "height", "width") if k in call
         },

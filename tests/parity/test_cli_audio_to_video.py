@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from ltx2rt.config import GenerationConfig
+from ltx2rt.latents.duration import AutoDuration
+from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.media.sound import read_audio
+from ltx2rt.pipelines.soundtrack import with_soundtrack
+from ltx2rt.results.record import record_in
+from ltx2rt.sampling.guidance import GuiderParams
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import SMALL, Outcome, expect_user_error, instead, unchanged
 from tests.parity.command_line import ltx2rt as run
@@ -135,6 +144,54 @@ def test_refused_before_anything_is_loaded(
         expect_user_error(run(*instead(*flags, *more), "-o", tmp_path / "x.mp4"), *parts)
 
 
-def test_other_pipelines_refuse_the_flag(demo_bundle: Path, tmp_path: Path) -> None:
-    outcome = run("generate", demo_bundle, "--prompt", "a", "--audio", "x.wav", "-o", "x.mp4")
-    expect_user_error(outcome, "it has no use for --audio, which is for audio-to-video")
+@pytest.mark.parametrize(
+    ("pipeline", "more"),
+    [
+        ("distilled", ()),
+        ("one-stage", ("--video-stg-guidance-scale", 0, "--a2v-guidance-scale", 1)),
+        ("two-stage", ()),  # a distilled model needs no LoRA
+        ("two-stage-hq", ()),
+        ("keyframe", ("--image", "IMAGE@8")),
+    ],
+)
+def test_sound_for_every_pipeline(
+    demo_bundle: Path, folder: Path, pipeline: str, more: tuple[object, ...]
+) -> None:
+    image = folder / "photo.png"
+    Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(image)
+    sound = sound_file(folder / "0.8.wav", 0.8)  # 21 latent steps: 17 frames of 24 fps
+    ask = ["generate", demo_bundle, "--pipeline", pipeline, "--prompt", "a bell", "--height", 64,
+           "--width", 64, "--threads", 1, "--quiet", "--json", "--sigmas", 1, 0.5, 0]  # fmt: skip
+    if pipeline != "one-stage":
+        ask += ["--stage-2-sigmas", 0.9, 0]
+    more = tuple(str(m).replace("IMAGE", str(image)) for m in more)
+    made = make([*ask, *more], folder / pipeline, "--audio", sound)
+    assert made.json["num_frames"] == 17
+    wave, rate = read_audio(folder / f"{pipeline}.wav")
+    assert rate == RATE
+    np.testing.assert_array_equal(wave, tone(0.8)[:, : round(17 / 24 * RATE)])
+    saved = latents(folder / pipeline)
+    if pipeline != "one-stage":
+        np.testing.assert_array_equal(saved["stage_1.audio"], saved["stage_2.audio"])
+    if pipeline in ("two-stage", "distilled"):  # the same passes on the same noise levels
+        want = latents(folder / "distilled")["stage_2.video"]
+        np.testing.assert_allclose(saved["stage_2.video"], want, atol=1e-4)
+    other = latents(folder / "a")["stage_1.audio"]
+    assert saved["stage_1.audio"].shape[2] == 18
+    assert np.abs(saved["stage_1.audio"][:, :, :9] - other).max() > 5e-5  # other sound
+    record = record_in(folder / f"{pipeline}.mp4").request
+    assert record.config.audio == sound
+    assert record.guidance is None or record.guidance.audio == GuiderParams()
+
+
+def test_long_sound_is_cut_where_nobody_says_how_long(tmp_path: Path) -> None:
+    sound_file(tmp_path / "a.wav", 3.0)
+    config = GenerationConfig(
+        prompt="a", audio=tmp_path / "a.wav", num_frames=AutoDuration(max_s=1.0)
+    )
+    source = SimpleNamespace(has=lambda *_: True)
+    with pytest.warns(UserWarning, match="goes on after 1 s, where the clip ends"):
+        found = with_soundtrack(config, source, VIDEO_SCALE_FACTORS)  # type: ignore[arg-type]
+    assert found.num_frames == 25
+    short = replace(config, audio_start_time=2.2)
+    assert with_soundtrack(short, source, VIDEO_SCALE_FACTORS).num_frames == 17  # type: ignore[arg-type]

@@ -72,10 +72,6 @@ def test_frames_and_rate_are_the_reference_s(demo_bundle: Path, lora: Path, fold
         ),
         (("--reference-video", "ok.mp4", "--lora", "x"), ["exactly one LoRA", "2 were given"]),
         (
-            ("--reference-video", "ok.mp4", "--height", 192),
-            ["height=192 is not a multiple of 128", "Nearest valid: 128, 256"],
-        ),
-        (
             ("--reference-video", "ok.mp4", "--num-frames", 9, "--frame-rate", 25),
             ["has no use for --num-frames", "has no use for --frame-rate"],
         ),

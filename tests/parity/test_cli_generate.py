@@ -13,8 +13,9 @@ import ltx2rt
 from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.media.sound import read_audio
+from ltx2rt.results.record import record_in
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
-from tests.parity.command_line import SMALL, Outcome
+from tests.parity.command_line import SMALL, Outcome, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 
 PROMPT = 'né ☂ 🌊 "a=b;c\\d"\nsecond line'
@@ -177,3 +178,43 @@ def test_image_changes_the_clip(
 def test_nothing_but_the_outputs_is_left(made: Outcome, folder: Path) -> None:
     assert {p.name for p in folder.glob("a.*")} == {"a.mp4", "a.wav", "a.safetensors"}
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_formats_keep_the_record(demo_bundle: Path, made: Outcome, folder: Path) -> None:
+    """One clip in three formats, each of which says how it was made."""
+    ask = ("--prompt", "a", "--seed", 4, *SMALL[:4], "--num-frames", 1, "--threads", 1, "--quiet")
+    for name, flags in (
+        ("a.webm", ("--codec", "av1", "--preset", 9, "--quality", 40)),
+        ("a.webp", ("--quality", 90)),
+        ("a.png", ()),
+    ):
+        outcome = run("generate", demo_bundle, *ask, *flags, "-o", folder / name)
+        assert outcome.code == 0, outcome.err
+        assert record_in(folder / name).request.config.seed == 4
+    with Image.open(folder / "a.png") as still, Image.open(folder / "a.webp") as moving:
+        pixels = [np.asarray(image.convert("RGB"), np.float32) for image in (still, moving)]
+    assert np.abs(pixels[0] - pixels[1]).mean() < 12  # noise is hard on a lossy format
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (("-o", "x.mp4", "--codec", "vp9"), ["--codec=vp9 does not go into a .mp4 file"]),
+        (("-o", "x.mp4", "--quality", 70), ["--quality=70 of h264 is not in [0, 51]"]),
+        (("-o", "x.gif", "--preset", "slow"), ["'x.gif' has no codec, preset or encoder"]),
+        (("-o", "x.png"), ["the extension '.png' is not allowed here"]),
+        (("-o", "x.wav", "--codec", "h264"), ["are for video files of ordinary range"]),
+        (("-o", "x.webp", "--stream"), ["--stream is for video, not for 'x.webp'"]),
+    ],
+)
+def test_formats_are_refused_before_any_work(
+    demo_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple,
+    parts: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ltx2rt.bundle.loader.Loader.engine", pytest.fail)
+    with unchanged(tmp_path):
+        expect_user_error(run("generate", demo_bundle, "--prompt", "a", *SMALL, *flags), *parts)

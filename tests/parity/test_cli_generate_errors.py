@@ -44,8 +44,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--height", 100, "--width", 64), ("height=100", "64, 128")),
-        (("--width", 72, "--height", 10), ("width=72", "64, 128", "height=10", "2 problems")),
+        (("--height", 101, "--width", 64), ("height=101", "100, 102")),
+        (("--width", 73, "--height", 9), ("width=73", "72, 74", "height=9", "2 problems")),
         (("--num-frames", 16), ("--num-frames=16", "9, 17")),
         (("--num-frames", 0), ("--num-frames=0", "positive")),
         (("--frame-rate", "nan"), ("--frame-rate=nan is not in [1, 240]",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,14 @@ from ltx2rt.media.reader import probe_video
 from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.results.record import record_in
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
-from tests.parity.command_line import SMALL, Outcome, expect_user_error, instead, unchanged
+from tests.parity.command_line import (
+    SMALL,
+    Outcome,
+    edited_bundle,
+    expect_user_error,
+    instead,
+    unchanged,
+)
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
 from tests.tolerances import PIPELINE_LATENT_REL_L2
@@ -108,6 +116,20 @@ def test_user_loras_reach_every_stage(
         assert np.abs(plain[stage] - with_lora[stage]).max() > 1e-3
 
 
+def test_a_full_model_needs_the_distilled_lora(demo_bundle: Path, tmp_path: Path) -> None:
+    def full(manifest: dict[str, Any]) -> None:
+        manifest["model"]["is_distilled"] = False
+
+    bundle = edited_bundle(demo_bundle, tmp_path / "full.bundle", full)
+    outcome = run(
+        "generate", bundle, "--pipeline", "two-stage", "--prompt", "a", *SMALL,
+        "-o", tmp_path / "x.mp4",
+    )  # fmt: skip
+    expect_user_error(
+        outcome, "it needs a distilled LoRA for stage 2: name one with --distilled-lora"
+    )
+
+
 @pytest.mark.parametrize(
     ("pipeline", "flags", "parts"),
     [
@@ -116,7 +138,6 @@ def test_user_loras_reach_every_stage(
             ["--audio-skip-step", 2],
             ["no use for --audio-skip-step", "not guided"],
         ),
-        ("two-stage", [], ["it needs a distilled LoRA for stage 2", "--distilled-lora"]),
         ("one-stage", ["--distilled-lora", "x"], ["has no stage for --distilled-lora"]),
         ("two-stage-hq", ["--distilled-lora", "x:0.5"], ["--distilled-lora-strength-stage-1"]),
         ("keyframe", ["--distilled-lora", "x"], ["needs at least one image (--image)"]),
@@ -145,7 +166,7 @@ def test_user_loras_reach_every_stage(
         ("one-stage", ["--lora", "absent.safetensors"], ["cannot read absent.safetensors"]),
         ("one-stage", ["--lora", "x:inf"], ["strength=inf of LoRA x is not a number"]),
         ("one-stage", ["--max-batch-size", 0], ["--max-batch-size=0 is less than 1"]),
-        ("one-stage", ["--height", 80], ["height=80 is not a multiple of 32"]),
+        ("one-stage", ["--height", 81], ["height=81 is not even"]),
     ],
 )
 def test_wrong_combinations_are_refused(

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltx2rt.media.reader import probe_video
+import ltx2rt
+from ltx2rt.media.image import resize_and_pad, to_vae_input
+from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.media.sound import read_audio
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from tests.parity.command_line import expect_user_error, instead, unchanged
 from tests.parity.command_line import ltx2rt as run
-from tests.parity.media_files import mono_file, video_file
+from tests.parity.media_files import mono_file, odd_file, video_file
 
 #: 17 frames at 24 fps: latent frames cover 0, 1-8, 9-16; steps of sound begin at 0.04 k - 0.03 s
 WINDOW = ("--start-time", 0.4, "--end-time", 0.7)
@@ -117,20 +119,30 @@ def test_guided(demo_bundle: Path, folder: Path, source: Path, both: dict[str, n
     assert np.abs(made["stage_1.video"] - both["stage_1.video"]).max() > 1e-3
 
 
+def test_source_of_any_size_and_length(demo_bundle: Path, folder: Path) -> None:
+    source = video_file(folder / "any.mp4", 22, 70, 90)
+    same = retake(demo_bundle, source, folder / "any-kept.mp4", "--no-regenerate-video")
+    assert same["stage_1.video"].shape[2:] == (4, 3, 3)
+    info = probe_video(folder / "any-kept.mp4")
+    assert (info.num_frames, info.height, info.width) == (22, 70, 90)
+    # what is kept is the picture as the VAE gives it back: the source at the top and left
+    with ltx2rt.DistilledPipeline(ltx2rt.open_bundle(demo_bundle)) as pipe:
+        frames = np.pad(read_video_frames(source), ((0, 3), (0, 0), (0, 0), (0, 0)), mode="edge")
+        pixels = to_vae_input(resize_and_pad(frames, 96, 96))
+        want = pipe.engines.video_encoder().encode(pixels)
+    np.testing.assert_allclose(same["stage_1.video"], want, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (("--start-time", 0.4), ["needs --video", "needs --end-time"]),
+        (("--start-time", 0.4), ["needs --video"]),
+        (("--video", "ok.mp4", "--start-time", 0.4), ["needs --end-time"]),
         (("--video", "none.mp4", *WINDOW), ["none.mp4", "there is no such file"]),
         (("--video", "tone.wav", *WINDOW), ["the file has no video stream"]),
         (
-            ("--video", "odd.mp4", *WINDOW),
-            [
-                "The size of the source 'odd.mp4' is not valid",
-                "height=48 is not a multiple of 32",
-                "Nearest valid: 32, 64",
-                "num_frames=12 is not 8k+1. Nearest valid: 9, 17",
-            ],
+            ("--video", "odd.mkv", *WINDOW),
+            ["the source 'odd.mkv' has 64x47 pixels, an odd side", "crop it"],
         ),
         (
             ("--video", "ok.mp4", "--start-time", 0.5, "--end-time", 0.5),
@@ -145,8 +157,8 @@ def test_guided(demo_bundle: Path, folder: Path, source: Path, both: dict[str, n
             ["neither video nor audio"],
         ),
         (
-            ("--video", "ok.mp4", *WINDOW, "--height", 64, "--frame-rate", 24, "--image", "x.png"),
-            ["no use for --height", "no use for --frame-rate", "no use for --image"],
+            ("--video", "ok.mp4", *WINDOW, "--height", 64, "--frame-rate", 24),
+            ["no use for --height", "no use for --frame-rate"],
         ),
         (
             ("--video", "ok.mp4", *WINDOW, "--negative-prompt", "x"),
@@ -172,7 +184,7 @@ def test_refused_before_anything_is_loaded(
     monkeypatch.chdir(tmp_path)
     mono_file(tmp_path / "tone.wav", 0.5)
     video_file(tmp_path / "ok.mp4", 9, sound=False)
-    video_file(tmp_path / "odd.mp4", 12, height=48)
+    odd_file(tmp_path / "odd.mkv", 64, 47)
     monkeypatch.setattr("ltx2rt.bundle.loader.Loader.engine", pytest.fail)
     with unchanged(tmp_path):
         outcome = run(

@@ -163,7 +163,8 @@ def test_size_frames_and_rate_are_the_reference_s_unless_named(
     ("flags", "parts"),
     [
         ([], ["it needs --reference"]),
-        (["--reference", "absent.mp4", "--height", 71], ["absent.mp4", "must be even"]),
+        (["--reference", "absent.mp4", "--height", 70], ["absent.mp4", "no such file"]),
+        (["--reference", "REFERENCE", "--height", 71], ["height=71 is not even"]),
         (["--reference", "REFERENCE", "--image", "x.png"], ["has no use for --image"]),
         (["--reference", "REFERENCE", "--lora", "OTHER"], ["the HDR curves pq"]),
         (

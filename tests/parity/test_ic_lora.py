@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import pytest
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.components.stage_trace import StageTrace
-from ltx2rt.config import GenerationConfig, RuntimeConfig
+from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.reader import probe_video
 from ltx2rt.media.sound import read_audio
 from ltx2rt.media.writer import VideoWriter
+from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.dub_it import DubItPipeline
-from ltx2rt.pipelines.ic_lora import ICLoraInputs, ICLoraPipeline
+from ltx2rt.pipelines.ic_lora import GuidedICLoraPipeline, ICLoraInputs, ICLoraPipeline
+from ltx2rt.sampling.guidance import GuiderParams
 from tests.parity.command_line import expect_user_error, instead, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.demo_loras import write_demo_lora
@@ -85,6 +88,57 @@ def test_metadata_of_the_lora_sets_the_size_of_its_references(
     np.testing.assert_allclose(positions[0].max(), end_s, rtol=1e-6)
     np.testing.assert_array_equal(trace.tensors["stage_1.video.mask"][0, 8:], 0.25)
     assert "stage_1.video.attention_mask" not in trace.tensors
+
+
+def test_guided(
+    pipe: ICLoraPipeline, demo_bundle: Path, demo_model: dict[str, Path], folder: Path,
+    reference: Path,
+) -> None:  # fmt: skip
+    """Without guidance, on the distilled levels, it is the other pipeline bit by bit; a negative
+    prompt and LoRAs of stage 2 count.
+    """
+    loras = (Lora(path=str(lora(folder, demo_model, "detailer")), strength=1.0),)
+    few = {"sigmas": (1.0, 0.5, 0.0), "stage_2_sigmas": (0.9, 0.0)}
+    ask = GenerationConfig(prompt="a", height=128, width=128, num_frames=9, loras=loras, **few)
+    inputs = ICLoraInputs(references=(ReferenceFile(path=reference),))
+    want = pipe(ask, inputs=inputs)
+    with GuidedICLoraPipeline(open_bundle(demo_bundle), pipe.runtime) as guided:
+        same = guided(ask, inputs=inputs)
+        for stage in ("stage_1.video", "stage_2.video", "stage_2.audio"):
+            np.testing.assert_array_equal(same.latents[stage], want.latents[stage])
+        other = guided(
+            dataclasses.replace(ask, stage_2_loras=loras),
+            GuidanceConfig(video=GuiderParams(cfg_scale=3.0)),
+            inputs,
+        )
+        assert np.abs(other.latents["stage_1.video"] - want.latents["stage_1.video"]).max() > 1e-3
+        assert other.record.stages["stage_2"]["loras"] == other.record.stages["stage_1"]["loras"]
+        alone = dataclasses.replace(inputs, skip_stage_2=True)
+        whole = guided(dataclasses.replace(ask, stage_2_sigmas=None), inputs=alone)
+        assert whole.latents["stage_1.video"].shape[2:] == (2, 4, 4)
+        assert (whole.height, whole.width) == (128, 128)
+
+
+def test_identity_guidance(pipe: ICLoraPipeline, demo_bundle: Path, folder: Path) -> None:
+    """The estimate of the sound is what the definition says of those with and without the voice."""
+    voice = sound_file(folder / "voice.wav", 0.3)
+    ask = GenerationConfig(prompt="a", height=64, width=64, num_frames=9, sigmas=(1.0, 0.0))
+    found = {}
+    for scale in (0.0, 2.5):
+        trace = StageTrace()
+        own = ICLoraInputs(reference_audio=voice, identity_guidance=scale, skip_stage_2=True)
+        pipe(ask, inputs=own, trace=trace)
+        found[scale] = trace.tensors
+    with DistilledPipeline(open_bundle(demo_bundle), RuntimeConfig(threads=1)) as alone:
+        trace = StageTrace()
+        alone(dataclasses.replace(ask, stage_2_sigmas=(0.9, 0.0)), trace=trace)
+    name, count = "stage_1.eval00.audio.denoised", 9
+    with_voice, without = found[0.0][name][:, :count], trace.tensors[name][:, :count]
+    assert np.abs(with_voice - without).max() > 1e-4
+    want = with_voice + 2.5 * (with_voice - without)
+    np.testing.assert_allclose(found[2.5][name][:, :count], want, atol=1e-5)
+    picture = "stage_1.eval00.video.denoised"
+    np.testing.assert_array_equal(found[2.5][picture], found[0.0][picture])
 
 
 def test_attention_strength_and_mask(pipe: ICLoraPipeline, folder: Path, reference: Path) -> None:
@@ -178,6 +232,8 @@ def test_a_voice_alone_is_enough(
     ("flags", "parts"),
     [
         ([], ["needs at least one reference video (--reference) or a voice (--reference-audio)"]),
+        (["--reference", "REFERENCE", "--identity-guidance", 2], ["means nothing without --ref"]),
+        (["--reference-audio", "VOICE", "--identity-guidance", -1], ["=-1.0 is not 0 or more"]),
         (["--reference-audio", "absent.wav"], ["absent.wav", "no such file"]),
         (
             [
@@ -194,8 +250,8 @@ def test_a_voice_alone_is_enough(
         (["--reference", "REFERENCE:1.5"], ["strength=1.5 of the reference"]),
         (["--reference", "REFERENCE", "--attention-strength", 2], ["--attention-strength=2.0"]),
         (
-            ["--reference", "a.mp4", "--attention-mask", "b.mp4", "--height", 64, "--lora", "LORA"],
-            ["'a.mp4'", "'b.mp4'", "height=64 is not a multiple of 128"],
+            ["--reference", "a.mp4", "--attention-mask", "b.mp4", "--lora", "LORA"],
+            ["'a.mp4'", "'b.mp4'"],
         ),
         (["--reference", "REFERENCE", "--num-generated-keyframes", 1], ["has no use for"]),
         (

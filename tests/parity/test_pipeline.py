@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from PIL import Image
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import InternalError, Ltx2rtError, OptionError, ShapeError
-from ltx2rt.media.image import image_to_vae_input
+from ltx2rt.media.image import image_to_vae_input, to_vae_input
+from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.names import TEXT_STACK, TRANSFORMER_STACK
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Cancelled, Job, Progress
 from ltx2rt.results.clip import Clip, prefetch, to_uint8
+from ltx2rt.results.record import record_in
+from tests.parity.media_files import video_file
 from tests.tolerances import TOLERANCES
 
 LAYERS = 6  # of the demo model's Gemma
@@ -193,14 +197,94 @@ def test_tiled_decoding_agrees_with_one_pass(
 
 def test_bad_requests_come_before_work(pipe: DistilledPipeline) -> None:
     job = Job(lambda p: pytest.fail(f"started {p.stage}"))
-    with pytest.raises(ShapeError, match=r"height=96 is not a multiple of 64.*Nearest valid: 64"):
-        pipe(dataclasses.replace(SMALL, height=96), job=job)
+    with pytest.raises(ShapeError, match=r"height=97 is not even. Nearest valid: 96, 98"):
+        pipe(dataclasses.replace(SMALL, height=97), job=job)
     with pytest.raises(ShapeError, match=r"num_frames=8 is not 8k\+1. Nearest valid: 1, 9"):
         pipe(dataclasses.replace(SMALL, num_frames=8), job=job)
     with pytest.raises(OptionError, match="tiling='some'"):
         dataclasses.replace(SMALL, tiling="some")
     with pytest.raises(OptionError, match="residency='none'"):
         RuntimeConfig(residency="none")
+
+
+def test_other_sizes_are_cut_out_of_what_the_model_renders(
+    pipe: DistilledPipeline, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.full((54, 90, 3), (250, 120, 10), np.uint8)).save(path)
+    images = (ImageCondition(path=path, crf=0),)
+    cut = pipe(dataclasses.replace(SMALL, height=54, width=90, images=images))
+    whole = pipe(dataclasses.replace(SMALL, height=64, width=128, images=images))
+    assert (cut.num_frames, cut.height, cut.width) == (9, 54, 90)
+    assert cut.rendered_size == (whole.height, whole.width) == (64, 128)
+    # the image is of one colour, so that both are shown the same
+    np.testing.assert_allclose(cut.video_latent, whole.video_latent, atol=1e-5)
+    frames = [np.concatenate(list(c.float_frames())) for c in (cut, whole)]
+    np.testing.assert_allclose(frames[0], frames[1][:, :54, :90], atol=1e-5)
+    cut.save(tmp_path / "x.mp4")
+    assert pipe(record_in(tmp_path / "x.mp4").request.config).height == 54
+
+
+def test_a_picture_alone_runs_no_sound(pipe: DistilledPipeline, tmp_path: Path) -> None:
+    shapes: list[object] = []
+    transformer = pipe.engines.transformer()
+    predict = type(transformer).__call__
+
+    def watched(self: object, video: object, audio: object, *rest: object, **named: object) -> Any:
+        shapes.append(audio)
+        return predict(self, video, audio, *rest, **named)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(transformer), "__call__", watched)
+        clip = pipe(dataclasses.replace(SMALL, with_audio=False))
+    assert len(shapes) == 11
+    assert set(shapes) == {None}
+    assert clip.latents.keys() == {"stage_1.video", "upsampled.video", "stage_2.video"}
+    assert not clip.has_audio
+    clip.save(tmp_path / "x.mp4")
+    assert not probe_video(tmp_path / "x.mp4").has_audio
+    with pytest.raises(OptionError, match="is sound for a clip that shall have none"):
+        dataclasses.replace(SMALL, with_audio=False, audio=tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("frame", [0, 8])
+def test_an_image_may_be_a_short_video(pipe: DistilledPipeline, tmp_path: Path, frame: int) -> None:
+    path = video_file(tmp_path / "x.mp4", 14, sound=False)
+    shown = ImageCondition(path=path, frame=frame)
+    clip = pipe(dataclasses.replace(SMALL, num_frames=25, images=(shown,)))
+    if frame == 0:  # its first 9 frames, as they are
+        pixels = to_vae_input(read_video_frames(path, 9).astype(np.float32))
+        want = pipe.engines.video_encoder().encode(pixels)
+        np.testing.assert_allclose(clip.latents["stage_2.video"][:, :, :2], want, atol=1e-4)
+    else:
+        alone = pipe(dataclasses.replace(SMALL, num_frames=25))
+        assert np.abs(clip.latents["stage_2.video"] - alone.latents["stage_2.video"]).max() > 1e-4
+    late = dataclasses.replace(shown, frame=23)
+    with pytest.raises(OptionError, match="has 2 frames to show from frame 23 on"):
+        pipe(dataclasses.replace(SMALL, num_frames=25, images=(late,)))
+
+
+def test_stage_2_in_tiles(pipe: DistilledPipeline, tmp_path: Path) -> None:
+    """Conditions are cut to the tiles, which cover the picture; the sound is that of stage 1."""
+    path = tmp_path / "x.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 192, 3), np.uint8)).save(path)
+    images = (ImageCondition(path=path, crf=0),)
+    config = dataclasses.replace(SMALL, width=192, images=images)
+    clip = pipe(dataclasses.replace(config, stage_2_tile="128x64"))
+    tiles = [name for name in clip.record.stages if name.startswith("stage_2")]
+    assert tiles == ["stage_2_tile_1", "stage_2_tile_2"]
+    want = pipe.engines.video_encoder().encode(image_to_vae_input(path, 64, 192, 0))
+    np.testing.assert_allclose(clip.video_latent[:, :, :1], want, atol=1e-5)
+    parts = [clip.latents[f"{name}.video"] for name in tiles]
+    assert [part.shape[4] for part in parts] == [4, 4]
+    np.testing.assert_allclose(clip.video_latent[..., :2], parts[0][..., :2], atol=1e-6)
+    np.testing.assert_allclose(clip.video_latent[..., 4:], parts[1][..., 2:], atol=1e-6)
+    between = clip.video_latent[..., 2:4]
+    low = np.minimum(parts[0][..., 2:], parts[1][..., :2])
+    assert (between >= low - 1e-5).all()
+    np.testing.assert_array_equal(clip.audio_latent, clip.latents["stage_1.audio"])
+    whole = pipe(dataclasses.replace(config, stage_2_tile="4k"))
+    assert [n for n in whole.record.stages if n.startswith("stage_2")] == ["stage_2_tile_1"]
 
 
 def test_one_frame(pipe: DistilledPipeline, tmp_path: Path) -> None:

@@ -39,8 +39,7 @@ def make(folder: str) -> None:
 def many(bundle: ltx2rt.Bundle) -> Iterator[ltx2rt.Clip]:
     reference = ltx2rt.ReferenceFile(path=Path("depth.mp4"), strength=1.0)
     yield ltx2rt.ICLoraPipeline(bundle)(inputs=ltx2rt.ICLoraInputs(references=(reference,)))
-    sound = ltx2rt.AudioToVideoInputs(audio=Path("talk.wav"))
-    yield ltx2rt.AudioToVideoPipeline(bundle)(inputs=sound)
+    yield ltx2rt.AudioToVideoPipeline(bundle)(prompt="a", audio=Path("talk.wav"))
     yield from ltx2rt.DistilledPipeline(bundle).generate_many([1, 2], prompt="a lake")
 
 

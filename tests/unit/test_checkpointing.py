@@ -12,7 +12,7 @@ import pytest
 from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.request import Request
-from ltx2rt.pipelines.retake import RetakeInputs
+from ltx2rt.pipelines.retake_inputs import RetakeInputs
 from ltx2rt.results.record import RECORD_TAG, Record, is_made, record_text
 from ltx2rt.results.stage_store import StageStore
 from ltx2rt.weights.safetensors_writer import write_safetensors

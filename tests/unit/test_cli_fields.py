@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ltx2rt.cli.fields import (
-    AUTO_DURATION,
     CROSS,
+    SHORTHANDS,
     WITHOUT_FLAG,
     all_flags,
     flags_for,
@@ -34,7 +34,7 @@ from ltx2rt.pipelines.base import pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.pipelines.dfr import DFRInputs
 from ltx2rt.pipelines.ic_lora import ICLoraInputs
-from ltx2rt.pipelines.retake import RetakeInputs
+from ltx2rt.pipelines.retake_inputs import RetakeInputs
 from ltx2rt.pipelines.upscale import UpscaleInputs
 from ltx2rt.sampling.guidance import GuiderParams
 from tests.unit.command_flags import given_by
@@ -77,7 +77,7 @@ def test_every_flag_has_one_name_a_text_and_one_spelling() -> None:
     assert len(set(names)) == len(names)
     assert all(flag.help for flag in all_flags().values())
     for flag in all_flags().values():
-        if flag is not AUTO_DURATION:
+        if flag not in SHORTHANDS:
             assert spell(Field(flag.places[0])) == flag.name
 
 
@@ -222,3 +222,18 @@ def test_errors_are_joined_where_they_are_shown(error: OptionError, text: str) -
     assert str(error) == text
     again = type(error)(*error.args)
     assert (again.subject, again.problems, str(again)) == (error.subject, error.problems, text)
+
+
+def test_size_names_both_sides() -> None:
+    def config(*flags: str) -> tuple[int, int]:
+        request = asked_of(given_by("--prompt", "a", *flags)).request
+        return request.config.height, request.config.width
+
+    assert config("--size", "854x480") == (480, 854)
+    assert config("--size", "720p-portrait") == (1280, 720)
+    with pytest.raises(OptionError, match="--size says height and width, and so does --width"):
+        config("--size", "720p", "--width", "64")
+    with pytest.raises(OptionError, match="'8' is not known; allowed: WIDTHxHEIGHT"):
+        config("--size", "8")
+    with pytest.raises(OptionError, match="no use for height"):
+        config("--pipeline", "text-to-audio", "--size", "720p")

@@ -79,7 +79,7 @@ def test_the_hdr_command_has_the_official_tiles_and_its_class_has_not() -> None:
     side, frames = AxisTiling(1280, 256), AxisTiling(32, 16)
     assert TilingConfig.parse(tiling) == TilingConfig(frames=frames, height=side, width=side)
     assert "tiling" not in HDRICLoraPipeline.command_defaults(holding(*DIFFUSION_DECODER))
-    assert "tiling" not in HDRICLoraPipeline.defaults(None)
+    assert "tiling" not in HDRICLoraPipeline.defaults(None, {})
     assert GenerationConfig(prompt="a").tiling == "auto"
 
 

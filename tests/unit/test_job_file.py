@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import types
 import typing
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.ic_lora import ICLoraInputs
 from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.retake_inputs import RetakeInputs
 from ltx2rt.plain_data import from_plain, parse_json, to_plain
 from ltx2rt.results.record import Record, read_record, record_in, record_text
 from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
@@ -238,6 +240,8 @@ def test_any_config_survives_json(config: GenerationConfig) -> None:
 
 def example(kind: Any, place: int = 1) -> Any:
     """Some value of a type; numbers grow with their place among the fields."""
+    if isinstance(kind, types.UnionType):
+        return example(typing.get_args(kind)[0], place)
     if typing.get_origin(kind) is tuple:
         return (example(typing.get_args(kind)[0]),)
     if dataclasses.is_dataclass(kind):
@@ -249,6 +253,8 @@ def example(kind: Any, place: int = 1) -> Any:
         ]
         if kind is ICLoraInputs:  # one of two is needed
             required.append("references")
+        if kind is RetakeInputs:  # something must be made anew
+            required += ["start_time", "end_time", "mask", "video_parts"]
         return kind(**{name: example(hints[name], i) for i, name in enumerate(required, 1)})
     return {Path: Path("/a.mp4"), float: place / 8, int: place, str: "a", bool: True}[kind]
 
@@ -285,8 +291,8 @@ def test_a_record_is_all_that_a_repetition_needs() -> None:
     other = asked_of(given_by("--pipeline", "distilled", "--prompt", "a"), record)
     assert other.request == Request(config=dataclasses.replace(config, prompt="a"))
     two_stage = Record(pipeline="two-stage", request=Request(config=config, guidance=guidance))
-    with pytest.raises(OptionError, match=r"the keyframe pipeline .*needs a distilled LoRA"):
-        asked_of(given_by("--pipeline", "keyframe", "--prompt", "a", "--image", "x.png"), two_stage)
+    flags = given_by("--pipeline", "keyframe", "--prompt", "a", "--image", "x.png")
+    assert asked_of(flags, two_stage).request.guidance is None
 
 
 def fitting(cls: type[Pipeline]) -> dict[str, Any]:
@@ -294,6 +300,10 @@ def fitting(cls: type[Pipeline]) -> dict[str, Any]:
     changed: dict[str, Any] = {"generated_keyframes": 0}
     if "images" in cls.unused:
         changed["images"] = ()
+    if "audio" in cls.unused:
+        changed |= {"audio": None, "audio_start_time": 0.0, "audio_max_duration": None}
+    elif cls.name == "audio-to-video":
+        changed["audio"] = Path("/a.wav")
     if not cls.two_stage:
         changed["stage_2_sigmas"] = None
     if not cls.needs_prompt:  # nothing is refined
@@ -357,3 +367,35 @@ def test_files_without_a_usable_record(tmp_path: Path) -> None:
         with pytest.raises(Ltx2rtError) as error:
             record_in(tmp_path / name)
         assert name in str(error.value)
+
+
+def test_variables_fill_in_texts(tmp_path: Path) -> None:
+    path = tmp_path / "job.json"
+    job = {
+        "variables": {"animal": "cat", "number": 3, "place": "${animal}"},
+        "prompt": "a ${animal} in ${place}, $5",
+        "image": ["${animal}.png@8"],
+        "seed": "${number}",
+        "output": "${animal}-${number}.mp4",
+    }
+    path.write_text(json.dumps(job))
+    held, _ = job_file.read_job(path, {"animal": "dog"})
+    assert held["prompt"] == "a dog in ${animal}, $5"  # a value is no template
+    assert held["seed"] == [3]
+    assert held["image"] == [f"{tmp_path}/dog.png@8"]
+    assert held["output"] == f"{tmp_path}/dog-3.mp4"
+    path.write_text(json.dumps({"prompt": "a ${animal}"}))
+    assert job_file.read_job(path)[0]["prompt"] == "a ${animal}"
+    path.write_text(json.dumps({"variables": {"animla": "cat"}, "prompt": "a ${animal}"}))
+    with pytest.raises(OptionError, match="variable 'animal' is unknown; did you mean 'animla'"):
+        job_file.read_job(path)
+    path.write_text(json.dumps({"variables": ["cat"], "prompt": "a"}))
+    with pytest.raises(OptionError, match="variables is not a table of texts and numbers"):
+        job_file.read_job(path)
+
+
+def test_a_random_seed_is_a_number_that_nobody_chose() -> None:
+    first, second = (asked_of(given_by("--prompt", "a", "--seed", "random")) for _ in range(2))
+    assert first.request.config.seed == first.seeds[0] != second.seeds[0]
+    several = asked_of(given_by("--prompt", "a", "--seed", "random", "--num-videos", "3"))
+    assert len(set(several.seeds)) == 3

@@ -14,6 +14,7 @@ from ltx2rt.errors import MediaError
 from ltx2rt.media.clock import resampled
 from ltx2rt.media.reader import count_frames, iterate_video_frames, probe_video, read_video_frames
 from ltx2rt.media.sound import probe_audio, read_audio
+from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.inputs import read_sound
 from tests.unit.media_clips import (
     HEIGHT,
@@ -216,3 +217,40 @@ def test_six_channels_are_mixed_down(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"6 channels \(5\.1\)"):
         wave, _ = read_sound(path)
     np.testing.assert_allclose(wave, np.full((2, 100), 0.25 * 0.5**0.5), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mkv", "mpeg2video", {"flags": "+ildct+ilme"}),
+        ("a.mp4", "libx264", {"x264-params": "tff=1:asm=SSE4.2"}),
+    ],
+)
+def test_interlaced_video_is_named(tmp_path: Path, name: str, codec: str, options: dict) -> None:
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options, width=64, height=64)
+        stream.pix_fmt = "yuv420p"
+        for number in range(5):
+            grey = np.full((96, 64), 60 + number, np.uint8)
+            frame = av.VideoFrame.from_ndarray(grey, format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.warns(UserWarning, match="is interlaced: its frames are read with both fields"):
+        assert probe_video(tmp_path / name).num_frames == 5
+
+
+def test_fragments_are_read_to_their_end_and_in_step(tmp_path: Path) -> None:
+    """A fragmented file has no table of its frames; its sound is where it was."""
+    path, rate = tmp_path / "a.mp4", 48000
+    wave = np.zeros((2, rate * 2), np.float32)
+    wave[:, rate : rate + 480] = 0.8
+    frames = np.repeat(np.linspace(0, 1, 48, dtype=np.float32), 64 * 64 * 3).reshape(48, 64, 64, 3)
+    with VideoWriter(path, 64, 64, 24, (wave, rate), fragmented=True) as writer:
+        writer.write(frames)
+    info = probe_video(path)
+    assert (info.num_frames, info.frame_rate) == (48, 24)
+    means = read_video_frames(path).mean(axis=(1, 2, 3)) / 255
+    np.testing.assert_allclose(means, np.linspace(0, 1, 48), atol=0.02)
+    loud = np.flatnonzero(np.abs(read_audio(path)[0][0]) > 0.4)
+    assert abs(int(loud[0]) - rate) < 64

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms, ImageOps
 from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media.image import (
     crf_roundtrip,
+    fill,
     image_to_vae_input,
     resize_and_crop,
     resize_and_pad,
@@ -228,6 +229,14 @@ def test_resize_and_pad():
     np.testing.assert_array_equal(wide[:, 4:], frames[0, :, 3:, 0].repeat(5, 1))
     small = resize_and_pad(np.full((1, 8, 16, 3), 3, np.float32), 4, 6)
     np.testing.assert_array_equal(small, np.full((1, 4, 6, 3), 3, np.float32))
+
+
+def test_fill_keeps_the_picture_in_the_part_that_is_shown():
+    frames = np.random.default_rng(0).random((1, 7, 9, 3), np.float32)
+    got = fill(frames, 8, 12, (7, 9))
+    np.testing.assert_array_equal(got[:, :7, :9], frames)
+    np.testing.assert_array_equal(got[:, :7, 9:], frames[:, :, -2:-5:-1])
+    np.testing.assert_array_equal(fill(frames, 5, 6, (5, 6)), resize_and_crop(frames, 5, 6))
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 3), (1, 0, 4, 3)])

@@ -7,10 +7,11 @@ import warnings
 
 import pytest
 
-from ltx2rt.config import GenerationConfig
+from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.catalog import PIPELINES, catalog_class
 from ltx2rt.pipelines.model_kind import warn_of_model
+from ltx2rt.pipelines.request import Request
 from tests.unit.manifests import MODEL
 
 PROMPT = GenerationConfig(prompt="a lake")
@@ -20,7 +21,8 @@ def said(pipeline: str, is_distilled: bool | None, config: GenerationConfig = PR
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = dataclasses.replace(MODEL, is_distilled=is_distilled)
-        warn_of_model(catalog_class(pipeline), model, config)
+        guidance = GuidanceConfig(distilled_lora=Lora(path="d.safetensors"))
+        warn_of_model(catalog_class(pipeline), model, Request(config=config, guidance=guidance))
     return "".join(str(w.message) for w in caught)
 
 
@@ -49,6 +51,13 @@ def test_a_distilled_lora_makes_the_model_distilled() -> None:
     assert "samples it as a full one" in said("one-stage", False, with_lora)
     off = dataclasses.replace(PROMPT, loras=(dataclasses.replace(lora, strength=0.0),))
     assert said("distilled", False, off)
+
+
+def test_two_stages_take_a_distilled_model_without_its_lora() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = dataclasses.replace(MODEL, is_distilled=True)
+        warn_of_model(catalog_class("two-stage"), model, Request(config=PROMPT))
 
 
 def test_own_sigmas_are_nobody_s_business() -> None:

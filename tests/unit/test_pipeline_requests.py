@@ -13,10 +13,12 @@ import pytest
 from ltx2rt.config import GenerationConfig, ImageCondition
 from ltx2rt.errors import OptionError, UnsupportedError
 from ltx2rt.latents.duration import AutoDuration
-from ltx2rt.pipelines.audio_to_video import AudioToVideoInputs, AudioToVideoPipeline
+from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.request import Request
-from ltx2rt.pipelines.retake import RetakeInputs, RetakePipeline
+from ltx2rt.pipelines.retake import RetakePipeline
+from ltx2rt.pipelines.retake_inputs import RetakeInputs, TimeWindow
+from ltx2rt.pipelines.upscale import UpscaleInputs
 
 
 def source(*parts: str) -> Any:
@@ -45,33 +47,48 @@ def test_all_problems_of_the_keywords_at_once() -> None:
         "fps is not an option",
         "it has no use for height",
         "it needs video",
-        "it needs end_time",
     ):
         assert part in str(error.value)
     assert "it needs start_time" not in str(error.value)
+    with pytest.raises(OptionError, match="it needs end_time"):
+        pipe.make_request(
+            None, None, None, {"prompt": "a", "video": Path("a.mp4"), "start_time": 0}
+        )
 
 
 def test_keywords_or_an_object() -> None:
-    pipe = AudioToVideoPipeline(source())
-    own = AudioToVideoInputs(audio=Path("a.wav"), audio_start_time=1.0)
-    words = {"prompt": "a", "audio": Path("a.wav"), "audio_start_time": 1.0}
+    pipe = RetakePipeline(source())
+    own = RetakeInputs(video=Path("a.mp4"), start_time=0, end_time=1.0)
+    words = {"prompt": "a", "video": Path("a.mp4"), "start_time": 0, "end_time": 1.0}
     assert pipe.make_request(None, None, None, words).inputs == own
     assert pipe.make_request(None, None, own, {"prompt": "a"}).inputs is own
-    with pytest.raises(OptionError, match="audio was given beside inputs"):
+    with pytest.raises(OptionError, match="video was given beside inputs"):
         pipe.make_request(None, None, own, words)
-    other = RetakeInputs(video=Path("a.mp4"), start_time=0, end_time=1)
-    with pytest.raises(OptionError, match="inputs of type RetakeInputs are not for this pipeline"):
+    other = UpscaleInputs(source=Path("a.mp4"))
+    with pytest.raises(OptionError, match="inputs of type UpscaleInputs are not for this pipeline"):
         pipe.make_request(None, None, other, {"prompt": "a"})
 
 
 def test_fields_of_a_config_that_mean_nothing() -> None:
     image = ImageCondition(path=Path("x.png"))
-    config = GenerationConfig(prompt="a", images=(image,), generated_keyframes=1)
-    inputs = AudioToVideoInputs(audio=Path("a.wav"))
-    pipe = AudioToVideoPipeline(source())
-    pipe.with_defaults = lambda guidance: guidance  # type: ignore[method-assign]
+    config = GenerationConfig(
+        prompt="a", images=(image,), generated_keyframes=1, audio=Path("a.wav")
+    )
     with pytest.raises(OptionError, match="it has no use for generated_keyframes"):
-        pipe.prepare(Request(config=config, inputs=inputs))
+        AudioToVideoPipeline(source()).prepare(Request(config=config))
+
+
+def test_sound_decides_the_length_unless_frames_are_named() -> None:
+    pipe = AudioToVideoPipeline(source())
+
+    def frames(**given: Any) -> Any:
+        return pipe.make_request(None, None, None, {"prompt": "a", **given}).config.num_frames
+
+    assert isinstance(frames(audio=Path("a.wav")), AutoDuration)
+    assert frames(audio=Path("a.wav"), num_frames=9) == 9
+    assert frames() == 121
+    with pytest.raises(OptionError, match="audio_start_time means nothing without audio"):
+        GenerationConfig(prompt="a", audio_start_time=1.0)
 
 
 def test_automatic_duration_needs_a_head_and_a_range() -> None:
@@ -105,3 +122,49 @@ def test_generated_keyframes_are_refused_before_the_prompt_is_encoded() -> None:
 def test_retake_window(start: float, end: float) -> None:
     with pytest.raises(OptionError, match="are not 0 <= start < end"):
         RetakeInputs(video=Path("a.mp4"), start_time=start, end_time=end)
+
+
+WHOLE = (0, float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("given", "video", "audio"),
+    [
+        ({"start_time": 1, "end_time": 2}, [(1, 2)], [(1, 2)]),
+        ({"start_time": 1, "end_time": 2, "regenerate_audio": False}, [(1, 2)], []),
+        ({"video_parts": (TimeWindow(start=3, end=4),)}, [(3, 4)], []),
+        (
+            {"start_time": 1, "end_time": 2, "audio_parts": (TimeWindow(start=3, end=4),)},
+            [(1, 2)],
+            [(1, 2), (3, 4)],
+        ),
+        ({"mask": Path("m.png")}, [WHOLE], []),
+        ({"mask": Path("m.png"), "start_time": 1, "end_time": 2}, [(1, 2)], []),
+        ({"outpaint": "720p", "audio_parts": (TimeWindow(start=0, end=1),)}, [WHOLE], [(0, 1)]),
+        ({"denoise_strength": 0.5}, [WHOLE], [WHOLE]),
+        ({"denoise_strength": 0.5, "regenerate_audio": False}, [WHOLE], []),
+    ],
+)
+def test_what_a_retake_makes_anew(given: Any, video: Any, audio: Any) -> None:
+    own = RetakeInputs(video=Path("a.mp4"), **given)
+    assert [(w.start, w.end) for w in own.windows("video")] == video
+    assert [(w.start, w.end) for w in own.windows("audio")] == audio
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({}, "say what is made anew: start_time and end_time, parts, a mask"),
+        ({"end_time": 1}, "it needs start_time"),
+        ({"denoise_strength": 0}, "denoise_strength=0 is not above 0"),
+        ({"outpaint": "4k", "start_time": 0, "end_time": 1}, "it takes no parts in time"),
+        ({"outpaint": "big"}, "a size of 'big' is not known"),
+        (
+            {"video_parts": (TimeWindow(start=0, end=1),), "regenerate_video": False},
+            "leaves nothing to make anew",
+        ),
+    ],
+)
+def test_retakes_that_say_nothing_or_too_much(given: Any, part: str) -> None:
+    with pytest.raises(OptionError, match=part):
+        RetakeInputs(video=Path("a.mp4"), **given)

@@ -20,6 +20,8 @@ from PIL import Image
 from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.pipelines.request import Request
+from ltx2rt.pipelines.retake_inputs import RetakeInputs
 from ltx2rt.service.events import error_event, percent
 from ltx2rt.service.http.forms import frames_of, read_fields, read_form
 from ltx2rt.service.jobs import JobRow, JobStore
@@ -44,7 +46,7 @@ def test_the_schema_has_every_field() -> None:
     assert {*config} == names - REFUSED.keys()
     assert config["seed"] == {"type": "integer", "description": "of all noise", "default": 10}
     assert schema["properties"]["pipeline"]["enum"] == [*PIPELINES]
-    assert schema["$defs"]["RetakeInputs"]["required"] == ["video", "start_time", "end_time"]
+    assert schema["$defs"]["RetakeInputs"]["required"] == ["video"]
     assert schema["$defs"]["Lora"]["additionalProperties"] is False
 
 
@@ -197,3 +199,9 @@ def test_progress_never_goes_back() -> None:
         seen.append(percent(stage, step, total, seen[-1]))
     assert seen == sorted(seen)
     assert seen[-1] == 99
+
+
+def test_a_larger_picture_around_a_clip_is_limited_too() -> None:
+    own = RetakeInputs(video=Path("a.mp4"), outpaint="9000x9000")
+    request = Request(config=GenerationConfig(prompt="a"), inputs=own)
+    assert any("pixels are asked for" in problem for problem in Limits().problems(request))

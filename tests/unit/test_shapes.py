@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltx2rt.errors import ShapeError
+from ltx2rt.errors import OptionError, ShapeError
+from ltx2rt.latents.frame_sizes import frame_size
 from ltx2rt.latents.shapes import (
     AudioLatentShape,
     VideoLatentShape,
@@ -14,6 +15,7 @@ from ltx2rt.latents.shapes import (
     VideoScaleFactors,
     check_generation_size,
     nearest_multiples,
+    rendered_size,
 )
 
 
@@ -49,45 +51,58 @@ def test_other_frame_counts_floor_to_the_grid():
 
 def test_one_problem_is_one_sentence():
     with pytest.raises(ShapeError) as caught:
-        check_generation_size(530, 768, 121, two_stage=True)
-    assert str(caught.value).endswith(
-        "height=530 is not a multiple of 64 (two-stage). Nearest valid: 512, 576."
-    )
+        check_generation_size(531, 768, 121)
+    assert str(caught.value).endswith("height=531 is not even. Nearest valid: 530, 532.")
 
 
 def test_all_problems_are_reported_at_once():
     with pytest.raises(ShapeError) as caught:
-        check_generation_size(530, 0, 20, two_stage=False)
+        check_generation_size(531, 0, 20)
     message = str(caught.value)
-    assert "height=530 is not a multiple of 32 (one-stage). Nearest valid: 512, 544." in message
-    assert "width=0 is not positive (one-stage). Nearest valid: 32." in message
+    assert "height=531 is not even. Nearest valid: 530, 532." in message
+    assert "width=0 is not positive. Nearest valid: 2." in message
     assert "num_frames=20 is not 8k+1. Nearest valid: 17, 25." in message
-
-
-def test_stage_decides_the_multiple():
-    check_generation_size(544, 960, 97, two_stage=False)
-    with pytest.raises(ShapeError, match="Nearest valid: 512, 576"):
-        check_generation_size(544, 960, 97, two_stage=True)
 
 
 @given(
     height=st.integers(-100, 3000),
     width=st.integers(-100, 3000),
     frames=st.integers(-20, 500),
-    two_stage=st.booleans(),
     factors=st.sampled_from([VideoScaleFactors(), VideoScaleFactors(4, 16, 16)]),
 )
-def test_suggested_sizes_are_valid(height, width, frames, two_stage, factors):
+def test_suggested_sizes_are_valid(height, width, frames, factors):
     """Whatever a message suggests is accepted."""
     request = {"height": height, "width": width, "num_frames": frames}
     try:
-        check_generation_size(**request, two_stage=two_stage, scale_factors=factors)
+        check_generation_size(**request, scale_factors=factors)
     except ShapeError as error:
         found = re.findall(r"(\w+)=-?\d+ .*?Nearest valid: ([\d, ]+)\.", str(error))
         assert found
         for choice in (0, -1):
             fixed = request | {name: int(values.split(", ")[choice]) for name, values in found}
-            check_generation_size(**fixed, two_stage=two_stage, scale_factors=factors)
+            check_generation_size(**fixed, scale_factors=factors)
+
+
+@pytest.mark.parametrize(
+    ("text", "multiple", "asked", "rendered"),
+    [
+        ("854x480", 64, (480, 854), (512, 896)),
+        ("480 X 854", 32, (854, 480), (864, 480)),
+        ("720p", 64, (720, 1280), (768, 1280)),
+        ("1080p-portrait", 64, (1920, 1080), (1920, 1088)),
+        ("4K", 64, (2160, 3840), (2176, 3840)),
+        ("1440p square", 64, (1440, 1440), (1472, 1472)),
+    ],
+)
+def test_sizes_that_people_type(text, multiple, asked, rendered):
+    assert frame_size(text) == asked
+    assert rendered_size(*asked, multiple) == rendered
+
+
+@pytest.mark.parametrize("text", ["", "720", "720p-tall", "0x", "axb", "720p-portrait-square"])
+def test_sizes_that_nobody_knows_name_those_that_are(text):
+    with pytest.raises(OptionError, match=r"WIDTHxHEIGHT.*720p.*-portrait"):
+        frame_size(text)
 
 
 @given(st.integers(1, 10_000), st.integers(1, 128), st.data())

@@ -1,0 +1,115 @@
+"""Latents in files: decoded again in another way, and taken as the first stage of another clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.config import RuntimeConfig
+from ltx2rt.media.reader import probe_video, read_video_frames
+from ltx2rt.media.sound import read_audio
+from ltx2rt.pipelines.kept import open_latents
+from ltx2rt.results.latent_file import LatentFile
+from ltx2rt.results.record import record_in
+from tests.parity.command_line import expect_user_error, unchanged
+from tests.parity.command_line import ltx2rt as run
+from tests.parity.media_files import sound_file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("latents")
+
+
+@pytest.fixture(scope="module")
+def kept(demo_bundle: Path, folder: Path) -> Path:
+    """A clip of 58x90 with given sound, and its latents."""
+    sound = sound_file(folder / "a.wav", 0.5)
+    outcome = run(
+        "generate", demo_bundle, "--prompt", "a", "--seed", 3, "--size", "90x58", "--audio", sound,
+        "--num-frames", 9, "--threads", 1, "--quiet", "-o", folder / "a.mp4",
+        "--save-latents", folder / "a.safetensors",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    return folder / "a.safetensors"
+
+
+def test_decoded_again_it_is_the_same_file(demo_bundle: Path, kept: Path, folder: Path) -> None:
+    """Also its cut, its sound and its record; another output and another stage on demand."""
+    outcome = run("decode", demo_bundle, kept, "--threads", 1, "-o", folder / "b.mp4", "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert "9 frames of 90x58" in outcome.out
+    assert (folder / "b.mp4").read_bytes() == (folder / "a.mp4").read_bytes()
+    outcome = run(
+        "decode", demo_bundle, kept, "--stage", "stage_1", "-o", folder / "half.mkv", "--quiet",
+        "--codec", "ffv1", "--tiling", "none", "--audio-output", folder / "c.wav", "--threads", 1,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    info = probe_video(folder / "half.mkv")
+    assert (info.height, info.width) == (32, 64)
+    assert record_in(folder / "half.mkv").request.config.tiling == "none"
+    assert read_audio(folder / "c.wav")[1] == 44100
+    with open_latents(open_bundle(demo_bundle), kept, runtime=RuntimeConfig(threads=1)) as clip:
+        frames = np.concatenate(list(clip.frames))
+    shown = read_video_frames(folder / "a.mp4").astype(float)
+    assert np.abs(frames - shown).mean() < 12  # H.264 of noise
+
+
+def test_a_first_stage_is_taken_over(demo_bundle: Path, kept: Path, folder: Path) -> None:
+    """With the same request the rest is made bit by bit as it was; another seed changes it."""
+    same = ("--prompt", "a", "--audio", folder / "a.wav", "--threads", 1, "--latents", kept)
+    made: dict[int, dict[str, np.ndarray]] = {}
+    for seed in (3, 4):
+        target = folder / f"again-{seed}.safetensors"
+        outcome = run(
+            "generate",
+            demo_bundle,
+            *same,
+            "--seed",
+            seed,
+            "--save-latents",
+            target,
+        )
+        assert outcome.code == 0, outcome.err
+        assert "stage_1: 1/1" in outcome.err
+        file = LatentFile(target)
+        made[seed] = {n: file.read(f"{n}.video") for n in file.stages if n != "sound"}
+        assert file.record.request.config.height == 58
+    want = LatentFile(kept)
+    for stage in ("stage_1", "stage_2"):
+        np.testing.assert_array_equal(made[3][stage], want.read(f"{stage}.video"))
+    np.testing.assert_array_equal(made[4]["stage_1"], made[3]["stage_1"])
+    assert np.abs(made[4]["stage_2"] - made[3]["stage_2"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "parts"),
+    [
+        ("decode", ("--stage", "stage_3"), ["holds no latents of stage_3; it has", "stage_2"]),
+        ("decode", ("--tiling", "8x8"), ["a tile size of 8 is not"]),
+        ("generate", ("--size", "256x256"), ["the first stage of this clip has 4x4"]),
+        ("generate", ("--num-frames", 17), ["shape (1, 128, 2, 1, 2)", "(1, 128, 3, 1, 2)"]),
+        ("generate", ("--pipeline", "one-stage"), ["--latents is for pipelines of two stages"]),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    demo_bundle: Path,
+    kept: Path,
+    tmp_path: Path,
+    command: str,
+    flags: tuple[Any, ...],
+    parts: list[str],
+) -> None:
+    before = (kept,) if command == "decode" else ("--prompt", "a", "--latents", kept)
+    with unchanged(tmp_path):
+        outcome = run(command, demo_bundle, *before, *flags, "-o", tmp_path / "x.mp4", "--quiet")
+        expect_user_error(outcome, *parts)
+
+
+def test_other_files_are_refused(demo_bundle: Path, demo_model: dict[str, Path]) -> None:
+    outcome = run("decode", demo_bundle, demo_model["checkpoint"], "-o", "x.mp4")
+    expect_user_error(outcome, "does not say how it was made")
