@@ -1,4 +1,4 @@
-"""The adapter tables of docs/files.md, from what tests load (`tests.adapter_cases`).
+"""The tables of docs/files.md, from what tests load (`tests.adapter_cases`, `tests.layout_cases`).
 
 `python -m tests.adapter_page` (or `make docs`) writes them again; a test compares.
 """
@@ -11,15 +11,24 @@ from pathlib import Path
 
 from ltx2rt.lora.suffixes import UNSUPPORTED
 from tests.adapter_cases import BY_HAND, LYCORIS, NAMINGS, PEFT, REFUSED, TENSORS
+from tests.layout_cases import LAYOUTS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/files.md"
-BLOCK = re.compile(r"(<!-- adapters -->\n).*(<!-- end of adapters -->\n)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end of \2 -->\n)", re.DOTALL)
 MODULE = "transformer_blocks.0.attn1.to_q"
 
 
 def rewritten(text: str) -> str:
     """The page with its tables made anew."""
-    return BLOCK.sub(lambda m: m[1] + "\n".join(["", *tables(), ""]) + m[2], text)
+    made = {"adapters": tables, "layouts": layouts}
+    return BLOCK.sub(lambda m: m[1] + "\n".join(["", *made[m[2]](), ""]) + m[3], text)
+
+
+def layouts() -> list[str]:
+    lines = ["| layout | given as | tested with |", "|---|---|---|"]
+    lines += [f"| {row.name} | {row.given} | {row.tested} |" for row in LAYOUTS if row.tested]
+    lines += ["", "Refused:", "", "| layout | why |", "|---|---|"]
+    return lines + [f"| {row.name} | {row.refused} |" for row in LAYOUTS if row.refused]
 
 
 def tables() -> list[str]:

@@ -45,6 +45,7 @@ from ltx2rt_export.catalog import components_of, traced_components
 from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
+from ltx2rt_export.decode_gguf import decode_gguf
 from ltx2rt_export.engines.stage import engine_stage, with_tile_memory
 from ltx2rt_export.fuse_loras import fuse_loras
 from ltx2rt_export.graph import ExportedGraph
@@ -149,7 +150,11 @@ def build_bundle(
     job = job or Job()
     check_target(output, force=config.force)
     _check_inputs_survive(inputs, output)
-    if problems := lora_problems(inputs.loras):
+    problems = lora_problems(inputs.loras)
+    if config.copy_weights and str(files.checkpoint).lower().endswith(".gguf"):
+        problems = [*problems, "copy_weights does not take GGUF files, whose weights are written "
+                    "into the bundle in any case: leave it out"]  # fmt: skip
+    if problems:
         raise OptionError("cannot build", problems)
     with build_lock(output):
         key = weights_key(files, inputs, config)
@@ -211,6 +216,11 @@ def _fill(
         info = dataclasses.replace(info, is_distilled=True)
     components = chosen_components(components, config.components)
     engines = engine_stage(config, info, options)
+    precision = config.precision
+    dtypes = {
+        c.name: engines.dtype(c.name, precision) or PRECISIONS[precision].dtype for c in components
+    }
+    components = decode_gguf(components, work / "weights", dtypes, resume=True)
     if inputs.loras:  # last: it writes every tensor that they change
         components = fuse_loras(components, files, inputs.loras, work / "weights", resume=True)
     export = engines.export_with(files)

@@ -128,7 +128,7 @@ def _text_tail(files: ModelFiles) -> Component:
     return _factory("text_encoder", "text_tail")(
         files.gemma_config,
         files.tensors("gemma"),
-        files.config("transformer"),
+        files.config("text"),
         files.tensors("text"),
     )
 

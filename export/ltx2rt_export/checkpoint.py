@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError
+from ltx2rt.lora.files import open_lora
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.gemma_files import GemmaFiles, check_gemma_version, open_gemma
-from ltx2rt_export.kinds import KINDS, detect_kind, open_weights, split_components
+from ltx2rt_export.kinds import KINDS, detect_kind, split_components
+from ltx2rt_export.layouts.diffusers import is_pipeline
+from ltx2rt_export.layouts.open import open_weights
 from ltx2rt_export.storage_format import StorageFormat, detect_storage_format, with_encodings
 from ltx2rt_export.version import ModelVersion, detect_version, read_config
+from ltx2rt_export.weight_set import Weights, WeightSet
 
 StrPath = str | os.PathLike[str]
 Tensors = Mapping[str, TensorEntry]
@@ -39,6 +43,21 @@ REQUIRED: dict[str, str] = {
     "gemma": "give --gemma DIR, or --text-encoder FILE for LTX-2.5",
 }
 
+#: kind of a file -> where it belongs
+_FLAGS: dict[str, str] = {
+    "checkpoint": "--checkpoint",
+    "transformer": "--checkpoint",
+    "video_vae": "--video-vae",
+    "audio_vae": "--audio-vae",
+    "vocoder": "--audio-vae",
+    "text_encoder": "--text-encoder",
+    "text_projection": "--text-encoder",
+    "duration_head": "--duration-head",
+    "spatial_upsampler": "--spatial-upsampler",
+    "temporal_upsampler": "--temporal-upsampler",
+    "lora": "--lora",
+    "gemma": "--gemma",
+}
 _CONFIG_KEYS = {"video_vae": "vae", "connectors": "transformer", "text": "transformer"}
 
 
@@ -58,7 +77,7 @@ class ModelFiles:
 
     checkpoint: Path
     version: ModelVersion
-    files: Mapping[str, SafetensorsFile]
+    files: Mapping[str, WeightSet]
     gemma: GemmaFiles | None
     loras: tuple[SafetensorsFile, ...]
     storage_format: StorageFormat | None
@@ -81,7 +100,11 @@ class ModelFiles:
         return self.parts.get(role, {})
 
     def config(self, role: str) -> dict[str, Any]:
-        """The part's own object of the `config` metadata; {} for repacks without metadata."""
+        """The part's own object of the `config` metadata; {} for repacks without metadata.
+
+        Connectors and text have keys in the transformer's object; where the connectors come from a
+        file of their own, those of that file's object count.
+        """
         source = "transformer" if role in {"connectors", "text", "scheduler"} else role
         file = self.files.get(source)
         if file is None:
@@ -90,7 +113,12 @@ class ModelFiles:
         if role.endswith("_upsampler"):
             return config
         own = config.get(_CONFIG_KEYS.get(role, role))
-        return own if isinstance(own, dict) else {}
+        found = own if isinstance(own, dict) else {}
+        apart = self.files.get("connectors", file)
+        if role in {"connectors", "text"} and apart is not file:
+            more = read_config(apart).get("transformer")
+            found = {**found, **(more if isinstance(more, dict) else {})}
+        return found
 
     @property
     def gemma_config(self) -> Mapping[str, Any]:
@@ -119,11 +147,13 @@ def open_model(
     """Resolve a model from its files and check that they belong together.
 
     Args:
-        checkpoint: a monolithic checkpoint, or the transformer file of a split model.
+        checkpoint: a monolithic checkpoint, the transformer file of a split model, or the folder of
+            a diffusers model.
         gemma: a Gemma directory.
         spatial_upsampler, temporal_upsampler, duration_head: optional parts.
         video_vae, audio_vae: replace the checkpoint's own; the latter brings the vocoder.
-        text_encoder: a packed Gemma with projections, or a file of projections and connectors.
+        text_encoder: a packed Gemma with projections, a file of projections and connectors, or a
+            monolith whose projections and connectors are taken.
         loras: adapters, in the order they are fused.
         need: parts that must be found, from `REQUIRED`.
 
@@ -135,13 +165,13 @@ def open_model(
     given = {
         "video_vae": (video_vae, ("video_vae", "checkpoint")),
         "audio_vae": (audio_vae, ("audio_vae", "vocoder", "checkpoint")),
-        "text_encoder": (text_encoder, ("text_encoder", "text_projection", "gemma")),
+        "text_encoder": (text_encoder, ("text_encoder", "text_projection", "gemma", "checkpoint")),
         "duration_head": (duration_head, ("duration_head", "checkpoint")),
         "spatial_upsampler": (spatial_upsampler, ("spatial_upsampler",)),
         "temporal_upsampler": (temporal_upsampler, ("temporal_upsampler",)),
     }
     parts: dict[str, Tensors] = {}
-    files: dict[str, SafetensorsFile] = {}
+    files: dict[str, WeightSet] = {}
     _take(main, (*REQUIRED, "duration_head"), parts, files)
     packed_gemma = None
     for role, (path, kinds) in given.items():
@@ -159,7 +189,8 @@ def open_model(
             _take(file, (role,), parts, files)
     stored = detect_storage_format(parts.get("transformer", {}))
     parts = {role: with_encodings(tensors) for role, tensors in parts.items()}
-    encoder_path = gemma or packed_gemma
+    within = checkpoint if is_pipeline(Path(checkpoint)) else None
+    encoder_path = gemma or packed_gemma or within
     encoder = open_gemma(encoder_path) if encoder_path else None
     if encoder is not None:
         encoder = dataclasses.replace(encoder, tensors=with_encodings(encoder.tensors))
@@ -179,38 +210,47 @@ def open_model(
         version=version,
         files=files,
         gemma=encoder,
-        loras=tuple(_open_as(path, "lora", ("lora",)) for path in loras),
+        loras=tuple(_open_lora(path) for path in loras),
         storage_format=stored,
         warnings=(warning,) if warning else (),
         parts=parts,
     )
 
 
-def _open_as(path: StrPath, role: str, kinds: Collection[str]) -> SafetensorsFile:
+def _open_as(path: StrPath, role: str, kinds: Collection[str]) -> WeightSet:
     file = open_weights(path)
-    kind = detect_kind(file)
-    if kind not in kinds:
-        wanted = " or ".join(KINDS[k] for k in kinds)
-        raise CheckpointError(
-            f"--{role.replace('_', '-')} {file.path} is {KINDS[kind]}; expected {wanted}."
-        )
+    _check_kind(file, role, kinds)
     return file
 
 
+def _open_lora(path: StrPath) -> SafetensorsFile:
+    file = open_lora(path)
+    _check_kind(file, "lora", ("lora",))
+    return file
+
+
+def _check_kind(file: Weights, role: str, kinds: Collection[str]) -> None:
+    kind = detect_kind(file)
+    if kind not in kinds:
+        wanted = " or ".join(KINDS[k] for k in kinds)
+        place = f" (give it as {_FLAGS[kind]})" if kind in _FLAGS else ""
+        raise CheckpointError(
+            f"--{role.replace('_', '-')} {file.path} is {KINDS[kind]}{place}; expected {wanted}."
+        )
+
+
 def _take(
-    file: SafetensorsFile,
+    file: WeightSet,
     roles: Collection[str],
     parts: dict[str, Tensors],
-    files: dict[str, SafetensorsFile],
+    files: dict[str, WeightSet],
 ) -> None:
     for role, tensors in split_components(file).items():
         if role in roles:
             parts[role], files[role] = tensors, file
 
 
-def _check_complete(
-    main: SafetensorsFile, parts: Mapping[str, Tensors], need: Collection[str]
-) -> None:
+def _check_complete(main: WeightSet, parts: Mapping[str, Tensors], need: Collection[str]) -> None:
     problems = []
     for role in need:
         tensors = parts.get(role)

@@ -45,8 +45,9 @@ def copy_weights(
     """Copy what `entries` reference to `work/weights/` and return entries, sources and inputs that
     point there.
 
-    Files keep their metadata and names, so a copied bundle is itself a valid set of checkpoint
-    files. With LoRAs it is the fused model: they leave `inputs` and are named in the metadata.
+    Files keep their metadata and names, and those of other layouts get official ones, so a copied
+    bundle is itself a valid set of checkpoint files. With LoRAs it is the fused model: they leave
+    `inputs` and are named in the metadata.
     """
     used = _used_places(work, entries, sources)
     overlays = [work / s.path for s in sources if not Path(s.path).is_absolute()]
@@ -57,13 +58,18 @@ def copy_weights(
     moved: dict[Location, tuple[int, int]] = {}
     places: dict[Path, str] = {}
     originals = _originals(sources, files, fused)
+    official = {_place(e): e.name for w in files.files.values() for e in w.values()}
+    metadata = {f.path.absolute(): w.metadata for w in files.files.values() for f in w.files}
     job.report("copy weights", 0, len(originals))
     for number, path in enumerate(originals):
         file = SafetensorsFile(path)
-        copied_names = {e.name for e in file.values() if _place(e) in used}
+        entries_here = [
+            dataclasses.replace(e, name=official.get(_place(e), e.name)) for e in file.values()
+        ]
+        copied_names = {e.name for e in entries_here if _place(e) in used}
         wanted = [
             fused.get(e.name, e)
-            for e in file.values()
+            for e in entries_here
             if e.name in fused
             or e.name in copied_names
             or is_companion_of(e.name, copied_names - fused.keys())
@@ -75,7 +81,7 @@ def copy_weights(
             write_safetensors(
                 work / place,
                 {e.name: (e.dtype, e.shape, _chunks(e)) for e in wanted},
-                {**file.metadata, **loras},
+                {**metadata.get(path, file.metadata), **loras},
             )
         new = SafetensorsFile(work / place)
         moved.update({_place(e): (number, new[e.name].offset) for e in wanted})
@@ -98,7 +104,12 @@ def _originals(
 ) -> list[Path]:
     """The user's files to copy: those referenced, and those whose tensors a LoRA replaced."""
     paths = [Path(s.path) for s in sources if Path(s.path).is_absolute()]
-    replaced = [f.path.absolute() for f in files.files.values() if fused.keys() & f.keys()]
+    replaced = [
+        e.path.absolute()
+        for weights in files.files.values()
+        for name in sorted(fused.keys() & weights.keys())
+        for e in (weights[name],)
+    ]
     return list(dict.fromkeys([*paths, *replaced]))
 
 

@@ -19,7 +19,7 @@ from ltx2rt.lora.adapter import (
     lora_targets,
     parse_lora,
 )
-from ltx2rt.lora.files import Lora, find_lora
+from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.generation import misfit
 from ltx2rt.lora.updates import Update
 from ltx2rt.lora.values import check_finite
@@ -27,7 +27,6 @@ from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
-from ltx2rt_export.kinds import open_weights
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def match_loras(files: ModelFiles, loras: Sequence[Lora]) -> Updates:
         UnsupportedError: an adapter kind that cannot be fused.
     """
     targets = lora_targets(*(files.tensors(role) for role in ROLES))
-    adapters = [(parse_lora(open_weights(find_lora(x.path)), targets), x.strength) for x in loras]
+    adapters = [(parse_lora(open_lora(x.path), targets), x.strength) for x in loras]
     for adapter, _ in adapters:
         check_finite(adapter.file, adapter.updates.values())
         adapter.warn_of_skipped()

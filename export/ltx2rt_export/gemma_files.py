@@ -15,8 +15,10 @@ from typing import Any
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
-from ltx2rt_export.kinds import is_gemma, open_weights, split_components
+from ltx2rt_export.kinds import is_gemma, split_components
+from ltx2rt_export.layouts.open import open_weights
 from ltx2rt_export.version import parse_model_version, read_version_text
+from ltx2rt_export.weight_set import WeightFile, Weights, WeightSet
 
 FAMILIES = ("gemma3", "gemma4", "gemma4_unified")
 
@@ -38,7 +40,7 @@ class GemmaFiles:
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
     assets: Mapping[str, Path | TensorEntry | str]
-    files: tuple[SafetensorsFile, ...]
+    files: tuple[WeightFile, ...]
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -84,6 +86,11 @@ def open_gemma(path: str | os.PathLike[str]) -> GemmaFiles:
         UnsupportedError: it is a Gemma family that cannot encode prompts for this model.
     """
     where = Path(path)
+    if where.suffix.lower() == ".gguf":
+        raise UnsupportedError(
+            f"{where} is a GGUF file, which is read for transformers only: give the folder of "
+            "Gemma with its .safetensors files."
+        )
     gemma = _open_directory(where) if where.is_dir() else _open_packed(open_weights(where))
     family = gemma.config.get("model_type")
     if family not in FAMILIES:
@@ -96,8 +103,17 @@ def open_gemma(path: str | os.PathLike[str]) -> GemmaFiles:
 
 
 def _open_directory(root: Path) -> GemmaFiles:
-    found = {name: _first(root, name) for name in ("config.json", "tokenizer.json")}
-    weights = _first(root, "model*.safetensors")
+    """A folder of Gemma; in one of diffusers, its text encoder with the tokenizer beside it."""
+    is_pipeline = (root / "model_index.json").is_file()
+    own = root / "text_encoder" if is_pipeline else root
+    beside = own.with_name("tokenizer")
+    folders = (beside, own) if own.name == "text_encoder" else (own,)
+    tokenizers = [p for place in folders if (p := _first(place, "tokenizer.json"))]
+    found = {
+        "config.json": _first(own, "config.json"),
+        "tokenizer.json": tokenizers[0] if tokenizers else None,
+    }
+    weights = _first(own, "model*.safetensors")
     problems = [f"{name} is missing" for name, file in found.items() if file is None]
     if weights is None:
         others = sorted(p.name for p in root.iterdir() if p.suffix in {".gguf", ".bin", ".pth"})
@@ -107,7 +123,7 @@ def _open_directory(root: Path) -> GemmaFiles:
     if weights is None or problems:
         raise CheckpointError(f"{root} is not a Gemma directory", problems)
     folder = weights.parent
-    files = [open_weights(p) for p in sorted(folder.glob("*.safetensors"))]
+    files = [SafetensorsFile(p) for p in sorted(folder.glob("*.safetensors"))]
     tensors: dict[str, TensorEntry] = {}
     for file in files:
         tensors.update(file)
@@ -115,14 +131,15 @@ def _open_directory(root: Path) -> GemmaFiles:
     if missing:
         raise CheckpointError(f"{folder} is incomplete", missing)
     assets: dict[str, Path | TensorEntry | str] = {}
-    for pattern in ("*.json", "chat_template.jinja"):
-        for file_path in sorted(root.rglob(pattern), key=_depth_first_key, reverse=True):
-            assets[file_path.name] = file_path
+    for place in folders:
+        for pattern in ("*.json", "chat_template.jinja"):
+            for file_path in sorted(place.rglob(pattern), key=_depth_first_key, reverse=True):
+                assets[file_path.name] = file_path
     config = _parse_object(_read_bytes(Path(str(found["config.json"]))), f"{root}/config.json")
     return GemmaFiles(root, config, tensors, assets, tuple(files))
 
 
-def _open_packed(file: SafetensorsFile) -> GemmaFiles:
+def _open_packed(file: WeightSet) -> GemmaFiles:
     parts = split_components(file)
     tensors, packed = parts.get("gemma", {}), parts.get("assets", {})
     config = read_metadata(file, "gemma_config")
@@ -141,12 +158,10 @@ def _open_packed(file: SafetensorsFile) -> GemmaFiles:
         problems.append("it has no `tokenizer_json` tensor")
     if problems:
         raise CheckpointError(f"{file.path} is not a text encoder file", problems)
-    return GemmaFiles(file.path, dict(config), tensors, assets, (file,))
+    return GemmaFiles(file.path, dict(config), tensors, assets, file.files)
 
 
-def check_gemma_version(
-    checkpoint: SafetensorsFile, gemma: GemmaFiles, generation: str
-) -> str | None:
+def check_gemma_version(checkpoint: Weights, gemma: GemmaFiles, generation: str) -> str | None:
     """Check that a Gemma belongs to a checkpoint.
 
     Args:

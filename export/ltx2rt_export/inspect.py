@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError
+from ltx2rt.file_kind import read_json_object
 from ltx2rt.lora.describe import describe_lora
+from ltx2rt.lora.files import open_lora
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.gemma_files import GemmaFiles, open_gemma
 from ltx2rt_export.kinds import (
     KINDS,
     detect_kind,
-    is_gguf,
     is_lora,
-    open_weights,
     split_components,
 )
+from ltx2rt_export.layouts.gguf_file import gguf_summary
+from ltx2rt_export.layouts.open import open_weights
 from ltx2rt_export.storage_format import storage_summary
 from ltx2rt_export.version import (
     GENERATIONS,
@@ -27,6 +29,7 @@ from ltx2rt_export.version import (
     detect_version,
     read_config,
 )
+from ltx2rt_export.weight_set import WeightFile
 
 _PARTS: dict[str, str] = {
     "transformer": "transformer",
@@ -74,23 +77,15 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
     where = Path(path)
     if where.is_dir():
         where = _only_lora(where) or where
-    if where.is_dir():
+    if where.is_dir() and "model_type" in read_json_object(where / "config.json"):
         gemma = open_gemma(where)
         return {**_summary(where, "gemma", gemma.tensors, gemma.files), "gemma": _gemma(gemma)}
-    if is_gguf(where):
-        return {
-            "path": str(where),
-            "kind": "gguf",
-            "description": "a GGUF file",
-            "bytes": where.stat().st_size,
-            "storage_format": {"name": "gguf", "description": "GGUF", "buildable": False},
-        }
     file = open_weights(where)
     kind = detect_kind(file)
-    result = _summary(where, kind, file, [file])
+    result = _summary(where, kind, file, file.files)
     parts = split_components(file)
     if kind == "lora":
-        return {**result, "lora": describe_lora(file)}
+        return {**result, "lora": describe_lora(open_lora(where))}
     result["components"] = [
         {"name": name, **_size(parts[name].values())} for name in _PARTS if name in parts
     ]
@@ -107,7 +102,7 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
     if kind == "text_encoder":
         result["gemma"] = _gemma(open_gemma(where))
     quantized = parts.get("transformer") or parts.get("gemma") or {}
-    if stored := storage_summary(quantized):
+    if stored := gguf_summary(quantized) or storage_summary(quantized):
         result["storage_format"] = stored
     return result
 
@@ -153,7 +148,7 @@ def format_inspection(info: Mapping[str, Any]) -> str:
 
 
 def _summary(
-    path: Path, kind: str, tensors: Mapping[str, TensorEntry], files: Iterable[SafetensorsFile]
+    path: Path, kind: str, tensors: Mapping[str, TensorEntry], files: Iterable[WeightFile]
 ) -> dict[str, Any]:
     dtypes: dict[str, int] = {}
     for entry in tensors.values():
@@ -180,7 +175,7 @@ def _size(entries: Iterable[TensorEntry]) -> dict[str, int]:
 def _only_lora(folder: Path) -> Path | None:
     """The LoRA file that is alone in a folder; None for a Gemma folder."""
     files = list(folder.glob("*.safetensors"))
-    return files[0] if len(files) == 1 and is_lora(open_weights(files[0])) else None
+    return files[0] if len(files) == 1 and is_lora(SafetensorsFile(files[0])) else None
 
 
 def _pipelines(

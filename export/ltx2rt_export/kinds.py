@@ -5,14 +5,13 @@ Prefixes: spec/checkpoints.md §2. Only headers are read.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-from ltx2rt.errors import CheckpointError, UnsupportedError
+from ltx2rt.errors import CheckpointError
 from ltx2rt.lora.suffixes import part_of
-from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
+from ltx2rt.weights.safetensors import TensorEntry
+from ltx2rt_export.weight_set import Weights
 
 #: kind -> what to call it in a sentence
 KINDS: dict[str, str] = {
@@ -70,45 +69,6 @@ _OTHERS: tuple[tuple[str, str], ...] = (
 )
 
 
-def open_weights(path: str | os.PathLike[str]) -> SafetensorsFile:
-    """Open a safetensors file; explain the usual things that are given in its place.
-
-    Raises:
-        UnsupportedError: it is a GGUF file.
-        CheckpointError: it is a directory, a pickle, a Git LFS pointer, or not readable.
-    """
-    where = Path(path)
-    start = _first_bytes(where)
-    if start.startswith(b"GGUF"):
-        raise UnsupportedError(
-            f"{where} is a GGUF file, a quantised format we do not read: give a .safetensors file."
-        )
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{where} is a Git LFS pointer, not the file: run `git lfs pull`.")
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
-        raise CheckpointError(
-            f"{where} is a PyTorch pickle, which can run code: give a .safetensors file."
-        )
-    return SafetensorsFile(where)
-
-
-def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Whether a file starts as GGUF files do."""
-    return _first_bytes(Path(path)).startswith(b"GGUF")
-
-
-def _first_bytes(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise CheckpointError(f"{path} is a directory: give one .safetensors file in it.")
-        with path.open("rb") as file:
-            return file.read(64)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"cannot read {str(path)!r}: {error}") from error
-
-
 def transformer_prefix(names: Iterable[str]) -> str | None:
     """The prefix of transformer and connector tensors in a file; None when it has neither."""
     found = None
@@ -122,7 +82,7 @@ def transformer_prefix(names: Iterable[str]) -> str | None:
     return None if found is None else _TRANSFORMER_PREFIXES[found]
 
 
-def split_components(file: SafetensorsFile) -> dict[str, dict[str, TensorEntry]]:
+def split_components(file: Weights) -> dict[str, dict[str, TensorEntry]]:
     """Sort a file's tensors into components, with the component's prefix removed.
 
     Returns:
@@ -166,7 +126,7 @@ def _component(
     return ("gemma" if _GEMMA_NAMES.match(name) else "other"), name
 
 
-def detect_kind(file: SafetensorsFile) -> str:
+def detect_kind(file: Weights) -> str:
     """Name what a file is: a key of `KINDS`.
 
     Raises:
@@ -213,7 +173,7 @@ def is_temporal(upsampler: Mapping[str, TensorEntry]) -> bool:
     return conv is not None and len(conv.shape) == 5 and conv.shape[0] == 2 * conv.shape[1]
 
 
-def _other_model(file: SafetensorsFile) -> str:
+def _other_model(file: Weights) -> str:
     expected = "expected an LTX-2, LTX-2.3 or LTX-2.5 file"
     for pattern, model in _OTHERS:
         if any(re.search(pattern, name) for name in file):

@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 
 from ltx2rt.bundle.manifest import BuildInputs
-from ltx2rt.lora.files import find_lora
-from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt.lora.files import open_lora
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.engines.cache import cache_key
 from ltx2rt_export.engines.graphs import sources_sha256
-from ltx2rt_export.kinds import open_weights
+from ltx2rt_export.weight_set import WeightFile
 
 #: holds the key of the build that a work folder belongs to
 KEY_FILE = "build.key"
@@ -40,7 +39,8 @@ ENGINE_OPTIONS = frozenset({
 
 def weights_key(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> str:
     """A digest of everything that decides what is in the weight files of a bundle."""
-    read = [*files.files.values(), *(files.gemma.files if files.gemma else ())]
+    read = [file for weights in files.files.values() for file in weights.files]
+    read += files.gemma.files if files.gemma else ()
     options = {
         f.name: getattr(config, f.name)
         for f in dataclasses.fields(config)
@@ -51,15 +51,13 @@ def weights_key(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> 
             "sources": sources_sha256(),
             "numpy": np.__version__,
             "files": [_identity(file) for file in read],
-            "loras": [
-                [_identity(open_weights(find_lora(x.path))), x.strength] for x in inputs.loras
-            ],
+            "loras": [[_identity(open_lora(x.path)), x.strength] for x in inputs.loras],
             "options": options,
         }
     )
 
 
-def _identity(file: SafetensorsFile) -> list[Any]:
+def _identity(file: WeightFile) -> list[Any]:
     """What tells a file from every other, and from itself before any change, without reading it:
     a copy that keeps its times has another inode, and replacing a file sets its change time.
     """

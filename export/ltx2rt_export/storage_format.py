@@ -120,7 +120,7 @@ def _quantized_layers(tensors: Mapping[str, TensorEntry]) -> dict[str, _Layer]:
     return {
         (layer := name.removesuffix(".weight")): _Layer(layer, tensors, files)
         for name, entry in tensors.items()
-        if name.endswith(".weight") and entry.dtype not in _PLAIN
+        if name.endswith(".weight") and entry.dtype not in _PLAIN and entry.encoding is None
     }
 
 

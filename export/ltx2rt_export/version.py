@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from ltx2rt.errors import CheckpointError
 from ltx2rt.lora.describe import distilled_hint
-from ltx2rt.weights.safetensors import SafetensorsFile, read_metadata
+from ltx2rt.weights.safetensors import read_metadata
+from ltx2rt_export.weight_set import Weights
 
 Number = tuple[int, ...]
 
@@ -53,7 +54,7 @@ def parse_model_version(text: str | None, *, dash_is_dot: bool = True) -> Number
     return tuple(number)
 
 
-def read_config(file: SafetensorsFile) -> dict[str, Any]:
+def read_config(file: Weights) -> dict[str, Any]:
     """The `config` metadata as an object; {} for repacks without metadata.
 
     Raises:
@@ -67,7 +68,7 @@ def read_config(file: SafetensorsFile) -> dict[str, Any]:
     return config
 
 
-def read_version_text(file: SafetensorsFile) -> str:
+def read_version_text(file: Weights) -> str:
     """The `model_version` metadata; empty when absent."""
     value = read_metadata(file, "model_version")
     return value if isinstance(value, str) else file.metadata.get("model_version", "")
@@ -87,9 +88,9 @@ def generation_of_tensors(names: Container[str]) -> str | None:
 
 
 def detect_version(
-    transformer_file: SafetensorsFile,
+    transformer_file: Weights,
     transformer: Mapping[str, Any],
-    video_vae_file: SafetensorsFile | None,
+    video_vae_file: Weights | None,
 ) -> ModelVersion:
     """Version of a model from metadata, or from tensor names when there is no metadata.
 

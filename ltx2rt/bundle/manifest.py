@@ -18,6 +18,7 @@ from typing import Any
 from ltx2rt.bundle.buckets import Bucket
 from ltx2rt.engine import EngineSpec, TensorSpec
 from ltx2rt.errors import BundleError
+from ltx2rt.file_kind import NO_WEIGHTS, name_of
 from ltx2rt.lora.files import Lora
 from ltx2rt.plain_data import read_document, write_document
 from ltx2rt.sampling.samplers import Sampler
@@ -251,15 +252,17 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: not a bundle, another schema, or fields that do not fit (all listed).
     """
+    missing = f"it holds no {FILE_NAME}" if folder.is_dir() else "no such folder"
+    if not (folder / FILE_NAME).is_file() and (other := name_of(folder, besides=[NO_WEIGHTS])):
+        missing = f"it is {other}"
+    missing = f"{folder} is not a bundle: {missing}. Make one with `ltx2rt build`."
     if not folder.is_dir():
-        raise BundleError(
-            f"{folder} is not a bundle: no such folder. Make one with `ltx2rt build`."
-        )
+        raise BundleError(missing)
     return read_document(
         Manifest,
         folder / FILE_NAME,
         SCHEMA,
         where="manifest",
-        missing=f"{folder} is not a bundle: it holds no {FILE_NAME}. Make one with `ltx2rt build`.",
+        missing=missing,
         again="Build the bundle again with `ltx2rt build`.",
     )

@@ -17,6 +17,7 @@ from ltx2rt.errors import Field, Ltx2rtError
 #: sub-command -> one line of help; its module is `ltx2rt.cli.<name>`
 COMMANDS = {
     "demo": "make a clip from a tiny random model in the official format; downloads nothing",
+    "pull": "fetch official files, or any file of the model hub, by name",
     "build": "turn official checkpoint files into a bundle",
     "generate": "generate a clip with sound from a bundle",
     "batch": "generate many clips from a file of jobs, engines loaded once",

@@ -11,19 +11,22 @@ from ltx2rt.bundle.manifest import BuildInputs, Manifest
 from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, RTX_TARGETS
 from ltx2rt.cli.common import ProgressPrinter, export_module, parse_lora, print_json
 from ltx2rt.errors import OptionError
+from ltx2rt.hub.reference import local_path
 from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Job
 from ltx2rt.weights.precision import PRECISIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    files = parser.add_argument_group("model files")
+    files = parser.add_argument_group(
+        "model files", "paths, or what `ltx2rt pull` fetched: OWNER/NAME[@REVISION][:FILE]"
+    )
     files.add_argument(
         "--checkpoint",
         type=Path,
         required=True,
         metavar="FILE",
-        help="single-file checkpoint, or the transformer file of a split set",
+        help="single-file checkpoint, the transformer of a split set, or a diffusers folder",
     )
     files.add_argument(
         "--gemma",
@@ -199,7 +202,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def inputs_of(options: argparse.Namespace) -> BuildInputs:
-    """The named files, with absolute paths."""
+    """The named files, with absolute paths; names on the model hub as their files in its cache."""
     names = (
         "checkpoint",
         "gemma",
@@ -210,9 +213,11 @@ def inputs_of(options: argparse.Namespace) -> BuildInputs:
         "text_encoder",
         "duration_head",
     )
-    paths = {n: str(p.absolute()) for n in names if (p := getattr(options, n)) is not None}
+    paths = {
+        n: str(local_path(p).absolute()) for n in names if (p := getattr(options, n)) is not None
+    }
     loras = tuple(
-        Lora(path=str(Path(x.path).absolute()), strength=x.strength) for x in options.lora
+        Lora(path=str(local_path(x.path).absolute()), strength=x.strength) for x in options.lora
     )
     return BuildInputs(loras=loras, **paths)
 

@@ -15,6 +15,7 @@ from ltx2rt.bundle.manifest import FILE_NAME, read_manifest
 from ltx2rt.cli.common import export_module, print_json
 from ltx2rt.cli.doctor import gib
 from ltx2rt.errors import BundleError
+from ltx2rt.hub.reference import local_path
 from ltx2rt.pipelines.base import pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.weights.precision import float_precision
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    options.path = local_path(options.path)
     if (options.path / FILE_NAME).exists():
         report = inspect_bundle(options.path)
         text = bundle_text(report)

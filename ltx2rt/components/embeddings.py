@@ -15,6 +15,7 @@ from pathlib import Path
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, Field, OptionError, Problem
+from ltx2rt.hub.reference import local_path
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, read_metadata
 from ltx2rt.weights.safetensors_writer import write_safetensors
 
@@ -61,7 +62,7 @@ def check_embeddings(
     Raises:
         CheckpointError: it is not such a file, or does not fit; lists every problem.
     """
-    file = SafetensorsFile(path)
+    file = SafetensorsFile(local_path(path))
     problems, rows = [], set()
     for name in _NAMES:
         if name not in file:
@@ -103,7 +104,7 @@ def read_embeddings(path: str | Path, rows: int) -> TextContext:
     Raises:
         OptionError: it holds fewer.
     """
-    file, maps = SafetensorsFile(path), MappedFiles()
+    file, maps = SafetensorsFile(local_path(path)), MappedFiles()
 
     def load(name: str) -> Array:
         values = maps.load(file[name], "float32")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltx2rt.errors import CheckpointError
+from ltx2rt.hub.reference import local_path
 from ltx2rt.weights.safetensors import SafetensorsFile
 
 logger = logging.getLogger(__name__)
@@ -24,13 +25,14 @@ class Lora:
 
 
 def find_lora(path: str | os.PathLike[str]) -> Path:
-    """The file itself, or the only `.safetensors` file in a folder. Of `x.safetensors` and
-    `x.comfy.safetensors`, the same adapter in two namings, it is the first.
+    """The file itself, or the only `.safetensors` file in a folder; both may be names on the model
+    hub. Of `x.safetensors` and `x.comfy.safetensors`, the same adapter in two namings, it is the
+    first.
 
     Raises:
         CheckpointError: the folder holds none, or several: they are listed.
     """
-    place = Path(path)
+    place = local_path(path)
     try:
         if not place.is_dir():
             return place

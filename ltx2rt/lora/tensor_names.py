@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 #: official path segments -> diffusers' ones
-_DIFFUSERS: dict[str, str] = {
+DIFFUSERS_PARTS: dict[str, str] = {
     "patchify_proj": "proj_in",
     "audio_patchify_proj": "audio_proj_in",
     "adaln_single": "time_embed",
@@ -30,7 +30,7 @@ _DIFFUSERS: dict[str, str] = {
     "transformer_1d_blocks": "transformer_blocks",
 }
 _TEXT_PROJECTION = "text_embedding_projection."
-_DIFFUSERS_PROJECTIONS = {
+DIFFUSERS_PROJECTIONS = {
     "aggregate_embed": "text_proj_in",
     "video_aggregate_embed": "video_text_proj_in",
     "audio_aggregate_embed": "audio_text_proj_in",
@@ -121,5 +121,5 @@ def _short(stem: str) -> str:
 
 def _diffusers(stem: str) -> str:
     if stem.startswith(_TEXT_PROJECTION):
-        return _DIFFUSERS_PROJECTIONS.get(stem.removeprefix(_TEXT_PROJECTION), stem)
-    return ".".join(_DIFFUSERS.get(part, part) for part in stem.split("."))
+        return DIFFUSERS_PROJECTIONS.get(stem.removeprefix(_TEXT_PROJECTION), stem)
+    return ".".join(DIFFUSERS_PARTS.get(part, part) for part in stem.split("."))

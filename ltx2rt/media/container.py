@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ltx2rt.errors import MediaError
+from ltx2rt.file_kind import CLIP, PICTURE, name_of
 from ltx2rt.media import pyav as av
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ def reading(path: str | Path, kind: str) -> Iterator[InputContainer]:
         with av.open(str(path.absolute()), "r", options=_LOCAL_ONLY) as container:
             yield container
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
+        other = name_of(path, besides=[PICTURE, CLIP])
+        found = f"it is {other}" if other else "the file is damaged, truncated or not a media file"
         raise MediaError(
-            f"cannot read {kind} from '{path}': the file is damaged, truncated or not a media file"
+            f"cannot read {kind} from '{path}': {found}"
             f" ({getattr(error, 'strerror', None) or error})."
         ) from error
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ltx2rt.engine import U8
 from ltx2rt.errors import MediaError
+from ltx2rt.file_kind import PICTURE, name_of
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level: a quarter GiB of RGB
 _EXIF_ORIENTATION = 0x0112
@@ -63,8 +64,10 @@ def load_image(path: str | Path) -> U8:
             " scale it down first."
         ) from error
     except UnidentifiedImageError as error:
+        other = name_of(path, besides=[PICTURE])
+        found = f"is {other}, not an image" if other else "is not an image"
         raise MediaError(
-            f"'{path}' is not an image that can be read; use PNG, JPEG, WebP or TIFF."
+            f"'{path}' {found} that can be read; use PNG, JPEG, WebP or TIFF."
         ) from error
     except _DAMAGED as error:
         raise MediaError(

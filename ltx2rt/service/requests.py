@@ -97,7 +97,7 @@ def read_order(data: Any, sources: Sources) -> Order:
     if request is not None:
         problems = [*sources.limits.problems(request)]
     if request is None or problems:
-        raise OptionError(_WHAT, problems)
+        raise cls.refusal(problems)
     return Order(pipeline=name, request=request)
 
 

@@ -16,12 +16,13 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
+from ltx2rt.file_kind import sentence_about
 from ltx2rt.weights.codecs import fp8, stored
 from ltx2rt.weights.codecs.stored import DECODED_PARTS, SCALE_CODES
 from ltx2rt.weights.floats import bfloat16_bits
@@ -85,7 +86,8 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
     """The header of one file, checked on opening. Maps tensor names to their entries.
 
     Raises:
-        CheckpointError: the file is missing, not safetensors, truncated, or its offsets are wrong.
+        CheckpointError: the file is missing, not safetensors (says what it is), truncated, or its
+            offsets are wrong.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -93,14 +95,15 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
         try:
             if not stat.S_ISREG(self.path.stat().st_mode) and not self.path.is_dir():
                 raise CheckpointError(f"{self.path} is not a file but a pipe or device.")
+            if self.path.is_dir():
+                raise CheckpointError(sentence_about(self.path) or f"{self.path} is a folder.")
             with self.path.open("rb") as file:
                 self.file_bytes = os.fstat(file.fileno()).st_size
-                self._header = _read_header(file, self.path, self.file_bytes)
+                self._header, raw = _read_header(file, self.path, self.file_bytes)
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror or error}") from error
         except ValueError as error:
             raise CheckpointError(f"cannot read {str(self.path)!r}: {error}") from error
-        raw = _parse_header(self._header, self.path)
         self.metadata: dict[str, str] = raw.pop("__metadata__", None) or {}
         if not isinstance(self.metadata, dict) or not all(
             isinstance(value, str) for value in self.metadata.values()
@@ -115,7 +118,8 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
         )
         if expected > self.file_bytes:
             raise CheckpointError(
-                f"{self.path} is truncated: its header describes {expected} bytes, the file has "
+                sentence_about(self.path)
+                or f"{self.path} is truncated: its header describes {expected} bytes, the file has "
                 f"{self.file_bytes}; download or copy it again."
             )
 
@@ -160,22 +164,27 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
         return len(self._entries)
 
 
-def _read_header(file: Any, path: Path, file_bytes: int) -> bytes:
+def _read_header(file: Any, path: Path, file_bytes: int) -> tuple[bytes, dict[str, Any]]:
+    """The header's text and what it says."""
     start = file.read(8)
-    if len(start) < 8:
-        raise CheckpointError(f"{path} is not a safetensors file: it has only {file_bytes} bytes.")
     length = int.from_bytes(start, "little")
-    if length > MAX_HEADER_BYTES or length < 2:
-        raise CheckpointError(
-            f"{path} is not a safetensors file: its header length reads {length}."
+    if len(start) < 8 or length > MAX_HEADER_BYTES or length < 2:
+        found = f"its header length reads {length}"
+        raise _not_safetensors(
+            path, found if len(start) == 8 else f"it has only {file_bytes} bytes"
         )
     header: bytes = file.read(length)
     if len(header) < length:
         raise CheckpointError(
-            f"{path} is truncated: its header has {length} bytes, the file only {file_bytes}; "
+            sentence_about(path)
+            or f"{path} is truncated: its header has {length} bytes, the file only {file_bytes}; "
             "download or copy it again."
         )
-    return header
+    return header, _parse_header(header, path)
+
+
+def _not_safetensors(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(sentence_about(path) or f"{path} is not a safetensors file: {found}.")
 
 
 def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
@@ -184,9 +193,7 @@ def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
         if not isinstance(raw, dict):
             raise ValueError("not an object")
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not a safetensors file: its header is not JSON ({error!s:.60})."
-        ) from error
+        raise _not_safetensors(path, f"its header is not JSON ({error!s:.60})") from error
     return raw
 
 
@@ -198,7 +205,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_metadata(file: SafetensorsFile, key: str) -> Any:
+class HasMetadata(Protocol):
+    """Whatever has the metadata of a weight file."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+
+def read_metadata(file: HasMetadata, key: str) -> Any:
     """One metadata value: parsed when it is JSON, else the string; None when absent."""
     text = file.metadata.get(key)
     if text is None:

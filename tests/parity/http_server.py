@@ -17,7 +17,7 @@ from typing import Any
 
 SMALL = {"prompt": "a lake", "size": "64x64", "num_frames": 9}
 #: a clip of several fragments: a file that is seen to grow
-LONGER = {"prompt": "a lake", "size": "64x64", "num_frames": 73}
+LONGER = {"prompt": "a lake", "size": "64x64", "num_frames": 49}
 PATIENCE_S = 120
 
 

@@ -14,36 +14,13 @@ import pytest
 import torch
 
 from ltx2rt.components.transformer import ModalityInput
+from ltx2rt_export.layouts.diffusers_names import official_names
 from tests.parity import tiny_transformer as tiny
 from tests.tolerances import TOLERANCES
 
 pytest.importorskip("diffusers")
 
 SIGMA = np.float32(0.725)
-
-#: official name part -> diffusers' name part (spec/checkpoints.md §2), longest first
-RENAMES = (
-    ("av_ca_video_scale_shift_adaln_single", "av_cross_attn_video_scale_shift"),
-    ("av_ca_audio_scale_shift_adaln_single", "av_cross_attn_audio_scale_shift"),
-    ("av_ca_a2v_gate_adaln_single", "av_cross_attn_video_a2v_gate"),
-    ("av_ca_v2a_gate_adaln_single", "av_cross_attn_audio_v2a_gate"),
-    ("scale_shift_table_a2v_ca_video", "video_a2v_cross_attn_scale_shift_table"),
-    ("scale_shift_table_a2v_ca_audio", "audio_a2v_cross_attn_scale_shift_table"),
-    ("audio_prompt_adaln_single", "audio_prompt_adaln"),
-    ("prompt_adaln_single", "prompt_adaln"),
-    ("audio_adaln_single", "audio_time_embed"),
-    ("adaln_single", "time_embed"),
-    ("audio_patchify_proj", "audio_proj_in"),
-    ("patchify_proj", "proj_in"),
-    ("q_norm", "norm_q"),
-    ("k_norm", "norm_k"),
-)
-
-
-def diffusers_name(name: str) -> str:
-    parts = name.split(".")
-    table = dict(RENAMES)
-    return ".".join(table.get(part, part) for part in parts)
 
 
 def diffusers_model(generation: str, rope_type: str) -> torch.nn.Module:
@@ -73,8 +50,10 @@ def diffusers_model(generation: str, rope_type: str) -> torch.nn.Module:
         use_keyframes_abs_pos_embedding=generation == "2.5",
     ).eval()
     config = tiny.tiny_config(generation, rope_type=rope_type)
-    state = {diffusers_name(n): torch.from_numpy(w) for n, w in tiny.weights(config).items()}
-    model.load_state_dict(state)
+    weights = {f"model.diffusion_model.{n}": w for n, w in tiny.weights(config).items()}
+    names = official_names("transformer", model.state_dict())
+    model.load_state_dict({n: torch.from_numpy(weights.pop(o)) for n, o in names.items()})
+    assert not weights
     return model
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import torch
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.weights.safetensors import TensorEntry
+from ltx2rt_export.layouts.diffusers_configs import official_config
+from ltx2rt_export.layouts.diffusers_names import official_names
 from ltx2rt_export.modules.meta import on_meta
 from ltx2rt_export.modules.video_vae import VideoDecoder, VideoEncoder, video_decoder
 from ltx2rt_export.modules.video_vae_config import VideoDecoderConfig, VideoEncoderConfig
@@ -56,25 +57,6 @@ def entries(state: Mapping[str, torch.Tensor]) -> dict[str, TensorEntry]:
     }
 
 
-def official_name(name: str) -> str:
-    """diffusers' name -> official name."""
-    name = name.replace("resnets", "res_blocks")
-    if name.startswith("latents_"):
-        kinds = {"latents_mean": "mean-of-means", "latents_std": "std-of-means"}
-        return f"per_channel_statistics.{kinds[name]}"
-    sampled = re.match(r"(encoder\.down|decoder\.up)_blocks\.(\d+)\.(.*)", name)
-    if not sampled:
-        last = {"encoder": "down_blocks.8", "decoder": "up_blocks.0"}
-        part = name.split(".", maxsplit=1)[0]
-        return name.replace("mid_block", last[part])
-    group, index, rest = sampled[1], int(sampled[2]), sampled[3]
-    is_sampler = rest.startswith(("downsamplers.0.", "upsamplers.0."))
-    rest = re.sub(r"^(down|up)samplers\.0\.", "", rest)
-    if group == "encoder.down":
-        return f"encoder.down_blocks.{2 * index + is_sampler}.{rest}"
-    return f"decoder.up_blocks.{2 * index + 2 - is_sampler}.{rest}"
-
-
 def diffusers_vae(version: str) -> torch.nn.Module:
     diffusers = pytest.importorskip("diffusers")
     if not hasattr(diffusers, "AutoencoderKLLTX2Video"):
@@ -107,9 +89,15 @@ def diffusers_vae(version: str) -> torch.nn.Module:
 @torch.no_grad()
 def test_same_numbers_as_diffusers(version: str, with_metadata: bool) -> None:
     theirs = diffusers_vae(version)
-    state = {official_name(n): t for n, t in theirs.state_dict().items()}
+    own = theirs.state_dict()
+    names = official_names("video_vae", own)
+    state = {official.removeprefix("vae."): own[n] for n, official in names.items()}
     decoder_layers = (1, 2, 1, 1) if version == "19b" else (1, 2, 1, 1, 1)
     config = metadata(version, encoder_layers=(1, 2, 1, 1, 1), decoder_layers=decoder_layers)
+    translated = official_config("video_vae", dict(theirs.config))
+    for config_class in (VideoEncoderConfig, VideoDecoderConfig):
+        said = [config_class.from_checkpoint(c, entries(state)) for c in (config, translated)]
+        assert said[0] == said[1]
     if not with_metadata:
         config = {}
     encoder = VideoEncoder(VideoEncoderConfig.from_checkpoint(config, entries(state)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -45,3 +46,18 @@ def copy_with(
     }
     write_safetensors(target, tensors, file.metadata if metadata is None else metadata)
     return target
+
+
+def sharded(checkpoint: Path, folder: Path, *, index: bool) -> list[Path]:
+    """A checkpoint in two files, the configuration in the second."""
+    names = sorted(SafetensorsFile(checkpoint))
+    halves = [set(names[: len(names) // 2]), set(names[len(names) // 2 :])]
+    shards = []
+    for number, half in enumerate(halves, 1):
+        path = folder / f"model-0000{number}-of-00002.safetensors"
+        metadata = {} if number == 1 else None
+        shards.append(copy_with(checkpoint, path, keep=half.__contains__, metadata=metadata))
+    if index:
+        table = {n: shards[n in halves[1]].name for n in names}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    return shards

@@ -132,7 +132,7 @@ def test_a_missing_folder_is_one_clear_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "only 0 bytes"),
+        (b"", "an empty file"),
         (b"abc", "only 3 bytes"),
         (b"\xff" * 16, "header length reads"),
         ((10**12).to_bytes(8, "little"), "header length reads"),
@@ -197,7 +197,7 @@ def test_bad_metadata_is_refused(tmp_path: Path, metadata: object) -> None:
         SafetensorsFile(raw_file(tmp_path / "bad", header))
 
 
-@pytest.mark.parametrize("path", ["missing", ".", "nul\0byte"])
+@pytest.mark.parametrize("path", ["missing", "nul\0byte"])
 def test_unreadable_paths_are_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(CheckpointError, match="cannot read"):
         SafetensorsFile(tmp_path / path)

@@ -73,7 +73,7 @@ class GraphCache:
     def of_files(cls, folder: EngineCache, files: ModelFiles) -> Self:
         """Of a model whose components are a function of what the headers of its files say."""
         gemma = files.gemma
-        headers = {role: file.header_sha256 for role, file in files.files.items()}
+        headers = {role: weights.headers_sha256 for role, weights in files.files.items()}
         shards = [file.header_sha256 for file in gemma.files] if gemma else []
         return cls(
             folder,

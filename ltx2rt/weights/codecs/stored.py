@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ltx2rt.engine import F32, Array
-from ltx2rt.weights.codecs import fp8, int8, nf4, nvfp4
+from ltx2rt.weights.codecs import fp8, ggml, int8, nf4, nvfp4
 
 Shape = tuple[int, ...]
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
@@ -163,6 +163,8 @@ def decode(
         codes: as stored.
         parts: `scale` and `tensor_scale`: bytes as stored where they are codes, else float32.
     """
+    if encoding.format.startswith(ggml.PREFIX):
+        return ggml.decode(shape, encoding.format, codes)
     scale = parts["scale"]
     match encoding.format:
         case "fp8_scaled":

@@ -1,0 +1,61 @@
+"""The layouts of checkpoints and encoders that tests load, as data: docs/files.md is written from
+it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One layout: how it is given, what its tests are, or why it is refused.
+
+    `test` is a case of tests/parity/test_layouts.py: the same tiny model must come out of it.
+    """
+
+    name: str
+    given: str
+    tested: str = ""
+    refused: str = ""
+    test: str = ""
+
+
+SAME = "the same components as the official file: networks, facts, every weight bit for bit"
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("official single file (LTX-2, LTX-2.3)", "`--checkpoint FILE --gemma DIR`",
+           "golden cases, both backends", test="monolith"),
+    Layout("official split set (LTX-2.5)", "`--checkpoint`, `--text-encoder`, `--video-vae`, "
+           "`--audio-vae`, `--duration-head`", "golden cases, both backends"),
+    Layout("several files (shards)", "any shard, the index, or the folder", SAME, test="shards"),
+    Layout("repacks without `model.` or metadata", "as the official file", SAME, test="repack"),
+    Layout("splits of ComfyUI and Kijai", "as the official split set; connectors and projections "
+           "as `--text-encoder`", SAME, test="comfy"),
+    Layout("DiffSynth-Studio's parts (encoder and decoder apart)", "their folder as `--checkpoint`",
+           SAME, test="diffsynth"),
+    Layout("fine-tune of the transformer alone", "`--checkpoint FILE`, the official file as "
+           "`--text-encoder`, `--video-vae` and `--audio-vae`", SAME, test="fine-tune"),
+    Layout("diffusers folder (LTX-2.3 as a whole, LTX-2 part by part)",
+           "`--checkpoint DIR`, Gemma is inside",
+           f"diffusers' own modules write it; {SAME}", test="diffusers"),
+    Layout("parts of a diffusers folder, or a `diffusion_pytorch_model` file", "as the part that "
+           "it is", "the same names and weights as from the whole folder"),
+    Layout("GGUF transformer (Q2_K to Q6_K, Q4_0 to Q8_0, IQ4, F16, BF16; extra `gguf`)",
+           "`--checkpoint FILE`, the official file as `--text-encoder`, `--video-vae` and "
+           "`--audio-vae`", "files that the `gguf` package writes: every weight as it decodes them "
+           "(tests/parity/test_gguf.py); decoded into the bundle, a tensor at a time"),
+    Layout("INT8 ConvRot of ComfyUI and musubi-tuner", "as the part that it is",
+           "decoded and rotated back when weights are loaded (tests/unit/test_stored.py)"),
+    Layout("GGUF of Gemma", "", refused="not done yet: llama.cpp renames its tensors and changes "
+           "its norms"),
+    Layout("GGUF in IQ1, IQ2, IQ3, MXFP4 and other formats", "", refused="no transformer in them "
+           "is known"),
+    Layout("W4A4 and other packed INT4", "", refused="not done yet: refused as an "
+           "unknown 4-bit format"),
+    Layout("single-file Gemma of ComfyUI (`spiece_model`)", "", refused="not done yet: its "
+           "tokenizer has to be made from the SentencePiece model in it"),
+    Layout("`diffusion_decoder`, `duration_head`, `transformer_full` of a diffusers folder",
+           "", refused="left out with a warning that says what to give instead"),
+    Layout("mlx-video's converted folder", "", refused="not done yet: its weights are laid out for "
+           "MLX"),
+)  # fmt: skip
