@@ -81,8 +81,8 @@ def missing_package(error: ModuleNotFoundError) -> Exception:
         )
     return UnsupportedError(
         f"this needs the package {package}, which is part of the export extra: "
-        f"{install_hint('export')} (the released models are built without it; other models are "
-        "exported, and verify compares with PyTorch)."
+        f"{install_hint('export')} (graphs that do not come with ltx2rt are "
+        "exported with it, and verify compares with PyTorch)."
     )
 
 
