@@ -66,6 +66,8 @@ from ltx2rt.results.record import Record as Record
 from ltx2rt.results.record import record_in as record_in
 from ltx2rt.sampling.guidance import GuiderParams as GuiderParams
 from ltx2rt.sampling.guidance import GuiderSchedule as GuiderSchedule
+from ltx2rt.service.clients import ServerError as ServerError
+from ltx2rt.service.service import QueueFullError as QueueFullError
 from ltx2rt.trace import Span as Span
 from ltx2rt.trace import Trace as Trace
 

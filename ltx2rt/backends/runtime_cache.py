@@ -5,9 +5,9 @@ The library refuses what another GPU, driver or version compiled; then it compil
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ltx2rt.bundle.engine_file import EngineInfo
 from ltx2rt.device.cuda import Gpu
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import EngineError
+from ltx2rt.partial import Partial
 
 
 class RuntimeCache:
@@ -67,13 +68,10 @@ class RuntimeCache:
         data = bytes(self._cache.serialize() or b"")
         if not data or data == self._held:
             return
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        try:
+        with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
-            part.replace(self.path)
-        except OSError:
-            part.unlink(missing_ok=True)
+            with Partial(self.path) as part:
+                part.file.write(data)
 
 
 def cache_path(info: EngineInfo, gpu: Gpu) -> Path:

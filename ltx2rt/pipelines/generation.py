@@ -25,6 +25,7 @@ from ltx2rt.components.diffusion_stage import (
     StageResult,
     run_stage,
 )
+from ltx2rt.components.finite import check_finite
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
@@ -273,7 +274,9 @@ class Run:
         }
         generator = generator or self.generator
         result = self._given(request, generator) or self._kept(name, generator)
-        if result is None:
+        if result is not None:
+            self._check_finite(f"{name}, from a file", result.arrays)
+        else:
             result = self.denoised(request, loras, context, generator, guidance, identity)
             if self.store is not None:
                 self.store.save(name, self.stages[name], result.arrays, generator)
@@ -302,7 +305,12 @@ class Run:
             guidance,
             colours,
             identity,
+            allow_nan=self.engines.runtime.allow_nan,
         )
+
+    def _check_finite(self, where: str, latents: Mapping[str, Array]) -> None:
+        named = {f"the {name} latent": array for name, array in latents.items()}
+        check_finite(where, named, allowed=self.engines.runtime.allow_nan)
 
     def _given(self, request: StageRequest, generator: TorchGenerator) -> StageResult | None:
         """A first stage that a file holds; with its seed, the generator goes on after it.
@@ -355,6 +363,7 @@ class Run:
         if kept is None:
             upsampled = self.engines.upsampler(upsampler)(video)
             self.engines.release(upsampler)
+            self._check_finite("upsample", {"video": upsampled})
             if self.store is not None:
                 self.store.save(name, facts, {"video": upsampled})
         else:
