@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ltx2rt.cli.__main__ import main
+from ltx2rt.cli.__main__ import main_module
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_module())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ltx2rt.errors import Field, InternalError, OptionError, Problem, ShapeError
+from ltx2rt.field_types import settle_types
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.frame_sizes import frame_size
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
@@ -41,6 +44,12 @@ DISTILLED_STRENGTHS = (0.25, 0.5)
 #: noise levels that the models were trained on: more steps than that add nothing
 MAX_STEPS = 1000
 
+#: CPU threads of an engine that no machine profits from more of
+MAX_THREADS = 1024
+
+#: how files write the paths of what they were made from
+RecordPaths = Literal["relative", "absolute", "none"]
+
 #: linear light of Rec.709 or AP1, or ACEScct codes (spec/media_io.md §6)
 HDR_MODES = ("SRGB_LINEAR", "ACESCG", "ACESCCT")
 
@@ -62,6 +71,14 @@ class RuntimeConfig:
             the GPU.
         kernels: when TensorRT-RTX makes kernels for sizes: `eager` before the first run of a size,
             `none` never, `lazy` meanwhile, so that first runs give other bits and no graphs.
+        record: files say how they were made: prompt, seed, everything that was asked for.
+        record_paths: how they write paths: relative to themselves, absolute, or not at all.
+        allow_nan: go on where latents, frames or sound hold NaN or Inf, which are written as black
+            and silence.
+        plugin_modules: Python modules that engines may import for their plugins; those of
+            `ltx2rt_kernels` always may.
+        engine_host_code: engines for several versions of TensorRT may run the native code that they
+            bring.
     """
 
     threads: int = 0
@@ -71,12 +88,25 @@ class RuntimeConfig:
     device: int | None = None
     cuda_graphs: bool = True
     kernels: str = "eager"
+    record: bool = True
+    record_paths: RecordPaths = "relative"
+    allow_nan: bool = False
+    plugin_modules: tuple[str, ...] = ()
+    engine_host_code: bool = False
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = []
         if self.threads < 0:
             problems.append(
                 Problem(Field("threads"), f"={self.threads} is negative; 0 uses every core")
+            )
+        if self.threads > MAX_THREADS:
+            problems.append(
+                Problem(
+                    Field("threads"),
+                    f"={self.threads} is more than {MAX_THREADS}; 0 uses every core",
+                )
             )
         if self.residency not in ("stage", "resident"):
             problems.append(
@@ -93,6 +123,13 @@ class RuntimeConfig:
         if self.kernels not in ("eager", "none", "lazy"):
             problems.append(
                 Problem(Field("kernels"), f"={self.kernels!r}; allowed: eager, none, lazy")
+            )
+        if self.record_paths not in typing.get_args(RecordPaths):
+            problems.append(
+                Problem(
+                    Field("record_paths"),
+                    f"={self.record_paths!r}; allowed: {', '.join(typing.get_args(RecordPaths))}",
+                )
             )
         if problems:
             raise OptionError("runtime options", problems)
@@ -117,6 +154,7 @@ class ImageCondition:
     crf: int | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = []
         if self.frame < 0:
             problems.append(
@@ -150,6 +188,7 @@ class NeighbourClip:
     frames: int = 25
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if self.frames < 9 or self.frames % VIDEO_SCALE_FACTORS.time != 1:
             raise OptionError(
                 Problem(
@@ -231,6 +270,7 @@ class GenerationConfig:
     user_prompt: str | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = []
         if self.prompt and not self.prompt.strip():
             problems.append("the prompt is empty; describe the clip in a sentence")
@@ -333,6 +373,7 @@ class GuidanceConfig:
     distilled_strengths: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = []
         if any(0xD800 <= ord(c) <= 0xDFFF for c in self.negative_prompt):
             problems.append("the negative prompt is not valid UTF-8 text")

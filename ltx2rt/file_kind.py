@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.user_files import open_regular, read_limited
+
 #: enough for every signature, for the start of a text, and for no weights
 _START_BYTES = 4096
 #: index files of the largest models take a few MB
@@ -87,7 +89,7 @@ def kind_of(path: Path) -> FileKind | None:
     """
     if path.is_dir():
         return _folder_kind(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(_START_BYTES)
     if path.suffix.lower() in _UNFINISHED:
         return FileKind(f"an unfinished download ({path.suffix})", "let it finish, or start again")
@@ -199,9 +201,7 @@ def _folder_kind(folder: Path) -> FileKind:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} where there is none of a sensible size."""
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            return {}
-        value = json.loads(path.read_text("utf-8-sig"))
+        value = json.loads(read_limited(path, _MAX_JSON_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

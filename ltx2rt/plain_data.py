@@ -10,38 +10,70 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from ltx2rt.errors import BundleError, Ltx2rtError, OptionError, Problem
+from ltx2rt.user_files import read_limited
 
 T = TypeVar("T")
 
 _HINTS: dict[type[Any], dict[str, Any]] = {}
 
+#: a manifest of a real model has a few MB
+MAX_DOCUMENT_BYTES = 256_000_000
+
 _SHOWN = 60  # characters of a bad value in a message
 
 
-def to_plain(value: Any) -> Any:
+def absolute_path(path: str | Path) -> Path:
+    """A path that does not depend on the current folder, and has no `..` in it."""
+    whole = Path(path).absolute()
+    return Path(os.path.realpath(whole)) if ".." in whole.parts else whole
+
+
+def to_plain(value: Any, told: Callable[[Path], str] = str) -> Any:
     """JSON data of a dataclass, tuple, mapping or scalar.
 
-    Paths, and text fields that are called `path`, become absolute.
+    Args:
+        value: what is written.
+        told: how the absolute form of a path is written: of a `Path`, and of a text field that is
+            called `path`.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(plain.get("path"), str):
-            plain["path"] = str(Path(plain["path"]).absolute())
+        plain = {f.name: to_plain(getattr(value, f.name), told) for f in dataclasses.fields(value)}
+        if isinstance(path := getattr(value, "path", None), str):
+            plain["path"] = told(absolute_path(path))
         return plain
     if isinstance(value, Path):
-        return str(value.absolute())
+        return told(absolute_path(value))
     if isinstance(value, Mapping):
-        return {str(k): to_plain(v) for k, v in value.items()}
+        return {str(k): to_plain(v, told) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(v) for v in value]
+        return [to_plain(v, told) for v in value]
     return value
+
+
+def with_paths(value: Any, change: Callable[[Path], Path]) -> Any:
+    """The same data with other paths: those that `to_plain` would write."""
+    if isinstance(value, Path):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)(with_paths(item, change) for item in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    changed = {}
+    for field in dataclasses.fields(value):
+        old = getattr(value, field.name)
+        is_path = field.name == "path" and isinstance(old, str)
+        new = str(change(Path(old))) if is_path else with_paths(old, change)
+        if new != old:
+            changed[field.name] = new
+    return dataclasses.replace(value, **changed) if changed else value
 
 
 def from_plain(kind: type[T], data: Any, what: str) -> T:
@@ -78,7 +110,14 @@ def write_document(data: Any, path: Path) -> None:
 
 
 def read_document(
-    kind: type[T], path: Path, schema: int, *, where: str, missing: str, again: str
+    kind: type[T],
+    path: Path,
+    schema: int,
+    *,
+    where: str,
+    missing: str,
+    again: str,
+    check: Callable[[dict[str, Any]], list[str]] = lambda _: [],
 ) -> T:
     """A dataclass from a JSON file of ours.
 
@@ -88,15 +127,16 @@ def read_document(
         where: names the data in a list of problems.
         missing: says what it means that there is no such file.
         again: says how to make it anew.
+        check: what else is wrong with the JSON data.
 
     Raises:
         BundleError: no such file, another schema, or fields that do not fit (all listed).
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(read_limited(path, MAX_DOCUMENT_BYTES).decode("utf-8"))
     except FileNotFoundError as error:
         raise BundleError(missing) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}. {again}") from error
     found = data.get("schema") if isinstance(data, dict) else None
     if found != schema:
@@ -104,8 +144,9 @@ def read_document(
             f"{path} has schema {found!r}; this version of ltx2rt reads schema {schema}. {again}"
         )
     value, problems = read_plain(kind, data, where)
-    if value is None:
-        raise BundleError(f"{path} is not valid", problems[:20])
+    problems += check(data) if value is not None else []
+    if value is None or problems:
+        raise BundleError(f"{path} is not valid", problems[:20], again)
     return value
 
 
@@ -260,7 +301,7 @@ def named_files(value: Any) -> Iterator[Path]:
     absolute.
     """
     if isinstance(value, Path):
-        yield value.absolute()
+        yield absolute_path(value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             inner = getattr(value, field.name)

@@ -32,6 +32,7 @@ from ltx2rt.bundle.manifest import (
     bundle_id,
     write_manifest,
 )
+from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.config import lora_problems
 from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.lora.describe import names_distillation
@@ -47,12 +48,13 @@ from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
 from ltx2rt_export.decode_gguf import decode_gguf
 from ltx2rt_export.engines.stage import engine_stage, with_tile_memory
+from ltx2rt_export.exchange import exchange
 from ltx2rt_export.fuse_loras import fuse_loras
 from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.overlay import Overlays
 from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare
 from ltx2rt_export.quantize.range_check import check_float16
-from ltx2rt_export.resume import KEY_FILE, open_work, prune, weights_key
+from ltx2rt_export.resume import KEY_FILE, OLD, open_work, prune, restore_old, weights_key
 
 
 def check_target(output: Path, *, force: bool) -> None:
@@ -82,7 +84,7 @@ def check_target(output: Path, *, force: bool) -> None:
 
 def _check_inputs_survive(inputs: BuildInputs, output: Path) -> None:
     """Refuse to replace the very bundle that holds the input files."""
-    target = output.resolve()
+    target = Path(os.path.realpath(output))
     named = [getattr(inputs, f.name) for f in dataclasses.fields(inputs)]
     places = [p for p in named if isinstance(p, str)] + [x.path for x in inputs.loras]
     inside = [p for p in places if _is_inside(p, target)]
@@ -94,7 +96,7 @@ def _check_inputs_survive(inputs: BuildInputs, output: Path) -> None:
 
 
 def _is_inside(path: str, folder: Path) -> bool:
-    return Path(path).resolve().is_relative_to(folder)
+    return Path(os.path.realpath(path)).is_relative_to(folder)
 
 
 def open_inputs(inputs: BuildInputs) -> ModelFiles:
@@ -129,6 +131,23 @@ def make_components(files: ModelFiles, loras: Sequence[Lora], folder: Path) -> l
     return fuse_loras(components, files, loras, folder) if loras else components
 
 
+def _check_numbers(components: Sequence[Component]) -> None:
+    """Refuse weights that are no floats and have no encoding: no engine could take them.
+
+    Raises:
+        CheckpointError: lists some of them.
+    """
+    wrong = [
+        f"{entry.name} in {entry.path} has dtype {entry.dtype}"
+        for component in components
+        for layer in component.layers or (component.weights,)
+        for entry in layer.values()
+        if entry.encoding is None and not entry.dtype.startswith(("float", "bfloat"))
+    ]
+    if wrong:
+        raise CheckpointError("weights have to be floats", [*dict.fromkeys(wrong)][:20])
+
+
 def build_bundle(
     files: ModelFiles,
     inputs: BuildInputs,
@@ -157,6 +176,8 @@ def build_bundle(
     if problems:
         raise OptionError("cannot build", problems)
     with build_lock(output):
+        if restore_old(output):
+            check_target(output, force=config.force)
         key = weights_key(files, inputs, config)
         work = open_work(output.absolute().parent, output.name, key)
         try:
@@ -186,8 +207,11 @@ def _put_in_place(work: Path, output: Path) -> None:
     if not output.exists():
         work.replace(output)
         return
-    target = output.resolve()
-    old = target.with_name(f"{work.name}.old")
+    target = Path(os.path.realpath(output))
+    if exchange(work, target):
+        shutil.rmtree(work)
+        return
+    old = target.with_name(f"{work.name}{OLD}")
     target.replace(old)
     try:
         work.replace(target)
@@ -209,7 +233,10 @@ def _fill(
         raise CheckpointError(
             "the text encoder has no tokenizer.json; give the whole Gemma folder."
         )
-    components = with_tile_memory(config, components_of(files))
+    Tokenizer(tokenizer, "the text encoder's tokenizer.json")  # before hours of work
+    components = components_of(files)
+    _check_numbers(components)
+    components = with_tile_memory(config, components)
     options = {c.name: c.options for c in components}
     info = model_info(files, options)
     if any(names_distillation(Path(lora.path).name) for lora in inputs.loras):
@@ -330,6 +357,7 @@ class SourceTable:
                     path=str(path.relative_to(self._folder) if inside else path),
                     bytes=file.file_bytes,
                     header_sha256=file.header_sha256,
+                    modified_ns=0 if inside else path.stat().st_mtime_ns,
                 )
             )
         return {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import EnhanceError
+from ltx2rt.user_files import read_limited
 
 #: model type -> arguments of `generate`
 _DECODING: dict[str, dict[str, Any]] = {
@@ -36,11 +37,14 @@ def local_model(folder: str | Path) -> Callable[[list[dict[str, Any]], Path | No
     return ask
 
 
+_MAX_CONFIG_BYTES = 10_000_000
+
+
 def _kind_of(folder: Path) -> str:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_limited(folder / "config.json", _MAX_CONFIG_BYTES))
         kind = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EnhanceError(
             f"{folder} is not the folder of a transformers model: it has no config.json that "
             "names a model_type."
@@ -95,7 +99,8 @@ def _padded(given: dict[str, Any], pad_token: int) -> dict[str, Any]:
 def _picture(path: Path) -> Any:
     from PIL import Image
 
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+    from ltx2rt.media.still_reader import load_image
+
+    picture = Image.fromarray(load_image(path))
     scale = _IMAGE_SIDE / max(picture.size)
     return picture.resize([max(1, round(side * scale)) for side in picture.size])

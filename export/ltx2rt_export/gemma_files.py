@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
+from ltx2rt.user_files import read_limited
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.kinds import is_gemma, split_components
 from ltx2rt_export.layouts.open import open_weights
@@ -219,11 +220,17 @@ def _missing_shards(folder: Path, tensors: Mapping[str, TensorEntry]) -> list[st
     return [f"{shard} is missing or lacks tensors" for shard in sorted(shards)]
 
 
+#: of a small file beside weights; the tokenizer has some 35 MB
+_MAX_ASSET_BYTES = 500_000_000
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_limited(path, _MAX_ASSET_BYTES)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"cannot read {str(path)!r}: {error}") from error
 
 
 def _parse_object(text: bytes, where: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ltx2rt_export.kinds import (
     is_lora,
     split_components,
 )
+from ltx2rt_export.layouts.diffusers import is_pipeline
 from ltx2rt_export.layouts.gguf_file import gguf_summary
 from ltx2rt_export.layouts.open import open_weights
 from ltx2rt_export.storage_format import storage_summary
@@ -84,6 +85,10 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
     kind = detect_kind(file)
     result = _summary(where, kind, file, file.files)
     parts = split_components(file)
+    if is_pipeline(where) and (where / "text_encoder").is_dir():
+        gemma = open_gemma(where)
+        parts = {**parts, "gemma": dict(gemma.tensors)}
+        result |= {"description": f"{KINDS[kind]} (diffusers folder)", "gemma": _gemma(gemma)}
     if kind == "lora":
         return {**result, "lora": describe_lora(open_lora(where))}
     result["components"] = [

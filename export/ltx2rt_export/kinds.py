@@ -43,6 +43,7 @@ _GEMMA_NAMES = re.compile(
     r"(model\.)?(language_model|vision_tower|vision_model|vision_embedder|embed_vision|embed_audio"
     r"|multi_modal_projector|audio_projector)\.|model\.(embed_tokens|layers|norm)\.|lm_head\."
 )
+
 #: parts of adapters whose names other tensors bear too: the vocoder has an `alpha`
 _COMMON_PARTS = {"alpha", "rescale"}
 

@@ -26,6 +26,8 @@ from ltx2rt_export.engines.cache import cache_key
 from ltx2rt_export.engines.graphs import sources_sha256
 from ltx2rt_export.weight_set import WeightFile
 
+#: follows the name of a work folder in that of a bundle which it replaces
+OLD = ".old"
 #: holds the key of the build that a work folder belongs to
 KEY_FILE = "build.key"
 
@@ -85,6 +87,26 @@ def open_work(parent: Path, name: str, key: str) -> Path:
         work = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=parent))
         (work / KEY_FILE).write_text(key, encoding="ascii")
     return work
+
+
+def restore_old(output: Path) -> bool:
+    """Where systems cannot exchange folders, a build that was killed while it replaced a bundle
+    leaves the old one under another name: give it back its own, or remove it if the new one is
+    there. The caller has the lock of that name.
+
+    Returns:
+        whether it was given back.
+    """
+    target = Path(os.path.realpath(output))
+    pattern = re.compile(rf"\.{re.escape(output.name)}\.[a-z0-9_]{{8}}\.part{re.escape(OLD)}")
+    restored = False
+    for path in sorted(p for p in target.parent.iterdir() if pattern.fullmatch(p.name)):
+        if target.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.replace(target)
+            restored = True
+    return restored
 
 
 def prune(work: Path) -> int:

@@ -44,7 +44,12 @@ class Rung:
         return self.rel_rms <= self.bound
 
 
-def verify_bundle(bundle: Bundle, components: Sequence[Component], seed: int = 0) -> Iterator[Rung]:
+def verify_bundle(
+    bundle: Bundle,
+    components: Sequence[Component],
+    seed: int = 0,
+    runtime: RuntimeConfig | None = None,
+) -> Iterator[Rung]:
     """Compare every component of the bundle with the reference; yields one row per output.
 
     A repeated component is compared on its first and last layer. Sizes are small ones, as near to
@@ -54,8 +59,9 @@ def verify_bundle(bundle: Bundle, components: Sequence[Component], seed: int = 0
         bundle: the engines.
         components: made anew from the checkpoint files (`bundle.make_components`).
         seed: of the random inputs.
+        runtime: how engines run, and what they may run.
     """
-    loader = Loader(bundle)
+    loader, runtime = Loader(bundle), runtime or RuntimeConfig()
     for component in components:
         name = component.name
         if not bundle.has(name):
@@ -65,7 +71,7 @@ def verify_bundle(bundle: Bundle, components: Sequence[Component], seed: int = 0
         with TorchEngine(component) as reference:
             if component.weight_binding == "initializer":
                 bound = PRECISIONS[bundle.component(name).precision].tolerance
-                with loader.engine(name, RuntimeConfig()) as engine:
+                with loader.engine(name, runtime) as engine:
                     got = _run(engine, inputs, {})
                 yield from _rungs(name, None, reference(inputs), got, bound)
                 continue
@@ -74,7 +80,7 @@ def verify_bundle(bundle: Bundle, components: Sequence[Component], seed: int = 0
                 blocks.append(TRANSFORMER_BLOCK_PLAIN)
             for block in blocks:
                 yield from _layer_rungs(
-                    block, bundle.component(block), loader, component, reference, inputs
+                    block, bundle.component(block), loader, runtime, component, reference, inputs
                 )
 
 
@@ -82,6 +88,7 @@ def _layer_rungs(
     name: str,
     entry: ComponentEntry,
     loader: Loader,
+    runtime: RuntimeConfig,
     component: Component,
     reference: Engine,
     inputs: Mapping[str, Array],
@@ -91,7 +98,7 @@ def _layer_rungs(
         official = load_weights(component.layers[layer], frozenset())
         want = reference({**inputs, **official})
         weights = {} if entry.layered else loader.weights(name, layer)
-        with loader.layer_engine(name, layer, RuntimeConfig()) as engine:
+        with loader.layer_engine(name, layer, runtime) as engine:
             got = _run(engine, inputs, weights)
         yield from _rungs(name, layer, want, got, PRECISIONS[entry.precision].tolerance)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,13 @@ ELEMENT_TYPES = {
 BYTE_TYPES = {name: ELEMENT_TYPES[name] for name in ("tensor(float8e4m3fn)",)}
 
 
+#: where the data of graphs would be looked for, which is nowhere
+EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+NO_FOLDER = f"{os.devnull}{os.sep}nowhere"
+#: how ONNX Runtime says that there is too little memory
+_TOO_LITTLE = ("Failed to allocate memory", "bad_alloc", "std::length_error")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrtOptions:
     """How sessions run: `threads=0` lets ONNX Runtime use every core.
@@ -53,7 +61,9 @@ def new_session(
         EngineError: ONNX Runtime refuses the graph; the message names the component.
     """
     settings = ort.SessionOptions()
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # what it has to say is in the error
+    # weights are injected: a graph that names a file for them names one that is not its own
+    settings.add_session_config_entry(EXTERNAL_DATA_FOLDER, NO_FOLDER)
     settings.intra_op_num_threads = options.threads
     spinning = "1" if options.spinning else "0"
     settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
@@ -70,9 +80,7 @@ def new_session(
             graph, settings, providers=[(name, dict(given)) for name, given in options.providers]
         )
     except Exception as error:  # its exceptions share no narrower base
-        raise EngineError(
-            f"ONNX Runtime {ort.__version__} cannot load {component}: {error}"
-        ) from error
+        raise failure(f"cannot load {component}", error) from error
 
 
 def _ort_value(array: Array) -> Any:
@@ -99,6 +107,7 @@ class OrtEngine(EngineBase):
 
     Raises:
         EngineError: ONNX Runtime refuses the graph; the message names the component.
+        MemoryError: there is too little.
     """
 
     def __init__(
@@ -130,7 +139,7 @@ class OrtEngine(EngineBase):
             with span(ENGINES, self._spec.component):
                 outputs = self._run(tensors)
         except Exception as error:  # its exceptions share no narrower base
-            raise EngineError(f"ONNX Runtime failed in {self._spec.component}: {error}") from error
+            raise failure(f"failed in {self._spec.component}", error) from error
         return dict(zip(self._output_names, outputs, strict=True))
 
     def _run(self, tensors: Mapping[str, Array]) -> list[Array]:
@@ -150,3 +159,13 @@ class OrtEngine(EngineBase):
         """Free the session and its weights."""
         self._session = None
         self._initializers = {}
+
+
+def failure(what: str, error: Exception) -> Exception:
+    """What a caller gets for any of the library's exceptions."""
+    said = str(error)
+    if any(words in said for words in _TOO_LITTLE):
+        return MemoryError(f"(ONNX Runtime {what}.)")
+    if "xternal data" in said:
+        said = "the graph names a file for its data, which no graph of ours does; do not use it"
+    return EngineError(f"ONNX Runtime {ort.__version__} {what}: {said}")

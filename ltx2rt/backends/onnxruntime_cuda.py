@@ -11,11 +11,11 @@ import onnxruntime as ort
 
 from ltx2rt.backends.binding import Place
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
-from ltx2rt.backends.onnxruntime import ELEMENT_TYPES, OrtOptions, new_session
+from ltx2rt.backends.onnxruntime import ELEMENT_TYPES, OrtOptions, failure, new_session
 from ltx2rt.bundle.buckets import symbol_sizes
 from ltx2rt.device.device import Stream
 from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, Shaped, check_inputs
-from ltx2rt.errors import EngineError, InternalError, UnsupportedError
+from ltx2rt.errors import InternalError, UnsupportedError
 
 PROVIDER = "CUDAExecutionProvider"
 #: what installs it: both packages hold the same module, so one must go before the other comes
@@ -160,7 +160,7 @@ class OrtBinding:
         try:
             self._session.run_with_iobinding(self._io, options)
         except Exception as error:  # its exceptions share no narrower base
-            raise EngineError(f"ONNX Runtime failed in {self._spec.component}: {error}") from error
+            raise failure(f"failed in {self._spec.component}", error) from error
 
     def can_be_captured(self, stream: Stream) -> bool:
         """Never: ONNX Runtime takes and frees memory while it runs."""

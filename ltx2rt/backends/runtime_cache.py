@@ -5,13 +5,14 @@ The library refuses what another GPU, driver or version compiled; then it compil
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 from typing import Any
 
 from ltx2rt.bundle.engine_file import EngineInfo
 from ltx2rt.device.cuda import Gpu
 from ltx2rt.env import cache_dir
+from ltx2rt.partial import Partial
 
 
 class RuntimeCache:
@@ -36,10 +37,7 @@ class RuntimeCache:
         data = bytes(self._cache.serialize() or b"")
         if not data or data == self._held:
             return
-        part = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
-        try:
+        with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
-            part.replace(self._path)
-        except OSError:
-            part.unlink(missing_ok=True)
+            with Partial(self._path) as part:
+                part.file.write(data)

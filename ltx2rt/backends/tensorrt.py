@@ -15,7 +15,14 @@ import numpy as np
 
 from ltx2rt.backends.binding import Binding, Place
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
-from ltx2rt.backends.engine_checks import check_gpu, check_plugins, check_version
+from ltx2rt.backends.engine_checks import (
+    NO_TRUST,
+    Trust,
+    check_gpu,
+    check_host_code,
+    check_plugins,
+    check_version,
+)
 from ltx2rt.backends.runtime_cache import RuntimeCache
 from ltx2rt.backends.tensorrt_api import APIS, load, logger_of
 from ltx2rt.bundle.engine_file import read_info
@@ -65,10 +72,12 @@ class TrtEngine(EngineBase):
         memory: shared with engines that it takes turns with; None: its own.
         specialize: when TensorRT-RTX makes kernels for sizes: `EAGER` before the first run of a
             size, `NONE` never, `LAZY` meanwhile, so that the first runs take other kernels.
+        trust: what of the engine may run code of the host.
 
     Raises:
         UnsupportedError: the library, cuda-python, the driver or the GPU is missing.
-        BundleError: the engine is of another version, for other GPUs or of other plugins.
+        BundleError: the engine is of another version, for other GPUs or of other plugins, or it
+            would run code that is not trusted.
         OptionError: one of its plugins cannot be imported.
         EngineError: the library refuses the engine, or the device has too little memory.
     """
@@ -82,6 +91,7 @@ class TrtEngine(EngineBase):
         make_device: Callable[[str], Device] = CudaDevice,
         memory: DeviceMemory | None = None,
         specialize: str = "EAGER",
+        trust: Trust = NO_TRUST,
     ) -> None:
         self._spec = spec
         self._info = read_info(path)
@@ -89,7 +99,8 @@ class TrtEngine(EngineBase):
         self._trt = load(self._info.backend)
         self._label = f"{APIS[self._info.backend].label} {self._trt.__version__}"
         check_version(self._info, str(self._trt.__version__), rebuild)
-        check_plugins(self._info, rebuild)
+        check_host_code(self._info, trust)
+        check_plugins(self._info, rebuild, trust)
         if memory is None:
             memory = DeviceMemory(make_device(f"backend {self._info.backend}"))
         self._memory = memory.opened()
@@ -221,7 +232,8 @@ class TrtEngine(EngineBase):
     def _load(self, path: Path) -> None:
         self._logger = logger_of(self._info.backend)
         self._runtime = self._trt.Runtime(self._logger)
-        # an engine for other versions brings a runtime of its own, which is code of the host
+        # an engine for other versions brings a runtime of its own, which is code of the host; that
+        # it may was checked
         self._runtime.engine_host_code_allowed = self._info.version_compatible
         self._device.activate()
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.bundle.checks import check_file, engine_problems
+from ltx2rt.bundle.component_options import option_problems
 from ltx2rt.bundle.load_weights import tensor_entry, weight_problems
 from ltx2rt.bundle.manifest import (
     ComponentEntry,
@@ -18,6 +19,7 @@ from ltx2rt.bundle.manifest import (
     WeightRef,
     read_manifest,
 )
+from ltx2rt.bundle.weight_digests import warn_of_later_changes
 from ltx2rt.engine import Array
 from ltx2rt.errors import BundleError, CheckpointError
 from ltx2rt.lora.adapter import Adapter, official_tensor, parse_lora
@@ -91,6 +93,15 @@ class Bundle:
         """The text encoder's `tokenizer.json`."""
         return self.folder / self.manifest.tokenizer
 
+    def weight_files(self) -> dict[str, Path]:
+        """What the manifest calls each weight file -> where it is now."""
+        return {
+            f"{number}/{Path(source.path).name}": place
+            for number, (source, place) in enumerate(
+                zip(self.manifest.sources, self._sources, strict=True)
+            )
+        }
+
     def entry(self, name: str, ref: Place) -> TensorEntry:
         """Where a referenced tensor lies on disk now."""
         return tensor_entry(name, ref, self._sources)
@@ -149,6 +160,8 @@ def open_bundle(
             changed.
     """
     folder = Path(path)
+    if weights_dir is not None and not Path(weights_dir).is_dir():
+        raise BundleError(f"the folder of weights '{weights_dir}' is not there, or is no folder.")
     manifest = read_manifest(folder)
     problems = [
         problem
@@ -157,6 +170,8 @@ def open_bundle(
     ]
     problems += check_file(folder, manifest.tokenizer, manifest.tokenizer_sha256, "the tokenizer")
     problems += weight_problems(manifest)[:20]
+    for name, entry in manifest.components.items():
+        problems += option_problems(name, entry.options)
     problems += engine_problems(folder, manifest)
     sources: list[Path] = []
     for source in manifest.sources:
@@ -170,6 +185,8 @@ def open_bundle(
             continue
         if (file.file_bytes, file.header_sha256) != (source.bytes, source.header_sha256):
             problems.append(f"{place} changed since the build")
+        else:
+            warn_of_later_changes(source, place)
     if problems:
         raise BundleError(
             f"{folder} cannot be used",

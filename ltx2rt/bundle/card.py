@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ltx2rt.backends.device_memory import DeviceMemory
-from ltx2rt.backends.engine_checks import check_gpu, check_plugins, check_version
+from ltx2rt.backends.engine_checks import (
+    Trust,
+    check_gpu,
+    check_host_code,
+    check_plugins,
+    check_version,
+)
 from ltx2rt.backends.engine_needs import engine_needs
 from ltx2rt.backends.tensorrt_api import load
 from ltx2rt.bundle.bundle import Bundle
@@ -51,7 +57,7 @@ def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
             reserve = device.gpu.memory_bytes // _ACTIVATION_SHARE
             memory = DeviceMemory(device, reserve=reserve).opened()
             return Card(memory=memory, plan=None, keep_text=resident)
-        plan = _plan(bundle, device, resident=resident)
+        plan = _plan(bundle, device, trust_of(runtime), resident=resident)
         memory = DeviceMemory(device, plan.regions).opened()
         return Card(memory=memory, plan=plan, keep_text=plan.keep_text)
     except BaseException:
@@ -59,13 +65,19 @@ def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
         raise
 
 
-def _plan(bundle: Bundle, device: CudaDevice, *, resident: bool) -> MemoryPlan:
+def trust_of(runtime: RuntimeConfig) -> Trust:
+    """What the user lets engines run."""
+    return Trust(plugin_modules=runtime.plugin_modules, host_code=runtime.engine_host_code)
+
+
+def _plan(bundle: Bundle, device: CudaDevice, trust: Trust, *, resident: bool) -> MemoryPlan:
     manifest, needs, gpu = bundle.manifest, {}, device.gpu
     for name, entry in manifest.components.items():
         path = bundle.folder / entry.engines[0].file
         info = read_info(path)
         check_version(info, str(load(info.backend).__version__), manifest.command())
-        check_plugins(info, manifest.command())
+        check_host_code(info, trust)
+        check_plugins(info, manifest.command(), trust)
         check_gpu(info, gpu.target, gpu.name, manifest.command())
         needs[name] = engine_needs(path, entry.spec(name))
     room = room_on(gpu.memory_bytes, device.free_bytes(), manifest)

@@ -19,6 +19,7 @@ from typing import Any
 from ltx2rt.bundle.buckets import Bucket
 from ltx2rt.bundle.manifest import Tensor
 from ltx2rt.plain_data import read_document, write_document
+from ltx2rt.user_files import open_regular
 
 SIDECAR_SCHEMA = 1
 
@@ -102,7 +103,7 @@ def read_info(engine: Path) -> EngineInfo:
 
 def file_sha256(path: Path) -> str:
     """Digest of a file's content; it is not read into memory as a whole."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -13,7 +13,7 @@ from ltx2rt.backends.host_stack import HostStack
 from ltx2rt.backends.stack import Stack
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.bundle.bundle import Bundle
-from ltx2rt.bundle.card import Card, open_card
+from ltx2rt.bundle.card import Card, open_card, trust_of
 from ltx2rt.bundle.host_plan import plan_host
 from ltx2rt.bundle.load_weights import engine_tensors, lora_tensors, stored_tensor
 from ltx2rt.components.decoder_tiles import machine_bytes
@@ -249,6 +249,7 @@ class Loader:
             manifest.command(),
             memory=self._card_of(runtime).memory,
             specialize=runtime.kernels.upper(),
+            trust=trust_of(runtime),
         )
 
     def _card_of(self, runtime: RuntimeConfig) -> Card:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ltx2rt.errors import OptionError
+from ltx2rt.locks import is_still, try_lock
 
 
 @contextmanager
@@ -23,13 +23,13 @@ def build_lock(output: Path) -> Iterator[None]:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if not _try_lock(file):
+            if not try_lock(file):
                 owner = path.read_text(encoding="utf-8").strip() or "unknown"
                 raise OptionError(
                     f"another build (process {owner}) is writing {output}; wait until it is done, "
                     "or choose another name."
                 )
-            if _is_still(path, file):  # else its last owner removed it after we had opened it
+            if is_still(path, file):  # else its last owner removed it after we had opened it
                 os.ftruncate(file, 0)
                 os.write(file, f"{os.getpid()}\n".encode())
                 try:
@@ -39,25 +39,3 @@ def build_lock(output: Path) -> Iterator[None]:
                 return
         finally:
             os.close(file)
-
-
-def _is_still(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file))
-    except FileNotFoundError:
-        return False
-
-
-def _try_lock(file: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

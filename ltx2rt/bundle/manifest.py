@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,23 @@ from ltx2rt.plain_data import read_document, write_document
 from ltx2rt.sampling.samplers import Sampler
 
 SCHEMA = 1
-#: fields that only quantised weights fill; left out where they are empty
-QUANTIZED_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays")
+#: fields that few bundles fill, most of them for quantised weights; left out where they are empty
+OPTIONAL_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays", "modified_ns")
 FILE_NAME = "manifest.json"
+#: what a source says of where and since when it lies there, which is not the bundle's content
+PLACE = ("path", "modified_ns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A weights file: an absolute path, or one relative to the bundle; its size and header digest
-    at build time.
+    """A weights file: an absolute path, or one relative to the bundle; its size, header digest and
+    time of change at build time (0: not recorded, as of files in the bundle).
     """
 
     path: str
     bytes: int
     header_sha256: str
+    modified_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,27 +227,31 @@ class Manifest:
 
 def bundle_id(manifest: Manifest) -> str:
     """Twelve hex digits over everything but places on disk and the id itself."""
-    data = _plain(manifest)
-    data.pop("bundle_id")
-    data.pop("build")
-    for source in data["sources"]:
-        source.pop("path")
+    return content_id(_plain(manifest))
+
+
+def content_id(manifest: Mapping[str, Any]) -> str:
+    """As `bundle_id`, of the JSON data of a manifest, as it was written."""
+    data = {k: v for k, v in manifest.items() if k not in ("bundle_id", "build")}
+    data["sources"] = [{k: v for k, v in s.items() if k not in PLACE} for s in data["sources"]]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _plain(manifest: Manifest) -> dict[str, Any]:
-    """JSON values; what only quantised weights have is left out elsewhere."""
+    """JSON values; what few bundles have is left out elsewhere."""
 
     def fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {k: v for k, v in items if v or k not in QUANTIZED_FIELDS}
+        return {k: v for k, v in items if v or k not in OPTIONAL_FIELDS}
 
     return dataclasses.asdict(manifest, dict_factory=fields)
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write `manifest.json` atomically; it goes last, so a folder without one is no bundle."""
-    write_document(_plain(manifest), folder / FILE_NAME)
+    """Write `manifest.json` atomically, with the id of its content; it goes last, so a folder
+    without one is no bundle.
+    """
+    write_document(_plain(manifest) | {"bundle_id": bundle_id(manifest)}, folder / FILE_NAME)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -265,4 +273,11 @@ def read_manifest(folder: Path) -> Manifest:
         where="manifest",
         missing=missing,
         again="Build the bundle again with `ltx2rt build`.",
+        check=_id_problems,
     )
+
+
+def _id_problems(data: dict[str, Any]) -> list[str]:
+    if content_id(data) == data["bundle_id"]:
+        return []
+    return ["it was changed since the build: what it says is not what its bundle_id names"]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from ltx2rt import __version__
 from ltx2rt.cli.parser import Parser
-from ltx2rt.errors import Field, Ltx2rtError
+from ltx2rt.cli.signals import Ended, ending_signals, exit_status
+from ltx2rt.cli.streams import plain_streams
+from ltx2rt.errors import Field, Ltx2rtError, OptionError
 
 #: sub-command -> one line of help; its module is `ltx2rt.cli.<name>`
 COMMANDS = {
@@ -40,17 +44,7 @@ COMMANDS = {
 #: sub-command -> the module that shows its help, where that does not need the whole command
 HELP = {"generate": "generate_help"}
 
-#: how Python shows warnings
-_python_warning = warnings.formatwarning
-
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-
-#: errors of the system that a path or a full disk causes; others are ours and keep their traceback
-USER_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
-    errno.ELOOP, errno.ENOTDIR, errno.EISDIR,
-}  # fmt: skip
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -89,13 +83,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 2 for user errors, 130 when
-    interrupted.
+    """Run the command line and return its exit status: 0, 2 for user errors, 130 when interrupted,
+    143 and 129 when ended by SIGTERM and SIGHUP.
     """
+    with plain_streams(), ending_signals():
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def main_module() -> int:
+    """`main` of `python -m`, which would find modules in the current folder, whoever put them
+    there: only where the project itself lies in it, it stays.
+    """
+    own = str(Path(__file__).parents[2])
+    with contextlib.suppress(OSError):  # a folder that was removed holds no modules
+        if sys.path[0] in ("", str(Path.cwd())) and str(Path.cwd()) != own:
+            del sys.path[0]
+    return main()
+
+
+def _run(arguments: Sequence[str]) -> int:
     command = None
     warnings.formatwarning = warning_line
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
+        if any("\0" in argument for argument in arguments):
+            raise OptionError("an argument holds a NUL character, which no name or text may have.")
+        options = parse(arguments)
         command = importlib.import_module(f"ltx2rt.cli.{options.command}")
         status: int = command.run(options)
         sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
@@ -114,9 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ltx2rt: error: {missing}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as error:
-        print("\nltx2rt: interrupted; partial output was removed.", file=sys.stderr)
+        why = f"ended by {error.signal.name}" if isinstance(error, Ended) else "interrupted"
+        print(f"\nltx2rt: {why}; partial output was removed.", file=sys.stderr)
         print_notes(error)
-        return EXIT_INTERRUPTED
+        return exit_status(error)
     except MemoryError as error:
         print(
             "ltx2rt: error: this takes more memory than there is: ask for a smaller or shorter "
@@ -128,13 +141,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno not in USER_ERRORS:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"ltx2rt: error: {error.strerror}{where}.", file=sys.stderr)
+    except (OSError, RecursionError, UnicodeError) as error:
+        print(f"ltx2rt: error: {sentence_of(error)}", file=sys.stderr)
         print_notes(error)
         return EXIT_USER_ERROR
+
+
+def sentence_of(error: OSError | RecursionError | UnicodeError) -> str:
+    """What the system, or input that no part of ours foresaw, made impossible."""
+    if isinstance(error, RecursionError):
+        return "a file, or an option, is nested too deeply."
+    if isinstance(error, UnicodeError):
+        return f"a name or text is not valid Unicode ({error})."
+    if error.errno == errno.ENOENT and not _folder_exists():
+        return "the current folder was removed; change to another one."
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}."
+
+
+def _folder_exists() -> bool:
+    try:
+        return Path.cwd().is_dir()
+    except OSError:
+        return False
 
 
 def warning_line(
@@ -144,10 +173,8 @@ def warning_line(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """A warning of ours as one line, without the place in our code; others as Python shows them."""
-    if category is UserWarning:
-        return f"ltx2rt: warning: {message}\n"
-    return _python_warning(message, category, filename, lineno, line)
+    """A warning as one line, without the place in the code."""
+    return f"ltx2rt: warning: {message}\n"
 
 
 def print_notes(error: BaseException) -> None:
@@ -157,4 +184,4 @@ def print_notes(error: BaseException) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_module())

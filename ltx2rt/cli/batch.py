@@ -1,10 +1,14 @@
-"""`ltx2rt batch BUNDLE JOBS.jsonl -o DIR`: one job a line, engines loaded once."""
+"""`ltx2rt batch BUNDLE JOBS.jsonl -o DIR`: one job a line, engines loaded once.
+
+Whatever is wrong with a job is a line of JSON; the others are made all the same.
+"""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-from collections import Counter
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,19 +22,29 @@ from ltx2rt.cli.batch_devices import on_devices, parse_devices, parse_shard
 from ltx2rt.cli.fields import all_flags, spell
 from ltx2rt.cli.flags import key_of
 from ltx2rt.cli.job_file import read_flags
-from ltx2rt.cli.outputs import Outputs
+from ltx2rt.cli.outputs import Outputs, real_path
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.errors import Ltx2rtError, OptionError, Problem
+from ltx2rt.errors import Ltx2rtError, OptionError
+from ltx2rt.partial import remove_all_leftovers
 from ltx2rt.pipelines.base import Pipeline
-from ltx2rt.plain_data import parse_json
+from ltx2rt.plain_data import parse_json, to_plain
+from ltx2rt.user_files import read_user_text
 
 MAX_JOBS = 100_000
+MAX_JOBS_BYTES = MAX_JOBS * 10_000
 EXIT_FAILED_JOBS = 1
+#: what fails a job, and not the batch: an error of the user's, or of the machine's
+FAILURES = (Ltx2rtError, MemoryError, OSError, RecursionError, UnicodeError)
+#: of a clip that its line names no file for, by what it is
+SUFFIXES = {"video": ".mp4", "audio": ".wav", "image": ".png", "frames": ""}
 #: keys of a job that name what it writes
 OUTPUTS = {"output", "frames", "audio_output", "save_latents"}
 #: flags of the whole batch, which win
-SHARED = ("threads", "spinning", "max_batch_size", "device", "weights_dir", "quiet")
+SHARED = (
+    "threads", "spinning", "max_batch_size", "device", "weights_dir", "quiet", "plugin_modules",
+    "engine_host_code", "enhance_insecure", "no_record", "record_paths", "allow_nan",
+)  # fmt: skip
 #: keys that a job of a batch may not have; a stream is under its name before it is complete
 REFUSED = {
     "resume", "work_dir", "save_embeddings", "trace", "stream", "fragmented", "preview",
@@ -49,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the clips"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="skip jobs whose output is there already"
+        "--resume",
+        action="store_true",
+        help="leave clips alone that are there and were made by the same line",
     )
     parser.add_argument("--json", action="store_true", help="results are lines of JSON anyway")
     parser.add_argument(
@@ -79,30 +95,42 @@ class BatchJob:
     index: int
     output: Outputs
 
-    @property
-    def is_done(self) -> bool:
-        """Whether every output is there; files appear under their names only when complete."""
-        return all(path.exists() for path in self.output.paths)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadLine:
+    """A line that is no job, or whose output another line writes, and why."""
+
+    number: int
+    error: str
 
 
 def run(options: argparse.Namespace) -> int:
-    """Every result is a line of JSON on stdout; 1 if a job failed."""
+    """Every result is a line of JSON on stdout, bad lines first; 1 if a job failed."""
     from ltx2rt.media.files import check_folder
 
     if options.devices is not None and options.device is not None:
         raise OptionError("--device and --devices exclude each other.")
-    jobs = read_jobs(options)
+    lines = _lines(options.jobs)
     check_folder(options.output)
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
-    options.output.mkdir(parents=True, exist_ok=True)
-    failed = False
+    jobs, bad = read_jobs(lines, options)
+    if options.shard is not None:
+        jobs = jobs[options.shard.index :: options.shard.count]
+        bad = bad[options.shard.index :: options.shard.count]
+    for line in bad:
+        _say({"job": line.number, "error": line.error})
+    if jobs:
+        options.output.mkdir(parents=True, exist_ok=True)
+        remove_all_leftovers(options.output)
+    failed = len(bad)
     try:
         for job, made in _results(jobs, bundle, options):
-            result = {"job": job.number, "output": str(job.output.paths[0]), **made}
-            failed = failed or "error" in result
-            print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
+            failed += "error" in made
+            _say({"job": job.number, "output": str(job.output.paths[0]), **made})
     finally:
         _close()
+    if failed:
+        print(f"ltx2rt: {failed} of {len(jobs) + len(bad)} jobs failed.", file=sys.stderr)
     return EXIT_FAILED_JOBS if failed else 0
 
 
@@ -110,32 +138,42 @@ def _results(
     jobs: list[BatchJob], bundle: Bundle, options: argparse.Namespace
 ) -> Iterator[tuple[BatchJob, dict[str, Any]]]:
     """What became of every job: in their order, or as several devices make them."""
-    if options.shard is not None:
-        jobs = jobs[options.shard.index :: options.shard.count]
     if options.devices is None:
-        return ((job, _result(job, bundle, options.resume)) for job in jobs)
+        return ((job, _result(job, bundle)) for job in jobs)
     place = options.bundle.absolute(), options.weights_dir and options.weights_dir.absolute()
-    return on_devices(jobs, options.devices, partial(make_on_device, *place, options.resume))
+    return on_devices(jobs, options.devices, partial(make_on_device, *place))
 
 
 def make_on_device(
-    folder: Path, weights_dir: Path | None, resume: bool, job: BatchJob, device: int | None
+    folder: Path, weights_dir: Path | None, job: BatchJob, device: int | None
 ) -> dict[str, Any]:
     """As `_result`, in a process of its own, which opens the bundle once."""
     if folder not in _bundles:
         _bundles[folder] = open_bundle(folder, weights_dir=weights_dir)
     asked = replace(job.asked, runtime=replace(job.asked.runtime, device=device))
-    return _result(replace(job, asked=asked), _bundles[folder], resume)
+    return _result(replace(job, asked=asked), _bundles[folder])
 
 
-def _result(job: BatchJob, bundle: Bundle, resume: bool) -> dict[str, Any]:
+def _result(job: BatchJob, bundle: Bundle) -> dict[str, Any]:
     """What was made, that it was there already, or why not."""
-    if resume and job.is_done:
-        return {"skipped": True}
     try:
         return _made(job, bundle)
-    except Ltx2rtError as error:
-        return {"error": error.told(spell)}
+    except FAILURES as error:
+        if not isinstance(error, Ltx2rtError):  # what is loaded may be what was too much
+            _close()
+        return {"error": _sentence(error)}
+
+
+def _say(result: dict[str, Any]) -> None:
+    print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, Ltx2rtError):
+        return error.told(spell)
+    if isinstance(error, MemoryError):
+        return f"this takes more memory than there is. {error}".strip()
+    return f"{type(error).__name__}: {error}"
 
 
 def _close() -> None:
@@ -148,7 +186,7 @@ def _made(job: BatchJob, bundle: Bundle) -> dict[str, Any]:
     for, since few cards hold them all.
     """
     asked = job.asked
-    job.output.check(asked.pipeline, asked.request)
+    job.output.check(asked.pipeline, asked.request, resume=asked.run.resume)
     runtime = asked.runtime
     if bundle.manifest.backend not in APIS:
         runtime = replace(runtime, residency="resident")
@@ -160,46 +198,50 @@ def _made(job: BatchJob, bundle: Bundle) -> dict[str, Any]:
     return generate_command.make(pipe, asked.for_pipeline(pipe), job.index, job.output)
 
 
-def read_jobs(options: argparse.Namespace) -> list[BatchJob]:
-    """Every line of the file, checked.
-
-    Raises:
-        OptionError: lists what is wrong in every line.
-    """
+def read_jobs(
+    lines: list[tuple[int, str]], options: argparse.Namespace
+) -> tuple[list[BatchJob], list[BadLine]]:
+    """The clips of every line, and the lines that cannot be run."""
     jobs: list[BatchJob] = []
-    problems: list[str] = []
-    for number, line in _lines(options.jobs):
+    bad: list[BadLine] = []
+    writers: dict[Path, int] = {}
+    for number, line in lines:
         try:
-            jobs += _clips(_asked(line, number, options), number, options.output)
-        except Ltx2rtError as error:
-            problems += [Problem(f"line {number}: ", problem) for problem in error.problems]
-    paths = Counter(p for job in jobs for p in job.output.paths)
-    problems += [f"{p} is the output of several jobs" for p, count in paths.items() if count > 1]
-    if problems:
-        raise OptionError(f"{options.jobs} cannot be run", problems[:20])
-    if not jobs:
-        raise OptionError(f"{options.jobs} holds no jobs.")
-    return jobs
+            clips = list(_clips(_asked(line, number, options), number, options.output))
+        except FAILURES as error:
+            bad.append(BadLine(number=number, error=_sentence(error)))
+            continue
+        paths = {real_path(p): p for job in clips for p in job.output.paths}
+        taken = [
+            f"'{p}' is the output of line {writers[r]}" for r, p in paths.items() if r in writers
+        ]
+        if taken:
+            bad.append(BadLine(number=number, error="; ".join(taken)))
+            continue
+        writers |= dict.fromkeys(paths, number)
+        jobs += clips
+    return jobs, bad
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Numbered lines that are not empty."""
-    try:
-        if path.stat().st_size > MAX_JOBS * 10_000:
-            raise OptionError(f"{path} is too large for a file of jobs.")
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise OptionError(f"cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise OptionError(f"cannot read {path}: it is not UTF-8 text.") from error
+    """Numbered lines that are not empty.
+
+    Raises:
+        OptionError: it is not a file of so many lines of text.
+    """
+    text = read_user_text(path, MAX_JOBS_BYTES)
     lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise OptionError(f"{path} holds no jobs.")
     if len(lines) > MAX_JOBS:
         raise OptionError(f"{path} has {len(lines)} jobs; at most {MAX_JOBS} run in one batch.")
     return lines
 
 
 def _asked(line: str, number: int, options: argparse.Namespace) -> Asked:
-    """A line as a request; its outputs are in the batch's folder, other paths beside the file."""
+    """A line as a request; its outputs are in the batch's folder, other paths beside the file. A
+    clip without a name is called after what is asked for: the same line gives the same name.
+    """
     try:
         job = parse_json(line)
     except ValueError as error:
@@ -210,31 +252,40 @@ def _asked(line: str, number: int, options: argparse.Namespace) -> Asked:
     refused = sorted(REFUSED & job.keys())
     if refused:
         raise OptionError(f"{', '.join(refused)} cannot be used in a batch")
-    outputs = {"output": f"{number:04d}.mp4", **{k: job.pop(k) for k in OUTPUTS & job.keys()}}
+    outputs = {k: job.pop(k) for k in OUTPUTS & job.keys()}
     where = f"{options.jobs} line {number}"
-    named, _ = read_flags(outputs, options.output.absolute(), where)
+    folder = options.output.absolute()
+    named, _ = read_flags(outputs, folder, where)
     given, record = read_flags(job, options.jobs.absolute().parent, where)
     shared = {key: v for key in SHARED if (v := getattr(options, key)) is not None}
-    return asked_of({**given, **named, **shared}, record)
+    resume = {"resume": True} if options.resume else {}
+    given = {**given, **named, **shared, **resume}
+    asked = asked_of(given, record).without_key()
+    if "output" in named:
+        return asked
+    clip = folder / _name(asked)
+    output = replace(asked.output, clip=clip)
+    return replace(asked, output=output)
 
 
-def _clips(asked: Asked, number: int, folder: Path) -> list[BatchJob]:
+def _name(asked: Asked) -> str:
+    """Of a clip that its line names no file for."""
+    content = [asked.pipeline.name, to_plain(asked.request), list(asked.seeds)]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return f"{digest[:12]}{SUFFIXES[asked.pipeline.output_kinds(asked.request.inputs)[0]]}"
+
+
+def _clips(asked: Asked, number: int, folder: Path) -> Iterator[BatchJob]:
     """The clips of one line.
 
     Raises:
         OptionError: a name that leads out of the batch's folder.
     """
     every, count = asked.output, len(asked.seeds)
-    inside = folder.resolve()
-    outside = [str(p) for p in every.paths if not p.resolve().is_relative_to(inside)]
+    inside = real_path(folder)
+    outside = [str(p) for p in every.paths if not real_path(p).is_relative_to(inside)]
     if outside or every.is_stdout:
         raise OptionError(f"output {', '.join(outside) or '-'} is not inside {folder}")
-    return [
-        BatchJob(
-            number=number,
-            asked=asked,
-            index=i,
-            output=every.numbered(i + 1) if count > 1 else every,
-        )
-        for i in range(count)
-    ]
+    for index in range(count):
+        output = every.numbered(index + 1) if count > 1 else every
+        yield BatchJob(number=number, asked=asked, index=index, output=output)

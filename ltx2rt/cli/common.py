@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.progress import Progress
+from ltx2rt.user_files import read_limited
+
+#: of a file that holds the text of a flag
+MAX_TEXT_BYTES = 1_000_000
 
 if TYPE_CHECKING:
     from ltx2rt.lora.files import Lora
@@ -77,8 +81,8 @@ def missing_package(error: ModuleNotFoundError) -> Exception:
         )
     return UnsupportedError(
         f"this needs the package {package}, which is part of the export extra: "
-        f"{install_hint('export')} (the released models are built without it; other models are "
-        "exported, and verify compares with PyTorch)."
+        f"{install_hint('export')} (graphs that do not come with ltx2rt are "
+        "exported with it, and verify compares with PyTorch)."
     )
 
 
@@ -93,11 +97,13 @@ def text_or_file(text: str) -> str:
         return text.removeprefix("@")
     path = Path(text[1:])
     try:
-        return path.read_text("utf-8").removesuffix("\n")
+        return read_limited(path, MAX_TEXT_BYTES).decode("utf-8").removesuffix("\n")
     except OSError as error:
         found = error.strerror or str(error)
-    except ValueError:
+    except UnicodeDecodeError:
         found = "it is not UTF-8 text"
+    except ValueError as error:
+        found = str(error)
     raise argparse.ArgumentTypeError(f"cannot read '{path}': {found}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,8 +16,12 @@ from ltx2rt.cli.parser import Parser
 from ltx2rt.cli.requests import asked_of
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import check_generation_size
+from ltx2rt.partial import hold_folder, remove_unheld_folders
 
 __all__ = ["add_arguments", "run", "spell"]
+
+#: of the folder that a demo works in; killed ones leave it, and the next removes it
+PREFIX = "ltx2rt-demo-"
 
 PROMPT = "Soft lights drift over a quiet lake at dusk while a distant bell rings."
 
@@ -48,8 +53,10 @@ def run(options: argparse.Namespace) -> int:
     from ltx2rt.media.files import check_output_path
 
     check_output_path(options.output, "video")
-    folder = options.keep or Path(tempfile.mkdtemp(prefix="ltx2rt-demo-"))
+    remove_unheld_folders(Path(tempfile.gettempdir()), PREFIX)
+    folder = options.keep or Path(tempfile.mkdtemp(prefix=PREFIX))
     folder.mkdir(parents=True, exist_ok=True)
+    lock = hold_folder(folder)
     try:
         files = export_module("demo").write_demo_model(folder / "model")
         bundle = folder / "demo.bundle"
@@ -66,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
     finally:
         if options.keep is None or not (folder / "demo.bundle").exists():
             shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def given_of(options: argparse.Namespace) -> dict[str, Any]:

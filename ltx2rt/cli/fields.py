@@ -48,6 +48,7 @@ from ltx2rt.sampling.guidance import GuiderParams
 
 #: fields without a flag, and why
 WITHOUT_FLAG = {
+    "enhance.named_by_file": "the command line knows where the address came from",
     "config.user_prompt": "a record's: what the prompt was before it was enhanced",
     "guidance.video": "its fields have flags",
     "guidance.audio": "its fields have flags",

@@ -6,6 +6,7 @@ reads as that command line.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,10 @@ class Flag:
             names: dict[Any, str] = {int: "a whole number", float: "a number"}
             raise OptionError(f"{_shown(value)} is not {names.get(self.convert, 'text')}")
         text = value if isinstance(value, str) else repr(value)
-        if self.is_path and "\0" in text:
-            raise OptionError(f"{_shown(value)} is not a path")
+        if "\0" in text or (self.is_path and not _is_path(text)):
+            raise OptionError(f"{_shown(value)} is not a {'path' if self.is_path else 'text'}")
+        if not self.is_path and not _is_text(text):
+            raise OptionError(f"{_shown(value)} is not valid UTF-8 text")
         found = self.convert(self._from(folder, text))
         if self.choices and found not in self.choices:
             raise OptionError(f"{_shown(value)}; allowed: {', '.join(self.choices)}")
@@ -139,6 +142,19 @@ class Flag:
 def key_of(name: str) -> str:
     """`frame_rate` for `--frame-rate` and `frame-rate`."""
     return name.removeprefix("--").replace("-", "_")
+
+
+def _is_path(text: str) -> bool:
+    """Whether a file can have this name: what is no character may stand for a byte of it."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return bool(text)
+
+
+def _is_text(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _shown(value: Any) -> str:

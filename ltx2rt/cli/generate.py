@@ -13,13 +13,14 @@ from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli.common import ProgressPrinter, export_module, print_json
 from ltx2rt.cli.fields import all_flags, spell
 from ltx2rt.cli.generate_help import add_flags
-from ltx2rt.cli.job_file import dump_job, read_job
+from ltx2rt.cli.job_file import check_targets, dump_job, read_job
 from ltx2rt.cli.outputs import Outputs
 from ltx2rt.cli.preview import PreviewWriter, check_preview
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.components.enhance import EnhanceConfig, enhance_prompt
 from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import CheckpointError, OptionError
+from ltx2rt.partial import remove_leftovers
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
@@ -41,6 +42,7 @@ def given_in(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
+    typed = given_in(options)
     variables = dict(text.partition("=")[::2] for text in options.var or ())
     wrong = [text for text in options.var or () if not text.partition("=")[1]]
     if wrong or (variables and options.job is None):
@@ -48,7 +50,10 @@ def run(options: argparse.Namespace) -> int:
             f"--var {wrong[0]} is not NAME=VALUE." if wrong else "--var needs --job FILE."
         )
     given, record = ({}, None) if options.job is None else read_job(options.job, variables)
-    given |= given_in(options)
+    if options.job is not None:
+        check_targets(given, typed, options.job.absolute().parent)
+    asked_elsewhere = "enhance_url" in given and "enhance_url" not in typed
+    given |= typed
     if options.dump_job is not None:
         from ltx2rt.media.files import check_file_path
 
@@ -56,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
         asked_of(given, record)
         dump_job(options.dump_job, given, record)
         return 0
-    return make_and_say(asked_of(given, record), options.bundle)
+    asked = asked_of(given, record)
+    return make_and_say(asked.without_key() if asked_elsewhere else asked, options.bundle)
 
 
 def make_and_say(asked: Asked, bundle: Path) -> int:
@@ -113,7 +119,7 @@ def generate(asked: Asked, path: Path) -> Iterator[dict[str, Any]]:
         asked.output.numbered(i + 1) if several else asked.output for i in range(len(asked.seeds))
     ]
     for output in outputs:
-        output.check(asked.pipeline, asked.request)
+        output.check(asked.pipeline, asked.request, resume=asked.run.resume)
     check_files(asked)
     bundle = open_bundle(path, weights_dir=asked.run.weights_dir)
     with asked.pipeline(bundle, asked.runtime) as pipe:
@@ -127,7 +133,9 @@ def generate(asked: Asked, path: Path) -> Iterator[dict[str, Any]]:
 def make(
     pipe: Pipeline, asked: Asked, index: int, output: Outputs, work_dir: Path | None = None
 ) -> dict[str, Any]:
-    """Generate and write one of the clips that were asked for."""
+    """Generate and write one of the clips that were asked for; `skipped` in what is given back: it
+    was there already; `changed`: what was there is another clip, and how.
+    """
     run, request = asked.run, asked.request_of(index)
     job = Job(ProgressPrinter(quiet=run.quiet), preview_every=run.preview_every)
     if run.preview is not None:
@@ -137,8 +145,16 @@ def make(
         config = enhanced(request.config, asked.enhance, asked.seeds[0])
         request = replace(request, config=config)
     seed = request.config.seed
-    if run.resume and run.save_embeddings is None and _is_made(pipe, request, output):
-        return {"output": str(output.paths[0]), "seed": seed, "skipped": True}
+    changed: dict[str, list[str]] = {}
+    if run.resume:
+        reasons = reasons_for_clip(pipe, request, output)
+        if not reasons and run.save_embeddings is None:
+            for path in output.paths:
+                remove_leftovers(path)
+            return {"output": str(output.paths[0]), "seed": seed, "skipped": True}
+        if reasons and any(path.exists() for path in output.paths):
+            changed = {"changed": reasons}
+        output.check(asked.pipeline, request)
     try:
         clip = pipe(
             request.config,
@@ -174,6 +190,7 @@ def make(
         "output": str(output.paths[0]),
         **clip.metadata(),
         "seed": seed,
+        **changed,
         **size,
         "frame_rate": clip.frame_rate,
         "timings_s": {k: round(v, 3) for k, v in job.timings_s.items()},
@@ -189,15 +206,18 @@ def enhanced(config: GenerationConfig, who: EnhanceConfig, seed: int) -> Generat
     return replace(config, prompt=answer, user_prompt=prompt)
 
 
-def _is_made(pipe: Pipeline, request: Request, output: Outputs) -> bool:
-    """Whether every file of a clip is there, made by this same request. EXR frames do not say what
-    they were made by.
-    """
-    from ltx2rt.results.record import is_made
+def reasons_for_clip(pipe: Pipeline, request: Request, output: Outputs) -> list[str]:
+    """Why a clip has to be made; empty if every file of it is there, made by this same request."""
+    from ltx2rt.media.exr import exr_folder
+    from ltx2rt.results.record import reasons_to_make
 
     record = pipe.record(pipe.prepare(request), {})
+    found = [reason for path in output.paths for reason in reasons_to_make(path, record)]
+    # EXR frames do not say what they were made by: they get their name after the clip beside them
     is_exr = pipe.makes_exr or request.config.hdr is not None
-    return not is_exr and all(is_made(path, record) for path in output.paths)
+    if is_exr and output.clip is not None and not exr_folder(output.clip).is_dir():
+        found.append("its EXR frames are not there")
+    return [*dict.fromkeys(found)]
 
 
 def check_files(asked: Asked) -> None:

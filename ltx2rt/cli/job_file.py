@@ -17,12 +17,31 @@ from typing import Any
 
 from ltx2rt.cli.fields import all_flags
 from ltx2rt.cli.flags import key_of
+from ltx2rt.cli.outputs import real_path
 from ltx2rt.errors import OptionError
+from ltx2rt.media.files import writing
+from ltx2rt.partial import Partial
 from ltx2rt.plain_data import parse_json, unknown_name
 from ltx2rt.results.record import RECORD_SUFFIXES, Record, plain_record, read_record, record_in
+from ltx2rt.user_files import read_user_file
 
 MAX_JOB_BYTES = 16_000_000
+#: TOML with long dotted keys takes quadratic time and memory to read
+MAX_TOML_BYTES = 64_000
 RECORD_KEY = "record"
+#: what lets others' code run, or widens where things go, is said on the command line alone
+COMMAND_LINE_ONLY = frozenset({"plugin_modules", "engine_host_code", "enhance_insecure"})
+#: what a job writes
+WRITTEN = (
+    "output",
+    "frames",
+    "audio_output",
+    "save_latents",
+    "save_embeddings",
+    "work_dir",
+    "trace",
+    "preview",
+)
 VARIABLES_KEY = "variables"
 
 
@@ -63,7 +82,9 @@ def read_flags(
         key = key_of(name)
         try:
             if key == RECORD_KEY:
-                record = read_record(value, where)
+                record = read_record(value, where, folder)
+            elif key in COMMAND_LINE_ONLY:
+                problems.append(f"{key} is for the command line alone, not for a job")
             elif key not in known:
                 problems.append(unknown_name(name, [*known, RECORD_KEY]))
             else:
@@ -120,15 +141,7 @@ def read_table(path: Path) -> dict[str, Any]:
             f"{path} is not a job: name a .json or .toml file, or a file that ltx2rt made "
             f"({', '.join(RECORD_SUFFIXES)})."
         )
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_JOB_BYTES + 1)
-    except OSError as error:
-        raise OptionError(f"cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:  # a name with a NUL
-        raise OptionError(f"cannot read {str(path)!r}: {error}.") from error
-    if len(data) > MAX_JOB_BYTES:
-        raise OptionError(f"{path} is too large for a job: more than {MAX_JOB_BYTES} bytes.")
+    data = read_user_file(path, MAX_TOML_BYTES if kind == ".toml" else MAX_JOB_BYTES)
     try:
         text = data.decode("utf-8")
         job = tomllib.loads(text) if kind == ".toml" else parse_json(text)
@@ -142,5 +155,34 @@ def read_table(path: Path) -> dict[str, Any]:
 def dump_job(path: Path, given: Mapping[str, Any], record: Record | None) -> None:
     """Write what the flags hold as a job; paths become absolute."""
     job: dict[str, Any] = {} if record is None else {RECORD_KEY: plain_record(record)}
-    job |= {key: all_flags()[key].absolute(value) for key, value in given.items()}
-    path.write_text(json.dumps(job, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    job |= {
+        key: all_flags()[key].absolute(value)
+        for key, value in given.items()
+        if key not in COMMAND_LINE_ONLY
+    }
+    with writing(path), Partial(path) as part:
+        part.file.write(json.dumps(job, indent=2).encode() + b"\n")
+
+
+def check_targets(job: Mapping[str, Any], typed: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a job that would replace files outside the folder of its output, or, where it names
+    none, of the job itself. What is typed on the command line may.
+
+    Args:
+        job: what a job file holds.
+        typed: what the command line holds.
+        folder: where the job file lies.
+
+    Raises:
+        OptionError: names the files.
+    """
+    named = typed.get("output") or job.get("output")
+    inside = real_path(folder if named in (None, "-") else Path(named).absolute().parent)
+    targets = [Path(job[key]) for key in WRITTEN if key in job and key not in typed]
+    replaced = [
+        f"it would replace '{path}', which is not beside its output; name it on the command line"
+        for path in targets
+        if path.exists() and not path.is_dir() and not real_path(path).is_relative_to(inside)
+    ]
+    if replaced:
+        raise OptionError("the job cannot be used", replaced)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from ltx2rt.results.clip import Clip
 
 STDOUT = Path("-")
+
+
+def real_path(path: Path) -> Path:
+    """Where a path leads, links followed as far as they go."""
+    return Path(os.path.realpath(path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +104,13 @@ class Outputs:
             latents=name(self.latents),
         )
 
-    def check(self, pipeline: type[Pipeline], request: Request) -> None:
+    def check(self, pipeline: type[Pipeline], request: Request, *, resume: bool = False) -> None:
         """Find out, before any work, that everything can be written, and that a clip of this
         request has it.
+
+        Args:
+            pipeline, request: what is made.
+            resume: folders of frames may be there, from a run that made them.
 
         Raises:
             MediaError, OptionError, UnsupportedError: nothing is named, or see `check_output_path`
@@ -141,6 +151,10 @@ class Outputs:
                 "a clip of high dynamic range goes to an ordinary file with EXR frames beside it; "
                 "leave --stream, --frames and -o - out"
             )
+        if self.is_stdout and getattr(sys.stdout, "was_closed", False):
+            problems.append("standard output is closed")
+        if self.stream and self.clip is None:
+            problems.append("--stream is for a video file; name one with -o")
         if self.encoding is not None and (kind not in ("video", "animation") or is_hdr):
             problems.append(
                 "--codec, --quality, --preset and --encoder are for video files of ordinary range"
@@ -158,9 +172,9 @@ class Outputs:
         if self.stream and self.clip is not None:
             check_fragmented(self.clip)
         if is_hdr and self.clip is not None:
-            check_output_path(exr_folder(self.clip), "frames")
+            check_output_path(exr_folder(self.clip), "frames", may_exist=resume)
         if self.frames is not None:
-            check_output_path(self.frames, "frames")
+            check_output_path(self.frames, "frames", may_exist=resume)
         if self.audio is not None:
             check_output_path(self.audio, "audio")
         if self.latents is not None:
@@ -181,9 +195,9 @@ class Outputs:
         """What would be lost: an output under the name of another, or of what the clip is made
         from.
         """
-        count = Counter(path.resolve() for path in self.paths)
+        count = Counter(real_path(path) for path in self.paths)
         problems = [f"'{p}' is named for {n} outputs" for p, n in count.items() if n > 1]
-        sources = {path.resolve() for path in named_files((request.config, request.inputs))}
+        sources = {real_path(path) for path in named_files((request.config, request.inputs))}
         return problems + [
             f"'{path}' is what the clip is made from; choose another name"
             for path in sorted(sources & count.keys())

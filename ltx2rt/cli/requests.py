@@ -80,7 +80,13 @@ class Asked:
                 file=sys.stderr,
             )
         config = replace(asked.request.config, **opened)
-        return replace(asked, request=replace(asked.request, config=config))
+        request = replace(asked.request, config=config)
+        return replace(asked, request=request, output=self.output, enhance=self.enhance)
+
+    def without_key(self) -> Asked:
+        """The same; the enhancer's key stays here: a file named the address, not its owner."""
+        enhance = self.enhance and replace(self.enhance, named_by_file=True)
+        return replace(self, enhance=enhance)
 
     def _opened(self, pipe: Pipeline) -> dict[str, Any]:
         """Fields that neither flags nor a record name, as the official command fills them in."""
@@ -237,6 +243,8 @@ def _combination_problems(given: Given, request: Request | None) -> list[str]:
     seeds, count = given.get("seed", ()), given.get("num_videos")
     if count is not None and len(seeds) > 1 and len(seeds) != count:
         problems.append(f"--num-videos {count} does not fit {len(seeds)} seeds; leave one out")
+    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        problems.append(f"--seed names {', '.join(map(str, twice))} twice: it is the same clip")
     more = [f"--{key.replace('_', '-')}" for key in given if key in ENHANCING]
     if more and "enhance_prompt" not in given:
         problems.append(f"{', '.join(more)} needs --enhance-prompt")

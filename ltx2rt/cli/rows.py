@@ -198,12 +198,14 @@ ROWS: Mapping[str, dict[str, Any]] = {
     "output.latents": {"name": "--save-latents"},
     "enhance.url": {
         "name": "--enhance-url", "metavar": "URL", "help": "an endpoint that speaks the OpenAI "
-        "protocol, such as http://127.0.0.1:8080/v1; its key is read from LTX2RT_ENHANCE_KEY",
+        "protocol, such as http://127.0.0.1:8080/v1; its key is read from LTX2RT_ENHANCE_KEY, "
+        "which goes to no address that a file names, unless LTX2RT_ENHANCE_URL names the same host",
     },
     "enhance.model": {
         "name": "--enhance-model", "metavar": "NAME|DIR", "help": "the model's name there; without "
         "--enhance-url the folder of a transformers model",
     },
+    "enhance.insecure": {"name": "--enhance-insecure"},
     "enhance.timeout_s": {"name": "--enhance-timeout", "metavar": "S"},
     "run.pipeline": {
         "group": "", "choices": tuple(PIPELINES), "metavar": None

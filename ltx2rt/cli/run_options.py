@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.field_types import settle_types
 
 MAX_VIDEOS = 10_000
 
@@ -46,6 +47,7 @@ class RunOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if self.preview_every < 1:
             raise OptionError(
                 Problem(Field("preview_every"), f"={self.preview_every} is less than 1")

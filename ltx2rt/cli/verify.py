@@ -8,10 +8,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ltx2rt.bundle.bundle import open_bundle
-from ltx2rt.cli.common import export_module, print_json
+from ltx2rt.bundle.bundle import Bundle, open_bundle
+from ltx2rt.bundle.weight_digests import digest_weights
+from ltx2rt.cli.common import ProgressPrinter, export_module, print_json
+from ltx2rt.cli.fields import all_flags
+from ltx2rt.config import RuntimeConfig
+from ltx2rt.progress import Job
 
 EXIT_FAILED = 1
+#: flags of `ltx2rt generate` that let engines run code
+TRUSTING = ("plugin_modules", "engine_host_code")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,17 +26,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights-dir", type=Path, help="where weight files are now, if they moved"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random inputs")
+    parser.add_argument(
+        "--weights",
+        action="store_true",
+        help="instead read all weight files and compare their digests with those noted in the "
+        "bundle; the first time they are noted",
+    )
+    for key in TRUSTING:
+        flag = all_flags()[key]
+        parser.add_argument(flag.name, **flag.arguments())
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(options: argparse.Namespace) -> int:
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
+    if options.weights:
+        return verify_weights(bundle, json=options.json)
+    runtime = RuntimeConfig(
+        plugin_modules=tuple(options.plugin_modules or ()),
+        engine_host_code=bool(options.engine_host_code),
+    )
     verify, export = export_module("verify"), export_module("bundle")
     inputs = export.inputs_in(bundle.manifest.build, options.bundle, options.weights_dir)
     rungs = []
     with tempfile.TemporaryDirectory(prefix="ltx2rt-verify-") as overlay:
         components = export.make_components(export.open_inputs(inputs), inputs.loras, Path(overlay))
-        for rung in verify.verify_bundle(bundle, components, options.seed):
+        for rung in verify.verify_bundle(bundle, components, options.seed, runtime):
             rungs.append(rung)
             state = "agrees" if rung.passed else "FAILS"
             print(f"verify: {rung.component} {rung.output} {state}", file=sys.stderr)
@@ -53,4 +74,24 @@ def run(options: argparse.Namespace) -> int:
                 f"{r.bound:8.0e}{state}"
             )
         print(f"{sum(r.passed for r in rungs)} of {len(rungs)} outputs agree with the reference")
+    return 0 if passed else EXIT_FAILED
+
+
+def verify_weights(bundle: Bundle, *, json: bool) -> int:
+    """Whether every byte of the weight files is what it was when that was first asked; 1 if not."""
+    job = Job(ProgressPrinter())
+    found = list(
+        digest_weights(
+            bundle.folder,
+            bundle.weight_files(),
+            lambda done, total: job.report("read weights", done, total),
+        )
+    )
+    passed = all(weights.passed for weights in found)
+    if json:
+        files = [{**dataclasses.asdict(w), "path": str(w.path)} for w in found]
+        print_json({"bundle": bundle.bundle_id, "passed": passed, "weights": files})
+    else:
+        for weights in found:
+            print(f"{weights.sha256:64}  {weights.state:10}  {weights.path}")
     return 0 if passed else EXIT_FAILED

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, simple_denoise
+from ltx2rt.components.finite import check_finite
 from ltx2rt.components.identity import identity_denoise
 from ltx2rt.components.preview import LatentColours
 from ltx2rt.components.stage_trace import StageTrace, StageTracer, entry_tensors
@@ -176,11 +177,16 @@ def run_stage(
     guidance: Guidance | None = None,
     colours: LatentColours | None = None,
     identity: float = 0.0,
+    *,
+    allow_nan: bool = False,
 ) -> StageResult:
     """Denoise video and audio together, guided or (without `guidance`) with one pass a step.
 
     Draws the video noise, then the audio noise from `generator` (spec/sampling.md §8). `colours`
     makes previews for the job; `identity` is the scale of identity guidance.
+
+    Raises:
+        EngineError: a step gave NaN or infinity, unless `allow_nan`.
     """
     asked = Streams[ModalityRequest[Any]](request.video, request.audio)
     fresh = Streams(_video_state(request), _audio_state(request))
@@ -190,7 +196,10 @@ def run_stage(
     steps = len(sigmas) - 1
     job.report(request.name, 0, steps)
 
-    def on_step(index: int, _: States) -> None:
+    def on_step(index: int, now: States) -> None:
+        latents = {f"the {modality} latent": state.latent for modality, state in now.items()}
+        where = f"{request.name}, step {index + 1} of {steps}"
+        check_finite(where, latents, allowed=allow_nan)
         job.report(request.name, index + 1, steps)
 
     tracer = None
@@ -218,7 +227,10 @@ def run_stage(
         final = _sample(request, denoise, unconditional, states, sigmas, tracer, on_step)
     video, audio = final.map(target_latent)
     keyframes = None if final.video is None else slot_latents(final.video)
-    return StageResult(video=video, audio=audio, keyframes=keyframes)
+    result = StageResult(video=video, audio=audio, keyframes=keyframes)
+    named = {f"the {name} latent": array for name, array in result.arrays.items()}
+    check_finite(f"{request.name}, step {steps} of {steps}", named, allowed=allow_nan)
+    return result
 
 
 def _previewed(

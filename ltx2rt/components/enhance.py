@@ -8,23 +8,32 @@ them. Clean-up of the answer: spec/conditioning.md §6.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import io
 import json
-import secrets
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ltx2rt.components.endpoint import (
+    chat_address,
+    fetched,
+    key_is_for,
+    shown_url,
+    url_problem,
+)
 from ltx2rt.env import cache_dir, enhance_key
-from ltx2rt.errors import EnhanceError, Field, MediaError, OptionError, Problem
+from ltx2rt.errors import EnhanceError, Field, OptionError, Problem
+from ltx2rt.field_types import settle_types
+from ltx2rt.media.still_reader import load_image
+from ltx2rt.partial import Partial
 from ltx2rt.plain_data import parse_json
 
 MAX_ANSWER_BYTES = 1_000_000
@@ -73,25 +82,23 @@ class EnhanceConfig:
     Attributes:
         url: base address of an endpoint (`http://127.0.0.1:8080/v1`); None: a local model.
         model: its name at the endpoint, or the folder of a local transformers model.
-        timeout_s: how long to wait for the endpoint.
+        timeout_s: how long to wait for the endpoint's whole answer.
+        insecure: plain http may leave this machine, and be read and changed on its way.
+        named_by_file: a job file named the address, not who owns the key.
     """
 
     model: str
     url: str | None = None
     timeout_s: float = 120.0
+    insecure: bool = False
+    named_by_file: bool = False
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = []
         if self.url is not None:
-            parts = urllib.parse.urlsplit(self.url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                problems.append(
-                    Problem(
-                        Field("url"),
-                        f"={self.url!r} is not an http or https address such as "
-                        "http://127.0.0.1:8080/v1",
-                    )
-                )
+            wrong = url_problem(self.url, insecure=self.insecure)
+            problems += [] if wrong is None else [wrong]
         elif not Path(self.model).is_dir():
             problems.append(
                 Problem(
@@ -146,8 +153,8 @@ def enhance_prompt(
     answer = clean(answer)
     if not answer:
         raise EnhanceError(
-            f"{config.url or config.model} answered without a single word; try another model or "
-            "leave the enhancement out."
+            f"{shown_url(config.url) or config.model} answered without a single word; try another "
+            "model or leave the enhancement out."
         )
     _write_cached(cached, answer)
     return answer
@@ -173,27 +180,17 @@ def data_url(image: Path) -> str:
     Raises:
         MediaError: it cannot be read.
     """
-    try:
-        with Image.open(image) as opened:
-            small = opened.convert("RGB")
-            small.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-            buffer = io.BytesIO()
-            small.save(buffer, "JPEG", quality=90)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise MediaError(f"cannot read image '{image}': {error}.") from error
+    small = Image.fromarray(load_image(image))
+    small.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 def _ask_endpoint(config: EnhanceConfig, messages: list[dict[str, Any]], seed: int) -> str:
     assert config.url is not None
-    address = f"{config.url.rstrip('/')}/chat/completions"
+    address = chat_address(config.url)
+    shown = shown_url(address)
     body = {
         "model": config.model,
         "messages": messages,
@@ -202,24 +199,27 @@ def _ask_endpoint(config: EnhanceConfig, messages: list[dict[str, Any]], seed: i
         "seed": seed & 0x7FFFFFFF,
     }
     headers = {"Content-Type": "application/json"}
-    if (secret := enhance_key()) is not None:
+    if (secret := enhance_key()) is not None and key_is_for(
+        config.url, named_by_file=config.named_by_file
+    ):
         headers["Authorization"] = f"Bearer {secret}"
     request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-    opener = urllib.request.build_opener(_NoRedirects)
     try:
-        with opener.open(request, timeout=config.timeout_s) as response:
-            data = response.read(MAX_ANSWER_BYTES + 1)
+        data = fetched(request, config.timeout_s, MAX_ANSWER_BYTES)
     except urllib.error.HTTPError as error:
-        hint = "; set LTX2RT_ENHANCE_KEY" if error.code in (401, 403) else ""
-        raise EnhanceError(f"{address} answered {error.code} {error.reason}{hint}.") from error
+        hint = ""
+        if error.code in (401, 403):
+            kept = secret is not None and "Authorization" not in headers
+            hint = "; its key was not sent to this address" if kept else "; set LTX2RT_ENHANCE_KEY"
+        raise EnhanceError(f"{shown} answered {error.code} {error.reason}{hint}.") from error
     except TimeoutError as error:
-        raise EnhanceError(f"{address} did not answer in {config.timeout_s:g} s.") from error
+        raise EnhanceError(f"{shown} did not answer in {config.timeout_s:g} s.") from error
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             reason = f"no answer in {config.timeout_s:g} s"
-        raise EnhanceError(f"cannot reach {address}: {reason}.") from error
-    return _answer_in(data, address)
+        raise EnhanceError(f"cannot reach {shown}: {reason}.") from error
+    return _answer_in(data, shown)
 
 
 def _answer_in(data: bytes, address: str) -> str:
@@ -230,6 +230,7 @@ def _answer_in(data: bytes, address: str) -> str:
         content = parse_json(data.decode("utf-8"))["choices"][0]["message"]["content"]
         if not isinstance(content, str) or len(content) > MAX_PROMPT_CHARACTERS:
             raise ValueError("its text is missing or too long")
+        content.encode("utf-8")  # JSON may hold halves of characters
     except (ValueError, LookupError, TypeError) as error:
         raise EnhanceError(
             f"{address} did not answer as the OpenAI chat protocol says: {error}."
@@ -253,10 +254,8 @@ def _read_cached(path: Path) -> str | None:
 
 def _write_cached(path: Path, answer: str) -> None:
     """Keep an answer; a cache that cannot be written is no reason to stop."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"answer": answer}, ensure_ascii=False), encoding="utf-8")
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
+    text = json.dumps({"answer": answer}, ensure_ascii=False)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with Partial(path, mode=0o600) as part:  # prompts are nobody else's business
+            part.file.write(text.encode())

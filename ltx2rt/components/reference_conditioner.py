@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.engine import F32
 from ltx2rt.errors import Field, MediaError, OptionError, Problem, ShapeError
+from ltx2rt.field_types import settle_types
 from ltx2rt.latents.conditioning import (
     ReferenceVideo,
     check_mask_frames,
@@ -44,6 +45,7 @@ class ReferenceFile:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if not 0.0 <= self.strength <= 1.0:
             raise OptionError(
                 Problem(

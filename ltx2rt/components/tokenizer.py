@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.errors import CheckpointError
+from ltx2rt.user_files import read_limited
 
 #: every prompt is cut or padded to this many tokens
 MAX_TOKENS = 1024
@@ -17,6 +18,9 @@ MAX_TOKENS = 1024
 BOS_TOKEN = "<bos>"
 #: the padding token, and the one used where a tokenizer has none
 PAD_TOKENS = ("<pad>", "<eos>")
+
+#: Gemma's has some 35 MB
+MAX_TOKENIZER_BYTES = 500_000_000
 
 
 class Tokenizer:
@@ -49,11 +53,13 @@ class Tokenizer:
             CheckpointError: the file cannot be read or is not a Gemma tokenizer.
         """
         try:
-            data = Path(path).read_bytes()
+            data = read_limited(Path(path), MAX_TOKENIZER_BYTES)
         except OSError as error:
             raise CheckpointError(
                 f"cannot read the tokenizer {path}: {error.strerror or error}"
             ) from error
+        except ValueError as error:
+            raise CheckpointError(f"cannot read the tokenizer {str(path)!r}: {error}") from error
         return cls(data, str(path))
 
     def _id(self, names: Sequence[str], source: str) -> int:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ltx2rt.errors import OptionError
+from ltx2rt.field_types import settle_types
 from ltx2rt.latents.shapes import AUDIO_GRID, VIDEO_SCALE_FACTORS, AudioGrid, AudioLatentShape
 
 
@@ -17,6 +18,7 @@ class AutoDuration:
     max_s: float = 20.0
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if not (math.isfinite(self.max_s) and 0 <= self.min_s <= self.max_s and self.max_s > 0):
             raise OptionError(
                 f"automatic duration from {self.min_s:g} to {self.max_s:g} seconds is not a range: "

@@ -291,6 +291,8 @@ class TilingConfig:
                     "one of these with overlaps, examples: 512x64:64x24, 768x512x80:160x160x40",
                 )
             )
+        if not any(sizes):
+            raise OptionError(Problem(Field("tiling"), f"={text} splits nothing; say none"))
         side, frames = DEFAULT_SIDE[1], DEFAULT_FRAMES[1]
         overlaps = overlaps or ([side, frames] if len(sizes) == 2 else [side, side, frames])
         axes = [AxisTiling(n, o if n else 0) for n, o in zip(sizes, overlaps, strict=True)]

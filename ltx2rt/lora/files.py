@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltx2rt.errors import CheckpointError
+from ltx2rt.field_types import settle_types
 from ltx2rt.hub.reference import local_path
 from ltx2rt.weights.safetensors import SafetensorsFile
 
@@ -22,6 +23,11 @@ class Lora:
 
     path: str
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.path, os.PathLike):
+            object.__setattr__(self, "path", os.fspath(self.path))
+        settle_types(self)
 
 
 def find_lora(path: str | os.PathLike[str]) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError
+from ltx2rt.user_files import read_limited
 from ltx2rt.weights.safetensors import (
     MappedFiles,
     SafetensorsFile,
@@ -119,8 +120,7 @@ def _adapter_config(path: Path) -> object:
     if not path.exists():
         return None
     try:
-        with path.open("rb") as file:
-            return json.loads(file.read(_MAX_CONFIG_BYTES))
+        return json.loads(read_limited(path, _MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} says how strong the LoRA beside it is, but it cannot be read ({error}); mend "

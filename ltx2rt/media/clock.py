@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _MAX_RATE = 240  # frames per second; time bases of 1/90000 are no frame rates
+_LONGEST_S = 24 * 3600  # of a video whose frame rate varies
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,11 @@ def _constant(
     for rate in rates:
         if all(abs(time * rate - i) <= Fraction(1, 2) for i, time in enumerate(times)):
             return rate, tuple(range(count))
+    if not 0 < times[-1] <= _LONGEST_S or min(times) < 0:
+        raise MediaError(
+            f"cannot read video from '{path}': its time stamps end at {float(times[-1]):g} s, not "
+            "like those of a video; write it again."
+        )
     steps = np.diff(np.array(times, np.float64))
     average = (count - 1) / times[-1]
     fitting = [rate for rate in rates if average <= rate <= 2 * average]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ltx2rt.errors import MediaError
 from ltx2rt.file_kind import CLIP, PICTURE, name_of
 from ltx2rt.media import pyav as av
+from ltx2rt.media.whole import is_cut_off
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -29,6 +30,10 @@ def reading(path: str | Path, kind: str) -> Iterator[InputContainer]:
         what = "it is a directory" if path.is_dir() else "there is no such file"
         raise MediaError(f"cannot read {kind} from '{path}': {what}.")
     try:
+        if is_cut_off(path):
+            raise MediaError(
+                f"cannot read {kind} from '{path}': its end is missing; copy or write it again."
+            )
         with av.open(str(path.absolute()), "r", options=_LOCAL_ONLY) as container:
             yield container
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:

@@ -6,7 +6,7 @@ The OpenEXR package is an extra, imported when a file is first read or written.
 from __future__ import annotations
 
 import importlib
-import shutil
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,8 +19,9 @@ from ltx2rt.engine import F32
 from ltx2rt.errors import MediaError, UnsupportedError
 from ltx2rt.install import install_hint
 from ltx2rt.media.color import check_frames
-from ltx2rt.media.files import check_output_path, temporary_name, writing
+from ltx2rt.media.files import check_output_path, writing
 from ltx2rt.media.still_reader import MAX_PIXELS
+from ltx2rt.partial import Partial
 
 HALF_MAX = np.float32(65504)
 #: what OpenEXR's binding raises on damaged files
@@ -192,10 +193,8 @@ class ExrFolder:
         }
 
     def __enter__(self) -> Self:
-        self._target = self.folder.resolve()
-        self._part = temporary_name(self._target)
         with writing(self.folder):
-            self._part.mkdir()
+            self._part = Partial(Path(os.path.realpath(self.folder)), folder=True)
         return self
 
     def write(self, frames: F32) -> None:
@@ -209,7 +208,7 @@ class ExrFolder:
         for frame in frames:
             finite = np.nan_to_num(frame.astype(np.float32), nan=0.0)
             half = np.clip(finite, -HALF_MAX, HALF_MAX).astype(np.float16)
-            path = self._part / f"frame_{self.num_frames:05d}.exr"
+            path = self._part.path / f"frame_{self.num_frames:05d}.exr"
             channels = {name: np.ascontiguousarray(half[..., i]) for i, name in enumerate("RGB")}
             try:
                 with writing(self.folder), self._exr.File(self._attributes, channels) as file:
@@ -227,8 +226,6 @@ class ExrFolder:
         try:
             if kind is None:
                 with writing(self.folder):
-                    if self._target.exists():
-                        self._target.rmdir()
-                    self._part.rename(self._target)
+                    self._part.commit()
         finally:
-            shutil.rmtree(self._part, ignore_errors=True)
+            self._part.discard()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import BinaryIO, Literal, Self
 
 from ltx2rt.errors import MediaError, OptionError
 from ltx2rt.media import pyav as av
+from ltx2rt.partial import Partial, remove_leftovers
 
 OutputKind = Literal["video", "audio", "frames", "image", "animation"]
 
@@ -36,12 +36,13 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in (*VIDEO_FORMATS, *FURTHER_VIDEOS)
 
 
-def check_output_path(path: str | Path, *kinds: OutputKind) -> OutputKind:
+def check_output_path(path: str | Path, *kinds: OutputKind, may_exist: bool = False) -> OutputKind:
     """Find out, before any work, what is to be written and that it can be.
 
     Args:
         path: the output file, or the directory that will hold PNG frames.
         kinds: what the caller can write; video, audio and frames if none is given.
+        may_exist: a folder of frames may hold files already.
 
     Returns:
         The kind named by the extension; no extension means "frames".
@@ -59,7 +60,7 @@ def check_output_path(path: str | Path, *kinds: OutputKind) -> OutputKind:
         )
     if kind == "frames":
         check_writable(path)
-        _check_frames_directory(path)
+        _check_frames_directory(path, may_exist=may_exist)
     else:
         check_file_path(path)
     return kind
@@ -74,6 +75,11 @@ def check_file_path(path: str | Path) -> None:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise MediaError(f"cannot write '{path}': it exists and is not a regular file.")
+    if path.is_symlink():
+        target = Path(os.path.realpath(path))
+        if target.is_symlink():
+            raise MediaError(f"cannot write '{path}': it is a link that leads to itself.")
+        check_writable(target)
     check_writable(path)
 
 
@@ -109,6 +115,12 @@ def check_writable(path: str | Path) -> None:
     Raises:
         MediaError: its directory does not exist or is not writable.
     """
+    try:
+        named = os.fsencode(path)
+    except UnicodeEncodeError:
+        named = b"\0"
+    if b"\0" in named:
+        raise MediaError(f"cannot write {str(path)!r}: no file can have such a name.")
     directory = Path(path).absolute().parent
     if not directory.is_dir():
         raise MediaError(
@@ -133,18 +145,13 @@ def check_folder(path: Path) -> None:
         raise MediaError(f"cannot write into '{path}': it is a file; name a directory.")
 
 
-def _check_frames_directory(path: Path) -> None:
+def _check_frames_directory(path: Path, *, may_exist: bool) -> None:
     check_folder(path)
-    if path.is_dir() and any(path.iterdir()):
+    if not may_exist and path.is_dir() and any(path.iterdir()):
         raise MediaError(
             f"cannot write frames to '{path}': the directory is not empty;"
             " name another one or empty it."
         )
-
-
-def temporary_name(target: Path) -> Path:
-    """Make an unused name beside the target (same file system, so a rename is atomic)."""
-    return target.parent / f".ltx2rt-{secrets.token_hex(6)}.part"
 
 
 @contextmanager
@@ -233,13 +240,19 @@ class OutputFile:
         """
         self.path = path
         self.target = Path(os.path.realpath(path))
-        self.name = str(self.target if in_place else temporary_name(self.target))
         self.error: BaseException | None = None
         self.complete = False  # true once the target has its name
         if self.target.exists() and not self.target.is_file():
             raise MediaError(f"cannot write '{path}': it exists and is not a regular file.")
+        self._partial: Partial | None = None
         with writing(path):
-            self._file = Path(self.name).open("wb+" if in_place else "xb+", buffering=0)
+            if in_place:
+                remove_leftovers(self.target)
+                self._file: BinaryIO = self.target.open("wb+", buffering=0)
+            else:
+                self._partial = Partial(self.target, buffering=0)
+                self._file = self._partial.file
+        self.name = str(self._partial.path if self._partial else self.target)
 
     def write(self, data: bytes) -> int:
         """Write all of `data`, or keep the error for `guard` and drop everything from then on."""
@@ -275,15 +288,18 @@ class OutputFile:
     def commit(self) -> None:
         """Give the complete file its name."""
         with writing(self.path):
+            if self._partial is not None:
+                self._partial.commit()
             self._file.close()
-            if self.name != str(self.target):
-                Path(self.name).replace(self.target)
         self.complete = True
 
     def discard(self) -> None:
         """Remove what was written."""
+        if self._partial is not None:
+            self._partial.discard()
+            return
         self._file.close()
-        Path(self.name).unlink(missing_ok=True)
+        self.target.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

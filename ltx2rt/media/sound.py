@@ -30,6 +30,7 @@ _FLOATS = ("flt", "dbl")
 _PREROLL_S = 0.1
 # What time stamps in milliseconds, or of a codec's own delay, may be off without a gap.
 _JITTER_S = 0.02
+_LONGEST_GAP_S = 3600  # without sound between two blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,11 @@ def _window(
     for at, block in _placed(container, stream, path, zero):
         past_end = length is not None and at >= first + length
         start = first + length if past_end and length is not None else at
+        if start - position > _LONGEST_GAP_S * stream.codec_context.sample_rate:
+            raise MediaError(
+                f"cannot read audio from '{path}': its time stamps leave a gap of "
+                f"{(start - position) / stream.codec_context.sample_rate:.0f} s; write it again."
+            )
         parts.append(np.zeros((channels, max(0, start - position)), np.float32))
         position = max(position, start)
         if past_end:

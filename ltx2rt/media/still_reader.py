@@ -28,6 +28,19 @@ _UPRIGHT = {
 }
 # What Pillow's decoders raise on damaged files, besides OSError.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+#: everything that Pillow raises about a file
+IMAGE_ERRORS = (*_DAMAGED, UnidentifiedImageError, Image.DecompressionBombError)
+
+
+def opened_image(path: Path, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Open an image without decoding it; Pillow's warning about large ones is left to us.
+
+    Raises:
+        IMAGE_ERRORS: whatever Pillow raises, here and when it is decoded.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=formats)
 
 
 def load_image(path: str | Path) -> U8:
@@ -50,7 +63,7 @@ def load_image(path: str | Path) -> U8:
         what = "it is a directory" if path.is_dir() else "there is no such file"
         raise MediaError(f"cannot read the image '{path}': {what}.")
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise MediaError(
                     f"the image '{path}' has {image.width}x{image.height} pixels, more than the"

@@ -9,7 +9,7 @@ both warn.
 
 from __future__ import annotations
 
-import shutil
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
@@ -34,10 +34,10 @@ from ltx2rt.media.files import (
     OutputPipe,
     check_fragmented,
     check_output_path,
-    temporary_name,
     writing,
 )
 from ltx2rt.media.resample import resample
+from ltx2rt.partial import Partial
 from ltx2rt.trace import ENCODER, span
 
 if TYPE_CHECKING:
@@ -370,15 +370,14 @@ def write_frames(
     """
     target = Path(directory)
     check_output_path(target, "frames")
-    target = target.resolve()
-    part = temporary_name(target)
+    target = Path(os.path.realpath(target))
     count = not_numbers = 0
     tags = PngInfo()
     for name, text in (metadata or {}).items():
         tags.add_itxt(name, text)
+    with writing(directory):
+        part = Partial(target, folder=True)
     try:
-        with writing(directory):
-            part.mkdir()
         for chunk in chunks:
             check_frames(chunk)
             pixels, bad = to_uint8(chunk)
@@ -386,17 +385,15 @@ def write_frames(
             for frame in pixels:
                 with writing(directory):
                     Image.fromarray(frame).save(
-                        part / f"frame_{count:05d}.png", pnginfo=None if count else tags
+                        part.path / f"frame_{count:05d}.png", pnginfo=None if count else tags
                     )
                 count += 1
         if not count:
             raise MediaError(f"cannot write frames to '{directory}': no frames were given.")
         with writing(directory):
-            if target.exists():
-                target.rmdir()
-            part.rename(target)
+            part.commit()
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        part.discard()
     if not_numbers:
         warnings.warn(
             f"{not_numbers} colour values in '{directory}' are NaN; written as black.", stacklevel=2

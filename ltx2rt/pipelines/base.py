@@ -30,6 +30,7 @@ from ltx2rt.pipelines.checks import (
     check_duration,
     check_given_latents,
     check_keyframes,
+    check_memory,
     check_size,
     exr_problems,
     with_embedded_prompts,
@@ -109,7 +110,8 @@ class Pipeline(PipelineFacts):
         resume: bool = False,
         **options: Any,
     ) -> Clip:
-        """Generate one clip.
+        """Generate one clip. Threads that share a pipeline take turns: a call, and the decoding of
+        a clip from its first frame to its last, keeps it from all others.
 
         Args:
             config: what to make; or pass its fields by keyword: `pipe(prompt="...", seed=42)`.
@@ -126,23 +128,25 @@ class Pipeline(PipelineFacts):
 
         Raises:
             ShapeError: a size does not fit.
-            OptionError: an option is not allowed, unknown or missing.
+            OptionError: an option is not allowed, unknown or missing; or the pipeline is closed.
+            EngineError: an engine failed, or gave NaN or infinity (see `RuntimeConfig.allow_nan`).
             CheckpointError, UnsupportedError: a LoRA does not fit, or the model cannot do it.
         """
         request = self.prepare(self.make_request(config, guidance, inputs, options))
-        for loras in self.stage_loras(request):
-            self.check_loras(loras)
-            self._warn_of_late_connectors(request, loras)
-        store = None
-        if work_dir is not None:
-            store = StageStore(work_dir, self.record(request, {}), resume=resume)
-        run = Run(self.engines, request, job or Job(), trace, store)
-        if self.makes == "video":
-            height, width = self.rendered_size(request)
-            run.canvas = dataclasses.replace(run.canvas, height=height, width=width)
-            if self.any_length:
-                run.lengthen()
-        return self.generate(run)
+        with self.engines.turns.taken():
+            for loras in self.stage_loras(request):
+                self.check_loras(loras)
+                self._warn_of_late_connectors(request, loras)
+            store = None
+            if work_dir is not None:
+                store = StageStore(work_dir, self.record(request, {}), resume=resume)
+            run = Run(self.engines, request, job or Job(), trace, store)
+            if self.makes == "video":
+                height, width = self.rendered_size(request)
+                run.canvas = dataclasses.replace(run.canvas, height=height, width=width)
+                if self.any_length:
+                    run.lengthen()
+            return self.generate(run)
 
     def generate_many(
         self,
@@ -235,6 +239,7 @@ class Pipeline(PipelineFacts):
             cut_audio=cut_audio,
             generators={**run.generators, DECODE: run.generator.state},
             hdr=hdr or run.hdr,
+            record_paths=self.runtime.record_paths if self.runtime.record else None,
         )
 
     def size_multiple(self, request: Request) -> int:
@@ -302,6 +307,9 @@ class Pipeline(PipelineFacts):
         check_duration(config, self.source)
         if self.makes == "video":
             check_size(config, self.scale_factors, any_length=self.any_length)
+            if self.engines.on_host:
+                parts = self.in_tiles or self.any_length or config.stage_2_tile is not None
+                check_memory(config, self.source, in_tiles=parts)
             if not self.source.has(*DIFFUSION_DECODER):
                 TilingConfig.parse(config.tiling).check(self.scale_factors)
         check_keyframes(self.source, config)

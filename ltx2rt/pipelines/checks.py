@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ltx2rt.bundle.source import ModelFacts
+from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.components.embeddings import check_embeddings
 from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig
-from ltx2rt.errors import Field, MediaError, OptionError, Problem, UnsupportedError
+from ltx2rt.errors import Field, MediaError, OptionError, Problem, ShapeError, UnsupportedError
 from ltx2rt.latents.conditioning import keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
-from ltx2rt.latents.shapes import VideoScaleFactors, check_generation_size
+from ltx2rt.latents.shapes import AudioLatentShape, VideoScaleFactors, check_generation_size
 from ltx2rt.media.exr import exr_files, exr_size, is_exr, openexr
 from ltx2rt.media.files import is_video
 from ltx2rt.names import DURATION_HEAD, TRANSFORMER_BLOCK
@@ -62,6 +63,59 @@ def check_size(
     fixed = isinstance(config.num_frames, int) and not (any_length and config.num_frames > 0)
     frames = config.frame_count if fixed else 1
     check_generation_size(config.height, config.width, frames, factors)
+
+
+def check_memory(config: GenerationConfig, source: ModelFacts, *, in_tiles: bool) -> None:
+    """Refuse a clip that cannot fit this machine's memory, before anything is loaded.
+
+    Raises:
+        ShapeError: says what there is, and how many frames would fit.
+    """
+    if isinstance(config.num_frames, AutoDuration):
+        return
+    room = machine_bytes()
+    needed = least_bytes(config, config.num_frames, source, in_tiles=in_tiles)
+    if needed <= room:
+        return
+    fitting = config.num_frames  # halved until it fits: this is no measure, but a bound
+    while fitting and least_bytes(config, fitting, source, in_tiles=in_tiles) > room:
+        fitting //= 2
+    fitting = (fitting - 1) // source.model.time_scale * source.model.time_scale + 1
+    what = f"at most {fitting} frames" if fitting > 0 else "fewer pixels"
+    raise ShapeError(
+        f"{config.width}x{config.height} pixels and {config.num_frames} frames take at least "
+        f"{needed / 2**30:.1f} GiB; this machine has {room / 2**30:.1f}: ask for {what}, and for "
+        "room to work in for less."
+    )
+
+
+def least_bytes(
+    config: GenerationConfig, frames: int, source: ModelFacts, *, in_tiles: bool
+) -> int:
+    """What a pass holds at the least, all in float32. Of each token: the latent, its noise, the
+    clean estimate and the step before; the two tables of its positions, its own and across; of a
+    block its input, the normed one, and a layer four times as wide before and after its activation.
+    And a finished frame.
+
+    Args:
+        frames: instead of those of `config`.
+        in_tiles: only latents are of the whole clip.
+    """
+    model, block = source.model, source.options(TRANSFORMER_BLOCK)
+    height, width = (-(-side // model.spatial_scale) for side in (config.height, config.width))
+    tokens = {"video": ((frames - 1) // model.time_scale + 1) * height * width}
+    seconds = frames / config.frame_rate
+    shape = AudioLatentShape.from_duration(
+        seconds, channels=model.audio_channels, mel_bins=model.audio_bins
+    )
+    tokens["audio"] = shape.token_count
+    total = 4 * 3 * config.height * config.width
+    for modality, count in tokens.items():
+        stream = block.get(modality)
+        if stream is not None:
+            numbers = 4 * stream["in_channels"] + (0 if in_tiles else 14 * stream["width"])
+            total += 4 * count * numbers
+    return total
 
 
 def check_duration(config: GenerationConfig, source: ModelFacts) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ltx2rt.bundle.source import ModelFacts
 from ltx2rt.components.decoder_tiles import DecoderOptions, auto_tiling
+from ltx2rt.components.finite import check_finite
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.engine import Array
 from ltx2rt.latents.tiling import TilingConfig
@@ -28,7 +29,8 @@ def decode_video(
     engines: Engines, generator: TorchGenerator, job: Job, latent: Array, tiling: str
 ) -> Iterator[NDArray[np.float32]]:
     """Chunks of float32 `[f, H, W, 3]` in [0, 1], finished ones while later tiles decode; the
-    decoder is released.
+    decoder is released. Other threads wait for their turn until the last one, or until the iterator
+    is closed.
 
     Args:
         generator: the run's, after its last draw: a diffusion decoder takes its noise from a copy,
@@ -40,14 +42,18 @@ def decode_video(
     def on_tile(done: int, total: int) -> None:
         job.report("decode video", done, total)
 
-    job.report("decode video", 0, 1)
-    chosen = TilingConfig.parse(tiling)
-    decoder = engines.video_decoder()
-    if isinstance(decoder, VideoDecoder):
-        yield from decoder.decode(latent, chosen, on_tile)
-    else:
-        yield from decoder.decode(latent, generator.copy().randn, chosen, on_tile)
-    engines.release(VIDEO_DECODER, *DIFFUSION_DECODER)
+    chosen, allowed = TilingConfig.parse(tiling), engines.runtime.allow_nan
+    with engines.turns.taken():
+        job.report("decode video", 0, 1)
+        decoder = engines.video_decoder()
+        if isinstance(decoder, VideoDecoder):
+            chunks = decoder.decode(latent, chosen, on_tile)
+        else:
+            chunks = decoder.decode(latent, generator.copy().randn, chosen, on_tile)
+        for chunk in chunks:
+            check_finite("decode video", {"frames": chunk}, allowed=allowed)
+            yield chunk
+        engines.release(VIDEO_DECODER, *DIFFUSION_DECODER)
 
 
 def chosen_tiling(source: ModelFacts, tiling: str, cells: Sequence[int]) -> str:
@@ -62,8 +68,10 @@ def chosen_tiling(source: ModelFacts, tiling: str, cells: Sequence[int]) -> str:
 
 def decode_audio(engines: Engines, job: Job, latent: Array) -> tuple[NDArray[np.float32], int]:
     """Waveform `[2, N]` in [-1, 1] and its rate in Hz; the decoder is released."""
-    job.report("decode audio", 0, 1)
-    sound = engines.audio_decoder()(latent)
-    engines.release(AUDIO_DECODER, VOCODER)
-    job.report("decode audio", 1, 1)
+    with engines.turns.taken():
+        job.report("decode audio", 0, 1)
+        sound = engines.audio_decoder()(latent)
+        check_finite("decode audio", {"the sound": sound[0]}, allowed=engines.runtime.allow_nan)
+        engines.release(AUDIO_DECODER, VOCODER)
+        job.report("decode audio", 1, 1)
     return sound

@@ -16,6 +16,7 @@ from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.field_types import settle_types
 from ltx2rt.latents.conditioning import (
     ConditioningItem,
     GeneratedKeyframes,
@@ -58,6 +59,7 @@ class DFRInputs:
     detailing_lora: Lora | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = lora_problems([self.detailing_lora] if self.detailing_lora else [])
         if self.temporal_upsample_rounds not in (0, 1, 2):
             problems.append(
@@ -82,6 +84,7 @@ class DFRPipeline(Pipeline):
     )
     requires: ClassVar[tuple[str, ...]] = TWO_STAGE
     two_stage: ClassVar[bool] = True
+    in_tiles: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = (
         "generated_keyframes", "hdr", "stage_2_tile", *MEDIA_FIELDS,
     )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.errors import Field, MediaError, OptionError, Problem
+from ltx2rt.field_types import settle_types
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import open_lora
@@ -46,6 +47,7 @@ class DubItInputs:
     reference_downscale: int | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if problems := reference_downscale_problems(self.reference_downscale):
             raise OptionError("the dub-it pipeline cannot generate", problems)
         self.reference  # noqa: B018 (checks the strength)

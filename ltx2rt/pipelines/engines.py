@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ltx2rt.backends.stack import Stack
+from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.source import ModelFacts, ModelLoader, ModelSource
@@ -39,6 +40,7 @@ from ltx2rt.names import (
     VOCODER,
     StackNames,
 )
+from ltx2rt.pipelines.turns import Turns
 
 
 class Engines:
@@ -60,12 +62,22 @@ class Engines:
         self._colours: LatentColours | None = None
         self._loras: tuple[Lora, ...] = ()
         self._text_loras: tuple[Lora, ...] = ()
+        self.turns = Turns()
         #: the last prompts, the LoRAs that changed connectors or projections, and the contexts:
         #: encoded once for several clips
         self.contexts: tuple[tuple[str, ...], tuple[Lora, ...], TextContext] | None = None
 
+    @property
+    def on_host(self) -> bool:
+        """Whether everything lies in this machine's memory, and none of it on a GPU."""
+        source = self.source
+        if not isinstance(source, Bundle) or self.runtime.device is not None:
+            return False
+        return source.manifest.backend not in APIS
+
     def close(self) -> None:
         """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
+        self.turns.close()
         for names in list(self._stacks):
             self._release_stack(names)
         while self._engines:

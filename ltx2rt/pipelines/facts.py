@@ -61,6 +61,8 @@ class PipelineFacts:
     any_length: ClassVar[bool] = False
     #: whether it cannot do without a prompt
     needs_prompt: ClassVar[bool] = True
+    #: whether its last stages work on parts of the clip
+    in_tiles: ClassVar[bool] = False
 
     @classmethod
     def refusal(cls, problems: Sequence[str]) -> OptionError:

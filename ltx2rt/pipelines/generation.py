@@ -25,6 +25,7 @@ from ltx2rt.components.diffusion_stage import (
     StageResult,
     run_stage,
 )
+from ltx2rt.components.finite import check_finite
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
@@ -270,7 +271,9 @@ class Run:
         }
         generator = generator or self.generator
         result = self._given(request, generator) or self._kept(name, generator)
-        if result is None:
+        if result is not None:
+            self._check_finite(f"{name}, from a file", result.arrays)
+        else:
             colours = None if self.job.on_preview is None else self.engines.latent_colours()
             result = run_stage(
                 request,
@@ -282,12 +285,17 @@ class Run:
                 guidance,
                 colours,
                 identity,
+                allow_nan=self.engines.runtime.allow_nan,
             )
             if self.store is not None:
                 self.store.save(name, self.stages[name], result.arrays, generator)
         self.latents |= {f"{name}.{part}": latent for part, latent in result.arrays.items()}
         self.generators[name] = generator.state
         return result
+
+    def _check_finite(self, where: str, latents: Mapping[str, Array]) -> None:
+        named = {f"the {name} latent": array for name, array in latents.items()}
+        check_finite(where, named, allowed=self.engines.runtime.allow_nan)
 
     def _given(self, request: StageRequest, generator: TorchGenerator) -> StageResult | None:
         """A first stage that a file holds; with its seed, the generator goes on after it.
@@ -340,6 +348,7 @@ class Run:
         if kept is None:
             upsampled = self.engines.upsampler(upsampler)(video)
             self.engines.release(upsampler)
+            self._check_finite("upsample", {"video": upsampled})
             if self.store is not None:
                 self.store.save(name, facts, {"video": upsampled})
         else:

@@ -16,6 +16,7 @@ from ltx2rt.components.reference_conditioner import (
 from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.engine import Array
 from ltx2rt.errors import MediaError, OptionError
+from ltx2rt.field_types import settle_types
 from ltx2rt.latents.conditioning import ReferenceVideo
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.latents.tiling import AxisTile, AxisTiling, TilingConfig, refine_tiles
@@ -67,6 +68,7 @@ class HDRICLoraInputs:
     reference_downscale: int | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = reference_downscale_problems(self.reference_downscale)
         if not self.references:
             problems.append("it needs a reference video")

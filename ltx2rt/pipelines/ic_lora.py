@@ -17,6 +17,7 @@ from ltx2rt.components.reference_conditioner import (
     reference_problems,
 )
 from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.field_types import settle_types
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.metadata import reference_downscale_problems, reference_factors
@@ -65,6 +66,7 @@ class ICLoraInputs:
     reference_downscale: int | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = reference_downscale_problems(self.reference_downscale)
         if not self.references and self.reference_audio is None:
             problems.append(

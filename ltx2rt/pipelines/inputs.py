@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.embeddings import read_embeddings
+from ltx2rt.components.finite import check_finite
 from ltx2rt.components.image_conditioner import EncodedImage, encode_images
 from ltx2rt.components.reference_conditioner import ReferenceFile, reference_item
 from ltx2rt.components.text_encoder import TextContext
@@ -61,6 +62,8 @@ def encode_prompts(run: Run, prompts: Sequence[str], *, audio_only: bool = False
     else:
         context = _encoded(run, prompts, loras)
         engines.contexts = key, loras, context
+    contexts = {"the video context": context.video, "the audio context": context.audio}
+    check_finite("prompt", contexts, allowed=engines.runtime.allow_nan)
     if embeddings is None:
         _note_cut_prompts(run, prompts)
     if run.trace is not None:

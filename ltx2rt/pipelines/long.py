@@ -21,7 +21,7 @@ from ltx2rt.pipelines.request import Request
 from ltx2rt.plain_data import unknown_name
 from ltx2rt.progress import Job
 from ltx2rt.results.joined import Stretch, file_stretch, write_joined
-from ltx2rt.results.record import is_made
+from ltx2rt.results.record import reasons_to_make
 from ltx2rt.results.stage_store import remove_stages
 
 #: frames that windows share
@@ -145,7 +145,7 @@ def _windows(
                 shared = NeighbourClip(path=files[index - 1], frames=overlap)
                 config = replace(config, after=shared)
             request = Request(config=config, guidance=segment.guidance, inputs=segment.inputs)
-            kept = resume and is_made(file, pipe.record(pipe.prepare(request), {}))
+            kept = resume and not reasons_to_make(file, pipe.record(pipe.prepare(request), {}))
             if on_window is not None:
                 on_window(index, len(segments), kept)
             if not kept:

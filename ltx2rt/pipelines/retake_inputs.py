@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.field_types import settle_types
 from ltx2rt.latents.frame_sizes import frame_size
 
 
@@ -24,6 +25,7 @@ class TimeWindow:
     end: float
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if not (math.isfinite(self.start) and 0 <= self.start < self.end):
             raise OptionError(
                 f"a part from {self.start:g} to {self.end:g} seconds is not 0 <= start < end."
@@ -71,6 +73,7 @@ class RetakeInputs:
     regenerate_audio: bool = True
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = self._window_problems()
         rate, strength = self.video_frame_rate, self.denoise_strength
         if rate is not None and not (math.isfinite(rate) and 1 <= rate <= 240):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import BundleError, Field, OptionError, Problem
+from ltx2rt.field_types import settle_types
 from ltx2rt.latents.shapes import VideoPixelShape
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.audio import check_rate
@@ -57,6 +58,7 @@ class UpscaleInputs:
     refine: float | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems: list[str] = []
         if self.refine is not None and not 0 < self.refine <= 1:
             problems.append(

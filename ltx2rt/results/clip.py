@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt import __version__
-from ltx2rt.config import GenerationConfig, GuidanceConfig
+from ltx2rt.config import GenerationConfig, GuidanceConfig, RecordPaths
 from ltx2rt.engine import U8, Array
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import VideoScaleFactors
@@ -22,8 +23,9 @@ from ltx2rt.lora.files import Lora
 from ltx2rt.media.encoding import VideoEncoding
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.pipelines.request import Request
+from ltx2rt.plain_data import absolute_path
 from ltx2rt.progress import Job
-from ltx2rt.results.record import RECORD_TAG, Record, record_text
+from ltx2rt.results.record import RECORD_TAG, Record, path_teller, record_text
 
 Frames = U8
 
@@ -50,6 +52,8 @@ class Clip:
         cut_audio: `audio` ends with the picture, where `audio_latent` lasts longer.
         generators: states of the random generator, after each stage and before `decode`.
         hdr: what the codes of a clip of high dynamic range mean.
+        record_paths: how its files write the paths of what it was made from; None: they say nothing
+            about how it was made.
     """
 
     record: Record
@@ -68,6 +72,7 @@ class Clip:
     cut_audio: bool = False
     generators: Mapping[str, Array] = field(default_factory=dict)
     hdr: HdrFormat | None = None
+    record_paths: RecordPaths | None = "relative"
 
     @property
     def request(self) -> Request:
@@ -169,6 +174,7 @@ class Clip:
         *,
         fragmented: bool = False,
         frames: str | Path | None = None,
+        folder: Path | None = None,
         encoding: VideoEncoding | None = None,
         joined: bool = False,
     ) -> None:
@@ -181,6 +187,8 @@ class Clip:
                 writing fails.
             fragmented: write a video file that plays while it grows.
             frames: also write the frames into this folder (`save_frames`).
+            folder: where the file behind a stream lies, which its record names paths relative to;
+                default: the current one.
             encoding: codec, quality, preset and encoder of the picture.
             joined: with the clips before and after it (`GenerationConfig.after`, `before`) as one,
                 cross-faded over the frames that they share.
@@ -190,12 +198,14 @@ class Clip:
             OptionError, UnsupportedError: see `VideoEncoding`; or there is nothing to join with.
         """
         if joined:
-            return self._save_joined(path, fragmented=fragmented, encoding=encoding)
+            beside = Path(path).parent if isinstance(path, str | Path) else folder or Path()
+            return self._save_joined(path, beside, fragmented=fragmented, encoding=encoding)
         if self.video_latent is None and isinstance(path, str | Path):
             return self.save_audio(path)
         from ltx2rt.media.files import ANIMATION_FORMATS
         from ltx2rt.media.writer import VideoWriter, write_frames
 
+        beside = Path(path).parent if isinstance(path, str | Path) else folder or Path()
         suffix = Path(path).suffix.lower() if isinstance(path, str | Path) else ""
         if isinstance(path, str | Path) and (suffix == ".png" or suffix in ANIMATION_FORMATS):
             return self._save_picture(Path(path), frames, encoding)
@@ -207,22 +217,29 @@ class Clip:
             self.frame_rate,
             audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
             fragmented=fragmented,
-            metadata=self.tags(),
+            metadata=self.tags(beside),
             encoding=encoding,
         ) as writer:
 
-            def written() -> Iterator[NDArray[np.float32]]:
-                for chunk in prefetch(self.float_frames()):
-                    writer.write(chunk)
-                    yield chunk
+            def written() -> Generator[NDArray[np.float32]]:
+                with closing(prefetch(self.float_frames())) as chunks:
+                    for chunk in chunks:
+                        writer.write(chunk)
+                        yield chunk
 
-            if frames is not None:
-                write_frames(frames, written(), self.tags())
-            for _ in written() if frames is None else ():
-                pass
+            with closing(written()) as chunks:  # an error must not leave the decoder at work
+                if frames is not None:
+                    write_frames(frames, chunks, self.tags(Path(frames)))
+                for _ in chunks:
+                    pass
 
     def _save_joined(
-        self, path: str | Path | BinaryIO, *, fragmented: bool, encoding: VideoEncoding | None
+        self,
+        path: str | Path | BinaryIO,
+        beside: Path,
+        *,
+        fragmented: bool,
+        encoding: VideoEncoding | None,
     ) -> None:
         """Write the clip between its neighbours."""
         from ltx2rt.results.joined import Stretch, file_stretch, write_joined
@@ -233,8 +250,9 @@ class Clip:
         head = before.shared(is_end=False) if before else 0
         foot = after.shared(is_end=True) if after else 0
         size, rate = (self.height, self.width), self.frame_rate
+        chunks = prefetch(self.float_frames())
         own = Stretch(
-            frames=prefetch(self.float_frames()),
+            frames=chunks,
             num_frames=self.num_frames,
             sound=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
             shared_before=head,
@@ -242,16 +260,17 @@ class Clip:
         )
         first = [file_stretch(before.path, size, rate, shared_after=head)] if before else []
         last = [file_stretch(after.path, size, rate, shared_before=foot)] if after else []
-        write_joined(
-            path,
-            [*first, own, *last],
-            *size,
-            rate,
-            self.audio_sampling_rate if self.has_audio else None,
-            encoding=encoding,
-            fragmented=fragmented,
-            metadata=self.tags(),
-        )
+        with closing(chunks):
+            write_joined(
+                path,
+                [*first, own, *last],
+                *size,
+                rate,
+                self.audio_sampling_rate if self.has_audio else None,
+                encoding=encoding,
+                fragmented=fragmented,
+                metadata=self.tags(beside),
+            )
 
     def _save_picture(
         self, path: Path, frames: str | Path | None, encoding: VideoEncoding | None
@@ -267,13 +286,13 @@ class Clip:
                     f"a .png file holds one frame, the clip has {self.num_frames}; write a .webp "
                     "or a video file, or single frames (save_frames)."
                 )
-            write_image(path, next(self.float_frames())[0], self.tags())
+            write_image(path, next(self.float_frames())[0], self.tags(path.parent))
         else:
             rate = exact_frame_rate(self.frame_rate)
             quality = encoding.quality if encoding else None
-            chunks = prefetch(self.float_frames())
-            text = record_text(self.record)
-            write_animation(path, chunks, self.num_frames, rate, text, quality)
+            text = self.tags(path.parent).get(RECORD_TAG, "")
+            with closing(prefetch(self.float_frames())) as chunks:
+                write_animation(path, chunks, self.num_frames, rate, text, quality)
         if frames is not None:
             self.save_frames(frames)
 
@@ -285,7 +304,8 @@ class Clip:
         """
         from ltx2rt.media.writer import write_frames
 
-        write_frames(folder, prefetch(self.float_frames()), self.tags())
+        with closing(prefetch(self.float_frames())) as chunks:
+            write_frames(folder, chunks, self.tags(Path(folder)))
 
     def save_audio(self, path: str | Path) -> None:
         """Write the whole sound: `.wav`, `.flac`, `.mp3` or `.m4a`.
@@ -295,8 +315,8 @@ class Clip:
         """
         from ltx2rt.media.writer import write_audio
 
-        tags = self.tags()
-        if Path(path).suffix.lower() == ".wav":  # it has few tags, none of them free
+        tags = self.tags(Path(path).parent)
+        if tags and Path(path).suffix.lower() == ".wav":  # it has few tags, none of them free
             tags = {"comment": tags[RECORD_TAG]}
         write_audio(path, self.audio, self.audio_sampling_rate, tags)
 
@@ -322,17 +342,25 @@ class Clip:
             given[0] if given else None,
             finish,
             self.generators,
-            self.tags(),
+            self.tags(Path(path).parent),
         )
 
-    def tags(self) -> dict[str, str]:
-        """What a file of this clip says about itself: `metadata`, and the `record` from which the
-        same clip is made again.
+    def tags(self, folder: Path) -> dict[str, str]:
+        """What a file of this clip in `folder` says about itself: `metadata`, and the `record` from
+        which the same clip is made again.
         """
-        return {**self.metadata(), RECORD_TAG: record_text(self.record)}
+        if self.record_paths is None:
+            return {}
+        told = path_teller(self.record_paths, folder)
+        facts = {name: as_utf8(text) for name, text in self.metadata(told).items()}
+        return {**facts, RECORD_TAG: record_text(self.record, told)}
 
-    def metadata(self) -> dict[str, str]:
-        """The main facts, for people, as strings."""
+    def metadata(self, told: Callable[[Path], str] | None = None) -> dict[str, str]:
+        """The main facts, for people, as strings.
+
+        Args:
+            told: how paths are written; default: as they were given.
+        """
         config = self.config
         facts: dict[str, Any] = {
             "prompt": config.prompt,
@@ -352,20 +380,27 @@ class Clip:
         if self.video_latent is None:
             del facts["height"], facts["width"]
         if config.loras:
-            facts["loras"] = lora_text(config.loras)
+            facts["loras"] = lora_text(config.loras, told)
         if config.stage_2_loras is not None:
-            facts["stage_2_loras"] = lora_text(config.stage_2_loras)
+            facts["stage_2_loras"] = lora_text(config.stage_2_loras, told)
         for name in ("sampler", "sigmas", "stage_2_sampler", "stage_2_sigmas", "user_prompt"):
             if (value := getattr(config, name)) is not None:
                 facts[name] = value
         if config.generated_keyframes:
             facts["generated_keyframes"] = config.generated_keyframes
         if self.guidance is not None:
-            facts |= guidance_facts(self.guidance)
+            facts |= guidance_facts(self.guidance, told)
         return {k: str(v) for k, v in facts.items()}
 
 
-def guidance_facts(guidance: GuidanceConfig) -> dict[str, Any]:
+def as_utf8(text: str) -> str:
+    """Text that every file can hold: what is no character, as in some names, is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def guidance_facts(
+    guidance: GuidanceConfig, told: Callable[[Path], str] | None = None
+) -> dict[str, Any]:
     """Guidance as flat facts; what is unset is left out."""
     facts: dict[str, Any] = {
         "negative_prompt": guidance.negative_prompt,
@@ -374,16 +409,18 @@ def guidance_facts(guidance: GuidanceConfig) -> dict[str, Any]:
         "distilled_strengths": guidance.distilled_strengths,
     }
     if guidance.distilled_lora is not None:
-        facts["distilled_lora"] = lora_text([guidance.distilled_lora])
+        facts["distilled_lora"] = lora_text([guidance.distilled_lora], told)
     for modality, params in (("video", guidance.video), ("audio", guidance.audio)):
         if params is not None:
             facts |= {f"{modality}_{k}": v for k, v in dataclasses.asdict(params).items()}
     return {k: v for k, v in facts.items() if v is not None}
 
 
-def lora_text(loras: Iterable[Lora]) -> str:
-    """LoRAs as the command line takes them."""
-    return " ".join(f"{lora.path}:{lora.strength:g}" for lora in loras)
+def lora_text(loras: Iterable[Lora], told: Callable[[Path], str] | None = None) -> str:
+    """LoRAs as the command line takes them, their paths as they were given or as `told` has it."""
+    return " ".join(
+        f"{told(absolute_path(x.path)) if told else x.path}:{x.strength:g}" for x in loras
+    )
 
 
 def to_uint8(chunk: NDArray[np.float32]) -> Frames:
@@ -391,9 +428,9 @@ def to_uint8(chunk: NDArray[np.float32]) -> Frames:
     return (np.clip(chunk, 0, 1) * np.float32(255)).astype(np.uint8)
 
 
-def prefetch(chunks: Iterator[Array], depth: int = 2) -> Iterator[Array]:
+def prefetch(chunks: Iterator[Array], depth: int = 2) -> Generator[Array]:
     """Run an iterator on its own thread, at most `depth` items ahead; its exceptions are raised
-    here.
+    here. Closing it ends the thread.
     """
     items: queue.Queue[Array | BaseException | None] = queue.Queue(depth)
     stop = threading.Event()
@@ -414,6 +451,9 @@ def prefetch(chunks: Iterator[Array], depth: int = 2) -> Iterator[Array]:
             put(None)
         except BaseException as error:  # handed to the consumer, which raises it
             put(error)
+        finally:
+            if isinstance(chunks, Generator):  # what it holds is let go on the thread that took it
+                chunks.close()
 
     thread = threading.Thread(target=run, name="decode", daemon=True)
     thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -40,6 +41,7 @@ class HdrClip(Clip):
         *,
         fragmented: bool = False,
         frames: str | Path | None = None,
+        folder: Path | None = None,
         encoding: VideoEncoding | None = None,
         joined: bool = False,
     ) -> None:
@@ -61,10 +63,11 @@ class HdrClip(Clip):
                 "a clip of high dynamic range goes to a file with EXR frames beside it, encoded as "
                 "it is: not to a stream, fragments, PNG frames or another codec."
             )
-        folder = ExrFolder(exr_folder(path), self.curve.exr_attributes)
-        with folder, self.writer(path) as writer:
-            for codes in prefetch(self.decoded_frames()):
-                folder.write(self.curve.decode(codes))
+        exr = ExrFolder(exr_folder(path), self.curve.exr_attributes)
+        decoded = closing(prefetch(self.decoded_frames()))
+        with exr, self.writer(path) as writer, decoded as chunks:
+            for codes in chunks:
+                exr.write(self.curve.decode(codes))
                 writer.write(self.video_frames(codes))
 
     def writer(self, path: str | Path) -> VideoWriter:
@@ -78,7 +81,7 @@ class HdrClip(Clip):
             self.height,
             self.frame_rate,
             audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
-            metadata=self.tags(),
+            metadata=self.tags(Path(path).parent),
         )
 
     def video_frames(self, codes: F32) -> F32:

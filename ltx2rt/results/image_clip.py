@@ -24,6 +24,7 @@ class ImageClip(Clip):
         *,
         fragmented: bool = False,
         frames: str | Path | None = None,
+        folder: Path | None = None,
         encoding: VideoEncoding | None = None,
         joined: bool = False,
     ) -> None:
@@ -44,4 +45,4 @@ class ImageClip(Clip):
                 "an image goes to a .png file, not to a stream, fragments, frames or a codec."
             )
         picture = np.concatenate(list(self.float_frames()))
-        write_image(path, picture[0], self.tags())
+        write_image(path, picture[0], self.tags(Path(path).parent))

@@ -15,15 +15,15 @@ import numpy as np
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, Field, OptionError, Problem
+from ltx2rt.partial import remove_all_leftovers
 from ltx2rt.plain_data import named_files, parse_json
-from ltx2rt.results.record import Record, flattened, request_key
+from ltx2rt.results.record import Record, changes, flattened, request_key
 from ltx2rt.sampling.noise import TorchGenerator
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
 
 _SUFFIX = ".stage.safetensors"
 _GENERATOR = "generator"
-_SHOWN = 5  # differences named in a message
 
 
 class StageStore:
@@ -43,6 +43,7 @@ class StageStore:
         self.folder = folder
         self._key = _key_of(record)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_all_leftovers(folder)
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
             if resume:
                 self._check(path)
@@ -103,6 +104,7 @@ def remove_stages(folder: Path) -> None:
     """Remove the finished stages, and the folder if nothing else is in it."""
     for path in folder.glob(f"*{_SUFFIX}"):
         path.unlink()
+    remove_all_leftovers(folder)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
@@ -147,13 +149,6 @@ def _damage(path: Path) -> OptionError:
 
 
 def _refusal(path: Path, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> OptionError:
-    names = [n for n in sorted({*kept, *asked}) if kept.get(n) != asked.get(n)]
-    problems = [
-        f"{n.removeprefix('request.')} was {_short(kept.get(n))}, now it is {_short(asked.get(n))}"
-        for n in names[:_SHOWN]
-    ]
-    if len(names) > _SHOWN:
-        problems.append(f"and {len(names) - _SHOWN} more")
     advice = Problem(
         "Repeat that one, choose another folder (",
         Field("work_dir"),
@@ -161,9 +156,4 @@ def _refusal(path: Path, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> O
         Field("resume"),
         " out.",
     )
-    return OptionError(f"{path} was kept by another request", problems, advice)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return OptionError(f"{path} was kept by another request", changes(kept, asked), advice)

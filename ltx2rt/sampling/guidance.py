@@ -12,6 +12,7 @@ import numpy as np
 
 from ltx2rt.engine import F32, Array
 from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.field_types import settle_types
 from ltx2rt.weights.floats import cast
 
 #: how the difference to the negative prompt is used: as it is, against the part of the negative
@@ -53,6 +54,7 @@ class GuiderParams:
     apg_momentum: float = 0.0
 
     def __post_init__(self) -> None:
+        settle_types(self)
         problems = [
             Problem(Field(name), f"={value} is not a number")
             for name in _NUMBERS
@@ -110,6 +112,7 @@ class GuiderSchedule:
     bins: Mapping[float, GuiderParams] = field(default_factory=lambda: {1.0: GuiderParams()})
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if not self.bins:
             raise OptionError("A guider schedule needs at least one bin.")
         wrong = [bound for bound in self.bins if not 0 < bound <= 1]

@@ -15,6 +15,7 @@ from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.base import Pipeline, pipeline_class
 from ltx2rt.progress import Job, Progress
 from ltx2rt.results.clip import Clip
+from ltx2rt.results.record import record_text
 from ltx2rt.results.stage_store import remove_stages
 from ltx2rt.service.events import Event, progress_event
 from ltx2rt.service.requests import Order
@@ -150,7 +151,7 @@ class Maker:
             "width": clip.width,
             "height": clip.height,
             "frame_rate": clip.frame_rate,
-            "record": clip.tags()["ltx2rt_record"],
+            "record": record_text(clip.record),
             "timings_s": {k: round(v, 4) for k, v in timings.items()},
         }
 
@@ -174,7 +175,7 @@ def into_folder(folder: Path) -> Write:
         part = path.with_name(path.name + PART)
         try:
             with part.open("wb") as file:
-                facts = into_stream(file)(clip, kind, emit)
+                facts = into_stream(file, folder)(clip, kind, emit)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -183,8 +184,8 @@ def into_folder(folder: Path) -> Write:
     return write
 
 
-def into_stream(target: BinaryIO) -> Write:
-    """Writes a fragmented mp4, as it is made, into a binary stream.
+def into_stream(target: BinaryIO, folder: Path | None = None) -> Write:
+    """Writes a fragmented mp4, as it is made, into a binary stream, whose file lies in `folder`.
 
     The writer raises OptionError for a clip without a picture.
     """
@@ -193,7 +194,7 @@ def into_stream(target: BinaryIO) -> Write:
         if kind != "video":
             raise OptionError(f"a stream takes video; this request makes {kind}.")
         stream = Growing(target, emit)
-        clip.save(cast(BinaryIO, stream))
+        clip.save(cast(BinaryIO, stream), folder=folder)
         return {"bytes": stream.count, "first_at": stream.first_at}
 
     return write

@@ -12,7 +12,6 @@ import json
 import math
 import mmap
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError
 from ltx2rt.file_kind import sentence_about
+from ltx2rt.user_files import open_regular
 from ltx2rt.weights.codecs import fp8, stored
 from ltx2rt.weights.codecs.stored import DECODED_PARTS, SCALE_CODES
 from ltx2rt.weights.floats import bfloat16_bits
@@ -93,11 +93,9 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            if not stat.S_ISREG(self.path.stat().st_mode) and not self.path.is_dir():
-                raise CheckpointError(f"{self.path} is not a file but a pipe or device.")
             if self.path.is_dir():
                 raise CheckpointError(sentence_about(self.path) or f"{self.path} is a folder.")
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 self.file_bytes = os.fstat(file.fileno()).st_size
                 self._header, raw = _read_header(file, self.path, self.file_bytes)
         except OSError as error:
@@ -113,6 +111,7 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
             )
         self.data_offset = 8 + len(self._header)
         self._entries = {name: self._entry(name, value) for name, value in raw.items()}
+        self._refuse_overlaps()
         expected = max(
             (e.offset + e.length for e in self._entries.values()), default=self.data_offset
         )
@@ -122,6 +121,17 @@ class SafetensorsFile(Mapping[str, TensorEntry]):
                 or f"{self.path} is truncated: its header describes {expected} bytes, the file has "
                 f"{self.file_bytes}; download or copy it again."
             )
+
+    def _refuse_overlaps(self) -> None:
+        """Two tensors that share bytes: one of them is not what its name says."""
+        end, before = 0, ""
+        for entry in sorted(self._entries.values(), key=lambda e: (e.offset, e.length)):
+            if entry.length and entry.offset < end:
+                raise CheckpointError(
+                    f"{self.path} is corrupt: {before!r:.80} and {entry.name!r:.80} overlap."
+                )
+            if entry.length:
+                end, before = entry.offset + entry.length, entry.name
 
     @property
     def header_sha256(self) -> str:
@@ -230,13 +240,23 @@ class MappedFiles:
         self._maps: dict[Path, mmap.mmap] = {}
 
     def raw(self, entry: TensorEntry) -> Array:
-        """Map the tensor's data as stored: read-only, no copy; dtype as in `DTYPES`."""
+        """Map the tensor's data as stored: read-only, no copy; dtype as in `DTYPES`.
+
+        Raises:
+            CheckpointError: the file cannot be mapped, or is shorter than when it was opened.
+        """
         if entry.path not in self._maps:
             try:
                 with entry.path.open("rb") as file:
                     self._maps[entry.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"cannot map {entry.path}: {error}") from error
+        # reading a page that the file does not have any more ends the process
+        if self._maps[entry.path].size() < entry.offset + entry.length:
+            raise CheckpointError(
+                f"{entry.path} was cut off after it was opened: {entry.name} is no longer in it; "
+                "copy or download it again."
+            )
         data_type = next(t for name, t in DTYPES.values() if name == entry.dtype)
         shape = entry.encoding.shape if entry.encoding else entry.shape
         flat = np.frombuffer(

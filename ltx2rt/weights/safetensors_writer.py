@@ -18,6 +18,7 @@ import numpy as np
 
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, InternalError
+from ltx2rt.partial import Partial
 from ltx2rt.weights.safetensors import DTYPES, float32_to_bfloat16
 
 #: dtype name of `safetensors.DTYPES`, shape, and the data in order: bytes, or arrays of that dtype
@@ -59,21 +60,15 @@ def write_safetensors(
     header = _header(streams, order, metadata)
     needed = len(header) + data_bytes(streams)
     require_space(target, needed)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
-            file.write(header)
+        with Partial(target) as part:
+            part.file.write(header)
             for name in order:
-                written = sum(file.write(chunk) for chunk in _chunks(*streams[name]))
+                written = sum(part.file.write(chunk) for chunk in _chunks(*streams[name]))
                 if written != _num_bytes(streams[name]):
                     raise InternalError(f"{name} gave {written} bytes, not its shape's size")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
     except OSError as error:
         raise _cannot_write(target, needed, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def require_space(target: Path, needed: int) -> None:

@@ -17,7 +17,7 @@ import onnx
 import pytest
 
 import ltx2rt_export.bundle as export_bundle
-from ltx2rt.bundle.manifest import read_manifest
+from ltx2rt.bundle.manifest import content_id, read_manifest
 from ltx2rt.cli.__main__ import main
 from ltx2rt_export.catalog import traced_components
 from ltx2rt_export.component import Component
@@ -94,6 +94,8 @@ def edited_bundle(bundle: Path, target: Path, edit: Callable[[dict[str, Any]], N
     shutil.copytree(bundle, target)
     manifest = json.loads((target / "manifest.json").read_text())
     edit(manifest)
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # it is no manifest any more
+        manifest["bundle_id"] = content_id(manifest)
     (target / "manifest.json").write_text(json.dumps(manifest))
     return target
 

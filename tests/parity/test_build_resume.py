@@ -126,7 +126,7 @@ def test_a_killed_build_goes_on_with_the_next_layer(
     left = files_in(work)
     fused = ["weights/loras.safetensors"] if lora else []
     assert sorted(left) == [*fused, "weights/transformer_block/00.safetensors"]
-    assert list(work.glob("weights/*/.01.safetensors.*.part"))  # the second had begun
+    assert list(work.glob("weights/*/.ltx2rt-*.part"))  # the second had begun
     outcome = ltx2rt("build", *command, "-o", out / "b")
     assert outcome.code == 0, outcome.err
     assert "quantize: 2/2" in outcome.err

@@ -33,7 +33,6 @@ from tests.parity.command_line import (
     edited_bundle,
     expect_user_error,
     instead,
-    unchanged,
 )
 from tests.parity.command_line import ltx2rt as run
 
@@ -253,26 +252,6 @@ def test_batch_goes_on_after_a_failure_and_resumes(demo_bundle: Path, folder: Pa
     assert done == [True, False, True, False]
 
 
-def test_batch_refuses_bad_lines_before_any_work(demo_bundle: Path, tmp_path: Path) -> None:
-    jobs = tmp_path / "jobs.jsonl"
-    jobs.write_text(
-        '{"prompt": "a", "promt": 1}\n{\n[]\n{"prompt": "a", "output": "../x.mp4"}\n'
-        '{"prompt": "a", "output": "/x.mp4"}\n{"prompt": "a", "output": "y.mp4"}\n'
-        '{"prompt": "b", "output": "y.mp4"}\n{"prompt": "a", "resume": true, "stream": true}\n'
-    )
-    with unchanged(tmp_path):
-        expect_user_error(
-            run("batch", demo_bundle, jobs, "-o", tmp_path / "out"),
-            "line 1", "'promt' is unknown", "line 2: it is not JSON", "line 3", "line 4: output",
-            "is not inside", "line 5: output /x.mp4", "y.mp4 is the output of several jobs",
-            "line 8: resume, stream cannot be used in a batch",
-        )  # fmt: skip
-    jobs.write_text('{"prompt": "a"}')
-    with unchanged(tmp_path):
-        expect_user_error(run("batch", demo_bundle, jobs, "-o", jobs), "name a directory")
-        expect_user_error(run("batch", jobs, jobs, "-o", tmp_path / "out"), "is not a bundle")
-
-
 RESUMABLE = ("--prompt", "a lake", *SMALL)
 
 
@@ -365,6 +344,20 @@ def test_interrupted_runs_say_how_to_go_on(
     assert f"finished stages (context, stage_1) are kept in {work}: repeat" in stopped.err
     assert run(*command).code == 0
     assert {p.name for p in tmp_path.iterdir()} == {"x.mp4"}
+
+
+def test_an_unfinished_stream_is_not_made(demo_bundle: Path, tmp_path: Path) -> None:
+    """Its record is in the first bytes; what a killed run left of it is not the clip."""
+    target = tmp_path / "s.mp4"
+    command = ("generate", demo_bundle, *RESUMABLE, "-o", target, "--stream", "--resume", "--quiet")
+    assert run(*command).code == 0
+    whole = target.read_bytes()
+    assert "made before" in run(*command).out
+    for end in (len(whole) - 1, whole.rindex(b"mfra") - 4, whole.rindex(b"moof")):
+        target.write_bytes(whole[:end])
+        again = run(*command, "--json").json
+        assert again["changed"][0] in ("it was not finished", "it does not say how it was made")
+        assert target.read_bytes() == whole
 
 
 def decodable(path: Path) -> int:

@@ -175,7 +175,11 @@ def test_a_folder_of_diffusers_makes_the_same_model(
     assert len(got.files["transformer"].files) > 5  # shards among them
     info = inspect_path(folder)
     assert info["kind"] == "checkpoint"
-    assert {c["name"] for c in info["components"]} >= {"transformer", "video_vae", "vocoder"}
+    assert {c["name"] for c in info["components"]} >= {"transformer", "video_vae", "gemma"}
+    assert info["description"].endswith("(diffusers folder)")
+    ready = {row["name"]: row["needs"] for row in info["pipelines"]}
+    assert ready["one-stage"] == []
+    assert ready["distilled"] == ["spatial upsampler"]
 
 
 def test_parts_of_a_diffusers_folder_go_beside_others(

@@ -12,6 +12,7 @@ from ltx2rt.bundle.manifest import (
     Source,
     Tensor,
     WeightRef,
+    bundle_id,
 )
 from ltx2rt.lora.files import Lora
 
@@ -58,3 +59,4 @@ MANIFEST = Manifest(
         loras=(Lora(path="/l.safetensors", strength=0.5),),
     ),
 )
+MANIFEST = dataclasses.replace(MANIFEST, bundle_id=bundle_id(MANIFEST))

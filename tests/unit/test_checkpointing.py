@@ -13,7 +13,7 @@ from ltx2rt.config import GenerationConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake_inputs import RetakeInputs
-from ltx2rt.results.record import RECORD_TAG, Record, is_made, record_text
+from ltx2rt.results.record import RECORD_TAG, Record, reasons_to_make, record_text
 from ltx2rt.results.stage_store import StageStore
 from ltx2rt.weights.safetensors_writer import write_safetensors
 
@@ -78,14 +78,17 @@ def test_a_damaged_stage_says_how_to_go_on(
 
 def test_a_file_of_this_request_need_not_be_made_again(record: Record, tmp_path: Path) -> None:
     path, frames = tmp_path / "x.safetensors", tmp_path / "take"
-    assert not is_made(path, record)
+    assert reasons_to_make(path, record)
     path.write_bytes(b"x")
-    assert not is_made(path, record)
+    assert reasons_to_make(path, record)
     write_safetensors(path, LATENT, {RECORD_TAG: record_text(record)})
-    assert is_made(path, replace(record, stages={"stage_1": {"sigmas": [1.0]}}, threads=3))
+    assert (
+        reasons_to_make(path, replace(record, stages={"stage_1": {"sigmas": [1.0]}}, threads=3))
+        == []
+    )
     request = replace(record.request, config=replace(record.request.config, seed=1))
-    assert not is_made(path, replace(record, request=request))
-    assert not is_made(path, replace(record, bundle="another"))
+    assert reasons_to_make(path, replace(record, request=request))
+    assert reasons_to_make(path, replace(record, bundle="another"))
     later = path.stat().st_mtime_ns + 1
     os.utime(frames, ns=(later, later))
-    assert not is_made(path, record)
+    assert reasons_to_make(path, record)

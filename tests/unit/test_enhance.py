@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import threading
@@ -40,6 +41,7 @@ class Endpoint(ThreadingHTTPServer):
         self.body = json.dumps({"choices": [{"message": {"content": ANSWER}}]}).encode()
         self.wait_s = 0.0
         self.raw = b""
+        self.trickle = False
 
     @property
     def url(self) -> str:
@@ -58,6 +60,13 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(self.server.wait_s)
         if self.server.raw:
             self.wfile.write(self.server.raw)
+            return
+        if self.server.trickle:
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                for _ in range(600):
+                    self.wfile.write(b" ")
+                    time.sleep(0.1)
             return
         self.send_response(self.server.status)
         self.send_header("Location", "http://127.0.0.1:1/")
@@ -125,7 +134,7 @@ def test_the_first_frame_is_shown(endpoint: Endpoint, tmp_path: Path) -> None:
     enhance_prompt("a lake", config, image=photo)
     assert len(endpoint.asked) == 2  # another picture, another answer
     photo.write_bytes(b"no picture")
-    with pytest.raises(MediaError, match="cannot read image"):
+    with pytest.raises(MediaError, match="is not an image that can be read"):
         enhance_prompt("a lake", config, image=photo)
 
 
@@ -141,6 +150,10 @@ def test_the_first_frame_is_shown(endpoint: Endpoint, tmp_path: Path) -> None:
         ({"body": b'{"choices": [{"message": {"content": null}}]}'}, "missing or too long"),
         ({"body": b"{" + b" " * 1_100_000}, "it is too long"),
         ({"body": b"\xff\xfe"}, "did not answer as"),
+        (
+            {"body": b'{"choices": [{"message": {"content": "\\ud800"}}]}'},
+            "did not answer as",
+        ),
         ({"body": b'{"choices": [{"message": {"content": " 1. ..."}}]}'}, "without a single word"),
         ({"raw": b"garbage\r\n\r\n"}, "cannot reach"),
         ({"raw": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"}, "did not answer as"),
@@ -164,6 +177,41 @@ def test_slow_and_absent_endpoints(endpoint: Endpoint) -> None:
         enhance_prompt("a", EnhanceConfig(url="http://127.0.0.1:1/v1", model="m"))
 
 
+def test_the_whole_answer_has_a_deadline(endpoint: Endpoint) -> None:
+    endpoint.trickle = True
+    start = time.monotonic()
+    with pytest.raises(EnhanceError, match=r"did not answer in 0\.3 s"):
+        enhance_prompt("a", EnhanceConfig(url=endpoint.url, model="m", timeout_s=0.3))
+    assert time.monotonic() - start < 10  # it would go on for a minute
+
+
+def test_the_key_goes_where_its_owner_says(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def has_key(seed: int, **who: Any) -> bool:
+        config = EnhanceConfig(url=f"{endpoint.url}?a=b", model="m", **who)
+        enhance_prompt("a", config, seed=seed)
+        path, headers, _ = endpoint.asked[-1]
+        assert path == "/v1/chat/completions?a=b"
+        return "Authorization" in headers
+
+    assert has_key(1)
+    assert not has_key(2, named_by_file=True)
+    monkeypatch.setenv("LTX2RT_ENHANCE_URL", endpoint.url)
+    assert has_key(3, named_by_file=True)
+    monkeypatch.setenv("LTX2RT_ENHANCE_URL", "https://keys.example/v1")
+    assert not has_key(4)
+    monkeypatch.setenv("LTX2RT_ENHANCE_URL", "keys")
+    with pytest.raises(OptionError, match="LTX2RT_ENHANCE_URL is not"):
+        has_key(5)
+
+
+def test_prompts_in_the_cache_are_the_users_alone(endpoint: Endpoint, tmp_path: Path) -> None:
+    enhance_prompt("a", EnhanceConfig(url=endpoint.url, model="m"))
+    (kept,) = (tmp_path / "cache/enhanced").iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
 def test_clean_keeps_plain_text() -> None:
     assert clean("* – Élan: “x”\N{NO-BREAK SPACE}5′−3’ ") == "Élan: \"x\" 5'-3'"
     assert clean(" ...12 ") == ""
@@ -174,13 +222,19 @@ def test_clean_keeps_plain_text() -> None:
     [
         ({"url": "file:///etc/passwd"}, "is not an http or https address"),
         ({"url": "http://"}, "is not an http or https address"),
+        ({"url": "http://[::1/v1"}, "is not an http or https address"),
+        ({"url": "http://h:99999/v1"}, "is not an http or https address"),
+        ({"url": "https://h/v1\n"}, "is not an http or https address"),
+        ({"url": "http://h/v1"}, r"plain http to another machine.*\(insecure\)"),
+        ({"url": "https://me:PASSW0RD@h/v1"}, "holds a user name or password"),
         ({"model": "/absent"}, "is not the folder of a local model"),
         ({"url": "http://h", "timeout_s": float("nan")}, "timeout_s=nan is not in"),
     ],
 )
 def test_who_enhances_is_checked(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(OptionError, match=said):
+    with pytest.raises(OptionError, match=said) as error:
         EnhanceConfig(**{"model": "m", **values})
+    assert "PASSW0RD" not in str(error.value)
 
 
 def test_flags_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import typing
@@ -21,6 +22,7 @@ from ltx2rt.bundle.manifest import (
     WeightEncoding,
     WeightRef,
     bundle_id,
+    content_id,
     read_manifest,
     write_manifest,
 )
@@ -49,6 +51,7 @@ ENCODED_MANIFEST = dataclasses.replace(
     sources=(dataclasses.replace(MANIFEST.sources[0], bytes=640),),
     components={"x": dataclasses.replace(ENTRY, layers=({"w": ENCODED},))},
 )
+ENCODED_MANIFEST = dataclasses.replace(ENCODED_MANIFEST, bundle_id=bundle_id(ENCODED_MANIFEST))
 
 
 def changed(tmp_path: Path, change: Any) -> Path:
@@ -129,14 +132,17 @@ def test_no_edit_raises_anything_else(
         del parent[place[-1]]
     elif isinstance(parent, dict):
         parent["surprise"] = value
+    with contextlib.suppress(AttributeError, KeyError, TypeError):
+        data["bundle_id"] = content_id(data)
     (folder / "manifest.json").write_text(json.dumps(data))
     try:
         manifest = read_manifest(folder)
     except BundleError:
         return
     weight_problems(manifest)
-    write_manifest(manifest, folder)
-    assert read_manifest(folder) == manifest
+    write_manifest(manifest, folder)  # what was left out is written, and so named
+    written = dataclasses.replace(manifest, bundle_id=bundle_id(manifest))
+    assert read_manifest(folder) == written
 
 
 @settings(deadline=None, max_examples=100)
@@ -154,6 +160,21 @@ def test_no_damage_raises_anything_else(
             read_manifest(folder)
         except BundleError:
             pass
+
+
+def test_a_manifest_that_was_changed_is_refused(tmp_path: Path) -> None:
+    """Its id names its content; a file that moved is none of it."""
+
+    def change(data: dict[str, Any]) -> None:
+        data["model"]["time_scale"] = 9
+
+    with pytest.raises(BundleError, match="changed since the build"):
+        read_manifest(changed(tmp_path, change))
+
+    def move(data: dict[str, Any]) -> None:
+        data["sources"][0]["path"] = "/elsewhere"
+
+    assert read_manifest(changed(tmp_path, move)).sources[0].path == "/elsewhere"
 
 
 @pytest.mark.parametrize("schema", [None, 0, 2, "1"])

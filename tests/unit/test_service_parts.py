@@ -184,7 +184,7 @@ def test_rows_come_back(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4.part").symlink_to("/dev/full")
-    clip: Any = SimpleNamespace(save=lambda stream: stream.write(b"x" * 9999))
+    clip: Any = SimpleNamespace(save=lambda stream, **_: stream.write(b"x" * 9999))
     with pytest.raises(OSError, match="No space left") as caught:
         into_folder(tmp_path)(clip, "video", lambda _: None)
     assert cast(str, error_event(caught.value).data["kind"]) == "DiskFull"

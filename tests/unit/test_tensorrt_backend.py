@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ltx2rt.backends.device_memory import DeviceMemory
-from ltx2rt.backends.engine_checks import import_plugins, runs_on
+from ltx2rt.backends.engine_checks import NO_TRUST, Trust, import_plugins, runs_on
 from ltx2rt.backends.tensorrt import BITS, TrtEngine, tensor_bytes
 from ltx2rt.bundle.manifest import Tensor
 from ltx2rt.device.gpus import Gpu
@@ -52,8 +52,9 @@ def make(
         device.closed = False
         loads = changes.pop("loads", True)
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_library(device, context, loads=loads))
+        trust = changes.pop("trust", NO_TRUST)
         path = write_engine(tmp_path, **changes)
-        return TrtEngine(path, SPEC, weights or {}, REBUILD, lambda purpose: device)
+        return TrtEngine(path, SPEC, weights or {}, REBUILD, lambda purpose: device, trust=trust)
 
     return make
 
@@ -205,8 +206,11 @@ def test_engines_that_cannot_run_here(
 
 
 def test_version_compatible_engines_load_in_other_versions(make: Make) -> None:
-    """They hold code of the host, which the library loads only if it is told to."""
-    make({}, backend_version="1.6.0.5", version_compatible=True).close()
+    """They hold code of the host, which the library loads only if the user says so."""
+    other = {"backend_version": "1.6.0.5", "version_compatible": True}
+    make({}, trust=Trust(host_code=True), **other).close()
+    with pytest.raises(BundleError, match=r"native code.*allow it \(engine_host_code\)"):
+        make({}, **other)
 
 
 def test_kernels_are_compiled_once_for_all_processes(
@@ -248,17 +252,24 @@ def test_plugins_are_imported_and_must_be_those_of_the_build(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "toy_plugins.py").write_text("REGISTERED = True\n", encoding="utf-8")
+    module = tmp_path / "toy_plugins.py"
+    module.write_text("REGISTERED = True\n", encoding="utf-8")
     digests = import_plugins(("toy_plugins",))
     del sys.modules["toy_plugins"]
-    make({}, plugins=digests).close()
+    trust = Trust(plugin_modules=("toy_plugins", "no_such_plugins"))
+    with pytest.raises(BundleError, match=r"toy_plugins, which would run code.*plugin_modules"):
+        make({}, plugins=digests)
+    assert "toy_plugins" not in sys.modules
+    make({}, plugins=digests, trust=trust).close()
     assert sys.modules.pop("toy_plugins").REGISTERED
+    module.write_text("raise SystemExit('it ran')\n", encoding="utf-8")
     with pytest.raises(
         BundleError, match=r"toy .*other plugins: toy_plugins changed.*ltx2rt build"
     ):
-        make({}, plugins={"toy_plugins": "0" * 64})
+        make({}, plugins=digests, trust=trust)
+    assert "toy_plugins" not in sys.modules  # hashed before it is imported
     with pytest.raises(OptionError, match="'no_such_plugins' cannot be imported"):
-        make({}, plugins={"no_such_plugins": "0" * 64})
+        make({}, plugins={"no_such_plugins": "0" * 64}, trust=trust)
 
 
 def test_missing_library_and_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

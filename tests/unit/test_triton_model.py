@@ -81,7 +81,7 @@ class Maker:
             raise Cancelled("cancelled in stage_1, step 1 of 8.")
         if self.error is not None:
             raise self.error
-        clip = SimpleNamespace(save=lambda stream: [stream.write(p) for p in PIECES])
+        clip = SimpleNamespace(save=lambda stream, **_: [stream.write(p) for p in PIECES])
         return {"seed": order.request.config.seed, **write(clip, "video", emit)}
 
     def close(self) -> None: ...

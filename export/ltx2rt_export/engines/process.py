@@ -21,7 +21,8 @@ from ltx2rt.errors import EngineError
 from ltx2rt_export.engines.builder import BuiltEngine, EngineRequest, OnStep
 
 #: the worker; tests replace it to see what a crash looks like
-WORKER = (sys.executable, "-m", "ltx2rt_export.engines.worker")
+#: -P: the current folder is no place for modules
+WORKER = (sys.executable, "-P", "-m", "ltx2rt_export.engines.worker")
 
 
 @dataclass(frozen=True, slots=True)

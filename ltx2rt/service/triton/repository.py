@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from ltx2rt import __version__
 from ltx2rt.errors import Field, OptionError, Problem
-from ltx2rt.media.files import temporary_name
+from ltx2rt.partial import Partial
 
 GENERATE, HEALTH = "ltx2_generate", "ltx2_health"
 
@@ -81,16 +80,10 @@ def write_repository(folder: Path, config: RepositoryConfig) -> list[str]:
         "Dockerfile": _file("Dockerfile", VERSION=__version__),
         "README.md": _file("README.md", BUNDLE=config.bundle.absolute()),
     }
-    part = temporary_name(folder.absolute())
-    try:
+    with Partial(folder.absolute(), folder=True) as part:
         for name, text in files.items():
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-            (part / name).write_text(text, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            (part.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (part.path / name).write_text(text, encoding="utf-8")
     return sorted(files)
 
 

@@ -1,0 +1,1 @@
+"""Hostile files and texts: refused in one sentence, whatever is in them."""
