@@ -67,6 +67,8 @@ class RuntimeConfig:
         max_batch_size: guidance passes that run together: faster on large machines, more memory.
         device: number of the GPU, among those that CUDA shows; None: the first, where the bundle
             needs one, else the CPU.
+        devices: numbers of several GPUs instead: the guidance passes of a step run side by side,
+            everything else on the first of them.
         cuda_graphs: a pass of the transformer is captured and replayed, where its weights stay on
             the GPU.
         kernels: when TensorRT-RTX makes kernels for sizes: `eager` before the first run of a size,
@@ -86,6 +88,7 @@ class RuntimeConfig:
     residency: str = "stage"
     max_batch_size: int = 1
     device: int | None = None
+    devices: tuple[int, ...] = ()
     cuda_graphs: bool = True
     kernels: str = "eager"
     record: bool = True
@@ -120,6 +123,14 @@ class RuntimeConfig:
             problems.append(
                 Problem(Field("device"), f"={self.device} is negative; GPUs are numbered from 0")
             )
+        if len(set(self.devices)) < len(self.devices) or any(d < 0 for d in self.devices):
+            problems.append(
+                Problem(
+                    Field("devices"), f"={list(self.devices)}; name each GPU once, counted from 0"
+                )
+            )
+        if self.devices and self.device is not None:
+            problems.append(Problem(Field("devices"), " names the GPUs already; leave device out"))
         if self.kernels not in ("eager", "none", "lazy"):
             problems.append(
                 Problem(Field("kernels"), f"={self.kernels!r}; allowed: eager, none, lazy")
@@ -133,6 +144,11 @@ class RuntimeConfig:
             )
         if problems:
             raise OptionError("runtime options", problems)
+
+    @property
+    def gpu(self) -> int | None:
+        """Number of the GPU on which everything runs that needs but one; None: see `device`."""
+        return self.devices[0] if self.devices else self.device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

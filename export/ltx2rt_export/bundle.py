@@ -20,6 +20,7 @@ from ltx2rt.bundle.bundle import find_moved
 from ltx2rt.bundle.lock import build_lock
 from ltx2rt.bundle.manifest import (
     SCHEMA,
+    UNMASKED,
     BuildInputs,
     ComponentEntry,
     Manifest,
@@ -27,6 +28,7 @@ from ltx2rt.bundle.manifest import (
     Place,
     Source,
     Tensor,
+    UnmaskedEntry,
     WeightEncoding,
     WeightRef,
     bundle_id,
@@ -258,6 +260,7 @@ def _fill(
     exported: list[ExportedGraph] = []  # without our operators, which hide values from a check
     entries: dict[str, ComponentEntry] = {}
     overlays: dict[str, Overlays] = {}
+    unmasked: dict[str, ExportedGraph] = {}
     job.report("export", 0, len(components))
     for i, component in enumerate(components):
         for part in prepare(
@@ -278,6 +281,9 @@ def _fill(
             (work / f"graphs/{name}.onnx").write_bytes(data)
             graphs.append(graph)
             entries[name] = _entry(part, graph, hashlib.sha256(data).hexdigest(), table)
+            if (without := engines.unmasked(part.graph, part.precision)) is not None:
+                entries[name] = _with_unmasked(entries[name], without, work)
+                unmasked[name] = without
             overlays[name] = part.overlays
         job.report("export", i + 1, len(components), component.name)
     if PRECISIONS[config.precision].dtype == "float16":
@@ -289,7 +295,7 @@ def _fill(
     if config.copy_weights:
         entries, sources, inputs = copy_weights(work, entries, sources, files, inputs, job)
     entries, sources = attach_overlays(entries, sources, overlays, work)
-    entries = engines.add(graphs, entries, sources, work, job)
+    entries = engines.add(graphs, unmasked, entries, sources, work, job)
     manifest = Manifest(
         schema=SCHEMA,
         bundle_id="",
@@ -385,6 +391,20 @@ def _entry(part: Prepared, graph: ExportedGraph, digest: str, table: SourceTable
         weight_dtypes=part.weight_dtypes,
         quantized=dict(part.quantized),
     )
+
+
+def _with_unmasked(entry: ComponentEntry, graph: ExportedGraph, work: Path) -> ComponentEntry:
+    """The entry of a component that has a second graph, which is written."""
+    data = graph.model.SerializeToString(deterministic=True)
+    place = entry.graph.removesuffix(".onnx") + f"{UNMASKED}.onnx"
+    (work / place).write_bytes(data)
+    kept = {spec.name for spec in graph.component.inputs}
+    made = UnmaskedEntry(
+        graph=place,
+        graph_sha256=hashlib.sha256(data).hexdigest(),
+        leaves_out=tuple(t.name for t in entry.inputs if t.name not in kept),
+    )
+    return dataclasses.replace(entry, unmasked=made)
 
 
 def model_info(files: ModelFiles, options: Mapping[str, Mapping[str, Any]]) -> ModelInfo:

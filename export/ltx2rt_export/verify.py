@@ -14,7 +14,7 @@ import numpy as np
 
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.loader import Loader
-from ltx2rt.bundle.manifest import ComponentEntry
+from ltx2rt.bundle.manifest import UNMASKED, ComponentEntry
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.names import TRANSFORMER_BLOCK, TRANSFORMER_BLOCK_PLAIN
@@ -79,9 +79,19 @@ def verify_bundle(
             if name == TRANSFORMER_BLOCK and bundle.has(TRANSFORMER_BLOCK_PLAIN):
                 blocks.append(TRANSFORMER_BLOCK_PLAIN)
             for block in blocks:
-                yield from _layer_rungs(
-                    block, bundle.component(block), loader, runtime, component, reference, inputs
-                )
+                entry = bundle.component(block)
+                yield from _layer_rungs(block, entry, loader, runtime, component, reference, inputs)
+                if entry.unmasked is not None:
+                    zeros = {n: np.zeros_like(inputs[n]) for n in entry.unmasked.leaves_out}
+                    yield from _layer_rungs(
+                        block + UNMASKED,
+                        entry,
+                        loader,
+                        runtime,
+                        component,
+                        reference,
+                        {**inputs, **zeros},
+                    )
 
 
 def _layer_rungs(
@@ -97,7 +107,7 @@ def _layer_rungs(
     for layer in sorted({entry.served[0], entry.served[-1]}):
         official = load_weights(component.layers[layer], frozenset())
         want = reference({**inputs, **official})
-        weights = {} if entry.layered else loader.weights(name, layer)
+        weights = {} if entry.layered else loader.weights(name.removesuffix(UNMASKED), layer)
         with loader.layer_engine(name, layer, runtime) as engine:
             got = _run(engine, inputs, weights)
         yield from _rungs(name, layer, want, got, PRECISIONS[entry.precision].tolerance)

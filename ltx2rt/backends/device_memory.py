@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import threading
 import weakref
+from pathlib import Path
 
 import numpy as np
 
+from ltx2rt.backends.runtime_cache import RuntimeCache
 from ltx2rt.device.arena import Arena, Blocks, OpenBlocks, Regions, aligned
 from ltx2rt.device.device import Device
 from ltx2rt.device.staging import Staging
@@ -35,6 +37,7 @@ class DeviceMemory:
         self.device = device
         self.lock = threading.RLock()  # frames decode on a thread of their own
         self.staging = Staging(device)
+        self.kernels: dict[Path, RuntimeCache] = {}  # compiled ones, of engines that share them
         self.timeline = Timeline(device)
         self.moves = 0  # how often a buffer went: what holds its address is out of date
         self._reserve = regions.reserve if regions else reserve

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ import numpy as np
 from ltx2rt.backends.binding import Place
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
 from ltx2rt.backends.layer_memory import LayerMemory
-from ltx2rt.backends.stack import Call, Constants, OnLayer, Part, StackParts, ready
+from ltx2rt.backends.stack import Call, Constants, OnLayer, StackParts, is_masked, ready
 from ltx2rt.device.arena import ALIGNMENT, aligned
 from ltx2rt.device.device import Graph, Stream
 from ltx2rt.engine import Array, Engine, Shaped
@@ -67,10 +67,11 @@ class DeviceStack:
         self._parts = parts
         self._sequence = tuple(parts)
         self._dtypes = parts.dtypes()
+        self._masks = parts.masks
         self._memory = memory
         loads = [p.load for p in self._sequence]
         self._weights = LayerMemory(memory, loads, keep=keep, largest=largest)
-        self._bindings: dict[int, Binding] = {}
+        self._bindings: dict[tuple[int, int], Binding] = {}
         self._each = keep  # a context for every part, or for every engine
         self._graphs = graphs
         self._begun = 0
@@ -84,6 +85,11 @@ class DeviceStack:
     def dtype(self, name: str) -> str:
         """See `Stack`."""
         return self._dtypes[name][0]
+
+    @property
+    def masks(self) -> frozenset[str]:
+        """See `Stack`."""
+        return self._masks
 
     def begin(
         self,
@@ -109,9 +115,10 @@ class DeviceStack:
         """See `Stack`."""
         with self._memory.lock:
             self._memory.device.activate()
-            states = [self._upload(number, call) for number, call in enumerate(calls)]
-            if len(states) == 1 and states[0].constants is not None and on_layer is None:
-                outputs = [self._pass(states[0], states[0].constants)]
+            in_turn = self._each and on_layer is None
+            states = [self._upload(n, 0 if in_turn else n, call) for n, call in enumerate(calls)]
+            if in_turn:  # all are enqueued, and waited for once
+                outputs = [self._pass(state) for state in states]
             else:
                 outputs = self._enqueue(states, on_layer)
             results = self._download(outputs)
@@ -140,17 +147,21 @@ class DeviceStack:
         if not self._begun and self._memory.is_planned and not self._memory.closed:
             self._memory.drop_buffers()
 
-    def _upload(self, number: int, call: Call) -> _State:
+    def _upload(self, number: int, lane: int, call: Call) -> _State:
         if call.constants is not None and not isinstance(call.constants, DeviceConstants):
             raise InternalError("constants of another stack were given")
         tensors = {
             key: self._memory.upload(f"{number} {' '.join(key)}", array)
             for key, array in ready(call.tensors, self._dtypes)
         }
-        return _State(number, tensors, call.constants)
+        masked = is_masked(call.constants, self._masks)
+        return _State(number, lane, tensors, call.constants, masked)
 
-    def _pass(self, state: _State, constants: DeviceConstants) -> Outputs:
+    def _pass(self, state: _State) -> Outputs:
         """One pass: as a graph, if it ran before with the same weights, constants and addresses."""
+        constants = state.constants
+        if constants is None:
+            return self._enqueue([state], None)[0]
         key = (self._memory.moves, *sorted(_facts(state.tensors)))
         taken = constants.passes.get(key)
         if taken is None or not self._weights.settled:
@@ -181,11 +192,12 @@ class DeviceStack:
     def _run(self, number: int, states: Sequence[_State]) -> list[Outputs]:
         """Enqueue one part for all calls; 0 is the head."""
         part = self._sequence[number]
-        engine, binding = part.engine, self._binding(number)
         found: list[Outputs] = []
         weights = self._weights.use(number)
         for state in states:
-            feeds = self._feeds(part, number - 1, state, weights)
+            engine = part.engine_for(masked=state.masked)
+            binding = self._binding(number, engine)
+            feeds = self._feeds(part.takes, engine, number - 1, state, weights)
             outputs = binding.bind(feeds, partial(self._place, number, state))
             engine.bind_weights(weights, binding)
             with self._span(f"{engine.spec.component} {number}"):
@@ -202,24 +214,24 @@ class DeviceStack:
         """What is enqueued meanwhile, in a trace."""
         return self._memory.timeline.span(self._memory.device.compute, COMPUTE, name)
 
-    def _binding(self, number: int) -> Binding:
-        engine = self._sequence[number].engine
-        key = number if self._each else id(engine)
+    def _binding(self, number: int, engine: DeviceEngine) -> Binding:
+        key = number if self._each else 0, id(engine)
         if key not in self._bindings:
             self._bindings[key] = engine.new_binding()
         return self._bindings[key]
 
     def _feeds(
         self,
-        part: Part[DeviceEngine],
+        takes: Mapping[str, str],
+        engine: DeviceEngine,
         index: int,
         state: _State,
         weights: Mapping[str, DeviceTensor],
     ) -> dict[str, DeviceTensor]:
         """What an engine takes but for its weights; it says itself what is missing."""
         feeds: dict[str, DeviceTensor] = {}
-        for spec in part.engine.spec.inputs:
-            name = part.takes.get(spec.name, spec.name)
+        for spec in engine.spec.inputs:
+            name = takes.get(spec.name, spec.name)
             if spec.name in weights:  # low-rank inputs belong to the layer
                 feeds[spec.name] = weights[spec.name]
             elif (found := state.find(name, spec.dtype, index)) is not None:
@@ -234,10 +246,12 @@ class DeviceStack:
         if name in self._collected:
             if size % ALIGNMENT:
                 raise InternalError(f"{name} of {size} bytes cannot lie in a row with others")
-            whole = self._memory.buffer(f"{state.number} {name}", size * (self.num_layers + 1))
+            whole = self._memory.buffer(f"{state.lane} {name}", size * (self.num_layers + 1))
             return whole + size * number
         turn = number % 2 if name in self._parts.gives.values() else 0
-        return self._memory.buffer(f"{state.number} {name} {turn}", size)
+        given = number > self.num_layers  # what the tail gives waits for the other calls
+        lane = f"out {state.number}" if given else str(state.lane)
+        return self._memory.buffer(f"{lane} {name} {turn}", size)
 
     def _collect(self, outputs: Mapping[str, DeviceTensor], state: _State) -> None:
         """Give the tail what begins with the head's output and grows by every layer's."""
@@ -295,6 +309,11 @@ class DeviceConstants:
         found = self.tensors.get((name, dtype))
         return self._base.find(name, dtype, layer) if found is None and self._base else found
 
+    def holds(self, names: Collection[str]) -> bool:
+        """See `Constants`."""
+        own = any(name in names for name, _ in (*self.tensors, *self.by_layer))
+        return own or (self._base is not None and self._base.holds(names))
+
     def close(self) -> None:
         """Free them; closing again, or after the stack, does nothing."""
         if self._closed:
@@ -313,11 +332,15 @@ class DeviceConstants:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What one call has on the device, by tensor and dtype."""
+    """What one call has on the device, by tensor and dtype, and whether it has masks. Calls of one
+    lane run one after another, in the same hidden states.
+    """
 
     number: int
+    lane: int
     tensors: dict[tuple[str, str], DeviceTensor]
     constants: DeviceConstants | None
+    masked: bool
 
     def find(self, name: str, dtype: str, layer: int) -> DeviceTensor | None:
         """The tensor, if there is one in that dtype; else in another, which the engine refuses."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ltx2rt.backends.stack import Call, Constants, OnLayer, Part, StackParts, Weights, ready
+from ltx2rt.backends.stack import (
+    Call,
+    Constants,
+    OnLayer,
+    Part,
+    StackParts,
+    Weights,
+    is_masked,
+    ready,
+)
 from ltx2rt.engine import NUMPY_DTYPES, Array, Engine
 from ltx2rt.errors import InternalError
 from ltx2rt.trace import WEIGHTS, span
@@ -31,6 +40,7 @@ class HostStack:
         every = len(parts.layers)
         self._streamed = range(every if kept_layers is None else kept_layers, every)
         self._dtypes = parts.dtypes()
+        self._masks = parts.masks
         self._loaded: dict[int, Weights] = {}
 
     @property
@@ -40,6 +50,11 @@ class HostStack:
     def dtype(self, name: str) -> str:
         """See `Stack`."""
         return self._dtypes[name][0]
+
+    @property
+    def masks(self) -> frozenset[str]:
+        """See `Stack`."""
+        return self._masks
 
     def begin(
         self,
@@ -60,10 +75,12 @@ class HostStack:
         head, tail = self._parts.head, self._parts.tail
         weights = self._weights(-1, head)
         states = [self._start(head, call, weights) for call in calls]
+        masked = [is_masked(call.constants, self.masks) for call in calls]
         for index, part in enumerate(self._parts.layers):
             weights = self._weights(index, part)
-            for state, call in zip(states, calls, strict=True):
-                out = part.engine(_feeds(part, state, call, weights, index))
+            for state, call, masks in zip(states, calls, masked, strict=True):
+                engine = part.engine_for(masked=masks)
+                out = engine(_feeds(part, state, call, weights, index, engine))
                 self._advance(state, out, index + 1)
             if on_layer is not None:
                 on_layer(index + 1, self.num_layers)
@@ -131,19 +148,29 @@ class HostConstants:
         found = self.tensors.get((name, dtype))
         return self.base.find(name, dtype, layer) if found is None and self.base else found
 
+    def holds(self, names: Collection[str]) -> bool:
+        """See `Constants`."""
+        own = any(name in names for name, _ in (*self.tensors, *self.by_layer))
+        return own or (self.base is not None and self.base.holds(names))
+
     def close(self) -> None:
         """Nothing to free: arrays go when nothing refers to them."""
 
 
 def _feeds(
-    part: Part[Engine], state: Mapping[str, Array], call: Call, weights: Weights, layer: int | None
+    part: Part[Engine],
+    state: Mapping[str, Array],
+    call: Call,
+    weights: Weights,
+    layer: int | None,
+    engine: Engine | None = None,
 ) -> dict[str, Array]:
     """What an engine takes, in its dtypes; it says itself what is missing."""
     constants = call.constants
     if constants is not None and not isinstance(constants, HostConstants):
         raise InternalError("constants of another stack were given")
     feeds = dict(weights)
-    for spec in part.engine.spec.inputs:
+    for spec in (engine or part.engine).spec.inputs:
         name = part.takes.get(spec.name, spec.name)
         if spec.name in weights:  # low-rank inputs belong to the layer
             continue

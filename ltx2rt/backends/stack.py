@@ -7,7 +7,7 @@ lies between head and tail is the stack's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -55,16 +55,20 @@ class StackPlan:
         return tuple(dict.fromkeys((self.head, *(p.block for p in self.layers), self.tail)))
 
     def parts(
-        self, engine: Callable[[str, int], E], load: Callable[[str, int], Weights]
+        self,
+        engine: Callable[[str, int], E],
+        load: Callable[[str, int], Weights],
+        unmasked: Callable[[str, int], E | None] = lambda name, index: None,
     ) -> StackParts[E]:
         """With engines, and weights that are loaded when a layer needs them.
 
         Args:
-            engine, load: of a component and the number of its layer.
+            engine, load, unmasked: of a component and the number of its layer.
         """
 
         def part(name: str, index: int, takes: Mapping[str, str]) -> Part[E]:
-            return Part(engine(name, index), lambda: load(name, index), takes)
+            without = unmasked(name, index)
+            return Part(engine(name, index), lambda: load(name, index), takes, without)
 
         return StackParts(
             head=part(self.head, 0, {}),
@@ -77,13 +81,18 @@ class StackPlan:
 
 @dataclass(frozen=True, slots=True)
 class Part(Generic[E]):
-    """One engine call of a stack: the engine, its weights of this layer ({}: it holds them), and
-    `LayerPlan.takes`.
+    """One engine call of a stack: the engine, its weights of this layer ({}: it holds them),
+    `LayerPlan.takes`, and the engine that runs calls without masks, of the same weights.
     """
 
     engine: E
     load: Callable[[], Weights]
     takes: Mapping[str, str]
+    unmasked: E | None = None
+
+    def engine_for(self, *, masked: bool) -> E:
+        """The engine of a call."""
+        return self.engine if masked or self.unmasked is None else self.unmasked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,16 +116,39 @@ class StackParts(Generic[E]):
                 found.setdefault(part.takes.get(spec.name, spec.name), {})[spec.dtype] = None
         return {name: tuple(dtypes) for name, dtypes in found.items()}
 
+    @property
+    def masks(self) -> frozenset[str]:
+        """See `Stack.masks`."""
+        left_out: set[frozenset[str]] = set()
+        for part in self.layers:
+            names, without = (
+                {s.name for s in engine.spec.inputs} if engine is not None else None
+                for engine in (part.engine, part.unmasked)
+            )
+            assert names is not None
+            left_out.add(frozenset() if without is None else frozenset(names - without))
+        return frozenset.intersection(*left_out) if len(left_out) == 1 else frozenset()
+
     def close(self) -> None:
         """Close every engine."""
-        for engine in {id(part.engine): part.engine for part in self}.values():
+        engines = (e for part in self for e in (part.engine, part.unmasked) if e is not None)
+        for engine in {id(engine): engine for engine in engines}.values():
             engine.close()
 
 
 class Constants(Protocol):
     """What `Stack.begin` holds: opaque, given back in calls, closed by whoever began it."""
 
+    def holds(self, names: Collection[str]) -> bool:
+        """Whether one of these tensors is among them, or among those that they follow."""
+        ...
+
     def close(self) -> None: ...
+
+
+def is_masked(constants: Constants | None, masks: Collection[str]) -> bool:
+    """Whether a call with these constants has masks, or must have them: none may be left out."""
+    return not masks or constants is None or constants.holds(masks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +167,13 @@ class Stack(Protocol):
 
     def dtype(self, name: str) -> str:
         """The dtype in which engines take a tensor that comes from outside."""
+        ...
+
+    @property
+    def masks(self) -> frozenset[str]:
+        """Tensors that may be left out of constants, all together: layers then run engines that
+        mask nothing. Empty where every call needs them.
+        """
         ...
 
     def begin(

@@ -23,7 +23,7 @@ from ltx2rt.backends.engine_checks import (
     check_plugins,
     check_version,
 )
-from ltx2rt.backends.runtime_cache import RuntimeCache
+from ltx2rt.backends.runtime_cache import RuntimeCache, cache_path
 from ltx2rt.backends.tensorrt_api import APIS, load, logger_of
 from ltx2rt.bundle.engine_file import read_info
 from ltx2rt.bundle.manifest import Tensor
@@ -221,8 +221,8 @@ class TrtEngine(EngineBase):
         self._device.activate()
         if not self._memory.closed:
             self._memory.synchronize()  # a context must not go while it runs
-        if self._ran and self._kernels is not None:
-            self._kernels.save()
+        if self._kernels is not None and not self._kernels.close(used=self._ran):
+            self._memory.kernels.pop(self._kernels.path)
         # in this order: each lives in what follows
         self._own, self._make_context = None, _no_context
         self._kernels = self._engine = self._runtime = None
@@ -253,7 +253,11 @@ class TrtEngine(EngineBase):
         config.set_execution_context_allocation_strategy(strategy)
         kinds = self._trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = getattr(kinds, self._specialize)
-        self._kernels = RuntimeCache(config, self._info, self._device.gpu)
+        path, shared = cache_path(self._info, self._device.gpu), self._memory.kernels
+        if path not in shared:
+            shared[path] = RuntimeCache(path, config)
+        shared[path].open_for(config)
+        self._kernels = shared[path]
         return lambda: self._engine.create_execution_context(config)
 
     def _create_context(self) -> Any:

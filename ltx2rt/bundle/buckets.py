@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from ltx2rt.errors import InternalError, ShapeError
 
+#: frames a second of the slowest clip, which has the longest sound, that engines are built for
+SLOWEST_RATE = 12.0
+
 #: smallest, most likely and largest size of a symbol
 Range = tuple[int, int, int]
 
@@ -31,6 +34,10 @@ class Bucket:
         return all(
             self.sizes[s][0] <= n <= self.sizes[s][2] for s, n in sizes.items() if s in self.sizes
         )
+
+    def reaches(self, sizes: Mapping[str, int]) -> bool:
+        """Whether no size lies above this bucket."""
+        return all(n <= self.sizes[s][2] for s, n in sizes.items() if s in self.sizes)
 
     def distance(self, sizes: Mapping[str, int]) -> float:
         """How far sizes are from the likely ones, as a sum of |log ratio|; 0 if equal."""
@@ -99,6 +106,19 @@ def nearest_bucket(buckets: Sequence[Bucket], sizes: Mapping[str, int]) -> Bucke
     return min(buckets, key=lambda b: (b.excess(sizes), b.distance(sizes)))
 
 
+def misfit(buckets: Sequence[Bucket], sizes: Mapping[str, int]) -> str:
+    """What of these sizes lies outside the nearest bucket; "" where a bucket holds all of them."""
+    if any(bucket.holds(sizes) for bucket in buckets):
+        return ""
+    nearest = nearest_bucket(buckets, sizes)
+    outside = [
+        f"{s}={n} is not in {nearest.sizes[s][0]}..{nearest.sizes[s][2]}"
+        for s, n in sorted(sizes.items())
+        if s in nearest.sizes and not nearest.sizes[s][0] <= n <= nearest.sizes[s][2]
+    ]
+    return f"the nearest is {nearest.name}: {', '.join(outside)}"
+
+
 def choose_bucket(component: str, buckets: Sequence[Bucket], sizes: Mapping[str, int]) -> int:
     """Index of the bucket to run sizes in: of those that hold them, the one made for the likest.
 
@@ -108,14 +128,8 @@ def choose_bucket(component: str, buckets: Sequence[Bucket], sizes: Mapping[str,
     fitting = [i for i, bucket in enumerate(buckets) if bucket.holds(sizes)]
     if fitting:
         return min(fitting, key=lambda i: buckets[i].distance(sizes))
-    nearest = nearest_bucket(buckets, sizes)
-    outside = [
-        f"{s}={n} is not in {nearest.sizes[s][0]}..{nearest.sizes[s][2]}"
-        for s, n in sorted(sizes.items())
-        if s in nearest.sizes and not nearest.sizes[s][0] <= n <= nearest.sizes[s][2]
-    ]
     raise ShapeError(
-        f"this request lies outside the buckets that {component} was built for; the nearest is "
-        f"{nearest.name}: {', '.join(outside)}. Ask for a size of that bucket, or build again with "
-        "it in --shapes."
+        f"this request lies outside the buckets that {component} was built for; "
+        f"{misfit(buckets, sizes)}. Ask for a size of that bucket, or build again with it in "
+        "--shapes."
     )

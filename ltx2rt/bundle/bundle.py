@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ltx2rt.bundle.checks import check_file, engine_problems
 from ltx2rt.bundle.component_options import option_problems
 from ltx2rt.bundle.load_weights import tensor_entry, weight_problems
 from ltx2rt.bundle.manifest import (
+    UNMASKED,
     ComponentEntry,
     Manifest,
     ModelInfo,
@@ -23,7 +25,12 @@ from ltx2rt.bundle.weight_digests import warn_of_later_changes
 from ltx2rt.engine import Array
 from ltx2rt.errors import BundleError, CheckpointError
 from ltx2rt.lora.adapter import Adapter, official_tensor, parse_lora
-from ltx2rt.names import ADAPTED_COMPONENTS, TEXT_BLOCK_FULL, TEXT_ENCODER, TRANSFORMER_HEAD
+from ltx2rt.names import (
+    ADAPTED_COMPONENTS,
+    TEXT_BLOCK_FULL,
+    TEXT_ENCODER,
+    TRANSFORMER_HEAD,
+)
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 
 
@@ -36,6 +43,15 @@ class Bundle:
         self.folder = folder
         self.manifest = manifest
         self._sources = tuple(sources)
+
+    @cached_property
+    def entries(self) -> dict[str, ComponentEntry]:
+        """The manifest's entries, and under a name of its own how each runs without masks."""
+        found = dict(self.manifest.components)
+        for name, entry in self.manifest.components.items():
+            if (unmasked := entry.without_masks()) is not None:
+                found[name + UNMASKED] = unmasked
+        return found
 
     @property
     def model(self) -> ModelInfo:
@@ -76,7 +92,7 @@ class Bundle:
         Raises:
             BundleError: the bundle was built without it.
         """
-        entry = self.manifest.components.get(name)
+        entry = self.entries.get(name)
         if entry is None:
             raise BundleError(
                 f"{self.folder} holds no {name}; it has "
@@ -87,7 +103,7 @@ class Bundle:
 
     def has(self, *names: str) -> bool:
         """Whether all these components are in the bundle."""
-        return all(name in self.manifest.components for name in names)
+        return all(name in self.entries for name in names)
 
     def tokenizer_path(self) -> Path:
         """The text encoder's `tokenizer.json`."""
@@ -163,16 +179,17 @@ def open_bundle(
     if weights_dir is not None and not Path(weights_dir).is_dir():
         raise BundleError(f"the folder of weights '{weights_dir}' is not there, or is no folder.")
     manifest = read_manifest(folder)
+    entries = Bundle(folder, manifest, ()).entries
     problems = [
         problem
-        for name, entry in manifest.components.items()
+        for name, entry in entries.items()
         for problem in check_file(folder, entry.graph, entry.graph_sha256, name)
     ]
     problems += check_file(folder, manifest.tokenizer, manifest.tokenizer_sha256, "the tokenizer")
     problems += weight_problems(manifest)[:20]
     for name, entry in manifest.components.items():
         problems += option_problems(name, entry.options)
-    problems += engine_problems(folder, manifest)
+    problems += engine_problems(folder, manifest, entries)
     sources: list[Path] = []
     for source in manifest.sources:
         place = find_moved(folder / source.path, weights_dir)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.engine_checks import (
@@ -16,6 +16,7 @@ from ltx2rt.backends.engine_needs import engine_needs
 from ltx2rt.backends.tensorrt_api import load
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.engine_file import read_info
+from ltx2rt.bundle.manifest import UNMASKED
 from ltx2rt.bundle.memory_plan import MemoryPlan, plan_memory, room_on
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device.cuda import CudaDevice
@@ -51,7 +52,7 @@ def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
         UnsupportedError: no GPU, or one without room for this bundle.
     """
     manifest, resident = bundle.manifest, runtime.residency == "resident"
-    device = CudaDevice(f"backend {manifest.backend} on a GPU", runtime.device or 0)
+    device = CudaDevice(f"backend {manifest.backend} on a GPU", runtime.gpu or 0)
     try:
         if not any(entry.engines for entry in manifest.components.values()):
             reserve = device.gpu.memory_bytes // _ACTIVATION_SHARE
@@ -72,7 +73,7 @@ def trust_of(runtime: RuntimeConfig) -> Trust:
 
 def _plan(bundle: Bundle, device: CudaDevice, trust: Trust, *, resident: bool) -> MemoryPlan:
     manifest, needs, gpu = bundle.manifest, {}, device.gpu
-    for name, entry in manifest.components.items():
+    for name, entry in bundle.entries.items():
         path = bundle.folder / entry.engines[0].file
         info = read_info(path)
         check_version(info, str(load(info.backend).__version__), manifest.command())
@@ -80,5 +81,8 @@ def _plan(bundle: Bundle, device: CudaDevice, trust: Trust, *, resident: bool) -
         check_plugins(info, manifest.command(), trust)
         check_gpu(info, gpu.target, gpu.name, manifest.command())
         needs[name] = engine_needs(path, entry.spec(name))
+    for name in manifest.components:
+        if (unmasked := needs.pop(name + UNMASKED, None)) is not None:
+            needs[name] = replace(needs[name], scratch=max(needs[name].scratch, unmasked.scratch))
     room = room_on(gpu.memory_bytes, device.free_bytes(), manifest)
     return plan_memory(manifest, needs, room, resident=resident, card=gpu.name)

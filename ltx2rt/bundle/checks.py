@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.bundle.engine_file import file_sha256, read_info, sidecar_of
-from ltx2rt.bundle.manifest import Manifest
+from ltx2rt.bundle.manifest import ComponentEntry, Manifest
 from ltx2rt.errors import BundleError
 
 #: larger files, which are engines with their weights inside, are checked by their size alone
 HASHED_BYTES = 1 << 26
 
 
-def engine_problems(folder: Path, manifest: Manifest) -> list[str]:
+def engine_problems(
+    folder: Path, manifest: Manifest, entries: Mapping[str, ComponentEntry]
+) -> list[str]:
     """Engines that are missing, changed, without their JSON, or of another version than is
     installed. GPUs are not looked at.
+
+    Args:
+        entries: those of the manifest, and how they run without masks.
     """
     problems = []
-    for name, entry in manifest.components.items():
+    for name, entry in entries.items():
         wanted = len(entry.served) if entry.layered else 1
         if manifest.backend != "onnxruntime" and not entry.engines:
             problems.append(f"{name} has no engine for backend {manifest.backend!r}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,12 +12,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ltx2rt.backends.device_stack import DeviceEngine, DeviceStack
 from ltx2rt.backends.host_stack import HostStack
+from ltx2rt.backends.split_stack import SplitStack
 from ltx2rt.backends.stack import Stack
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.card import Card, open_card, trust_of
 from ltx2rt.bundle.host_plan import plan_host
 from ltx2rt.bundle.load_weights import engine_tensors, lora_tensors, stored_tensor
+from ltx2rt.bundle.manifest import UNMASKED
 from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.components.stack_plans import stack_plan
 from ltx2rt.config import RuntimeConfig
@@ -24,7 +28,13 @@ from ltx2rt.errors import UnsupportedError
 from ltx2rt.lora.adapter import official_tensor
 from ltx2rt.lora.files import Lora
 from ltx2rt.lora.merger import LoraMerger
-from ltx2rt.names import ADAPTED_COMPONENTS, TEXT_TAIL, TRANSFORMER_BLOCKS, StackNames
+from ltx2rt.names import (
+    ADAPTED_COMPONENTS,
+    TEXT_TAIL,
+    TRANSFORMER_BLOCKS,
+    TRANSFORMER_STACK,
+    StackNames,
+)
 from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import MappedFiles
 
@@ -46,14 +56,14 @@ class Loader:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._files = MappedFiles()
-        self._card: Card | None = None
+        self._cards: dict[int, Card] = {}
+        self._loading = threading.Lock()  # devices load their layers in threads of their own
         self._merger: tuple[tuple[Lora, ...], LoraMerger] | None = None
 
     def close(self) -> None:
         """Leave the GPU to the engines that are still open; the last one frees it."""
-        if self._card is not None:
-            self._card.memory.close()
-            self._card = None
+        while self._cards:
+            self._cards.popitem()[1].memory.close()
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Match LoRA files to this bundle's model and look through their numbers.
@@ -81,11 +91,24 @@ class Loader:
         return self._open(name, runtime)
 
     def stack(self, names: StackNames, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Stack:
-        """The components of a stack as one; weights are loaded when a layer first needs them.
+        """The components of a stack as one; weights are loaded when a layer first needs them. That
+        of the transformer is on every device of `runtime`.
 
         Raises:
             BundleError, UnsupportedError: see `engine`; also for a LoRA that cannot be merged.
         """
+        if len(runtime.devices) < 2 or names != TRANSFORMER_STACK:
+            return self._stack(names, runtime, loras)
+        with ExitStack() as opened:
+            stacks = []
+            for number in runtime.devices:
+                here = dataclasses.replace(runtime, device=number, devices=())
+                stacks.append(self._stack(names, here, loras))
+                opened.callback(stacks[-1].close)
+            opened.pop_all()
+        return SplitStack(stacks)
+
+    def _stack(self, names: StackNames, runtime: RuntimeConfig, loras: Sequence[Lora]) -> Stack:
         bundle = self._bundle
         served = {n: bundle.component(n).served for n in names.blocks if bundle.has(n)}
         plan = stack_plan(names, bundle.options, served)
@@ -93,7 +116,8 @@ class Loader:
         def load_weights(name: str, index: int) -> Mapping[str, Array]:
             entry = bundle.component(name)
             inside = entry.layered or entry.weight_binding == "initializer"
-            return {} if inside else self.weights(name, index, loras)
+            with self._loading:
+                return {} if inside else self.weights(name, index, loras)
 
         with ExitStack() as opened:
             if not self._on_gpu(names.head, runtime):
@@ -103,7 +127,7 @@ class Loader:
                 if room.streams and not names.runs_once:
                     warnings.warn(f"{room.text()}.", stacklevel=2)
                 stack: Stack = HostStack(
-                    plan.parts(host, load_weights),
+                    plan.parts(host, load_weights, self._unmasked(host)),
                     keep=room.keep_text or not names.runs_once,
                     kept_layers=None if names.runs_once else room.kept,
                 )
@@ -114,7 +138,7 @@ class Loader:
                     opened, lambda n, layer: self._stack_engine(n, runtime, loras, layer)
                 )
                 stack = DeviceStack(
-                    plan.parts(device, load_weights),
+                    plan.parts(device, load_weights, self._unmasked(device)),
                     card.memory,
                     keep=card.keep_text or not names.runs_once,
                     graphs=runtime.cuda_graphs,
@@ -168,6 +192,15 @@ class Loader:
 
         return engine
 
+    def _unmasked(self, engine: Callable[[str, int], E]) -> Callable[[str, int], E | None]:
+        """The engine that runs a layer without masks, where the bundle has one."""
+
+        def unmasked(name: str, index: int) -> E | None:
+            name += UNMASKED
+            return engine(name, index) if self._bundle.has(name) else None
+
+        return unmasked
+
     def _open(
         self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora] = (), index: int = 0
     ) -> Engine:
@@ -179,7 +212,7 @@ class Loader:
         """Whether a component runs on a GPU: as an engine, or by ONNX Runtime, where a GPU was
         asked for or a CPU cannot run the bundle.
         """
-        if self._bundle.component(name).engines or runtime.device is not None:
+        if self._bundle.component(name).engines or runtime.gpu is not None:
             return True
         entries = self._bundle.manifest.components.values()
         return not all(PRECISIONS[entry.precision].on_cpu for entry in entries)
@@ -193,7 +226,7 @@ class Loader:
         graph = (self._bundle.folder / entry.graph).read_bytes()
         if not self._on_gpu(name, runtime):
             return onnxruntime.OrtEngine(graph, entry.spec(name), weights, options)
-        options = onnxruntime_cuda.on_gpu(options, runtime.device or 0)
+        options = onnxruntime_cuda.on_gpu(options, runtime.gpu or 0)
         open_session = onnxruntime_cuda.open_session
         return onnxruntime.OrtEngine(graph, entry.spec(name), weights, options, open_session)
 
@@ -221,7 +254,7 @@ class Loader:
             return self._device_engine(name, runtime, loras, index)
         from ltx2rt.backends.onnxruntime_cuda import OrtDeviceEngine, on_gpu, open_session
 
-        card, number = self._card_of(runtime), runtime.device or 0
+        card, number = self._card_of(runtime), runtime.gpu or 0
         compute = card.memory.device.compute
         options = on_gpu(self._session_options(name, runtime), number, compute)
         graph = (self._bundle.folder / entry.graph).read_bytes()
@@ -259,9 +292,10 @@ class Loader:
             BundleError: an engine does not fit this machine.
             UnsupportedError: no GPU, or one without room for this bundle.
         """
-        if self._card is None:
-            self._card = open_card(self._bundle, runtime)
-        return self._card
+        number = runtime.gpu or 0
+        if number not in self._cards:
+            self._cards[number] = open_card(self._bundle, runtime)
+        return self._cards[number]
 
     def _is_changed(self, name: str, loras: Sequence[Lora]) -> bool:
         merger = self._merge_of(loras)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from ltx2rt.plain_data import read_document, write_document
 from ltx2rt.sampling.samplers import Sampler
 
 SCHEMA = 1
-#: fields that few bundles fill, most of them for quantised weights; left out where they are empty
-OPTIONAL_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays", "modified_ns")
+#: after the name of a component: as passes without any mask run it
+UNMASKED = "_unmasked"
+#: fields that few bundles or components fill; left out where they are empty
+OPTIONAL_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays", "modified_ns", "unmasked")
 FILE_NAME = "manifest.json"
 #: what a source says of where and since when it lies there, which is not the bundle's content
 PLACE = ("path", "modified_ns")
@@ -102,6 +104,21 @@ class EngineEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnmaskedEntry:
+    """A component's graph and engines again, without inputs that mask attentions: what passes
+    without any mask run. Weights are those of the component.
+
+    Attributes:
+        leaves_out: the inputs.
+    """
+
+    graph: str
+    graph_sha256: str
+    leaves_out: tuple[str, ...]
+    engines: tuple[EngineEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentEntry:
     """One component: its graph, boundary, weights and the facts its runtime class needs.
 
@@ -115,6 +132,7 @@ class ComponentEntry:
             weights, their scales. Others, and those that a LoRA changes, are made from `layers`.
         engines: none for ONNX Runtime; one, or, where a repeated component's weights are inside
             (`layered`), one for each layer that it serves.
+        unmasked: of the transformer's blocks; `without_masks` gives it as an entry.
     """
 
     graph: str
@@ -130,6 +148,20 @@ class ComponentEntry:
     quantized: dict[str, str] = field(default_factory=dict)
     overlays: tuple[dict[str, Place], ...] = ()
     engines: tuple[EngineEntry, ...] = ()
+    unmasked: UnmaskedEntry | None = None
+
+    def without_masks(self) -> ComponentEntry | None:
+        """The same component as passes without any mask run it."""
+        if self.unmasked is None:
+            return None
+        return replace(
+            self,
+            graph=self.unmasked.graph,
+            graph_sha256=self.unmasked.graph_sha256,
+            inputs=tuple(t for t in self.inputs if t.name not in self.unmasked.leaves_out),
+            engines=self.unmasked.engines,
+            unmasked=None,
+        )
 
     @property
     def served(self) -> tuple[int, ...]:

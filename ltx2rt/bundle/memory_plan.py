@@ -37,6 +37,10 @@ DECODING = (VIDEO_DECODER, *DIFFUSION_DECODER, AUDIO_DECODER, VOCODER)
 
 #: prompts that are encoded together: what is wanted and what is not
 PROMPTS = 2
+#: passes of a guided step that are enqueued together
+GUIDANCE_PASSES = 4
+#: ends of the names of what each of them has for itself
+CALL_TENSORS = ("_latent", "_timestep_values", "_sigma", "_velocity")
 #: kinds of passes whose constants a stage may hold
 PASS_KINDS = 8
 #: inputs of the transformer that belong to a kind of pass, of either stream
@@ -191,6 +195,9 @@ def _tensors(manifest: Manifest, needs: Mapping[str, EngineNeeds]) -> int:
         of_passes = {f"{stream}_{n}" for stream in ("video", "audio") for n in PASS_CONSTANTS}
         size = sum(n * (PASS_KINDS if key[0] in of_passes else 1) for key, n in found.items())
         layers = sum(len(manifest.components[n].layers) for n in there)
+        if names == TRANSFORMER_STACK:
+            of_calls = [n for key, n in found.items() if key[0].endswith(CALL_TENSORS)]
+            size += (GUIDANCE_PASSES - 1) * sum(of_calls)
         stacks.append(calls * size + PASS_KINDS * len(KINDS) * layers * ALIGNMENT)
     alone = [
         sum(need.tensors.values())

@@ -146,8 +146,10 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
     opens (and so checks) the bundle.
     """
     from ltx2rt.bundle.bundle import open_bundle
+    from ltx2rt.pipelines.base import clips_of
 
-    manifest = open_bundle(folder, weights_dir=weights_dir).manifest
+    bundle = open_bundle(folder, weights_dir=weights_dir)
+    manifest = bundle.manifest
     engines = [engine for entry in manifest.components.values() for engine in entry.engines]
     sizes = {n: sum(layer_bytes(e)) for n, e in manifest.components.items()}
     return {
@@ -157,6 +159,7 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
         "targets": sorted({t for e in engines for t in e.targets}),
         "component_weight_bytes": sizes,
         "stage_weight_bytes": stage_weight_bytes(manifest),
+        "clips": clips_of(bundle),
         "host": host_report(manifest, machine_bytes()),
     }
 
@@ -240,6 +243,7 @@ def text(report: dict[str, Any]) -> str:
             "weights held by stage:"
         )
         lines += [f"  {stage}: {gib(n)}" for stage, n in bundle["stage_weight_bytes"].items()]
+        lines += clip_lines(bundle["clips"])
         targets = tuple(bundle["targets"])
         if bundle["host"] is not None:
             lines.append(f"  on this machine's CPU {bundle['host']['text']}")
@@ -256,6 +260,14 @@ def text(report: dict[str, Any]) -> str:
         lines += [f"  {line}" for line in card_report["text"].splitlines()]
     lines.append(f"verdict: {report['verdict']}")
     return "\n".join(lines)
+
+
+def clip_lines(clips: dict[str, list[str]]) -> list[str]:
+    """Which clips a bundle can make, for people."""
+    return [
+        f"  in {kind}: {', '.join(sizes) or 'none'}; and shorter and smaller ones"
+        for kind, sizes in clips.items()
+    ]
 
 
 def gib(size: int | None) -> str:

@@ -141,7 +141,7 @@ def make(
     if run.preview is not None:
         job.on_preview = PreviewWriter(run.preview)
     if asked.enhance is not None:
-        pipe.prepare(request)  # refuse a bad request before anybody is asked
+        pipe.accept(request)  # refuse a bad request before anybody is asked
         config = enhanced(request.config, asked.enhance, asked.seeds[0])
         request = replace(request, config=config)
     seed = request.config.seed

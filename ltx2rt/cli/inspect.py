@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.bundle.buckets import Bucket
+from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.engine_file import file_sha256, kernels_in, read_info
 from ltx2rt.bundle.engine_program import launches_of
 from ltx2rt.bundle.manifest import FILE_NAME, read_manifest
 from ltx2rt.cli.common import export_module, print_json
-from ltx2rt.cli.doctor import gib
+from ltx2rt.cli.doctor import clip_lines, gib
 from ltx2rt.errors import BundleError
 from ltx2rt.hub.reference import local_path
-from ltx2rt.pipelines.base import pipeline_class
+from ltx2rt.pipelines.base import clips_of, pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.weights.precision import float_precision
 
@@ -93,6 +94,7 @@ def inspect_bundle(folder: Path) -> dict[str, Any]:
         "pipelines": {
             name: {"runs": not wants, "missing": wants} for name, wants in missing.items()
         },
+        "clips": clips_of(Bundle(folder, manifest, ())),
         "rebuild": manifest.command(),
     }
 
@@ -123,6 +125,7 @@ def bundle_text(report: dict[str, Any]) -> str:
     for name, item in report["pipelines"].items():
         state = "runs" if item["runs"] else f"needs {', '.join(item['missing'])}"
         lines.append(f"  pipeline {name}: {state}")
+    lines += clip_lines(report["clips"])
     lines.append(f"  rebuild: {report['rebuild']} -o BUNDLE")
     return "\n".join(lines)
 

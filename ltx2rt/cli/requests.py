@@ -146,7 +146,8 @@ def _base(given: Given, record: Record | None, pipeline: str) -> dict[str, Any]:
     if "prompt" in given:  # another prompt has neither the old one's contexts nor its origin
         data["config"] |= {"embeddings": None, "user_prompt": None}
     # in what order sums are made is a part of the result
-    data["runtime"] = {"max_batch_size": record.max_batch_size, "threads": record.threads}
+    names = ("max_batch_size", "threads", "kernels")
+    data["runtime"] = {name: getattr(record, name) for name in names}
     return data
 
 

@@ -56,6 +56,11 @@ def parse_device(text: str) -> int:
     return int(number)
 
 
+def parse_devices(text: str) -> list[int]:
+    """`0,1` or `cuda:0,cuda:1`."""
+    return [parse_device(part) for part in text.split(",")]
+
+
 def file_with_strength(text: str) -> dict[str, Any]:
     """`FILE[:STRENGTH]`."""
     path, strength = split_strength(text)
@@ -187,6 +192,10 @@ ROWS: Mapping[str, dict[str, Any]] = {
         "omitted; hdr-ic-lora: the first gives size, frames and frame rate unless they are named",
     },
     "runtime.device": {"convert": parse_device, "metavar": "N|cuda:N"},
+    "runtime.devices": {
+        "convert": parse_devices, "action": "extend", "count": None, "metavar": "N,N[,...]",
+        "help": "GPUs by number: guidance passes of a step side by side, all else on the first",
+    },
     "runtime.residency": {"choices": ("stage", "resident"), "metavar": None},
     "runtime.kernels": {"choices": ("eager", "none", "lazy"), "metavar": None},
     "output.clip": {"name": "--output", "aliases": ("-o",)},

@@ -241,7 +241,10 @@ def decode_bytes(facts: DecoderOptions, cells: Cells, tile: Cells, item: int) ->
 
 
 def auto_tiling(
-    facts: DecoderOptions, latent_cells: Sequence[int], memory_bytes: int = 0
+    facts: DecoderOptions,
+    latent_cells: Sequence[int],
+    memory_bytes: int = 0,
+    fits: Callable[[Cells], bool] = lambda tile: True,
 ) -> TilingConfig:
     """The tiles of least waste for a memory: a function of its arguments alone.
 
@@ -250,13 +253,17 @@ def auto_tiling(
         latent_cells: frames, rows and columns of the latent.
         memory_bytes: of the machine; 0 asks it. Not used where `facts.tile_bytes` names what a
             device has.
+        fits: whether a tile of so many cells along each axis is possible besides; so is then a
+            smaller one.
     """
     cells = feature_cells(facts, latent_cells)
     if facts.tile_bytes:
         room, item = facts.tile_bytes, DEVICE_ITEM
     else:
         room, item = (memory_bytes or machine_bytes()) - RESERVED_BYTES, HOST_ITEM
-    return least_waste(facts, cells, lambda tile: decode_bytes(facts, cells, tile, item) <= room)
+    return least_waste(
+        facts, cells, lambda tile: decode_bytes(facts, cells, tile, item) <= room and fits(tile)
+    )
 
 
 def machine_bytes(limits: Path = Path("/sys/fs/cgroup/memory.max")) -> int:

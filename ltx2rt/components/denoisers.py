@@ -170,11 +170,12 @@ class GuidedDenoiser:
     ) -> dict[str, dict[str, Array]]:
         """Clean estimates: modality -> pass name -> `[1, T, D]`."""
         found: dict[str, dict[str, Array]] = {modality: {} for modality in inputs}
-        for chunk in _chunks(passes(active), self._max_batch_size):
+        chunks = list(_chunks(passes(active), self._max_batch_size))
+        asked = []
+        for chunk in chunks:
             batches = {m: self._batch(m, one, chunk, active) for m, one in inputs.items()}
-            velocities = self._transformer(
-                batches.get("video"), batches.get("audio"), _stacked(chunk)
-            )
+            asked.append((batches.get("video"), batches.get("audio"), _stacked(chunk)))
+        for chunk, velocities in zip(chunks, self._transformer.passes(asked), strict=True):
             for modality, velocity in Streams(*velocities).items():
                 for row, item in enumerate(chunk):
                     clean = _clean(inputs[modality], velocity[row : row + 1])
@@ -244,6 +245,25 @@ def _clean(given: ModalityInput, velocity: Array) -> Array:
 
 def _chunks(items: Sequence[Pass], size: int) -> Iterator[Sequence[Pass]]:
     return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def pass_counts(
+    guidance: Guidance, modalities: Sequence[str], sigmas: NDArray[np.float32]
+) -> set[int]:
+    """How many passes run together, at one step or another of a guided stage.
+
+    Args:
+        modalities: that the stage has.
+        sigmas: its noise levels, the last one of which is not evaluated.
+    """
+    schedules = {"video": guidance.video, "audio": guidance.audio}
+    counts: set[int] = set()
+    for index, sigma in enumerate(sigmas[:-1]):
+        params = {m: schedules[m].at(float(sigma)) for m in modalities}
+        active = {m: p for m, p in params.items() if not p.skips(index)}
+        if active:
+            counts |= {len(c) for c in _chunks(passes(active), guidance.max_batch_size)}
+    return counts
 
 
 def _stacked(chunk: Sequence[Pass]) -> Perturbations:

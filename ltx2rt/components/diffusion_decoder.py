@@ -21,7 +21,7 @@ from ltx2rt.components.decoder_tiles import (
     feature_cells,
     machine_bytes,
 )
-from ltx2rt.components.video_decoder import Progress, blend_tiles
+from ltx2rt.components.video_decoder import Progress, blend_tiles, unit_frames
 from ltx2rt.engine import F32, Engine
 from ltx2rt.errors import ShapeError, UnsupportedError
 from ltx2rt.latents.tiling import AxisTile, TilingConfig
@@ -85,10 +85,10 @@ class DiffusionVideoDecoder:
             slice(left * scale.width, (left + latent.shape[4]) * scale.width),
         )
         for video in self._stream(padded, cells, axes, draw, progress):
-            chunk = np.moveaxis(video[0, :, :frames, rows, columns], 0, -1)
-            frames -= len(chunk)
-            if len(chunk):
-                yield np.clip((chunk + np.float32(1)) * np.float32(0.5), 0, 1)
+            chunk = video[:, :, :frames, rows, columns]
+            frames -= chunk.shape[2]
+            if chunk.shape[2]:
+                yield unit_frames(chunk)
 
     def _padded(self, latent: F32) -> tuple[F32, tuple[int, int]]:
         """At least the smallest size: the last frame repeated, edges on both sides (§5.1)."""

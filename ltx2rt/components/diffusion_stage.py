@@ -189,7 +189,7 @@ def run_stage(
         EngineError: a step gave NaN or infinity, unless `allow_nan`.
     """
     asked = Streams[ModalityRequest[Any]](request.video, request.audio)
-    fresh = Streams(_video_state(request), _audio_state(request))
+    fresh = fresh_states(request)
     noises = fresh.map(lambda state: generator.randn(state.latent.shape))
     states = fresh.map(_started, noises, asked)
     sigmas = sigma_table(request.sigmas)
@@ -231,6 +231,11 @@ def run_stage(
     named = {f"the {name} latent": array for name, array in result.arrays.items()}
     check_finite(f"{request.name}, step {steps} of {steps}", named, allowed=allow_nan)
     return result
+
+
+def fresh_states(request: StageRequest) -> Streams[LatentState]:
+    """The latents of a stage with their conditioning, before noise."""
+    return Streams(_video_state(request), _audio_state(request))
 
 
 def _previewed(

@@ -65,8 +65,14 @@ class StageConstants:
         Args:
             indices: stream -> which of its distinct timesteps every token has, `[B, T]`.
         """
+        masked = self._is_masked(streams)
         stage = [
-            (n, s.latent.shape[:2], *map(_place, (s.positions, s.attention_mask, s.keyframes_mask)))
+            (
+                n,
+                masked,
+                s.latent.shape[:2],
+                *map(_place, (s.positions, s.attention_mask, s.keyframes_mask)),
+            )
             for n, s in streams.items()
         ]
         tables = self._begun(
@@ -117,13 +123,14 @@ class StageConstants:
         found: dict[str, Array] = {}
         for name, stream in streams.items():
             batch, tokens = stream.latent.shape[:2]
-            dtype = self._stack.dtype(f"{name}_attention_bias")
-            bias = attention_bias(stream.attention_mask, batch, tokens, dtype)
             marked = stream.keyframes_mask
             if marked is None:
                 marked = np.zeros((batch, tokens, 1), np.float32)
             found |= self._rope(name, stream.positions)
-            found[f"{name}_attention_bias"] = bias
+            if self._is_masked(streams):
+                dtype = self._stack.dtype(f"{name}_attention_bias")
+                bias = attention_bias(stream.attention_mask, batch, tokens, dtype)
+                found[f"{name}_attention_bias"] = bias
             found[f"{name}_keyframes_mask"] = np.asarray(marked, np.float32)
         return found
 
@@ -133,14 +140,21 @@ class StageConstants:
         found: dict[str, Array] = {}
         for name, stream in streams.items():
             batch, length = stream.latent.shape[0], stream.context.shape[1]
-            dtype = self._stack.dtype(f"{name}_context_bias")
+            if self._is_masked(streams):
+                dtype = self._stack.dtype(f"{name}_context_bias")
+                bias = context_bias(stream.context_mask, batch, length, dtype)
+                found[f"{name}_context_bias"] = bias
             found |= {
                 f"{name}_context": stream.context,
-                f"{name}_context_bias": context_bias(stream.context_mask, batch, length, dtype),
                 f"{name}_timestep_index": indices[name],
                 f"{name}_enabled": np.full(batch, name in kind.enabled, np.float32),
             }
         return found
+
+    def _is_masked(self, streams: Streams) -> bool:
+        """Whether biases are given: where a stream has a mask, or engines cannot do without."""
+        masks = [m for s in streams.values() for m in (s.attention_mask, s.context_mask)]
+        return not self._stack.masks or any(mask is not None for mask in masks)
 
     def _by_layer(self, streams: Streams, kind: PassKind) -> dict[str, Array]:
         """`[layers, B]` switches of the attentions."""

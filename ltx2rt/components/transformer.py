@@ -7,7 +7,7 @@ weights lie, is the stack's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,11 @@ from ltx2rt.engine import Array
 from ltx2rt.errors import OptionError, ShapeError
 
 __all__ = ["AttentionSkip", "ModalityInput", "Perturbations", "Transformer"]
+
+#: video, audio and what is skipped in one forward pass
+Pass = tuple[ModalityInput | None, ModalityInput | None, Perturbations]
+#: of video and audio
+Velocities = tuple[Array | None, Array | None]
 
 
 class Transformer:
@@ -58,7 +63,7 @@ class Transformer:
         video: ModalityInput | None,
         audio: ModalityInput | None,
         perturbations: Perturbations | None = None,
-    ) -> tuple[Array | None, Array | None]:
+    ) -> Velocities:
         """Run one forward pass.
 
         A stream that is None (or has no tokens) while the engines hold both runs as one disabled
@@ -73,14 +78,35 @@ class Transformer:
                 perturbation names a block that does not exist.
             ShapeError: tensors do not fit each other or the engines.
         """
+        (result,) = self.passes([(video, audio, perturbations or Perturbations())])
+        return result
+
+    def passes(self, asked: Sequence[Pass]) -> list[Velocities]:
+        """Several forward passes, of which none needs another's result: on a device they are
+        enqueued one after another and waited for once. Each as a call.
+        """
         if self._stage is None:
             with self.stage():
-                return self(video, audio, perturbations)
-        given = {"video": video, "audio": audio}
-        perturbations = perturbations or Perturbations()
+                return self.passes(asked)
+        given = [{"video": video, "audio": audio} for video, audio, _ in asked]
+        calls = [
+            self._call(streams, perturbations, self._stage)
+            for streams, (_, _, perturbations) in zip(given, asked, strict=True)
+        ]
+        return [
+            (self._velocity("video", streams, out), self._velocity("audio", streams, out))
+            for streams, out in zip(given, self._stack(calls), strict=True)
+        ]
+
+    def _call(
+        self,
+        given: Mapping[str, ModalityInput | None],
+        perturbations: Perturbations,
+        stage: StageConstants,
+    ) -> Call:
         present = self._check(given, perturbations)
         like = next(iter(present.values()))
-        streams = {n: present.get(n) or self._stage.absent(n, like) for n in self._streams}
+        streams = {n: present.get(n) or stage.absent(n, like) for n in self._streams}
         tensors: dict[str, Array] = {}
         indices: dict[str, Array] = {}
         for name, stream in streams.items():
@@ -95,9 +121,7 @@ class Transformer:
             perturbations=perturbations,
             exchange=len(present) == 2,
         )
-        constants = self._stage.of_pass(streams, indices, kind)
-        (result,) = self._stack([Call(tensors, constants)])
-        return self._velocity("video", given, result), self._velocity("audio", given, result)
+        return Call(tensors, stage.of_pass(streams, indices, kind))
 
     def _check(
         self, given: Mapping[str, ModalityInput | None], perturbations: Perturbations

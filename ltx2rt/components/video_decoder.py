@@ -11,6 +11,7 @@ from ltx2rt.engine import F32, Engine
 from ltx2rt.errors import ShapeError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, VideoScaleFactors
 from ltx2rt.latents.tiling import AxisTile, TilingConfig
+from ltx2rt.parallel import each
 
 Progress = Callable[[int, int], None]
 
@@ -63,8 +64,7 @@ class VideoDecoder:
                 f"The video decoder takes one clip [1, C, F, H, W], not {list(latent.shape)}."
             )
         for video in self.decode_raw(latent, tiling, progress):
-            frames = np.moveaxis(video[0], 0, -1)
-            yield np.clip((frames + np.float32(1)) * np.float32(0.5), 0, 1)
+            yield unit_frames(video)
 
     def decode_raw(
         self, latent: F32, tiling: TilingConfig | None = None, progress: Progress | None = None
@@ -94,6 +94,19 @@ class VideoDecoder:
     def _run(self, tile: F32) -> F32:
         video = self.engine({"video_latent": np.ascontiguousarray(tile)})["video"]
         return video.astype(np.float32, copy=False)
+
+
+def unit_frames(video: F32) -> F32:
+    """Pixels `[1, 3, f, H, W]`, about [-1, 1], to frames `[f, H, W, 3]` in [0, 1]."""
+    planes = np.empty(video.shape[1:], np.float32)
+
+    def fill(index: int) -> None:
+        plane = np.add(video[0, :, index], np.float32(1), out=planes[:, index])
+        np.multiply(plane, np.float32(0.5), out=plane)
+        np.clip(plane, 0, 1, out=plane)
+
+    each(fill, range(video.shape[2]))
+    return np.moveaxis(planes, 0, -1)
 
 
 def blend_tiles(
@@ -147,6 +160,8 @@ def blend_tiles(
 
 def _accumulate(into: F32, tile: F32, frame_weights: F32, pixel_weights: F32) -> None:
     """Add the weighted tile frame by frame, so that no second copy of the volume is made."""
-    for frame, weight in enumerate(frame_weights):
-        if weight:
-            into[:, :, frame] += tile[:, :, frame] * (weight * pixel_weights)
+
+    def add(frame: int) -> None:
+        into[:, :, frame] += tile[:, :, frame] * (frame_weights[frame] * pixel_weights)
+
+    each(add, (i for i, weight in enumerate(frame_weights) if weight))

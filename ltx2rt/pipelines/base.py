@@ -19,12 +19,13 @@ from ltx2rt.components.embeddings import write_embeddings
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.engine import Array
-from ltx2rt.errors import BundleError, InternalError, OptionError
+from ltx2rt.errors import BundleError, InternalError, OptionError, ShapeError
 from ltx2rt.latents.shapes import VideoScaleFactors, rendered_size
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.names import DIFFUSION_DECODER, TEXT_ENCODER, TRANSFORMER
+from ltx2rt.pipelines.built_sizes import built_clips, made_sizes, refuse_sizes
 from ltx2rt.pipelines.catalog import catalog_class
 from ltx2rt.pipelines.checks import (
     check_duration,
@@ -41,6 +42,7 @@ from ltx2rt.pipelines.facts import PipelineFacts, field_names
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.model_kind import warn_of_model
 from ltx2rt.pipelines.neighbours import neighbour_problems
+from ltx2rt.pipelines.rehearsal import rehearse
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.soundtrack import with_soundtrack
 from ltx2rt.progress import Job
@@ -48,6 +50,9 @@ from ltx2rt.results.clip import Clip
 from ltx2rt.results.latent_file import DECODE
 from ltx2rt.results.record import Record
 from ltx2rt.results.stage_store import StageStore
+
+#: accepted requests that are remembered
+KEPT_REQUESTS = 16
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +72,7 @@ class Pipeline(PipelineFacts):
         # a request may bring its text contexts along: `prepare` looks for the text encoder
         self._refuse_missing([c for c in self.missing(source.has) if c not in TEXT_ENCODER])
         self.engines = Engines(source, runtime)
+        self._accepted: list[Request] = []
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +138,7 @@ class Pipeline(PipelineFacts):
             EngineError: an engine failed, or gave NaN or infinity (see `RuntimeConfig.allow_nan`).
             CheckpointError, UnsupportedError: a LoRA does not fit, or the model cannot do it.
         """
-        request = self.prepare(self.make_request(config, guidance, inputs, options))
+        request = self.accept(self.make_request(config, guidance, inputs, options))
         with self.engines.turns.taken():
             for loras in self.stage_loras(request):
                 self.check_loras(loras)
@@ -140,13 +146,17 @@ class Pipeline(PipelineFacts):
             store = None
             if work_dir is not None:
                 store = StageStore(work_dir, self.record(request, {}), resume=resume)
-            run = Run(self.engines, request, job or Job(), trace, store)
-            if self.makes == "video":
-                height, width = self.rendered_size(request)
-                run.canvas = dataclasses.replace(run.canvas, height=height, width=width)
-                if self.any_length:
-                    run.lengthen()
-            return self.generate(run)
+            run = Run(self.engines, request, job or Job(), trace, store, self._check_sizes)
+            return self._made(run)
+
+    def _made(self, run: Run) -> Clip:
+        """The clip of a run, on the canvas that this pipeline works on."""
+        if self.makes == "video":
+            height, width = self.rendered_size(run.request)
+            run.canvas = dataclasses.replace(run.canvas, height=height, width=width)
+            if self.any_length:
+                run.lengthen()
+        return self.generate(run)
 
     def generate_many(
         self,
@@ -182,6 +192,7 @@ class Pipeline(PipelineFacts):
             request=request,
             max_batch_size=self.runtime.max_batch_size,
             threads=self.runtime.threads,
+            kernels=self.runtime.kernels,
             bundle=self.source.bundle_id,
             stages=stages,
         )
@@ -288,6 +299,32 @@ class Pipeline(PipelineFacts):
             config = GenerationConfig(**{**self.defaults(inputs, given), **given})
         return Request(config=config, guidance=guidance, inputs=inputs)
 
+    def accept(self, request: Request) -> Request:
+        """As `prepare`; and refuse sizes that the bundle's engines were not built for.
+
+        Raises:
+            ShapeError: names the nearest size that works, and the build that would make this one.
+        """
+        prepared = self.prepare(request)
+        self._check_sizes(prepared)
+        return prepared
+
+    def _check_sizes(self, request: Request) -> None:
+        """Refuse sizes that the engines do not take; requests that passed are not looked at again,
+        for files are read in it.
+        """
+        source = self.source
+        if not isinstance(source, Bundle) or not built_clips(source) or request in self._accepted:
+            return
+        sizes = {"height", "width", "num_frames"}
+        refuse_sizes(
+            lambda other: rehearse(self._made, self.engines, other),
+            request,
+            free=sizes - set(self.unused),
+            step=self.scale_factors.height * (2 if self.two_stage else 1),
+        )
+        self._accepted = [*self._accepted[-KEPT_REQUESTS:], request]
+
     def prepare(self, request: Request) -> Request:
         """The request with every default filled in, checked before anything is loaded."""
         config = request.config
@@ -361,6 +398,29 @@ class Pipeline(PipelineFacts):
                 "part is left out",
                 path,
             )
+
+
+def clips_of(bundle: Bundle) -> dict[str, list[str]]:
+    """`one stage`, `two stages` -> clips that a bundle can make, see `built_sizes.made_sizes`; what
+    it lacks the parts for is left out, and so is all where engines take any size.
+    """
+    found: dict[str, list[str]] = {}
+    for kind, name in (("one stage", "one-stage"), ("two stages", "distilled")):
+        if not built_clips(bundle) or pipeline_class(name).missing(bundle.has):
+            continue
+        pipe = pipeline_class(name)(bundle)
+
+        def works(size: tuple[int, int, int], pipe: Pipeline = pipe) -> bool:
+            width, height, frames = size
+            config = GenerationConfig(prompt="-", height=height, width=width, num_frames=frames)
+            try:
+                request = pipe.prepare(Request(config=config))
+                return not rehearse(pipe._made, pipe.engines, request).problems
+            except ShapeError:
+                return False
+
+        found[kind] = made_sizes(bundle, works)
+    return found
 
 
 def pipeline_class(name: str) -> type[Pipeline]:

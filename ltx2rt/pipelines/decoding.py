@@ -8,18 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.bundle.source import ModelFacts
-from ltx2rt.components.decoder_tiles import DecoderOptions, auto_tiling
+from ltx2rt.components.decoder_tiles import Cells, DecoderOptions, auto_tiling
 from ltx2rt.components.finite import check_finite
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.engine import Array
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.names import (
     AUDIO_DECODER,
+    DIFFUSION_CONTEXT,
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
+    DIFFUSION_PIXELS,
     VIDEO_DECODER,
     VOCODER,
 )
+from ltx2rt.pipelines.built_sizes import built_buckets
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job
 from ltx2rt.sampling.noise import TorchGenerator
@@ -58,12 +61,25 @@ def decode_video(
 
 def chosen_tiling(source: ModelFacts, tiling: str, cells: Sequence[int]) -> str:
     """How a latent of these cells is decoded, as `GenerationConfig.tiling`. Automatic tiles of a
-    diffusion decoder depend on memory and decide its noise, so they are named.
+    diffusion decoder depend on memory and on what its engines were built for, and decide its noise,
+    so they are named.
     """
     if tiling != "auto" or not source.has(*DIFFUSION_DECODER):
         return tiling
     facts = DecoderOptions.from_options(source.options(DIFFUSION_FEATURES))
-    return auto_tiling(facts, cells).text()
+    context, pixels = (built_buckets(source, n) for n in (DIFFUSION_CONTEXT, DIFFUSION_PIXELS))
+    ghosts = facts.ghost_frames * facts.scale_factors.time // facts.feature_stride[0]
+    time, rows, columns = facts.feature_stride
+
+    def fits(tile: Cells) -> bool:
+        """Whether the engines were built for such a tile, with ghost frames or without."""
+        features = {"Fs": tile[0] + ghosts, "Hs": tile[1], "Ws": tile[2]}
+        patches = {"F": tile[0] * time, "Hc": tile[1] * rows, "Wc": tile[2] * columns}
+        if not context or not pixels:
+            return True
+        return any(b.reaches(features) for b in context) and any(b.reaches(patches) for b in pixels)
+
+    return auto_tiling(facts, cells, fits=fits).text()
 
 
 def decode_audio(engines: Engines, job: Job, latent: Array) -> tuple[NDArray[np.float32], int]:

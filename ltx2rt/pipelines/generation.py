@@ -59,6 +59,7 @@ class Run:
         job: progress, cancelling and timings.
         trace: collects intermediate tensors (parity tests).
         store: keeps finished stages, and has those of a run that was cut off.
+        check_sizes: refuses sizes that the engines do not take, of a length that was predicted.
 
     Attributes:
         generator: the run's random generator, seeded with the request's seed; its order of draws is
@@ -82,6 +83,7 @@ class Run:
         job: Job,
         trace: StageTrace | None = None,
         store: StageStore | None = None,
+        check_sizes: Callable[[Request], None] | None = None,
     ) -> None:
         self.engines = engines
         self.request = request
@@ -89,6 +91,7 @@ class Run:
         self.trace = trace
         self.generator = TorchGenerator(request.config.seed)
         self.store = store
+        self.check_sizes = check_sizes
         self.latents: dict[str, Array] = {}
         self.frames: int | None = None
         self.audio_items: list[ConditioningItem] = []
@@ -274,24 +277,36 @@ class Run:
         if result is not None:
             self._check_finite(f"{name}, from a file", result.arrays)
         else:
-            colours = None if self.job.on_preview is None else self.engines.latent_colours()
-            result = run_stage(
-                request,
-                self.engines.transformer(loras),
-                context,
-                generator,
-                self.job,
-                self.trace,
-                guidance,
-                colours,
-                identity,
-                allow_nan=self.engines.runtime.allow_nan,
-            )
+            result = self.denoised(request, loras, context, generator, guidance, identity)
             if self.store is not None:
                 self.store.save(name, self.stages[name], result.arrays, generator)
         self.latents |= {f"{name}.{part}": latent for part, latent in result.arrays.items()}
         self.generators[name] = generator.state
         return result
+
+    def denoised(
+        self,
+        request: StageRequest,
+        loras: Sequence[Lora],
+        context: TextContext,
+        generator: TorchGenerator,
+        guidance: Guidance | None,
+        identity: float,
+    ) -> StageResult:
+        """What a stage makes."""
+        colours = None if self.job.on_preview is None else self.engines.latent_colours()
+        return run_stage(
+            request,
+            self.engines.transformer(loras),
+            context,
+            generator,
+            self.job,
+            self.trace,
+            guidance,
+            colours,
+            identity,
+            allow_nan=self.engines.runtime.allow_nan,
+        )
 
     def _check_finite(self, where: str, latents: Mapping[str, Array]) -> None:
         named = {f"the {name} latent": array for name, array in latents.items()}

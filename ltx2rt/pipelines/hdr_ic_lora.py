@@ -170,7 +170,7 @@ class HDRICLoraPipeline(Pipeline):
         run.canvas = replace(run.canvas, num_frames=frames)
         downscale, _ = reference_factors(files, inputs.reference_downscale)
         half, full = (self.references(run, divisor, downscale) for divisor in (2, 1))
-        self.engines.release(VIDEO_ENCODER)
+        run.engines.release(VIDEO_ENCODER)
         context = encode_prompts(run, [config.prompt])
         first = run.stage(
             "stage_1",
@@ -206,7 +206,7 @@ class HDRICLoraPipeline(Pipeline):
                 video = np.repeat(video, 2, axis=2)[:, :, : pixels.num_frames]
             tiled = video.shape[3] * video.shape[4] > UNTILED_PIXELS
             tiling = encoder_tiling(run.config.tiling) if tiled else None
-            latent = self.engines.video_encoder().encode(video, tiling)
+            latent = run.engines.video_encoder().encode(video, tiling)
             items.append(
                 ReferenceVideo(latent=latent, strength=reference.strength, downscale=downscale)
             )

@@ -124,6 +124,8 @@ def _predict_duration(
     frames = asked.frames(seconds, run.config.frame_rate)
     run.request = replace(run.request, config=replace(run.config, num_frames=frames))
     run.canvas = replace(run.canvas, num_frames=frames)
+    if run.check_sizes is not None:
+        run.check_sizes(run.request)
     run.job.report("duration", 1, 1, f"{frames} frames")
 
 

@@ -197,8 +197,8 @@ class UpscalePipeline(Pipeline):
         run.job.report("encode video", 0, 1)
         pixels = to_vae_input(padded(read_source(inputs), self.scale_factors))
         tiling = None if run.config.tiling == "none" else TilingConfig.default()
-        latent = self.engines.video_encoder().encode(pixels, tiling)
-        self.engines.release(VIDEO_ENCODER)
+        latent = run.engines.video_encoder().encode(pixels, tiling)
+        run.engines.release(VIDEO_ENCODER)
         run.job.report("encode video", 1, 1)
         run.latents["source.video"] = latent
         if inputs.spatial:

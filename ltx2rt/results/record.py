@@ -55,6 +55,7 @@ class Record:
         request: what was asked for.
         max_batch_size: guidance passes that ran together: another number sums in another order.
         threads: CPU threads per engine, 0 for every core: another number may sum in another order.
+        kernels: when TensorRT-RTX made kernels: others may round otherwise.
         bundle: id of the bundle.
         version: of ltx2rt.
         stages: what every stage did: `sigmas`, `sampler` and `loras`; not needed to repeat it.
@@ -64,6 +65,7 @@ class Record:
     request: Request
     max_batch_size: int = 1
     threads: int = 0
+    kernels: str = "eager"
     bundle: str = ""
     version: str = __version__
     stages: Mapping[str, Any] = field(default_factory=dict)

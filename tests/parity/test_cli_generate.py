@@ -135,7 +135,7 @@ def test_a_trace_of_all_work(made: Outcome, folder: Path) -> None:
     assert 0 <= stage["residual_s"] < stage["total_s"]
     assert stage["engines on the host_s"] > 0.2 * stage["total_s"]
     names = [e["name"] for e in document["traceEvents"] if e["ph"] == "X"]
-    assert names.count("transformer_block") == 11 * 3
+    assert sum(n.startswith("transformer_block") for n in names) == 11 * 3
     assert "stage_1 8/8" in names
     assert "frame 9" in names
 

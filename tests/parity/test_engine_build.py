@@ -13,21 +13,26 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.engine_builds import random_weights
+from ltx2rt.bundle.manifest import UNMASKED
 from ltx2rt.cli.inspect import inspect_engine
 from ltx2rt.errors import EngineError
 from ltx2rt.progress import Cancelled, Job, Progress
 from ltx2rt_export.engines import build as build_module
 from ltx2rt_export.engines import process
-from ltx2rt_export.engines.builder import EngineRequest
+from ltx2rt_export.engines.bias_rank import with_wide_biases
+from ltx2rt_export.engines.builder import EngineRequest, _configure
 from ltx2rt_export.engines.process import run_build
 from ltx2rt_export.engines.weights import holding_weights, injected
 from ltx2rt_export.quantize.linears import find_linears
 from ltx2rt_export.quantize.lora_inputs import add_lora_inputs
+from ltx2rt_export.unmasked import without_masks
 from tests.parity.build_rtx import gemm_operands
 from tests.parity.engine_models import builder, part_graph
 
@@ -88,13 +93,31 @@ def test_a_block_that_takes_loras_as_inputs(
 
 
 def test_one_bucket_and_a_batch_of_passes(cache_dir: Path, tmp_path: Path) -> None:
-    graph = part_graph("tiny", "transformer_block", "bf16")
+    graph = with_wide_biases(part_graph("tiny", "transformer_block", "bf16"))
     for batch, attentions in ((1, 6), (3, 12)):
         made = builder(cache_dir, ONE, precision="bf16", max_batch=batch)
         entry = made.build(graph, "bf16", None, tmp_path, Job())
         report = inspect_engine(tmp_path / entry.file)
         assert report["attentions"] == report["kernels"]["fused_attentions"] == attentions
         assert report["findings"] == []
+        assert report["launches"]["copies"] <= 4  # 20 with biases of rank 1
+        assert report["launches"]["attentions"] == 6
+
+
+def test_a_block_without_masks(cache_dir: Path, tmp_path: Path) -> None:
+    """Nothing is added to scores, and every attention is fused all the same."""
+    masked = part_graph("tiny", "transformer_block", "bf16")
+    graph = without_masks(masked)
+    assert graph is not None
+    made = builder(cache_dir, ONE, precision="bf16")
+    entry = made.build(
+        graph, "bf16", None, tmp_path, Job(), variant=UNMASKED, measured=masked.component
+    )
+    assert "/transformer_block_unmasked/" in entry.file
+    report = inspect_engine(tmp_path / entry.file)
+    assert report["attentions"] == report["kernels"]["fused_attentions"] == 6
+    assert report["findings"] == []
+    assert not [t["name"] for t in report["inputs"] if t["name"].endswith("_bias")]
 
 
 def test_head_and_tail_transpose_nothing(cache_dir: Path, tmp_path: Path) -> None:
@@ -205,6 +228,40 @@ def request_of_tail(tmp_path: Path) -> EngineRequest:
     graph = tmp_path / "graph.onnx"
     graph.write_bytes(part_graph("tiny", "transformer_tail", "bf16").model.SerializeToString())
     return EngineRequest(backend="tensorrt-rtx", graph=str(graph), output=str(tmp_path / "engine"))
+
+
+def test_what_the_library_refuses_is_not_built_otherwise(request_of_tail: EngineRequest) -> None:
+    """A refused target would silently become the GPU of this machine."""
+    config = SimpleNamespace(
+        set_compute_capability=lambda capability, index: False,
+        set_timing_cache=lambda cache, ignore: False,
+        create_timing_cache=lambda data: None,
+    )
+    profile = SimpleNamespace(set_shape=refuse_shape)
+    network = SimpleNamespace(num_inputs=1, get_input=lambda i: SimpleNamespace(name="x"))
+    made: Any = SimpleNamespace(
+        create_builder_config=lambda: config, create_optimization_profile=lambda: profile
+    )
+    trt: Any = SimpleNamespace(
+        __version__="1.7.1", ComputeCapability=SimpleNamespace(SM89=1, SM120=2)
+    )
+    bare = dataclasses.replace(
+        request_of_tail, targets=(), profiles=(), optimization_level=None, timing_cache=None
+    )
+    for changes, said in (
+        ({"targets": ("sm89",)}, "refuses the target sm89"),
+        ({"timing_cache": "no.cache"}, "refuses the timing cache no.cache: it is of another GPU"),
+        (
+            {"profiles": ({"x": ((1,), (2,), (3,))},)},
+            "refuses the sizes .* of x: no",
+        ),
+    ):
+        with pytest.raises(EngineError, match=said):
+            _configure(trt, made, network, dataclasses.replace(bare, **changes))
+
+
+def refuse_shape(*_: object) -> None:
+    raise ValueError("no")
 
 
 def test_a_refused_graph_gives_the_librarys_words(request_of_tail: EngineRequest) -> None:

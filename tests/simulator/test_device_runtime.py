@@ -18,9 +18,10 @@ import ltx2rt
 from ltx2rt.backends import device_stack
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.layer_memory import LayerMemory
+from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.memory_plan import MemoryPlan
-from ltx2rt.components.transformer import ModalityInput, Transformer
+from ltx2rt.components.transformer import ModalityInput, Perturbations, Transformer
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device import staging
 from ltx2rt.device.arena import aligned
@@ -32,6 +33,7 @@ from tests.parity.command_line import ltx2rt as ltx2rt_command
 from tests.simulator.driver import SimulatedDriver
 from tests.simulator.fixtures import EngineBundle, Simulate
 from tests.simulator.least_memory import least_memory_of
+from tests.tolerances import SIMULATED_LATENT_REL_L2
 
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 pytestmark = pytest.mark.usefixtures("tensorrt_rtx", "kernels")
@@ -128,6 +130,70 @@ def test_a_replayed_pass(simulate: Simulate, engine_bundle: EngineBundle) -> Non
         assert counters.htod_bytes <= 8 * (video.latent.nbytes + audio.latent.nbytes)
         assert_same(made.passes(), want)
     assert gpu.counters().live_bytes == 0
+
+
+def test_passes_without_a_mask_run_blocks_without_biases(
+    simulate: Simulate, engine_bundle: EngineBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chosen for every pass, also where one was captured; a mask of ones changes nothing."""
+    bundle = engine_bundle("bf16")
+    simulate(memory_bytes=ROOM)
+    ran: list[str] = []
+    run = TrtEngine.run
+
+    def noted(self: TrtEngine, binding: Any) -> None:
+        ran.append(self.spec.component)
+        run(self, binding)
+
+    monkeypatch.setattr(TrtEngine, "run", noted)
+    with model(bundle) as made:
+        video, audio = made.streams()
+        ones = dataclasses.replace(video, attention_mask=np.ones((1, 8, 8), np.float32))
+        with made.transformer.stage():
+            plain = made.transformer(video, audio)
+            for _ in range(2):  # captured, replayed
+                assert_same(list(made.transformer(video, audio)), list(plain))
+            assert {n for n in ran if "block" in n} == {"transformer_block_unmasked"}
+            ran.clear()
+            masked = made.transformer(ones, audio)
+            assert {n for n in ran if "block" in n} == {"transformer_block"}
+            assert_same(list(made.transformer(video, audio)), list(plain))
+    for mine, want in zip(masked, plain, strict=True):
+        error = np.linalg.norm(mine - want) / np.linalg.norm(want)
+        assert error <= SIMULATED_LATENT_REL_L2["bf16"].bound
+
+
+def test_passes_of_a_guided_step_are_waited_for_once(
+    simulate: Simulate, engine_bundle: EngineBundle
+) -> None:
+    """Each gives what it gives alone; replayed, they are as many launches and one wait."""
+    bundle = engine_bundle("bf16")
+    gpu = simulate(memory_bytes=ROOM)
+    with model(bundle) as made:
+        video, audio = made.streams()
+        skipped = Perturbations().and_skip("video_self", (1,))
+        apart = Perturbations().and_skip("audio_to_video").and_skip("video_to_audio")
+        other = dataclasses.replace(video, context=-video.context)
+        asked = [
+            (video, audio, Perturbations()),
+            (other, audio, Perturbations()),
+            (video, audio, skipped),
+            (video, audio, apart),
+        ]
+        with made.transformer.stage():
+            alone = [made.transformer(*each) for each in asked]
+        with made.transformer.stage():
+            for _ in range(3):  # enqueued, captured, replayed
+                gpu.reset_counters()
+                for mine, want in zip(made.transformer.passes(asked), alone, strict=True):
+                    assert_same(list(mine), list(want))
+        counters = gpu.counters()
+        assert counters.graph_launches == len(asked)
+        assert counters.synchronizations == 1
+        assert counters.allocations == counters.hidden_synchronizations == 0
+    results = [velocity for velocity, _ in alone]
+    for number, result in enumerate(results):
+        assert all(not np.array_equal(result, later) for later in results[number + 1 :])
 
 
 def test_nothing_is_allocated_once_the_card_is_divided(

@@ -114,9 +114,9 @@ def test_the_device_gives_what_the_host_gives(
     assert_close(found, reference, precision)
 
 
-def make_guided(bundle: Path, residency: str = "stage") -> Mapping[str, Array]:
+def make_guided(bundle: Path, residency: str = "stage", **options: Any) -> Mapping[str, Array]:
     """Latents of a guided clip: four passes a step, each of its own kind."""
-    runtime = RuntimeConfig(threads=1, residency=residency)
+    runtime = RuntimeConfig(threads=1, residency=residency, **options)
     guidance = ltx2rt.GuidanceConfig(num_inference_steps=3)
     with ltx2rt.OneStagePipeline(ltx2rt.open_bundle(bundle), runtime) as pipe:
         clip = pipe(prompt="a bell", height=64, width=64, num_frames=9, seed=3, guidance=guidance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,11 @@ class FakeTransformer:
         perturbations = perturbations or Perturbations()
         self.calls.append((video, audio, perturbations))
         return tuple(self._velocity(s, perturbations) for s in (video, audio))
+
+    def passes(
+        self, asked: Sequence[tuple[ModalityInput | None, ModalityInput | None, Perturbations]]
+    ) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
+        return [self(*each) for each in asked]
 
     def _velocity(self, stream: ModalityInput | None, p: Perturbations) -> np.ndarray | None:
         if stream is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -103,6 +104,48 @@ def test_every_tile_of_the_automatic_tiling_has_a_bucket(clip: ClipShape) -> Non
                     choose_bucket("video_decoder", decoder, sizes)
 
 
+@st.composite
+def relatives(draw: st.DrawFn) -> tuple[ClipShape, ClipShape]:
+    """A clip, and one of at most as many pixels and frames with no longer side."""
+    clip = draw(clips)
+    side, area = max(clip.width, clip.height) // 64, clip.width * clip.height // 64**2
+    width = draw(st.integers(1, side))
+    height = draw(st.integers(1, min(side, max(area // width, 1))))
+    frames = 8 * draw(st.integers(0, (clip.num_frames - 1) // 8)) + 1
+    return clip, ClipShape(64 * width, 64 * height, frames)
+
+
+@settings(max_examples=100, deadline=None)
+@given(relatives())
+def test_a_bundle_takes_the_relatives_of_its_clips(both: tuple[ClipShape, ClipShape]) -> None:
+    """Portrait, square and shorter clips."""
+    built, clip = both
+    asked = request(built.name)
+    rules = {
+        "video_decoder": (LATENT, ("Fl", "Hl", "Wl")),
+        "video_encoder": (VIDEO, ("F", "H", "W")),
+        "spatial_upsampler": (LATENT, ("Fl", "Hl", "Wl")),
+        "transformer_block": (TOKENS, ("Tv",)),
+    }
+    buckets = {name: component_buckets(name, [spec], asked) for name, (spec, _) in rules.items()}
+
+    def check(name: str, *sizes: int) -> None:
+        given = dict(zip(rules[name][1], sizes, strict=True))
+        choose_bucket(name, buckets[name], {"B": 1, **given})
+
+    half = clip.half()
+    assert half is not None
+    check("spatial_upsampler", *half.cells())
+    check("video_encoder", clip.num_frames, half.height, half.width)
+    for stage in (clip, half):
+        check("transformer_block", math.prod(stage.cells()))
+        check("video_encoder", 1, stage.height, stage.width)
+        for tile in product(*TilingConfig.auto().tiles(stage.cells())):
+            check("video_decoder", *(t.source.stop - t.source.start for t in tile))
+    for tile in product(*TilingConfig.default().tiles(clip.cells(), encode=True)):
+        check("video_encoder", *(t.source.stop - t.source.start for t in tile))
+
+
 @settings(max_examples=60, deadline=None)
 @given(clips, st.floats(12, 60))
 def test_images_tokens_and_sound_have_buckets(clip: ClipShape, frame_rate: float) -> None:
@@ -148,12 +191,14 @@ def test_one_stage_shapes_need_no_half() -> None:
 def test_diffusion_decoder_tiles_and_ghost_frames() -> None:
     asked = request("768x512x121")
     features = component_buckets("diffusion_features", [LATENT], asked)
-    assert features[-1].sizes["Fl"] == (17, 17, 17)
+    assert features[-1].sizes["Fl"] == (3, 17, 17)
+    assert features[-1].sizes["Hl"] == (4, 16, 24)
     tensor = TensorSpec("features", "float32", ("B", "Fs", "Hs", "Ws", 256))
     context = component_buckets("diffusion_context", [tensor], asked)
     patches = TensorSpec("noisy_patches", "float32", ("B", "F", "Hc", "Wc", 48))
     pixels = component_buckets("diffusion_pixels", [patches], asked)
-    assert len(context) == len(pixels) == 2
+    assert [b.name for b in context] == [b.name for b in pixels]
+    assert {b.name.split(" ")[0] for b in context} == {"384x256x121", "768x512x121"}
     for bucket in pixels:
         low, _, high = bucket.sizes["F"]
         assert 1 <= low <= high <= 121

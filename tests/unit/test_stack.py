@@ -29,8 +29,9 @@ PLAN = StackPlan(
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDevice:
     made = FakeDevice("")
+    monkeypatch.setenv("LTX2RT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_library(made, FakeContext(made)))
     return made
 
@@ -65,9 +66,11 @@ def test_every_layer_runs_its_own_engine_in_shared_memory(
         # of each call the x that went in and two hidden states; what is unread; scratch memory
         assert len(device.blocks) == 2 * 3 + 1 + 1
         unread.close()
+    assert len(stack._memory.kernels) == 1  # engines that differ in their weights share kernels
     stack.close()
     assert device.blocks == {}
     assert device.closed
+    assert len(list((tmp_path / "cache/kernels").iterdir())) == 1
 
 
 def test_inputs_that_come_with_a_layer_stay_on_the_device(

@@ -229,7 +229,8 @@ def test_kernels_are_compiled_once_for_all_processes(
     assert run(1, 2, 1) == 2
     assert run(1, 2) == 0
     (kept,) = (tmp_path / "cache/kernels").iterdir()
-    assert kept.name == f"{'1' * 32}-a-card.bin"
+    assert kept.name.startswith("toy-")
+    assert kept.name.endswith("-a-card.bin")
     make(w).close()  # nothing was run: nothing is written
     kept.write_bytes(b"of another driver")
     assert run(2) == 1

@@ -63,6 +63,8 @@ class EngineBuilder:
         job: Job,
         *,
         layer: int | None = None,
+        variant: str = "",
+        measured: Component | None = None,
     ) -> EngineEntry:
         """Build one component's engine into `bundle`, or take it from the cache.
 
@@ -74,13 +76,16 @@ class EngineBuilder:
             bundle: the folder of the bundle.
             job: gets the builder's steps.
             layer: the engine is for this layer alone.
+            variant: follows the component's name where it has several engines.
+            measured: the component whose activations stand for those of the engine, where its
+                module takes more than the graph.
 
         Raises:
             EngineError: the build failed.
             OSError: a file cannot be written.
         """
         component = graph.component
-        stage = f"build {component.name}" if layer is None else f"build {component.name} {layer}"
+        stage = f"build {component.name}{variant}" + ("" if layer is None else f" {layer}")
         job.report(stage, 0, 1)
         buckets = component_buckets(component.name, component.inputs, self.profiles)
         with self.cache.work() as work:
@@ -94,7 +99,18 @@ class EngineBuilder:
             if info is None:
                 (work / "graph.onnx").write_bytes(data)
                 info = self._build(
-                    graph, model, precision, work, shapes, buckets, sha256, key, kernels, stage, job
+                    graph,
+                    model,
+                    precision,
+                    work,
+                    shapes,
+                    buckets,
+                    sha256,
+                    key,
+                    kernels,
+                    measured or component,
+                    stage,
+                    job,
                 )
                 job.report(stage, 1, 1, f"{info.build_s:.1f} s, {info.engine_bytes / 1e6:.1f} MB")
             else:
@@ -103,7 +119,7 @@ class EngineBuilder:
         info = dataclasses.replace(
             info, component=component.name, precision=precision, buckets=buckets
         )
-        return self._place(info, bundle, layer)
+        return self._place(info, bundle, variant, layer)
 
     def _model(
         self, graph: ExportedGraph, weights: Mapping[str, Array] | None, work: Path
@@ -147,6 +163,7 @@ class EngineBuilder:
         sha256: str,
         key: str,
         kernels: tuple[str, str] | None,
+        measured: Component,
         stage: str,
         job: Job,
     ) -> EngineInfo:
@@ -194,14 +211,16 @@ class EngineBuilder:
             peak_memory_bytes=outcome.peak_memory_bytes,
             engine_bytes=outcome.built.engine_bytes,
             engine_sha256=file_sha256(engine),
-            activation_bytes=tuple(largest_activations(component, b, graph.dtype) for b in buckets),
+            activation_bytes=tuple(largest_activations(measured, b, graph.dtype) for b in buckets),
         )
         self.cache.put(engine, info)
         return info
 
-    def _place(self, info: EngineInfo, bundle: Path, layer: int | None) -> EngineEntry:
+    def _place(
+        self, info: EngineInfo, bundle: Path, variant: str, layer: int | None
+    ) -> EngineEntry:
         """Copy an engine and its JSON from the cache to where the manifest looks for them."""
-        name = engine_name(info, layer)
+        name = engine_name(info, variant, layer)
         target = bundle / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.cache.path(info.cache_key), target)
@@ -262,12 +281,12 @@ def largest_activations(component: Component, bucket: Bucket, dtype: str) -> int
     return activation_bytes(dataclasses.replace(component, inputs=inputs), sizes, dtype)
 
 
-def engine_name(info: EngineInfo, layer: int | None = None) -> str:
+def engine_name(info: EngineInfo, variant: str = "", layer: int | None = None) -> str:
     """Where an engine lies in a bundle."""
     parts = [info.backend, *info.targets, info.precision]
     if layer is not None:
         parts.append(f"layer{layer:02d}")
-    return f"engines/{info.component}/{'-'.join(parts)}.engine"
+    return f"engines/{info.component}{variant}/{'-'.join(parts)}.engine"
 
 
 def count_attentions(model: onnx.ModelProto) -> int:

@@ -142,7 +142,9 @@ def _configure(trt: ModuleType, builder: Any, network: Any, request: EngineReque
     if api.names_targets and request.targets:
         config.num_compute_capabilities = len(request.targets)
         for i, target in enumerate(request.targets):
-            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), i)
+            capability = getattr(trt.ComputeCapability, target.upper())
+            if not config.set_compute_capability(capability, i):  # it would build for this GPU
+                raise EngineError(f"{api.label} {trt.__version__} refuses the target {target}")
     if request.optimization_level is not None:
         config.builder_optimization_level = request.optimization_level
     if request.workspace_bytes is not None:
@@ -156,13 +158,24 @@ def _configure(trt: ModuleType, builder: Any, network: Any, request: EngineReque
     if request.timing_cache is not None:
         path = Path(request.timing_cache)
         data = path.read_bytes() if path.exists() else b""
-        config.set_timing_cache(config.create_timing_cache(data), False)
+        if not config.set_timing_cache(config.create_timing_cache(data), False):
+            raise EngineError(
+                f"{api.label} {trt.__version__} refuses the timing cache {path}: it is of another "
+                "GPU or version; name another file, or remove it"
+            )
     names = {network.get_input(i).name for i in range(network.num_inputs)}
     for shapes in request.profiles:
         profile = builder.create_optimization_profile()
         for name, (smallest, likely, largest) in shapes.items():
-            if name in names:  # a parser drops inputs that nothing reads
+            if name not in names:  # a parser drops inputs that nothing reads
+                continue
+            try:
                 profile.set_shape(name, tuple(smallest), tuple(likely), tuple(largest))
+            except ValueError as error:
+                raise EngineError(
+                    f"{api.label} {trt.__version__} refuses the sizes {smallest} to {largest} of "
+                    f"{name}: {error}"
+                ) from error
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(f"{api.label} {trt.__version__} refuses the profile {dict(shapes)}")
     return config

@@ -1,7 +1,9 @@
 """Every size a pipeline can ask of a component, as buckets: one optimization profile each.
 
-For every clip of `--shapes`, and for the half-size clip that stage 1 makes before it. The symbols
-are those of the components' `TensorSpec`s; what asks for which sizes is said at each function.
+For every clip of `--shapes`, and for the half-size clip that stage 1 makes before it; and for their
+relatives: clips of at most as many pixels and frames with no side above the longest, lying,
+standing or square. The symbols are those of the components' `TensorSpec`s; what asks for which
+sizes is said at each function.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ltx2rt.bundle.buckets import Bucket, Range
+from ltx2rt.bundle.buckets import SLOWEST_RATE, Bucket, Range
 from ltx2rt.components.decoder_tiles import (
     DEVICE_BYTES,
     DecoderOptions,
@@ -46,6 +48,9 @@ from ltx2rt.names import (
 )
 from ltx2rt_export.engines.shapes import ClipShape
 
+#: a size that is always 1
+ONE = (1, 1, 1)
+
 #: keyframe images that may be appended to a clip's tokens, one latent frame each
 KEYFRAMES = 8
 
@@ -59,7 +64,7 @@ TIMESTEPS = (1, 2, 256)
 LORA_RANKS = (1, 64, 512)
 
 #: slowest and usual frame rate: they fix how long the sound of a clip is
-FRAME_RATES = (12.0, 24.0)
+FRAME_RATES = (SLOWEST_RATE, 24.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +131,7 @@ def _transformer(request: ProfileRequest) -> list[Bucket]:
     buckets = []
     for shape in request.stages():
         sizes = _token_sizes(shape, request)
-        buckets.append(_bucket(shape.name, B=(1, 1, 1), **sizes))
+        buckets.append(_bucket(shape.name, B=ONE, **sizes))
         if request.max_batch > 1:
             no_mask = {"1|Tv": (1, 1, 1), "1|Ta": (1, 1, 1)}
             batch = (2, request.max_batch, request.max_batch)
@@ -176,54 +181,81 @@ def _audio_latents(shape: ClipShape) -> tuple[int, int]:
 def _text_encoder(request: ProfileRequest) -> list[Bucket]:
     """One prompt at a time, always 1024 tokens."""
     del request
-    return [_bucket("prompt", B=(1, 1, 1), S=(MAX_TOKENS,) * 3)]
+    return [_bucket("prompt", B=ONE, S=(MAX_TOKENS,) * 3)]
 
 
 def _duration_head(request: ProfileRequest) -> list[Bucket]:
     del request
-    return [_bucket("prompt", B=(1, 1, 1), Sv=(MAX_TOKENS,) * 3, Sa=(MAX_TOKENS,) * 3)]
+    return [_bucket("prompt", B=ONE, Sv=(MAX_TOKENS,) * 3, Sa=(MAX_TOKENS,) * 3)]
 
 
 def _video_encoder(request: ProfileRequest) -> list[Bucket]:
-    """Images in one piece at the size of either stage; clips in tiles."""
-    buckets = []
+    """Images in one piece, of a clip's size and its relatives'; clips in tiles; references at the
+    size of stage 1 in one piece.
+    """
+    factors, buckets = request.factors, []
+    least = _least_cells(VIDEO_ENCODER, request) * factors.height
     for shape in request.shapes:
-        stage = shape.half(request.factors) or shape
-        buckets.append(
-            _bucket(
-                f"{shape.width}x{shape.height}x1",
-                B=(1, 1, 1),
-                F=(1, 1, 1),
-                H=(stage.height, shape.height, shape.height),
-                W=(stage.width, shape.width, shape.width),
-            )
-        )
+        rows, columns = _sides(shape.height, shape.width, least)
+        buckets.append(_bucket(f"{shape.width}x{shape.height}x1", B=ONE, F=ONE, H=rows, W=columns))
     for shape in request.shapes:
-        if shape.num_frames > 1:
-            frames, rows, columns = _tile_sizes(shape, request, encode=True)
-            buckets.append(_bucket(f"{shape.name} tiles", B=(1, 1, 1), F=frames, H=rows, W=columns))
+        if shape.num_frames == 1:
+            continue
+        frames, rows, columns = _tile_sizes(shape, request, encode=True)
+        buckets.append(_bucket(f"{shape.name} tiles", B=ONE, F=frames, H=rows, W=columns))
+        if (stage := shape.half(factors)) is not None:
+            rows, columns = _sides(stage.height, stage.width, least)
+            frames = (1, shape.num_frames, shape.num_frames)
+            buckets.append(_bucket(stage.name, B=ONE, F=frames, H=rows, W=columns))
     return buckets
 
 
 def _video_decoder(request: ProfileRequest) -> list[Bucket]:
-    """The tiles that pipelines cut a clip into."""
+    """The tiles that pipelines cut a clip and its relatives into."""
     return [
         _bucket(
             f"{shape.name} tiles",
-            B=(1, 1, 1),
+            B=ONE,
             **dict(zip(("Fl", "Hl", "Wl"), _tile_sizes(shape, request), strict=True)),
         )
         for shape in request.stages()
     ]
 
 
+def _least_cells(name: str, request: ProfileRequest) -> int:
+    """Smallest side of a latent that a part of the video VAE takes."""
+    return int(request.options.get(name, {}).get("min_latent_cells", 1))
+
+
+def _sides(rows: int, columns: int, least: int = 1) -> tuple[Range, Range]:
+    """Ranges of two sides, either of which may be the long one."""
+    side, low = max(rows, columns), min(least, rows, columns)
+    return (low, rows, side), (low, columns, side)
+
+
 def _tile_sizes(shape: ClipShape, request: ProfileRequest, *, encode: bool = False) -> list[Range]:
-    """Smallest, most common and largest source size of the automatic tiles, along each axis."""
-    axes = TilingConfig.auto().tiles(shape.cells(request.factors), request.factors, encode=encode)
-    frames, rows, columns = (
-        _range([t.source.stop - t.source.start for t in tiles]) for tiles in axes
-    )
-    return [(1, frames[1], frames[2]), rows, columns]
+    """Source sizes of tiles along each axis: of the automatic ones and, where clips are encoded, of
+    those that do not go by the aspect. The most common one is the clip's own, the largest that of a
+    square as wide as the clip is long.
+    """
+    factors, cells = request.factors, shape.cells(request.factors)
+    own = _tile_ranges(TilingConfig.auto(), cells, factors, encode=encode)
+    square = (cells[0], max(cells[1:]), max(cells[1:]))
+    tilings = [TilingConfig.auto(), *([TilingConfig.default()] if encode else [])]
+    largest = [_tile_ranges(tiling, square, factors, encode=encode) for tiling in tilings]
+    cell = _least_cells(VIDEO_ENCODER if encode else VIDEO_DECODER, request)
+    least = [1, *(cell * factor for factor in (factors[1:] if encode else (1, 1)))]
+    return [
+        (min(low, smallest), likely, max(axes[axis][2] for axes in largest))
+        for axis, (low, (smallest, likely, _)) in enumerate(zip(least, own, strict=True))
+    ]
+
+
+def _tile_ranges(
+    tiling: TilingConfig, cells: Sequence[int], factors: VideoScaleFactors, *, encode: bool
+) -> list[Range]:
+    axes = tiling.tiles(cells, factors, encode=encode)
+    return [_range([t.source.stop - t.source.start for t in tiles]) for tiles in axes]
 
 
 def _audio(symbol: str, per_latent: Callable[[ProfileRequest], int], least: int = 1) -> Rule:
@@ -234,9 +266,7 @@ def _audio(symbol: str, per_latent: Callable[[ProfileRequest], int], least: int 
         for shape in request.shapes:
             likely, longest = (n * per_latent(request) for n in _audio_latents(shape))
             smallest = min(least, likely)
-            buckets.append(
-                _bucket(shape.name, B=(1, 1, 1), **{symbol: (smallest, likely, longest)})
-            )
+            buckets.append(_bucket(shape.name, B=ONE, **{symbol: (smallest, likely, longest)}))
         return buckets
 
     return make
@@ -257,38 +287,34 @@ def _audio_encoder(request: ProfileRequest) -> list[Bucket]:
 
 
 def _upsampler(request: ProfileRequest) -> list[Bucket]:
-    """The latent of stage 1, in one piece."""
+    """The latent of stage 1, or a relative's, in one piece."""
     buckets = []
     for shape in request.shapes:
         stage = shape.half(request.factors) or shape
-        frames, rows, columns = stage.cells(request.factors)
-        buckets.append(
-            _bucket(
-                stage.name,
-                B=(1, 1, 1),
-                Fl=(1, frames, frames),
-                Hl=(rows,) * 3,
-                Wl=(columns,) * 3,
-            )
-        )
+        frames, *sides = stage.cells(request.factors)
+        rows, columns = _sides(sides[0], sides[1])
+        buckets.append(_bucket(stage.name, B=ONE, Fl=(1, frames, frames), Hl=rows, Wl=columns))
     return buckets
 
 
 def _diffusion_features(request: ProfileRequest) -> list[Bucket]:
-    """The whole latent, padded to the smallest size, with its ghost frames."""
+    """The whole latent, or a relative's, padded to the smallest size, with its ghost frames."""
     facts = _decoder_facts(request)
+    least = facts.min_latent_cells
     buckets = []
     for shape in request.stages():
-        cells = shape.cells(request.factors)
-        frames, rows, columns = map(max, cells, facts.min_latent_cells)
-        frames += facts.ghost_frames
-        sizes = {"Fl": (frames,) * 3, "Hl": (rows,) * 3, "Wl": (columns,) * 3}
-        buckets.append(_bucket(shape.name, B=(1, 1, 1), **sizes))
+        frames, *sides = map(max, shape.cells(request.factors), least)
+        rows, columns = _sides(sides[0], sides[1], min(least[1:]))
+        lengths = (least[0] + facts.ghost_frames, *(frames + facts.ghost_frames,) * 2)
+        buckets.append(_bucket(shape.name, B=ONE, Fl=lengths, Hl=rows, Wl=columns))
     return buckets
 
 
 def _diffusion_tiles(symbols: Sequence[str], *, pixels: bool) -> Rule:
-    """The automatic tiles: features in, and ghost features after the last; or patches out."""
+    """The automatic tiles, lying and standing, and smaller ones: features in, and ghost features
+    after the last; or patches out. Automatic tiles of other clips are those that fit
+    (`decoding.chosen_tiling`).
+    """
 
     def make(request: ProfileRequest) -> list[Bucket]:
         facts = _decoder_facts(request)
@@ -297,16 +323,22 @@ def _diffusion_tiles(symbols: Sequence[str], *, pixels: bool) -> Rule:
         for shape in request.stages():
             latent = shape.cells(request.factors)
             axes = decoder_tiles(facts, auto_tiling(facts, latent), feature_cells(facts, latent))
-            sizes = {}
-            for axis, (symbol, tiles) in enumerate(zip(symbols, axes, strict=True)):
+            sizes = []
+            for axis, tiles in enumerate(axes):
+                least = facts.min_feature_cells[axis]
                 if pixels:
                     patch = facts.patch_size if axis else 1
                     lengths = [(t.target.stop - t.target.start) // patch for t in tiles]
+                    least = least * facts.feature_stride[axis] if axis else 1
                 else:
                     lengths = [t.source.stop - t.source.start for t in tiles]
-                    lengths[-1] += 0 if axis else ghosts
-                sizes[symbol] = _range(lengths)
-            buckets.append(_bucket(f"{shape.name} tiles", B=(1, 1, 1), **sizes))
+                    lengths = lengths if axis else [n + ghosts for n in lengths]
+                low, likely, high = _range(lengths)
+                sizes.append((min(low, least), likely, high))
+            turned = [sizes[0], sizes[2], sizes[1]]
+            for way, ranges in (("tiles", sizes), ("tiles turned", turned)):
+                given = dict(zip(symbols, ranges, strict=True))
+                buckets.append(_bucket(f"{shape.name} {way}", B=ONE, **given))
         return buckets
 
     return make

@@ -10,12 +10,17 @@ from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.load_weights import engine_tensors, stored_tensor, tensor_entry
-from ltx2rt.bundle.manifest import ComponentEntry, EngineEntry, ModelInfo, Source
+from ltx2rt.bundle.manifest import UNMASKED, ComponentEntry, EngineEntry, ModelInfo, Source
 from ltx2rt.components.decoder_tiles import DEVICE_BYTES
 from ltx2rt.engine import Array
 from ltx2rt.env import cache_dir
 from ltx2rt.latents.shapes import VideoScaleFactors
-from ltx2rt.names import DIFFUSION_FEATURES, TEXT_STACK, TRANSFORMER_BLOCKS, TRANSFORMER_STACK
+from ltx2rt.names import (
+    DIFFUSION_FEATURES,
+    TEXT_STACK,
+    TRANSFORMER_BLOCKS,
+    TRANSFORMER_STACK,
+)
 from ltx2rt.progress import Job
 from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import MappedFiles
@@ -24,6 +29,7 @@ from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import apply_custom_ops, operators_for, require_compiler
 from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
+from ltx2rt_export.engines.bias_rank import with_wide_biases
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
 from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
@@ -31,6 +37,7 @@ from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes, holding_weights
 from ltx2rt_export.graph import Export, ExportedGraph
+from ltx2rt_export.unmasked import without_masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +81,29 @@ class EngineStage:
         graph = apply_custom_ops(
             graph, backend=backend, target=target, precision=precision, mode=self.custom_ops
         )
-        return use_linear_attention(graph) if builder is None else fold_transposes(graph)
+        if builder is None:
+            return use_linear_attention(graph)
+        return with_wide_biases(fold_transposes(graph))
+
+    def unmasked(self, graph: ExportedGraph, precision: str) -> ExportedGraph | None:
+        """The finished graph of passes without masks, of components that have one. Engines that
+        hold their weights have none: it would hold them again.
+
+        Args:
+            graph: before `finish`.
+
+        Raises:
+            UnsupportedError: see `finish`.
+        """
+        if self.builder is not None and holds_weights(self.builder.config, graph.component):
+            return None
+        without = without_masks(graph)
+        return None if without is None else self.finish(without, precision)
 
     def add(
         self,
         graphs: Sequence[ExportedGraph],
+        unmasked: Mapping[str, ExportedGraph],
         entries: Mapping[str, ComponentEntry],
         sources: Sequence[Source],
         bundle: Path,
@@ -93,6 +118,19 @@ class EngineStage:
             name = graph.component.name
             engines = self._engines(self.builder, graph, done[name], places, bundle, job)
             done[name] = dataclasses.replace(done[name], engines=tuple(engines))
+            entry = done[name].unmasked
+            if entry is not None:
+                built = self.builder.build(
+                    unmasked[name],
+                    done[name].precision,
+                    None,
+                    bundle,
+                    job,
+                    variant=UNMASKED,
+                    measured=graph.component,
+                )
+                entry = dataclasses.replace(entry, engines=(built,))
+                done[name] = dataclasses.replace(done[name], unmasked=entry)
         return done
 
     def _engines(

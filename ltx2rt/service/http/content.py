@@ -47,6 +47,13 @@ def content_answer(service: Service, job: JobRow, wanted: str | None) -> Respons
         again = service.get(job.id, job.owner)
         if again is not None and again.state == "completed":
             return content_answer(service, again, wanted)
+        whole = path.with_suffix("")  # it has its name already, and its row not yet its state
+        if whole.is_file():
+            start, end = _range(wanted)
+            handle = os.open(whole, os.O_RDONLY)
+            return GrowingFile(
+                handle, start, end, MEDIA_TYPES[job.kind], lambda: _state(service, job)
+            )
         raise RefusalError(
             409, f"{job.id} has no content yet: {job.state}.", "not_ready"
         ) from error
