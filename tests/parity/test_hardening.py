@@ -122,7 +122,7 @@ def test_what_files_say_of_their_origin(demo_bundle: Path, tmp_path: Path) -> No
     latents = out / "q.safetensors"
     assert run(*command, out / "q.mp4", "--save-latents", latents, "--no-record").code == 0
     assert not {"prompt", "seed", RECORD_TAG} & read_tags(out / "q.mp4").keys()
-    assert SafetensorsFile(latents).metadata.keys() == {"ltx2rt"}
+    assert not {"prompt", "seed", RECORD_TAG} & SafetensorsFile(latents).metadata.keys()
 
 
 def test_names_that_are_not_utf_8(demo_bundle: Path, tmp_path: Path) -> None:
