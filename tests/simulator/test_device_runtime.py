@@ -307,8 +307,8 @@ def test_an_address_that_changes_after_the_capture_shows(
         want = made.passes()
     real = device_stack.DeviceStack._upload
 
-    def moved(self: Any, number: int, call: Any) -> Any:
-        state = real(self, number, call)
+    def moved(self: Any, number: int, lane: int, call: Any) -> Any:
+        state = real(self, number, lane, call)
         if call.constants.passes:  # what is captured reads the old place
             key = next(k for k in state.tensors if k[0] == "video_latent")
             array = dict(device_stack.ready(call.tensors, self._dtypes))[key]
@@ -456,7 +456,7 @@ def test_a_trace_of_streams(
     with model(bundle) as made, ltx2rt.Trace() as resident:
         want = made.passes()
     layers = [s.name for s in resident.spans if s.track == COMPUTE]
-    once = ["transformer_head 0", *(f"transformer_block {n}" for n in (1, 2, 3))]
+    once = ["transformer_head 0", *(f"transformer_block_unmasked {n}" for n in (1, 2, 3))]
     once.append("transformer_tail 4")
     replays = ["transformer_head to tail, replayed"] * 3
     assert layers == once + replays
