@@ -58,6 +58,7 @@ PIPELINES: dict[str, tuple[str, ...]] = {
     "audio-to-video": ("spatial upsampler", "distilled LoRA"),
     "distilled": ("distilled transformer", "spatial upsampler"),
     "ic-lora": ("distilled transformer", "spatial upsampler", "IC-LoRA"),
+    "ic-lora-guided": ("spatial upsampler", "IC-LoRA", "distilled LoRA"),
     "dub-it": ("distilled transformer", "spatial upsampler", "IC-LoRA"),
     "hdr-ic-lora": ("distilled transformer", "spatial upsampler", "HDR IC-LoRA"),
     "dfr": ("distilled transformer", "spatial upsampler"),

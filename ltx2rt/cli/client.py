@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.cli.common import ProgressPrinter, split_strength, text_or_file
+from ltx2rt.cli.common import ProgressPrinter, print_json, split_strength, text_or_file
 from ltx2rt.cli.job_file import read_table
 from ltx2rt.config import GenerationConfig
 from ltx2rt.env import api_key
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lora", action="append", default=[], metavar="NAME[:STRENGTH]", help="one of the server's"
     )
     parser.add_argument("--stream", action="store_true", help="write a file that plays as it grows")
+    parser.add_argument("--json", action="store_true", help="print what was made as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
@@ -85,7 +86,10 @@ def run(options: argparse.Namespace) -> int:
             sink.discard()
     if options.output != STDOUT:
         made = result.get("ltx2rt", result)
-        print(f"{options.output}: {made['num_frames']} frames, seed {made['seed']}")
+        if options.json:
+            print_json({"output": str(options.output), **made})
+        else:
+            print(f"{options.output}: {made['num_frames']} frames, seed {made['seed']}")
     return 0
 
 

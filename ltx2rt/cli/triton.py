@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.cli.common import print_json
 from ltx2rt.service.triton.repository import RepositoryConfig, write_repository
 
 
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights-dir", type=Path, metavar="DIR", help="where weight files are now"
     )
+    parser.add_argument("--json", action="store_true", help="print the files as one JSON document")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -45,6 +47,9 @@ def run(options: argparse.Namespace) -> int:
         lora_dir=options.lora_dir,
         weights_dir=options.weights_dir,
     )
-    for name in write_repository(options.output, config):
-        print(options.output / name)
+    files = [str(options.output / name) for name in write_repository(options.output, config)]
+    if options.json:
+        print_json({"files": files})
+    else:
+        print("\n".join(files))
     return 0

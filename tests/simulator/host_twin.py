@@ -6,7 +6,6 @@ it gives here, in every precision.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -53,5 +52,5 @@ def use_host_engines(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loader, "TrtEngine", HostEngine)
     patch.setattr(loader, "DeviceStack", stack)
     memory = SimpleNamespace(opened=ExitStack, close=lambda: None)
-    plan = SimpleNamespace(keep_text=False, largest=Counter())
-    patch.setattr(loader.Loader, "_memory", lambda *_: (memory, plan))
+    card = SimpleNamespace(memory=memory, plan=None, keep_text=False, largest=lambda names: 0)
+    patch.setattr(loader.Loader, "_card_of", lambda *_: card)
