@@ -10,7 +10,7 @@ from ltx2rt.bundle.targets import CARDS, DEFAULT_RTX_TARGETS
 from ltx2rt.device.gpus import local_gpu
 from ltx2rt.errors import OptionError
 from ltx2rt.plain_data import nearest
-from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS
+from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS, float_precision
 from ltx2rt_export.checkpoint import ModelFiles
 
 CPU, THIS = "cpu", "this"
@@ -68,7 +68,8 @@ def chosen_precision(options: Mapping[str, Any], files: ModelFiles | None) -> st
         family = "nvfp4" if stored.name == "nvfp4" else "fp8"
         static = stored.static_input_scales == stored.layers
         wanted = [f"{family}-static", family] if static else [family]
-    return next((n for n in (*wanted, "bf16") if PRECISIONS[n].min_sm <= least), "fp16")
+    usual, older = (float_precision(dtype).name for dtype in ("bfloat16", "float16"))
+    return next((n for n in (*wanted, usual) if PRECISIONS[n].min_sm <= least), older)
 
 
 def _spelled(card: str) -> str:

@@ -8,6 +8,11 @@ from ltx2rt.bundle.manifest import Manifest
 from ltx2rt.bundle.memory import held_bytes, layer_bytes
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import STAGES, TEXT_BLOCKS, TRANSFORMER_BLOCKS
+from ltx2rt.weights.codecs.engine_formats import INT8
+from ltx2rt.weights.precision import PRECISIONS
+
+#: what messages name where weights take too much
+_SMALLER = next(row.name for row in PRECISIONS.values() if row.format is INT8)
 
 #: of the memory, what is left to activations, the system and other programs
 _SPARE_SHARE = 4
@@ -46,7 +51,7 @@ class HostPlan:
             return f"{held}all stay"
         return (
             f"{held}{self.kept} stay, the others are read from the files at every use; a bundle of "
-            "a smaller precision (--precision int8-wo) keeps more"
+            f"a smaller precision (--precision {_SMALLER}) keeps more"
         )
 
 
@@ -72,7 +77,7 @@ def plan_host(manifest: Manifest, memory_bytes: int, *, resident: bool) -> HostP
         raise UnsupportedError(
             f"one layer of the transformer and what is held beside it take {_gib(rest + largest)} "
             f"in {manifest.precision}, and this machine has {_gib(memory_bytes)} of memory; use "
-            "--residency stage, or build in a smaller precision, such as --precision int8-wo."
+            f"--residency stage, or build in a smaller precision, such as --precision {_SMALLER}."
         )
     room = memory_bytes - memory_bytes // _SPARE_SHARE - rest
     text = sum(sum(sizes[n]) - max(sizes[n], default=0) for n in TEXT_BLOCKS if n in sizes)

@@ -14,7 +14,7 @@ from ltx2rt.errors import OptionError
 from ltx2rt.hub.reference import local_path
 from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Job
-from ltx2rt.weights.precision import PRECISIONS
+from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="auto",
         metavar="P",
-        help=f"auto (default: fp32 on a CPU; on a GPU the checkpoint's own, else 16 bits), "
+        help=f"auto (default: {DEFAULT_PRECISION} on a CPU; on a GPU the checkpoint's own, else "
+        "16 bits), "
         f"{', '.join(PRECISIONS)}",
     )
     target.add_argument(

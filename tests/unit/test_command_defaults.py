@@ -112,6 +112,7 @@ def test_references_are_encoded_in_the_tiles_of_the_decoder(
     inputs = HDRICLoraInputs(references=(ReferenceFile(path=Path("x.mp4")),))
     pixels = VideoPixelShape(batch=1, num_frames=1, height=size[0], width=size[1], frame_rate=24.0)
     run: Any = SimpleNamespace(
+        engines=engines,
         pixels=lambda divisor: pixels,
         request=SimpleNamespace(inputs=inputs),
         config=GenerationConfig(prompt="a", tiling=text),

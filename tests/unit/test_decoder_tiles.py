@@ -172,7 +172,11 @@ def test_the_record_of_a_clip_holds_them(monkeypatch: pytest.MonkeyPatch) -> Non
         job=Job(),
         latents={},
         hdr=None,
+        sound=None,
+        frames=None,
+        crop=lambda video: None,
         generator=TorchGenerator(0),
+        generators={},
     )
     clip = pipe.clip(run, np.zeros((1, 1, 1, 1, 1), np.float32), None)
     assert clip.config.tiling == clip.record.request.config.tiling == "512x80"
