@@ -80,6 +80,12 @@ class Asked:
                 file=sys.stderr,
             )
         config = replace(asked.request.config, **opened)
+        if "width" in opened and not self.run.quiet:
+            print(
+                f"ltx2rt: note: {config.width}x{config.height}, {config.num_frames} frames, for "
+                "which this bundle was built; `ltx2rt inspect BUNDLE` lists what else it makes.",
+                file=sys.stderr,
+            )
         request = replace(asked.request, config=config)
         return replace(asked, request=request, output=self.output, enhance=self.enhance)
 
@@ -94,6 +100,10 @@ class Asked:
             return {}
         named = {*self.given, *(["num_frames"] if "auto_duration" in self.given else ())}
         found = pipe.command_defaults(pipe.source.has)
+        config = self.request.config
+        if not {"height", "width", "size"} & {*named, *found}:
+            fields = {n: getattr(config, n) for n in ("height", "width", "num_frames")}
+            found = {**found, **pipe.built_size(fields)}
         return {name: value for name, value in found.items() if name not in named}
 
     def request_of(self, index: int) -> Request:

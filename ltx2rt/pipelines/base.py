@@ -25,7 +25,7 @@ from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.names import DIFFUSION_DECODER, TEXT_ENCODER, TRANSFORMER
-from ltx2rt.pipelines.built_sizes import built_clips, made_sizes, refuse_sizes
+from ltx2rt.pipelines.built_sizes import built_clips, made_sizes, nearest_clip, refuse_sizes
 from ltx2rt.pipelines.catalog import catalog_class
 from ltx2rt.pipelines.checks import (
     check_duration,
@@ -55,6 +55,10 @@ from ltx2rt.results.stage_store import StageStore
 KEPT_REQUESTS = 16
 
 logger = logging.getLogger(__name__)
+
+
+#: fields of a `GenerationConfig` that say how large its frames are
+SIZE_FIELDS = frozenset(("height", "width"))
 
 
 class Pipeline(PipelineFacts):
@@ -296,8 +300,29 @@ class Pipeline(PipelineFacts):
             inputs = self.Inputs(**{k: v for k, v in options.items() if k in own})
         if config is None:
             given = {k: v for k, v in options.items() if k in names}
-            config = GenerationConfig(**{**self.defaults(inputs, given), **given})
+            found = self.defaults(inputs, given)
+            if not given.keys() & SIZE_FIELDS:
+                found |= self.built_size({**found, **given})
+            config = GenerationConfig(**{**found, **given})
         return Request(config=config, guidance=guidance, inputs=inputs)
+
+    def built_size(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Height, width and frames that the engines were built for, where this pipeline's own size
+        is none that they take; nothing where it is, or another one was asked for.
+
+        Args:
+            fields: of a `GenerationConfig`, so far as they are known.
+        """
+        own = (fields.get("height"), fields.get("width")) == self.default_size
+        if not own or not isinstance(self.source, Bundle):
+            return {}
+        frames = fields.get("num_frames", GenerationConfig().num_frames)
+        fixed = isinstance(frames, int)
+        size = nearest_clip(self.source, fields["height"], fields["width"], frames if fixed else 1)
+        if size is None:
+            return {}
+        found = {"width": size[0], "height": size[1]}
+        return {**found, "num_frames": size[2]} if fixed else found
 
     def accept(self, request: Request) -> Request:
         """As `prepare`; and refuse sizes that the bundle's engines were not built for.

@@ -70,6 +70,21 @@ def built_clips(bundle: Bundle) -> list[Size]:
     return sorted(((w, h, n) for w, h, n in found), key=math.prod, reverse=True)
 
 
+def nearest_clip(bundle: Bundle, height: int, width: int, frames: int) -> Size | None:
+    """Width, height and frames of the largest clip that engines were built for, `frames` at most;
+    None where they take the given one, or any.
+    """
+    clips = built_clips(bundle)
+    fits = any(
+        w * h >= width * height and max(w, h) >= max(width, height) and n >= frames
+        for w, h, n in clips
+    )
+    if fits or not clips:
+        return None
+    w, h, n = clips[0]
+    return w, h, min(n, frames)
+
+
 def refuse_sizes(
     rehearse: Callable[[Request], SizeChecks], request: Request, free: Collection[str], step: int
 ) -> None:

@@ -68,6 +68,22 @@ def test_relatives_of_the_built_clips_are_taken(wide: Bundle) -> None:
             accept(pipe, height=height, width=width, num_frames=frames)
 
 
+def test_the_size_where_none_is_asked_for(demo_bundle: Path, wide: Bundle) -> None:
+    """The pipeline's own, or what the engines were built for."""
+
+    def size(bundle: Bundle, **fields: Any) -> tuple[int, int, Any]:
+        pipe = ltx2rt.DistilledPipeline(bundle)
+        config = pipe.make_request(None, None, None, {"prompt": "a", **fields}).config
+        return config.width, config.height, config.num_frames
+
+    assert size(wide) == (192, 128, 25)
+    accept(ltx2rt.DistilledPipeline(wide))
+    assert size(wide, height=64, width=64) == (64, 64, 121)
+    assert size(wide, num_frames=9) == (192, 128, 9)
+    assert size(ltx2rt.open_bundle(demo_bundle)) == (1536, 1024, 121)
+    assert size(built_for(demo_bundle, "1536x1024x121")) == (1536, 1024, 121)
+
+
 def test_larger_clips_are_refused_with_the_nearest_and_the_build(
     demo_bundle: Path, wide: Bundle
 ) -> None:
