@@ -88,10 +88,10 @@ def launches_of(engine: Path, backend: str, version: str, buckets: int) -> Launc
         found = [(m[1], m[2].decode(), m[3]) for m in _LAUNCH.finditer(data)]
     if not found or len(found) % buckets:
         return None
-    return _counted(found[: len(found) // buckets])
+    return _counted(found, buckets)
 
 
-def _counted(found: Iterable[tuple[bytes, str, bytes]]) -> Launches:
+def _counted(found: Iterable[tuple[bytes, str, bytes]], buckets: int) -> Launches:
     counts = dict.fromkeys(
         ("gemms", "fused_gemms", "attentions", "reductions", "pointwise", "layouts", "copies"), 0
     )
@@ -105,7 +105,8 @@ def _counted(found: Iterable[tuple[bytes, str, bytes]]) -> Launches:
             names = re.findall(r'"([^"]+)"', inputs[1].decode())
             copied += [re.sub(r"\.\d+$", "", n) for n in names[:1] if not n.startswith("__my")]
     counts["gemms"] -= counts["fused_gemms"]  # which are there twice
-    return Launches(**counts, copied=tuple(copied), streams=len(streams))
+    a_run = {kind: count // buckets for kind, count in counts.items()}
+    return Launches(**a_run, copied=tuple(copied[: len(copied) // buckets]), streams=len(streams))
 
 
 def _kind(statement: bytes, name: str, rest: bytes) -> str:

@@ -19,8 +19,12 @@ import pytest
 import ltx2rt_export.bundle as export_bundle
 from ltx2rt.bundle.manifest import content_id, read_manifest
 from ltx2rt.cli.__main__ import main
+from ltx2rt.env import cache_dir
+from ltx2rt.names import TRANSFORMER_BLOCKS
+from ltx2rt_export import onnx as exporter
 from ltx2rt_export.catalog import traced_components
 from ltx2rt_export.component import Component
+from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.graph import ExportedGraph
 
@@ -122,13 +126,31 @@ def use_export(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GraphCache, "export", lambda _, component, *rest: export(component, *rest))
 
 
+def as_exported() -> Callable[[Component, str], onnx.ModelProto]:
+    """Traces components, whatever is patched from here on; kept by a key for the next test."""
+    real, keep = exporter.export_component, GraphCache.export
+
+    def trace(component: Component, key: str) -> onnx.ModelProto:
+        kept, model = GraphCache(EngineCache(cache_dir()), {"tests": key}), onnx.ModelProto()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(exporter, "export_component", real)
+            model.CopyFrom(keep(kept, component, "float32").model)
+        return model
+
+    return trace
+
+
 def use_graphs_of(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
     """Exporting gives this bundle's own graphs: the model must have the same shapes."""
     entries = read_manifest(bundle).components
+    trace = as_exported()
 
     def export(component: Component, *_: object) -> ExportedGraph:
         entry = entries[component.name]
-        model = onnx.load(str(bundle / entry.graph), load_external_data=False)
+        if component.name in TRANSFORMER_BLOCKS:  # the bundle's has attention of ONNX Runtime
+            model = trace(component, entry.graph_sha256)
+        else:
+            model = onnx.load(str(bundle / entry.graph), load_external_data=False)
         names = tuple(component.weights)
         return ExportedGraph(component, model, names, frozenset(entry.transposed))
 

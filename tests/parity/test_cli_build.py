@@ -343,8 +343,8 @@ BAD_FILES: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("missing", "checkpoint", Path.unlink, "No such file"),
     ("half", "checkpoint", lambda p: overwrite(p, lambda d: d[: len(d) // 2]), "is truncated"),
     ("header", "checkpoint", lambda p: overwrite(p, lambda d: d[:1000]), "is truncated"),
-    ("empty", "checkpoint", lambda p: overwrite(p, lambda d: b""), "it has only 0 bytes"),
-    ("text", "checkpoint", lambda p: overwrite(p, lambda d: b"<html>" * 99), "not a safetensors"),
+    ("empty", "checkpoint", lambda p: overwrite(p, lambda d: b""), "is an empty file"),
+    ("text", "checkpoint", lambda p: overwrite(p, lambda d: b"<html>" * 99), "a login, a licence"),
     ("offsets", "checkpoint", lambda p: overwrite(p, broken_offsets), "is corrupt"),
     ("other", "checkpoint", other_model, "is Stable Diffusion"),
     ("upsampler half", "spatial_upsampler",
@@ -381,10 +381,10 @@ def test_missing_parts_are_all_named(demo_model: Model, no_export: None, folder:
     outcome = ltx2rt(*common, "--checkpoint", demo_model["checkpoint"])
     expect_user_error(outcome, "no Gemma: give --gemma DIR")
     outcome = ltx2rt(*common, "--checkpoint", demo_model["spatial_upsampler"])
-    expect_user_error(outcome, "is a spatial upsampler; expected an LTX-2 checkpoint")
+    expect_user_error(outcome, "is a spatial upsampler (give it as --spatial-upsampler); ")
     swapped = {**demo_model, "spatial_upsampler": demo_model["checkpoint"]}
     outcome = ltx2rt(*common, *build_flags(swapped))
-    expect_user_error(outcome, "is an LTX-2 checkpoint; expected a spatial upsampler")
+    expect_user_error(outcome, "is an LTX-2 checkpoint", "expected a spatial upsampler")
 
 
 def test_loras_that_do_not_fit(

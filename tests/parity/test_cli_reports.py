@@ -76,7 +76,7 @@ def test_inspect_bundle(demo_bundle: Path, demo_model: dict[str, Path], tmp_path
 @pytest.mark.parametrize("flags", [(), ("--json",)])
 def test_inspect_refuses(flags: tuple[str, ...], tmp_path: Path) -> None:
     expect_user_error(ltx2rt("inspect", tmp_path / "none", *flags), "No such file")
-    expect_user_error(ltx2rt("inspect", tmp_path, *flags), "is not a Gemma directory")
+    expect_user_error(ltx2rt("inspect", tmp_path, *flags), "is a folder without weights")
     text = tmp_path / "x.safetensors"
     text.write_text("hello, this is no safetensors file")
     expect_user_error(ltx2rt("inspect", text, *flags), "is not a safetensors file")
@@ -143,7 +143,11 @@ def test_verify_agrees_everywhere(
     assert report["passed"]
     assert report["bundle"] == manifest.bundle_id
     rungs = report["rungs"]
-    outputs = {(name, t.name) for name, e in manifest.components.items() for t in e.outputs}
+    entries = {
+        **manifest.components,
+        "transformer_block_unmasked": manifest.components["transformer_block"],
+    }
+    outputs = {(name, t.name) for name, e in entries.items() for t in e.outputs}
     assert {(r["component"], r["output"]) for r in rungs} == outputs
     last = len(manifest.components["transformer_block"].layers) - 1
     layers = {r["layer"] for r in rungs if r["component"] == "transformer_block"}
@@ -173,7 +177,10 @@ def test_verify_sees_exchanged_weights(
     assert not data.json["passed"]
     failed = [r for r in data.json["rungs"] if not r["passed"]]
     assert failed
-    assert {(r["component"], r["layer"]) for r in failed} == {("transformer_block", 0)}
+    assert {(r["component"], r["layer"]) for r in failed} == {
+        ("transformer_block", 0),
+        ("transformer_block_unmasked", 0),
+    }
     assert text.out.count("FAIL") == text.err.count("FAILS") == len(failed)
     assert f"of {len(data.json['rungs'])} outputs agree" in text.out
 

@@ -131,7 +131,7 @@ def test_no_sound_where_none_is_made(demo_bundle: Path, tmp_path: Path) -> None:
         ),
         (
             ("--video", "odd", "--video-frame-rate", 24, "--hdr", "acescg"),
-            ["The size of the source 'odd'", "height=48 is not", "num_frames=3 is not 8k+1"],
+            ["--start-time=0.2 lies behind the end of 'odd', which lasts 0.125 s"],
         ),
         (
             ("--video", "mixed", "--video-frame-rate", 24, "--hdr", "acescg"),

@@ -270,4 +270,4 @@ def test_tensorrt_rtx_builds_the_pixel_stage(tmp_path: Path) -> None:
     entry = made.build(graph, "bf16", None, tmp_path, Job())
     inputs = {t["name"]: tuple(t["shape"]) for t in inspect_engine(tmp_path / entry.file)["inputs"]}
     assert inputs["noisy_patches"] == (*inputs["context"][:4], 48)
-    assert entry.buckets[0].sizes["Wc"] == (56, 56, 56)  # the engine widens the grid itself
+    assert entry.buckets[0].sizes["Wc"][1:] == (56, 56)  # the engine widens the grid itself

@@ -99,8 +99,8 @@ def diffusers_transformer(case: models.TransformerCase) -> tuple[torch.Tensor, t
     """What diffusers makes of the same weights and inputs."""
     from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
 
+    from ltx2rt_export.layouts.diffusers_names import official_names
     from tests.parity import tiny_transformer as tiny
-    from tests.parity.test_transformer_diffusers import diffusers_name
 
     newer = case.generation != "19b"
     video, audio = case.config.streams
@@ -127,7 +127,11 @@ def diffusers_transformer(case: models.TransformerCase) -> tuple[torch.Tensor, t
         use_keyframes_abs_pos_embedding=case.generation == "2.5",
     ).eval()
     weights = tiny.weights(case.config)
-    model.load_state_dict({diffusers_name(n): torch.from_numpy(w) for n, w in weights.items()})
+    names = official_names("transformer", model.state_dict())
+    prefix = "model.diffusion_model."
+    model.load_state_dict(
+        {n: torch.from_numpy(weights[o.removeprefix(prefix)]) for n, o in names.items()}
+    )
     streams = case.inputs()
     v, a = streams["video"], streams["audio"]
     sigma = torch.from_numpy(v.sigma) * 1000

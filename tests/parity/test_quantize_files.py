@@ -237,6 +237,7 @@ def quantized_copy(
             graph=f"graphs/{name}.onnx",
             graph_sha256=hashlib.sha256(data).hexdigest(),
             precision=part.precision,
+            unmasked=None,
             inputs=tuple(
                 Tensor(name=t.name, dtype=t.dtype, shape=t.shape)
                 for t in part.graph.component.inputs
