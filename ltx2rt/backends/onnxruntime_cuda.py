@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -22,12 +23,8 @@ PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 #: ONNX element type of every dtype of an engine's boundary
 _BOUNDARY_TYPES = {
-    "float32": 1,
-    "int32": 6,
-    "int64": 7,
-    "bool": 9,
-    "float16": 10,
-    "bfloat16": 16,
+    dtype: ELEMENT_TYPES[f"tensor({'float' if dtype == 'float32' else dtype})"]
+    for dtype in NUMPY_DTYPES
 }
 
 
@@ -128,8 +125,9 @@ class OrtBinding:
         outputs = {}
         for spec in self._spec.outputs:
             shape = tuple(d if isinstance(d, int) else sizes[d] for d in spec.shape)
-            found = DeviceTensor(shape, NUMPY_DTYPES[spec.dtype], 0)
-            found = DeviceTensor(shape, found.dtype, place(spec.name, found.nbytes))
+            dtype = NUMPY_DTYPES[spec.dtype]
+            address = place(spec.name, math.prod(shape) * dtype.itemsize)
+            found = DeviceTensor(shape, dtype, address)
             key = (shape, found.address)
             if self._bound.get(spec.name) != key:
                 self._io.bind_output(
