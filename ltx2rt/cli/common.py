@@ -129,3 +129,18 @@ def split_strength(text: str) -> tuple[str, float]:
 def print_json(value: Any, stream: TextIO | None = None) -> None:
     """One JSON document, on stdout if nothing else is said."""
     print(json.dumps(value, indent=2, default=str), file=stream or sys.stdout)
+
+
+def parse_device(text: str) -> int:
+    """`1` or `cuda:1`."""
+    kind, colon, number = text.rpartition(":")
+    if (colon and kind != "cuda") or not number.isascii() or not number.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"invalid device: {text!r}; write the number of a GPU, as 0 or cuda:0"
+        )
+    return int(number)
+
+
+def parse_devices(text: str) -> list[int]:
+    """`0,1` or `cuda:0,cuda:1`."""
+    return [parse_device(part) for part in text.split(",")]

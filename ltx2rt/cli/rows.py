@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.cli.common import split_strength, text_or_file
+from ltx2rt.cli.common import parse_device, parse_devices, split_strength, text_or_file
 from ltx2rt.config import HDR_MODES
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.catalog import PIPELINES
@@ -44,21 +44,6 @@ def parse_seeds(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from error
-
-
-def parse_device(text: str) -> int:
-    """`1` or `cuda:1`."""
-    kind, colon, number = text.rpartition(":")
-    if (colon and kind != "cuda") or not number.isascii() or not number.isdecimal():
-        raise argparse.ArgumentTypeError(
-            f"invalid device: {text!r}; write the number of a GPU, as 0 or cuda:0"
-        )
-    return int(number)
-
-
-def parse_devices(text: str) -> list[int]:
-    """`0,1` or `cuda:0,cuda:1`."""
-    return [parse_device(part) for part in text.split(",")]
 
 
 def file_with_strength(text: str) -> dict[str, Any]:

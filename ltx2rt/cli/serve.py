@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ltx2rt.cli.common import parse_devices
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.docstrings import attribute_texts
 from ltx2rt.errors import OptionError, UnsupportedError
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument(
         "--devices",
-        type=_devices,
+        type=parse_devices,
         default=(None,),
         metavar="N,N",
         help="GPU numbers, a worker each",
@@ -80,10 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _devices(text: str) -> tuple[int | None, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
 def run(options: argparse.Namespace) -> int:
     """Until a signal ends it."""
     keys = _door("keys")
@@ -129,7 +126,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(
         bundle=options.bundle,
         data_dir=options.data,
-        devices=options.devices,
+        devices=tuple(options.devices),
         runtime=RuntimeConfig(
             threads=options.threads, residency="resident", max_batch_size=options.max_batch_size
         ),

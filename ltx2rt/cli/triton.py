@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ltx2rt.bundle.bundle import open_bundle
-from ltx2rt.cli.common import print_json
+from ltx2rt.cli.common import parse_devices, print_json
 from ltx2rt.service.triton.repository import RepositoryConfig, write_repository
 
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--instances", type=int, default=1, help="a GPU; each holds its weights")
-    parser.add_argument("--gpus", type=_numbers, default=(), metavar="N,N", help="default all")
+    parser.add_argument("--gpus", type=parse_devices, default=(), metavar="N,N", help="default all")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads per engine; 0: all")
     parser.add_argument("--max-queue", type=int, default=100, help="requests that may wait")
     parser.add_argument(
@@ -30,16 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the files as one JSON document")
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
 def run(options: argparse.Namespace) -> int:
     open_bundle(options.bundle, weights_dir=options.weights_dir)  # refuse what is none
     config = RepositoryConfig(
         bundle=options.bundle,
         instances=options.instances,
-        gpus=options.gpus,
+        gpus=tuple(options.gpus),
         threads=options.threads,
         max_queue=options.max_queue,
         timeout_s=options.timeout,
