@@ -126,33 +126,36 @@ def use_export(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GraphCache, "export", lambda _, component, *rest: export(component, *rest))
 
 
-def as_exported() -> Callable[[Component, str], onnx.ModelProto]:
-    """Traces components, whatever is patched from here on; kept by a key for the next test."""
+def graphs_as_exported(bundle: Path) -> Callable[[Component], onnx.ModelProto]:
+    """Copies of a bundle's float32 graphs as they are exported: those of transformer blocks, whose
+    attention a bundle for ONNX Runtime has otherwise, are traced, whatever is patched from here
+    on, and kept for the next test.
+    """
+    entries = read_manifest(bundle).components
     real, keep = exporter.export_component, GraphCache.export
 
-    def trace(component: Component, key: str) -> onnx.ModelProto:
-        kept, model = GraphCache(EngineCache(cache_dir()), {"tests": key}), onnx.ModelProto()
+    def graph(component: Component) -> onnx.ModelProto:
+        entry = entries[component.name]
+        if component.name not in TRANSFORMER_BLOCKS:
+            return onnx.load(str(bundle / entry.graph), load_external_data=False)
+        model = onnx.ModelProto()
+        kept = GraphCache(EngineCache(cache_dir()), {"tests": entry.graph_sha256})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(exporter, "export_component", real)
             model.CopyFrom(keep(kept, component, "float32").model)
         return model
 
-    return trace
+    return graph
 
 
 def use_graphs_of(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
     """Exporting gives this bundle's own graphs: the model must have the same shapes."""
-    entries = read_manifest(bundle).components
-    trace = as_exported()
+    entries, graph = read_manifest(bundle).components, graphs_as_exported(bundle)
 
     def export(component: Component, *_: object) -> ExportedGraph:
-        entry = entries[component.name]
-        if component.name in TRANSFORMER_BLOCKS:  # the bundle's has attention of ONNX Runtime
-            model = trace(component, entry.graph_sha256)
-        else:
-            model = onnx.load(str(bundle / entry.graph), load_external_data=False)
         names = tuple(component.weights)
-        return ExportedGraph(component, model, names, frozenset(entry.transposed))
+        transposed = frozenset(entries[component.name].transposed)
+        return ExportedGraph(component, graph(component), names, transposed)
 
     use_export(export, monkeypatch)
     return export

@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 import ltx2rt_export.bundle as export
 from ltx2rt.bundle.manifest import BuildInputs, read_manifest
-from ltx2rt.names import TRANSFORMER_BLOCKS
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import bfloat16, write_safetensors
 from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.onnx import export_component
 from tests.once import made_once
-from tests.parity.command_line import as_exported, use_export
+from tests.parity.command_line import graphs_as_exported, use_export
 from tests.parity.demo_bundle import demo_bundle
 from tests.parity.golden import REPOSITORY, Runner
 
@@ -58,17 +56,13 @@ def build_keyframe_bundle(demo_model: dict[str, Path], demo_bundle: Path, folder
         ),
     }
     inputs = BuildInputs(**{name: str(path) for name, path in names.items()})
-    manifest, trace = read_manifest(demo_bundle), as_exported()
+    manifest, graph = read_manifest(demo_bundle), graphs_as_exported(demo_bundle)
 
     def reuse(component: Any, *dtype: str) -> ExportedGraph:
         entry = manifest.components.get(component.name)
         if entry is None or component.name == "transformer_head":
             return export_component(component, *dtype)
-        if component.name in TRANSFORMER_BLOCKS:  # the bundle's has attention of ONNX Runtime
-            graph = trace(component, entry.graph_sha256)
-        else:
-            graph = onnx.load(demo_bundle / entry.graph, load_external_data=False)
-        return ExportedGraph(component, graph, (), frozenset(entry.transposed))
+        return ExportedGraph(component, graph(component), (), frozenset(entry.transposed))
 
     with pytest.MonkeyPatch.context() as patch:
         use_export(reuse, patch)

@@ -13,13 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ltx2rt_export.engines.build as engine_build
 from ltx2rt.bundle.manifest import read_manifest
-from ltx2rt.names import LORA_COMPONENTS, TRANSFORMER_BLOCKS
+from ltx2rt.names import LORA_COMPONENTS
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.builder import BuiltEngine, EngineRequest, OnStep
 from ltx2rt_export.engines.process import Outcome
 from ltx2rt_export.graph import DTYPE_NAMES, ExportedGraph, with_dtype
 from ltx2rt_export.onnx import TORCH_DTYPES, trace_shape
-from tests.parity.command_line import as_exported, build_flags, ltx2rt, use_export
+from tests.parity.command_line import build_flags, graphs_as_exported, ltx2rt, use_export
 from tests.simulator.engine_program import Boundary, Program
 
 ELEM_TYPES = {name: elem for elem, name in DTYPE_NAMES.items()}
@@ -93,16 +93,10 @@ def use_typed_graphs(bundle: Path, patch: pytest.MonkeyPatch) -> None:
     """Exporting takes this bundle's float32 graphs and gives their boundary and weights the dtypes
     that a trace in 16 bits would: the nodes between stay those of float32, which is what runs.
     """
-    entries = read_manifest(bundle).components
-    trace = as_exported()
+    entries, graph = read_manifest(bundle).components, graphs_as_exported(bundle)
 
     def export(component: Component, dtype: str = "float32") -> ExportedGraph:
-        entry = entries[component.name]
-        if component.name in TRANSFORMER_BLOCKS:  # the bundle's has attention of ONNX Runtime
-            model = onnx.ModelProto()
-            model.CopyFrom(trace(component, entry.graph_sha256))
-        else:
-            model = onnx.load(str(bundle / entry.graph), load_external_data=False)
+        entry, model = entries[component.name], graph(component)
         names = tuple(component.module.state_dict())
         if dtype != "float32":
             component = typed_component(component, dtype)
