@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ltx2rt.partial import Partial
+
 #: tracks: what a pipeline does, and what keeps a CPU or a GPU busy meanwhile
 STAGES, STEPS, ENGINES, COMPUTE, UPLOAD, WEIGHTS, ENCODER = (
     "stages",
@@ -136,13 +138,8 @@ class Trace:
             "displayTimeUnit": "ms",
             "stageTotals": self.totals(),
         }
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        try:
-            part.write_text(json.dumps(document, indent=1), encoding="utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with Partial(Path(path)) as part:
+            part.file.write(json.dumps(document, indent=1).encode())
 
     def _end_stage(self) -> None:
         if self._stage is not None:
