@@ -11,6 +11,7 @@ import onnx
 
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.errors import OptionError
+from ltx2rt.partial import Partial
 from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import (
     DATA_FILE,
@@ -65,6 +66,5 @@ def write_graph(
 
 
 def _write(data: bytes, output: Path) -> None:
-    part = output.with_name(f".{output.name}.part")
-    part.write_bytes(data)
-    part.replace(output)
+    with Partial(output) as part:
+        part.file.write(data)
