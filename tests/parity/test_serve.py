@@ -271,6 +271,8 @@ def test_other_sites_and_large_bodies(server: Server) -> None:
     assert server.call("GET", "/v1/models", headers={"host": "evil.example"}).status == 421
     assert server.call("GET", "/v1/models", headers={"origin": "http://evil.example"}).status == 403
     assert server.call("POST", "/v1/videos", b"x" * 1_000_001).status == 413
+    # a body that no socket buffers: the client still reads why, not a broken pipe
+    assert server.call("POST", "/v1/videos", b"x" * 30_000_000).status == 413
     with socket.create_connection(("127.0.0.1", server.port)) as line:
         line.sendall(
             b"POST /v1/videos HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"

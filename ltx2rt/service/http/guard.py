@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -19,6 +20,8 @@ from ltx2rt.service.http.keys import Keys
 logger = logging.getLogger("ltx2rt.service.access")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 _DIGITS = 16  # of a length that can be meant
+#: how long and how much of a refused body is still taken and dropped
+_LINGER_S, _LINGER_BYTES = 5.0, 64_000_000
 #: answered without a key
 OPEN = ("/health", "/health/ready", "/", "/page.js", "/page.css")
 
@@ -81,6 +84,32 @@ def too_large(most: int) -> RefusalError:
     return RefusalError(413, f"a request of more than {most} bytes is not allowed.", "too_large")
 
 
+def _lingering(scope: Scope, receive: Receive, send: Send) -> Send:
+    """A `send` that keeps the connection for a while after the answer and drops what still arrives.
+
+    A client that writes its whole body before it reads would otherwise find the connection reset
+    (a broken pipe) where the reason for the refusal stands.
+    """
+
+    async def drop_the_rest() -> None:
+        count, more = 0, True
+        while more and count < _LINGER_BYTES:
+            message = await receive()
+            count += len(message.get("body", b""))
+            more = message["type"] == "http.request" and message.get("more_body", False)
+
+    async def sent(message: Message) -> None:
+        if message["type"] != "http.response.body":
+            return await send(message)
+        await send({**message, "more_body": True})
+        if "expect" not in Headers(scope=scope):  # such a client waits for leave to send its body
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(drop_the_rest(), _LINGER_S)
+        await send({"type": "http.response.body", "body": b""})
+
+    return sent
+
+
 def _name(host: str) -> str:
     """A host without its port."""
     return host if host.endswith("]") else host.rpartition(":")[0] or host
@@ -120,7 +149,7 @@ class GuardedApp:
         except RefusalError as error:
             answer = answer_of(error)
             answer.headers["connection"] = "close"
-            await answer(scope, receive, sent)
+            await answer(scope, receive, _lingering(scope, receive, sent))
         finally:
             logger.info(
                 "%s %s",
