@@ -55,12 +55,20 @@ class LayerMemory:
         keep: hold weights once they are loaded, on the device as far as there is room, the others
             in pinned host memory. Otherwise every use loads them anew.
         largest: bytes of the largest part, where that is known: of a place in the ring.
+        ring: bytes that are left to the ring, where the plan of the memory does not say so.
     """
 
     def __init__(
-        self, memory: DeviceMemory, loads: Sequence[Load], *, keep: bool, largest: int = 0
+        self,
+        memory: DeviceMemory,
+        loads: Sequence[Load],
+        *,
+        keep: bool,
+        largest: int = 0,
+        ring: int = 0,
     ) -> None:
         self._largest = largest
+        self._ring = ring
         self._memory = memory
         self._loads = loads
         self._keep = keep
@@ -131,7 +139,7 @@ class LayerMemory:
             self._places[part] = _Place({}, None)
             return
         upload = self._memory.device.upload
-        if self._keep and self._memory.has_room(size):
+        if self._keep and self._memory.has_room(size, self._ring):
             address = self._memory.layers.take(size, f"layer {part}")
         else:
             slot = self._slot(size)

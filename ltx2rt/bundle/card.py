@@ -43,6 +43,10 @@ class Card:
         """Bytes of the weights of a stack's largest part; 0: nothing knows."""
         return self.plan.largest[names] if self.plan is not None else 0
 
+    def ring(self, names: StackNames) -> int:
+        """See `MemoryPlan.ring`; 0 where nothing is planned."""
+        return self.plan.ring(names) if self.plan is not None else 0
+
 
 def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
     """Take the GPU that `runtime` names, or the first.

@@ -26,10 +26,11 @@ from ltx2rt.names import (
     VIDEO_DECODER,
     VIDEO_ENCODER,
     VOCODER,
+    WRITING_STACK,
     StackNames,
 )
 
-STACKS = (TEXT_STACK, TRANSFORMER_STACK)
+STACKS = (TEXT_STACK, WRITING_STACK, TRANSFORMER_STACK)
 #: engines that may be loaded together with residency `stage`: before denoising, and from it on
 BEFORE = (VIDEO_ENCODER, AUDIO_ENCODER, DURATION_HEAD)
 UPSAMPLERS = (SPATIAL_UPSAMPLER, TEMPORAL_UPSAMPLER)
@@ -56,12 +57,14 @@ class MemoryPlan:
     Attributes:
         regions: what is taken.
         largest: stack -> bytes of the weights of its largest part.
+        totals: stack -> bytes of all its weights.
         keep_text: the layers of the text encoder stay between clips.
         weights: all weights of the transformer's parts; `resident` of them stay on the card.
     """
 
     regions: Regions
     largest: Mapping[StackNames, int]
+    totals: Mapping[StackNames, int]
     keep_text: bool
     weights: int
 
@@ -69,6 +72,10 @@ class MemoryPlan:
     def streams(self) -> bool:
         """Whether layers of the transformer go up at every use."""
         return self.weights > self.regions.layers - self.regions.reserve
+
+    def ring(self, names: StackNames) -> int:
+        """What a stack that has the room for layers to itself leaves to those that take turns."""
+        return RING * self.largest[names] if self.totals[names] > self.regions.layers else 0
 
     def text(self) -> str:
         """The plan for people, a line a region."""
@@ -133,7 +140,9 @@ def plan_memory(
     text, transformer = TEXT_STACK, TRANSFORMER_STACK
     keep_text = resident and totals[text] + totals[transformer] <= left
     beside = totals[text] if keep_text else rings[text] if resident else 0
-    least = max(rings[text], min(rings[transformer], totals[transformer]) + beside)
+    least = max(
+        rings[text], rings[WRITING_STACK], min(rings[transformer], totals[transformer]) + beside
+    )
     if left < least:
         raise UnsupportedError(
             f"this bundle needs {_gib(fixed + least)} of {card}, of which {_gib(room)} can be used:"
@@ -142,7 +151,7 @@ def plan_memory(
             "larger card, or build with smaller --shapes or a smaller --precision"
             + (" or keep less loaded: residency stage." if resident else ".")
         )
-    wanted = max(rings[text], totals[transformer] + beside)
+    wanted = max(rings[text], rings[WRITING_STACK], totals[transformer] + beside)
     layers = min(wanted, left)
     fits = totals[transformer] + beside <= layers
     reserve = beside if not keep_text else 0
@@ -152,7 +161,11 @@ def plan_memory(
         scratch=scratch, tensors=tensors, engines=engines, layers=layers, reserve=reserve
     )
     return MemoryPlan(
-        regions=regions, largest=largest, keep_text=keep_text, weights=totals[transformer]
+        regions=regions,
+        largest=largest,
+        totals=totals,
+        keep_text=keep_text,
+        weights=totals[transformer],
     )
 
 
@@ -185,7 +198,7 @@ def _parts(
 def _tensors(manifest: Manifest, needs: Mapping[str, EngineNeeds]) -> int:
     """Inputs, outputs and constants of whatever has most of them."""
     stacks = []
-    for names, calls in ((TEXT_STACK, PROMPTS), (TRANSFORMER_STACK, 1)):
+    for names, calls in ((TEXT_STACK, PROMPTS), (WRITING_STACK, 1), (TRANSFORMER_STACK, 1)):
         there = [n for n in names.components if n in needs]
         found: dict[tuple[str, str], int] = {}
         for name in there:

@@ -38,6 +38,7 @@ from ltx2rt.pipelines.checks import (
 )
 from ltx2rt.pipelines.decoding import chosen_tiling, decode_audio, decode_video
 from ltx2rt.pipelines.engines import Engines
+from ltx2rt.pipelines.enhancing import enhanced_by_own
 from ltx2rt.pipelines.facts import PipelineFacts, field_names
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.model_kind import warn_of_model
@@ -379,6 +380,24 @@ class Pipeline(PipelineFacts):
             return with_embedded_prompts(request, self.source)
         self._refuse_missing([c for c in self.missing(self.source.has) if c in TEXT_ENCODER])
         return request
+
+    def enhance_prompt(
+        self, prompt: str, *, image: Path | None = None, seed: int = 10, job: Job | None = None
+    ) -> str:
+        """A short request written out as a description, by the bundle's own Gemma 3; for
+        `GenerationConfig.prompt`, with the request as its `user_prompt`.
+
+        Args:
+            image: the clip's first frame; the model does not see it, but is told that there is one.
+            seed: of its drawing of words.
+            job: progress, and cancelling.
+
+        Raises:
+            UnsupportedError: the bundle has no model that writes, such as those of LTX-2.5.
+            EnhanceError: the prompt is too long, or nothing usable came out.
+        """
+        with self.engines.turns.taken():
+            return enhanced_by_own(self.engines, prompt, image, seed, job or Job())
 
     def save_embeddings(self, path: str | Path) -> None:
         """Write the text contexts of the last clip, for `GenerationConfig.embeddings`.
