@@ -17,7 +17,7 @@ import pytest
 import ltx2rt
 from ltx2rt.cli.__main__ import COMMANDS, main
 from ltx2rt.cli.build import parse_lora
-from ltx2rt.cli.common import ProgressPrinter
+from ltx2rt.cli.progress import ProgressPrinter
 from ltx2rt.cli.demo import given_of
 from ltx2rt.cli.parser import Parser
 from ltx2rt.cli.requests import asked_of
