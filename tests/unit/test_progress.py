@@ -60,7 +60,8 @@ def test_what_a_step_costs_is_its_passes() -> None:
     assert step_costs(None, ["video"], sigmas, midpoints=True) == [2, 2, 2]
     assert step_costs(Guidance(video=guided, audio=guided), ["video", "audio"], sigmas) == [2, 2, 1]
     assert step_costs(Guidance(video=skipping, audio=skipping), ["video"], sigmas) == [2, 0, 2]
-    assert step_costs(Guidance(video=guided, audio=guided), ["video"], sigmas, midpoints=True) == [4, 3, 2]
+    both = Guidance(video=guided, audio=guided)
+    assert step_costs(both, ["video"], sigmas, midpoints=True) == [4, 3, 2]
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, form: Form | None = None) -> str:
