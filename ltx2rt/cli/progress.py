@@ -13,12 +13,11 @@ import time
 import typing
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
+from ltx2rt.cli.run_options import Form, RunOptions
+from ltx2rt.docstrings import attribute_texts
 from ltx2rt.progress import Progress
-
-Form = Literal["bar", "lines", "json"]
-FORMS: tuple[Form, ...] = typing.get_args(Form)
 
 #: of lines of one stage; a bar is drawn anew more often
 LINE_S, BAR_S = 5.0, 0.1
@@ -110,12 +109,9 @@ def _line(progress: Progress, *, done: bool) -> str:
 
 def add_progress_flags(parser: argparse.ArgumentParser) -> None:
     """`--quiet` and `--progress`, as `ltx2rt generate` has them."""
-    from ltx2rt.cli.run_options import RunOptions
-    from ltx2rt.docstrings import attribute_texts
-
     texts = attribute_texts(RunOptions)
     parser.add_argument("--quiet", action="store_true", help=texts["quiet"])
-    parser.add_argument("--progress", choices=FORMS, help=texts["progress"])
+    parser.add_argument("--progress", choices=typing.get_args(Form), help=texts["progress"])
 
 
 def printer_of(options: argparse.Namespace) -> ProgressPrinter:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from ltx2rt.cli.progress import Form
 from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.field_types import settle_types
 
 MAX_VIDEOS = 10_000
+
+#: how progress is printed
+Form = Literal["bar", "lines", "json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,8 @@ import pytest
 from ltx2rt import progress as module
 from ltx2rt.bundle.host_plan import plan_host
 from ltx2rt.cli import build
-from ltx2rt.cli.progress import Form, ProgressPrinter, hushed
+from ltx2rt.cli.progress import ProgressPrinter, hushed
+from ltx2rt.cli.run_options import Form
 from ltx2rt.cli.streams import PlainStream
 from ltx2rt.components.denoisers import Guidance, step_costs
 from ltx2rt.progress import Job, Progress
