@@ -1,5 +1,5 @@
-"""Examples run as they are written, on the demo bundle: clips of its size, in a folder of files with
-the names that examples use.
+"""Examples run as they are written, on the demo bundle: clips of its size, in a folder with files
+of the names that examples use.
 """
 
 from __future__ import annotations
