@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ltx2rt.bundle.manifest import Manifest
 from ltx2rt.bundle.memory import held_bytes, layer_bytes
+from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import (
     LANGUAGE_HEAD,
@@ -105,12 +107,27 @@ def plan_host(manifest: Manifest, memory_bytes: int, *, resident: bool) -> HostP
 
 def _kept(layers: Sequence[int], room: int) -> int:
     """How many of the first layers stay: beside them, the largest of the others is loaded."""
-    if sum(layers) <= room:
+    if not layers or sum(layers) <= room:
         return len(layers)
     kept, largest = 0, max(layers)
     while sum(layers[: kept + 1]) + largest <= room:
         kept += 1
     return kept
+
+
+def warn_of_memory(manifest: Manifest) -> None:
+    """Say that this machine has too little memory for a bundle that runs on a CPU: another machine
+    may have more.
+    """
+    if not manifest.runs_on_cpu:
+        return
+    try:
+        plan = plan_host(manifest, machine_bytes(), resident=False)
+    except UnsupportedError as error:
+        warnings.warn(f"this machine cannot run the bundle: {error}", stacklevel=2)
+    else:
+        if plan.streams:
+            warnings.warn(f"{plan.text()}.", stacklevel=2)
 
 
 def _gib(size: int) -> str:
