@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
+from ltx2rt.bundle.host_plan import warn_of_memory
 from ltx2rt.bundle.manifest import BuildInputs
 from ltx2rt.bundle.targets import DEFAULT_SHAPES
 from ltx2rt.lora.files import Lora
@@ -45,8 +46,10 @@ def build(
     """Build a bundle and open it. Needs the extra `build`; models that are not among the released
     ones need `export`.
 
-        bundle = ltx2rt.build("ltx23.bundle", checkpoint="ltx-2.3-22b-distilled-1.1.safetensors",
-                              gemma="gemma-3-12b-it", card="rtx4090")
+    ```python
+    bundle = ltx2rt.build("ltx23.bundle", checkpoint="ltx-2.3-22b-distilled-1.1.safetensors",
+                          gemma="gemma-3-12b-it", card="rtx4090")
+    ```
 
     Args:
         output: the folder of the bundle.
@@ -96,7 +99,7 @@ def build(
     )
     export.check_target(Path(output), force=force)
     _export("engines.plan").check_card(files, inputs, config)
-    export.build_bundle(files, inputs, Path(output), config, Job(callback))
+    warn_of_memory(export.build_bundle(files, inputs, Path(output), config, Job(callback)))
     return open_bundle(output)
 
 
