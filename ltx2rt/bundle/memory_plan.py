@@ -4,11 +4,11 @@ weights beside them, and the layers of stacks in what is left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ltx2rt.backends.engine_needs import EngineNeeds
-from ltx2rt.backends.layer_memory import RING
+from ltx2rt.backends.layer_memory import RING, slot_of
 from ltx2rt.bundle.manifest import ComponentEntry, Manifest
 from ltx2rt.bundle.memory import layer_bytes
 from ltx2rt.components.transformer_inputs import KINDS
@@ -56,14 +56,14 @@ class MemoryPlan:
 
     Attributes:
         regions: what is taken.
-        largest: stack -> bytes of the weights of its largest part.
+        places: stack -> bytes of each place that its parts without room take turns in.
         totals: stack -> bytes of all its weights.
         keep_text: the layers of the text encoder stay between clips.
         weights: all weights of the transformer's parts; `resident` of them stay on the card.
     """
 
     regions: Regions
-    largest: Mapping[StackNames, int]
+    places: Mapping[StackNames, tuple[int, ...]]
     totals: Mapping[StackNames, int]
     keep_text: bool
     weights: int
@@ -74,8 +74,19 @@ class MemoryPlan:
         return self.weights > self.regions.layers - self.regions.reserve
 
     def ring(self, names: StackNames) -> int:
-        """What a stack that has the room for layers to itself leaves to those that take turns."""
-        return RING * self.largest[names] if self.totals[names] > self.regions.layers else 0
+        """What a stack that has the room for layers to itself leaves to those that take turns.
+
+        Raises:
+            UnsupportedError: not even that finds room.
+        """
+        ring = sum(self.places[names]) if self.totals[names] > self.regions.layers else 0
+        if ring > self.regions.layers:
+            raise UnsupportedError(
+                f"writing prompts needs room for {_gib(ring)} of layers, and "
+                f"{_gib(self.regions.layers)} are planned for them: use a larger card, or have "
+                "another model write."
+            )
+        return ring
 
     def text(self) -> str:
         """The plan for people, a line a region."""
@@ -124,9 +135,9 @@ def plan_memory(
         UnsupportedError: it does not fit; says what would.
     """
     parts = {names: list(_parts(manifest, names, needs)) for names in STACKS}
-    largest = {names: max(sizes, default=0) for names, sizes in parts.items()}
+    places = {names: _places(names, sizes) for names, sizes in parts.items()}
     totals = {names: sum(sizes) for names, sizes in parts.items()}
-    rings = {names: RING * size for names, size in largest.items()}
+    rings = {names: sum(sizes) for names, sizes in places.items()}
     scratch = aligned(max((n.scratch for n in needs.values()), default=0))
     tensors = aligned(_tensors(manifest, needs))
     weights = {
@@ -140,9 +151,7 @@ def plan_memory(
     text, transformer = TEXT_STACK, TRANSFORMER_STACK
     keep_text = resident and totals[text] + totals[transformer] <= left
     beside = totals[text] if keep_text else rings[text] if resident else 0
-    least = max(
-        rings[text], rings[WRITING_STACK], min(rings[transformer], totals[transformer]) + beside
-    )
+    least = max(rings[text], min(rings[transformer], totals[transformer]) + beside)
     if left < least:
         raise UnsupportedError(
             f"this bundle needs {_gib(fixed + least)} of {card}, of which {_gib(room)} can be used:"
@@ -151,7 +160,7 @@ def plan_memory(
             "larger card, or build with smaller --shapes or a smaller --precision"
             + (" or keep less loaded: residency stage." if resident else ".")
         )
-    wanted = max(rings[text], rings[WRITING_STACK], totals[transformer] + beside)
+    wanted = max(rings[text], totals[transformer] + beside)
     layers = min(wanted, left)
     fits = totals[transformer] + beside <= layers
     reserve = beside if not keep_text else 0
@@ -162,7 +171,7 @@ def plan_memory(
     )
     return MemoryPlan(
         regions=regions,
-        largest=largest,
+        places=places,
         totals=totals,
         keep_text=keep_text,
         weights=totals[transformer],
@@ -183,6 +192,19 @@ def _weight_bytes(entry: ComponentEntry) -> list[int]:
         return [0 for _ in entry.layers]
     extra = [ALIGNMENT * (len(layer) + 2 * len(entry.quantized)) for layer in entry.layers]
     return [aligned(size + more) for size, more in zip(layer_bytes(entry), extra, strict=True)]
+
+
+def _places(names: StackNames, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Places for parts of these sizes: head, layers, tail. What runs once keeps nothing, so that
+    each part always comes into the same place; blocks of two kinds alternate, and come into any.
+    """
+    if not names.runs_once or len(sizes) < RING:
+        return (max(sizes, default=0),) * RING
+    places = [max(sizes[1:-1], default=0)] * RING
+    for part in (0, len(sizes) - 1):
+        slot = slot_of(part, len(sizes))
+        places[slot] = max(places[slot], sizes[part])
+    return tuple(places)
 
 
 def _parts(
