@@ -25,11 +25,11 @@ from ltx2rt.names import (
 from ltx2rt.pipelines.built_sizes import built_buckets
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job
-from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.gpu_noise import Generator
 
 
 def decode_video(
-    engines: Engines, generator: TorchGenerator, job: Job, latent: Array, tiling: str
+    engines: Engines, generator: Generator, job: Job, latent: Array, tiling: str
 ) -> Iterator[NDArray[np.float32]]:
     """Chunks of float32 `[f, H, W, 3]` in [0, 1], finished ones while later tiles decode; the
     decoder is released. Other threads wait for their turn until the last one, or until the iterator

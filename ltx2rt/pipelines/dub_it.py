@@ -68,7 +68,8 @@ class DubItInputs:
 
 class DubItPipeline(Pipeline):
     """Make a clip anew that follows a clip and its voice, with a distilled model and an IC-LoRA
-    (and what other LoRAs are named) in both stages. Stage 1 speaks; stage 2 sees its sound and refines the picture.
+    (and what other LoRAs are named) in both stages. Stage 1 speaks; stage 2 sees its sound and
+    refines the picture.
     """
 
     name: ClassVar[str] = "dub-it"
