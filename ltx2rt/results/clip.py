@@ -20,6 +20,7 @@ from ltx2rt.engine import U8, Array
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.lora.files import Lora
+from ltx2rt.media.color import ByteForm, cropped
 from ltx2rt.media.encoding import VideoEncoding
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.pipelines.request import Request
@@ -39,8 +40,9 @@ class Clip:
         job: progress, cancelling and timings of this clip.
         latents: `stage_1.video`, `stage_1.audio`, ... as they left each stage, float32.
         video_latent, audio_latent: what the decoders get; None: the clip has no picture, no sound.
-        decode_video: job, latent and tiling (as `GenerationConfig.tiling`) to chunks of float32
-            `[f, H, W, 3]` in [0, 1]; its pipeline must stay open until the clip is decoded.
+        decode_video: job, latent, tiling (as `GenerationConfig.tiling`) and the form of bytes that
+            will do, or None, to chunks of float32 `[f, H, W, 3]` in [0, 1], or of those bytes; its
+            pipeline must stay open until the clip is decoded.
         decode_audio: job and latent to a waveform `[2, N]` and its rate in Hz.
         scale_factors: pixels per latent cell.
         sampling_rate: of decoded sound, in Hz.
@@ -61,7 +63,7 @@ class Clip:
     latents: Mapping[str, Array]
     video_latent: Array | None
     audio_latent: Array | None
-    decode_video: Callable[[Job, Array, str], Iterator[NDArray[np.float32]]]
+    decode_video: Callable[[Job, Array, str, ByteForm | None], Iterator[Array]]
     decode_audio: Callable[[Job, Array], tuple[NDArray[np.float32], int]]
     scale_factors: VideoScaleFactors
     sampling_rate: int
@@ -122,7 +124,7 @@ class Clip:
     @property
     def frames(self) -> Iterator[Frames]:
         """Chunks of uint8 `[f, H, W, 3]`, decoded anew by every new iterator, while you iterate."""
-        return (to_uint8(chunk) for chunk in self.float_frames())
+        return (to_uint8(chunk) for chunk in self.frames_as("rgb"))
 
     def float_frames(self) -> Iterator[NDArray[np.float32]]:
         """Chunks of float32 `[f, H, W, 3]` in [0, 1]; finished frames come while later tiles
@@ -130,18 +132,23 @@ class Clip:
         """
         return self.decoded_frames()
 
-    def decoded_frames(self) -> Iterator[NDArray[np.float32]]:
-        """As `float_frames`: what the decoder gives, cropped."""
+    def frames_as(self, form: ByteForm | None) -> Iterator[Array]:
+        """As `float_frames`, but chunks are uint8 in that form where the decoder's device makes
+        them; not what a clip of high dynamic range holds.
+        """
+        return self.float_frames() if form is None or self.hdr else self.decoded_frames(form)
+
+    def decoded_frames(self, form: ByteForm | None = None) -> Iterator[Array]:
+        """As `frames_as`: what the decoder gives, cropped."""
         if self.video_latent is None:
             return
         frames, height, width = self._pixels()
         seen = kept = 0
-        for chunk in self.decode_video(self.job, self.video_latent, self.config.tiling):
-            chosen = chunk[-seen % self.frame_step :: self.frame_step, :height, :width]
-            chosen = chosen[: frames - kept]
+        for chunk in self.decode_video(self.job, self.video_latent, self.config.tiling, form):
+            chosen = chunk[-seen % self.frame_step :: self.frame_step][: frames - kept]
             seen, kept = seen + len(chunk), kept + len(chosen)
             if len(chosen):
-                yield chosen
+                yield cropped(chosen, height, width)
 
     @property
     def has_audio(self) -> bool:
@@ -220,9 +227,10 @@ class Clip:
             metadata=self.tags(beside),
             encoding=encoding,
         ) as writer:
+            form = writer.byte_form if frames is None else None  # PNG files want other bytes
 
-            def written() -> Generator[NDArray[np.float32]]:
-                with closing(prefetch(self.float_frames())) as chunks:
+            def written() -> Generator[Array]:
+                with closing(prefetch(self.frames_as(form))) as chunks:
                     for chunk in chunks:
                         writer.write(chunk)
                         yield chunk
@@ -286,12 +294,12 @@ class Clip:
                     f"a .png file holds one frame, the clip has {self.num_frames}; write a .webp "
                     "or a video file, or single frames (save_frames)."
                 )
-            write_image(path, next(self.float_frames())[0], self.tags(path.parent))
+            write_image(path, next(self.frames_as("rgb_rounded"))[0], self.tags(path.parent))
         else:
             rate = exact_frame_rate(self.frame_rate)
             quality = encoding.quality if encoding else None
             text = self.tags(path.parent).get(RECORD_TAG, "")
-            with closing(prefetch(self.float_frames())) as chunks:
+            with closing(prefetch(self.frames_as("rgb_rounded"))) as chunks:
                 write_animation(path, chunks, self.num_frames, rate, text, quality)
         if frames is not None:
             self.save_frames(frames)
@@ -304,7 +312,7 @@ class Clip:
         """
         from ltx2rt.media.writer import write_frames
 
-        with closing(prefetch(self.float_frames())) as chunks:
+        with closing(prefetch(self.frames_as("rgb_rounded"))) as chunks:
             write_frames(folder, chunks, self.tags(Path(folder)))
 
     def save_audio(self, path: str | Path) -> None:
@@ -423,8 +431,10 @@ def lora_text(loras: Iterable[Lora], told: Callable[[Path], str] | None = None) 
     )
 
 
-def to_uint8(chunk: NDArray[np.float32]) -> Frames:
-    """8-bit RGB by truncation, as upstream does (spec/video_vae.md §4)."""
+def to_uint8(chunk: Array) -> Frames:
+    """8-bit RGB by truncation, as upstream does (spec/video_vae.md §4); uint8 stays as it is."""
+    if chunk.dtype == np.uint8:
+        return chunk
     return (np.clip(chunk, 0, 1) * np.float32(255)).astype(np.uint8)
 
 
