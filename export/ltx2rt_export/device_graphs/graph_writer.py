@@ -58,12 +58,12 @@ class GraphWriter:
         Args:
             outputs: boundary -> the value that it is.
         """
-        nodes = [
-            *self._nodes,
-            *(helper.make_node("Identity", [v], [s.name]) for s, v in outputs.items()),
-        ]
+        renamed = {value: spec.name for spec, value in outputs.items()}  # TensorRT has no 8-bit
+        for node in self._nodes:  # numbers but outputs, so no node may copy them
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+            node.output[:] = [renamed.get(name, name) for name in node.output]
         graph = helper.make_graph(
-            nodes,
+            self._nodes,
             name,
             [_value(spec) for spec in inputs],
             [_value(spec) for spec in outputs],
