@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import queue
-import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -26,6 +24,7 @@ from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.pipelines.request import Request
 from ltx2rt.plain_data import absolute_path
 from ltx2rt.progress import Job
+from ltx2rt.results.prefetch import prefetch
 from ltx2rt.results.record import RECORD_TAG, Record, path_teller, record_text
 
 Frames = U8
@@ -464,42 +463,3 @@ def to_uint8(chunk: Array) -> Frames:
     if chunk.dtype == np.uint8:
         return chunk
     return (np.clip(chunk, 0, 1) * np.float32(255)).astype(np.uint8)
-
-
-def prefetch(chunks: Iterator[Array], depth: int = 2) -> Generator[Array]:
-    """Run an iterator on its own thread, at most `depth` items ahead; its exceptions are raised
-    here. Closing it ends the thread.
-    """
-    items: queue.Queue[Array | BaseException | None] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: Array | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                return items.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def run() -> None:
-        try:
-            for chunk in chunks:
-                put(chunk)
-                if stop.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # handed to the consumer, which raises it
-            put(error)
-        finally:
-            if isinstance(chunks, Generator):  # what it holds is let go on the thread that took it
-                chunks.close()
-
-    thread = threading.Thread(target=run, name="decode", daemon=True)
-    thread.start()
-    try:
-        while (item := items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
