@@ -82,6 +82,16 @@ class Triton:
             return False
 
 
+def _prefix() -> str:
+    """What the names of this process's regions of shared memory begin with."""
+    return f"ltx2rt-test-{os.getpid()}"
+
+
+def shared_memory() -> int:
+    """Bytes of the regions that servers of this process hold."""
+    return sum(path.stat().st_size for path in Path("/dev/shm").glob(f"{_prefix()}*"))
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -94,7 +104,7 @@ def triton_server(repository: Path, folder: Path) -> Iterator[Triton]:
     place = environment()
     packages = place / f"lib/python{MINOR}/site-packages"
     http, grpc, metrics = (_free_port() for _ in range(3))
-    prefix, log = f"ltx2rt-test-{os.getpid()}", folder / "triton.log"
+    prefix, log = _prefix(), folder / "triton.log"
     libraries = [packages / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")]
     variables = {
         **os.environ,
