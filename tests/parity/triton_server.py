@@ -98,9 +98,34 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def packed_environment(recipe: str, folder: Path) -> Path:
+    """The stub's environment as an archive that works elsewhere.
+
+    Args:
+        recipe: shell commands that pack `env` into `env.tar.gz`; their packages are those that
+            `environment` has already.
+        folder: where it is made.
+    """
+    there = environment() / f"lib/python{MINOR}/site-packages"
+    make, fetch, *pack = recipe.strip().splitlines()
+    assert " pip install " in fetch.replace("/", " ")
+    # with what its own path files name
+    line = f'import site; site.addsitedir("{there}")'
+    link = f"echo '{line}' > env/lib/python{MINOR}/site-packages/there.pth"
+    script = "\n".join([f"{make} --without-pip", link, *pack, "rm -r env"])
+    subprocess.run(["bash", "-ec", script], cwd=folder, check=True)
+    return folder / "env.tar.gz"
+
+
 @contextmanager
-def triton_server(repository: Path, folder: Path) -> Iterator[Triton]:
-    """Serves a model repository on loopback; leaves nothing in /dev/shm."""
+def triton_server(repository: Path, folder: Path, *, on_path: bool = True) -> Iterator[Triton]:
+    """Serves a model repository on loopback; leaves nothing in /dev/shm.
+
+    Args:
+        repository: its models.
+        folder: of its log.
+        on_path: whether the stub finds its environment on `PATH`; the repository names one if not.
+    """
     place = environment()
     packages = place / f"lib/python{MINOR}/site-packages"
     http, grpc, metrics = (_free_port() for _ in range(3))
@@ -108,7 +133,7 @@ def triton_server(repository: Path, folder: Path) -> Iterator[Triton]:
     libraries = [packages / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")]
     variables = {
         **os.environ,
-        "PATH": f"{place}/bin:{os.environ['PATH']}",
+        "PATH": f"{place}/bin:{os.environ['PATH']}" if on_path else os.environ["PATH"],
         "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
     }
     command = [
