@@ -1,5 +1,5 @@
-"""Gemma in one file: as ComfyUI packs it, and as llama.cpp's GGUF; the same tiny model in each makes
-the same components, and the same tokens.
+"""Gemma in one file: as ComfyUI packs it, and as llama.cpp's GGUF; the same tiny model in each
+makes the same components, and the same tokens.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def test_a_bundle_of_gguf(demo_model: Demo, spiece: bytes, tmp_path: Path) -> No
 
 def test_what_is_no_gemma_3(folder: Path, spiece: bytes, tmp_path: Path) -> None:
     path = write_comfy(folder, tmp_path / "a.safetensors", spiece[:-300] + b"\xff" * 300)
-    with pytest.raises(CheckpointError, match="spiece_model of .*a.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"spiece_model of .*a\.safetensors is damaged"):
         open_gemma(path).read_asset("tokenizer.json")
     unigram = sentencepiece_model_pb2.ModelProto()
     unigram.ParseFromString(spiece)
