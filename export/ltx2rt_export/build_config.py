@@ -32,7 +32,8 @@ class BuildConfig:
         components: what to build; empty for everything.
         weights: `input`: engines take weights by name, and hold none. `constant`: weights are
             inside the engines, of which the transformer block has one a layer; the text encoder's
-            blocks keep theirs as inputs.
+            blocks keep theirs as inputs. ONNX Runtime makes the engine of a layer when it is first
+            needed; precisions that are `inside` have them in any case.
         plain_layers: transformer blocks that a quantising precision leaves in 16 bits; None: what
             the checkpoint or `quantize.layer_choice` says.
         lora_inputs: the block takes LoRAs as low-rank inputs instead of merged weights: for
@@ -148,8 +149,20 @@ class BuildConfig:
         if self.backend == "onnxruntime" and row is not None and not row.on_onnxruntime:
             run = [p.name for p in PRECISIONS.values() if p.on_onnxruntime]
             problems.append(f"backend onnxruntime runs no {row.name}; allowed: {', '.join(run)}")
-        if self.lora_inputs and self.weights == "constant":
-            problems.append("lora_inputs needs weights='input'")
+        if self.backend in APIS and row is not None and not row.on_gpu:
+            run = [p.name for p in PRECISIONS.values() if p.on_gpu]
+            problems.append(f"backend {self.backend} runs no {row.name}; allowed: {', '.join(run)}")
+        inside = self.weights == "constant"
+        if self.lora_inputs and (inside or (row is not None and row.inside)):
+            problems.append(
+                f"lora_inputs needs weights that are inputs, and {self.precision} has them inside"
+                if not inside
+                else "lora_inputs needs weights='input'"
+            )
+        if inside and self.backend == "onnxruntime" and row is not None and not row.on_cpu:
+            problems.append(
+                f"weights='constant' on backend onnxruntime is for CPUs, and {row.name} is not"
+            )
         if self.plain_layers is not None and row is not None and row.format is None:
             problems.append(
                 f"precision {self.precision} quantises no layers, so plain_layers means nothing; "
@@ -173,7 +186,6 @@ class BuildConfig:
         given = {
             "target": bool(self.target),
             "max_batch": self.max_batch != 1,
-            "weights='constant'": self.weights == "constant",
             "optimization_level": self.optimization_level is not None,
             "workspace_mib": self.workspace_mib is not None,
             "aux_streams": self.aux_streams is not None,
@@ -206,7 +218,8 @@ class BuildConfig:
         if self.backend not in APIS:
             return []
         problems = target_problems(self.backend, self.targets)
-        if not problems and self.precision in PRECISIONS:
+        row = PRECISIONS.get(self.precision)
+        if not problems and row is not None and row.on_gpu:
             for target in self.targets:
                 try:
                     check_precision(self.precision, target)

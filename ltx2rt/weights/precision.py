@@ -23,6 +23,8 @@ class Precision:
         format: of the weights that it quantises; None where it quantises none.
         weight_bytes: of one weight in `format`, scales of groups included; else in `dtype`.
         on_cpu: ONNX Runtime runs it on a CPU, with float32 for all that is not quantised.
+        on_gpu: there are engines for GPUs.
+        inside: on a CPU, its weights have to be inside engines: one a layer.
         tolerance: largest relative RMS error of a component's engine against float32 (`ltx2rt
             verify`): about twice what emulations of random models lose in their worst block.
     """
@@ -33,6 +35,8 @@ class Precision:
     format: EngineFormat | None = None
     weight_bytes: float
     on_cpu: bool = False
+    on_gpu: bool = True
+    inside: bool = False
     tolerance: float
 
     @property
@@ -96,6 +100,17 @@ PRECISIONS: dict[str, Precision] = {
             weight_bytes=1,
             on_cpu=True,
             tolerance=4e-2,
+        ),
+        Precision(
+            name="int8",
+            dtype="float32",
+            min_sm=0,
+            format=INT8,
+            weight_bytes=1,
+            on_cpu=True,
+            on_gpu=False,
+            inside=True,
+            tolerance=6e-2,
         ),
         Precision(
             name="int4-wo",
