@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.bundle.host_plan import plan_host
 from ltx2rt.bundle.manifest import BuildInputs, Manifest
 from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, RTX_TARGETS
-from ltx2rt.cli.common import ProgressPrinter, export_module, parse_lora, print_json
-from ltx2rt.errors import OptionError
+from ltx2rt.cli.common import export_module, parse_lora, print_json
+from ltx2rt.cli.progress import add_progress_flags, printer_of
+from ltx2rt.components.decoder_tiles import machine_bytes
+from ltx2rt.errors import OptionError, UnsupportedError
 from ltx2rt.hub.reference import local_path
 from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Job
@@ -187,7 +191,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--force", action="store_true", help="replace an existing bundle")
     target.add_argument("-o", "--output", type=Path, metavar="BUNDLE")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_progress_flags(parser)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -260,9 +264,24 @@ def build(inputs: BuildInputs, output: Path, options: argparse.Namespace) -> Man
     files, config = open_and_choose(inputs, options)
     export_module("engines.plan").check_card(files, inputs, config)
     manifest: Manifest = export.build_bundle(
-        files, inputs, output, config, Job(ProgressPrinter(quiet=options.quiet))
+        files, inputs, output, config, Job(printer_of(options))
     )
+    if manifest.runs_on_cpu:
+        warn_of_memory(manifest)
     return manifest
+
+
+def warn_of_memory(manifest: Manifest) -> None:
+    """Say that this machine has too little memory for a bundle that runs on its CPU: another one
+    may have more.
+    """
+    try:
+        plan = plan_host(manifest, machine_bytes(), resident=False)
+    except UnsupportedError as error:
+        warnings.warn(f"this machine cannot run the bundle: {error}", stacklevel=2)
+    else:
+        if plan.streams:
+            warnings.warn(f"{plan.text()}.", stacklevel=2)
 
 
 def open_and_choose(inputs: BuildInputs, options: argparse.Namespace) -> tuple[Any, Any]:

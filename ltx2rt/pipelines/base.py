@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.host_plan import plan_host
 from ltx2rt.bundle.source import ModelFacts, ModelSource
+from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.components.embeddings import write_embeddings
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
@@ -374,11 +376,23 @@ class Pipeline(PipelineFacts):
                 check_memory(config, self.source, in_tiles=parts)
             if not self.source.has(*DIFFUSION_DECODER):
                 TilingConfig.parse(config.tiling).check(self.scale_factors)
+        self._refuse_small_machine()
         check_keyframes(self.source, config)
         if config.embeddings is not None:
             return with_embedded_prompts(request, self.source)
         self._refuse_missing([c for c in self.missing(self.source.has) if c in TEXT_ENCODER])
         return request
+
+    def _refuse_small_machine(self) -> None:
+        """Refuse a bundle of which this machine's memory cannot hold one layer at a time.
+
+        Raises:
+            UnsupportedError: says what is needed and what there is.
+        """
+        source = self.source
+        if self.engines.on_host and isinstance(source, Bundle) and source.manifest.runs_on_cpu:
+            resident = self.runtime.residency == "resident"
+            plan_host(source.manifest, machine_bytes(), resident=resident)
 
     def save_embeddings(self, path: str | Path) -> None:
         """Write the text contexts of the last clip, for `GenerationConfig.embeddings`.

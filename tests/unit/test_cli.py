@@ -17,9 +17,9 @@ import pytest
 import ltx2rt
 from ltx2rt.cli.__main__ import COMMANDS, main
 from ltx2rt.cli.build import parse_lora
-from ltx2rt.cli.common import ProgressPrinter
 from ltx2rt.cli.demo import given_of
 from ltx2rt.cli.parser import Parser
+from ltx2rt.cli.progress import ProgressPrinter
 from ltx2rt.cli.requests import asked_of
 from ltx2rt.cli.rows import image
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig

@@ -97,6 +97,7 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
             engine = count * ENGINE_BYTES_PER_BUCKET * len(buckets) + (sum(sizes) if inside else 0)
             parts[part.name] = {
                 "precision": part.precision,
+                "quantized_share": quantized_share(part),
                 "weights": "constant" if inside else "input",
                 "layers": len(part.layers),
                 "weight_bytes": sum(sizes),
@@ -157,6 +158,12 @@ def layer_bytes(layer: Mapping[str, TensorEntry], part: Part, dtype: str) -> int
     """Memory of one layer's weights as its engine takes them."""
     wide = sum(math.prod(e.shape) for n, e in layer.items() if n not in part.quantized)
     return wide * ITEM_BYTES[dtype] + quantized_bytes(layer, part)
+
+
+def quantized_share(part: Part) -> float:
+    """Of a part's numbers, how many are quantised; 0 where none are."""
+    sizes = [(n in part.quantized, math.prod(e.shape)) for x in part.layers for n, e in x.items()]
+    return sum(size for chosen, size in sizes if chosen) / max(1, sum(size for _, size in sizes))
 
 
 def quantized_bytes(layer: Mapping[str, TensorEntry], part: Part) -> int:
