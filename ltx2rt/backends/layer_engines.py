@@ -1,5 +1,5 @@
-"""Engines that hold the weights of one layer each, laid out as the runtime's kernels want them; some
-8-bit arithmetic it has for constants alone.
+"""Engines that hold the weights of one layer each, laid out as the runtime's kernels want them; its
+8-bit arithmetic needs that.
 """
 
 from __future__ import annotations
