@@ -60,6 +60,14 @@ PreviewCallback = Callable[[Preview], None]
 class Job:
     """Reports progress, keeps timings per stage, and stops when `cancel` is set.
 
+    ```python
+    job = ltx2rt.Job(on_progress=lambda report: print(report.stage, report.step, report.total))
+    pipe(prompt="A lake.", job=job)
+    print(job.timings_s)
+    ```
+
+    Another thread stops it: `job.cancel.set()`.
+
     Attributes:
         on_progress: called after every step, on the thread that runs the step.
         cancel: set it from any thread; the job raises `Cancelled` at the next step or tile.

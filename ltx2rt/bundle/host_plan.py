@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from ltx2rt.bundle.manifest import Manifest
 from ltx2rt.bundle.memory import held_bytes, layer_bytes
+from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import STAGES, TEXT_BLOCKS, TRANSFORMER_BLOCKS
 from ltx2rt.weights.codecs.engine_formats import INT8
@@ -91,6 +93,21 @@ def plan_host(manifest: Manifest, memory_bytes: int, *, resident: bool) -> HostP
         keep_text=resident and sum(layers) + text <= room,
         precision=manifest.precision,
     )
+
+
+def warn_of_memory(manifest: Manifest) -> None:
+    """Say that this machine has too little memory for a bundle that runs on a CPU: another machine
+    may have more.
+    """
+    if not manifest.runs_on_cpu:
+        return
+    try:
+        plan = plan_host(manifest, machine_bytes(), resident=False)
+    except UnsupportedError as error:
+        warnings.warn(f"this machine cannot run the bundle: {error}", stacklevel=2)
+    else:
+        if plan.streams:
+            warnings.warn(f"{plan.text()}.", stacklevel=2)
 
 
 def _gib(size: int) -> str:

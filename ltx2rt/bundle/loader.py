@@ -115,10 +115,8 @@ class Loader:
         plan = stack_plan(names, bundle.options, served)
 
         def load_weights(name: str, index: int) -> Mapping[str, Array]:
-            entry = bundle.component(name)
-            inside = entry.layered or entry.weight_binding == "initializer"
             with self._loading:
-                return {} if inside else self.weights(name, index, loras)
+                return {} if self._holds(name) else self.weights(name, index, loras)
 
         with ExitStack() as opened:
             if not self._on_gpu(names.head, runtime):
@@ -143,7 +141,7 @@ class Loader:
                     card.memory,
                     keep=card.keep_text or not names.runs_once,
                     graphs=runtime.cuda_graphs,
-                    largest=card.largest(names),
+                    places=card.places(names),
                 )
             opened.pop_all()
         return stack
@@ -267,12 +265,21 @@ class Loader:
             return self.weights(name, 0, loras)
         return {}
 
+    def _holds(self, name: str) -> bool:
+        """Whether a part of a stack has its weights inside. Engines of TensorRT take them as
+        inputs, those of head and tail too: the memory of layers is where they are planned.
+        """
+        entry = self._bundle.component(name)
+        if entry.engines:
+            return any(e.weights == "constant" for e in entry.engines)
+        return entry.weight_binding == "initializer"
+
     def _stack_engine(
         self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora], index: int
     ) -> DeviceEngine:
         entry = self._bundle.component(name)
         if entry.engines:
-            return self._device_engine(name, runtime, loras, index)
+            return self._device_engine(name, runtime, loras, index, bound=False)
         from ltx2rt.backends.onnxruntime_cuda import OrtDeviceEngine, on_gpu, open_session
 
         card, number = self._card_of(runtime), runtime.gpu or 0
@@ -284,9 +291,17 @@ class Loader:
         return OrtDeviceEngine(session, entry.spec(name), weights, card.memory, number)
 
     def _device_engine(
-        self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora], index: int
+        self,
+        name: str,
+        runtime: RuntimeConfig,
+        loras: Sequence[Lora],
+        index: int,
+        *,
+        bound: bool = True,
     ) -> TrtEngine:
-        """The engine of a component, or, where engines hold their weights, of one of its layers."""
+        """The engine of a component, or, where engines hold their weights, of one of its layers;
+        `bound`: it gets its weights now, not at every call.
+        """
         entry, manifest = self._bundle.component(name), self._bundle.manifest
         inside = any(e.weights == "constant" for e in entry.engines)
         if inside and self._is_changed(name, loras):
@@ -299,7 +314,7 @@ class Loader:
         return TrtEngine(
             self._bundle.folder / file,
             entry.spec(name),
-            {} if inside else self._inside(name, loras),
+            {} if inside or not bound else self._inside(name, loras),
             manifest.command(),
             memory=self._card_of(runtime).memory,
             specialize=runtime.kernels.upper(),

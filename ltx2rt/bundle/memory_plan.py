@@ -4,11 +4,11 @@ weights beside them, and the layers of stacks in what is left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ltx2rt.backends.engine_needs import EngineNeeds
-from ltx2rt.backends.layer_memory import RING
+from ltx2rt.backends.layer_memory import RING, slot_of
 from ltx2rt.bundle.manifest import ComponentEntry, Manifest
 from ltx2rt.bundle.memory import layer_bytes
 from ltx2rt.components.transformer_inputs import KINDS
@@ -55,13 +55,13 @@ class MemoryPlan:
 
     Attributes:
         regions: what is taken.
-        largest: stack -> bytes of the weights of its largest part.
+        places: stack -> bytes of each place that its parts without room take turns in.
         keep_text: the layers of the text encoder stay between clips.
         weights: all weights of the transformer's parts; `resident` of them stay on the card.
     """
 
     regions: Regions
-    largest: Mapping[StackNames, int]
+    places: Mapping[StackNames, tuple[int, ...]]
     keep_text: bool
     weights: int
 
@@ -117,9 +117,9 @@ def plan_memory(
         UnsupportedError: it does not fit; says what would.
     """
     parts = {names: list(_parts(manifest, names, needs)) for names in STACKS}
-    largest = {names: max(sizes, default=0) for names, sizes in parts.items()}
+    places = {names: _places(names, sizes) for names, sizes in parts.items()}
     totals = {names: sum(sizes) for names, sizes in parts.items()}
-    rings = {names: RING * size for names, size in largest.items()}
+    rings = {names: sum(sizes) for names, sizes in places.items()}
     scratch = aligned(max((n.scratch for n in needs.values()), default=0))
     tensors = aligned(_tensors(manifest, needs))
     weights = {
@@ -152,7 +152,7 @@ def plan_memory(
         scratch=scratch, tensors=tensors, engines=engines, layers=layers, reserve=reserve
     )
     return MemoryPlan(
-        regions=regions, largest=largest, keep_text=keep_text, weights=totals[transformer]
+        regions=regions, places=places, keep_text=keep_text, weights=totals[transformer]
     )
 
 
@@ -170,6 +170,19 @@ def _weight_bytes(entry: ComponentEntry) -> list[int]:
         return [0 for _ in entry.layers]
     extra = [ALIGNMENT * (len(layer) + 2 * len(entry.quantized)) for layer in entry.layers]
     return [aligned(size + more) for size, more in zip(layer_bytes(entry), extra, strict=True)]
+
+
+def _places(names: StackNames, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Places for parts of these sizes: head, layers, tail. What runs once keeps nothing, so that
+    each part always comes into the same place; blocks of two kinds alternate, and come into any.
+    """
+    if not names.runs_once or len(sizes) < RING:
+        return (max(sizes, default=0),) * RING
+    places = [max(sizes[1:-1], default=0)] * RING
+    for part in (0, len(sizes) - 1):
+        slot = slot_of(part, len(sizes))
+        places[slot] = max(places[slot], sizes[part])
+    return tuple(places)
 
 
 def _parts(

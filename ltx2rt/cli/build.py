@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import warnings
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.bundle.host_plan import plan_host
+from ltx2rt.bundle.host_plan import warn_of_memory
 from ltx2rt.bundle.manifest import BuildInputs, Manifest
 from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, RTX_TARGETS
 from ltx2rt.cli.common import export_module, parse_lora, print_json
 from ltx2rt.cli.progress import add_progress_flags, printer_of
-from ltx2rt.components.decoder_tiles import machine_bytes
-from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.errors import OptionError
 from ltx2rt.hub.reference import local_path
 from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Job
-from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS
+from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS, TEXT_PRECISIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"auto (default: {DEFAULT_PRECISION} on a CPU; on a GPU the checkpoint's own, else "
         "16 bits), "
         f"{', '.join(PRECISIONS)}",
+    )
+    target.add_argument(
+        "--text-precision",
+        metavar="P",
+        help="of the text encoder's layers, which are nearly all of its weights: "
+        f"{', '.join(TEXT_PRECISIONS)} (default: 16 or 32 bits, as --precision has them)",
     )
     target.add_argument(
         "--target",
@@ -267,22 +271,8 @@ def build(inputs: BuildInputs, output: Path, options: argparse.Namespace) -> Man
     manifest: Manifest = export.build_bundle(
         files, inputs, output, config, Job(printer_of(options))
     )
-    if manifest.runs_on_cpu:
-        warn_of_memory(manifest)
+    warn_of_memory(manifest)
     return manifest
-
-
-def warn_of_memory(manifest: Manifest) -> None:
-    """Say that this machine has too little memory for a bundle that runs on its CPU: another one
-    may have more.
-    """
-    try:
-        plan = plan_host(manifest, machine_bytes(), resident=False)
-    except UnsupportedError as error:
-        warnings.warn(f"this machine cannot run the bundle: {error}", stacklevel=2)
-    else:
-        if plan.streams:
-            warnings.warn(f"{plan.text()}.", stacklevel=2)
 
 
 def open_and_choose(inputs: BuildInputs, options: argparse.Namespace) -> tuple[Any, Any]:

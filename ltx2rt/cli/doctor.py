@@ -145,7 +145,7 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
     opens (and so checks) the bundle.
     """
     from ltx2rt.bundle.bundle import open_bundle
-    from ltx2rt.pipelines.base import clips_of
+    from ltx2rt.pipelines.clip_sizes import clips_of
 
     bundle = open_bundle(folder, weights_dir=weights_dir)
     manifest = bundle.manifest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +45,25 @@ from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake_inputs import RetakeInputs
 from ltx2rt.results.clip import Clip
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from ltx2rt.components.stage_trace import StageTrace
+    from ltx2rt.config import GenerationConfig, GuidanceConfig
+    from ltx2rt.pipelines.options import RetakeOptions
+    from ltx2rt.progress import Job
+
 
 class RetakePipeline(GuidedPipeline):
-    """Make a part of a clip anew with a distilled model."""
+    """Make a part of a clip anew with a distilled model.
+
+    ```python
+    with ltx2rt.RetakePipeline(bundle) as pipe:
+        clip = pipe(prompt="It begins to snow.", video="in.mp4", start_time=0.1, end_time=0.3)
+        clip.save("out.mp4")
+    ```
+    """
 
     name: ClassVar[str] = "retake"
     summary: ClassVar[str] = (
@@ -66,6 +82,34 @@ class RetakePipeline(GuidedPipeline):
     )  # fmt: skip
     default_size: ClassVar[tuple[int, int] | None] = None
     any_length: ClassVar[bool] = True
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            config: GenerationConfig | None = None,
+            guidance: GuidanceConfig | None = None,
+            inputs: RetakeInputs | None = None,
+            *,
+            job: Job | None = None,
+            trace: StageTrace | None = None,
+            work_dir: Path | None = None,
+            resume: bool = False,
+            **options: Unpack[RetakeOptions],
+        ) -> Clip: ...
+
+        def generate_many(
+            self,
+            seeds: Iterable[int] | None = None,
+            config: GenerationConfig | None = None,
+            guidance: GuidanceConfig | None = None,
+            inputs: RetakeInputs | None = None,
+            *,
+            prompts: Sequence[str] | None = None,
+            num_videos: int | None = None,
+            job: Job | None = None,
+            **options: Unpack[RetakeOptions],
+        ) -> Iterator[Clip]: ...
 
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
