@@ -18,7 +18,7 @@ from ltx2rt.backends.stack import Stack
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.card import Card, open_card, trust_of
-from ltx2rt.bundle.host_plan import plan_host
+from ltx2rt.bundle.host_plan import HostPlan, plan_host
 from ltx2rt.bundle.load_weights import engine_tensors, lora_tensors, stored_tensor
 from ltx2rt.bundle.manifest import UNMASKED
 from ltx2rt.components.decoder_tiles import machine_bytes
@@ -34,6 +34,7 @@ from ltx2rt.names import (
     TEXT_TAIL,
     TRANSFORMER_BLOCKS,
     TRANSFORMER_STACK,
+    WRITING_STACK,
     StackNames,
 )
 from ltx2rt.weights.precision import PRECISIONS
@@ -123,12 +124,12 @@ class Loader:
                 host = self._engines(opened, lambda n, _: self._host_part(n, runtime, loras))
                 resident = runtime.residency == "resident"
                 room = plan_host(bundle.manifest, machine_bytes(), resident=resident)
-                if room.streams and not names.runs_once:
+                if room.streams and names == TRANSFORMER_STACK:
                     warnings.warn(f"{room.text()}.", stacklevel=2)
                 stack: Stack = HostStack(
                     plan.parts(host, load_weights, self._unmasked(host)),
                     keep=room.keep_text or not names.runs_once,
-                    kept_layers=None if names.runs_once else room.kept,
+                    kept_layers=_kept_layers(names, room),
                 )
             else:
                 card = self._card_of(runtime)
@@ -142,6 +143,7 @@ class Loader:
                     keep=card.keep_text or not names.runs_once,
                     graphs=runtime.cuda_graphs,
                     places=card.places(names),
+                    left_free=card.ring(names) if names == WRITING_STACK else 0,
                 )
             opened.pop_all()
         return stack
@@ -355,3 +357,10 @@ class Loader:
             targets = bundle.lora_targets()
             self._merger = active, LoraMerger(active, targets, unmerged=unmerged, threads=threads)
         return self._merger[1]
+
+
+def _kept_layers(names: StackNames, room: HostPlan) -> int | None:
+    """How many layers of a stack stay in this machine's memory; None: all that are kept at all."""
+    if names.runs_once:
+        return None
+    return room.kept_writing if names == WRITING_STACK else room.kept

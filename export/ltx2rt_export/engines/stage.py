@@ -20,6 +20,7 @@ from ltx2rt.names import (
     TEXT_STACK,
     TRANSFORMER_BLOCKS,
     TRANSFORMER_STACK,
+    WRITING_STACK,
 )
 from ltx2rt.progress import Job
 from ltx2rt.weights.precision import PRECISIONS
@@ -62,7 +63,8 @@ class EngineStage:
         """
         if self.builder is not None:
             return None
-        stacked = component in (*TEXT_STACK.components, *TRANSFORMER_STACK.components)
+        stacks = (TEXT_STACK, WRITING_STACK, TRANSFORMER_STACK)
+        stacked = any(component in names.components for names in stacks)
         on_cpu = any(PRECISIONS[p].on_cpu for p in (config.precision, config.asked(component)))
         return "float32" if on_cpu or not stacked else None
 
