@@ -38,6 +38,7 @@ docs: $(VENV)/.developer
 	$(BIN)/python -m tests.defaults_page
 	$(BIN)/python -m tests.adapter_page
 	$(BIN)/python -m tests.flag_table
+	$(BIN)/python -m tests.option_types
 
 # what builds bundles of the released models without PyTorch; only what has changed is exported again
 graphs: $(VENV)/.developer

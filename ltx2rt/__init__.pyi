@@ -28,6 +28,9 @@ from ltx2rt.latents.duration import AutoDuration as AutoDuration
 from ltx2rt.latents.frame_sizes import frame_size as frame_size
 from ltx2rt.lora.files import Lora as Lora
 from ltx2rt.media.encoding import VideoEncoding as VideoEncoding
+from ltx2rt.media.in_memory import image_file as image_file
+from ltx2rt.media.in_memory import sound_file as sound_file
+from ltx2rt.media.in_memory import video_file as video_file
 from ltx2rt.pipelines.audio_to_video import AudioToVideoPipeline as AudioToVideoPipeline
 from ltx2rt.pipelines.dfr import DFRInputs as DFRInputs
 from ltx2rt.pipelines.dfr import DFRPipeline as DFRPipeline

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
+from ltx2rt.bundle.host_plan import warn_of_memory
 from ltx2rt.bundle.manifest import BuildInputs
 from ltx2rt.bundle.targets import DEFAULT_SHAPES
 from ltx2rt.lora.files import Lora
@@ -33,6 +34,7 @@ def build(
     card: str | None = None,
     backend: str | None = None,
     precision: str = "auto",
+    text_precision: str | None = None,
     target: Sequence[str] = (),
     shapes: Sequence[str] = DEFAULT_SHAPES,
     components: Sequence[str] = (),
@@ -44,8 +46,10 @@ def build(
     """Build a bundle and open it. Needs the extra `build`; models that are not among the released
     ones need `export`.
 
-        bundle = ltx2rt.build("ltx23.bundle", checkpoint="ltx-2.3-22b-distilled-1.1.safetensors",
-                              gemma="gemma-3-12b-it", card="rtx4090")
+    ```python
+    bundle = ltx2rt.build("ltx23.bundle", checkpoint="ltx-2.3-22b-distilled-1.1.safetensors",
+                          gemma="gemma-3-12b-it", card="rtx4090")
+    ```
 
     Args:
         output: the folder of the bundle.
@@ -53,8 +57,8 @@ def build(
             text_encoder, duration_head: the model's files; see `ltx2rt build --help`.
         loras: merged into the weights.
         card: chooses backend and target: `cpu`, `this` (the GPU of this machine), `rtx4090`, ...
-        backend, precision, target, shapes, components, copy_weights, force, cache_dir: see
-            `ltx2rt build --help`.
+        backend, precision, text_precision, target, shapes, components, copy_weights, force,
+            cache_dir: see `ltx2rt build --help`.
         callback: gets a `Progress` after every step.
 
     Raises:
@@ -86,6 +90,7 @@ def build(
     config = make_config(
         **values,
         precision=choose.chosen_precision(values, files) if precision == "auto" else precision,
+        text_precision=text_precision,
         shapes=tuple(shapes),
         components=tuple(components),
         copy_weights=copy_weights,
@@ -94,7 +99,7 @@ def build(
     )
     export.check_target(Path(output), force=force)
     _export("engines.plan").check_card(files, inputs, config)
-    export.build_bundle(files, inputs, Path(output), config, Job(callback))
+    warn_of_memory(export.build_bundle(files, inputs, Path(output), config, Job(callback)))
     return open_bundle(output)
 
 

@@ -58,6 +58,13 @@ HDR_MODES = ("SRGB_LINEAR", "ACESCG", "ACESCCT")
 class RuntimeConfig:
     """How to run.
 
+    ```python
+    runtime = ltx2rt.RuntimeConfig(threads=4, residency="resident")
+    with ltx2rt.DistilledPipeline(bundle, runtime) as pipe:
+        for clip in pipe.generate_many(prompt="A lake.", num_videos=2):
+            clip.save(f"{clip.config.seed}.mp4")
+    ```
+
     Attributes:
         threads: CPU threads per engine; 0 uses every core.
         spinning: CPU threads wait for their next work in a loop; costs CPU time, and gains time
@@ -154,6 +161,11 @@ class RuntimeConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageCondition:
     """An image that the clip must show.
+
+    ```python
+    last = ltx2rt.ImageCondition(path="last.png", frame=8, strength=0.8)
+    pipe(prompt="A harbour wakes up.", images=["first.png", last])
+    ```
 
     Attributes:
         path: the image file, or a short video: its first frames, as many as there are, are shown

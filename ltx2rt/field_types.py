@@ -9,7 +9,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -73,7 +73,7 @@ def _settled(value: Any, kind: Any) -> Any:
     if origin is Literal:  # which values it may have is said by the class
         return _settled(value, type(arguments[0]))
     if origin is tuple:
-        if not isinstance(value, list | tuple):
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
             raise _Misfit
         kinds = (arguments[0],) * len(value) if arguments[1:] == (...,) else arguments
         if len(kinds) != len(value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,9 @@ class Cancelled(Ltx2rtError):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One report: `step` of `total` in `stage` is done; `eta_s` is None until a step was timed."""
+    """One report: `step` of `total` in `stage` is done; `eta_s`, of the stage, is None until a step
+    was timed. The first step, which also loads, counts only until a second one was timed.
+    """
 
     stage: str
     step: int
@@ -58,6 +60,14 @@ PreviewCallback = Callable[[Preview], None]
 class Job:
     """Reports progress, keeps timings per stage, and stops when `cancel` is set.
 
+    ```python
+    job = ltx2rt.Job(on_progress=lambda report: print(report.stage, report.step, report.total))
+    pipe(prompt="A lake.", job=job)
+    print(job.timings_s)
+    ```
+
+    Another thread stops it: `job.cancel.set()`.
+
     Attributes:
         on_progress: called after every step, on the thread that runs the step.
         cancel: set it from any thread; the job raises `Cancelled` at the next step or tile.
@@ -72,9 +82,24 @@ class Job:
     on_preview: PreviewCallback | None = None
     preview_every: int = 1
     _started: dict[str, float] = field(default_factory=dict)
+    _costs: dict[str, Sequence[float]] = field(default_factory=dict)
+    _first: dict[str, tuple[int, float]] = field(default_factory=dict)
 
-    def report(self, stage: str, step: int, total: int, detail: str = "") -> None:
-        """Say that `step` of `total` steps of `stage` are done; step 0 starts the clock."""
+    def report(
+        self,
+        stage: str,
+        step: int,
+        total: int,
+        detail: str = "",
+        *,
+        costs: Sequence[float] | None = None,
+    ) -> None:
+        """Say that `step` of `total` steps of `stage` are done; step 0 starts the clock.
+
+        Args:
+            costs: of every step beside the others, where they differ: the rest of the stage is
+                estimated by them. Holds for all reports of the stage.
+        """
         if self.cancel.is_set():
             raise Cancelled(f"cancelled in {stage}, step {step} of {total}.")
         now = time.perf_counter()
@@ -83,6 +108,20 @@ class Job:
         self.timings_s[stage] = elapsed
         if (trace := active()) is not None:
             trace.step(stage, step, total)
-        eta = elapsed / step * (total - step) if step else None
+        if costs is not None:
+            self._costs[stage] = costs
         if self.on_progress is not None:
+            eta = self._eta(stage, step, total, elapsed)
             self.on_progress(Progress(stage, step, total, elapsed, eta, detail))
+
+    def _eta(self, stage: str, step: int, total: int, elapsed: float) -> float | None:
+        """Seconds that the rest of a stage takes at the pace of its steps so far."""
+        if not step:
+            return None
+        costs = self._costs.get(stage) or [1.0] * total
+        first, first_s = self._first.setdefault(stage, (step, elapsed))
+        if sum(costs[first:step]) > 0:
+            pace = (elapsed - first_s) / sum(costs[first:step])
+        else:
+            pace = elapsed / (sum(costs[:step]) or 1.0)
+        return pace * sum(costs[step:])

@@ -20,6 +20,7 @@ SECTIONS = {
     },
     "Pipelines": re.compile(r"Pipeline$"),
     "Further inputs of a pipeline": re.compile(r"Inputs$|^TimeWindow$"),
+    "What lies in memory": re.compile(r"_file$"),
     "Results": re.compile(r"Clip$|^Record$|^record_in$|^open_latents$"),
     "Long clips": {"Segment", "join_clips", "make_long"},
     "Progress": {"Job", "Preview", "Progress", "Span", "Trace"},

@@ -172,7 +172,8 @@ def build_bundle(
     check_target(output, force=config.force)
     _check_inputs_survive(inputs, output)
     problems = lora_problems(inputs.loras)
-    if config.copy_weights and str(files.checkpoint).lower().endswith(".gguf"):
+    named = [files.checkpoint, *([files.gemma.path] if files.gemma else [])]
+    if config.copy_weights and any(p.suffix.lower() == ".gguf" for p in named):
         problems = [*problems, "copy_weights does not take GGUF files, whose weights are written "
                     "into the bundle in any case: leave it out"]  # fmt: skip
     if problems:
@@ -245,10 +246,8 @@ def _fill(
         info = dataclasses.replace(info, is_distilled=True)
     components = chosen_components(components, config.components)
     engines = engine_stage(config, info, options)
-    precision = config.precision
-    dtypes = {
-        c.name: engines.dtype(c.name, precision) or PRECISIONS[precision].dtype for c in components
-    }
+    host = {c.name: engines.dtype(c.name, config) for c in components}
+    dtypes = {n: dtype or PRECISIONS[config.asked(n)].dtype for n, dtype in host.items()}
     components = decode_gguf(components, work / "weights", dtypes, resume=True)
     if inputs.loras:  # last: it writes every tensor that they change
         components = fuse_loras(components, files, inputs.loras, work / "weights", resume=True)
@@ -265,10 +264,10 @@ def _fill(
     for i, component in enumerate(components):
         for part in prepare(
             component,
-            config.precision,
+            config.asked(component.name),
             work / "weights",
             job,
-            dtype=engines.dtype(component.name, config.precision),
+            dtype=host[component.name],
             plain_layers=config.plain_layers,
             lora_inputs=config.lora_inputs,
             export=export,
@@ -288,7 +287,7 @@ def _fill(
         job.report("export", i + 1, len(components), component.name)
     if PRECISIONS[config.precision].dtype == "float16":
         job.report("range check", 0, 1)
-        check_float16(exported)
+        check_float16([graph for graph in exported if graph.dtype == "float16"])
         job.report("range check", 1, 1)
     (work / "text" / "tokenizer.json").write_bytes(tokenizer)
     sources = table.sources

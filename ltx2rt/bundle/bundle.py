@@ -166,6 +166,11 @@ def open_bundle(
 ) -> Bundle:
     """Open a bundle folder and check everything the manifest names.
 
+    ```python
+    bundle = ltx2rt.open_bundle("ltx23.bundle")
+    print(bundle.bundle_id, bundle.model.generation)
+    ```
+
     Args:
         path: the bundle's folder.
         weights_dir: look for moved weight files here, before their recorded place; see

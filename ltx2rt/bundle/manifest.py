@@ -23,6 +23,7 @@ from ltx2rt.file_kind import NO_WEIGHTS, name_of
 from ltx2rt.lora.files import Lora
 from ltx2rt.plain_data import read_document, write_document
 from ltx2rt.sampling.samplers import Sampler
+from ltx2rt.weights.precision import PRECISIONS
 
 SCHEMA = 1
 #: after the name of a component: as passes without any mask run it
@@ -127,6 +128,9 @@ class ComponentEntry:
             another component serves that layer (`transformer_block_plain`).
         weight_dtypes: weight input -> dtype the graph takes it in, where that is not the one of
             `precision`.
+        weight_binding: `initializer` (injected when the engine loads), `input` (bound at every
+            call: one engine for all layers) or `layer` (ONNX Runtime: one engine a layer, with its
+            weights inside).
         quantized: weight -> the format in which the graph takes it (`codecs.engine_formats`).
         overlays: for each layer, weight input -> where it lies ready to be bound: quantised
             weights, their scales. Others, and those that a LoRA changes, are made from `layers`.
@@ -251,6 +255,12 @@ class Manifest:
     tokenizer_sha256: str
     build: BuildInputs
     build_flags: str = ""
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether every component runs on a CPU: no engines, and precisions that it has."""
+        entries = self.components.values()
+        return all(PRECISIONS[e.precision].on_cpu and not e.engines for e in entries)
 
     def command(self) -> str:
         """The command that builds the bundle again, but for `-o`."""

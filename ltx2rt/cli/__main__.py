@@ -109,7 +109,10 @@ def _run(arguments: Sequence[str]) -> int:
             raise OptionError("an argument holds a NUL character, which no name or text may have.")
         options = parse(arguments)
         command = importlib.import_module(f"ltx2rt.cli.{options.command}")
-        status: int = command.run(options)
+        from ltx2rt.cli.progress import hushed
+
+        with hushed(bool(getattr(options, "quiet", False))):
+            status: int = command.run(options)
         sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
         return status
     except Ltx2rtError as error:

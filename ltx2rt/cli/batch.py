@@ -42,8 +42,9 @@ SUFFIXES = {"video": ".mp4", "audio": ".wav", "image": ".png", "frames": ""}
 OUTPUTS = {"output", "frames", "audio_output", "save_latents"}
 #: flags of the whole batch, which win
 SHARED = (
-    "threads", "spinning", "max_batch_size", "device", "weights_dir", "quiet", "plugin_modules",
-    "engine_host_code", "enhance_insecure", "no_record", "record_paths", "allow_nan",
+    "threads", "spinning", "max_batch_size", "device", "weights_dir", "quiet", "progress",
+    "plugin_modules", "engine_host_code", "enhance_insecure", "no_record", "record_paths",
+    "allow_nan",
 )  # fmt: skip
 #: keys that a job of a batch may not have; a stream is under its name before it is complete
 REFUSED = {

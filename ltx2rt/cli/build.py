@@ -7,14 +7,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from ltx2rt.bundle.host_plan import warn_of_memory
 from ltx2rt.bundle.manifest import BuildInputs, Manifest
 from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, RTX_TARGETS
-from ltx2rt.cli.common import ProgressPrinter, export_module, parse_lora, print_json
+from ltx2rt.cli.common import export_module, parse_lora, print_json
+from ltx2rt.cli.progress import add_progress_flags, printer_of
 from ltx2rt.errors import OptionError
 from ltx2rt.hub.reference import local_path
 from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Job
-from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS
+from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS, TEXT_PRECISIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{', '.join(PRECISIONS)}",
     )
     target.add_argument(
+        "--text-precision",
+        metavar="P",
+        help="of the text encoder's layers, which are nearly all of its weights: "
+        f"{', '.join(TEXT_PRECISIONS)} (default: 16 or 32 bits, as --precision has them)",
+    )
+    target.add_argument(
         "--target",
         type=_names,
         default=(),
@@ -119,7 +127,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="input",
         metavar="MODE",
         help="input (default): engines take weights by name; constant: weights are inside engines, "
-        "of which the transformer block has one a layer (no LoRA at run time, twice the disk)",
+        "of which the transformer block has one a layer (for GPUs: no LoRA at run time, twice the "
+        "disk; ONNX Runtime: for CPUs only, made when a clip needs them)",
     )
     target.add_argument(
         "--plain-layers",
@@ -187,7 +196,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--force", action="store_true", help="replace an existing bundle")
     target.add_argument("-o", "--output", type=Path, metavar="BUNDLE")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_progress_flags(parser)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -260,8 +269,9 @@ def build(inputs: BuildInputs, output: Path, options: argparse.Namespace) -> Man
     files, config = open_and_choose(inputs, options)
     export_module("engines.plan").check_card(files, inputs, config)
     manifest: Manifest = export.build_bundle(
-        files, inputs, output, config, Job(ProgressPrinter(quiet=options.quiet))
+        files, inputs, output, config, Job(printer_of(options))
     )
+    warn_of_memory(manifest)
     return manifest
 
 

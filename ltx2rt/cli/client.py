@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.cli.common import ProgressPrinter, print_json, split_strength, text_or_file
+from ltx2rt.cli.common import print_json, split_strength, text_or_file
 from ltx2rt.cli.job_file import read_table
+from ltx2rt.cli.progress import add_progress_flags, printer_of
 from ltx2rt.config import GenerationConfig
 from ltx2rt.env import api_key
 from ltx2rt.errors import OptionError
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stream", action="store_true", help="write a file that plays as it grows")
     parser.add_argument("--json", action="store_true", help="print what was made as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_progress_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     client: Client = HttpClient(options.url, api_key())
     if options.triton is not None:
         client = TritonClient(options.triton)
-    printer = ProgressPrinter(quiet=options.quiet)
+    printer = printer_of(options)
     result: dict[str, Any] = {}
 
     def on_event(event: dict[str, Any]) -> None:

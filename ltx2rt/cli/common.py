@@ -1,4 +1,4 @@
-"""What sub-commands share: progress on stderr, the export extra, JSON output."""
+"""What sub-commands share: the export extra, values of flags, JSON output."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import argparse
 import importlib
 import json
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ltx2rt.errors import UnsupportedError
-from ltx2rt.progress import Progress
 from ltx2rt.user_files import read_limited
 
 #: of a file that holds the text of a flag
@@ -20,39 +18,6 @@ MAX_TEXT_BYTES = 1_000_000
 
 if TYPE_CHECKING:
     from ltx2rt.lora.files import Lora
-
-
-class ProgressPrinter:
-    """Prints progress to stderr: one rewritten line on a terminal, one line a stage and every 5 s
-    else.
-    """
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._terminal = sys.stderr.isatty()
-        self._last = 0.0
-        self._width = 0
-
-    def __call__(self, progress: Progress) -> None:
-        if self._quiet:
-            return
-        done = progress.step >= progress.total
-        text = f"{progress.stage}: {progress.step}/{progress.total}  {progress.elapsed_s:.1f} s"
-        if progress.detail:
-            text += f"  {progress.detail}"
-        if progress.eta_s is not None and not done:
-            text += f", {progress.eta_s:.0f} s left"
-        if self._terminal:
-            print(
-                f"\r{text.ljust(self._width)}",
-                end="\n" if done else "",
-                file=sys.stderr,
-                flush=True,
-            )
-            self._width = 0 if done else len(text)
-        elif done or time.monotonic() - self._last > 5:
-            print(text, file=sys.stderr, flush=True)
-            self._last = time.monotonic()
 
 
 def export_module(name: str) -> ModuleType:

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 from ltx2rt.bundle.bundle import open_bundle
-from ltx2rt.cli.common import ProgressPrinter, print_json
+from ltx2rt.cli.common import print_json
 from ltx2rt.cli.fields import all_flags, spell
 from ltx2rt.cli.generate import given_in
 from ltx2rt.cli.outputs import Outputs
+from ltx2rt.cli.progress import printer_of
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.pipelines.base import pipeline_class
@@ -23,7 +24,7 @@ __all__ = ["add_arguments", "run", "spell"]
 
 OUTPUT = ("output", "stream", "frames", "audio_output", "codec", "quality", "preset", "encoder")
 RUNTIME = ("threads", "device")
-FLAGS = (*OUTPUT, *RUNTIME, "tiling", "weights_dir", "quiet", "json")
+FLAGS = (*OUTPUT, *RUNTIME, "tiling", "weights_dir", "quiet", "progress", "json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         stage=options.stage,
         tiling=options.tiling,
         runtime=runtime,
-        job=Job(ProgressPrinter(quiet=bool(options.quiet))),
+        job=Job(printer_of(options)),
     ) as clip:
         output.write(clip)
         stream = sys.stderr if output.is_stdout else sys.stdout

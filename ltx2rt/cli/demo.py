@@ -13,6 +13,7 @@ from ltx2rt.cli import build as build_command
 from ltx2rt.cli.common import export_module
 from ltx2rt.cli.generate import make_and_say, spell
 from ltx2rt.cli.parser import Parser
+from ltx2rt.cli.progress import add_progress_flags
 from ltx2rt.cli.requests import asked_of
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import check_generation_size
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="keep the model files and the bundle in this new folder",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_progress_flags(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
             *(f"--{name.replace('_', '-')}={path}" for name, path in files.items()),
             f"--output={bundle}",
             *(["--quiet"] if options.quiet else []),
+            *([f"--progress={options.progress}"] if options.progress else []),
         ]
         parser = Parser()
         build_command.add_arguments(parser)
@@ -81,4 +83,6 @@ def given_of(options: argparse.Namespace) -> dict[str, Any]:
     """The demo's request as flags of `ltx2rt generate` hold it."""
     given = {name: getattr(options, name) for name in ("prompt", "height", "width", "num_frames")}
     switches = {name: True for name in ("quiet", "json") if getattr(options, name)}
+    if options.progress is not None:
+        given["progress"] = options.progress
     return {**given, "seed": [options.seed], "output": str(options.output), **switches}

@@ -23,10 +23,9 @@ from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.device.cuda import driver_cuda, local_gpu
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError, UnsupportedError
-from ltx2rt.weights.precision import PRECISIONS
 
 PACKAGES = {
-    "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow"),
+    "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow", "tqdm"),
     "build": ("onnx",),
     "export": ("torch", "onnxscript", "transformers"),
 }
@@ -146,7 +145,7 @@ def plan(folder: Path, weights_dir: Path | None) -> dict[str, Any]:
     opens (and so checks) the bundle.
     """
     from ltx2rt.bundle.bundle import open_bundle
-    from ltx2rt.pipelines.base import clips_of
+    from ltx2rt.pipelines.clip_sizes import clips_of
 
     bundle = open_bundle(folder, weights_dir=weights_dir)
     manifest = bundle.manifest
@@ -168,8 +167,7 @@ def host_report(manifest: Manifest, memory_bytes: int) -> dict[str, Any] | None:
     """Which layers of the transformer a CPU keeps in memory, or why it cannot run them; None for a
     bundle that runs on a GPU.
     """
-    entries = manifest.components.values()
-    if not all(PRECISIONS[e.precision].on_cpu and not e.engines for e in entries):
+    if not manifest.runs_on_cpu:
         return None
     try:
         made = plan_host(manifest, memory_bytes, resident=False)

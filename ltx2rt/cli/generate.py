@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
-from ltx2rt.cli.common import ProgressPrinter, export_module, print_json
+from ltx2rt.cli.common import export_module, print_json
 from ltx2rt.cli.fields import all_flags, spell
 from ltx2rt.cli.generate_help import add_flags
 from ltx2rt.cli.job_file import check_targets, dump_job, read_job
 from ltx2rt.cli.outputs import Outputs
 from ltx2rt.cli.preview import PreviewWriter, check_preview
+from ltx2rt.cli.progress import ProgressPrinter, hushed
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.components.enhance import EnhanceConfig, enhance_prompt
 from ltx2rt.config import GenerationConfig
@@ -69,10 +70,11 @@ def make_and_say(asked: Asked, bundle: Path) -> int:
     """Generate, and print what was made."""
     stream = sys.stderr if asked.output.is_stdout else sys.stdout
     made = []
-    for result in traced(asked.run.trace, generate(asked, bundle)):
-        made.append(result)
-        if not asked.run.json:
-            print(_sentence(result), file=stream, flush=True)
+    with hushed(asked.run.quiet):
+        for result in traced(asked.run.trace, generate(asked, bundle)):
+            made.append(result)
+            if not asked.run.json:
+                print(_sentence(result), file=stream, flush=True)
     if asked.run.json:
         print_json(made[0] if len(asked.seeds) == 1 else made, stream)
     return 0
@@ -137,12 +139,12 @@ def make(
     was there already; `changed`: what was there is another clip, and how.
     """
     run, request = asked.run, asked.request_of(index)
-    job = Job(ProgressPrinter(quiet=run.quiet), preview_every=run.preview_every)
+    job = Job(ProgressPrinter(quiet=run.quiet, form=run.progress), preview_every=run.preview_every)
     if run.preview is not None:
         job.on_preview = PreviewWriter(run.preview)
     if asked.enhance is not None:
         pipe.accept(request)  # refuse a bad request before anybody is asked
-        config = enhanced(request.config, asked.enhance, asked.seeds[0])
+        config = enhanced(pipe, request.config, asked.enhance, asked.seeds[0], job)
         request = replace(request, config=config)
     seed = request.config.seed
     changed: dict[str, list[str]] = {}
@@ -197,12 +199,17 @@ def make(
     }
 
 
-def enhanced(config: GenerationConfig, who: EnhanceConfig, seed: int) -> GenerationConfig:
+def enhanced(
+    pipe: Pipeline, config: GenerationConfig, who: EnhanceConfig, seed: int, job: Job
+) -> GenerationConfig:
     """What to make, with its prompt written out."""
-    local = None if who.url is not None else export_module("enhance").local_model(who.model)
     prompt = config.user_prompt or config.prompt
     image = config.images[0].path if config.images else None
-    answer = enhance_prompt(prompt, who, image=image, seed=seed, local=local)
+    if who.is_own:
+        answer = pipe.enhance_prompt(prompt, image=image, seed=seed, job=job)
+    else:
+        local = None if who.url is not None else export_module("enhance").local_model(who.model)
+        answer = enhance_prompt(prompt, who, image=image, seed=seed, local=local)
     return replace(config, prompt=answer, user_prompt=prompt)
 
 

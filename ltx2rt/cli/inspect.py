@@ -17,8 +17,9 @@ from ltx2rt.cli.common import export_module, print_json
 from ltx2rt.cli.doctor import clip_lines, gib
 from ltx2rt.errors import BundleError
 from ltx2rt.hub.reference import local_path
-from ltx2rt.pipelines.base import clips_of, pipeline_class
+from ltx2rt.pipelines.base import pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
+from ltx2rt.pipelines.clip_sizes import clips_of
 from ltx2rt.weights.precision import float_precision
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
-from ltx2rt.cli.common import ProgressPrinter, print_json
+from ltx2rt.cli.common import print_json
 from ltx2rt.cli.fields import all_flags, spell
 from ltx2rt.cli.generate import given_in
 from ltx2rt.cli.job_file import VARIABLES_KEY, read_flags, read_table
 from ltx2rt.cli.preview import PreviewWriter, check_preview
+from ltx2rt.cli.progress import printer_of
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.errors import Ltx2rtError, OptionError, Problem
 from ltx2rt.pipelines.long import OVERLAP, Segment, make_long, segment_problems
@@ -23,7 +24,8 @@ __all__ = ["add_arguments", "run", "spell"]
 #: flags of the whole clip
 SHARED = (
     "output", "stream", "codec", "quality", "preset", "encoder", "threads", "max_batch_size",
-    "device", "weights_dir", "quiet", "json", "work_dir", "resume", "preview", "preview_every",
+    "device", "weights_dir", "quiet", "progress", "json", "work_dir", "resume", "preview",
+    "preview_every",
 )  # fmt: skip
 SEGMENTS = "segments"
 #: keys that a segment may not have: they belong to the whole clip, or to the other segments
@@ -67,9 +69,7 @@ def run(options: argparse.Namespace) -> int:
     if problems := segment_problems(segments, options.overlap):
         raise OptionError(f"{options.plan} cannot be made", problems)
     work_dir = options.work_dir or f"{output.clip}.work"
-    job = Job(
-        ProgressPrinter(quiet=bool(options.quiet)), preview_every=everything[0].run.preview_every
-    )
+    job = Job(printer_of(options), preview_every=everything[0].run.preview_every)
     if options.preview is not None:
         preview = everything[0].run.preview
         assert preview is not None

@@ -6,7 +6,8 @@ import argparse
 import shlex
 from typing import Any
 
-from ltx2rt.cli.common import ProgressPrinter, print_json
+from ltx2rt.cli.common import print_json
+from ltx2rt.cli.progress import add_progress_flags, printer_of
 from ltx2rt.errors import OptionError
 from ltx2rt.hub.catalog import SETS, HubFile, ModelSet
 from ltx2rt.hub.fetch import Planned, check_disk, fetch, plan
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="say what would be fetched and how large it is"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_progress_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         print_json(report) if options.json else print("\n".join(_planned_lines(planned)))
         return 0
     check_disk(planned)
-    job = Job(ProgressPrinter(quiet=options.quiet))
+    job = Job(printer_of(options))
     places = fetch(
         planned, lambda done, total, name: job.report("fetch (bytes)", done, total, name)
     )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.field_types import settle_types
 
 MAX_VIDEOS = 10_000
+
+#: how progress is printed
+Form = Literal["bar", "lines", "json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +26,9 @@ class RunOptions:
         enhance_prompt: let a language model write out the prompt; the answer is cached and
             recorded.
         weights_dir: where weight files are now, if they moved.
-        quiet: no progress on stderr.
+        quiet: nothing on stderr but errors: no progress, notes, warnings.
+        progress: how progress is printed on stderr; default: bar on a terminal, lines elsewhere.
+            json is one document a line, for programs.
         json: print the result as JSON.
         preview: write a small .gif or .webp of what is being made, anew while it is sampled.
         preview_every: after every so many-th step.
@@ -39,6 +45,7 @@ class RunOptions:
     enhance_prompt: bool = False
     weights_dir: Path | None = None
     quiet: bool = False
+    progress: Form | None = None
     json: bool = False
     preview: Path | None = None
     preview_every: int = 1

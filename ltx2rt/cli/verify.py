@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.bundle.weight_digests import digest_weights
-from ltx2rt.cli.common import ProgressPrinter, export_module, print_json
+from ltx2rt.cli.common import export_module, print_json
 from ltx2rt.cli.fields import all_flags
+from ltx2rt.cli.progress import ProgressPrinter, add_progress_flags, printer_of
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.progress import Job
 
@@ -36,12 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         flag = all_flags()[key]
         parser.add_argument(flag.name, **flag.arguments())
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_progress_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
     if options.weights:
-        return verify_weights(bundle, json=options.json)
+        return verify_weights(bundle, printer_of(options), json=options.json)
     runtime = RuntimeConfig(
         plugin_modules=tuple(options.plugin_modules or ()),
         engine_host_code=bool(options.engine_host_code),
@@ -53,8 +55,9 @@ def run(options: argparse.Namespace) -> int:
         components = export.make_components(export.open_inputs(inputs), inputs.loras, Path(overlay))
         for rung in verify.verify_bundle(bundle, components, options.seed, runtime):
             rungs.append(rung)
-            state = "agrees" if rung.passed else "FAILS"
-            print(f"verify: {rung.component} {rung.output} {state}", file=sys.stderr)
+            if not options.quiet:
+                state = "agrees" if rung.passed else "FAILS"
+                print(f"verify: {rung.component} {rung.output} {state}", file=sys.stderr)
     passed = all(r.passed for r in rungs)
     if options.json:
         print_json(
@@ -77,9 +80,9 @@ def run(options: argparse.Namespace) -> int:
     return 0 if passed else EXIT_FAILED
 
 
-def verify_weights(bundle: Bundle, *, json: bool) -> int:
+def verify_weights(bundle: Bundle, printer: ProgressPrinter, *, json: bool) -> int:
     """Whether every byte of the weight files is what it was when that was first asked; 1 if not."""
-    job = Job(ProgressPrinter())
+    job = Job(printer)
     found = list(
         digest_weights(
             bundle.folder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -264,6 +265,37 @@ def pass_counts(
         if active:
             counts |= {len(c) for c in _chunks(passes(active), guidance.max_batch_size)}
     return counts
+
+
+def step_costs(
+    guidance: Guidance | None,
+    modalities: Sequence[str],
+    sigmas: NDArray[np.float32],
+    *,
+    midpoints: bool = False,
+) -> list[int]:
+    """Passes of the model in each step of a stage: what its steps cost beside each other.
+
+    Args:
+        guidance: None: one pass an evaluation.
+        modalities: that the stage has.
+        sigmas: its noise levels.
+        midpoints: steps are evaluated in their middle too, which skips nothing (res_2s).
+    """
+
+    def evaluation(sigma: float, index: int) -> int:
+        if guidance is None:
+            return 1
+        schedules = {"video": guidance.video, "audio": guidance.audio}
+        params = {m: schedules[m].at(sigma) for m in modalities}
+        active = {m: p for m, p in params.items() if not p.skips(index)}
+        return len(passes(active)) if active else 0
+
+    return [
+        evaluation(float(sigma), index)
+        + (evaluation(float(np.sqrt(sigma * following)), 0) if midpoints else 0)
+        for index, (sigma, following) in enumerate(pairwise(sigmas))
+    ]
 
 
 def _stacked(chunk: Sequence[Pass]) -> Perturbations:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, simple_denoise
+from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, simple_denoise, step_costs
 from ltx2rt.components.finite import check_finite
 from ltx2rt.components.identity import identity_denoise
 from ltx2rt.components.preview import LatentColours
@@ -194,7 +194,10 @@ def run_stage(
     states = fresh.map(_started, noises, asked)
     sigmas = sigma_table(request.sigmas)
     steps = len(sigmas) - 1
-    job.report(request.name, 0, steps)
+    modalities = [name for name, _ in states.items()]
+    midpoints = request.sampler == "res_2s"
+    costs = step_costs(guidance, modalities, sigmas, midpoints=midpoints)
+    job.report(request.name, 0, steps, costs=costs)
 
     def on_step(index: int, now: States) -> None:
         latents = {f"the {modality} latent": state.latent for modality, state in now.items()}

@@ -26,6 +26,10 @@ def frame_size(text: str) -> tuple[int, int]:
     """Height and width in pixels of `854x480` (width first, as everybody writes it), `720p`,
     `1080p-portrait` or `4k square`.
 
+    ```python
+    height, width = ltx2rt.frame_size("720p-portrait")
+    ```
+
     Raises:
         OptionError: it is none of these.
     """

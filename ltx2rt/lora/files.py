@@ -19,7 +19,13 @@ _COMFY = ".comfy.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """A LoRA file and its strength: fused at build time, or merged at run time."""
+    """A LoRA file and its strength: fused at build time, or merged at run time.
+
+    ```python
+    style = ltx2rt.Lora(path="style.safetensors", strength=0.8)
+    pipe(prompt="A lake.", loras=[style]).save("out.mp4")
+    ```
+    """
 
     path: str
     strength: float = 1.0

@@ -129,6 +129,10 @@ ENCODERS: dict[tuple[CodecName, EncoderName], Encoder] = {
 class VideoEncoding:
     """How a clip is encoded; what is None is as the file's kind has it.
 
+    ```python
+    clip.save("small.webm", encoding=ltx2rt.VideoEncoding(codec="av1", quality=45))
+    ```
+
     Attributes:
         codec: `h264` (.mp4, .mov, .mkv), `h265` (also), `av1` (.mp4, .mkv, .webm), `prores` (.mov,
             .mkv), `vp9` (.webm, .mkv) or `ffv1` (.mkv: without loss, every frame as its 8 bits of

@@ -8,24 +8,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.host_plan import plan_host
 from ltx2rt.bundle.source import ModelFacts, ModelSource
+from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.components.embeddings import write_embeddings
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
 from ltx2rt.engine import Array
-from ltx2rt.errors import BundleError, InternalError, OptionError, ShapeError
+from ltx2rt.errors import BundleError, InternalError, OptionError
 from ltx2rt.latents.shapes import VideoScaleFactors, rendered_size
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.names import DIFFUSION_DECODER, TEXT_ENCODER, TRANSFORMER
-from ltx2rt.pipelines.built_sizes import built_clips, made_sizes, nearest_clip, refuse_sizes
+from ltx2rt.pipelines.built_sizes import built_clips, nearest_clip, refuse_sizes
 from ltx2rt.pipelines.catalog import catalog_class
 from ltx2rt.pipelines.checks import (
     check_duration,
@@ -38,10 +40,13 @@ from ltx2rt.pipelines.checks import (
 )
 from ltx2rt.pipelines.decoding import chosen_tiling, decode_audio, decode_video
 from ltx2rt.pipelines.engines import Engines
+from ltx2rt.pipelines.enhancing import enhanced_by_own
 from ltx2rt.pipelines.facts import PipelineFacts, field_names
 from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.given import from_memory, wanted_clips
 from ltx2rt.pipelines.model_kind import warn_of_model
 from ltx2rt.pipelines.neighbours import neighbour_problems
+from ltx2rt.pipelines.options import GenerationOptions
 from ltx2rt.pipelines.rehearsal import rehearse
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.soundtrack import with_soundtrack
@@ -118,13 +123,22 @@ class Pipeline(PipelineFacts):
         trace: StageTrace | None = None,
         work_dir: Path | None = None,
         resume: bool = False,
-        **options: Any,
+        **options: Unpack[GenerationOptions],
     ) -> Clip:
-        """Generate one clip. Threads that share a pipeline take turns: a call, and the decoding of
-        a clip from its first frame to its last, keeps it from all others.
+        """Generate one clip.
+
+        ```python
+        clip = pipe(prompt="A harbour wakes up.", seed=7, images=["first.png"])
+        clip.save("out.mp4")
+        ```
+
+        Threads that share a pipeline take turns: a call, and the decoding of a clip from its first
+        frame to its last, keeps it from all others.
 
         Args:
-            config: what to make; or pass its fields by keyword: `pipe(prompt="...", seed=42)`.
+            config: what to make; or pass its fields by keyword. Then `images` may also be files,
+                images of Pillow, arrays `[H, W, 3]` or contents of files, and `audio` a sound in
+                memory (see `ltx2rt.image_file` and `sound_file`).
             guidance: how guided pipelines sample; what it leaves open takes the defaults of
                 pipeline and model version.
             inputs: further inputs of this pipeline, an `Inputs`; or pass its fields by keyword.
@@ -164,22 +178,47 @@ class Pipeline(PipelineFacts):
 
     def generate_many(
         self,
-        seeds: Iterable[int],
+        seeds: Iterable[int] | None = None,
         config: GenerationConfig | None = None,
         guidance: GuidanceConfig | None = None,
         inputs: Any = None,
-        **options: Any,
+        *,
+        prompts: Sequence[str] | None = None,
+        num_videos: int | None = None,
+        job: Job | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[Clip]:
-        """One clip for every seed, made when it is asked for; prompts are encoded once.
+        """One clip for every prompt and seed, made when it is asked for; prompts are encoded once.
 
-        Arguments as a call's; save or decode a clip before the next one, or run with
-        `residency="resident"`.
+        ```python
+        for number, clip in enumerate(pipe.generate_many(prompts=["Rain.", "Snow."])):
+            clip.save(f"{number}.mp4")
+        ```
+
+        Save or decode a clip before the next one, or run with `residency="resident"`.
+
+        Args:
+            seeds: of the clips of a prompt, in turn.
+            prompts: instead of the one prompt of `config`.
+            num_videos: instead of seeds: so many clips of a prompt, with seeds counted up.
+            config, guidance, inputs, job, options: as a call's.
+
+        Raises:
+            OptionError: seeds as well as their number, a number below 1, or no prompts; here,
+                and for the rest see a call.
         """
-        for seed in seeds:
-            if config is None:
-                yield self(None, guidance, inputs, seed=seed, **options)
-            else:
-                yield self(dataclasses.replace(config, seed=seed), guidance, inputs, **options)
+        changes = wanted_clips(config, options, seeds, prompts, num_videos)
+
+        def made() -> Iterator[Clip]:
+            for change in changes:
+                if config is None:
+                    given: dict[str, Any] = {**options, **change}
+                    yield self(None, guidance, inputs, job=job, **given)
+                else:
+                    now = dataclasses.replace(config, **change)
+                    yield self(now, guidance, inputs, job=job, **options)
+
+        return made()
 
     def generate(self, run: Run) -> Clip:
         """The pipeline itself, for a request that was checked."""
@@ -299,7 +338,7 @@ class Pipeline(PipelineFacts):
         if inputs is None and self.Inputs is not None:
             inputs = self.Inputs(**{k: v for k, v in options.items() if k in own})
         if config is None:
-            given = {k: v for k, v in options.items() if k in names}
+            given = from_memory({k: v for k, v in options.items() if k in names})
             found = self.defaults(inputs, given)
             if not given.keys() & SIZE_FIELDS:
                 found |= self.built_size({**found, **given})
@@ -374,11 +413,41 @@ class Pipeline(PipelineFacts):
                 check_memory(config, self.source, in_tiles=parts)
             if not self.source.has(*DIFFUSION_DECODER):
                 TilingConfig.parse(config.tiling).check(self.scale_factors)
+        self._refuse_small_machine()
         check_keyframes(self.source, config)
         if config.embeddings is not None:
             return with_embedded_prompts(request, self.source)
         self._refuse_missing([c for c in self.missing(self.source.has) if c in TEXT_ENCODER])
         return request
+
+    def enhance_prompt(
+        self, prompt: str, *, image: Path | None = None, seed: int = 10, job: Job | None = None
+    ) -> str:
+        """A short request written out as a description, by the bundle's own Gemma 3; for
+        `GenerationConfig.prompt`, with the request as its `user_prompt`.
+
+        Args:
+            image: the clip's first frame; the model does not see it, but is told that there is one.
+            seed: of its drawing of words.
+            job: progress, and cancelling.
+
+        Raises:
+            UnsupportedError: the bundle has no model that writes, such as those of LTX-2.5.
+            EnhanceError: the prompt is too long, or nothing usable came out.
+        """
+        with self.engines.turns.taken():
+            return enhanced_by_own(self.engines, prompt, image, seed, job or Job())
+
+    def _refuse_small_machine(self) -> None:
+        """Refuse a bundle of which this machine's memory cannot hold one layer at a time.
+
+        Raises:
+            UnsupportedError: says what is needed and what there is.
+        """
+        source = self.source
+        if self.engines.on_host and isinstance(source, Bundle) and source.manifest.runs_on_cpu:
+            resident = self.runtime.residency == "resident"
+            plan_host(source.manifest, machine_bytes(), resident=resident)
 
     def save_embeddings(self, path: str | Path) -> None:
         """Write the text contexts of the last clip, for `GenerationConfig.embeddings`.
@@ -427,29 +496,6 @@ class Pipeline(PipelineFacts):
                 "part is left out",
                 path,
             )
-
-
-def clips_of(bundle: Bundle) -> dict[str, list[str]]:
-    """`one stage`, `two stages` -> clips that a bundle can make, see `built_sizes.made_sizes`; what
-    it lacks the parts for is left out, and so is all where engines take any size.
-    """
-    found: dict[str, list[str]] = {}
-    for kind, name in (("one stage", "one-stage"), ("two stages", "distilled")):
-        if not built_clips(bundle) or pipeline_class(name).missing(bundle.has):
-            continue
-        pipe = pipeline_class(name)(bundle)
-
-        def works(size: tuple[int, int, int], pipe: Pipeline = pipe) -> bool:
-            width, height, frames = size
-            config = GenerationConfig(prompt="-", height=height, width=width, num_frames=frames)
-            try:
-                request = pipe.prepare(Request(config=config))
-                return not rehearse(pipe._made, pipe.engines, request).problems
-            except ShapeError:
-                return False
-
-        found[kind] = made_sizes(bundle, works)
-    return found
 
 
 def pipeline_class(name: str) -> type[Pipeline]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import numpy as np
 
@@ -34,6 +34,15 @@ from ltx2rt.pipelines.inputs import encode_prompts, images_of_stages
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED, TEMPORAL_ROUND
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from ltx2rt.components.stage_trace import StageTrace
+    from ltx2rt.config import GenerationConfig, GuidanceConfig
+    from ltx2rt.pipelines.options import DFROptions
+    from ltx2rt.progress import Job
 
 #: how firmly a round holds on to the keyframes of the one before
 ANCHOR_STRENGTH = 0.95
@@ -90,6 +99,34 @@ class DFRPipeline(Pipeline):
     )  # fmt: skip
     auto_duration: ClassVar[bool] = True
     Inputs: ClassVar[type[Any] | None] = DFRInputs
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            config: GenerationConfig | None = None,
+            guidance: GuidanceConfig | None = None,
+            inputs: DFRInputs | None = None,
+            *,
+            job: Job | None = None,
+            trace: StageTrace | None = None,
+            work_dir: Path | None = None,
+            resume: bool = False,
+            **options: Unpack[DFROptions],
+        ) -> Clip: ...
+
+        def generate_many(
+            self,
+            seeds: Iterable[int] | None = None,
+            config: GenerationConfig | None = None,
+            guidance: GuidanceConfig | None = None,
+            inputs: DFRInputs | None = None,
+            *,
+            prompts: Sequence[str] | None = None,
+            num_videos: int | None = None,
+            job: Job | None = None,
+            **options: Unpack[DFROptions],
+        ) -> Iterator[Clip]: ...
 
     def prepare(self, request: Request) -> Request:
         """As `Pipeline.prepare`.

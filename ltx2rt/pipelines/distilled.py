@@ -17,7 +17,14 @@ from ltx2rt.sampling.schedules import DISTILLED
 
 
 class DistilledPipeline(Pipeline):
-    """Prompt (and images) to a clip with sound, with a distilled model."""
+    """Prompt (and images) to a clip with sound, with a distilled model.
+
+    ```python
+    with ltx2rt.DistilledPipeline(bundle) as pipe:
+        clip = pipe(prompt="A lighthouse at dusk.", seed=42)
+        clip.save("out.mp4")
+    ```
+    """
 
     name: ClassVar[str] = "distilled"
     counterpart: ClassVar[str | None] = "two-stage"

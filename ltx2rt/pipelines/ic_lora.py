@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from ltx2rt.components.reference_conditioner import (
     ReferenceFile,
@@ -35,6 +35,14 @@ from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.soundtrack import given_audio
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ltx2rt.components.stage_trace import StageTrace
+    from ltx2rt.config import GenerationConfig, GuidanceConfig
+    from ltx2rt.pipelines.options import ICLoraOptions
+    from ltx2rt.progress import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +130,34 @@ class ICLoraPipeline(GuidedPipeline):
     two_stage: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes", "stage_2_loras")
     Inputs: ClassVar[type[Any]] = ICLoraInputs
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            config: GenerationConfig | None = None,
+            guidance: GuidanceConfig | None = None,
+            inputs: ICLoraInputs | None = None,
+            *,
+            job: Job | None = None,
+            trace: StageTrace | None = None,
+            work_dir: Path | None = None,
+            resume: bool = False,
+            **options: Unpack[ICLoraOptions],
+        ) -> Clip: ...
+
+        def generate_many(
+            self,
+            seeds: Iterable[int] | None = None,
+            config: GenerationConfig | None = None,
+            guidance: GuidanceConfig | None = None,
+            inputs: ICLoraInputs | None = None,
+            *,
+            prompts: Sequence[str] | None = None,
+            num_videos: int | None = None,
+            job: Job | None = None,
+            **options: Unpack[ICLoraOptions],
+        ) -> Iterator[Clip]: ...
 
     def prepare(self, request: Request) -> Request:
         """As `GuidedPipeline.prepare`.

@@ -34,6 +34,12 @@ def open_latents(
 ) -> Iterator[Clip]:
     """The clip of a file of latents (`Clip.save_latents`); it can be decoded inside the block.
 
+    ```python
+    clip.save_latents("a.safetensors")
+    with ltx2rt.open_latents(bundle, "a.safetensors", tiling="64x16:32x8") as again:
+        again.save("again.mp4")
+    ```
+
     Args:
         source: an opened bundle of the model that made them.
         path: the file.

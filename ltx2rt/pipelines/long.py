@@ -68,6 +68,13 @@ def make_long(
     """Make a clip of many windows, cross-faded over the frames that they share, and write it while
     they are made. Memory is that of one window.
 
+    ```python
+    texts = ["A lake at dawn.", "The sun is up."]
+    configs = [ltx2rt.GenerationConfig(prompt=text, num_frames=33) for text in texts]
+    segments = [ltx2rt.Segment(config=config) for config in configs]
+    ltx2rt.make_long(bundle, segments, "long.mp4", "long.work", overlap=9)
+    ```
+
     Args:
         source: an opened bundle.
         segments: at least one.

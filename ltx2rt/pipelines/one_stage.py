@@ -13,7 +13,14 @@ from ltx2rt.results.clip import Clip
 
 
 class OneStagePipeline(GuidedPipeline):
-    """Prompt (and images) to a clip with sound in one guided stage."""
+    """Prompt (and images) to a clip with sound in one guided stage.
+
+    ```python
+    guidance = ltx2rt.GuidanceConfig(num_inference_steps=2, negative_prompt="captions")
+    with ltx2rt.OneStagePipeline(bundle) as pipe:
+        pipe(guidance=guidance, prompt="A lighthouse at dusk.").save("out.mp4")
+    ```
+    """
 
     name: ClassVar[str] = "one-stage"
     requires: ClassVar[tuple[str, ...]] = ONE_STAGE

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +47,25 @@ from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake_inputs import RetakeInputs
 from ltx2rt.results.clip import Clip
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from ltx2rt.components.stage_trace import StageTrace
+    from ltx2rt.config import GenerationConfig, GuidanceConfig
+    from ltx2rt.pipelines.options import RetakeOptions
+    from ltx2rt.progress import Job
+
 
 class RetakePipeline(GuidedPipeline):
-    """Make a part of a clip anew with a distilled model."""
+    """Make a part of a clip anew with a distilled model.
+
+    ```python
+    with ltx2rt.RetakePipeline(bundle) as pipe:
+        clip = pipe(prompt="It begins to snow.", video="in.mp4", start_time=0.1, end_time=0.3)
+        clip.save("out.mp4")
+    ```
+    """
 
     name: ClassVar[str] = "retake"
     summary: ClassVar[str] = (
@@ -66,6 +84,34 @@ class RetakePipeline(GuidedPipeline):
     )  # fmt: skip
     default_size: ClassVar[tuple[int, int] | None] = None
     any_length: ClassVar[bool] = True
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            config: GenerationConfig | None = None,
+            guidance: GuidanceConfig | None = None,
+            inputs: RetakeInputs | None = None,
+            *,
+            job: Job | None = None,
+            trace: StageTrace | None = None,
+            work_dir: Path | None = None,
+            resume: bool = False,
+            **options: Unpack[RetakeOptions],
+        ) -> Clip: ...
+
+        def generate_many(
+            self,
+            seeds: Iterable[int] | None = None,
+            config: GenerationConfig | None = None,
+            guidance: GuidanceConfig | None = None,
+            inputs: RetakeInputs | None = None,
+            *,
+            prompts: Sequence[str] | None = None,
+            num_videos: int | None = None,
+            job: Job | None = None,
+            **options: Unpack[RetakeOptions],
+        ) -> Iterator[Clip]: ...
 
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
@@ -108,6 +154,21 @@ class GuidedRetakePipeline(RetakePipeline):
     counterpart: ClassVar[str | None] = "retake"
 
 
+#: seconds behind the end of a source that are taken for a rounded length
+_ROUNDED_S = 1.0
+
+
+def _warn_of_late_ends(own: RetakeInputs, duration_s: float) -> None:
+    windows = (*own.windows("video"), *own.windows("audio"))
+    ends = [w.end for w in windows if math.isfinite(w.end)]
+    if ends and max(ends) > duration_s + _ROUNDED_S:
+        warnings.warn(
+            f"a part to be made anew ends at {max(ends):g} seconds, and '{own.video}' lasts "
+            f"{duration_s:.3f}: it is made anew up to its end.",
+            stacklevel=2,
+        )
+
+
 def _has_sound(own: RetakeInputs) -> bool:
     """Whether the source has sound."""
     return not is_exr(own.video) and probe_video(own.video).has_audio
@@ -145,6 +206,7 @@ def _as_source(request: Request) -> Request:
                 f" lies behind the end of '{own.video}', which lasts {source.duration_s:.3f} s.",
             )
         )
+    _warn_of_late_ends(own, source.duration_s)
     height, width = source.height, source.width
     if own.outpaint is not None:
         height, width = frame_size(own.outpaint)

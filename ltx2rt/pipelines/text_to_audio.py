@@ -19,6 +19,12 @@ from ltx2rt.sampling.guidance import GuiderParams
 class TextToAudioPipeline(GuidedPipeline):
     """Prompt to sound of `num_frames / frame_rate` seconds, in one guided stage of the audio half
     of the transformer.
+
+    ```python
+    guidance = ltx2rt.GuidanceConfig(num_inference_steps=2)
+    with ltx2rt.TextToAudioPipeline(bundle) as pipe:
+        pipe(guidance=guidance, prompt="Rain on a tin roof.").save("rain.wav")
+    ```
     """
 
     name: ClassVar[str] = "text-to-audio"

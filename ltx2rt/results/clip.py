@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +121,13 @@ class Clip:
 
     @property
     def frames(self) -> Iterator[Frames]:
-        """Chunks of uint8 `[f, H, W, 3]`, decoded anew by every new iterator, while you iterate."""
+        """Chunks of uint8 `[f, H, W, 3]`, decoded anew by every new iterator, while you iterate.
+
+        ```python
+        for chunk in clip.frames:
+            print(chunk.shape, chunk.mean())
+        ```
+        """
         return (to_uint8(chunk) for chunk in self.float_frames())
 
     def float_frames(self) -> Iterator[NDArray[np.float32]]:
@@ -142,6 +148,23 @@ class Clip:
             seen, kept = seen + len(chunk), kept + len(chosen)
             if len(chosen):
                 yield chosen
+
+    def async_frames(self) -> AsyncIterator[Frames]:
+        """As `frames`, for programs of asyncio: decoded on a thread of its own, while the loop goes
+        on.
+
+        ```python
+        clip = await asyncio.to_thread(pipe, prompt="Rain on a tin roof.")
+        async for chunk in clip.async_frames():
+            await send(chunk.tobytes())
+        ```
+
+        Leaving the loop early ends the decoding after the chunk that it is at; to let go of it
+        there and then, close the iterator (`contextlib.aclosing`).
+        """
+        from ltx2rt.results.async_frames import iterate
+
+        return iterate(lambda: iter(self.frames))
 
     @property
     def has_audio(self) -> bool:
@@ -179,6 +202,11 @@ class Clip:
         joined: bool = False,
     ) -> None:
         """Write video and sound of equal length; decoding and encoding overlap.
+
+        ```python
+        clip.save("out.mp4")
+        clip.save("out.mkv", encoding=ltx2rt.VideoEncoding(codec="h265", quality=20))
+        ```
 
         Args:
             path: `.mp4`, `.mov`, `.mkv` or `.webm`; `.gif` or `.webp` without its sound; `.png` for

@@ -212,6 +212,10 @@ def join_clips(
 ) -> int:
     """Write video files one after the other, at the size and frame rate of the first.
 
+    ```python
+    ltx2rt.join_clips(["a.mp4", "b.mp4"], "both.mp4")
+    ```
+
     Args:
         clips: two or more.
         path: the result, see `VideoWriter`.

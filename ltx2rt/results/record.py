@@ -176,6 +176,12 @@ def _stages_in(stages: Mapping[str, Any], base: Path) -> dict[str, Any]:
 def record_in(path: str | Path) -> Record:
     """The record in a video, sound, PNG or safetensors file of ltx2rt.
 
+    ```python
+    clip.save("out.mp4")
+    request = ltx2rt.record_in("out.mp4").request
+    again = pipe(request.config, request.guidance, request.inputs)
+    ```
+
     Raises:
         OptionError: the file has none, or it cannot be used.
         MediaError, CheckpointError: the file cannot be read.

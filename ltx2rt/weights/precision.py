@@ -22,7 +22,10 @@ class Precision:
         min_sm: lowest compute capability that runs it, times ten; 0 for any, and for a CPU.
         format: of the weights that it quantises; None where it quantises none.
         weight_bytes: of one weight in `format`, scales of groups included; else in `dtype`.
+        text: the text encoder's layers may have it too.
         on_cpu: ONNX Runtime runs it on a CPU, with float32 for all that is not quantised.
+        on_gpu: there are engines for GPUs.
+        inside: on a CPU, its weights have to be inside engines: one a layer.
         tolerance: largest relative RMS error of a component's engine against float32 (`ltx2rt
             verify`): about twice what emulations of random models lose in their worst block.
     """
@@ -32,7 +35,10 @@ class Precision:
     min_sm: int
     format: EngineFormat | None = None
     weight_bytes: float
+    text: bool = False
     on_cpu: bool = False
+    on_gpu: bool = True
+    inside: bool = False
     tolerance: float
 
     @property
@@ -60,6 +66,7 @@ PRECISIONS: dict[str, Precision] = {
             min_sm=89,
             format=FP8,
             weight_bytes=1,
+            text=True,
             on_cpu=True,
             tolerance=0.15,
         ),
@@ -94,8 +101,20 @@ PRECISIONS: dict[str, Precision] = {
             min_sm=80,
             format=INT8,
             weight_bytes=1,
+            text=True,
             on_cpu=True,
             tolerance=4e-2,
+        ),
+        Precision(
+            name="int8",
+            dtype="float32",
+            min_sm=0,
+            format=INT8,
+            weight_bytes=1,
+            on_cpu=True,
+            on_gpu=False,
+            inside=True,
+            tolerance=6e-2,
         ),
         Precision(
             name="int4-wo",
@@ -103,10 +122,14 @@ PRECISIONS: dict[str, Precision] = {
             min_sm=80,
             format=INT4,
             weight_bytes=0.53125,
+            text=True,
             tolerance=0.3,
         ),
     )
 }
+
+#: those that the layers of the text encoder may have
+TEXT_PRECISIONS = tuple(name for name, row in PRECISIONS.items() if row.text)
 
 #: of builds that name none: what every backend runs, on every machine
 DEFAULT_PRECISION = "fp32"

@@ -165,6 +165,15 @@ def test_interrupted_at_a_step(
     assert outcome.err.strip() == "ltx2rt: interrupted; partial output was removed."
 
 
+def test_a_machine_that_holds_no_layer_is_refused_before_any_work(
+    demo_bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltx2rt.pipelines.base.machine_bytes", lambda: 1000)
+    with unchanged(folder):
+        outcome = ltx2rt("generate", demo_bundle, *PROMPT, *SMALL, "-o", folder / "x.mp4")
+    expect_user_error(outcome, "one layer of the transformer", "--precision int8-wo")
+
+
 @pytest.mark.parametrize("flag", ["--fragmented", "--json"])
 def test_interrupted_while_frames_are_written(
     flag: str, demo_bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch

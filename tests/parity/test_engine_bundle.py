@@ -286,6 +286,12 @@ def test_dry_run_plans_what_a_build_makes(demo_model: dict[str, Path], tmp_path:
     block, rest = (mixed["components"][f"transformer_block{n}"] for n in ("", "_plain"))
     assert (block["layers"], rest["layers"], rest["precision"]) == (2, 1, "bf16")
     assert rest["weight_bytes"] == whole["weight_bytes"] // 3
+    assert [p["quantized_share"] > 0 for p in (block, rest, whole, text)] == [True, *[False] * 3]
+    small = ltx2rt(*command, "--precision", "nvfp4", "--plain-layers", "0", "--json").json
+    share = small["components"]["transformer_block"]["quantized_share"]
+    assert 0.1 < share < block["quantized_share"] - 0.1  # it leaves the linears of the sound
+    said = ltx2rt(*command, "--precision", "nvfp4", "--plain-layers", "0").out.splitlines()[0]
+    assert f"nvfp4 ({share * 2 / 3:.0%} of the numbers in the transformer's layers, 16 bits" in said
     # linears of two layers weigh half: one byte an element, which lies in the bundle
     saved = 2 * rest["weight_bytes"] - block["weight_bytes"]
     assert 1e5 < saved < 2 * rest["weight_bytes"]

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import assert_type
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
 import ltx2rt
 
 
@@ -41,6 +45,25 @@ def many(bundle: ltx2rt.Bundle) -> Iterator[ltx2rt.Clip]:
     yield ltx2rt.ICLoraPipeline(bundle)(inputs=ltx2rt.ICLoraInputs(references=(reference,)))
     yield ltx2rt.AudioToVideoPipeline(bundle)(prompt="a", audio=Path("talk.wav"))
     yield from ltx2rt.DistilledPipeline(bundle).generate_many([1, 2], prompt="a lake")
+    with ltx2rt.RetakePipeline(bundle) as retake:
+        yield from retake.generate_many(
+            prompts=["rain", "snow"], num_videos=2, video="in.mp4", start_time=1
+        )
+
+
+def from_memory(bundle: ltx2rt.Bundle, photo: Image, samples: NDArray[np.float32]) -> None:
+    with ltx2rt.DistilledPipeline(bundle) as pipe:
+        clip = pipe(prompt="a", images=[photo, "last.png", b"..."], audio=(samples, 48_000))
+    chunks: list[NDArray[np.uint8]] = list(clip.frames)
+    condition = ltx2rt.ImageCondition(path=ltx2rt.image_file(photo), frame=8)
+    sound = ltx2rt.sound_file(samples, 48_000)
+    video = ltx2rt.video_file(chunks, clip.frame_rate, (clip.audio, clip.audio_sampling_rate))
+    ltx2rt.RetakePipeline(bundle)(prompt="a", video=video, images=[condition], audio=sound)
+
+
+async def streamed(clip: ltx2rt.Clip) -> None:
+    async for chunk in clip.async_frames():
+        assert_type(chunk, NDArray[np.uint8])
 
 
 def errors() -> None:
@@ -54,5 +77,13 @@ def errors() -> None:
         print(error)
 
 
-def misspelt() -> None:
+def misspelt(bundle: ltx2rt.Bundle) -> None:
     print(ltx2rt.__version__, ltx2rt.DistiledPipeline)  # type: ignore[attr-defined]
+    pipe = ltx2rt.DistilledPipeline(bundle)
+    pipe(promt="a lake")  # type: ignore[call-arg]
+    pipe(prompt="a lake", seed="7")  # type: ignore[arg-type]
+    pipe(prompt="a lake", video="in.mp4")  # type: ignore[call-arg]
+    pipe.generate_many(prompts=["a"], nun_videos=2)  # type: ignore[call-arg]
+    ltx2rt.RetakePipeline(bundle)(video="in.mp4", star_time=1)  # type: ignore[call-arg]
+    ltx2rt.UpscalePipeline(bundle)(source="in.mp4", upscale="all")  # type: ignore[arg-type]
+    ltx2rt.ICLoraPipeline(bundle)(inputs=ltx2rt.DubItInputs)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from ltx2rt.cli.__main__ import main
 from ltx2rt_export.engines.cache import EngineCache
 
 DAYS_OLD = {
+    "inputs/0a1b.png": (6, 1.0),
     "engines/a.engine": (100, 9.0), "engines/a.engine.json": (10, 9.0),
     "engines/b.engine": (1000, 0.0), "engines/b.engine.json": (10, 0.0),
     "engines/c.onnx": (7, 2.0), "engines/c.onnx.json": (3, 2.0),
@@ -53,17 +54,19 @@ def test_what_it_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     shown = report(capsys, "cache")
     assert shown == {
         "folder": str(folder),
-        "bytes": 1184,
+        "bytes": 1190,
         "kinds": {
             "engines": {"files": 4, "bytes": 1120},
             "graphs": {"files": 2, "bytes": 10},
             "kernels": {"files": 1, "bytes": 50},
             "prompts": {"files": 1, "bytes": 4},
+            "inputs": {"files": 1, "bytes": 6},
         },
     }
     assert report(capsys, "doctor")["cache"] == shown
     assert main(["doctor"]) == 0
-    line = f"cache {folder}: engines 0.0 MiB, graphs 0.0 MiB, kernels 0.0 MiB, prompts 0.0 MiB"
+    each = "engines 0.0 MiB, graphs 0.0 MiB, kernels 0.0 MiB, prompts 0.0 MiB, inputs 0.0 MiB"
+    line = f"cache {folder}: {each}"
     assert f"{line}; `ltx2rt cache clear` empties it" in capsys.readouterr().out
     assert main(["cache"]) == 0
     assert capsys.readouterr().out == f"{line}\n"
@@ -71,11 +74,11 @@ def test_what_it_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_clear(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = report(capsys, "cache", "clear", "--older-than", 7)
-    assert old["removed"] == {"engines": 2, "graphs": 0, "kernels": 1, "prompts": 0}
+    assert old["removed"] == {"engines": 2, "graphs": 0, "kernels": 1, "prompts": 0, "inputs": 0}
     gone = {"engines/a.engine", "engines/a.engine.json", "kernels/a-card.bin"}
     assert files(folder) == ({*DAYS_OLD} - gone) | {*OTHERS}
     assert main(["cache", "clear", "--cache-dir", str(folder)]) == 0
-    assert capsys.readouterr().out.startswith("removed 5 files, 0.0 MiB\n")
+    assert capsys.readouterr().out.startswith("removed 6 files, 0.0 MiB\n")
     assert files(folder) == {*OTHERS}
     assert report(capsys, "cache", "clear")["bytes"] == 0
 

@@ -17,9 +17,9 @@ import pytest
 import ltx2rt
 from ltx2rt.cli.__main__ import COMMANDS, main
 from ltx2rt.cli.build import parse_lora
-from ltx2rt.cli.common import ProgressPrinter
 from ltx2rt.cli.demo import given_of
 from ltx2rt.cli.parser import Parser
+from ltx2rt.cli.progress import ProgressPrinter
 from ltx2rt.cli.requests import asked_of
 from ltx2rt.cli.rows import image
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
@@ -91,7 +91,7 @@ def test_help_of_one_pipeline_shows_what_it_takes(capsys: pytest.CaptureFixture[
         said = capsys.readouterr().out
         assert not [flag for flag in hidden if f" {flag}" in said]
         assert all(f" {flag}" in said for flag in shown)
-    assert DistilledPipeline.__doc__ in " ".join(distilled.split())
+    assert f"\n\n{DistilledPipeline.summary}\n\n" in distilled
 
 
 def test_pipelines_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 import ltx2rt
 from ltx2rt import errors
 from ltx2rt.pipelines.catalog import PIPELINES, catalog_class
+from tests import option_types
 from tests.api_page import PAGE, page
 
 TABLE = Path(ltx2rt.__file__).with_suffix(".pyi")
@@ -58,3 +59,8 @@ def test_errors_defined_elsewhere_are_public_too() -> None:
 
 def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m tests.api_page"
+
+
+def test_what_pipelines_take_by_keyword_is_up_to_date() -> None:
+    pytest.importorskip("ruff", reason="ruff is not installed (the lint group)")
+    assert option_types.FILE.read_text(encoding="utf-8") == option_types.text(), "run `make docs`"
