@@ -34,6 +34,7 @@ def build(
     card: str | None = None,
     backend: str | None = None,
     precision: str = "auto",
+    text_precision: str | None = None,
     target: Sequence[str] = (),
     shapes: Sequence[str] = DEFAULT_SHAPES,
     components: Sequence[str] = (),
@@ -56,8 +57,8 @@ def build(
             text_encoder, duration_head: the model's files; see `ltx2rt build --help`.
         loras: merged into the weights.
         card: chooses backend and target: `cpu`, `this` (the GPU of this machine), `rtx4090`, ...
-        backend, precision, target, shapes, components, copy_weights, force, cache_dir: see
-            `ltx2rt build --help`.
+        backend, precision, text_precision, target, shapes, components, copy_weights, force,
+            cache_dir: see `ltx2rt build --help`.
         callback: gets a `Progress` after every step.
 
     Raises:
@@ -89,6 +90,7 @@ def build(
     config = make_config(
         **values,
         precision=choose.chosen_precision(values, files) if precision == "auto" else precision,
+        text_precision=text_precision,
         shapes=tuple(shapes),
         components=tuple(components),
         copy_weights=copy_weights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,13 @@ from typing import Any
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, target_problems
 from ltx2rt.errors import Ltx2rtError, OptionError, ShapeError, UnsupportedError
-from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS
+from ltx2rt.names import TEXT_STACK
+from ltx2rt.weights.precision import (
+    DEFAULT_PRECISION,
+    PRECISIONS,
+    TEXT_PRECISIONS,
+    float_precision,
+)
 from ltx2rt_export.custom_ops.table import MODES
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.quantize import check_precision
@@ -33,6 +40,8 @@ class BuildConfig:
         weights: `input`: engines take weights by name, and hold none. `constant`: weights are
             inside the engines, of which the transformer block has one a layer; the text encoder's
             blocks keep theirs as inputs.
+        text_precision: of the layers, projections and connectors of the text encoder, one of
+            `TEXT_PRECISIONS`; None: the 16 or 32 bits of `precision`.
         plain_layers: transformer blocks that a quantising precision leaves in 16 bits; None: what
             the checkpoint or `quantize.layer_choice` says.
         lora_inputs: the block takes LoRAs as low-rank inputs instead of merged weights: for
@@ -66,6 +75,7 @@ class BuildConfig:
     max_batch: int = 1
     components: tuple[str, ...] = ()
     weights: str = "input"
+    text_precision: str | None = None
     plain_layers: tuple[int, ...] | None = None
     lora_inputs: bool = False
     optimization_level: int | None = None
@@ -99,10 +109,16 @@ class BuildConfig:
     def targets(self) -> tuple[str, ...]:
         """Architectures in order; empty: the GPU of this machine."""
         if self.backend == "tensorrt-rtx" and not self.target:
-            row = PRECISIONS.get(self.precision)
-            oldest = row.min_sm if row else 0
+            rows = [PRECISIONS.get(name) for name in (self.precision, self.text_precision or "")]
+            oldest = max(row.min_sm if row else 0 for row in rows)
             return tuple(t for t in DEFAULT_RTX_TARGETS if int(t[2:]) >= oldest)
         return tuple(sorted(self.target, key=lambda t: (len(t), t)))
+
+    def asked(self, component: str) -> str:
+        """The precision that is asked of a component; `component_precision` says what it gets."""
+        if component not in TEXT_STACK.components:
+            return self.precision
+        return self.text_precision or float_precision(PRECISIONS[self.precision].dtype).name
 
     def builder_options(self) -> dict[str, Any]:
         """Options of the library's builder that were set."""
@@ -139,15 +155,24 @@ class BuildConfig:
         for name, value, allowed in (
             ("backend", self.backend, BACKENDS),
             ("precision", self.precision, tuple(PRECISIONS)),
+            ("text_precision", self.text_precision, (None, *TEXT_PRECISIONS)),
             ("weights", self.weights, ("input", "constant")),
             ("custom_ops", self.custom_ops, MODES),
         ):
             if value not in allowed:
-                problems.append(f"{name}={value!r}; allowed: {', '.join(allowed)}")
+                names = ", ".join(n for n in allowed if n is not None)
+                problems.append(f"{name}={value!r}; allowed: {names}")
         row = PRECISIONS.get(self.precision)
-        if self.backend == "onnxruntime" and row is not None and not row.on_onnxruntime:
-            run = [p.name for p in PRECISIONS.values() if p.on_onnxruntime]
-            problems.append(f"backend onnxruntime runs no {row.name}; allowed: {', '.join(run)}")
+        if self.backend == "onnxruntime":
+            for name, known in (
+                (self.precision, tuple(PRECISIONS)),
+                (self.text_precision or "", TEXT_PRECISIONS),
+            ):
+                if name in known and not PRECISIONS[name].on_onnxruntime:
+                    run = [n for n in known if PRECISIONS[n].on_onnxruntime]
+                    problems.append(
+                        f"backend onnxruntime runs no {name}; allowed: {', '.join(run)}"
+                    )
         if self.lora_inputs and self.weights == "constant":
             problems.append("lora_inputs needs weights='input'")
         if self.plain_layers is not None and row is not None and row.format is None:
@@ -207,9 +232,12 @@ class BuildConfig:
             return []
         problems = target_problems(self.backend, self.targets)
         if not problems and self.precision in PRECISIONS:
-            for target in self.targets:
+            names = [self.precision]
+            if self.text_precision in TEXT_PRECISIONS:
+                names.append(self.text_precision)
+            for name, target in itertools.product(names, self.targets):
                 try:
-                    check_precision(self.precision, target)
+                    check_precision(name, target)
                 except Ltx2rtError as error:
                     problems += [problem.rstrip(".") for problem in error.problems]
         return problems

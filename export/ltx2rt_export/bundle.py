@@ -245,10 +245,8 @@ def _fill(
         info = dataclasses.replace(info, is_distilled=True)
     components = chosen_components(components, config.components)
     engines = engine_stage(config, info, options)
-    precision = config.precision
-    dtypes = {
-        c.name: engines.dtype(c.name, precision) or PRECISIONS[precision].dtype for c in components
-    }
+    host = {c.name: engines.dtype(c.name, config) for c in components}
+    dtypes = {n: dtype or PRECISIONS[config.asked(n)].dtype for n, dtype in host.items()}
     components = decode_gguf(components, work / "weights", dtypes, resume=True)
     if inputs.loras:  # last: it writes every tensor that they change
         components = fuse_loras(components, files, inputs.loras, work / "weights", resume=True)
@@ -265,10 +263,10 @@ def _fill(
     for i, component in enumerate(components):
         for part in prepare(
             component,
-            config.precision,
+            config.asked(component.name),
             work / "weights",
             job,
-            dtype=engines.dtype(component.name, config.precision),
+            dtype=host[component.name],
             plain_layers=config.plain_layers,
             lora_inputs=config.lora_inputs,
             export=export,
@@ -288,7 +286,7 @@ def _fill(
         job.report("export", i + 1, len(components), component.name)
     if PRECISIONS[config.precision].dtype == "float16":
         job.report("range check", 0, 1)
-        check_float16(exported)
+        check_float16([graph for graph in exported if graph.dtype == "float16"])
         job.report("range check", 1, 1)
     (work / "text" / "tokenizer.json").write_bytes(tokenizer)
     sources = table.sources

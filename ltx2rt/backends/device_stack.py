@@ -12,7 +12,7 @@ import numpy as np
 
 from ltx2rt.backends.binding import Place
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
-from ltx2rt.backends.layer_memory import LayerMemory
+from ltx2rt.backends.layer_memory import RING, LayerMemory
 from ltx2rt.backends.stack import Call, Constants, OnLayer, StackParts, is_masked, ready
 from ltx2rt.device.arena import ALIGNMENT, aligned
 from ltx2rt.device.device import Graph, Stream
@@ -52,7 +52,7 @@ class DeviceStack:
             where they go up at every use. Otherwise every call loads every layer anew.
         graphs: passes whose weights are all on the device are captured when they run for the
             second time, and replayed from then on.
-        largest: bytes of the weights of the largest part, where that is known.
+        places, left_free: see `LayerMemory`.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class DeviceStack:
         *,
         keep: bool = True,
         graphs: bool = True,
-        largest: int = 0,
+        places: Sequence[int] = (0,) * RING,
+        left_free: int = 0,
     ) -> None:
         self._parts = parts
         self._sequence = tuple(parts)
@@ -70,7 +71,7 @@ class DeviceStack:
         self._masks = parts.masks
         self._memory = memory
         loads = [p.load for p in self._sequence]
-        self._weights = LayerMemory(memory, loads, keep=keep, largest=largest)
+        self._weights = LayerMemory(memory, loads, keep=keep, places=places, left_free=left_free)
         self._bindings: dict[tuple[int, int], Binding] = {}
         self._each = keep  # a context for every part, or for every engine
         self._graphs = graphs

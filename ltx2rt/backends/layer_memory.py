@@ -54,13 +54,21 @@ class LayerMemory:
         loads: weights of every part.
         keep: hold weights once they are loaded, on the device as far as there is room, the others
             in pinned host memory. Otherwise every use loads them anew.
-        largest: bytes of the largest part, where that is known: of a place in the ring.
+        places: bytes of each place in the ring, where that is known.
+        left_free: bytes that are left to the ring, where the plan of the memory does not do so.
     """
 
     def __init__(
-        self, memory: DeviceMemory, loads: Sequence[Load], *, keep: bool, largest: int = 0
+        self,
+        memory: DeviceMemory,
+        loads: Sequence[Load],
+        *,
+        keep: bool,
+        places: Sequence[int] = (0,) * RING,
+        left_free: int = 0,
     ) -> None:
-        self._largest = largest
+        self._ring = places
+        self._left_free = left_free
         self._memory = memory
         self._loads = loads
         self._keep = keep
@@ -131,10 +139,10 @@ class LayerMemory:
             self._places[part] = _Place({}, None)
             return
         upload = self._memory.device.upload
-        if self._keep and self._memory.has_room(size):
+        if self._keep and self._memory.has_room(size, self._left_free):
             address = self._memory.layers.take(size, f"layer {part}")
         else:
-            slot = self._slot(size)
+            slot = self._slot(part, size)
             self._before(slot, part)
             address = slot.address
         tensors = _laid_out(arrays, address)
@@ -162,12 +170,18 @@ class LayerMemory:
             self._memory.device.upload.wait(slot.ran)
         slot.holds = part
 
-    def _slot(self, size: int) -> _Slot:
-        """The slot whose turn it is, at least that large."""
-        while len(self._slots) < RING:
-            space = max(size, self._largest)
-            self._slots.append(_Slot(self._memory.layers.take(space, "a slot of the ring"), space))
-        slot = self._slots[self._turn % len(self._slots)]
+    def _slot(self, part: int, size: int) -> _Slot:
+        """The slot whose turn it is, at least that large. Where nothing is kept, every part always
+        comes into the same one, the first (text: embeddings) and the last (projections), which are
+        the largest, both into slot 0.
+        """
+        if not self._slots:
+            for planned in self._ring:
+                space = planned or size
+                address = self._memory.layers.take(space, "a slot of the ring")
+                self._slots.append(_Slot(address, space))
+        turn = self._turn if self._keep else slot_of(part, len(self._loads))
+        slot = self._slots[turn % RING]
         self._turn += 1
         if slot.size < size:  # without a plan; nothing else says how large layers are
             self._memory.synchronize()
@@ -178,6 +192,13 @@ class LayerMemory:
                 if place.slot is slot:
                     place.tensors = _moved(place.tensors, slot.address)
         return slot
+
+
+def slot_of(part: int, parts: int) -> int:
+    """The slot of a part where nothing is kept: neighbours have different ones but for the first
+    part, so that the last one shares its slot.
+    """
+    return 0 if part == 0 else (parts - 1 - part) % RING
 
 
 def _laid_out(arrays: Mapping[str, np.ndarray], address: int) -> dict[str, DeviceTensor]:

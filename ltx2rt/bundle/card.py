@@ -13,6 +13,7 @@ from ltx2rt.backends.engine_checks import (
     check_version,
 )
 from ltx2rt.backends.engine_needs import engine_needs
+from ltx2rt.backends.layer_memory import RING
 from ltx2rt.backends.tensorrt_api import load
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.engine_file import read_info
@@ -39,9 +40,13 @@ class Card:
     plan: MemoryPlan | None
     keep_text: bool
 
-    def largest(self, names: StackNames) -> int:
-        """Bytes of the weights of a stack's largest part; 0: nothing knows."""
-        return self.plan.largest[names] if self.plan is not None else 0
+    def places(self, names: StackNames) -> tuple[int, ...]:
+        """Bytes of each place that parts of a stack take turns in; zeros: nothing knows."""
+        return self.plan.places[names] if self.plan is not None else (0,) * RING
+
+    def ring(self, names: StackNames) -> int:
+        """See `MemoryPlan.ring`; 0 where nothing is planned."""
+        return self.plan.ring(names) if self.plan is not None else 0
 
 
 def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:

@@ -17,7 +17,7 @@ from ltx2rt.backends.stack import Stack
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.card import Card, open_card, trust_of
-from ltx2rt.bundle.host_plan import plan_host
+from ltx2rt.bundle.host_plan import HostPlan, plan_host
 from ltx2rt.bundle.load_weights import engine_tensors, lora_tensors, stored_tensor
 from ltx2rt.bundle.manifest import UNMASKED
 from ltx2rt.components.decoder_tiles import machine_bytes
@@ -33,6 +33,7 @@ from ltx2rt.names import (
     TEXT_TAIL,
     TRANSFORMER_BLOCKS,
     TRANSFORMER_STACK,
+    WRITING_STACK,
     StackNames,
 )
 from ltx2rt.weights.precision import PRECISIONS
@@ -114,22 +115,20 @@ class Loader:
         plan = stack_plan(names, bundle.options, served)
 
         def load_weights(name: str, index: int) -> Mapping[str, Array]:
-            entry = bundle.component(name)
-            inside = entry.layered or entry.weight_binding == "initializer"
             with self._loading:
-                return {} if inside else self.weights(name, index, loras)
+                return {} if self._holds(name) else self.weights(name, index, loras)
 
         with ExitStack() as opened:
             if not self._on_gpu(names.head, runtime):
                 host = self._engines(opened, lambda n, _: self._host_engine(n, runtime, loras))
                 resident = runtime.residency == "resident"
                 room = plan_host(bundle.manifest, machine_bytes(), resident=resident)
-                if room.streams and not names.runs_once:
+                if room.streams and names == TRANSFORMER_STACK:
                     warnings.warn(f"{room.text()}.", stacklevel=2)
                 stack: Stack = HostStack(
                     plan.parts(host, load_weights, self._unmasked(host)),
                     keep=room.keep_text or not names.runs_once,
-                    kept_layers=None if names.runs_once else room.kept,
+                    kept_layers=_kept_layers(names, room),
                 )
             else:
                 card = self._card_of(runtime)
@@ -142,7 +141,8 @@ class Loader:
                     card.memory,
                     keep=card.keep_text or not names.runs_once,
                     graphs=runtime.cuda_graphs,
-                    largest=card.largest(names),
+                    places=card.places(names),
+                    left_free=card.ring(names) if names == WRITING_STACK else 0,
                 )
             opened.pop_all()
         return stack
@@ -246,12 +246,21 @@ class Loader:
             return self.weights(name, 0, loras)
         return {}
 
+    def _holds(self, name: str) -> bool:
+        """Whether a part of a stack has its weights inside. Engines of TensorRT take them as
+        inputs, those of head and tail too: the memory of layers is where they are planned.
+        """
+        entry = self._bundle.component(name)
+        if entry.engines:
+            return any(e.weights == "constant" for e in entry.engines)
+        return entry.weight_binding == "initializer"
+
     def _stack_engine(
         self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora], index: int
     ) -> DeviceEngine:
         entry = self._bundle.component(name)
         if entry.engines:
-            return self._device_engine(name, runtime, loras, index)
+            return self._device_engine(name, runtime, loras, index, bound=False)
         from ltx2rt.backends.onnxruntime_cuda import OrtDeviceEngine, on_gpu, open_session
 
         card, number = self._card_of(runtime), runtime.gpu or 0
@@ -263,9 +272,17 @@ class Loader:
         return OrtDeviceEngine(session, entry.spec(name), weights, card.memory, number)
 
     def _device_engine(
-        self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora], index: int
+        self,
+        name: str,
+        runtime: RuntimeConfig,
+        loras: Sequence[Lora],
+        index: int,
+        *,
+        bound: bool = True,
     ) -> TrtEngine:
-        """The engine of a component, or, where engines hold their weights, of one of its layers."""
+        """The engine of a component, or, where engines hold their weights, of one of its layers;
+        `bound`: it gets its weights now, not at every call.
+        """
         entry, manifest = self._bundle.component(name), self._bundle.manifest
         inside = any(e.weights == "constant" for e in entry.engines)
         if inside and self._is_changed(name, loras):
@@ -278,7 +295,7 @@ class Loader:
         return TrtEngine(
             self._bundle.folder / file,
             entry.spec(name),
-            {} if inside else self._inside(name, loras),
+            {} if inside or not bound else self._inside(name, loras),
             manifest.command(),
             memory=self._card_of(runtime).memory,
             specialize=runtime.kernels.upper(),
@@ -319,3 +336,10 @@ class Loader:
             targets = bundle.lora_targets()
             self._merger = active, LoraMerger(active, targets, unmerged=unmerged, threads=threads)
         return self._merger[1]
+
+
+def _kept_layers(names: StackNames, room: HostPlan) -> int | None:
+    """How many layers of a stack stay in this machine's memory; None: all that are kept at all."""
+    if names.runs_once:
+        return None
+    return room.kept_writing if names == WRITING_STACK else room.kept

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ltx2rt.bundle.load_weights import ITEM_BYTES
 from ltx2rt.bundle.manifest import ComponentEntry, Manifest
 from ltx2rt.device.cuda import Gpu
 from ltx2rt.errors import UnsupportedError
-from ltx2rt.names import STAGES, TEXT_BLOCKS, TRANSFORMER_BLOCKS
+from ltx2rt.names import STAGES, TEXT_BLOCKS, TEXT_HEAD, TEXT_TAIL, TRANSFORMER_BLOCKS
 from ltx2rt.weights.precision import PRECISIONS
 
 
@@ -40,7 +40,18 @@ def stage_weight_bytes(manifest: Manifest, *, least: bool = False) -> dict[str, 
         name: held_bytes(name, layer_bytes(entry), least=least and not entry.layered)
         for name, entry in manifest.components.items()
     }
-    return {s: sum(held.get(n, 0) for n in names) for s, names in STAGES.items()}
+    on_card = any(entry.engines for entry in manifest.components.values())
+    return {s: held_together(held, names, on_card=on_card) for s, names in STAGES.items()}
+
+
+def held_together(held: Mapping[str, int], names: Collection[str], *, on_card: bool) -> int:
+    """What components of a stage hold at once, of what each of them holds.
+
+    Args:
+        on_card: engines: the head of the text encoder makes room for its tail.
+    """
+    shared = min(held.get(TEXT_HEAD, 0), held.get(TEXT_TAIL, 0)) if TEXT_HEAD in names else 0
+    return sum(held.get(n, 0) for n in names) - (shared if on_card else 0)
 
 
 def held_bytes(name: str, sizes: Sequence[int], *, least: bool) -> int:

@@ -4,11 +4,11 @@ weights beside them, and the layers of stacks in what is left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ltx2rt.backends.engine_needs import EngineNeeds
-from ltx2rt.backends.layer_memory import RING
+from ltx2rt.backends.layer_memory import RING, slot_of
 from ltx2rt.bundle.manifest import ComponentEntry, Manifest
 from ltx2rt.bundle.memory import layer_bytes
 from ltx2rt.components.transformer_inputs import KINDS
@@ -26,10 +26,11 @@ from ltx2rt.names import (
     VIDEO_DECODER,
     VIDEO_ENCODER,
     VOCODER,
+    WRITING_STACK,
     StackNames,
 )
 
-STACKS = (TEXT_STACK, TRANSFORMER_STACK)
+STACKS = (TEXT_STACK, WRITING_STACK, TRANSFORMER_STACK)
 #: engines that may be loaded together with residency `stage`: before denoising, and from it on
 BEFORE = (VIDEO_ENCODER, AUDIO_ENCODER, DURATION_HEAD)
 UPSAMPLERS = (SPATIAL_UPSAMPLER, TEMPORAL_UPSAMPLER)
@@ -55,13 +56,15 @@ class MemoryPlan:
 
     Attributes:
         regions: what is taken.
-        largest: stack -> bytes of the weights of its largest part.
+        places: stack -> bytes of each place that its parts without room take turns in.
+        totals: stack -> bytes of all its weights.
         keep_text: the layers of the text encoder stay between clips.
         weights: all weights of the transformer's parts; `resident` of them stay on the card.
     """
 
     regions: Regions
-    largest: Mapping[StackNames, int]
+    places: Mapping[StackNames, tuple[int, ...]]
+    totals: Mapping[StackNames, int]
     keep_text: bool
     weights: int
 
@@ -69,6 +72,21 @@ class MemoryPlan:
     def streams(self) -> bool:
         """Whether layers of the transformer go up at every use."""
         return self.weights > self.regions.layers - self.regions.reserve
+
+    def ring(self, names: StackNames) -> int:
+        """What a stack that has the room for layers to itself leaves to those that take turns.
+
+        Raises:
+            UnsupportedError: not even that finds room.
+        """
+        ring = sum(self.places[names]) if self.totals[names] > self.regions.layers else 0
+        if ring > self.regions.layers:
+            raise UnsupportedError(
+                f"writing prompts needs room for {_gib(ring)} of layers, and "
+                f"{_gib(self.regions.layers)} are planned for them: use a larger card, or have "
+                "another model write."
+            )
+        return ring
 
     def text(self) -> str:
         """The plan for people, a line a region."""
@@ -117,9 +135,9 @@ def plan_memory(
         UnsupportedError: it does not fit; says what would.
     """
     parts = {names: list(_parts(manifest, names, needs)) for names in STACKS}
-    largest = {names: max(sizes, default=0) for names, sizes in parts.items()}
+    places = {names: _places(names, sizes) for names, sizes in parts.items()}
     totals = {names: sum(sizes) for names, sizes in parts.items()}
-    rings = {names: RING * size for names, size in largest.items()}
+    rings = {names: sum(sizes) for names, sizes in places.items()}
     scratch = aligned(max((n.scratch for n in needs.values()), default=0))
     tensors = aligned(_tensors(manifest, needs))
     weights = {
@@ -152,7 +170,11 @@ def plan_memory(
         scratch=scratch, tensors=tensors, engines=engines, layers=layers, reserve=reserve
     )
     return MemoryPlan(
-        regions=regions, largest=largest, keep_text=keep_text, weights=totals[transformer]
+        regions=regions,
+        places=places,
+        totals=totals,
+        keep_text=keep_text,
+        weights=totals[transformer],
     )
 
 
@@ -172,6 +194,19 @@ def _weight_bytes(entry: ComponentEntry) -> list[int]:
     return [aligned(size + more) for size, more in zip(layer_bytes(entry), extra, strict=True)]
 
 
+def _places(names: StackNames, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Places for parts of these sizes: head, layers, tail. What runs once keeps nothing, so that
+    each part always comes into the same place; blocks of two kinds alternate, and come into any.
+    """
+    if not names.runs_once or len(sizes) < RING:
+        return (max(sizes, default=0),) * RING
+    places = [max(sizes[1:-1], default=0)] * RING
+    for part in (0, len(sizes) - 1):
+        slot = slot_of(part, len(sizes))
+        places[slot] = max(places[slot], sizes[part])
+    return tuple(places)
+
+
 def _parts(
     manifest: Manifest, names: StackNames, needs: Mapping[str, EngineNeeds]
 ) -> Iterator[int]:
@@ -185,7 +220,7 @@ def _parts(
 def _tensors(manifest: Manifest, needs: Mapping[str, EngineNeeds]) -> int:
     """Inputs, outputs and constants of whatever has most of them."""
     stacks = []
-    for names, calls in ((TEXT_STACK, PROMPTS), (TRANSFORMER_STACK, 1)):
+    for names, calls in ((TEXT_STACK, PROMPTS), (WRITING_STACK, 1), (TRANSFORMER_STACK, 1)):
         there = [n for n in names.components if n in needs]
         found: dict[tuple[str, str], int] = {}
         for name in there:

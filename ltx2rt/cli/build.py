@@ -16,7 +16,7 @@ from ltx2rt.errors import OptionError
 from ltx2rt.hub.reference import local_path
 from ltx2rt.lora.files import Lora
 from ltx2rt.progress import Job
-from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS
+from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS, TEXT_PRECISIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"auto (default: {DEFAULT_PRECISION} on a CPU; on a GPU the checkpoint's own, else "
         "16 bits), "
         f"{', '.join(PRECISIONS)}",
+    )
+    target.add_argument(
+        "--text-precision",
+        metavar="P",
+        help="of the text encoder's layers, which are nearly all of its weights: "
+        f"{', '.join(TEXT_PRECISIONS)} (default: 16 or 32 bits, as --precision has them)",
     )
     target.add_argument(
         "--target",

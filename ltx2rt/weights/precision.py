@@ -22,6 +22,7 @@ class Precision:
         min_sm: lowest compute capability that runs it, times ten; 0 for any, and for a CPU.
         format: of the weights that it quantises; None where it quantises none.
         weight_bytes: of one weight in `format`, scales of groups included; else in `dtype`.
+        text: the text encoder's layers may have it too.
         on_cpu: ONNX Runtime runs it on a CPU, with float32 for all that is not quantised.
         tolerance: largest relative RMS error of a component's engine against float32 (`ltx2rt
             verify`): about twice what emulations of random models lose in their worst block.
@@ -32,6 +33,7 @@ class Precision:
     min_sm: int
     format: EngineFormat | None = None
     weight_bytes: float
+    text: bool = False
     on_cpu: bool = False
     tolerance: float
 
@@ -60,6 +62,7 @@ PRECISIONS: dict[str, Precision] = {
             min_sm=89,
             format=FP8,
             weight_bytes=1,
+            text=True,
             on_cpu=True,
             tolerance=0.15,
         ),
@@ -94,6 +97,7 @@ PRECISIONS: dict[str, Precision] = {
             min_sm=80,
             format=INT8,
             weight_bytes=1,
+            text=True,
             on_cpu=True,
             tolerance=4e-2,
         ),
@@ -103,10 +107,14 @@ PRECISIONS: dict[str, Precision] = {
             min_sm=80,
             format=INT4,
             weight_bytes=0.53125,
+            text=True,
             tolerance=0.3,
         ),
     )
 }
+
+#: those that the layers of the text encoder may have
+TEXT_PRECISIONS = tuple(name for name, row in PRECISIONS.items() if row.text)
 
 #: of builds that name none: what every backend runs, on every machine
 DEFAULT_PRECISION = "fp32"

@@ -21,6 +21,6 @@ def least_memory_of(bundle: Path) -> int:
             plan = loader._card_of(RuntimeConfig()).plan
             loader.close()
         regions = plan.regions
-        least = regions.total - regions.layers + max(2 * n for n in plan.largest.values())
+        least = regions.total - regions.layers + max(sum(sizes) for sizes in plan.places.values())
         _LEAST[bundle] = -(-least * LIBRARY_SHARE // (LIBRARY_SHARE - 1)) + 4096
     return _LEAST[bundle]

@@ -13,6 +13,7 @@ import ltx2rt
 from ltx2rt.backends import onnxruntime_cuda
 from ltx2rt.backends.onnxruntime import OrtOptions
 from ltx2rt.config import RuntimeConfig
+from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.engines.stage import EngineStage
 from tests.parity.command_line import build_flags
 from tests.parity.command_line import ltx2rt as command
@@ -74,7 +75,7 @@ def test_two_bytes_a_number(
     ],
 )
 def test_dtypes_of_builds(component: str, precision: str, dtype: str | None) -> None:
-    assert EngineStage(None, Path()).dtype(component, precision) == dtype
+    assert EngineStage(None, Path()).dtype(component, BuildConfig(precision=precision)) == dtype
 
 
 def test_no_provider(demo_bundle: Path, simulate: Simulate) -> None:

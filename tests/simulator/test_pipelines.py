@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 import ltx2rt
+from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.bundle.loader import Loader
+from ltx2rt.bundle.manifest import read_manifest
+from ltx2rt.bundle.memory_plan import STACKS
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device import staging
 from ltx2rt.engine import Array
@@ -26,6 +29,9 @@ pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed
 #: weights of the demo model stay on a card of this size; 0: the smallest that the plan takes, where
 #: layers go up at every use
 ROOM, NO_ROOM = 8 << 30, 0
+
+#: the transformer in 16 bits, the text encoder in 4
+TEXT_INT4 = "bf16 --text-precision int4-wo"
 
 MATRIX = pytest.mark.simulator_matrix
 
@@ -88,6 +94,7 @@ def assert_close(found: Outcome, expected: Outcome, precision: str) -> None:
         pytest.param("fp8", ROOM, "resident", "random", marks=MATRIX),
         pytest.param("int8-wo", ROOM, "stage", "adversarial", marks=MATRIX),
         pytest.param("int4-wo", ROOM, "stage", "adversarial", marks=MATRIX),
+        pytest.param(TEXT_INT4, NO_ROOM, "stage", "adversarial", marks=MATRIX),
     ],
 )
 @pytest.mark.usefixtures("tensorrt_rtx", "kernels")
@@ -100,9 +107,20 @@ def test_the_device_gives_what_the_host_gives(
     residency: str,
     schedule: str,
 ) -> None:
-    bundle = engine_bundle(precision)
+    bundle = engine_bundle(*precision.split())
     gpu = simulate(memory_bytes=memory or least_memory_of(bundle), schedule=schedule)
-    found = make_clip(bundle, RuntimeConfig(threads=1, residency=residency))
+    alone: set[str] = set()  # weights of engines that are no part of a stack
+    weight = DeviceMemory.weight
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            DeviceMemory, "weight", lambda m, name, array: alone.add(name) or weight(m, name, array)
+        )
+        found = make_clip(bundle, RuntimeConfig(threads=1, residency=residency))
+    stacked = {n for stack in STACKS for n in stack.components}
+    layers = {w for n, e in read_manifest(bundle).components.items() if n in stacked
+              for layer in e.layers for w in layer}  # fmt: skip
+    assert alone
+    assert not alone & layers, "these are planned among the weights of layers"
     counters = gpu.counters()
     assert counters.launches >= 11 * (2 + 3)  # head, three layers, tail: 8 + 3 steps
     assert counters.live_bytes == 0
@@ -112,6 +130,35 @@ def test_the_device_gives_what_the_host_gives(
         assert_equal(found, make_clip(bundle))
     assert gpu.counters().launches == counters.launches
     assert_close(found, reference, precision)
+
+
+def written(bundle: Path, residency: str) -> list[Array]:
+    """Scores of a few tokens, after a clip: what that has loaded is in the way."""
+    runtime = RuntimeConfig(threads=1, residency=residency)
+    with ltx2rt.DistilledPipeline(ltx2rt.open_bundle(bundle), runtime) as pipe:
+        pipe(prompt="a bell", height=64, width=64, num_frames=9)
+        chat = pipe.engines.tokenizer().chat("a bell rings")
+        with pipe.engines.language_model() as model:
+            return [model.scores([*chat, *range(200, 200 + n)]) for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("memory", "residency"),
+    [pytest.param(NO_ROOM, "stage", marks=MATRIX), (ROOM, "resident")],
+)
+@pytest.mark.usefixtures("tensorrt_rtx", "kernels")
+def test_a_prompt_is_written_on_the_device(
+    simulate: Simulate, engine_bundle: EngineBundle, memory: int, residency: str
+) -> None:
+    """The layers of the text encoder stay while it writes, or take turns where there is no room."""
+    bundle = engine_bundle("fp32")
+    gpu = simulate(memory_bytes=memory or least_memory_of(bundle))
+    found = written(bundle, residency)
+    assert gpu.counters().live_bytes == 0
+    with pytest.MonkeyPatch.context() as patch:
+        use_host_engines(patch)
+        np.testing.assert_array_equal(found, written(bundle, residency))
+    assert not np.array_equal(found[0], found[1])
 
 
 def make_guided(bundle: Path, residency: str = "stage", **options: Any) -> Mapping[str, Array]:

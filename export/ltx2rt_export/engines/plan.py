@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
 from ltx2rt.bundle.load_weights import ITEM_BYTES
 from ltx2rt.bundle.manifest import BuildInputs
-from ltx2rt.bundle.memory import held_bytes, refuse_too_large
+from ltx2rt.bundle.memory import held_bytes, held_together, refuse_too_large
 from ltx2rt.bundle.targets import fitting_card
 from ltx2rt.device.cuda import local_gpu
 from ltx2rt.engine import TensorSpec
@@ -52,11 +52,12 @@ def parts_of(component: Component, config: BuildConfig) -> list[Part]:
         OptionError, UnsupportedError: see `plan_quantization`.
     """
     name = component.name
-    precision = component_precision(name, config.precision)
-    plan = plan_quantization(component, config.precision, config.plain_layers)
+    asked = config.asked(name)
+    precision = component_precision(name, asked)
+    plan = plan_quantization(component, asked, config.plain_layers)
     if plan is None:
         return [Part(name, precision, component.layers or (component.weights,))]
-    layers = dict(enumerate(component.layers))
+    layers = dict(enumerate(component.layers or (component.weights,)))
     plain = [layers.pop(i) for i in plan.plain_layers]
     quantized = frozenset(f"{m}.weight" for m in plan.modules)
     parts = [Part(name, precision, tuple(layers.values()), quantized)]
@@ -108,7 +109,10 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
                 "engines": count if config.backend in APIS else 0,
                 "buckets": [b.text() for b in buckets] if config.backend in APIS else [],
             }
-    stages, least = (stage_bytes(parts, kind) for kind in ("held_bytes", "least_bytes"))
+    on_card = config.backend in APIS
+    stages, least = (
+        stage_bytes(parts, kind, on_card=on_card) for kind in ("held_bytes", "least_bytes")
+    )
     card, streaming = (
         fitting_card(max(sizes.values(), default=0), config.targets) for sizes in (stages, least)
     )
@@ -128,10 +132,13 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
     }
 
 
-def stage_bytes(parts: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, int]:
+def stage_bytes(
+    parts: Mapping[str, Mapping[str, Any]], kind: str, *, on_card: bool
+) -> dict[str, int]:
     """Weights and activations that each stage holds at once."""
+    held = {name: part[kind] for name, part in parts.items()}
     return {
-        stage: sum(parts[n][kind] for n in names if n in parts)
+        stage: held_together(held, names, on_card=on_card)
         + max((parts[n]["activation_bytes"] for n in names if n in parts), default=0)
         for stage, names in STAGES.items()
     }

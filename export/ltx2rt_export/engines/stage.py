@@ -20,6 +20,7 @@ from ltx2rt.names import (
     TEXT_STACK,
     TRANSFORMER_BLOCKS,
     TRANSFORMER_STACK,
+    WRITING_STACK,
 )
 from ltx2rt.progress import Job
 from ltx2rt.weights.precision import PRECISIONS
@@ -54,15 +55,17 @@ class EngineStage:
     cache_dir: Path
     custom_ops: str = "auto"
 
-    def dtype(self, component: str, precision: str) -> str | None:
-        """Of what a precision does not quantise in a component, if not the precision's own. ONNX
+    def dtype(self, component: str, config: BuildConfig) -> str | None:
+        """Of what a component's precision does not quantise, if not the precision's own. ONNX
         Runtime has float32 kernels only on a CPU; on a GPU its stacks run in 16 bits, and
         convolutions, which it does not have in every 16-bit type, in float32.
         """
         if self.builder is not None:
             return None
-        stacked = component in (*TEXT_STACK.components, *TRANSFORMER_STACK.components)
-        return "float32" if PRECISIONS[precision].on_cpu or not stacked else None
+        stacks = (TEXT_STACK, WRITING_STACK, TRANSFORMER_STACK)
+        stacked = any(component in names.components for names in stacks)
+        on_cpu = any(PRECISIONS[p].on_cpu for p in (config.precision, config.asked(component)))
+        return "float32" if on_cpu or not stacked else None
 
     def export_with(self, files: ModelFiles) -> Export:
         """What exports components of these files; the graphs are kept for the next build."""

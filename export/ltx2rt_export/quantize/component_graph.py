@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection
 
 from ltx2rt.errors import InternalError, OptionError, UnsupportedError
-from ltx2rt.names import DURATION_HEAD, VOCODER
+from ltx2rt.names import DURATION_HEAD, TEXT_TAIL, VOCODER
 from ltx2rt.weights.precision import PRECISIONS, float_precision, precision_of
 from ltx2rt_export.component import Component
-from ltx2rt_export.graph import ExportedGraph
+from ltx2rt_export.engines.weights import fold_transposes, weights_as_inputs
+from ltx2rt_export.graph import ExportedGraph, inputs_to_initializers
 from ltx2rt_export.quantize.linears import find_linears
-from ltx2rt_export.quantize.rewrites import QUANTIZED_COMPONENT, REWRITES
+from ltx2rt_export.quantize.rewrites import REWRITES, TAIL_PRECISION
 
 #: components that need float32 whatever is asked for: bandwidth extension and waveforms lose
 #: audible detail in 16 bits (spec/audio.md); seconds are rounded to frames (spec/duration_head.md)
@@ -19,15 +21,17 @@ FLOAT32_COMPONENTS = (VOCODER, "mel_front_end", DURATION_HEAD)
 
 
 def component_precision(component: str, precision: str) -> str:
-    """What a component gets when `precision` is asked for: only the transformer block is quantised,
-    and some components stay in float32.
+    """What a component gets when `precision` is asked of it: only the transformer block and parts
+    of the text encoder are quantised, and some components stay in float32.
     """
     row = precision_of(precision)
     if component in FLOAT32_COMPONENTS:
         return float_precision("float32").name
-    if row.format is None or component == QUANTIZED_COMPONENT:
+    if row.format is None:
         return precision
-    return float_precision(row.dtype).name
+    if REWRITES[precision].pattern(component) is None:
+        return float_precision(row.dtype).name
+    return TAIL_PRECISION if component == TEXT_TAIL else precision
 
 
 def check_precision(precision: str, target: str) -> None:
@@ -52,11 +56,12 @@ def check_precision(precision: str, target: str) -> None:
 def quantized_modules(graph: ExportedGraph, precision: str) -> tuple[str, ...]:
     """The linears of a graph that a precision changes, in graph order."""
     rewrite = REWRITES.get(precision)
-    if rewrite is None or graph.component.name != QUANTIZED_COMPONENT:
+    pattern = None if rewrite is None else rewrite.pattern(graph.component.name)
+    if pattern is None:
         return ()
     found = find_linears(graph)
     names = [w.removesuffix(".weight") for w in graph.weights if w.endswith(".weight")]
-    return tuple(n for n in names if n in found and re.fullmatch(rewrite.linears, n))
+    return tuple(n for n in names if n in found and re.fullmatch(pattern, n))
 
 
 def export_in_precision(
@@ -120,4 +125,12 @@ def rewrite_graph(
     rewrite = REWRITES.get(precision)
     if rewrite is None:
         return graph
-    return rewrite.graph(graph, quantized_modules(graph, precision) if modules is None else modules)
+    injected = graph.component.weight_binding == "initializer"
+    if injected:  # passes know weights that are inputs, `[in, out]`
+        graph = fold_transposes(graph)
+        graph = dataclasses.replace(graph, model=weights_as_inputs(graph.model))
+    chosen = quantized_modules(graph, precision) if modules is None else modules
+    graph = rewrite.graph(graph, chosen)
+    if injected:
+        inputs_to_initializers(graph.model, graph.weights)
+    return graph

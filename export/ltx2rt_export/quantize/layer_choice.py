@@ -17,10 +17,12 @@ from ltx2rt.weights.precision import PRECISIONS, precision_of
 from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.component import Component
 from ltx2rt_export.quantize.carry import is_carried, is_quantized
+from ltx2rt_export.quantize.component_graph import component_precision
 from ltx2rt_export.quantize.rewrites import (
     BLOCK_LINEARS,
     QUANTIZED_COMPONENT,
     REWRITES,
+    TEXT_LINEARS,
     Rewrite,
 )
 
@@ -58,30 +60,34 @@ def plan_quantization(
 
     Args:
         component: the transformer block with its layers, or any other.
-        precision: a name of `PRECISIONS`.
-        plain_layers: layers to keep in 16 bits, instead of the default.
+        precision: that is asked of it; a name of `PRECISIONS`.
+        plain_layers: transformer blocks to keep in 16 bits, instead of the default; the layers of
+            the text encoder have no second engine, so that all of them are quantised.
 
     Raises:
         OptionError: a layer that does not exist.
         UnsupportedError: the precision wants activation scales and the file has none, or nothing
             remains to be quantised.
     """
-    rewrite = REWRITES.get(precision_of(precision).name)
-    if component.name != QUANTIZED_COMPONENT or rewrite is None:
+    name = component.name
+    rewrite = REWRITES.get(component_precision(name, precision_of(precision).name))
+    if rewrite is None or (pattern := rewrite.pattern(name)) is None:
         return None
-    layers = component.layers
+    layers = component.layers or (component.weights,)
+    if name != QUANTIZED_COMPONENT:
+        plain_layers = ()
     if wrong := sorted(set(plain_layers or ()) - set(range(len(layers)))):
         raise OptionError(
             f"layers {wrong} cannot stay in 16 bits: the model has blocks 0 to {len(layers) - 1}."
         )
-    linears = [_linears(layer) for layer in layers]
+    linears = [_linears(layer, TEXT_LINEARS.get(name, BLOCK_LINEARS)) for layer in layers]
     stored = [{m: e for m, e in found.items() if is_quantized(e)} for found in linears]
     taken = {m for found in stored for m, e in found.items() if is_carried(rewrite.format, e)}
     scaled = {m for found in linears for m, e in found.items() if has_input_scale(e)}
     modules = tuple(
         m
         for m, entry in linears[0].items()
-        if (m in taken if taken else re.fullmatch(rewrite.linears, m))
+        if (m in taken if taken else re.fullmatch(pattern, m))
         and (m in scaled or not rewrite.static)
         and rewrite.fits(*entry.shape)
     )
@@ -104,10 +110,10 @@ def plan_quantization(
     )
 
 
-def _linears(layer: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
-    """The linears of a block that any precision may quantise."""
+def _linears(layer: Mapping[str, TensorEntry], pattern: str) -> dict[str, TensorEntry]:
+    """The linears of a component that any precision may quantise."""
     modules = {n.removesuffix(".weight"): e for n, e in layer.items() if n.endswith(".weight")}
-    return {m: e for m, e in modules.items() if re.fullmatch(BLOCK_LINEARS, m)}
+    return {m: e for m, e in modules.items() if re.fullmatch(pattern, m)}
 
 
 def _default_plain(

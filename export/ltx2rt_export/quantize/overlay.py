@@ -37,14 +37,15 @@ def write_overlays(
     Raises:
         CheckpointError: a tensor cannot be decoded, or the disk is full.
     """
+    every = component.layers or (component.weights,)
     paths = {
         layer: folder / f"{layer:02d}.safetensors"
-        for layer in range(len(component.layers))
+        for layer in range(len(every))
         if layer not in plan.plain_layers
     }
     files = MappedFiles()
     layers = {
-        layer: _layer(files, component.layers[layer], plan)
+        layer: _layer(files, every[layer], plan)
         for layer, path in paths.items()
         if not (resume and path.exists())
     }
@@ -58,8 +59,7 @@ def write_overlays(
         job.report("quantize", done + 1, len(layers), kept)
     files.close()
     return tuple(
-        dict(SafetensorsFile(paths[layer])) if layer in paths else {}
-        for layer in range(len(component.layers))
+        dict(SafetensorsFile(paths[layer])) if layer in paths else {} for layer in range(len(every))
     )
 
 

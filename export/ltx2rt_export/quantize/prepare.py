@@ -13,6 +13,7 @@ from ltx2rt.progress import Job
 from ltx2rt.weights.precision import PRECISIONS, float_precision
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
+from ltx2rt_export.engines.weights import weights_as_inputs
 from ltx2rt_export.graph import Export, ExportedGraph
 from ltx2rt_export.quantize.component_graph import component_precision, rewrite_graph
 from ltx2rt_export.quantize.layer_choice import QuantPlan, plan_quantization
@@ -41,7 +42,8 @@ class Prepared:
     def weight_dtypes(self) -> dict[str, str]:
         """Weight input -> dtype, where it is not that of the precision."""
         usual = PRECISIONS[self.precision].dtype
-        found = weight_inputs(self.graph)
+        model = weights_as_inputs(self.graph.model)
+        found = weight_inputs(dataclasses.replace(self.graph, model=model))
         return {name: dtype for name, (dtype, _) in found.items() if dtype != usual}
 
 
@@ -85,10 +87,11 @@ def prepare(
         if lora_inputs and component.name == QUANTIZED_COMPONENT:
             graph = add_lora_inputs(graph, find_linears(graph))
         return [Prepared(graph=graph, precision=float_precision(graph.dtype).name)]
+    precision = plan.rewrite.precision.name
     plain = export(component, dtype or plan.rewrite.precision.dtype)
     overlays = write_overlays(component, plan, folder / component.name, job, resume=resume)
     quantized = rewrite_graph(plain, precision, plan.modules)
-    if lora_inputs:
+    if lora_inputs and component.name == QUANTIZED_COMPONENT:
         linears = find_linears(plain)
         plain, quantized = (add_lora_inputs(g, linears) for g in (plain, quantized))
     prepared = [

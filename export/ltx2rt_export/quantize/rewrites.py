@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ltx2rt.errors import InternalError
-from ltx2rt.names import TRANSFORMER_BLOCK
+from ltx2rt.names import TEXT_BLOCKS, TEXT_TAIL, TRANSFORMER_BLOCK
 from ltx2rt.weights.codecs.engine_formats import EngineFormat
 from ltx2rt.weights.precision import PRECISIONS, Precision
 from ltx2rt_export.graph import ExportedGraph
@@ -22,7 +22,8 @@ from ltx2rt_export.quantize.nvfp4 import LARGEST, fits_nvfp4, linear_nvfp4, quan
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: the component whose linears are quantised
+#: the component whose linears a build's `precision` quantises; those of the text encoder have a
+#: precision of their own
 QUANTIZED_COMPONENT = TRANSFORMER_BLOCK
 
 #: the linears of a block that official fp8 files quantise (spec/quantization.md §1); gates,
@@ -34,6 +35,20 @@ VIDEO_LINEARS = (
     r"attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_q|to_out\.0)"
     r"|audio_to_video_attn\.(to_q|to_out\.0)|video_to_audio_attn\.(to_k|to_v)|ff\.net\.(0\.proj|2)"
 )
+
+#: the linears of a layer of Gemma
+_GEMMA_LINEARS = r"layer\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+
+#: those of the text encoder: nearly all of its weights but the embeddings, which are no linear
+TEXT_LINEARS: Mapping[str, str] = {
+    **dict.fromkeys(TEXT_BLOCKS, _GEMMA_LINEARS),
+    TEXT_TAIL: r"projection\.(text_embedding_projection\.\w+|\w+_connector\.transformer_1d_blocks"
+    r"\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2)))",
+}
+
+#: what projections and connectors have where Gemma is quantised: they run once a prompt, so that
+#: shorter codes would save nothing but memory, and they were trained in 16 bits
+TAIL_PRECISION = "int8-wo"
 
 Pass = Callable[[ExportedGraph, Collection[str]], ExportedGraph]
 
@@ -81,6 +96,12 @@ class Rewrite:
     def static(self) -> bool:
         """Whether activation scales come from the file."""
         return self.static_range is not None
+
+    def pattern(self, component: str) -> str | None:
+        """Of the linears that it changes in a component; None: it leaves it alone."""
+        if component == QUANTIZED_COMPONENT:
+            return self.linears
+        return TEXT_LINEARS.get(component) if self.precision.text else None
 
 
 REWRITES: dict[str, Rewrite] = {
