@@ -9,6 +9,8 @@ TEXT_BLOCK = "text_block"
 #: layers of Gemma 4 that attend to everything: a structure of their own
 TEXT_BLOCK_FULL = "text_block_full"
 TEXT_TAIL = "text_tail"
+#: of a Gemma that answers: scores of the next token
+LANGUAGE_HEAD = "language_head"
 TRANSFORMER_HEAD = "transformer_head"
 TRANSFORMER_BLOCK = "transformer_block"
 #: runs the layers which a quantised bundle leaves in 16 bits
@@ -65,6 +67,8 @@ class StackNames:
 
 
 TEXT_STACK = StackNames(TEXT_HEAD, TEXT_BLOCKS, TEXT_TAIL, runs_once=True)
+#: the same layers, when Gemma writes: they run once a token
+WRITING_STACK = StackNames(TEXT_HEAD, TEXT_BLOCKS, LANGUAGE_HEAD)
 TRANSFORMER_STACK = StackNames(TRANSFORMER_HEAD, TRANSFORMER_BLOCKS, TRANSFORMER_TAIL)
 
 #: stands in the place of `VIDEO_DECODER` in LTX-2.5 files that hold one

@@ -172,7 +172,8 @@ def build_bundle(
     check_target(output, force=config.force)
     _check_inputs_survive(inputs, output)
     problems = lora_problems(inputs.loras)
-    if config.copy_weights and str(files.checkpoint).lower().endswith(".gguf"):
+    named = [files.checkpoint, *([files.gemma.path] if files.gemma else [])]
+    if config.copy_weights and any(p.suffix.lower() == ".gguf" for p in named):
         problems = [*problems, "copy_weights does not take GGUF files, whose weights are written "
                     "into the bundle in any case: leave it out"]  # fmt: skip
     if problems:

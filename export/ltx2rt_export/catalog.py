@@ -17,6 +17,7 @@ from ltx2rt.names import (
     DIFFUSION_FEATURES,
     DIFFUSION_PIXELS,
     DURATION_HEAD,
+    LANGUAGE_HEAD,
     SPATIAL_UPSAMPLER,
     TEMPORAL_UPSAMPLER,
     TEXT_BLOCK,
@@ -114,6 +115,17 @@ def _text_block(files: ModelFiles, name: str = TEXT_BLOCK) -> Component:
     return factory(files.gemma_config, files.tensors("gemma"), name)
 
 
+def _answers(files: ModelFiles) -> bool:
+    """Whether the text encoder can write prompts: Gemma 4 of LTX-2.5 was tuned to encode alone."""
+    if not files.has("gemma"):
+        return False
+    config = files.gemma_config
+    text = config.get("text_config") or config
+    is_tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
+    is_capped = text.get("final_logit_softcapping") is not None
+    return config.get("model_type") == "gemma3" and is_tied is not False and not is_capped
+
+
 def _has_full_block(files: ModelFiles) -> bool:
     if not files.has("gemma"):
         return False
@@ -147,6 +159,15 @@ COMPONENTS: tuple[Row, ...] = (
         when=_has_full_block,
     ),
     Row(TEXT_TAIL, ("gemma", "text"), _text_tail),
+    Row(
+        LANGUAGE_HEAD,
+        ("gemma",),
+        lambda files: _factory("language_head", "language_head")(
+            files.gemma_config, files.tensors("gemma")
+        ),
+        optional=True,
+        when=_answers,
+    ),
     Row(
         TRANSFORMER_HEAD,
         ("transformer",),

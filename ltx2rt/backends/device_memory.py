@@ -130,9 +130,15 @@ class DeviceMemory:
             self._held.remove(address)
             self.tensors.give(address)
 
-    def has_room(self, size: int) -> bool:
-        """Whether the weights of a layer may stay, or must take turns in the ring."""
-        return self._reserve is None or self.layers.room() - aligned(size) >= self._reserve
+    def has_room(self, size: int, beside: int = 0) -> bool:
+        """Whether the weights of a layer may stay, or must take turns in the ring.
+
+        Args:
+            beside: bytes that have to stay free in any case.
+        """
+        if self._reserve is None:
+            return True
+        return self.layers.room() - aligned(size) >= max(self._reserve, beside)
 
     def synchronize(self) -> None:
         """Wait for everything on the device."""

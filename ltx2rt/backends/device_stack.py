@@ -52,7 +52,7 @@ class DeviceStack:
             where they go up at every use. Otherwise every call loads every layer anew.
         graphs: passes whose weights are all on the device are captured when they run for the
             second time, and replayed from then on.
-        places: bytes of each place that parts without room take turns in, where that is known.
+        places, left_free: see `LayerMemory`.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class DeviceStack:
         keep: bool = True,
         graphs: bool = True,
         places: Sequence[int] = (0,) * RING,
+        left_free: int = 0,
     ) -> None:
         self._parts = parts
         self._sequence = tuple(parts)
@@ -70,7 +71,7 @@ class DeviceStack:
         self._masks = parts.masks
         self._memory = memory
         loads = [p.load for p in self._sequence]
-        self._weights = LayerMemory(memory, loads, keep=keep, places=places)
+        self._weights = LayerMemory(memory, loads, keep=keep, places=places, left_free=left_free)
         self._bindings: dict[tuple[int, int], Binding] = {}
         self._each = keep  # a context for every part, or for every engine
         self._graphs = graphs

@@ -55,6 +55,7 @@ class LayerMemory:
         keep: hold weights once they are loaded, on the device as far as there is room, the others
             in pinned host memory. Otherwise every use loads them anew.
         places: bytes of each place in the ring, where that is known.
+        left_free: bytes that are left to the ring, where the plan of the memory does not do so.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class LayerMemory:
         *,
         keep: bool,
         places: Sequence[int] = (0,) * RING,
+        left_free: int = 0,
     ) -> None:
         self._ring = places
+        self._left_free = left_free
         self._memory = memory
         self._loads = loads
         self._keep = keep
@@ -136,7 +139,7 @@ class LayerMemory:
             self._places[part] = _Place({}, None)
             return
         upload = self._memory.device.upload
-        if self._keep and self._memory.has_room(size):
+        if self._keep and self._memory.has_room(size, self._left_free):
             address = self._memory.layers.take(size, f"layer {part}")
         else:
             slot = self._slot(part, size)

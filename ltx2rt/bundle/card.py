@@ -44,6 +44,10 @@ class Card:
         """Bytes of each place that parts of a stack take turns in; zeros: nothing knows."""
         return self.plan.places[names] if self.plan is not None else (0,) * RING
 
+    def ring(self, names: StackNames) -> int:
+        """See `MemoryPlan.ring`; 0 where nothing is planned."""
+        return self.plan.ring(names) if self.plan is not None else 0
+
 
 def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
     """Take the GPU that `runtime` names, or the first.

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ltx2rt.names import (
+    AUDIO_DECODER,
     AUDIO_ENCODER,
+    DIFFUSION_FEATURES,
     SPATIAL_UPSAMPLER,
     TEMPORAL_UPSAMPLER,
     TEXT_HEAD,
@@ -17,11 +19,13 @@ from ltx2rt.names import (
     TRANSFORMER_BLOCK_PLAIN,
     VIDEO_DECODER,
     VIDEO_ENCODER,
+    VOCODER,
 )
 from ltx2rt.plain_data import read_plain
 
 #: no size, count or factor of a model is beyond it
 LARGEST = 2**31
+_LARGEST_OF = {"tile_bytes": 2**50}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,40 @@ class _AudioVae:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _AudioDecoder:
+    mel_frames_per_latent: int = 1
+    mel_hop_length: int = 1
+    mel_bins: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Vocoder:
+    output_sampling_rate: int = 1
+    samples_per_mel_frame: int = 1
+    mel_bins: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DiffusionFeatures:
+    """What is missing is named by the decoder that reads it: another version built the bundle."""
+
+    scale_factors: _Factors | None = None
+    latent_channels: int = 1
+    patch_size: int = 1
+    pixel_channels: int = 1
+    border_patches: int = 0
+    feature_channels: int = 1
+    steps: int = 1
+    prediction: Literal["x0", "v"] = "x0"
+    ghost_frames: int = 0
+    min_latent_cells: tuple[int, int, int] = (1, 1, 1)
+    feature_stride: tuple[int, int, int] = (1, 1, 1)
+    min_feature_cells: tuple[int, int, int] = (1, 1, 1)
+    halo_feature_cells: tuple[int, int, int] = (0, 0, 0)
+    tile_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Upsampler:
     spatial_scale: tuple[int, int]
     temporal_scale: int
@@ -60,6 +98,7 @@ class _Stream:
     width: int
     head_dim: int
     max_pos: tuple[float, ...]
+    out_channels: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +114,9 @@ class _Block:
     audio: _Stream | None = None
     cross_head_dim: int = 1
     cross_max_pos: tuple[float, ...] = ()
+    num_layers: int = 1
+    keyframes_embedding: bool = False
+    lora_inputs: tuple[str, ...] = ()
 
 
 #: what is read of a component's options; those of others are not relied on
@@ -82,6 +124,9 @@ KINDS: Mapping[str, type[Any]] = {
     VIDEO_ENCODER: _VideoVae,
     VIDEO_DECODER: _VideoVae,
     AUDIO_ENCODER: _AudioVae,
+    AUDIO_DECODER: _AudioDecoder,
+    VOCODER: _Vocoder,
+    DIFFUSION_FEATURES: _DiffusionFeatures,
     SPATIAL_UPSAMPLER: _Upsampler,
     TEMPORAL_UPSAMPLER: _Upsampler,
     TEXT_HEAD: _TextHead,
@@ -89,11 +134,42 @@ KINDS: Mapping[str, type[Any]] = {
     TRANSFORMER_BLOCK_PLAIN: _Block,
 }
 #: counts and factors that are at least 1, or above 0
-_POSITIVE = frozenset({
-    "time", "height", "width", "latent_channels", "sampling_rate", "n_fft", "spatial_scale",
-    "temporal_scale", "heads", "head_dim", "cross_head_dim", "theta", "eps", "timestep_scale",
-    "max_pos", "cross_max_pos",
-})  # fmt: skip
+_POSITIVE = frozenset(
+    {
+        "time",
+        "height",
+        "width",
+        "latent_channels",
+        "sampling_rate",
+        "n_fft",
+        "spatial_scale",
+        "temporal_scale",
+        "heads",
+        "head_dim",
+        "cross_head_dim",
+        "theta",
+        "eps",
+        "timestep_scale",
+        "max_pos",
+        "cross_max_pos",
+        "mel_frames_per_latent",
+        "mel_hop_length",
+        "mel_bins",
+        "output_sampling_rate",
+        "samples_per_mel_frame",
+        "patch_size",
+        "pixel_channels",
+        "feature_channels",
+        "steps",
+        "min_latent_cells",
+        "feature_stride",
+        "min_feature_cells",
+        "out_channels",
+        "num_layers",
+    }
+)
+#: counts that may be 0
+_COUNTS = frozenset({"border_patches", "ghost_frames", "halo_feature_cells", "tile_bytes"})
 
 
 def option_problems(component: str, options: Mapping[str, Any]) -> list[str]:
@@ -114,8 +190,10 @@ def _number_problems(value: Any, where: str) -> list[str]:
         return [p for i, v in enumerate(value) for p in _number_problems(v, f"{where}[{i}]")]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return []
-    positive = where.rpartition(".")[2].partition("[")[0] in _POSITIVE
-    fits = abs(value) <= LARGEST and (value > 0 or not positive)  # NaN is neither
+    name = where.rpartition(".")[2].partition("[")[0]
+    positive = name in _POSITIVE
+    least = 0 if name in _COUNTS else -LARGEST
+    fits = least <= value <= _LARGEST_OF.get(name, LARGEST) and (value > 0 or not positive)
     return [] if fits else [f"{where} is {str(value)[:40]}"]
 
 

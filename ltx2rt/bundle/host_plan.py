@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ltx2rt.bundle.manifest import Manifest
 from ltx2rt.bundle.memory import held_bytes, layer_bytes
 from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.errors import UnsupportedError
-from ltx2rt.names import STAGES, TEXT_BLOCKS, TRANSFORMER_BLOCKS
+from ltx2rt.names import (
+    LANGUAGE_HEAD,
+    STAGES,
+    TEXT_BLOCK,
+    TEXT_BLOCKS,
+    TEXT_HEAD,
+    TRANSFORMER_BLOCKS,
+)
 from ltx2rt.weights.codecs.engine_formats import INT8
 from ltx2rt.weights.precision import PRECISIONS
 
@@ -29,6 +37,7 @@ class HostPlan:
         layers: bytes of each layer of the transformer, as its engine takes it.
         kept: so many of the first ones stay; the others are read from the files at every use.
         keep_text: the layers of the text encoder stay between clips.
+        kept_writing: so many of the text encoder's layers stay while it writes.
         precision: of the bundle.
     """
 
@@ -36,6 +45,7 @@ class HostPlan:
     layers: tuple[int, ...]
     kept: int
     keep_text: bool
+    kept_writing: int
     precision: str
 
     @property
@@ -83,16 +93,26 @@ def plan_host(manifest: Manifest, memory_bytes: int, *, resident: bool) -> HostP
         )
     room = memory_bytes - memory_bytes // _SPARE_SHARE - rest
     text = sum(sum(sizes[n]) - max(sizes[n], default=0) for n in TEXT_BLOCKS if n in sizes)
-    kept = len(layers) if sum(layers) <= room else 0
-    while kept < len(layers) and sum(layers[: kept + 1]) + largest <= room:
-        kept += 1  # beside these, the largest of the others is loaded
+    ends = sum(sum(sizes[n]) for n in (TEXT_HEAD, LANGUAGE_HEAD) if n in sizes)
+    writing = memory_bytes - memory_bytes // _SPARE_SHARE - ends
     return HostPlan(
         memory_bytes=memory_bytes,
         layers=layers,
-        kept=kept,
+        kept=_kept(layers, room),
         keep_text=resident and sum(layers) + text <= room,
+        kept_writing=_kept(sizes.get(TEXT_BLOCK, []), writing),
         precision=manifest.precision,
     )
+
+
+def _kept(layers: Sequence[int], room: int) -> int:
+    """How many of the first layers stay: beside them, the largest of the others is loaded."""
+    if not layers or sum(layers) <= room:
+        return len(layers)
+    kept, largest = 0, max(layers)
+    while sum(layers[: kept + 1]) + largest <= room:
+        kept += 1
+    return kept
 
 
 def warn_of_memory(manifest: Manifest) -> None:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ltx2rt.backends.device_stack import DeviceEngine, DeviceStack
 from ltx2rt.backends.host_stack import HostStack
+from ltx2rt.backends.layer_engines import LayerEngines
 from ltx2rt.backends.split_stack import SplitStack
 from ltx2rt.backends.stack import Stack
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.card import Card, open_card, trust_of
-from ltx2rt.bundle.host_plan import plan_host
+from ltx2rt.bundle.host_plan import HostPlan, plan_host
 from ltx2rt.bundle.load_weights import engine_tensors, lora_tensors, stored_tensor
 from ltx2rt.bundle.manifest import UNMASKED
 from ltx2rt.components.decoder_tiles import machine_bytes
@@ -33,6 +34,7 @@ from ltx2rt.names import (
     TEXT_TAIL,
     TRANSFORMER_BLOCKS,
     TRANSFORMER_STACK,
+    WRITING_STACK,
     StackNames,
 )
 from ltx2rt.weights.precision import PRECISIONS
@@ -119,15 +121,15 @@ class Loader:
 
         with ExitStack() as opened:
             if not self._on_gpu(names.head, runtime):
-                host = self._engines(opened, lambda n, _: self._host_engine(n, runtime, loras))
+                host = self._engines(opened, lambda n, _: self._host_part(n, runtime, loras))
                 resident = runtime.residency == "resident"
                 room = plan_host(bundle.manifest, machine_bytes(), resident=resident)
-                if room.streams and not names.runs_once:
+                if room.streams and names == TRANSFORMER_STACK:
                     warnings.warn(f"{room.text()}.", stacklevel=2)
                 stack: Stack = HostStack(
                     plan.parts(host, load_weights, self._unmasked(host)),
                     keep=room.keep_text or not names.runs_once,
-                    kept_layers=None if names.runs_once else room.kept,
+                    kept_layers=_kept_layers(names, room),
                 )
             else:
                 card = self._card_of(runtime)
@@ -141,6 +143,7 @@ class Loader:
                     keep=card.keep_text or not names.runs_once,
                     graphs=runtime.cuda_graphs,
                     places=card.places(names),
+                    left_free=card.ring(names) if names == WRITING_STACK else 0,
                 )
             opened.pop_all()
         return stack
@@ -204,29 +207,49 @@ class Loader:
     ) -> Engine:
         if self._bundle.component(name).engines:
             return self._device_engine(name, runtime, loras, index)
-        return self._host_engine(name, runtime, loras)
+        part = self._host_part(name, runtime, loras)
+        if not isinstance(part, LayerEngines):
+            return part
+        return part.holding(self.weights(name.removesuffix(UNMASKED), index, loras))
 
     def _on_gpu(self, name: str, runtime: RuntimeConfig) -> bool:
         """Whether a component runs on a GPU: as an engine, or by ONNX Runtime, where a GPU was
         asked for or a CPU cannot run the bundle.
+
+        Raises:
+            UnsupportedError: a GPU was asked for, and the bundle is for CPUs.
         """
+        entries = self._bundle.manifest.components.values()
+        if runtime.gpu is not None and any(e.weight_binding == "layer" for e in entries):
+            manifest = self._bundle.manifest
+            raise UnsupportedError(
+                f"this bundle ({manifest.precision}, one session a layer) runs on a CPU only, and "
+                "--device asks for a GPU; leave it out, or build for the GPU: ltx2rt build --for "
+                "this."
+            )
         if self._bundle.component(name).engines or runtime.gpu is not None:
             return True
-        entries = self._bundle.manifest.components.values()
         return not all(PRECISIONS[entry.precision].on_cpu for entry in entries)
 
-    def _host_engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora]) -> Engine:
-        """An engine of ONNX Runtime that takes and gives host arrays, wherever it runs."""
+    def _host_part(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora]) -> Engine:
+        """An engine of ONNX Runtime that takes and gives host arrays, wherever it runs; or what
+        opens those of the layers.
+        """
         from ltx2rt.backends import onnxruntime, onnxruntime_cuda
 
         entry = self._bundle.component(name)
-        weights, options = self._inside(name, loras), self._session_options(name, runtime)
+        spec, options = entry.spec(name), self._session_options(name, runtime)
         graph = (self._bundle.folder / entry.graph).read_bytes()
+        if entry.weight_binding == "layer":
+            return LayerEngines(
+                spec, lambda w: onnxruntime.OrtEngine(graph, spec, w, options, copied=True)
+            )
+        weights = self._inside(name, loras)
         if not self._on_gpu(name, runtime):
-            return onnxruntime.OrtEngine(graph, entry.spec(name), weights, options)
+            return onnxruntime.OrtEngine(graph, spec, weights, options)
         options = onnxruntime_cuda.on_gpu(options, runtime.gpu or 0)
         open_session = onnxruntime_cuda.open_session
-        return onnxruntime.OrtEngine(graph, entry.spec(name), weights, options, open_session)
+        return onnxruntime.OrtEngine(graph, spec, weights, options, open_session)
 
     def _session_options(self, name: str, runtime: RuntimeConfig) -> OrtOptions:
         from ltx2rt.backends.onnxruntime import OrtOptions
@@ -334,3 +357,10 @@ class Loader:
             targets = bundle.lora_targets()
             self._merger = active, LoraMerger(active, targets, unmerged=unmerged, threads=threads)
         return self._merger[1]
+
+
+def _kept_layers(names: StackNames, room: HostPlan) -> int | None:
+    """How many layers of a stack stay in this machine's memory; None: all that are kept at all."""
+    if names.runs_once:
+        return None
+    return room.kept_writing if names == WRITING_STACK else room.kept

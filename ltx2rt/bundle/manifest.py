@@ -136,6 +136,9 @@ class ComponentEntry:
             another component serves that layer (`transformer_block_plain`).
         weight_dtypes: weight input -> dtype the graph takes it in, where that is not the one of
             `precision`.
+        weight_binding: `initializer` (injected when the engine loads), `input` (bound at every
+            call: one engine for all layers) or `layer` (ONNX Runtime: one engine a layer, with its
+            weights inside).
         quantized: weight -> the format in which the graph takes it (`codecs.engine_formats`).
         overlays: for each layer, weight input -> where it lies ready to be bound: quantised
             weights, their scales. Others, and those that a LoRA changes, are made from `layers`.

@@ -31,10 +31,11 @@ from ltx2rt.names import (
     VIDEO_ENCODER,
     VIDEO_I420,
     VOCODER,
+    WRITING_STACK,
     StackNames,
 )
 
-STACKS = (TEXT_STACK, TRANSFORMER_STACK)
+STACKS = (TEXT_STACK, WRITING_STACK, TRANSFORMER_STACK)
 #: engines that may be loaded together with residency `stage`: before denoising, and from it on
 BEFORE = (VIDEO_ENCODER, AUDIO_ENCODER, DURATION_HEAD)
 UPSAMPLERS = (SPATIAL_UPSAMPLER, TEMPORAL_UPSAMPLER)
@@ -65,12 +66,14 @@ class MemoryPlan:
         finishes_frames: tiles of a clip of the size that was built for are blended on the card.
             Where that alone would make layers take turns, they are not.
         places: stack -> bytes of each place that its parts without room take turns in.
+        totals: stack -> bytes of all its weights.
         keep_text: the layers of the text encoder stay between clips.
         weights: all weights of the transformer's parts; `resident` of them stay on the card.
     """
 
     regions: Regions
     places: Mapping[StackNames, tuple[int, ...]]
+    totals: Mapping[StackNames, int]
     keep_text: bool
     weights: int
     finishes_frames: bool = False
@@ -79,6 +82,21 @@ class MemoryPlan:
     def streams(self) -> bool:
         """Whether layers of the transformer go up at every use."""
         return self.weights > self.regions.layers - self.regions.reserve
+
+    def ring(self, names: StackNames) -> int:
+        """What a stack that has the room for layers to itself leaves to those that take turns.
+
+        Raises:
+            UnsupportedError: not even that finds room.
+        """
+        ring = sum(self.places[names]) if self.totals[names] > self.regions.layers else 0
+        if ring > self.regions.layers:
+            raise UnsupportedError(
+                f"writing prompts needs room for {_gib(ring)} of layers, and "
+                f"{_gib(self.regions.layers)} are planned for them: use a larger card, or have "
+                "another model write."
+            )
+        return ring
 
     def text(self) -> str:
         """The plan for people, a line a region."""
@@ -187,7 +205,11 @@ def _divided(
         scratch=scratch, tensors=tensors, engines=engines, layers=layers, reserve=reserve
     )
     return MemoryPlan(
-        regions=regions, places=places, keep_text=keep_text, weights=totals[transformer]
+        regions=regions,
+        places=places,
+        totals=totals,
+        keep_text=keep_text,
+        weights=totals[transformer],
     )
 
 
@@ -257,7 +279,7 @@ def _frames(manifest: Manifest) -> int:
 def _tensors(manifest: Manifest, needs: Mapping[str, EngineNeeds]) -> int:
     """Inputs, outputs and constants of whatever has most of them."""
     stacks = []
-    for names, calls in ((TEXT_STACK, PROMPTS), (TRANSFORMER_STACK, 1)):
+    for names, calls in ((TEXT_STACK, PROMPTS), (WRITING_STACK, 1), (TRANSFORMER_STACK, 1)):
         there = [n for n in names.components if n in needs]
         found: dict[tuple[str, str], int] = {}
         for name in there:

@@ -144,7 +144,7 @@ def make(
         job.on_preview = PreviewWriter(run.preview)
     if asked.enhance is not None:
         pipe.accept(request)  # refuse a bad request before anybody is asked
-        config = enhanced(request.config, asked.enhance, asked.seeds[0])
+        config = enhanced(pipe, request.config, asked.enhance, asked.seeds[0], job)
         request = replace(request, config=config)
     seed = request.config.seed
     changed: dict[str, list[str]] = {}
@@ -199,12 +199,17 @@ def make(
     }
 
 
-def enhanced(config: GenerationConfig, who: EnhanceConfig, seed: int) -> GenerationConfig:
+def enhanced(
+    pipe: Pipeline, config: GenerationConfig, who: EnhanceConfig, seed: int, job: Job
+) -> GenerationConfig:
     """What to make, with its prompt written out."""
-    local = None if who.url is not None else export_module("enhance").local_model(who.model)
     prompt = config.user_prompt or config.prompt
     image = config.images[0].path if config.images else None
-    answer = enhance_prompt(prompt, who, image=image, seed=seed, local=local)
+    if who.is_own:
+        answer = pipe.enhance_prompt(prompt, image=image, seed=seed, job=job)
+    else:
+        local = None if who.url is not None else export_module("enhance").local_model(who.model)
+        answer = enhance_prompt(prompt, who, image=image, seed=seed, local=local)
     return replace(config, prompt=answer, user_prompt=prompt)
 
 

@@ -136,7 +136,7 @@ def asked_of(given: Given, record: Record | None = None, guiders: Guiders | None
     problems += wrong if request is None else cls.problems(request)
     parts: dict[str, Any] = {"enhance": None}
     for part, kind in PARTS.items():
-        if part != "enhance" or {"enhance_prompt", "enhance_model"} <= given.keys():
+        if part != "enhance" or "enhance_prompt" in given:
             parts[part], wrong = read_plain(kind, data[part], part)
             problems += wrong
     problems += _combination_problems(given, request)
@@ -260,10 +260,6 @@ def _combination_problems(given: Given, request: Request | None) -> list[str]:
     if more and "enhance_prompt" not in given:
         problems.append(f"{', '.join(more)} needs --enhance-prompt")
     if "enhance_prompt" in given:
-        if "enhance_model" not in given:
-            problems.append(
-                "--enhance-prompt needs --enhance-model (and --enhance-url for an endpoint)"
-            )
         if "embeddings" in given:
             problems.append("--enhance-prompt cannot be used with --embeddings")
     if "save_embeddings" in given:

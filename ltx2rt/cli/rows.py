@@ -197,7 +197,8 @@ ROWS: Mapping[str, dict[str, Any]] = {
     },
     "enhance.model": {
         "name": "--enhance-model", "metavar": "NAME|DIR", "help": "the model's name there; without "
-        "--enhance-url the folder of a transformers model",
+        "--enhance-url the folder of a transformers model; without either the bundle's own Gemma 3 "
+        "writes",
     },
     "enhance.insecure": {"name": "--enhance-insecure"},
     "enhance.timeout_s": {"name": "--enhance-timeout", "metavar": "S"},

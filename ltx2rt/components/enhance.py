@@ -1,8 +1,8 @@
 """Prompt enhancement: a language model turns a short request into a full description.
 
-Any endpoint that speaks the OpenAI chat protocol will do, or a local transformers model (which
-runs in `ltx2rt_export`, because it needs PyTorch). Answers are cached by everything that decides
-them. Clean-up of the answer: spec/conditioning.md §6.
+The bundle's own Gemma 3 does it (`components.language_model`), any endpoint that speaks the OpenAI
+chat protocol, or a local transformers model (in `ltx2rt_export`, because it needs PyTorch). Answers
+are cached by everything that decides them. Clean-up of the answer: spec/conditioning.md §6.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ feelings, intentions, meanings. Between 80 and 200 words. If the request is that
 already, return it as it is."""
 SYSTEM_PROMPTS = {
     "text": _COMMON,
+    "unseen": _COMMON
+    + """
+The clip begins with a picture that you do not see. Say nothing of how people, things and places
+look that the request does not say; tell what happens and what is heard.""",
     "image": _COMMON
     + """
 The picture that you see is the first frame of the clip. Start from exactly what it shows and do not
@@ -81,13 +85,14 @@ class EnhanceConfig:
 
     Attributes:
         url: base address of an endpoint (`http://127.0.0.1:8080/v1`); None: a local model.
-        model: its name at the endpoint, or the folder of a local transformers model.
+        model: its name at the endpoint, or the folder of a local transformers model; None: the
+            Gemma 3 of the bundle, which does not see images.
         timeout_s: how long to wait for the endpoint's whole answer.
         insecure: plain http may leave this machine, and be read and changed on its way.
         named_by_file: a job file named the address, not who owns the key.
     """
 
-    model: str
+    model: str | None = None
     url: str | None = None
     timeout_s: float = 120.0
     insecure: bool = False
@@ -99,7 +104,9 @@ class EnhanceConfig:
         if self.url is not None:
             wrong = url_problem(self.url, insecure=self.insecure)
             problems += [] if wrong is None else [wrong]
-        elif not Path(self.model).is_dir():
+            if self.model is None:
+                problems.append(Problem(Field("url"), " names an endpoint; give its model too"))
+        elif self.model is not None and not Path(self.model).is_dir():
             problems.append(
                 Problem(
                     Field("model"),
@@ -112,6 +119,11 @@ class EnhanceConfig:
         if problems:
             raise OptionError("prompt enhancement", problems)
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the bundle's Gemma does it."""
+        return self.url is None and self.model is None
+
 
 def enhance_prompt(
     prompt: str,
@@ -120,6 +132,7 @@ def enhance_prompt(
     image: Path | None = None,
     seed: int = 10,
     local: Ask | None = None,
+    own: str = "",
 ) -> str:
     """The prompt, rewritten.
 
@@ -128,15 +141,18 @@ def enhance_prompt(
         config: who does it.
         image: the clip's first frame, shown to the model.
         seed: of the model's sampling, as far as the endpoint heeds it.
-        local: asks a local model; see `ltx2rt_export.enhance`.
+        local: asks a local model: see `ltx2rt_export.enhance`, `Pipeline.enhance_prompt`.
+        own: which it is, where `config` leaves it to the bundle.
 
     Raises:
         EnhanceError: the endpoint or model failed, or gave nothing usable.
         MediaError: the image cannot be read.
     """
-    system = SYSTEM_PROMPTS["text" if image is None else "image"]
+    system = SYSTEM_PROMPTS["text" if image is None else "unseen" if config.is_own else "image"]
+    if config.is_own:
+        image = None
     picture = None if image is None else image.read_bytes() if image.is_file() else b""
-    key = [prompt, system, config.url, config.model, seed, picture and _digest(picture)]
+    key = [prompt, system, config.url, config.model or own, seed, picture and _digest(picture)]
     cached = cache_dir() / "enhanced" / f"{_digest(json.dumps(key).encode())}.json"
     if (answer := _read_cached(cached)) is not None:
         return answer
@@ -149,12 +165,15 @@ def enhance_prompt(
     elif local is not None:
         answer = local(messages, image, seed)
     else:
-        raise EnhanceError("a local model was named, but nothing that can ask it.")
+        raise EnhanceError(
+            "nothing was given that asks the local model; `Pipeline.enhance_prompt` asks the "
+            "bundle's own."
+        )
     answer = clean(answer)
     if not answer:
+        who = shown_url(config.url) or config.model or "the bundle's Gemma"
         raise EnhanceError(
-            f"{shown_url(config.url) or config.model} answered without a single word; try another "
-            "model or leave the enhancement out."
+            f"{who} answered without a single word; try another model or leave the enhancement out."
         )
     _write_cached(cached, answer)
     return answer

@@ -24,9 +24,9 @@ def stack_plan(
     Raises:
         BundleError: see `transformer_plan`.
     """
-    if names == TEXT_STACK:
-        return text_plan(options(TEXT_STACK.head))
-    return transformer_plan(options(TRANSFORMER_BLOCK), served)
+    if names == TRANSFORMER_STACK:
+        return transformer_plan(options(TRANSFORMER_BLOCK), served)
+    return text_plan(options(names.head), names)
 
 
 def streams_of(options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -60,10 +60,12 @@ def transformer_plan(options: Mapping[str, Any], served: Mapping[str, Sequence[i
     )
 
 
-def text_plan(options: Mapping[str, Any]) -> StackPlan:
-    """Gemma and what follows it.
+def text_plan(options: Mapping[str, Any], names: StackNames = TEXT_STACK) -> StackPlan:
+    """Gemma and what follows it: the text projection of all its hidden states, or the language
+    head of the last one.
 
     Args:
+        names: `TEXT_STACK` or `WRITING_STACK`.
         options: those of the component `text_head`; its `layers` say for each layer which block
             runs it, and which of the head's masks and tables it takes.
     """
@@ -78,9 +80,9 @@ def text_plan(options: Mapping[str, Any]) -> StackPlan:
         }
         layers.append(LayerPlan(block, index, takes))
     return StackPlan(
-        head=TEXT_STACK.head,
+        head=names.head,
         layers=tuple(layers),
-        tail=TEXT_STACK.tail,
+        tail=names.tail,
         gives={"hidden_out": "hidden"},
-        collects={"hidden_states": "hidden"},
+        collects={"hidden_states": "hidden"} if names == TEXT_STACK else {},
     )

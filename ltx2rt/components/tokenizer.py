@@ -19,6 +19,9 @@ BOS_TOKEN = "<bos>"
 #: the padding token, and the one used where a tokenizer has none
 PAD_TOKENS = ("<pad>", "<eos>")
 
+#: around every message of a chat, and before the sender's name
+TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
+
 #: Gemma's has some 35 MB
 MAX_TOKENIZER_BYTES = 500_000_000
 
@@ -91,6 +94,36 @@ class Tokenizer:
             input_ids[row, MAX_TOKENS - len(ids) :] = ids
             attention_mask[row, MAX_TOKENS - len(ids) :] = 1
         return input_ids, attention_mask
+
+    def chat(self, message: str) -> list[int]:
+        """Token ids of a chat that ends where the model's answer begins, as Gemma 3 was trained:
+        one message of the user's. Names of special tokens inside it are plain text.
+
+        Raises:
+            CheckpointError: the tokenizer has no turns.
+        """
+        where = "this text encoder's tokenizer"
+        turn, end = (self._id((name,), where) for name in (TURN, END_OF_TURN))
+        said, end_of_line, answer = (
+            self._plain(text) for text in (f"user\n{message.strip()}", "\n", "model\n")
+        )
+        return [self.bos_id, turn, *said, end, *end_of_line, turn, *answer]
+
+    def _plain(self, text: str) -> list[int]:
+        self._tokenizer.encode_special_tokens = True
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        finally:
+            self._tokenizer.encode_special_tokens = False
+
+    def stops(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        found = (self._tokenizer.token_to_id(name) for name in ("<eos>", END_OF_TURN))
+        return frozenset(int(token) for token in found if token is not None)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of an answer, without special tokens."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def cut(self, prompt: str) -> tuple[int, str]:
         """How many tokens a prompt takes, `<bos>` with them, and the end of it that `encode` cuts

@@ -40,6 +40,7 @@ from ltx2rt.pipelines.checks import (
 )
 from ltx2rt.pipelines.decoding import chosen_tiling, decode_audio, decode_video
 from ltx2rt.pipelines.engines import Engines
+from ltx2rt.pipelines.enhancing import enhanced_by_own
 from ltx2rt.pipelines.facts import PipelineFacts, field_names
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.given import from_memory, wanted_clips
@@ -418,6 +419,24 @@ class Pipeline(PipelineFacts):
             return with_embedded_prompts(request, self.source)
         self._refuse_missing([c for c in self.missing(self.source.has) if c in TEXT_ENCODER])
         return request
+
+    def enhance_prompt(
+        self, prompt: str, *, image: Path | None = None, seed: int = 10, job: Job | None = None
+    ) -> str:
+        """A short request written out as a description, by the bundle's own Gemma 3; for
+        `GenerationConfig.prompt`, with the request as its `user_prompt`.
+
+        Args:
+            image: the clip's first frame; the model does not see it, but is told that there is one.
+            seed: of its drawing of words.
+            job: progress, and cancelling.
+
+        Raises:
+            UnsupportedError: the bundle has no model that writes, such as those of LTX-2.5.
+            EnhanceError: the prompt is too long, or nothing usable came out.
+        """
+        with self.engines.turns.taken():
+            return enhanced_by_own(self.engines, prompt, image, seed, job or Job())
 
     def _refuse_small_machine(self) -> None:
         """Refuse a bundle of which this machine's memory cannot hold one layer at a time.

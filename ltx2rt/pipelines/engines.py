@@ -4,7 +4,8 @@ class that gives it its meaning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 
 from ltx2rt.backends.device_frames import DeviceFrames
 from ltx2rt.backends.stack import Stack
@@ -16,9 +17,10 @@ from ltx2rt.bundle.source import ModelFacts, ModelLoader, ModelSource
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.components.duration_head import DurationHead
+from ltx2rt.components.language_model import MULTIPLE, LanguageModel
 from ltx2rt.components.preview import LatentColours, fit_colours
 from ltx2rt.components.text_encoder import PromptEncoder, TextContext, TextEncoder
-from ltx2rt.components.tokenizer import Tokenizer
+from ltx2rt.components.tokenizer import MAX_TOKENS, Tokenizer
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
@@ -35,12 +37,15 @@ from ltx2rt.names import (
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
     DURATION_HEAD,
+    LANGUAGE_HEAD,
+    TEXT_BLOCK_FULL,
     TEXT_STACK,
     TRANSFORMER_BLOCK,
     TRANSFORMER_STACK,
     VIDEO_DECODER,
     VIDEO_ENCODER,
     VOCODER,
+    WRITING_STACK,
     StackNames,
 )
 from ltx2rt.pipelines.turns import Turns
@@ -132,6 +137,28 @@ class Engines:
             self._release_stack(TEXT_STACK)
             self._text_loras = tuple(loras)
         return PromptEncoder(self.tokenizer(), TextEncoder(self._stack(TEXT_STACK, loras)))
+
+    @contextmanager
+    def language_model(self) -> Iterator[LanguageModel]:
+        """The text encoder as a model that writes; its layers are freed afterwards, and those of
+        other stacks before: while it writes, its own stay.
+
+        Raises:
+            UnsupportedError: the bundle's text encoder writes nothing.
+        """
+        source = self.source
+        if not source.has(*(n for n in WRITING_STACK.components if n != TEXT_BLOCK_FULL)):
+            raise UnsupportedError(
+                f"this bundle cannot enhance prompts by itself: it holds no {LANGUAGE_HEAD}, which "
+                "bundles with a Gemma 3 have when they are built with all components (Gemma 4 of "
+                "LTX-2.5 only encodes); build it again, or name another model."
+            )
+        for names in list(self._stacks):
+            self._release_stack(names)
+        has_engines = isinstance(source, Bundle) and source.component(LANGUAGE_HEAD).engines
+        multiple = MAX_TOKENS if has_engines else MULTIPLE
+        with closing(self.loader.stack(WRITING_STACK, self.runtime)) as stack:
+            yield LanguageModel(stack, self.tokenizer(), multiple=multiple)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the text encoder, read once."""

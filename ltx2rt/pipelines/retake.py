@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
@@ -152,6 +154,21 @@ class GuidedRetakePipeline(RetakePipeline):
     counterpart: ClassVar[str | None] = "retake"
 
 
+#: seconds behind the end of a source that are taken for a rounded length
+_ROUNDED_S = 1.0
+
+
+def _warn_of_late_ends(own: RetakeInputs, duration_s: float) -> None:
+    windows = (*own.windows("video"), *own.windows("audio"))
+    ends = [w.end for w in windows if math.isfinite(w.end)]
+    if ends and max(ends) > duration_s + _ROUNDED_S:
+        warnings.warn(
+            f"a part to be made anew ends at {max(ends):g} seconds, and '{own.video}' lasts "
+            f"{duration_s:.3f}: it is made anew up to its end.",
+            stacklevel=2,
+        )
+
+
 def _has_sound(own: RetakeInputs) -> bool:
     """Whether the source has sound."""
     return not is_exr(own.video) and probe_video(own.video).has_audio
@@ -189,6 +206,7 @@ def _as_source(request: Request) -> Request:
                 f" lies behind the end of '{own.video}', which lasts {source.duration_s:.3f} s.",
             )
         )
+    _warn_of_late_ends(own, source.duration_s)
     height, width = source.height, source.width
     if own.outpaint is not None:
         height, width = frame_size(own.outpaint)

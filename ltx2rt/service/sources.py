@@ -149,7 +149,10 @@ class Sources:
         return path
 
     def _fetched(self, url: str) -> Path:
-        parts = urllib.parse.urlsplit(url)
+        try:
+            parts = urllib.parse.urlsplit(url)
+        except ValueError as error:
+            raise OptionError(f"{url[:_SHOWN]!r} is not an address: {error}") from error
         origin = f"{parts.scheme}://{parts.netloc}"
         if parts.scheme not in ("http", "https") or origin not in self.allowed.origins:
             allowed = ", ".join(self.allowed.origins) or "none"

@@ -6,11 +6,13 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 from PIL import Image
 
@@ -19,12 +21,14 @@ from ltx2rt.bundle.load_weights import weight_problems
 from ltx2rt.bundle.manifest import content_id, read_manifest
 from ltx2rt.cli.batch import SHARED, _lines, read_jobs
 from ltx2rt.cli.job_file import read_job
+from ltx2rt.cli.long import read_plan
 from ltx2rt.cli.outputs import Outputs
 from ltx2rt.cli.requests import asked_of
 from ltx2rt.components.embeddings import check_embeddings, read_embeddings
 from ltx2rt.components.enhance import _answer_in
 from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.config import GenerationConfig
+from ltx2rt.errors import OptionError
 from ltx2rt.lora.adapter import parse_lora
 from ltx2rt.media.reader import read_tags, read_video_frames
 from ltx2rt.media.sound import read_audio
@@ -32,8 +36,13 @@ from ltx2rt.media.still_reader import load_image
 from ltx2rt.media.writer import VideoWriter, write_audio
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.record import RECORD_TAG, Record, read_record, record_in, record_text
+from ltx2rt.service.http.forms import parse_body, read_fields
+from ltx2rt.service.limits import Limits
+from ltx2rt.service.requests import read_order
+from ltx2rt.service.sources import Allowed, Sources
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
+from ltx2rt_export.layouts.gguf_file import open_gguf
 from tests.unit.manifests import MANIFEST
 
 RECORD = Record(pipeline="distilled", request=Request(config=GenerationConfig(prompt="a")))
@@ -42,6 +51,18 @@ JOB = {
     "image": ["i.png@0:0.5"], "sampler": "euler", "sigmas": [1, 0.5, 0], "output": "o.mp4",
     "tiling": "512x64:64x24", "record": json.loads(record_text(RECORD)),
 }  # fmt: skip
+PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGP4z8AARAwQ"
+    "CgAf7gP9i18U1AAAAABJRU5ErkJggg=="
+)
+ORDER = {
+    "schema": 1, "pipeline": "distilled",
+    "config": {
+        "prompt": "a", "height": 64, "width": 64, "num_frames": 9, "seed": 1,
+        "images": [{"path": PICTURE, "frame": 0, "strength": 0.5}],
+    },
+}  # fmt: skip
+PLAN = {"height": 64, "width": 64, "num_frames": 25, "segments": [{"prompt": "a"}, {"prompt": "b"}]}
 
 
 @dataclass(frozen=True)
@@ -107,6 +128,46 @@ def _batch(path: Path) -> None:
     jobs, _ = read_jobs(_lines(path), options)
     for job in jobs:
         assert isinstance(job.output, Outputs)
+
+
+def _order(path: Path) -> None:
+    folder = path.parent / "job"
+    sources = Sources(folder=folder, allowed=Allowed(), limits=Limits())
+    try:
+        read_order(parse_body(path.read_bytes()), sources)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # as the service does: a job's own files
+
+
+def _video_request(path: Path) -> None:
+    data = parse_body(path.read_bytes())
+    if not isinstance(data, dict):
+        raise OptionError("not an object")  # as the door says
+    read_fields(data)
+
+
+def _plan(path: Path) -> None:
+    read_plan(path, {})
+
+
+def _gguf_file(path: Path) -> None:
+    writer = gguf.GGUFWriter(path, "ltxv")
+    writer.add_tensor("a.weight", np.ones((2, 64), np.float16))
+    writer.add_tensor(
+        "b.weight",
+        gguf.quants.quantize(np.ones((2, 64), np.float32), gguf.GGMLQuantizationType.Q8_0),
+        raw_dtype=gguf.GGMLQuantizationType.Q8_0,
+    )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _gguf(path: Path) -> None:
+    maps = MappedFiles()
+    for entry in open_gguf(path)[1].values():
+        maps.values(entry)
 
 
 def _clip(path: Path) -> None:
@@ -176,6 +237,16 @@ TARGETS: Mapping[str, Target] = {
         lambda _: json.dumps({"version": "1.0", "model": {"type": "BPE"}}).encode(),
         Tokenizer.from_file,
     ),
+    "request to a server": Target("r.json", lambda _: json.dumps(ORDER).encode(), _order),
+    "request of the video API": Target(
+        "v.json",
+        lambda _: json.dumps(
+            {"prompt": "a", "size": "64x64", "seconds": "1", "seed": 3, "config": {"num_frames": 9}}
+        ).encode(),
+        _video_request,
+    ),
+    "plan of a long clip": Target("p.json", lambda _: json.dumps(PLAN).encode(), _plan),
+    "GGUF": Target("g.gguf", _written("g.gguf", _gguf_file), _gguf),
     "answer of an enhancer": Target(
         "a.json",
         lambda _: json.dumps({"choices": [{"message": {"content": "A lake."}}]}).encode(),

@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from ltx2rt.bundle.bundle import open_bundle
-from ltx2rt.config import ImageCondition, RuntimeConfig
+from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.media.image import image_to_vae_input, to_vae_input
 from ltx2rt.media.reader import probe_video, read_video_frames
+from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake import RetakePipeline
-from ltx2rt.pipelines.retake_inputs import TimeWindow
+from ltx2rt.pipelines.retake_inputs import RetakeInputs, TimeWindow
 from ltx2rt.results.clip import Clip
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
@@ -127,6 +128,13 @@ def test_images(pipe: RetakePipeline, source: Path, folder: Path) -> None:
     clip = pipe(prompt="a", video=source, start_time=0, end_time=0.2, images=images, **FEW)
     want = pipe.engines.video_encoder().encode(image_to_vae_input(path, 64, 96, 0))
     assert is_kept(latents(clip)[0][:, :, :1], want).all()
+
+
+def test_an_end_far_behind_that_of_the_source(pipe: RetakePipeline, source: Path) -> None:
+    config = GenerationConfig(prompt="a", **FEW)
+    inputs = RetakeInputs(video=source, start_time=0.1, end_time=1e9)
+    with pytest.warns(UserWarning, match=r"ends at 1e\+09 seconds, and .* lasts 0\.708"):
+        pipe.prepare(Request(config=config, inputs=inputs))
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,13 @@ def use_host_engines(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loader, "TrtEngine", HostEngine)
     patch.setattr(loader, "DeviceStack", stack)
     memory = SimpleNamespace(opened=ExitStack, close=lambda: None)
-    card = SimpleNamespace(memory=memory, plan=None, keep_text=False, places=lambda names: (0, 0))
+    card = SimpleNamespace(
+        memory=memory,
+        plan=None,
+        keep_text=False,
+        places=lambda names: (0, 0),
+        ring=lambda names: 0,
+    )
     patch.setattr(loader.Loader, "_card_of", lambda *_: card)
 
 

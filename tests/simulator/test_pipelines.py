@@ -141,6 +141,35 @@ def test_the_device_gives_what_the_host_gives(
     assert_close(found, reference, precision)
 
 
+def written(bundle: Path, residency: str) -> list[Array]:
+    """Scores of a few tokens, after a clip: what that has loaded is in the way."""
+    runtime = RuntimeConfig(threads=1, residency=residency)
+    with ltx2rt.DistilledPipeline(ltx2rt.open_bundle(bundle), runtime) as pipe:
+        pipe(prompt="a bell", height=64, width=64, num_frames=9)
+        chat = pipe.engines.tokenizer().chat("a bell rings")
+        with pipe.engines.language_model() as model:
+            return [model.scores([*chat, *range(200, 200 + n)]) for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("memory", "residency"),
+    [pytest.param(NO_ROOM, "stage", marks=MATRIX), (ROOM, "resident")],
+)
+@pytest.mark.usefixtures("tensorrt_rtx", "kernels")
+def test_a_prompt_is_written_on_the_device(
+    simulate: Simulate, engine_bundle: EngineBundle, memory: int, residency: str
+) -> None:
+    """The layers of the text encoder stay while it writes, or take turns where there is no room."""
+    bundle = engine_bundle("fp32")
+    gpu = simulate(memory_bytes=memory or least_memory_of(bundle))
+    found = written(bundle, residency)
+    assert gpu.counters().live_bytes == 0
+    with pytest.MonkeyPatch.context() as patch:
+        use_host_engines(patch)
+        np.testing.assert_array_equal(found, written(bundle, residency))
+    assert not np.array_equal(found[0], found[1])
+
+
 def make_guided(bundle: Path, residency: str = "stage", **options: Any) -> Mapping[str, Array]:
     """Latents of a guided clip: four passes a step, each of its own kind."""
     runtime = RuntimeConfig(threads=1, residency=residency, **options)

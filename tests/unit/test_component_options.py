@@ -55,3 +55,14 @@ def test_options_of_the_other_components() -> None:
     assert option_problems("text_head", {"layers": [["text_block", "x"]]}) == []
     assert option_problems("text_head", {"layers": float("inf")})
     assert option_problems("vocoder", {}) == []
+    assert option_problems("vocoder", {"samples_per_mel_frame": 0})
+    assert option_problems("audio_decoder", {"mel_frames_per_latent": "4"})
+    features = {"scale_factors": factors, "steps": 2, "prediction": "v", "tile_bytes": 2**33}
+    assert option_problems("diffusion_features", features) == []
+    for wrong in (
+        {"steps": 0},
+        {"prediction": "w"},
+        {"ghost_frames": -1},
+        {"feature_stride": [1, 2]},
+    ):
+        assert option_problems("diffusion_features", {**features, **wrong}), wrong

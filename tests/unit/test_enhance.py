@@ -227,6 +227,7 @@ def test_clean_keeps_plain_text() -> None:
         ({"url": "https://h/v1\n"}, "is not an http or https address"),
         ({"url": "http://h/v1"}, r"plain http to another machine.*\(insecure\)"),
         ({"url": "https://me:PASSW0RD@h/v1"}, "holds a user name or password"),
+        ({"model": None, "url": "https://h"}, "url names an endpoint; give its model too"),
         ({"model": "/absent"}, "is not the folder of a local model"),
         ({"url": "http://h", "timeout_s": float("nan")}, "timeout_s=nan is not in"),
     ],
@@ -241,7 +242,7 @@ def test_flags_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> No
     common = ["generate", "b", "--prompt", "a", "-o", "x.mp4"]
     for flags, said in (
         (["--enhance-model", "m"], "--enhance-model needs --enhance-prompt"),
-        (["--enhance-prompt"], "--enhance-prompt needs --enhance-model"),
+        (["--enhance-prompt", "--enhance-url", "https://h"], "names an endpoint; give its model"),
         (
             ["--enhance-prompt", "--enhance-model", "m", "--enhance-url", "ftp://x",
              "--embeddings", "e"],

@@ -136,6 +136,8 @@ def test_only_allowed_origins_are_asked(sources: Sources, site: str) -> None:
             order(sources, images=[{"path": site + bad}])
     with pytest.raises(OptionError, match="fetches nothing from"):
         order(sources, images=[{"path": site.replace("://", "://user@") + "/a.png"}])
+    with pytest.raises(OptionError, match="is not an address"):
+        order(sources, images=[{"path": "http://[::1/a.png"}])
 
 
 def test_forms_and_json_say_the_same() -> None:

@@ -19,7 +19,7 @@ KEPT = {
     "input_flags": "the table of flags is made from it",
     **dict.fromkeys(
         (
-            *("text_head", "text_block", "text_tail"),
+            *("text_head", "text_block", "text_tail", "language_head"),
             *("diffusion_features", "diffusion_context", "diffusion_pixels"),
         ),
         "the table of components names it, so that it is imported with PyTorch only",

@@ -21,6 +21,7 @@ from ltx2rt.names import (
     TEXT_STACK,
     TRANSFORMER_BLOCKS,
     TRANSFORMER_STACK,
+    WRITING_STACK,
 )
 from ltx2rt.progress import Job
 from ltx2rt.weights.precision import PRECISIONS
@@ -37,7 +38,7 @@ from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
-from ltx2rt_export.engines.weights import fold_transposes, holding_weights
+from ltx2rt_export.engines.weights import fold_transposes, holding_layers, holding_weights
 from ltx2rt_export.graph import Export, ExportedGraph
 from ltx2rt_export.unmasked import without_masks
 
@@ -49,12 +50,13 @@ class EngineStage:
     Attributes:
         builder: None for ONNX Runtime.
         cache_dir: where exported graphs are kept.
-        custom_ops: see `BuildConfig`.
+        custom_ops, weights: see `BuildConfig`.
     """
 
     builder: EngineBuilder | None
     cache_dir: Path
     custom_ops: str = "auto"
+    weights: str = "input"
 
     def dtype(self, component: str, config: BuildConfig) -> str | None:
         """Of what a component's precision does not quantise, if not the precision's own. ONNX
@@ -63,7 +65,8 @@ class EngineStage:
         """
         if self.builder is not None:
             return None
-        stacked = component in (*TEXT_STACK.components, *TRANSFORMER_STACK.components)
+        stacks = (TEXT_STACK, WRITING_STACK, TRANSFORMER_STACK)
+        stacked = any(component in names.components for names in stacks)
         on_cpu = any(PRECISIONS[p].on_cpu for p in (config.precision, config.asked(component)))
         return "float32" if on_cpu or not stacked else None
 
@@ -85,7 +88,10 @@ class EngineStage:
             graph, backend=backend, target=target, precision=precision, mode=self.custom_ops
         )
         if builder is None:
-            return use_linear_attention(graph)
+            graph = use_linear_attention(graph)
+            inside = self.weights == "constant" or PRECISIONS[precision].inside
+            held = inside and graph.component.name in TRANSFORMER_BLOCKS
+            return holding_layers(graph) if held else graph
         return with_wide_biases(fold_transposes(graph))
 
     def unmasked(self, graph: ExportedGraph, precision: str) -> ExportedGraph | None:
@@ -261,7 +267,7 @@ def engine_stage(
     """
     folder = config.cache_dir or cache_dir()
     if config.backend not in APIS:
-        return EngineStage(None, folder, config.custom_ops)
+        return EngineStage(None, folder, config.custom_ops, config.weights)
     builder = open_builder(config, profile_request(config, model, options))
     target = builder.targets[0] if builder.targets else None
     names = operators_for(config.backend, target, config.precision, config.custom_ops)

@@ -17,6 +17,7 @@ from ltx2rt.names import (
     DIFFUSION_FEATURES,
     DIFFUSION_PIXELS,
     DURATION_HEAD,
+    LANGUAGE_HEAD,
     SPATIAL_UPSAMPLER,
     TEMPORAL_UPSAMPLER,
     TEXT_BLOCK,
@@ -83,7 +84,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 FACTS: dict[str, Callable[[ModelFiles], Facts | None]] = {
-    **dict.fromkeys((TEXT_HEAD, TEXT_BLOCK, TEXT_BLOCK_FULL), _gemma),
+    **dict.fromkeys((TEXT_HEAD, TEXT_BLOCK, TEXT_BLOCK_FULL, LANGUAGE_HEAD), _gemma),
     TEXT_TAIL: _text_tail,
     **dict.fromkeys(
         (TRANSFORMER_HEAD, TRANSFORMER_BLOCK, TRANSFORMER_TAIL),
