@@ -116,6 +116,7 @@ QUANT_LOSS = {
     "nvfp4": (0.05, 0.3),
     "nvfp4-static": (0.05, 0.4),
     "int8-wo": (0.002, 0.015),
+    "int8": (0.005, 0.04),
     "int4-wo": (0.05, 0.2),
 }
 
@@ -135,6 +136,8 @@ BF16_REL_RMS = 0.02
 FP8_BLOCK_REL_RMS = 2e-2  # 5 % of one of six attentions' update a block
 #: FP8 on two of the demo model's three blocks, whole distilled clip. Measured 2.5e-2.
 FP8_DEMO_LATENT_REL_L2 = 6e-2
+#: INT8 arithmetic on two of the demo model's three blocks, whole distilled clip. Measured 5e-3.
+INT8_DEMO_LATENT_REL_L2 = 3e-2
 
 #: LoRAs as inputs against merged ones, whole clip: merging rounds the factors, the delta and the
 #: weight to bfloat16 (spec/lora.md §2 gives 3.5e-3 on a toy), the inputs round nothing.

@@ -39,7 +39,8 @@ class BuildConfig:
         components: what to build; empty for everything.
         weights: `input`: engines take weights by name, and hold none. `constant`: weights are
             inside the engines, of which the transformer block has one a layer; the text encoder's
-            blocks keep theirs as inputs.
+            blocks keep theirs as inputs. ONNX Runtime makes the engine of a layer when it is first
+            needed; precisions that are `inside` have them in any case.
         text_precision: of the layers, projections and connectors of the text encoder, one of
             `TEXT_PRECISIONS`; None: the 16 or 32 bits of `precision`.
         plain_layers: transformer blocks that a quantising precision leaves in 16 bits; None: what
@@ -173,8 +174,20 @@ class BuildConfig:
                     problems.append(
                         f"backend onnxruntime runs no {name}; allowed: {', '.join(run)}"
                     )
-        if self.lora_inputs and self.weights == "constant":
-            problems.append("lora_inputs needs weights='input'")
+        if self.backend in APIS and row is not None and not row.on_gpu:
+            run = [p.name for p in PRECISIONS.values() if p.on_gpu]
+            problems.append(f"backend {self.backend} runs no {row.name}; allowed: {', '.join(run)}")
+        inside = self.weights == "constant"
+        if self.lora_inputs and (inside or (row is not None and row.inside)):
+            problems.append(
+                f"lora_inputs needs weights that are inputs, and {self.precision} has them inside"
+                if not inside
+                else "lora_inputs needs weights='input'"
+            )
+        if inside and self.backend == "onnxruntime" and row is not None and not row.on_cpu:
+            problems.append(
+                f"weights='constant' on backend onnxruntime is for CPUs, and {row.name} is not"
+            )
         if self.plain_layers is not None and row is not None and row.format is None:
             problems.append(
                 f"precision {self.precision} quantises no layers, so plain_layers means nothing; "
@@ -198,7 +211,6 @@ class BuildConfig:
         given = {
             "target": bool(self.target),
             "max_batch": self.max_batch != 1,
-            "weights='constant'": self.weights == "constant",
             "optimization_level": self.optimization_level is not None,
             "workspace_mib": self.workspace_mib is not None,
             "aux_streams": self.aux_streams is not None,
@@ -231,8 +243,9 @@ class BuildConfig:
         if self.backend not in APIS:
             return []
         problems = target_problems(self.backend, self.targets)
-        if not problems and self.precision in PRECISIONS:
-            names = [self.precision]
+        row = PRECISIONS.get(self.precision)
+        if not problems and row is not None:
+            names = [self.precision] if row.on_gpu else []  # a problem of its own already
             if self.text_precision in TEXT_PRECISIONS:
                 names.append(self.text_precision)
             for name, target in itertools.product(names, self.targets):

@@ -38,8 +38,8 @@ class Component:
         weights: state-dict name -> checkpoint tensor. For a repeated component: those of layer 0.
         layers: for a component that runs many times with other weights (the transformer block): one
             mapping a layer.
-        weight_binding: `initializer` (injected when the engine loads) or `input` (bound at every
-            call).
+        weight_binding: `initializer` (injected when the engine loads), `input` (bound at every
+            call) or `layer` (an engine a layer; see `ComponentEntry`).
         trace: sizes of the symbols for tracing; every one >= 2, all different where they may
             differ.
         options: facts the runtime needs about this component (JSON values), copied to the manifest.
@@ -53,7 +53,7 @@ class Component:
     weights: Mapping[str, TensorEntry]
     trace: Mapping[str, int]
     layers: tuple[Mapping[str, TensorEntry], ...] = ()
-    weight_binding: Literal["initializer", "input"] = "initializer"
+    weight_binding: Literal["initializer", "input", "layer"] = "initializer"
     options: Mapping[str, Any] = field(default_factory=dict)
     shipped: Shipped | None = None
 

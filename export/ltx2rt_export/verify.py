@@ -107,7 +107,8 @@ def _layer_rungs(
     for layer in sorted({entry.served[0], entry.served[-1]}):
         official = load_weights(component.layers[layer], frozenset())
         want = reference({**inputs, **official})
-        weights = {} if entry.layered else loader.weights(name.removesuffix(UNMASKED), layer)
+        inside = entry.layered or entry.weight_binding == "layer"
+        weights = {} if inside else loader.weights(name.removesuffix(UNMASKED), layer)
         with loader.layer_engine(name, layer, runtime) as engine:
             got = _run(engine, inputs, weights)
         yield from _rungs(name, layer, want, got, PRECISIONS[entry.precision].tolerance)

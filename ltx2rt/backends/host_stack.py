@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ltx2rt.backends.layer_engines import HeldLayers, LayerEngines
 from ltx2rt.backends.stack import (
     Call,
     Constants,
@@ -27,7 +28,7 @@ class HostStack:
     """The slow, obvious `Stack`.
 
     Args:
-        parts: closed with the stack.
+        parts: closed with the stack. Layers may be `LayerEngines`.
         keep: hold weights once they are loaded; otherwise every call loads every layer anew.
         kept_layers: hold those of so many of the first layers only, where memory is short.
     """
@@ -42,6 +43,7 @@ class HostStack:
         self._dtypes = parts.dtypes()
         self._masks = parts.masks
         self._loaded: dict[int, Weights] = {}
+        self._held = HeldLayers()
 
     @property
     def num_layers(self) -> int:
@@ -75,16 +77,18 @@ class HostStack:
         head, tail = self._parts.head, self._parts.tail
         weights = self._weights(-1, head)
         states = [self._start(head, call, weights) for call in calls]
+        self._forget(-1)
         masked = [is_masked(call.constants, self.masks) for call in calls]
         for index, part in enumerate(self._parts.layers):
-            weights = self._weights(index, part)
             for state, call, masks in zip(states, calls, masked, strict=True):
-                engine = part.engine_for(masked=masks)
+                engine, weights = self._layer(index, part, masked=masks)
                 out = engine(_feeds(part, state, call, weights, index, engine))
                 self._advance(state, out, index + 1)
+            self._forget(index)
             if on_layer is not None:
                 on_layer(index + 1, self.num_layers)
         weights = self._weights(self.num_layers, tail)
+        self._forget(self.num_layers)
         return [
             self._finish(tail, state, call, weights)
             for state, call in zip(states, calls, strict=True)
@@ -93,16 +97,27 @@ class HostStack:
     def close(self) -> None:
         """See `Stack`."""
         self._loaded.clear()
+        self._held.close()
         self._parts.close()
 
+    def _layer(self, index: int, part: Part[Engine], *, masked: bool) -> tuple[Engine, Weights]:
+        """What runs a layer, and the weights that it takes as inputs."""
+        engine = part.engine_for(masked=masked)
+        if isinstance(engine, LayerEngines):
+            return self._held.get(index, part, engine), {}
+        return engine, self._weights(index, part)
+
     def _weights(self, index: int, part: Part[Engine]) -> Weights:
-        if index in self._loaded:
-            return self._loaded[index]
-        with span(WEIGHTS, f"layer {index + 1}"):
-            weights = part.load()
-        if self._keep and index not in self._streamed:
-            self._loaded[index] = weights
-        return weights
+        if index not in self._loaded:
+            with span(WEIGHTS, f"layer {index + 1}"):
+                self._loaded[index] = part.load()
+        return self._loaded[index]
+
+    def _forget(self, index: int) -> None:
+        """Let go of a layer's weights, if they don't stay."""
+        if not self._keep or index in self._streamed:
+            self._loaded.pop(index, None)
+            self._held.drop(index)
 
     def _start(self, head: Part[Engine], call: Call, weights: Weights) -> dict[str, Array]:
         state = dict(call.tensors)

@@ -53,9 +53,19 @@ class OrtOptions:
 
 
 def new_session(
-    graph: bytes, component: str, initializers: Mapping[str, Array], options: OrtOptions
+    graph: bytes,
+    component: str,
+    initializers: Mapping[str, Array],
+    options: OrtOptions,
+    *,
+    copied: bool = False,
 ) -> Any:
-    """A session over a serialized model, with these initializers, whose arrays must outlive it.
+    """A session over a serialized model.
+
+    Args:
+        initializers: by name; the arrays must outlive the session.
+        copied: they need not: the session has a copy of each, laid out as its kernels want it,
+            which the graph names as a file of the initializer's own name.
 
     Raises:
         EngineError: ONNX Runtime refuses the graph; the message names the component.
@@ -72,8 +82,17 @@ def new_session(
     settings.enable_mem_reuse = False
     if not options.full_optimization:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    values = [_ort_value(a) for a in initializers.values()]
-    if values:
+    # without this, sums of 8-bit products saturate on CPUs without VNNI; weights inside only
+    settings.add_session_config_entry("session.x64quantprecision", "1")
+    if copied:
+        contents = [
+            np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in initializers.values()
+        ]
+        settings.add_external_initializers_from_files_in_memory(
+            list(initializers), contents, [data.nbytes for data in contents]
+        )
+    elif initializers:
+        values = [_ort_value(a) for a in initializers.values()]
         settings.add_external_initializers(list(initializers), values)
     try:
         return ort.InferenceSession(
@@ -104,6 +123,7 @@ class OrtEngine(EngineBase):
         initializers: weights injected on loading, by initializer name. The arrays must outlive the
             engine.
         open_session: on a GPU that of `onnxruntime_cuda`; arrays are still those of the host.
+        copied: see `new_session`; initializers then need not outlive anything.
 
     Raises:
         EngineError: ONNX Runtime refuses the graph; the message names the component.
@@ -117,11 +137,15 @@ class OrtEngine(EngineBase):
         initializers: Mapping[str, Array],
         options: OrtOptions | None = None,
         open_session: OpenSession = new_session,
+        *,
+        copied: bool = False,
     ) -> None:
-        self._initializers = {n: np.ascontiguousarray(a) for n, a in initializers.items()}
-        self._session = open_session(
-            graph, spec.component, self._initializers, options or OrtOptions()
-        )
+        options, self._initializers = options or OrtOptions(), dict[str, Array]()
+        if copied:
+            self._session = new_session(graph, spec.component, initializers, options, copied=True)
+        else:
+            self._initializers = {n: np.ascontiguousarray(a) for n, a in initializers.items()}
+            self._session = open_session(graph, spec.component, self._initializers, options)
         self._spec = spec
         self._output_names = [o.name for o in spec.outputs]
         self._byte_inputs = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ltx2rt.backends.device_stack import DeviceEngine, DeviceStack
 from ltx2rt.backends.host_stack import HostStack
+from ltx2rt.backends.layer_engines import LayerEngines
 from ltx2rt.backends.split_stack import SplitStack
 from ltx2rt.backends.stack import Stack
 from ltx2rt.backends.tensorrt import TrtEngine
@@ -120,7 +121,7 @@ class Loader:
 
         with ExitStack() as opened:
             if not self._on_gpu(names.head, runtime):
-                host = self._engines(opened, lambda n, _: self._host_engine(n, runtime, loras))
+                host = self._engines(opened, lambda n, _: self._host_part(n, runtime, loras))
                 resident = runtime.residency == "resident"
                 room = plan_host(bundle.manifest, machine_bytes(), resident=resident)
                 if room.streams and names == TRANSFORMER_STACK:
@@ -206,29 +207,49 @@ class Loader:
     ) -> Engine:
         if self._bundle.component(name).engines:
             return self._device_engine(name, runtime, loras, index)
-        return self._host_engine(name, runtime, loras)
+        part = self._host_part(name, runtime, loras)
+        if not isinstance(part, LayerEngines):
+            return part
+        return part.holding(self.weights(name.removesuffix(UNMASKED), index, loras))
 
     def _on_gpu(self, name: str, runtime: RuntimeConfig) -> bool:
         """Whether a component runs on a GPU: as an engine, or by ONNX Runtime, where a GPU was
         asked for or a CPU cannot run the bundle.
+
+        Raises:
+            UnsupportedError: a GPU was asked for, and the bundle is for CPUs.
         """
+        entries = self._bundle.manifest.components.values()
+        if runtime.gpu is not None and any(e.weight_binding == "layer" for e in entries):
+            manifest = self._bundle.manifest
+            raise UnsupportedError(
+                f"this bundle ({manifest.precision}, one session a layer) runs on a CPU only, and "
+                "--device asks for a GPU; leave it out, or build for the GPU: ltx2rt build --for "
+                "this."
+            )
         if self._bundle.component(name).engines or runtime.gpu is not None:
             return True
-        entries = self._bundle.manifest.components.values()
         return not all(PRECISIONS[entry.precision].on_cpu for entry in entries)
 
-    def _host_engine(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora]) -> Engine:
-        """An engine of ONNX Runtime that takes and gives host arrays, wherever it runs."""
+    def _host_part(self, name: str, runtime: RuntimeConfig, loras: Sequence[Lora]) -> Engine:
+        """An engine of ONNX Runtime that takes and gives host arrays, wherever it runs; or what
+        opens those of the layers.
+        """
         from ltx2rt.backends import onnxruntime, onnxruntime_cuda
 
         entry = self._bundle.component(name)
-        weights, options = self._inside(name, loras), self._session_options(name, runtime)
+        spec, options = entry.spec(name), self._session_options(name, runtime)
         graph = (self._bundle.folder / entry.graph).read_bytes()
+        if entry.weight_binding == "layer":
+            return LayerEngines(
+                spec, lambda w: onnxruntime.OrtEngine(graph, spec, w, options, copied=True)
+            )
+        weights = self._inside(name, loras)
         if not self._on_gpu(name, runtime):
-            return onnxruntime.OrtEngine(graph, entry.spec(name), weights, options)
+            return onnxruntime.OrtEngine(graph, spec, weights, options)
         options = onnxruntime_cuda.on_gpu(options, runtime.gpu or 0)
         open_session = onnxruntime_cuda.open_session
-        return onnxruntime.OrtEngine(graph, entry.spec(name), weights, options, open_session)
+        return onnxruntime.OrtEngine(graph, spec, weights, options, open_session)
 
     def _session_options(self, name: str, runtime: RuntimeConfig) -> OrtOptions:
         from ltx2rt.backends.onnxruntime import OrtOptions

@@ -127,7 +127,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="input",
         metavar="MODE",
         help="input (default): engines take weights by name; constant: weights are inside engines, "
-        "of which the transformer block has one a layer (no LoRA at run time, twice the disk)",
+        "of which the transformer block has one a layer (for GPUs: no LoRA at run time, twice the "
+        "disk; ONNX Runtime: for CPUs only, made when a clip needs them)",
     )
     target.add_argument(
         "--plain-layers",

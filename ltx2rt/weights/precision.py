@@ -24,6 +24,8 @@ class Precision:
         weight_bytes: of one weight in `format`, scales of groups included; else in `dtype`.
         text: the text encoder's layers may have it too.
         on_cpu: ONNX Runtime runs it on a CPU, with float32 for all that is not quantised.
+        on_gpu: there are engines for GPUs.
+        inside: on a CPU, its weights have to be inside engines: one a layer.
         tolerance: largest relative RMS error of a component's engine against float32 (`ltx2rt
             verify`): about twice what emulations of random models lose in their worst block.
     """
@@ -35,6 +37,8 @@ class Precision:
     weight_bytes: float
     text: bool = False
     on_cpu: bool = False
+    on_gpu: bool = True
+    inside: bool = False
     tolerance: float
 
     @property
@@ -100,6 +104,17 @@ PRECISIONS: dict[str, Precision] = {
             text=True,
             on_cpu=True,
             tolerance=4e-2,
+        ),
+        Precision(
+            name="int8",
+            dtype="float32",
+            min_sm=0,
+            format=INT8,
+            weight_bytes=1,
+            on_cpu=True,
+            on_gpu=False,
+            inside=True,
+            tolerance=6e-2,
         ),
         Precision(
             name="int4-wo",

@@ -52,6 +52,18 @@ class TRT_FP4DynamicQuantize(OpRun):  # noqa: N801 (the operator's name)
         return codes.view(ml_dtypes.float4_e2m1fn), scales.view(ml_dtypes.float8_e4m3fn)
 
 
+class MatMulIntegerToFloat(OpRun):
+    """ONNX Runtime's operator: an 8-bit GEMM in integers, with a scale a column."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self, a: Array, b: Array, a_scale: Array, b_scale: Array, a_zero: Array, **_: Any
+    ) -> tuple[Array]:
+        total = (a.astype(np.float64) - a_zero) @ b.astype(np.float64)
+        return (total.astype(np.float32) * (a_scale * b_scale),)
+
+
 def unpack(codes: Array, shape: tuple[int, ...]) -> Array:
     """Bytes of two 4-bit codes, the first one low, to one code a byte."""
     return np.stack([codes & 15, codes >> 4], axis=-1).reshape(shape)
@@ -66,7 +78,7 @@ def run_reference(graph: ExportedGraph, tensors: Mapping[str, Array]) -> dict[st
     weights = weight_inputs(graph)
     feeds = {s.name: _typed(tensors[s.name], s.dtype, ()) for s in graph.component.inputs}
     feeds |= {n: _typed(tensors[n], dtype, shape) for n, (dtype, shape) in weights.items()}
-    ops = [MatMul, Softmax, TRT_FP4DynamicQuantize]
+    ops = [MatMul, MatMulIntegerToFloat, Softmax, TRT_FP4DynamicQuantize]
     outputs = ReferenceEvaluator(graph.model, new_ops=ops).run(None, feeds)
     names = [s.name for s in graph.component.outputs]
     return {n: np.asarray(o, np.float32) for n, o in zip(names, outputs, strict=True)}

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from ltx2rt.backends.host_stack import HostStack
+from ltx2rt.backends.layer_engines import LayerEngines
 from ltx2rt.backends.stack import Call, LayerPlan, StackPlan
 from ltx2rt.bundle.host_plan import HostPlan, plan_host
 from ltx2rt.bundle.manifest import ComponentEntry
 from ltx2rt.cli import doctor
 from ltx2rt.engine import Array, EngineBase, EngineSpec, TensorSpec
-from ltx2rt.errors import UnsupportedError
+from ltx2rt.errors import InternalError, UnsupportedError
 from tests.unit.manifests import MANIFEST
 from tests.unit.test_memory import bundle_of, component
 
@@ -94,6 +95,65 @@ class Add(EngineBase):
 
     def close(self) -> None:
         pass
+
+
+class Holding(EngineBase):
+    """`y = x + w` with `w` inside; a list says when engines are made and closed."""
+
+    def __init__(self, kind: str, weights: Mapping[str, Array], seen: list[str]) -> None:
+        self._w, self._seen = weights["w"], seen
+        self._name, self.spec = f"{kind}{int(self._w[0])}", Add.spec
+        seen.append(self._name)
+
+    def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        assert "w" not in tensors
+        return {"y": tensors["x"] + self._w}
+
+    def close(self) -> None:
+        self._seen.append(f"-{self._name}")
+
+
+@pytest.mark.parametrize("kept", [None, 1])
+def test_layers_that_hold_their_weights(kept: int | None) -> None:
+    """One engine a layer, made when it is needed, and made anew when masks come or go."""
+    seen: list[str] = []
+    masked = EngineSpec("block", (*Add.spec.inputs, TensorSpec("mask", "float32", (1,))), ())
+    engines = {
+        kind: LayerEngines(spec, lambda w, kind=kind: Holding(kind, w, seen))
+        for kind, spec in (("m", masked), ("u", Add.spec))
+    }
+
+    def engine(name: str, index: int) -> Any:
+        return engines["m"] if name == "block" else Add()
+
+    def load(name: str, index: int) -> dict[str, Array]:
+        return {"w": np.full(1, index, np.float32)}
+
+    layers = tuple(LayerPlan("block", index) for index in (1, 2))
+    made = StackPlan(head="head", layers=layers, tail="tail", gives={"y": "x"})
+    stack = HostStack(made.parts(engine, load, lambda *_: engines["u"]), kept_layers=kept)
+    assert stack.masks == {"mask"}
+    x = np.ones(1, np.float32)
+    mask = stack.begin({"mask": x})
+    streams = kept is not None
+    for constants, expected in (
+        (None, ["m1", "m2"]),  # without constants nothing says that there is no mask
+        (stack.begin({}), ["-m1", "u1", "-m2", "u2"]),
+        (stack.begin({}), []),
+        (mask, ["-u1", "m1", "-u2", "m2"]),
+    ):
+        if streams:  # the second layer goes when it has run
+            kind = "m" if constants in (None, mask) else "u"
+            expected = [e for e in expected if "2" not in e] + [f"{kind}2", f"-{kind}2"]
+        seen.clear()
+        (out,) = stack([Call({"x": x}, constants)])
+        assert out["y"] == 4
+        assert seen == expected
+    seen.clear()
+    stack.close()
+    assert seen == ["-m1"] + ["-m2"] * (not streams)
+    with pytest.raises(InternalError, match="weights of a layer inside"):
+        engines["m"]({})
 
 
 @pytest.mark.parametrize(("kept", "later"), [(None, []), (3, []), (2, [3]), (0, [1, 2, 3])])

@@ -39,6 +39,11 @@ def test_sessions_do_not_plan_which_outputs_share_memory(settings_of: Any) -> No
     assert settings_of().enable_mem_reuse is False
 
 
+def test_8_bit_products_are_exact_on_every_cpu(settings_of: Any) -> None:
+    """Sums of two saturate in 16 bits on CPUs without VNNI, unless this is asked for."""
+    assert settings_of().get_session_config_entry("session.x64quantprecision") == "1"
+
+
 def test_threads_sleep_between_nodes_unless_they_are_told_to_spin(settings_of: Any) -> None:
     def entry(options: backend.OrtOptions | None) -> str:
         name = "session.intra_op.allow_spinning"

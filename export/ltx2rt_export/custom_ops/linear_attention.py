@@ -19,9 +19,7 @@ from ltx2rt.names import TRANSFORMER_BLOCKS
 from ltx2rt_export.custom_ops.patterns import Attention, find_attentions
 from ltx2rt_export.custom_ops.rewrite import Rewriter
 from ltx2rt_export.graph import ExportedGraph
-
-#: domain of ONNX Runtime's own operators
-MICROSOFT = "com.microsoft"
+from ltx2rt_export.quantize.linears import MICROSOFT
 
 #: queries whose scores are held at once where a bias is not zero: 0.27 GB at 16,320 tokens and
 #: 32 heads

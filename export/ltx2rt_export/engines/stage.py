@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +31,14 @@ from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import apply_custom_ops, operators_for, require_compiler
 from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
+from ltx2rt_export.device_graphs.table import device_graphs
 from ltx2rt_export.engines.bias_rank import with_wide_biases
-from ltx2rt_export.engines.build import EngineBuilder, open_builder
+from ltx2rt_export.engines.build import EngineBuilder, manifest_tensors, open_builder
 from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
-from ltx2rt_export.engines.weights import fold_transposes, holding_weights
+from ltx2rt_export.engines.weights import fold_transposes, holding_layers, holding_weights
 from ltx2rt_export.graph import Export, ExportedGraph
 from ltx2rt_export.unmasked import without_masks
 
@@ -48,12 +50,13 @@ class EngineStage:
     Attributes:
         builder: None for ONNX Runtime.
         cache_dir: where exported graphs are kept.
-        custom_ops: see `BuildConfig`.
+        custom_ops, weights: see `BuildConfig`.
     """
 
     builder: EngineBuilder | None
     cache_dir: Path
     custom_ops: str = "auto"
+    weights: str = "input"
 
     def dtype(self, component: str, config: BuildConfig) -> str | None:
         """Of what a component's precision does not quantise, if not the precision's own. ONNX
@@ -85,7 +88,10 @@ class EngineStage:
             graph, backend=backend, target=target, precision=precision, mode=self.custom_ops
         )
         if builder is None:
-            return use_linear_attention(graph)
+            graph = use_linear_attention(graph)
+            inside = self.weights == "constant" or PRECISIONS[precision].inside
+            held = inside and graph.component.name in TRANSFORMER_BLOCKS
+            return holding_layers(graph) if held else graph
         return with_wide_biases(fold_transposes(graph))
 
     def unmasked(self, graph: ExportedGraph, precision: str) -> ExportedGraph | None:
@@ -135,6 +141,33 @@ class EngineStage:
                 entry = dataclasses.replace(entry, engines=(built,))
                 done[name] = dataclasses.replace(done[name], unmasked=entry)
         return done
+
+    def add_device_graphs(
+        self, graphs: Sequence[ExportedGraph], bundle: Path, precision: str, job: Job
+    ) -> dict[str, ComponentEntry]:
+        """Entries of the graphs that run beside these components, with their engines; they and the
+        graphs are written into `bundle`. Nothing for ONNX Runtime.
+        """
+        entries: dict[str, ComponentEntry] = {}
+        if self.builder is None:
+            return entries
+        for graph in device_graphs([graph.component for graph in graphs]):
+            component, data = graph.component, graph.model.SerializeToString(deterministic=True)
+            place = f"graphs/{component.name}.onnx"
+            (bundle / place).write_bytes(data)
+            entries[component.name] = ComponentEntry(
+                graph=place,
+                graph_sha256=hashlib.sha256(data).hexdigest(),
+                precision=precision,
+                inputs=manifest_tensors(component.inputs),
+                outputs=manifest_tensors(component.outputs),
+                weight_binding="initializer",
+                transposed=(),
+                layers=({},),
+                options={},
+                engines=(self.builder.build(graph, precision, None, bundle, job),),
+            )
+        return entries
 
     def _engines(
         self,
@@ -234,7 +267,7 @@ def engine_stage(
     """
     folder = config.cache_dir or cache_dir()
     if config.backend not in APIS:
-        return EngineStage(None, folder, config.custom_ops)
+        return EngineStage(None, folder, config.custom_ops, config.weights)
     builder = open_builder(config, profile_request(config, model, options))
     target = builder.targets[0] if builder.targets else None
     names = operators_for(config.backend, target, config.precision, config.custom_ops)

@@ -44,13 +44,24 @@ def holding_weights(graph: ExportedGraph) -> ExportedGraph:
     return dataclasses.replace(graph, model=model, component=component)
 
 
+def holding_layers(graph: ExportedGraph) -> ExportedGraph:
+    """A block's graph for ONNX Runtime, as `holding_weights`, whose initializers name files of
+    their own names: so a session takes copies (`onnxruntime.new_session`).
+    """
+    held = holding_weights(graph)
+    for tensor in injected(held.model):
+        tensor.external_data[0].value = tensor.name
+    component = dataclasses.replace(held.component, weight_binding="layer")
+    return dataclasses.replace(held, component=component)
+
+
 def injected(model: onnx.ModelProto) -> list[TensorProto]:
     """The initializers whose values the runtime provides."""
     return [
         t
         for t in model.graph.initializer
         if t.data_location == TensorProto.EXTERNAL
-        and any(e.key == "location" and e.value == INJECTED for e in t.external_data)
+        and any(e.key == "location" and e.value in (INJECTED, t.name) for e in t.external_data)
     ]
 
 

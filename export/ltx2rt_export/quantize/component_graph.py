@@ -45,10 +45,11 @@ def check_precision(precision: str, target: str) -> None:
     if match is None:
         raise OptionError(f"target={target!r} is not a GPU architecture; write it as sm89.")
     capability = int(match[1])
-    if capability < row.min_sm:
-        possible = [p.name for p in PRECISIONS.values() if p.min_sm <= capability]
+    if capability < row.min_sm or not row.on_gpu:
+        possible = [p.name for p in PRECISIONS.values() if p.on_gpu and p.min_sm <= capability]
+        needs = f"sm{row.min_sm} or newer" if row.on_gpu else "a CPU (backend onnxruntime)"
         raise UnsupportedError(
-            f"precision={precision!r} needs sm{row.min_sm} or newer, the target is {target}; "
+            f"precision={precision!r} needs {needs}, the target is {target}; "
             f"it can run {', '.join(possible)}."
         )
 

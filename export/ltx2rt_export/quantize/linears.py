@@ -19,7 +19,11 @@ from onnx import NodeProto, TensorProto
 from ltx2rt.errors import InternalError
 from ltx2rt_export.graph import DTYPE_NAMES, ExportedGraph
 
-ELEM_TYPES = {name: elem for elem, name in DTYPE_NAMES.items()}
+#: domain of ONNX Runtime's own operators
+MICROSOFT = "com.microsoft"
+
+#: dtype -> ONNX element type; codes of activations are unsigned, weights never
+ELEM_TYPES = {name: elem for elem, name in DTYPE_NAMES.items()} | {"uint8": TensorProto.UINT8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,8 +215,9 @@ def replace_linears(
     )
     if opset is not None:
         _set_opset(model, opset)
-    if any(node.domain == "trt" for node in nodes):
-        model.opset_import.append(onnx.helper.make_opsetid("trt", 1))
+    known = {entry.domain for entry in model.opset_import}
+    for domain in sorted({node.domain for node in emitter.nodes} - known):
+        model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
     return dataclasses.replace(
         graph,
         model=model,

@@ -17,6 +17,7 @@ from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.quantize.fp8 import E4M3_MAX, linear_fp8, quantize_fp8
 from ltx2rt_export.quantize.int4 import fits_int4, linear_int4, quantize_int4
 from ltx2rt_export.quantize.int8 import linear_int8, quantize_int8
+from ltx2rt_export.quantize.int8_dynamic import linear_int8_dynamic, quantize_int8_dynamic
 from ltx2rt_export.quantize.nvfp4 import LARGEST, fits_nvfp4, linear_nvfp4, quantize_nvfp4
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Rewrite:
         static_range: the largest activation that a static scale of 1 stands for, where scales come
             from the file; None where the graph computes them, or needs none.
         keep_ends: the first and the last blocks stay in 16 bits, as released files have it.
-        short_activations: of 8 bits or fewer: their errors are accepted already.
+        short_activations: of 8 bits or fewer on a GPU: their errors are accepted already.
     """
 
     precision: Precision
@@ -148,6 +149,13 @@ REWRITES: dict[str, Rewrite] = {
             linears=BLOCK_LINEARS,
             graph=quantize_int8,
             linear=linear_int8,
+        ),
+        Rewrite(
+            precision=PRECISIONS["int8"],
+            linears=BLOCK_LINEARS,
+            graph=quantize_int8_dynamic,
+            linear=linear_int8_dynamic,
+            keep_ends=True,
         ),
         Rewrite(
             precision=PRECISIONS["int4-wo"],
