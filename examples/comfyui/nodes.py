@@ -27,7 +27,7 @@ PIPELINES: dict[str, type[ltx2rt.DistilledPipeline | ltx2rt.OneStagePipeline]] =
 
 
 class Loaded:
-    """A bundle and the one pipeline of it that is open: clips need theirs until they are decoded."""
+    """A bundle and its one pipeline that is open: clips need theirs until they are decoded."""
 
     def __init__(self, bundle: ltx2rt.Bundle, runtime: ltx2rt.RuntimeConfig) -> None:
         self.bundle, self.runtime = bundle, runtime
