@@ -1,4 +1,4 @@
-"""How ONNX Runtime on a CPU holds the weights of layers: inside a session (`--weights constant`, some
+"""How ONNX Runtime on a CPU holds weights of layers: inside a session (`--weights constant`, some
 precisions), or as inputs in 16 bits.
 """
 
