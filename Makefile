@@ -32,13 +32,16 @@ benchmarks: $(VENV)/.developer
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.report
 
-docs: $(VENV)/.developer
+# lists in pages that are made from the code, then the site (build/site), every link checked
+docs: $(VENV)/.docs
 	$(BIN)/python -m tests.module_tables
 	$(BIN)/python -m tests.api_page
 	$(BIN)/python -m tests.defaults_page
 	$(BIN)/python -m tests.adapter_page
 	$(BIN)/python -m tests.flag_table
 	$(BIN)/python -m tests.option_types
+	$(BIN)/python -m tests.cli_page
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # what builds bundles of the released models without PyTorch; only what has changed is exported again
 graphs: $(VENV)/.developer
@@ -58,6 +61,10 @@ $(VENV)/.runtime: pyproject.toml $(VENV)/.python
 $(VENV)/.developer: $(VENV)/.runtime
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[export]' --group test --group lint
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.developer
+	$(PIP) install -c constraints.txt --group docs
 	@touch $@
 
 clean:

@@ -24,6 +24,7 @@ WHEN_ASKED = {
     "graphs": "exports every shipped graph again: pytest -m graphs tests/parity",
     "kernel_matrix": "more architectures: pytest -m kernel_matrix tests/kernels",
     "server": "a real Triton server: pytest -m server tests/parity",
+    "site": "builds the site: pytest -m site tests/unit",
     "simulator_matrix": "a larger matrix: pytest -m simulator_matrix tests/simulator",
 }
 

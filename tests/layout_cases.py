@@ -46,14 +46,18 @@ LAYOUTS: tuple[Layout, ...] = (
            "(tests/parity/test_gguf.py); decoded into the bundle, a tensor at a time"),
     Layout("INT8 ConvRot of ComfyUI and musubi-tuner", "as the part that it is",
            "decoded and rotated back when weights are loaded (tests/unit/test_stored.py)"),
-    Layout("GGUF of Gemma", "", refused="not done yet: llama.cpp renames its tensors and changes "
-           "its norms"),
+    Layout("single-file Gemma 3 of ComfyUI (`spiece_model`; bf16, FP8, INT8, NVFP4; extra "
+           "`sentencepiece`)", "`--gemma FILE` or `--text-encoder FILE`", "the same components as "
+           "the folder, or what the codes stand for; the tokens that SentencePiece itself finds "
+           "(tests/parity/test_gemma_single.py)"),
+    Layout("GGUF of Gemma 3 (llama.cpp; extra `gguf`)", "`--gemma FILE`", "files that the `gguf` "
+           "package writes: names, norms less one, tokenizer from its vocabulary "
+           "(tests/parity/test_gemma_single.py)"),
+    Layout("GGUF of Gemma 4", "", refused="not done yet: LTX-2.5 takes a fine-tune of its own"),
     Layout("GGUF in IQ1, IQ2, IQ3, MXFP4 and other formats", "", refused="no transformer in them "
            "is known"),
     Layout("W4A4 and other packed INT4", "", refused="not done yet: refused as an "
            "unknown 4-bit format"),
-    Layout("single-file Gemma of ComfyUI (`spiece_model`)", "", refused="not done yet: its "
-           "tokenizer has to be made from the SentencePiece model in it"),
     Layout("`diffusion_decoder`, `duration_head`, `transformer_full` of a diffusers folder",
            "", refused="left out with a warning that says what to give instead"),
     Layout("mlx-video's converted folder", "", refused="not done yet: its weights are laid out for "

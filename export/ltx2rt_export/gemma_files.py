@@ -1,6 +1,7 @@
 """The text encoder's files: a Hugging Face directory, or one packed file with tokenizer inside.
 
-Layouts: spec/checkpoints.md §5; version checks: spec/text_encoder.md §7.
+Layouts: spec/checkpoints.md §5; version checks: spec/text_encoder.md §7. Files of ComfyUI and
+llama.cpp have no configuration: `layouts.gemma_single`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from typing import Any
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.user_files import read_limited
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
-from ltx2rt_export.kinds import is_gemma, split_components
+from ltx2rt_export.gemma_tokenizer import sentencepiece_vocabulary, tokenizer_json
+from ltx2rt_export.kinds import SPIECE, is_gemma, split_components
+from ltx2rt_export.layouts.gemma_single import gguf_vocabulary, inferred_config, open_gguf_gemma
 from ltx2rt_export.layouts.open import open_weights
+from ltx2rt_export.modules.gemma_config import gemma_root
 from ltx2rt_export.version import parse_model_version, read_version_text
 from ltx2rt_export.weight_set import WeightFile, Weights, WeightSet
+
+TOKENIZER = "tokenizer.json"
 
 FAMILIES = ("gemma3", "gemma4", "gemma4_unified")
 
@@ -46,19 +52,29 @@ class GemmaFiles:
     @property
     def tokenizer_path(self) -> Path | None:
         """Path of `tokenizer.json`; None when it is packed into the weight file."""
-        asset = self.assets["tokenizer.json"]
+        asset = self.assets.get(TOKENIZER)
         return asset if isinstance(asset, Path) else None
 
     def read_asset(self, name: str) -> bytes | None:
         """Content of a small file, e.g. `tokenizer.json`; None when the encoder has none."""
         asset = self.assets.get(name)
         if asset is None:
-            return None
+            return self._made_tokenizer() if name == TOKENIZER else None
         if isinstance(asset, str):
             return asset.encode()
         if isinstance(asset, Path):
             return _read_bytes(asset)
         return MappedFiles().raw(asset).tobytes()
+
+    def _made_tokenizer(self) -> bytes | None:
+        """`tokenizer.json` made from what single files hold instead; None if there is nothing."""
+        if self.path.suffix.lower() == ".gguf":
+            return tokenizer_json(gguf_vocabulary(self.path), str(self.path))
+        model = self.read_asset(SPIECE)
+        if model is None:
+            return None
+        where = f"{SPIECE} of {self.path}"
+        return tokenizer_json(sentencepiece_vocabulary(model, where), where)
 
     @property
     def hidden_size(self) -> int:
@@ -88,11 +104,12 @@ def open_gemma(path: str | os.PathLike[str]) -> GemmaFiles:
     """
     where = Path(path)
     if where.suffix.lower() == ".gguf":
-        raise UnsupportedError(
-            f"{where} is a GGUF file, which is read for transformers only: give the folder of "
-            "Gemma with its .safetensors files."
-        )
-    gemma = _open_directory(where) if where.is_dir() else _open_packed(open_weights(where))
+        found = open_gguf_gemma(where)
+        gemma = GemmaFiles(where, found.config, found.tensors, {}, (found.file,))
+    elif where.is_dir():
+        gemma = _open_directory(where)
+    else:
+        gemma = _open_packed(open_weights(where))
     family = gemma.config.get("model_type")
     if family not in FAMILIES:
         raise UnsupportedError(
@@ -149,14 +166,16 @@ def _open_packed(file: WeightSet) -> GemmaFiles:
     }
     for name, entry in packed.items():
         own = name.removeprefix("hf_asset__")
-        assets["tokenizer.json" if name == "tokenizer_json" else own] = entry
+        assets[TOKENIZER if name == "tokenizer_json" else own] = entry
+    if config is None and tensors:
+        config = inferred_config(tensors, gemma_root(tensors))
     problems = []
     if not tensors:
         problems.append("it holds no Gemma tensors")
     if not isinstance(config, dict):
-        problems.append("its metadata has no `gemma_config`")
-    if "tokenizer.json" not in assets:
-        problems.append("it has no `tokenizer_json` tensor")
+        problems.append("its metadata has no `gemma_config`, and it is no Gemma 3")
+    if TOKENIZER not in assets and SPIECE not in assets:
+        problems.append(f"it has no `tokenizer_json` tensor, and no `{SPIECE}`")
     if problems:
         raise CheckpointError(f"{file.path} is not a text encoder file", problems)
     return GemmaFiles(file.path, dict(config), tensors, assets, file.files)

@@ -21,6 +21,7 @@ from ltx2rt_export.kinds import (
     split_components,
 )
 from ltx2rt_export.layouts.diffusers import is_pipeline
+from ltx2rt_export.layouts.gemma_single import is_gguf_gemma
 from ltx2rt_export.layouts.gguf_file import gguf_summary
 from ltx2rt_export.layouts.open import open_weights
 from ltx2rt_export.storage_format import storage_summary
@@ -82,6 +83,11 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
     if where.is_dir() and "model_type" in read_json_object(where / "config.json"):
         gemma = open_gemma(where)
         return {**_summary(where, "gemma", gemma.tensors, gemma.files), "gemma": _gemma(gemma)}
+    if is_gguf_gemma(where):
+        gemma = open_gemma(where)
+        result = _summary(where, "gemma", gemma.tensors, gemma.files)
+        stored = gguf_summary(gemma.tensors)
+        return {**result, "gemma": _gemma(gemma), **({"storage_format": stored} if stored else {})}
     file = open_weights(where)
     kind = detect_kind(file)
     result = _summary(where, kind, file, file.files)
@@ -105,7 +111,7 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
             result["gemma_version"] = source.get("gemma_version")
     if kind.endswith("_upsampler"):
         result["upsampler"] = _upsampler(parts["upsampler"], read_config(file))
-    if kind == "text_encoder":
+    if kind in ("text_encoder", "gemma"):
         result["gemma"] = _gemma(open_gemma(where))
     quantized = parts.get("transformer") or parts.get("gemma") or {}
     if stored := gguf_summary(quantized) or storage_summary(quantized):

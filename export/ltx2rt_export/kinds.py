@@ -29,6 +29,9 @@ KINDS: dict[str, str] = {
     "gemma": "Gemma weights",
 }
 
+#: the tensor that holds Gemma's SentencePiece model in files for ComfyUI
+SPIECE = "spiece_model"
+
 _TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 _TRANSFORMER_NAMES = re.compile(
     r"transformer_blocks\.|(audio_)?(patchify_proj|proj_out|caption_projection)\.|av_ca_"
@@ -67,6 +70,7 @@ _OTHERS: tuple[tuple[str, str], ...] = (
     (r"(^|\.)encoder\.block\.0\.layer\.0\.SelfAttention\.", "a T5 text encoder"),
     (r"(^|\.)text_model\.encoder\.layers\.0\.", "a CLIP text encoder"),
     (r"^model\.layers\.0\.self_attn\.", "a language model other than Gemma"),
+    (r"^blk\.\d+\.", "a language model of llama.cpp (Gemma 3 is given as --gemma)"),
 )
 
 
@@ -111,7 +115,7 @@ def _component(
         return "text_projection", name
     if name.startswith("vae."):
         return "video_vae", name[4:]
-    if name == "tokenizer_json" or name.startswith("hf_asset__"):
+    if name in ("tokenizer_json", SPIECE) or name.startswith("hf_asset__"):
         return "assets", name
     if prefix is not None and name.startswith(prefix):
         rest = name[len(prefix) :]

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 
-from PIL import Image
-
-from ltx2rt.engine import U8
 from ltx2rt.progress import Preview
-
-#: pixels of a latent cell
-SCALE = 8
 
 
 class PreviewWriter:
@@ -26,22 +19,11 @@ class PreviewWriter:
 
     def __call__(self, preview: Preview) -> None:
         from ltx2rt.media.animation import write_animation
+        from ltx2rt.results.preview import enlarged, preview_rate, preview_text
 
         frames = enlarged(preview.frames)
-        rate = Fraction(max(preview.frame_rate, 1)).limit_denominator(1000)
-        text = f"{preview.stage} {preview.step}/{preview.total}"
+        rate, text = preview_rate(preview), preview_text(preview)
         write_animation(self._path, [frames], len(frames), rate, text)
-
-
-def enlarged(frames: U8) -> U8:
-    """Frames of latent cells, smoothed to a size that people can see."""
-    import numpy as np
-
-    height, width = (SCALE * side for side in frames.shape[1:3])
-    pictures = [
-        Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames
-    ]
-    return np.stack([np.asarray(picture) for picture in pictures])
 
 
 def check_preview(path: Path) -> None:

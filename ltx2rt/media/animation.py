@@ -73,27 +73,55 @@ def write_animation(
     """
     path = Path(path)
     check_animation(path, float(frame_rate), quality)
-    is_gif = path.suffix.lower() == ".gif"
+    memory = io.BytesIO()
+    try:
+        write_animation_to(
+            memory, path.suffix.lower(), chunks, num_frames, frame_rate, metadata, quality
+        )
+    except MediaError as error:
+        raise MediaError(f"cannot write '{path}': {error}") from error
+    with OutputFile(path) as sink, sink.guard():
+        sink.write(memory.getvalue())
+
+
+def write_animation_to(
+    memory: io.BytesIO,
+    suffix: str,
+    chunks: Iterable[Frames],
+    num_frames: int,
+    frame_rate: Fraction,
+    metadata: str,
+    quality: int | None = None,
+) -> None:
+    """As `write_animation`, into memory.
+
+    Args:
+        memory: takes the file.
+        suffix: `.gif` or `.webp`.
+        chunks, num_frames, frame_rate, metadata, quality: see there.
+
+    Raises:
+        MediaError: there are no frames.
+        ShapeError: a chunk is not frames.
+    """
+    is_gif = suffix == ".gif"
     pictures = _pictures(chunks, palette=is_gif)
     first = next(pictures, None)
     if first is None:
-        raise MediaError(f"cannot write '{path}': no frames were given.")
+        raise MediaError("no frames were given.")
     options: dict[str, Any] = {"comment": metadata.encode()} if is_gif else {
         "xmp": metadata.encode(), "quality": WEBP_QUALITY if quality is None else quality,
         "minimize_size": False,
     }  # fmt: skip
-    memory = io.BytesIO()
     first.save(
         memory,
-        ANIMATION_FORMATS[path.suffix.lower()],
+        ANIMATION_FORMATS[suffix],
         save_all=True,
         append_images=pictures,
         duration=frame_times_ms(num_frames, frame_rate, 10 if is_gif else 1),
         loop=0,
         **options,
     )
-    with OutputFile(path) as sink, sink.guard():
-        sink.write(memory.getvalue())
 
 
 def animation_text(tags: Mapping[Any, Any]) -> str:

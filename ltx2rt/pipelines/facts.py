@@ -64,6 +64,10 @@ class PipelineFacts:
     #: whether its last stages work on parts of the clip
     in_tiles: ClassVar[bool] = False
 
+    def prompts(self, request: Request) -> list[str]:
+        """Texts that a prepared request has encoded; the first one describes the clip."""
+        return [request.config.prompt]
+
     @classmethod
     def refusal(cls, problems: Sequence[str]) -> OptionError:
         """The error of a request that this pipeline cannot do."""

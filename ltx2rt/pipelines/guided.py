@@ -157,17 +157,22 @@ class GuidedPipeline(Pipeline):
             guidance = replace(guidance, num_inference_steps=self.default_steps())
         return guidance
 
+    def prompts(self, request: Request) -> list[str]:
+        """See `Pipeline`: the negative prompt is encoded only if a guider needs it."""
+        prompts = super().prompts(request)
+        if self.guided and request.guidance is not None:
+            if any(guider.needs_uncond for guider in schedules_of(request.guidance)):
+                prompts.append(request.guidance.negative_prompt)
+        return prompts
+
     def encode(self, run: Run) -> tuple[TextContext, Guidance | None]:
-        """The prompt's contexts, and stage 1's guidance with those of the negative prompt; that
-        one is encoded only if a guider needs it.
-        """
-        audio_only = self.makes == "audio"
-        if not self.guided:
-            return encode_prompts(run, [run.config.prompt], audio_only=audio_only), None
-        video, audio = schedules_of(run.guidance)
-        needed = video.needs_uncond or audio.needs_uncond
-        prompts = [run.config.prompt, run.guidance.negative_prompt][: 1 + needed]
+        """The prompt's contexts, and stage 1's guidance with those of the negative prompt."""
+        audio_only, prompts = self.makes == "audio", self.prompts(run.request)
         both = encode_prompts(run, prompts, audio_only=audio_only)
+        if not self.guided:
+            return both, None
+        video, audio = schedules_of(run.guidance)
+        needed = len(prompts) > 1
         # sound that is given never sees the negative prompt
         negative_audio = needed and "audio" in self.guided_modalities(run.config)
         return TextContext(both.video[:1], both.audio[:1]), Guidance(

@@ -19,7 +19,7 @@ from ltx2rt.pipelines.decoding import chosen_tiling, decode_audio, decode_video
 from ltx2rt.progress import Job
 from ltx2rt.results.clip import Clip
 from ltx2rt.results.latent_file import DECODE, LatentFile
-from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.gpu_noise import make_generator
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def open_latents(
             chosen = chosen_tiling(pipe.source, request.config.tiling, latent.shape[2:])
             config = dataclasses.replace(request.config, tiling=chosen)
             request = dataclasses.replace(request, config=config)
-        generator = TorchGenerator(request.config.seed)
+        generator = make_generator(request.config.seed, request.config.noise)
         if (state := file.generator(DECODE)) is not None:
             generator.state = state
         finish = file.finish

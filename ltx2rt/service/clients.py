@@ -198,12 +198,13 @@ class TritonClient:
         """See `Client`."""
         failures = importlib.import_module("tritonclient.utils").InferenceServerException
         answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
-        tensor = self._grpc.InferInput("REQUEST", [1], "BYTES")
+        tensor = self._grpc.InferInput("REQUEST", [1, 1], "BYTES")
         text = json.dumps(request, ensure_ascii=False).encode()
-        tensor.set_data_from_numpy(np.array([text], dtype=np.object_))
+        tensor.set_data_from_numpy(np.array([[text]], dtype=np.object_))
         client = self._grpc.InferenceServerClient(self._address)
         is_over = False
         try:
+            client.is_server_live()  # raises where there is none
             client.start_stream(lambda result, error: answers.put((result, error)))
             client.async_stream_infer(
                 "ltx2_generate", [tensor], priority=self._priority,
@@ -216,7 +217,7 @@ class TritonClient:
                     raise ServerError(str(error.message()))
                 is_over = result.get_response().parameters["triton_final_response"].bool_param
                 if not is_over:
-                    on_event(json.loads(result.as_numpy("EVENT")[0]))
+                    on_event(json.loads(result.as_numpy("EVENT").item()))
                     yield result.as_numpy("CHUNK").tobytes()
         except failures as error:
             raise ServerError(f"cannot ask {self._address}: {error}") from error

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import errno
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ltx2rt.errors import Ltx2rtError
-from ltx2rt.progress import Cancelled, Progress
+from ltx2rt.progress import Cancelled, Preview, Progress
+from ltx2rt.results.preview import preview_webp
 
-Kind = Literal["queued", "started", "progress", "fragment", "result", "error"]
+Kind = Literal["queued", "started", "progress", "preview", "fragment", "result", "error"]
 #: events after which none follow
 FINAL: tuple[Kind, ...] = ("result", "error")
 #: why a clip was not made, besides the names of our error classes
@@ -30,7 +32,8 @@ class Event:
 
     Attributes:
         kind: `queued` (`position`), `started` (`attempt`), `progress` (`stage`, `step`, `total`,
-            `elapsed_s`, `eta_s`, `detail`), `fragment` (`bytes` that the file has now), `result`
+            `elapsed_s`, `eta_s`, `detail`), `preview` (`stage`, `step`, `total`, `webp`: an
+            animation as base64), `fragment` (`bytes` that the file has now), `result`
             (see `maker.Maker.make`), `error` (`kind`, `message`).
         data: the rest, JSON data.
     """
@@ -51,6 +54,13 @@ class Event:
 def progress_event(progress: Progress) -> Event:
     """A report of a pipeline."""
     return Event(kind="progress", data=dataclasses.asdict(progress))
+
+
+def preview_event(preview: Preview) -> Event:
+    """What a clip looks like after a step."""
+    facts = {"stage": preview.stage, "step": preview.step, "total": preview.total}
+    webp = base64.b64encode(preview_webp(preview)).decode()
+    return Event(kind="preview", data={**facts, "webp": webp})
 
 
 def error_event(error: BaseException) -> Event:

@@ -17,7 +17,8 @@ from ltx2rt.progress import Job, Progress
 from ltx2rt.results.clip import Clip
 from ltx2rt.results.record import record_text
 from ltx2rt.results.stage_store import remove_stages
-from ltx2rt.service.events import Event, progress_event
+from ltx2rt.service.contexts import take_contexts
+from ltx2rt.service.events import Event, preview_event, progress_event
 from ltx2rt.service.requests import Order
 
 Emit = Callable[[Event], None]
@@ -103,16 +104,22 @@ class Maker:
         emit: Emit,
         cancel: threading.Event,
         work_dir: Path | None = None,
+        *,
+        contexts: Path | None = None,
+        preview_every: int = 0,
     ) -> dict[str, Any]:
         """Make one clip.
 
         Args:
             order: what.
             write: takes the clip: `into_folder`, `into_stream`.
-            emit: takes `progress` and `fragment` events.
+            emit: takes `progress`, `preview` and `fragment` events.
             cancel: ends it between two steps or tiles.
             work_dir: keeps finished stages, and has those of a run that was cut off; removed at the
                 end.
+            contexts: its text contexts, see `contexts.take_contexts`; None: the text encoder makes
+                them.
+            preview_every: steps between two `preview` events; 0: none.
 
         Returns:
             What was made: sizes, seed, bundle, `record`, `timings_s` (every stage, `save`: decoding
@@ -128,7 +135,12 @@ class Maker:
             emit(progress_event(progress))
 
         job = Job(report, cancel)
+        if preview_every:
+            job.preview_every = preview_every
+            job.on_preview = lambda preview: emit(preview_event(preview))
         pipe, request = self._pipe(order.pipeline), order.request
+        if contexts is not None:
+            take_contexts(pipe, pipe.prepare(request), contexts)
         clip = pipe(
             request.config, request.guidance, request.inputs,
             job=job, work_dir=work_dir, resume=work_dir is not None,

@@ -21,7 +21,6 @@ from ltx2rt_export.bundle import build_bundle, open_inputs
 from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.decode_gguf import OVERLAY, decode_gguf
 from ltx2rt_export.fuse_loras import fuse_loras
-from ltx2rt_export.gemma_files import open_gemma
 from ltx2rt_export.inspect import format_inspection, inspect_path
 from ltx2rt_export.layouts.gguf_file import is_gguf, open_gguf
 from ltx2rt_export.modules.transformer import transformer_block
@@ -164,7 +163,5 @@ def test_what_is_not_read_is_said(demo_model: Demo, tmp_path: Path) -> None:
     whole.write_bytes(whole.read_bytes()[:-5000])
     with pytest.raises(CheckpointError, match=r"truncated"):
         open_model(whole)
-    with pytest.raises(UnsupportedError, match=r"GGUF file, which is read for transformers only"):
-        open_gemma(path)
     with pytest.raises(CheckpointError, match=r"only `ltx2rt build --checkpoint` takes one"):
         open_lora(path)

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.media.sound import read_audio
+from ltx2rt.pipelines.base import pipeline_class
 from ltx2rt.pipelines.kept import open_latents
 from ltx2rt.results.latent_file import LatentFile
 from ltx2rt.results.record import record_in
+from ltx2rt.sampling.gpu_noise import make_generator
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.media_files import sound_file
@@ -113,3 +116,33 @@ def test_what_does_not_fit_is_refused(
 def test_other_files_are_refused(demo_bundle: Path, demo_model: dict[str, Path]) -> None:
     outcome = run("decode", demo_bundle, demo_model["checkpoint"], "-o", "x.mp4")
     expect_user_error(outcome, "does not say how it was made")
+
+
+def test_noise_of_a_gpu(demo_bundle: Path, folder: Path) -> None:
+    """Every stage and sampler draws from it; the record, latents in a file and a job keep it."""
+    small = {"prompt": "a", "seed": 3, "height": 64, "width": 64, "num_frames": 9}
+    samplers = {"sampler": "euler_ancestral", "stage_2_sampler": "res_2s"}
+    first, noises = StageTrace(), ("cpu", "h100", "b200")
+    with pipeline_class("distilled")(open_bundle(demo_bundle), RuntimeConfig(threads=1)) as pipe:
+        clips = [
+            pipe(**small, **samplers, noise=noise, trace=first if noise == "h100" else None)
+            for noise in noises
+        ]
+    cpu, gpu, other = (clip.latents for clip in clips)
+    start = first.tensors["stage_1.video.x0"]
+    np.testing.assert_array_equal(start, make_generator(3, "h100").randn(start.shape))
+    for name, latent in gpu.items():
+        assert not np.array_equal(latent, cpu[name]), name
+        np.testing.assert_array_equal(latent, other[name])  # fewer values than either has threads
+    clips[1].save_latents(folder / "gpu.safetensors")
+    state = LatentFile(folder / "gpu.safetensors").generator("stage_1")
+    assert state is not None
+    assert state[2] == 8  # picture and sound
+    flags = ("--threads", 1, "--quiet", "--latents", folder / "gpu.safetensors")
+    outcome = run("generate", demo_bundle, "--prompt", "a", "--seed", 3, "--noise", "h100",
+                  "--stage-2-sampler", "res-2s", *flags, "-o", folder / "g.mp4",
+                  "--save-latents", folder / "again.safetensors")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert record_in(folder / "g.mp4").request.config.noise == "h100"
+    again = LatentFile(folder / "again.safetensors").read("stage_2.video")
+    np.testing.assert_array_equal(again, gpu["stage_2.video"])

@@ -13,6 +13,7 @@ from ltx2rt.names import TRANSFORMER
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.catalog import rows_of
 from ltx2rt_export.checkpoint import open_model
+from ltx2rt_export.shipped.find import shipped_component
 
 #: LTX-2.5 as published (spec/checkpoints.md §4): tensors and bytes of every file. Of the text
 #: encoder, 13 tensors and 137 MB are left out: vision, audio, further assets and a real tokenizer.
@@ -55,6 +56,7 @@ def test_every_component_finds_its_weights(
     assert (files.version.generation, files.version.num_inference_steps) == (name, steps)
     made = {c.name: c for c in (row.make(files) for row in rows_of(files))}
     assert made.keys() == COMPONENTS[generation]
+    assert all(shipped_component(name, files) for name in made)  # no PyTorch is needed to build it
     assert len(made["transformer_block"].layers) == 48
     layers = len(made["text_block"].layers)
     if "text_block_full" in made:

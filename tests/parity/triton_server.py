@@ -82,23 +82,58 @@ class Triton:
             return False
 
 
+def _prefix() -> str:
+    """What the names of this process's regions of shared memory begin with."""
+    return f"ltx2rt-test-{os.getpid()}"
+
+
+def shared_memory() -> int:
+    """Bytes of the regions that servers of this process hold."""
+    return sum(path.stat().st_size for path in Path("/dev/shm").glob(f"{_prefix()}*"))
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
+def packed_environment(recipe: str, folder: Path) -> Path:
+    """The stub's environment as an archive that works elsewhere.
+
+    Args:
+        recipe: shell commands that pack `env` into `env.tar.gz`; their packages are those that
+            `environment` has already.
+        folder: where it is made.
+    """
+    there = environment() / f"lib/python{MINOR}/site-packages"
+    make, fetch, *pack = recipe.strip().splitlines()
+    assert " pip install " in fetch.replace("/", " ")
+    # with what its own path files name
+    line = f'import site; site.addsitedir("{there}")'
+    link = f"echo '{line}' > env/lib/python{MINOR}/site-packages/there.pth"
+    script = "\n".join([f"{make} --without-pip", link, *pack, "rm -r env"])
+    subprocess.run(["bash", "-ec", script], cwd=folder, check=True)
+    return folder / "env.tar.gz"
+
+
 @contextmanager
-def triton_server(repository: Path, folder: Path) -> Iterator[Triton]:
-    """Serves a model repository on loopback; leaves nothing in /dev/shm."""
+def triton_server(repository: Path, folder: Path, *, on_path: bool = True) -> Iterator[Triton]:
+    """Serves a model repository on loopback; leaves nothing in /dev/shm.
+
+    Args:
+        repository: its models.
+        folder: of its log.
+        on_path: whether the stub finds its environment on `PATH`; the repository names one if not.
+    """
     place = environment()
     packages = place / f"lib/python{MINOR}/site-packages"
     http, grpc, metrics = (_free_port() for _ in range(3))
-    prefix, log = f"ltx2rt-test-{os.getpid()}", folder / "triton.log"
+    prefix, log = _prefix(), folder / "triton.log"
     libraries = [packages / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")]
     variables = {
         **os.environ,
-        "PATH": f"{place}/bin:{os.environ['PATH']}",
+        "PATH": f"{place}/bin:{os.environ['PATH']}" if on_path else os.environ["PATH"],
         "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
     }
     command = [

@@ -17,6 +17,8 @@ from ltx2rt.install import install_hint
 
 #: what the names of these formats begin with: `ggml_q8_0`
 PREFIX = "ggml_"
+#: float32 of norms, which llama.cpp stores plus one
+LESS_ONE = f"{PREFIX}f32_less_one"
 #: values decoded at a time: a tensor is never held twice as a whole
 _STEP_VALUES = 2**22
 
@@ -29,6 +31,10 @@ def decode(shape: Sequence[int], name: str, codes: Array) -> F32:
         name: of the format.
         codes: uint8, `[rows, bytes of a row]`.
     """
+    if name == LESS_ONE:
+        shifted = np.frombuffer(codes.tobytes(), "<f4").reshape(shape)
+        plain: F32 = shifted - np.float32(1)
+        return plain
     quants = gguf_package("a GGUF file").quants
     kind = kind_of(name)
     columns = shape[-1] if shape else 1

@@ -1,0 +1,79 @@
+"""Text contexts made apart from the clip that they are for."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.config import GenerationConfig, RuntimeConfig
+from ltx2rt.errors import CheckpointError, OptionError
+from ltx2rt.names import TEXT_STACK
+from ltx2rt.pipelines.request import Request
+from ltx2rt.progress import Preview
+from ltx2rt.service.contexts import Encoder
+from ltx2rt.service.events import Event, preview_event
+from ltx2rt.service.maker import Maker, into_stream
+from ltx2rt.service.requests import Order
+
+CONFIG = GenerationConfig(
+    prompt="a lake", height=64, width=64, num_frames=9,
+    sigmas=(1.0, 0.0), stage_2_sigmas=(0.5, 0.0),
+)  # fmt: skip
+
+
+def test_a_clip_of_contexts_is_the_same_clip(demo_bundle: Path, tmp_path: Path) -> None:
+    bundle, runtime = open_bundle(demo_bundle), RuntimeConfig(threads=1, residency="resident")
+    encoder, path = Encoder(bundle, runtime), tmp_path / "contexts.safetensors"
+    found = encoder(["a lake", "a hill", "a lake"])
+    assert [*found] == ["a lake", "a hill"]
+    encoder.write(path, ["a lake", "a hill"], found)
+    encoder.close()
+    told: list[Event] = []
+
+    def made(contexts: Path | None, prompt: str = "a lake") -> tuple[bytes, dict[str, Any]]:
+        config = replace(CONFIG, prompt=prompt)
+        order, stream = Order(pipeline="distilled", request=Request(config=config)), io.BytesIO()
+        told.clear()
+        result = maker.make(
+            order, into_stream(stream), told.append, threading.Event(), contexts=contexts
+        )
+        return stream.getvalue(), result
+
+    def prompt_steps() -> set[int]:
+        return {e.data["total"] for e in told if e.data.get("stage") == "prompt"}
+
+    maker = Maker(bundle, runtime)
+    with_contexts = made(path)[0]
+    assert prompt_steps() == {1}  # they were ready
+    assert TEXT_STACK not in maker._pipes["distilled"].engines._stacks
+    maker.close()
+    assert made(None)[0] == with_contexts
+    assert prompt_steps() != {1}  # layer by layer
+    with pytest.raises(OptionError, match=r"of \['a lake', 'a hill'\], but .* \['a hill'\]"):
+        made(path, "a hill")
+    path.write_bytes(b"\xff" * 100)
+    with pytest.raises(CheckpointError):
+        made(path)
+    maker.close()
+
+
+def test_a_preview_is_a_small_animation() -> None:
+    frames = np.zeros((3, 4, 6, 3), np.uint8)
+    frames[1] = 255
+    event = preview_event(Preview("stage_1", 2, 8, frames, 8.0)).plain
+    assert {k: event[k] for k in ("event", "stage", "step", "total")} == {
+        "event": "preview", "stage": "stage_1", "step": 2, "total": 8,
+    }  # fmt: skip
+    shown = Image.open(io.BytesIO(base64.b64decode(event["webp"])))
+    assert (shown.format, shown.size, shown.n_frames) == ("WEBP", (48, 32), 3)  # type: ignore[attr-defined]
+    shown.seek(1)
+    assert np.asarray(shown).min() > 240
