@@ -466,10 +466,6 @@ class Pipeline(PipelineFacts):
             )
         write_embeddings(path, context, prompts, self.source.text_encoder_id)
 
-    def prompts(self, request: Request) -> list[str]:
-        """Texts that a prepared request has encoded; the first one describes the clip."""
-        return [request.config.prompt]
-
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """LoRAs of each stage."""
         return [request.config.loras, request.config.refine_loras][: 1 + self.two_stage]
