@@ -27,6 +27,7 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "int64": np.dtype(np.int64),
     "int32": np.dtype(np.int32),
     "bool": np.dtype(np.bool_),
+    "uint8": np.dtype(np.uint8),
 }
 
 

@@ -28,6 +28,13 @@ SPATIAL_UPSAMPLER = "spatial_upsampler"
 TEMPORAL_UPSAMPLER = "temporal_upsampler"
 DURATION_HEAD = "duration_head"
 
+#: graphs without weights that run beside components on a device: tiles are blended there, and
+#: frames become 8-bit RGB or I420
+VIDEO_BLEND = "video_blend"
+VIDEO_RGB = "video_rgb"
+VIDEO_I420 = "video_i420"
+DEVICE_FRAMES = (VIDEO_BLEND, VIDEO_RGB, VIDEO_I420)
+
 #: components of every text encoder
 TEXT_ENCODER = (TEXT_HEAD, TEXT_BLOCK, TEXT_TAIL)
 #: the repeated components of text encoders, whose layers are loaded one at a time

@@ -27,7 +27,6 @@ from ltx2rt.bundle.manifest import (
     ModelInfo,
     Place,
     Source,
-    Tensor,
     UnmaskedEntry,
     WeightEncoding,
     WeightRef,
@@ -49,6 +48,7 @@ from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
 from ltx2rt_export.decode_gguf import decode_gguf
+from ltx2rt_export.engines.build import manifest_tensors
 from ltx2rt_export.engines.stage import engine_stage, with_tile_memory
 from ltx2rt_export.exchange import exchange
 from ltx2rt_export.fuse_loras import fuse_loras
@@ -295,6 +295,7 @@ def _fill(
         entries, sources, inputs = copy_weights(work, entries, sources, files, inputs, job)
     entries, sources = attach_overlays(entries, sources, overlays, work)
     entries = engines.add(graphs, unmasked, entries, sources, work, job)
+    beside = engines.add_device_graphs(graphs, work, config.precision, job)
     manifest = Manifest(
         schema=SCHEMA,
         bundle_id="",
@@ -308,6 +309,7 @@ def _fill(
         tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest(),
         build=inputs,
         build_flags=config.flags(),
+        device_graphs=beside,
     )
     manifest = dataclasses.replace(manifest, bundle_id=bundle_id(manifest))
     write_manifest(manifest, work)
@@ -381,8 +383,8 @@ def _entry(part: Prepared, graph: ExportedGraph, digest: str, table: SourceTable
         graph=f"graphs/{component.name}.onnx",
         graph_sha256=digest,
         precision=part.precision,
-        inputs=tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in component.inputs),
-        outputs=tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in component.outputs),
+        inputs=manifest_tensors(component.inputs),
+        outputs=manifest_tensors(component.outputs),
         weight_binding=component.weight_binding,
         transposed=tuple(sorted(graph.transposed)),
         layers=tuple({n: table.ref(e) for n, e in sorted(layer.items())} for layer in layers),

@@ -25,6 +25,7 @@ from ltx2rt.backends.engine_checks import (
 )
 from ltx2rt.backends.runtime_cache import RuntimeCache, cache_path
 from ltx2rt.backends.tensorrt_api import APIS, load, logger_of
+from ltx2rt.bundle.buckets import Bucket
 from ltx2rt.bundle.engine_file import read_info
 from ltx2rt.bundle.manifest import Tensor
 from ltx2rt.device.cuda import CudaDevice
@@ -123,6 +124,16 @@ class TrtEngine(EngineBase):
     @property
     def spec(self) -> EngineSpec:
         return self._spec
+
+    @property
+    def memory(self) -> DeviceMemory:
+        """That it shares with the engines that it takes turns with."""
+        return self._memory
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The sizes that it was built for."""
+        return self._info.buckets
 
     def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Run once on host arrays; see `Engine`."""

@@ -46,8 +46,10 @@ class Bundle:
 
     @cached_property
     def entries(self) -> dict[str, ComponentEntry]:
-        """The manifest's entries, and under a name of its own how each runs without masks."""
-        found = dict(self.manifest.components)
+        """The manifest's entries, and under a name of its own how each runs without masks; device
+        graphs too.
+        """
+        found = self.manifest.components | self.manifest.device_graphs
         for name, entry in self.manifest.components.items():
             if (unmasked := entry.without_masks()) is not None:
                 found[name + UNMASKED] = unmasked

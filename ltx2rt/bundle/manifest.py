@@ -29,7 +29,15 @@ SCHEMA = 1
 #: after the name of a component: as passes without any mask run it
 UNMASKED = "_unmasked"
 #: fields that few bundles or components fill; left out where they are empty
-OPTIONAL_FIELDS = ("encoding", "weight_dtypes", "quantized", "overlays", "modified_ns", "unmasked")
+OPTIONAL_FIELDS = (
+    "encoding",
+    "weight_dtypes",
+    "quantized",
+    "overlays",
+    "modified_ns",
+    "unmasked",
+    "device_graphs",
+)
 FILE_NAME = "manifest.json"
 #: what a source says of where and since when it lies there, which is not the bundle's content
 PLACE = ("path", "modified_ns")
@@ -240,7 +248,8 @@ class BuildInputs:
 class Manifest:
     """Everything about a bundle. `bundle_id` names its content: two equal builds have equal ids.
 
-    `build_flags` are flags of `ltx2rt build` beside the files in `build`.
+    `build_flags` are flags of `ltx2rt build` beside the files in `build`; `device_graphs` are
+    graphs without weights that run beside the components of a bundle of engines.
     """
 
     schema: int
@@ -255,6 +264,7 @@ class Manifest:
     tokenizer_sha256: str
     build: BuildInputs
     build_flags: str = ""
+    device_graphs: dict[str, ComponentEntry] = field(default_factory=dict)
 
     @property
     def runs_on_cpu(self) -> bool:

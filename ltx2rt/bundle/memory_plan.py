@@ -4,9 +4,11 @@ weights beside them, and the layers of stacks in what is left.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ltx2rt.backends.device_frames import FrameSizes
 from ltx2rt.backends.engine_needs import EngineNeeds
 from ltx2rt.backends.layer_memory import RING, slot_of
 from ltx2rt.bundle.manifest import ComponentEntry, Manifest
@@ -17,14 +19,17 @@ from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
+    DEVICE_FRAMES,
     DIFFUSION_DECODER,
     DURATION_HEAD,
     SPATIAL_UPSAMPLER,
     TEMPORAL_UPSAMPLER,
     TEXT_STACK,
     TRANSFORMER_STACK,
+    VIDEO_BLEND,
     VIDEO_DECODER,
     VIDEO_ENCODER,
+    VIDEO_I420,
     VOCODER,
     WRITING_STACK,
     StackNames,
@@ -46,6 +51,8 @@ CALL_TENSORS = ("_latent", "_timestep_values", "_sigma", "_velocity")
 PASS_KINDS = 8
 #: inputs of the transformer that belong to a kind of pass, of either stream
 PASS_CONSTANTS = ("context", "context_bias", "timestep_index", "enabled")
+#: tiles along the three axes together, of which a clip that is decoded holds weights
+_AXIS_TILES = 64
 #: of the card, what libraries take for code, contexts and their own
 LIBRARY_SHARE = 32
 
@@ -56,6 +63,8 @@ class MemoryPlan:
 
     Attributes:
         regions: what is taken.
+        finishes_frames: tiles of a clip of the size that was built for are blended on the card.
+            Where that alone would make layers take turns, they are not.
         places: stack -> bytes of each place that its parts without room take turns in.
         totals: stack -> bytes of all its weights.
         keep_text: the layers of the text encoder stay between clips.
@@ -67,6 +76,7 @@ class MemoryPlan:
     totals: Mapping[StackNames, int]
     keep_text: bool
     weights: int
+    finishes_frames: bool = False
 
     @property
     def streams(self) -> bool:
@@ -104,6 +114,7 @@ class MemoryPlan:
                 f"weights of encoders, upsamplers, decoders: {_gib(regions.engines)}",
                 f"weights of layers: {_gib(regions.layers)}; of the transformer's "
                 f"{_gib(self.weights)} {layers}",
+                f"tiles are blended on the {'card' if self.finishes_frames else 'host'}",
                 f"together: {_gib(regions.total)}",
             )
         )
@@ -134,12 +145,36 @@ def plan_memory(
     Raises:
         UnsupportedError: it does not fit; says what would.
     """
+    frames = _frames(manifest)
+    plan = _divided(manifest, needs, room, 0, resident=resident, card=card)
+    if not frames:
+        return plan
+    if frames <= plan.regions.tensors:
+        return replace(plan, finishes_frames=True)
+    try:
+        wider = _divided(manifest, needs, room, frames, resident=resident, card=card)
+    except UnsupportedError:
+        return plan
+    costs = wider.keep_text != plan.keep_text or wider.streams != plan.streams
+    return plan if costs else replace(wider, finishes_frames=True)
+
+
+def _divided(
+    manifest: Manifest,
+    needs: Mapping[str, EngineNeeds],
+    room: int,
+    frames: int,
+    *,
+    resident: bool,
+    card: str,
+) -> MemoryPlan:
+    """As `plan_memory`, with so many bytes for frames in the place of inputs and outputs."""
     parts = {names: list(_parts(manifest, names, needs)) for names in STACKS}
     places = {names: _places(names, sizes) for names, sizes in parts.items()}
     totals = {names: sum(sizes) for names, sizes in parts.items()}
     rings = {names: sum(sizes) for names, sizes in places.items()}
     scratch = aligned(max((n.scratch for n in needs.values()), default=0))
-    tensors = aligned(_tensors(manifest, needs))
+    tensors = aligned(max(frames, _tensors(manifest, needs)))
     weights = {
         name: sum(_weight_bytes(entry))
         for name, entry in manifest.components.items()
@@ -217,6 +252,30 @@ def _parts(
                     yield size + needs[name].lora_inputs
 
 
+def _frames(manifest: Manifest) -> int:
+    """What the frames of the largest clip that was built for take while they are blended and become
+    bytes on the card; 0 where that is not done.
+    """
+    graphs, decoder = manifest.device_graphs, manifest.components.get(VIDEO_DECODER)
+    if decoder is None or not all(name in graphs for name in DEVICE_FRAMES):
+        return 0
+    latents = {t.name: t.shape for t in decoder.inputs}["video_latent"]
+    pictures = [b.sizes for e in graphs[VIDEO_I420].engines for b in e.buckets]
+    tiles = [b.sizes for e in graphs[VIDEO_BLEND].engines for b in e.buckets]
+    cells = [b.sizes for e in decoder.engines for b in e.buckets]
+    picture = max(pictures, key=lambda sizes: sizes["H"][1] * sizes["W"][1])
+    tile = max(tiles, key=lambda sizes: sizes["F"][2] * sizes["H"][1] * sizes["W"][1])
+    latent = max(math.prod(n[1] for n in sizes.values()) for sizes in cells)
+    found = FrameSizes(
+        tile=(tile["F"][2], tile["H"][1], tile["W"][1]),
+        frames=tile["F"][2],
+        height=picture["H"][1],
+        width=picture["W"][1],
+        latent_bytes=4 * latent * next(d for d in latents[1:2] if isinstance(d, int)),
+    )
+    return found.bytes(_AXIS_TILES)
+
+
 def _tensors(manifest: Manifest, needs: Mapping[str, EngineNeeds]) -> int:
     """Inputs, outputs and constants of whatever has most of them."""
     stacks = []
@@ -238,6 +297,7 @@ def _tensors(manifest: Manifest, needs: Mapping[str, EngineNeeds]) -> int:
         sum(need.tensors.values())
         for name, need in needs.items()
         if not any(name in names.components for names in STACKS)
+        and name not in manifest.device_graphs
     ]
     return max(*stacks, *alone, 0)
 

@@ -25,6 +25,7 @@ from ltx2rt.cli.fields import all_flags, spell
 from ltx2rt.cli.flags import key_of
 from ltx2rt.cli.job_file import read_flags
 from ltx2rt.cli.outputs import Outputs, real_path
+from ltx2rt.cli.prompt_file import COMMENT, SUFFIX, job_of_line
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import Ltx2rtError, OptionError
@@ -48,6 +49,8 @@ SHARED = (
     "plugin_modules", "engine_host_code", "enhance_insecure", "no_record", "record_paths",
     "allow_nan",
 )  # fmt: skip
+#: flags of those lines that do not say it themselves
+DEFAULTS = ("pipeline", "lora")
 #: keys that a job of a batch may not have; a stream is under its name before it is complete
 REFUSED = {
     "resume", "work_dir", "save_embeddings", "trace", "stream", "fragmented", "preview",
@@ -60,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "jobs",
         type=Path,
         metavar="JOBS",
-        help="one JSON object a line: the flags of `ltx2rt generate` (`output` is a name in -o)",
+        help="one JSON object a line: the flags of `ltx2rt generate` (`output` is a name in -o); "
+        "or a .txt file of prompts with options, as trainers take them: TEXT --n TEXT --w 768 ...",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the clips"
@@ -85,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", type=parse_shard, metavar="I/N", help="only every N-th clip, from the I-th on"
     )
-    for key in SHARED:
+    for key in (*DEFAULTS, *SHARED):
         flag = all_flags()[key]
         parser.add_argument(flag.name, **flag.arguments())
 
@@ -252,6 +256,8 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     """
     text = read_user_text(path, MAX_JOBS_BYTES)
     lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if _is_prompt_file(path):
+        lines = [(i, line) for i, line in lines if not line.startswith(COMMENT)]
     if not lines:
         raise OptionError(f"{path} holds no jobs.")
     if len(lines) > MAX_JOBS:
@@ -259,14 +265,21 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return lines
 
 
+def _is_prompt_file(path: Path) -> bool:
+    return path.suffix.lower() == SUFFIX
+
+
 def _asked(line: str, number: int, options: argparse.Namespace) -> Asked:
     """A line as a request; its outputs are in the batch's folder, other paths beside the file. A
     clip without a name is called after what is asked for: the same line gives the same name.
     """
-    try:
-        job = parse_json(line)
-    except ValueError as error:
-        raise OptionError(f"it is not JSON: {error}") from error
+    if _is_prompt_file(options.jobs):
+        job = job_of_line(line)
+    else:
+        try:
+            job = parse_json(line)
+        except ValueError as error:
+            raise OptionError(f"it is not JSON: {error}") from error
     if not isinstance(job, dict):
         raise OptionError("it is not an object of flags")
     job = {key_of(name): value for name, value in job.items()}
@@ -280,7 +293,8 @@ def _asked(line: str, number: int, options: argparse.Namespace) -> Asked:
     given, record = read_flags(job, options.jobs.absolute().parent, where)
     shared = {key: v for key in SHARED if (v := getattr(options, key)) is not None}
     resume = {"resume": True} if options.resume else {}
-    given = {**given, **named, **shared, **resume}
+    usual = {key: v for key in DEFAULTS if (v := getattr(options, key)) is not None}
+    given = {**usual, **given, **named, **shared, **resume}
     asked = asked_of(given, record).without_key()
     if "output" in named:
         return asked

@@ -31,13 +31,18 @@ def check_finite(where: str, arrays: Mapping[str, Array | None], *, allowed: boo
     """
     found = [n for n, a in arrays.items() if a is not None and not allowed and not is_finite(a)]
     if found:
-        raise EngineError(
-            Problem(
-                f"{where}: {' and '.join(found)} came out as NaN or infinity, so nothing was "
-                "written: damaged weights, a LoRA or its strength, or a 16-bit precision that "
-                "overflows do that. Leave out the LoRA, check the weights (`ltx2rt verify`), build "
-                "with another precision, or go on anyway with ",
-                Field("allow_nan"),
-                ".",
-            )
+        raise not_finite(where, " and ".join(found))
+
+
+def not_finite(where: str, what: str) -> EngineError:
+    """The error for numbers that are none, at a place, of something."""
+    return EngineError(
+        Problem(
+            f"{where}: {what} came out as NaN or infinity, so nothing was written: damaged "
+            "weights, a LoRA or its strength, or a 16-bit precision that overflows do that. Leave "
+            "out the LoRA, check the weights (`ltx2rt verify`), build with another precision, or "
+            "go on anyway with ",
+            Field("allow_nan"),
+            ".",
         )
+    )

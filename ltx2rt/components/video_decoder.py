@@ -14,6 +14,8 @@ from ltx2rt.latents.tiling import AxisTile, TilingConfig
 from ltx2rt.parallel import each
 
 Progress = Callable[[int, int], None]
+#: tiles along frames, rows and columns
+Axes = tuple[tuple[AxisTile, ...], tuple[AxisTile, ...], tuple[AxisTile, ...]]
 
 
 class VideoDecoder:
@@ -72,16 +74,24 @@ class VideoDecoder:
         """As `decode`, for a batch: yields `[B, 3, f, H, W]` float32 as the network gives them."""
         if latent.ndim != 5:
             raise ShapeError(f"A video latent is [B, C, F, H, W], not {list(latent.shape)}.")
-        cells = latent.shape[2:]
-        axes = (tiling or TilingConfig.none()).tiles(cells, self.scale_factors)
-        self._check_cells(axes)
+        axes = self.tiles(latent, tiling)
 
         def run(group: AxisTile, row: AxisTile, column: AxisTile) -> F32:
             return self._run(latent[:, :, group.source, row.source, column.source])
 
         return blend_tiles(axes, run, progress)
 
-    def _check_cells(self, axes: tuple[tuple[AxisTile, ...], ...]) -> None:
+    def tiles(self, latent: F32, tiling: TilingConfig | None = None) -> Axes:
+        """Tiles of a latent `[B, C, F', H', W']` along frames, rows and columns.
+
+        Raises:
+            ShapeError: the tiling does not fit it, or a tile is too small.
+        """
+        axes = (tiling or TilingConfig.none()).tiles(latent.shape[2:], self.scale_factors)
+        self._check_cells(axes)
+        return axes
+
+    def _check_cells(self, axes: Axes) -> None:
         for name, tiles in zip(("height", "width"), axes[1:], strict=True):
             smallest = min(t.source.stop - t.source.start for t in tiles)
             if smallest < self.min_latent_cells:
@@ -138,9 +148,10 @@ def blend_tiles(
                     pending = tile.copy()
                 else:
                     if pending is None:
-                        pending = np.zeros(
-                            (*tile.shape[:2], stop - start, height, width), np.float32
-                        )
+                        size = (*tile.shape[:2], stop - start, height, width)
+                        pending = np.zeros(size, np.float32)
+                        if tail is not None:
+                            pending[:, :, : tail.shape[2]] = tail
                     weights = row.weights[:, None] * column.weights
                     _accumulate(
                         pending[..., row.target, column.target], tile, group.weights, weights
@@ -149,8 +160,6 @@ def blend_tiles(
                 if progress is not None:
                     progress(done, total)
         assert pending is not None
-        if tail is not None:
-            pending[:, :, : tail.shape[2]] += tail
         last = index == len(groups) - 1
         ready = stop - start if last else groups[index + 1].target.start - start
         if ready:

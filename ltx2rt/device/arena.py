@@ -29,6 +29,10 @@ class Blocks(Protocol):
         """Bytes that are free."""
         ...
 
+    def gap(self) -> int:
+        """Bytes of the largest block that could be taken."""
+        ...
+
 
 class Arena:
     """A region of device memory, handed out first fit; the driver is not called.
@@ -79,6 +83,10 @@ class Arena:
         """See `Blocks`."""
         return sum(length for _, length in self._free)
 
+    def gap(self) -> int:
+        """See `Blocks`."""
+        return max((length for _, length in self._free), default=0)
+
 
 class OpenBlocks:
     """Blocks straight from the driver, without a plan: engines on their own."""
@@ -97,6 +105,10 @@ class OpenBlocks:
 
     def room(self) -> int:
         """See `Blocks`."""
+        return self._device.free_bytes()
+
+    def gap(self) -> int:
+        """See `Blocks`; the driver finds pages for it wherever they are."""
         return self._device.free_bytes()
 
 

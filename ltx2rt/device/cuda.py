@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt.device.device import Device, Event, Graph, Mark, Pinned, Stream
+from ltx2rt.device.device import Box, Device, Event, Graph, Mark, Pinned, Stream
 from ltx2rt.device.gpus import Gpu, check, driver_cuda, find_device, load_driver, local_gpu
 from ltx2rt.engine import Array
 from ltx2rt.errors import EngineError, UnsupportedError
@@ -46,6 +46,7 @@ class CudaDevice:
         device = self._core.Device(index)
         self.compute = _CudaStream(self, self._call(device.create_stream, options=options))
         self.upload = _CudaStream(self, self._call(device.create_stream, options=options))
+        self.download = _CudaStream(self, self._call(device.create_stream, options=options))
 
     def activate(self) -> None:
         """Make the context that of the calling thread: frames decode on a thread of their own."""
@@ -105,6 +106,30 @@ class CudaDevice:
         """See `Device`."""
         self._copy("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, stream)
 
+    def copy_within(self, to: int, source: int, size: int, stream: Stream) -> None:
+        """See `Device`."""
+        self._copy("cuMemcpyDtoDAsync", to, source, size, stream)
+
+    def copy_box(
+        self, to: Box, source: Box, row_bytes: int, rows: int, slices: int, stream: Stream
+    ) -> None:
+        """See `Device`."""
+        driver = self._driver
+        copy = driver.CUDA_MEMCPY3D()
+        copy.dstMemoryType = copy.srcMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.dstDevice, copy.dstPitch = to.address, to.row_pitch
+        copy.srcDevice, copy.srcPitch = source.address, source.row_pitch
+        copy.dstHeight = to.slice_pitch // to.row_pitch
+        copy.srcHeight = source.slice_pitch // source.row_pitch
+        copy.WidthInBytes, copy.Height, copy.Depth = row_bytes, rows, slices
+        handle = int(stream.handle)
+        self._call(lambda: check(driver, driver.cuMemcpy3DAsync(copy, handle)))
+
+    def clear(self, address: int, size: int, stream: Stream) -> None:
+        """See `Device`."""
+        handle, call = int(stream.handle), self._driver.cuMemsetD8Async
+        self._call(lambda: check(self._driver, call(address, 0, size, handle)))
+
     def capture(self, enqueue: Callable[[], object]) -> Graph:
         """See `Device`.
 
@@ -121,7 +146,7 @@ class CudaDevice:
 
     def close(self) -> None:
         """Free the streams."""
-        for stream in (self.compute, self.upload):
+        for stream in (self.compute, self.upload, self.download):
             stream.sync()
             self._call(stream.core.close)
 

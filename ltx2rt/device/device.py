@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ltx2rt.device.gpus import Gpu
 from ltx2rt.engine import Array
@@ -70,6 +70,16 @@ class Pinned(Protocol):
     def close(self) -> None: ...
 
 
+class Box(NamedTuple):
+    """Where rows lie that have gaps between them: the first one's address, and bytes from a row to
+    the next, from a slice of rows to the next (whole rows of them).
+    """
+
+    address: int
+    row_pitch: int
+    slice_pitch: int
+
+
 class Graph(Protocol):
     """Captured work: launched as one, with the addresses of its capture."""
 
@@ -83,7 +93,7 @@ class Graph(Protocol):
 class Device(Protocol):
     """One GPU. A context is current in the threads that called `activate`.
 
-    `compute` runs engines, `upload` carries weights meanwhile.
+    `compute` runs engines; meanwhile `upload` carries weights, `download` finished frames.
     """
 
     @property
@@ -94,6 +104,9 @@ class Device(Protocol):
 
     @property
     def upload(self) -> Stream: ...
+
+    @property
+    def download(self) -> Stream: ...
 
     def activate(self) -> None: ...
 
@@ -111,6 +124,20 @@ class Device(Protocol):
 
     def copy_out(self, array: Array, address: int, stream: Stream) -> None:
         """Enqueue a copy into contiguous host memory."""
+        ...
+
+    def copy_within(self, to: int, source: int, size: int, stream: Stream) -> None:
+        """Enqueue a copy on the device, of what does not overlap."""
+        ...
+
+    def copy_box(
+        self, to: Box, source: Box, row_bytes: int, rows: int, slices: int, stream: Stream
+    ) -> None:
+        """Enqueue a copy on the device of `slices` times `rows` rows."""
+        ...
+
+    def clear(self, address: int, size: int, stream: Stream) -> None:
+        """Enqueue writing zeros."""
         ...
 
     def capture(self, enqueue: Callable[[], object]) -> Graph:

@@ -7,6 +7,7 @@ Formula and constants: spec/media_io.md §2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ BLUE_DIFFERENCE = tuple(np.float32(v) for v in (-0.1146, -0.3854, 0.5))
 RED_DIFFERENCE = tuple(np.float32(v) for v in (0.5, -0.4542, -0.0458))
 
 U16 = NDArray[np.uint16]
+#: 8-bit frames: `i420` `[f, 3 * H / 2, W]` as `rgb_to_i420` gives them; `rgb` `[f, H, W, 3]`,
+#: truncated, or rounded as `to_uint8` does
+ByteForm = Literal["i420", "rgb", "rgb_rounded"]
 Frames = Array  # [f, H, W, 3], float in [0, 1] or uint8
 
 
@@ -98,6 +102,23 @@ def rgb_to_i420(frames: Frames) -> tuple[U8, int]:
         chroma[0] = _limited(_weigh(halved, BLUE_DIFFERENCE), 224, 128)
         chroma[1] = _limited(_weigh(halved, RED_DIFFERENCE), 224, 128)
     return out, not_numbers
+
+
+def cropped(frames: Array, height: int, width: int) -> Array:
+    """The upper left part of 8-bit frames of any `ByteForm`, or of floats; sides are even where
+    colours are shared.
+    """
+    if frames.ndim == 4:
+        return frames[:, :height, :width]
+    count, rows, columns = frames.shape
+    whole = rows * 2 // 3
+    if (whole, columns) == (height, width):
+        return frames
+    luma = frames[:, :height, :width].reshape(count, -1)
+    chroma = frames[:, whole:].reshape(count, 2, whole // 2, columns // 2)
+    shared = chroma[:, :, : height // 2, : width // 2].reshape(count, -1)
+    packed: Array = np.concatenate([luma, shared], axis=1)
+    return packed.reshape(count, height * 3 // 2, width)
 
 
 def rgb_to_yuv422p10(frame: Frames) -> tuple[tuple[U16, U16, U16], int]:

@@ -26,7 +26,15 @@ from ltx2rt.errors import MediaError, OptionError, ShapeError
 from ltx2rt.media import pyav as av
 from ltx2rt.media.audio import AudioTrack, audio_samples, check_rate, check_waveform
 from ltx2rt.media.audio import write_audio as write_audio
-from ltx2rt.media.color import U16, Frames, check_frames, rgb_to_i420, rgb_to_yuv422p10, to_uint8
+from ltx2rt.media.color import (
+    U16,
+    ByteForm,
+    Frames,
+    check_frames,
+    rgb_to_i420,
+    rgb_to_yuv422p10,
+    to_uint8,
+)
 from ltx2rt.media.encoding import VideoEncoding, sound_codec, stored_rate
 from ltx2rt.media.files import (
     VIDEO_FORMATS,
@@ -209,16 +217,25 @@ class VideoWriter:
         context.colorspace = context.color_primaries = context.color_trc = BT709
         return stream
 
+    @property
+    def byte_form(self) -> ByteForm | None:
+        """What frames become before they are encoded; None: numbers of more than 8 bits."""
+        forms: dict[str, ByteForm] = {"yuv420p": "i420", "bgr0": "rgb_rounded"}
+        return forms.get(self._row.pixels)
+
     def write(self, chunk: Frames) -> None:
         """Append frames and the sound that goes with them.
 
         Args:
-            chunk: `[f, H, W, 3]`, float in [0, 1] (clamped; NaN is black) or uint8.
+            chunk: `[f, H, W, 3]`, float in [0, 1] (clamped; NaN is black) or uint8; or I420, see
+                `write_i420`.
 
         Raises:
             ShapeError: not frames of the declared size.
             MediaError: the file cannot be written, e.g. the disk is full.
         """
+        if chunk.ndim == 3:
+            return self.write_i420(chunk)
         check_frames(chunk)
         self._check_size(chunk.shape[2], chunk.shape[1])
         for start in range(len(chunk)):  # one by one: bounds memory, and encoding overlaps

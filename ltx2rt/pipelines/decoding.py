@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx2rt.backends.device_frames import DeviceFrames
 from ltx2rt.bundle.source import ModelFacts
 from ltx2rt.components.decoder_tiles import Cells, DecoderOptions, auto_tiling
-from ltx2rt.components.finite import check_finite
-from ltx2rt.components.video_decoder import VideoDecoder
+from ltx2rt.components.finite import check_finite, not_finite
+from ltx2rt.components.video_decoder import Axes, Progress, VideoDecoder
 from ltx2rt.engine import Array
 from ltx2rt.latents.tiling import TilingConfig
+from ltx2rt.media.color import ByteForm
 from ltx2rt.names import (
     AUDIO_DECODER,
+    DEVICE_FRAMES,
     DIFFUSION_CONTEXT,
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
@@ -25,12 +29,17 @@ from ltx2rt.names import (
 from ltx2rt.pipelines.built_sizes import built_buckets
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job
-from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.gpu_noise import Generator
 
 
 def decode_video(
-    engines: Engines, generator: TorchGenerator, job: Job, latent: Array, tiling: str
-) -> Iterator[NDArray[np.float32]]:
+    engines: Engines,
+    generator: Generator,
+    job: Job,
+    latent: Array,
+    tiling: str,
+    form: ByteForm | None = None,
+) -> Iterator[Array]:
     """Chunks of float32 `[f, H, W, 3]` in [0, 1], finished ones while later tiles decode; the
     decoder is released. Other threads wait for their turn until the last one, or until the iterator
     is closed.
@@ -40,6 +49,8 @@ def decode_video(
             so that every decoding gives the same frames.
         latent: `[1, C, F, H, W]`.
         tiling: as `chosen_tiling` gave it.
+        form: bytes that will do: chunks are uint8 in this form where the decoder's device makes
+            them.
     """
 
     def on_tile(done: int, total: int) -> None:
@@ -50,13 +61,45 @@ def decode_video(
         job.report("decode video", 0, 1)
         decoder = engines.video_decoder()
         if isinstance(decoder, VideoDecoder):
+            axes = decoder.tiles(latent, chosen)
+            device = None if form is None else engines.device_frames()
+            against = _reason_against(device, latent, axes, allow_nan=allowed)
+            if form is not None and device is not None and against is None:
+                yield from _bytes(device, latent, axes, form, on_tile)
+                engines.release(VIDEO_DECODER, *DEVICE_FRAMES)
+                return
+            if device is not None:
+                job.report("decode video", 0, 1, f"on the host: {against}")
             chunks = decoder.decode(latent, chosen, on_tile)
         else:
             chunks = decoder.decode(latent, generator.copy().randn, chosen, on_tile)
         for chunk in chunks:
             check_finite("decode video", {"frames": chunk}, allowed=allowed)
             yield chunk
-        engines.release(VIDEO_DECODER, *DIFFUSION_DECODER)
+        engines.release(VIDEO_DECODER, *DEVICE_FRAMES, *DIFFUSION_DECODER)
+
+
+def _reason_against(
+    device: DeviceFrames | None, latent: Array, axes: Axes, *, allow_nan: bool
+) -> str | None:
+    """Why frames are blended on the host although a device decodes them; None: they are not. This
+    is the one place that decides.
+    """
+    if device is None:
+        return None
+    if allow_nan:
+        return "NaN is let through, and is counted there frame by frame"
+    return device.reason_against(latent, axes)
+
+
+def _bytes(
+    device: DeviceFrames, latent: Array, axes: Axes, form: ByteForm, progress: Progress
+) -> Iterator[Array]:
+    with closing(device.frames(latent, axes, form, progress)) as chunks:
+        for chunk, not_numbers in chunks:
+            if not_numbers:
+                raise not_finite("decode video", "frames")
+            yield chunk
 
 
 def chosen_tiling(source: ModelFacts, tiling: str, cells: Sequence[int]) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 
+from ltx2rt.backends.device_frames import DeviceFrames
 from ltx2rt.backends.stack import Stack
+from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.loader import Loader
@@ -31,6 +33,7 @@ from ltx2rt.lora.files import Lora
 from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
+    DEVICE_FRAMES,
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
     DURATION_HEAD,
@@ -208,6 +211,19 @@ class Engines:
         return VideoDecoder.from_options(
             self.engine(VIDEO_DECODER), self.source.options(VIDEO_DECODER)
         )
+
+    def device_frames(self) -> DeviceFrames | None:
+        """What finishes frames on the device that decodes them; None where none does, or the bundle
+        was built before there was one.
+        """
+        decoder = self.engine(VIDEO_DECODER)
+        if not isinstance(decoder, TrtEngine) or not self.source.has(*DEVICE_FRAMES):
+            return None
+        blend, rgb, i420 = (self.engine(name) for name in DEVICE_FRAMES)
+        assert isinstance(blend, TrtEngine)
+        assert isinstance(rgb, TrtEngine)
+        assert isinstance(i420, TrtEngine)
+        return DeviceFrames(decoder, blend, rgb, i420)
 
     def audio_encoder(self) -> AudioEncoder:
         options = self.source.options(AUDIO_ENCODER)

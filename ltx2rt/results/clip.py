@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import queue
-import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -20,11 +18,13 @@ from ltx2rt.engine import U8, Array
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.lora.files import Lora
+from ltx2rt.media.color import ByteForm, cropped
 from ltx2rt.media.encoding import VideoEncoding
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.pipelines.request import Request
 from ltx2rt.plain_data import absolute_path
 from ltx2rt.progress import Job
+from ltx2rt.results.prefetch import prefetch
 from ltx2rt.results.record import RECORD_TAG, Record, path_teller, record_text
 
 Frames = U8
@@ -39,8 +39,9 @@ class Clip:
         job: progress, cancelling and timings of this clip.
         latents: `stage_1.video`, `stage_1.audio`, ... as they left each stage, float32.
         video_latent, audio_latent: what the decoders get; None: the clip has no picture, no sound.
-        decode_video: job, latent and tiling (as `GenerationConfig.tiling`) to chunks of float32
-            `[f, H, W, 3]` in [0, 1]; its pipeline must stay open until the clip is decoded.
+        decode_video: job, latent, tiling (as `GenerationConfig.tiling`) and the form of bytes that
+            will do, or None, to chunks of float32 `[f, H, W, 3]` in [0, 1], or of those bytes; its
+            pipeline must stay open until the clip is decoded.
         decode_audio: job and latent to a waveform `[2, N]` and its rate in Hz.
         scale_factors: pixels per latent cell.
         sampling_rate: of decoded sound, in Hz.
@@ -61,7 +62,7 @@ class Clip:
     latents: Mapping[str, Array]
     video_latent: Array | None
     audio_latent: Array | None
-    decode_video: Callable[[Job, Array, str], Iterator[NDArray[np.float32]]]
+    decode_video: Callable[[Job, Array, str, ByteForm | None], Iterator[Array]]
     decode_audio: Callable[[Job, Array], tuple[NDArray[np.float32], int]]
     scale_factors: VideoScaleFactors
     sampling_rate: int
@@ -128,7 +129,7 @@ class Clip:
             print(chunk.shape, chunk.mean())
         ```
         """
-        return (to_uint8(chunk) for chunk in self.float_frames())
+        return (to_uint8(chunk) for chunk in self.frames_as("rgb"))
 
     def float_frames(self) -> Iterator[NDArray[np.float32]]:
         """Chunks of float32 `[f, H, W, 3]` in [0, 1]; finished frames come while later tiles
@@ -136,18 +137,23 @@ class Clip:
         """
         return self.decoded_frames()
 
-    def decoded_frames(self) -> Iterator[NDArray[np.float32]]:
-        """As `float_frames`: what the decoder gives, cropped."""
+    def frames_as(self, form: ByteForm | None) -> Iterator[Array]:
+        """As `float_frames`, but chunks are uint8 in that form where the decoder's device makes
+        them; not what a clip of high dynamic range holds.
+        """
+        return self.float_frames() if form is None or self.hdr else self.decoded_frames(form)
+
+    def decoded_frames(self, form: ByteForm | None = None) -> Iterator[Array]:
+        """As `frames_as`: what the decoder gives, cropped."""
         if self.video_latent is None:
             return
         frames, height, width = self._pixels()
         seen = kept = 0
-        for chunk in self.decode_video(self.job, self.video_latent, self.config.tiling):
-            chosen = chunk[-seen % self.frame_step :: self.frame_step, :height, :width]
-            chosen = chosen[: frames - kept]
+        for chunk in self.decode_video(self.job, self.video_latent, self.config.tiling, form):
+            chosen = chunk[-seen % self.frame_step :: self.frame_step][: frames - kept]
             seen, kept = seen + len(chunk), kept + len(chosen)
             if len(chosen):
-                yield chosen
+                yield cropped(chosen, height, width)
 
     def async_frames(self) -> AsyncIterator[Frames]:
         """As `frames`, for programs of asyncio: decoded on a thread of its own, while the loop goes
@@ -248,9 +254,10 @@ class Clip:
             metadata=self.tags(beside),
             encoding=encoding,
         ) as writer:
+            form = writer.byte_form if frames is None else None  # PNG files want other bytes
 
-            def written() -> Generator[NDArray[np.float32]]:
-                with closing(prefetch(self.float_frames())) as chunks:
+            def written() -> Generator[Array]:
+                with closing(prefetch(self.frames_as(form))) as chunks:
                     for chunk in chunks:
                         writer.write(chunk)
                         yield chunk
@@ -314,12 +321,12 @@ class Clip:
                     f"a .png file holds one frame, the clip has {self.num_frames}; write a .webp "
                     "or a video file, or single frames (save_frames)."
                 )
-            write_image(path, next(self.float_frames())[0], self.tags(path.parent))
+            write_image(path, next(self.frames_as("rgb_rounded"))[0], self.tags(path.parent))
         else:
             rate = exact_frame_rate(self.frame_rate)
             quality = encoding.quality if encoding else None
             text = self.tags(path.parent).get(RECORD_TAG, "")
-            with closing(prefetch(self.float_frames())) as chunks:
+            with closing(prefetch(self.frames_as("rgb_rounded"))) as chunks:
                 write_animation(path, chunks, self.num_frames, rate, text, quality)
         if frames is not None:
             self.save_frames(frames)
@@ -332,7 +339,7 @@ class Clip:
         """
         from ltx2rt.media.writer import write_frames
 
-        with closing(prefetch(self.float_frames())) as chunks:
+        with closing(prefetch(self.frames_as("rgb_rounded"))) as chunks:
             write_frames(folder, chunks, self.tags(Path(folder)))
 
     def save_audio(self, path: str | Path) -> None:
@@ -451,45 +458,8 @@ def lora_text(loras: Iterable[Lora], told: Callable[[Path], str] | None = None) 
     )
 
 
-def to_uint8(chunk: NDArray[np.float32]) -> Frames:
-    """8-bit RGB by truncation, as upstream does (spec/video_vae.md §4)."""
+def to_uint8(chunk: Array) -> Frames:
+    """8-bit RGB by truncation, as upstream does (spec/video_vae.md §4); uint8 stays as it is."""
+    if chunk.dtype == np.uint8:
+        return chunk
     return (np.clip(chunk, 0, 1) * np.float32(255)).astype(np.uint8)
-
-
-def prefetch(chunks: Iterator[Array], depth: int = 2) -> Generator[Array]:
-    """Run an iterator on its own thread, at most `depth` items ahead; its exceptions are raised
-    here. Closing it ends the thread.
-    """
-    items: queue.Queue[Array | BaseException | None] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: Array | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                return items.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def run() -> None:
-        try:
-            for chunk in chunks:
-                put(chunk)
-                if stop.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # handed to the consumer, which raises it
-            put(error)
-        finally:
-            if isinstance(chunks, Generator):  # what it holds is let go on the thread that took it
-                chunks.close()
-
-    thread = threading.Thread(target=run, name="decode", daemon=True)
-    thread.start()
-    try:
-        while (item := items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()

@@ -14,7 +14,8 @@ from ltx2rt.media.encoding import VideoEncoding
 from ltx2rt.media.exr import ExrFolder, exr_folder
 from ltx2rt.media.hdr import HdrFormat, srgb_signal
 from ltx2rt.media.writer import VideoWriter
-from ltx2rt.results.clip import Clip, prefetch
+from ltx2rt.results.clip import Clip
+from ltx2rt.results.prefetch import prefetch
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -21,7 +21,8 @@ from ltx2rt.names import TEXT_STACK, TRANSFORMER_STACK
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Cancelled, Job, Progress
-from ltx2rt.results.clip import Clip, prefetch, to_uint8
+from ltx2rt.results.clip import Clip, to_uint8
+from ltx2rt.results.prefetch import prefetch
 from ltx2rt.results.record import record_in
 from tests.parity.media_files import video_file
 from tests.tolerances import TOLERANCES

@@ -15,14 +15,15 @@ import ltx2rt_export.engines.build as engine_build
 from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.names import LORA_COMPONENTS
 from ltx2rt_export.component import Component
+from ltx2rt_export.device_graphs.graph_writer import ELEMENTS
 from ltx2rt_export.engines.builder import BuiltEngine, EngineRequest, OnStep
 from ltx2rt_export.engines.process import Outcome
-from ltx2rt_export.graph import DTYPE_NAMES, ExportedGraph, with_dtype
+from ltx2rt_export.graph import ExportedGraph, with_dtype
 from ltx2rt_export.onnx import TORCH_DTYPES, trace_shape
 from tests.parity.command_line import build_flags, graphs_as_exported, ltx2rt, use_export
 from tests.simulator.engine_program import Boundary, Program
 
-ELEM_TYPES = {name: elem for elem, name in DTYPE_NAMES.items()}
+DTYPE_NAMES = {element: name for name, element in ELEMENTS.items()}
 
 
 def build_engine_bundle(
@@ -135,17 +136,17 @@ def typed_component(component: Component, dtype: str) -> Component:
 def _type_boundary(model: onnx.ModelProto, component: Component) -> None:
     values = {v.name: v for v in (*model.graph.input, *model.graph.output)}
     for spec in (*component.inputs, *component.outputs):
-        values[spec.name].type.tensor_type.elem_type = ELEM_TYPES[spec.dtype]
+        values[spec.name].type.tensor_type.elem_type = ELEMENTS[spec.dtype]
 
 
 def _type_weights(model: onnx.ModelProto, component: Component, dtype: str) -> None:
     names = set(component.module.state_dict())
     for value in model.graph.input:
         if value.name in names and value.type.tensor_type.elem_type == TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = ELEM_TYPES[dtype]
+            value.type.tensor_type.elem_type = ELEMENTS[dtype]
     for tensor in model.graph.initializer:
         if tensor.name in names and tensor.data_type == TensorProto.FLOAT:
-            tensor.data_type = ELEM_TYPES[dtype]
+            tensor.data_type = ELEMENTS[dtype]
 
 
 def _boundary(value: onnx.ValueInfoProto) -> Boundary:

@@ -162,6 +162,23 @@ def test_fills_and_strided_copies(gpu: SimulatedDriver) -> None:
     assert c.read(x, 6) == [3, 5, 2, 3, 4, 5]
 
 
+def test_boxes_are_copied_slice_by_slice(gpu: SimulatedDriver) -> None:
+    """Two slices of two rows of one element, out of slices of three rows of two."""
+    c = Calls()
+    stream, x, y = c.stream(), c.floats(*range(12)), c.floats(*(0,) * 4)
+    copy = c.api.CUDA_MEMCPY3D()
+    copy.srcMemoryType = copy.dstMemoryType = c.api.CUmemorytype.CU_MEMORYTYPE_DEVICE
+    copy.srcDevice, copy.srcPitch, copy.srcHeight, copy.srcXInBytes, copy.srcY = x, 8, 3, 4, 1
+    copy.dstDevice, copy.dstPitch, copy.dstHeight = y, 4, 2
+    copy.WidthInBytes, copy.Height, copy.Depth = 4, 2, 2
+    c.cuMemcpy3DAsync(copy, stream)
+    c.cuStreamSynchronize(stream)
+    assert c.read(y, 4) == [3, 5, 9, 11]
+    copy.srcY = 2  # beyond the slice
+    with pytest.raises(CudaCallError, match="CUDA_ERROR_INVALID_VALUE"):
+        c.cuMemcpy3DAsync(copy, stream)
+
+
 def test_pools_allocate_and_free_in_stream_order(simulate: Simulate) -> None:
     gpu = simulate(memory_bytes=64 * KIB)
     c = Calls()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ltx2rt.bundle.memory_plan import STACKS
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device import staging
 from ltx2rt.engine import Array
+from ltx2rt.media.color import rgb_to_i420
 from tests.simulator.driver import Setup, simulated
 from tests.simulator.fixtures import EngineBundle, Simulate
 from tests.simulator.host_twin import use_host_engines
@@ -40,6 +41,7 @@ MATRIX = pytest.mark.simulator_matrix
 class Outcome:
     latents: Mapping[str, Array]
     frames: Array
+    packed: Array
     waveform: Array
 
 
@@ -49,7 +51,13 @@ def make_clip(bundle: Path, runtime: RuntimeConfig | None = None) -> Outcome:
     with ltx2rt.DistilledPipeline(source, runtime) as pipe:
         clip = pipe(prompt="a bell rings", height=64, width=64, num_frames=9, seed=3)
         frames = np.concatenate(list(clip.frames))
-        return Outcome(dict(clip.latents), frames, np.asarray(clip.audio))
+        packed = as_i420(clip.frames_as("i420"))
+        return Outcome(dict(clip.latents), frames, packed, np.asarray(clip.audio))
+
+
+def as_i420(chunks: Iterator[Array]) -> Array:
+    """As the encoder gets them, wherever they became bytes."""
+    return np.concatenate([c if c.ndim == 3 else rgb_to_i420(c)[0] for c in chunks])
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +77,7 @@ def assert_equal(found: Outcome, expected: Outcome) -> None:
     for name, latent in expected.latents.items():
         np.testing.assert_array_equal(found.latents[name], latent, err_msg=name)
     np.testing.assert_array_equal(found.frames, expected.frames)
+    np.testing.assert_array_equal(found.packed, expected.packed)
     np.testing.assert_array_equal(found.waveform, expected.waveform)
 
 

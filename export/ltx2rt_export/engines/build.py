@@ -25,7 +25,7 @@ from ltx2rt.progress import Job
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops.kernels import engine_facts, used_operators, write_kernels
-from ltx2rt_export.engines.activations import activation_bytes
+from ltx2rt_export.engines.activations import activation_bytes, graph_bytes
 from ltx2rt_export.engines.builder import EngineRequest
 from ltx2rt_export.engines.cache import EngineCache, cache_key
 from ltx2rt_export.engines.process import run_build
@@ -197,8 +197,8 @@ class EngineBuilder:
             targets=self.targets,
             precision=precision,
             weights="input" if bound else "constant",
-            inputs=_tensors(component.inputs),
-            outputs=_tensors(component.outputs),
+            inputs=manifest_tensors(component.inputs),
+            outputs=manifest_tensors(component.outputs),
             weight_inputs=bound,
             buckets=buckets,
             attentions=count_attentions(model),
@@ -211,7 +211,12 @@ class EngineBuilder:
             peak_memory_bytes=outcome.peak_memory_bytes,
             engine_bytes=outcome.built.engine_bytes,
             engine_sha256=file_sha256(engine),
-            activation_bytes=tuple(largest_activations(measured, b, graph.dtype) for b in buckets),
+            activation_bytes=tuple(
+                largest_activations(measured, b, graph.dtype)
+                if measured.module is not None or measured.shipped is not None
+                else graph_bytes(graph, largest_sizes(b))
+                for b in buckets
+            ),
         )
         self.cache.put(engine, info)
         return info
@@ -277,8 +282,13 @@ def largest_activations(component: Component, bucket: Bucket, dtype: str) -> int
     too, which are weights of a layer.
     """
     inputs = tuple(s for s in component.inputs if RANK not in s.shape)
-    sizes = {symbol: size[2] for symbol, size in bucket.sizes.items()}
-    return activation_bytes(dataclasses.replace(component, inputs=inputs), sizes, dtype)
+    small = dataclasses.replace(component, inputs=inputs)
+    return activation_bytes(small, largest_sizes(bucket), dtype)
+
+
+def largest_sizes(bucket: Bucket) -> dict[str, int]:
+    """Symbol -> its largest size."""
+    return {symbol: size[2] for symbol, size in bucket.sizes.items()}
 
 
 def engine_name(info: EngineInfo, variant: str = "", layer: int | None = None) -> str:
@@ -313,7 +323,8 @@ def _profile(inputs: tuple[TensorSpec, ...], bucket: Bucket) -> dict[str, Any]:
     }
 
 
-def _tensors(specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...]:
+def manifest_tensors(specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...]:
+    """A boundary as manifests and the files beside engines have it."""
     return tuple(Tensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in specs)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ltx2rt.backends.device_frames import SLICE_FRAMES
 from ltx2rt.bundle.buckets import SLOWEST_RATE, Bucket, Range
 from ltx2rt.components.decoder_tiles import (
     DEVICE_BYTES,
@@ -43,8 +44,11 @@ from ltx2rt.names import (
     TRANSFORMER_BLOCK_PLAIN,
     TRANSFORMER_HEAD,
     TRANSFORMER_TAIL,
+    VIDEO_BLEND,
     VIDEO_DECODER,
     VIDEO_ENCODER,
+    VIDEO_I420,
+    VIDEO_RGB,
     VOCODER,
 )
 from ltx2rt_export.engines.shapes import ClipShape
@@ -223,6 +227,31 @@ def _video_decoder(request: ProfileRequest) -> list[Bucket]:
     ]
 
 
+def _video_blend(request: ProfileRequest) -> list[Bucket]:
+    """The pixels of the tiles that the decoder takes."""
+    time, *sides = request.factors
+    buckets = []
+    for bucket in _video_decoder(request):
+        frames = tuple((n - 1) * time + 1 for n in bucket.sizes["Fl"])
+        rows, columns = (
+            tuple(n * factor for n in bucket.sizes[symbol])
+            for symbol, factor in zip(("Hl", "Wl"), sides, strict=True)
+        )
+        buckets.append(_bucket(bucket.name, F=frames, H=rows, W=columns))
+    return buckets
+
+
+def _finished_frames(request: ProfileRequest) -> list[Bucket]:
+    """Whole pictures, a few frames at a time."""
+    least = _least_cells(VIDEO_DECODER, request) * request.factors.height
+    buckets = []
+    for shape in request.stages():
+        rows, columns = _sides(shape.height, shape.width, least)
+        frames = (1, SLICE_FRAMES, SLICE_FRAMES)
+        buckets.append(_bucket(shape.name, F=frames, H=rows, W=columns))
+    return buckets
+
+
 def _least_cells(name: str, request: ProfileRequest) -> int:
     """Smallest side of a latent that a part of the video VAE takes."""
     return int(request.options.get(name, {}).get("min_latent_cells", 1))
@@ -372,6 +401,9 @@ RULES: dict[str, Rule] = {
     TRANSFORMER_TAIL: _transformer_ends,
     VIDEO_ENCODER: _video_encoder,
     VIDEO_DECODER: _video_decoder,
+    VIDEO_BLEND: _video_blend,
+    VIDEO_RGB: _finished_frames,
+    VIDEO_I420: _finished_frames,
     AUDIO_ENCODER: _audio_encoder,
     AUDIO_DECODER: _audio("Ta", lambda request: 1),
     VOCODER: _audio("M", _mel_per_latent),

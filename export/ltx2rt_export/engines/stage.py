@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,9 @@ from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import apply_custom_ops, operators_for, require_compiler
 from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
+from ltx2rt_export.device_graphs.table import device_graphs
 from ltx2rt_export.engines.bias_rank import with_wide_biases
-from ltx2rt_export.engines.build import EngineBuilder, open_builder
+from ltx2rt_export.engines.build import EngineBuilder, manifest_tensors, open_builder
 from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.engines.profiles import ProfileRequest
@@ -87,7 +89,9 @@ class EngineStage:
         )
         if builder is None:
             graph = use_linear_attention(graph)
-            inside = self.weights == "constant" or PRECISIONS[precision].inside
+            row = PRECISIONS[precision]
+            # what is converted at every use would be held converted
+            inside = row.inside or (self.weights == "constant" and row.stored is None)
             held = inside and graph.component.name in TRANSFORMER_BLOCKS
             return holding_layers(graph) if held else graph
         return with_wide_biases(fold_transposes(graph))
@@ -139,6 +143,33 @@ class EngineStage:
                 entry = dataclasses.replace(entry, engines=(built,))
                 done[name] = dataclasses.replace(done[name], unmasked=entry)
         return done
+
+    def add_device_graphs(
+        self, graphs: Sequence[ExportedGraph], bundle: Path, precision: str, job: Job
+    ) -> dict[str, ComponentEntry]:
+        """Entries of the graphs that run beside these components, with their engines; they and the
+        graphs are written into `bundle`. Nothing for ONNX Runtime.
+        """
+        entries: dict[str, ComponentEntry] = {}
+        if self.builder is None:
+            return entries
+        for graph in device_graphs([graph.component for graph in graphs]):
+            component, data = graph.component, graph.model.SerializeToString(deterministic=True)
+            place = f"graphs/{component.name}.onnx"
+            (bundle / place).write_bytes(data)
+            entries[component.name] = ComponentEntry(
+                graph=place,
+                graph_sha256=hashlib.sha256(data).hexdigest(),
+                precision=precision,
+                inputs=manifest_tensors(component.inputs),
+                outputs=manifest_tensors(component.outputs),
+                weight_binding="initializer",
+                transposed=(),
+                layers=({},),
+                options={},
+                engines=(self.builder.build(graph, precision, None, bundle, job),),
+            )
+        return entries
 
     def _engines(
         self,

@@ -131,6 +131,31 @@ CUresult cuMemcpy2DAsync(const CUDA_MEMCPY2D *c, CUstream stream) {
                      c->Height, NULL);
 }
 
+/* One operation a slice: between its rows, and between slices, nothing is touched. */
+CUresult cuMemcpy3DAsync(const CUDA_MEMCPY3D *c, CUstream stream) {
+    ENTER_CONTEXT;
+    if (c->dstMemoryType == CU_MEMORYTYPE_ARRAY || c->srcMemoryType == CU_MEMORYTYPE_ARRAY)
+        return CUDA_ERROR_NOT_SUPPORTED;
+    uint64_t to_pitch = c->dstPitch ? c->dstPitch : c->WidthInBytes;
+    uint64_t from_pitch = c->srcPitch ? c->srcPitch : c->WidthInBytes;
+    uint64_t to_height = c->dstHeight ? c->dstHeight : c->Height;
+    uint64_t from_height = c->srcHeight ? c->srcHeight : c->Height;
+    if (to_pitch < c->dstXInBytes + c->WidthInBytes || to_height < c->dstY + c->Height)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (from_pitch < c->srcXInBytes + c->WidthInBytes || from_height < c->srcY + c->Height)
+        return CUDA_ERROR_INVALID_VALUE;
+    uint64_t to = side(c->dstMemoryType, c->dstHost, c->dstDevice);
+    uint64_t from = side(c->srcMemoryType, c->srcHost, c->srcDevice);
+    to += (c->dstZ * to_height + c->dstY) * to_pitch + c->dstXInBytes;
+    from += (c->srcZ * from_height + c->srcY) * from_pitch + c->srcXInBytes;
+    CUresult result = CUDA_SUCCESS;
+    for (uint64_t slice = 0; slice < c->Depth && !result; slice++)
+        result = copy_rows(find_stream(stream), to + slice * to_height * to_pitch, to_pitch,
+                           from + slice * from_height * from_pitch, from_pitch, c->WidthInBytes,
+                           c->Height, NULL);
+    return result;
+}
+
 static CUresult fill(Stream *stream, uint64_t to, uint64_t pitch, uint32_t value, uint32_t width,
                      uint64_t columns, uint64_t rows, Op **made) {
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;

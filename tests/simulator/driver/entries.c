@@ -51,7 +51,7 @@ CUresult cuGetErrorString(CUresult error, const char **text) {
     each(cuMemHostUnregister) each(cuMemHostGetDevicePointer) each(cuMemHostGetFlags)             \
     each(cuMemcpyHtoDAsync) each(cuMemcpyDtoHAsync) each(cuMemcpyDtoDAsync) each(cuMemcpyAsync)   \
     each(cuMemcpyPeerAsync) each(cuMemcpyHtoD) each(cuMemcpyDtoH) each(cuMemcpyDtoD)              \
-    each(cuMemcpy) each(cuMemcpy2DAsync)                                                          \
+    each(cuMemcpy) each(cuMemcpy2DAsync) each(cuMemcpy3DAsync)                                    \
     each(cuMemsetD8Async) each(cuMemsetD16Async) each(cuMemsetD32Async)                           \
     each(cuMemsetD2D8Async) each(cuMemsetD2D16Async) each(cuMemsetD2D32Async)                     \
     each(cuMemsetD8) each(cuMemsetD16) each(cuMemsetD32)                                          \
