@@ -22,7 +22,8 @@ from tests.unit.test_batch_devices import make
 pytestmark = pytest.mark.server
 
 TINY = {
-    "height": 64, "width": 64, "num_frames": 9, "sigmas": [1.0, 0.5, 0.0], "stage_2_sigmas": [0.5, 0.0],
+    "height": 64, "width": 64, "num_frames": 9,
+    "sigmas": [1.0, 0.5, 0.0], "stage_2_sigmas": [0.5, 0.0],
 }  # fmt: skip
 
 
