@@ -87,6 +87,19 @@ def read_audio(
     Raises:
         MediaError: missing, damaged, without an audio stream, or it ends before the window.
     """
+    wave, rate = _read(path, start_s, max_duration_s)
+    if not wave.size:
+        raise MediaError(f"'{path}' has no sound from {start_s} seconds on.")
+    return np.ascontiguousarray(wave), rate
+
+
+def read_padded_audio(path: str | Path, start_s: float, seconds: float) -> tuple[F32, int]:
+    """As `read_audio`, and silence where it has ended: `[channels, round(seconds * rate)]`."""
+    wave, rate = _read(path, start_s, seconds)
+    return np.pad(wave, ((0, 0), (0, round(seconds * rate) - wave.shape[1]))), rate
+
+
+def _read(path: str | Path, start_s: float, max_duration_s: float | None) -> tuple[F32, int]:
     zero = start_of(path)
     with reading(path, "audio") as container:
         stream = audio_stream(container, path)
@@ -97,9 +110,7 @@ def read_audio(
             wave = _window(container, stream, path, zero, first, length)
         else:  # a failed search leaves nothing to read
             wave = read_audio(path)[0][:, first:][:, :length]
-    if not wave.size:
-        raise MediaError(f"'{path}' has no sound from {start_s} seconds on.")
-    return np.ascontiguousarray(wave), rate
+    return wave, rate
 
 
 def _window(
