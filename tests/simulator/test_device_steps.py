@@ -1,4 +1,4 @@
-"""Steps taken on the simulated GPU: latents stay there through a stage, with the numbers of numpy."""
+"""Steps taken on the simulated GPU: latents stay there through a stage, with numpy's numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from PIL import Image
 import ltx2rt
 from ltx2rt.backends.device_steps import DeviceLatents
 from ltx2rt.components import device_sampling, diffusion_stage
+from ltx2rt.components.preview import LatentColours
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device import cuda
 from ltx2rt.engine import F32, Array
 from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.latents.state import LatentState, make_audio_state
+from ltx2rt.pipelines import engines
 from ltx2rt.progress import Progress
 from ltx2rt.sampling.guidance import GuiderParams, guided
 from ltx2rt.sampling.samplers import (
@@ -220,10 +222,15 @@ def test_what_needs_the_host_says_so(
 
 
 def test_previews_and_cancelling(
-    simulate: Simulate, engine_bundle: EngineBundle, asked: list[str | None]
+    simulate: Simulate,
+    engine_bundle: EngineBundle,
+    asked: list[str | None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = engine_bundle("bf16")
     gpu = simulate(memory_bytes=1 << 30)
+    grey = LatentColours(weights=np.zeros((128, 3), np.float32), bias=np.ones(3, np.float32))
+    monkeypatch.setattr(engines, "fit_colours", lambda encoder: grey)  # it takes 256 pixels
     shown: list[int] = []
     make(bundle, job=ltx2rt.Job(on_preview=lambda preview: shown.append(preview.step)))
     assert shown == [1, 2, 3]
@@ -253,11 +260,11 @@ def wrong_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 def dropped_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of whole noise: nothing is pulled to clean tokens."""
     hold = DeviceLatents._hold
-    monkeypatch.setattr(
-        DeviceLatents,
-        "_hold",
-        lambda self, x, clean, mask: hold(self, x, clean, np.ones_like(mask)),
-    )
+
+    def unmasked(self: Any, latent: Array, clean: Array, mask: Array) -> Any:
+        return hold(self, latent, clean, np.ones_like(mask))
+
+    monkeypatch.setattr(DeviceLatents, "_hold", unmasked)
 
 
 @pytest.mark.parametrize("mistake", [stale_latent, wrong_pass, dropped_mask])
