@@ -16,6 +16,7 @@ from ltx2rt.latents.frame_sizes import frame_size
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
+from ltx2rt.sampling.gpu_noise import noise_problems
 from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
 from ltx2rt.sampling.samplers import SAMPLERS, Sampler
 from ltx2rt.sampling.schedules import SCHEDULERS, Scheduler, sigma_table
@@ -238,6 +239,9 @@ class GenerationConfig:
         prompt: describes the clip; may be left out where `embeddings` are given, and by pipelines
             that need none.
         seed: of all noise.
+        noise: whose generator draws it: `cpu` (the same noise everywhere), or as the official
+            pipelines have it on a GPU, by name (`h100`) or by its multiprocessors and their
+            threads (`132x2048`).
         height, width: pixels.
         num_frames: pixel frames, or an `AutoDuration` (LTX-2.5): the model then chooses them for
             the prompt.
@@ -272,6 +276,7 @@ class GenerationConfig:
 
     prompt: str = ""
     seed: int = 10
+    noise: str = "cpu"
     height: int = 1024
     width: int = 1536
     num_frames: int | AutoDuration = 121
@@ -306,6 +311,7 @@ class GenerationConfig:
             problems.append("the prompt is not valid UTF-8 text")
         if not -(2**63) <= self.seed < 2**64:
             problems.append(Problem(Field("seed"), f"={self.seed} does not fit 64 bits"))
+        problems += noise_problems(self.noise)
         if not (math.isfinite(self.frame_rate) and 1 <= self.frame_rate <= 240):
             problems.append(Problem(Field("frame_rate"), f"={self.frame_rate} is not in [1, 240]"))
         if self.hdr not in (None, *HDR_MODES):

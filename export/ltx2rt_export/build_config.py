@@ -165,20 +165,22 @@ class BuildConfig:
                 problems.append(f"{name}={value!r}; allowed: {names}")
         row = PRECISIONS.get(self.precision)
         if self.backend == "onnxruntime":
-            for name, known in (
-                (self.precision, tuple(PRECISIONS)),
-                (self.text_precision or "", TEXT_PRECISIONS),
+            run = [p.name for p in PRECISIONS.values() if p.on_onnxruntime]
+            text = [name for name in TEXT_PRECISIONS if not PRECISIONS[name].inside]
+            for name, known, usable in (
+                (self.precision, tuple(PRECISIONS), run),
+                (self.text_precision or "", TEXT_PRECISIONS, [n for n in text if n in run]),
             ):
-                if name in known and not PRECISIONS[name].on_onnxruntime:
-                    run = [n for n in known if PRECISIONS[n].on_onnxruntime]
+                if name in known and name not in usable:
                     problems.append(
-                        f"backend onnxruntime runs no {name}; allowed: {', '.join(run)}"
+                        f"backend onnxruntime runs no {name}; allowed: {', '.join(usable)}"
                     )
         if self.backend in APIS and row is not None and not row.on_gpu:
             run = [p.name for p in PRECISIONS.values() if p.on_gpu]
             problems.append(f"backend {self.backend} runs no {row.name}; allowed: {', '.join(run)}")
         inside = self.weights == "constant"
-        if self.lora_inputs and (inside or (row is not None and row.inside)):
+        held = self.backend == "onnxruntime" and row is not None and row.inside
+        if self.lora_inputs and (inside or held):
             problems.append(
                 f"lora_inputs needs weights that are inputs, and {self.precision} has them inside"
                 if not inside

@@ -26,8 +26,8 @@ ELEMENT_TYPES = {
     "tensor(bfloat16)": 16,
     "tensor(float8e4m3fn)": 17,
 }
-#: input types that numpy does not have; they travel as bytes
-BYTE_TYPES = {name: ELEMENT_TYPES[name] for name in ("tensor(float8e4m3fn)",)}
+#: input types that numpy does not have; they travel as integers of their size
+BYTE_TYPES = {n: ELEMENT_TYPES[n] for n in ("tensor(float8e4m3fn)", "tensor(bfloat16)")}
 
 
 #: where the data of graphs would be looked for, which is nowhere
@@ -84,6 +84,8 @@ def new_session(
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     # without this, sums of 8-bit products saturate on CPUs without VNNI; weights inside only
     settings.add_session_config_entry("session.x64quantprecision", "1")
+    # linears of 4-bit constants: activations stay in float32, not in 8 bits
+    settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if copied:
         contents = [
             np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in initializers.values()

@@ -137,6 +137,11 @@ ROWS: Mapping[str, dict[str, Any]] = {
     "config.stage_2_sigmas": {
         "group": SAMPLING, "help": "noise levels of stage 2, falling, ending in 0"
     },
+    "config.noise": {
+        "group": SAMPLING, "metavar": "GPU", "help": "draw noise as the official pipelines do on "
+        "this GPU: a100, h100, h200, b200, rtx4090, rtx5090, or multiprocessors and threads of "
+        "each (132x2048); default: cpu, the same noise everywhere",
+    },
     "config.stage_2_tile": {
         "metavar": "SIZE", "help": "stage 2 in overlapping tiles no larger than this, such as "
         "1920x1088 or 1080p: for 1440p and 4k"

@@ -30,7 +30,7 @@ from ltx2rt.latents.state import (
 )
 from ltx2rt.latents.streams import Streams
 from ltx2rt.progress import Job, Preview
-from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.gpu_noise import CPU, Generator, make_generator
 from ltx2rt.sampling.res_2s import (
     STEP_SEED,
     SUBSTEP_SEED,
@@ -106,6 +106,7 @@ class StageRequest:
         video, audio: what to do with each modality; None leaves it out (one at least is given).
         sampler: how steps are taken.
         ancestral_seed, ancestral_eta: the own noise of the ancestral sampler and of CFG++.
+        noise: whose generator draws the own noise of samplers; see `GenerationConfig`.
         overrides: what the user wants of this stage; None: the stage has its own ways.
     """
 
@@ -118,6 +119,7 @@ class StageRequest:
     sampler: Sampler = "euler"
     ancestral_seed: int = 0
     ancestral_eta: float = 1.0
+    noise: str = CPU
     overrides: StageOverrides | None = None
 
     def overridden(self) -> StageRequest:
@@ -172,7 +174,7 @@ def run_stage(
     request: StageRequest,
     transformer: Transformer,
     context: TextContext,
-    generator: TorchGenerator,
+    generator: Generator,
     job: Job,
     trace: StageTrace | None = None,
     guidance: Guidance | None = None,
@@ -326,7 +328,8 @@ def _sample(
     tracer: StageTracer | None,
     on_step: OnStep,
 ) -> States:
-    draw, eta = TorchGenerator(request.ancestral_seed).randn, request.ancestral_eta
+    own = make_generator(request.ancestral_seed, request.noise)
+    draw, eta = own.randn, request.ancestral_eta
     match request.sampler:
         case "euler":
             return sample_euler(denoise, states, sigmas, on_step=on_step)
@@ -339,7 +342,10 @@ def _sample(
                 denoise, unconditional.__getitem__, states, sigmas, draw, eta=eta, on_step=on_step
             )
         case "res_2s":
-            step, substep = (normalised_noise_source(seed) for seed in (STEP_SEED, SUBSTEP_SEED))
+            step, substep = (
+                normalised_noise_source(make_generator(seed, request.noise))
+                for seed in (STEP_SEED, SUBSTEP_SEED)
+            )
             if tracer is not None:
                 step, substep = tracer.draw(step), tracer.draw(substep)
             options = Res2s(dtype=next(state.dtype for _, state in states.items()))

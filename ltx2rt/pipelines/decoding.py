@@ -29,12 +29,12 @@ from ltx2rt.names import (
 from ltx2rt.pipelines.built_sizes import built_buckets
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job
-from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.gpu_noise import Generator
 
 
 def decode_video(
     engines: Engines,
-    generator: TorchGenerator,
+    generator: Generator,
     job: Job,
     latent: Array,
     tiling: str,

@@ -12,7 +12,7 @@ from ltx2rt.field_types import settle_types
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import open_lora
-from ltx2rt.lora.metadata import file_reference_factors, reference_downscale_problems
+from ltx2rt.lora.metadata import reference_downscale_problems, reference_factors
 from ltx2rt.media.reader import probe_video
 from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
 from ltx2rt.pipelines.base import Pipeline
@@ -67,8 +67,9 @@ class DubItInputs:
 
 
 class DubItPipeline(Pipeline):
-    """Make a clip anew that follows a clip and its voice, with a distilled model and one IC-LoRA
-    in both stages. Stage 1 speaks; stage 2 sees its sound and refines the picture.
+    """Make a clip anew that follows a clip and its voice, with a distilled model and an IC-LoRA
+    (and what other LoRAs are named) in both stages. Stage 1 speaks; stage 2 sees its sound and
+    refines the picture.
     """
 
     name: ClassVar[str] = "dub-it"
@@ -112,16 +113,10 @@ class DubItPipeline(Pipeline):
 
     @classmethod
     def problems(cls, request: Request) -> list[str]:
-        """Also another number of LoRAs than one."""
-        problems, count = super().problems(request), len(request.config.loras)
-        if count != 1:
-            problems.append(
-                Problem(
-                    "it needs exactly one LoRA (",
-                    Field("loras"),
-                    f"), its IC-LoRA; {count} were given",
-                )
-            )
+        """Also that no LoRA is named."""
+        problems = super().problems(request)
+        if not request.config.loras:
+            problems.append(Problem("it needs an IC-LoRA for dubbing (", Field("loras"), ")"))
         return problems
 
     def prepare(self, request: Request) -> Request:
@@ -129,7 +124,8 @@ class DubItPipeline(Pipeline):
 
         Raises:
             MediaError: the reference cannot be read, or is silent.
-            OptionError: not one LoRA, or a size that its reference does not divide.
+            OptionError: no LoRA, LoRAs that want different references, or a size that the reference
+                does not divide.
             CheckpointError: the LoRA cannot be read.
         """
         own: DubItInputs = request.inputs
@@ -195,8 +191,8 @@ class DubItPipeline(Pipeline):
 
 
 def _downscale(request: Request) -> int:
-    """How much smaller than the clip the LoRA wants the reference; that it may want it slower too
+    """How much smaller than the clip the LoRAs want the reference; that they may want it slower too
     means nothing here.
     """
-    file = open_lora(request.config.loras[0].path)
-    return request.inputs.reference_downscale or file_reference_factors(file)[0]
+    files = [open_lora(lora.path) for lora in request.config.loras]
+    return reference_factors(files, request.inputs.reference_downscale)[0]

@@ -45,7 +45,7 @@ from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 from ltx2rt.results.latent_file import LatentFile
 from ltx2rt.results.stage_store import StageStore
-from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.gpu_noise import Generator, make_generator
 from ltx2rt.sampling.samplers import Sampler
 from ltx2rt.sampling.schedules import STAGE2_DISTILLED
 
@@ -89,7 +89,7 @@ class Run:
         self.request = request
         self.job = job
         self.trace = trace
-        self.generator = TorchGenerator(request.config.seed)
+        self.generator = make_generator(request.config.seed, request.config.noise)
         self.store = store
         self.check_sizes = check_sizes
         self.latents: dict[str, Array] = {}
@@ -238,7 +238,7 @@ class Run:
         ancestral_seed: int = 0,
         ancestral_eta: float = 1.0,
         frame_rate: float | None = None,
-        generator: TorchGenerator | None = None,
+        generator: Generator | None = None,
         identity: float = 0.0,
     ) -> StageResult:
         """Run one stage and keep its latents. A stage that the run's store has is not run again.
@@ -263,6 +263,7 @@ class Run:
             sampler=sampler,
             ancestral_seed=ancestral_seed,
             ancestral_eta=ancestral_eta,
+            noise=self.config.noise,
             overrides=overrides,
         ).overridden()
         if name in self.stages:  # kept stages are known by their names
@@ -289,7 +290,7 @@ class Run:
         request: StageRequest,
         loras: Sequence[Lora],
         context: TextContext,
-        generator: TorchGenerator,
+        generator: Generator,
         guidance: Guidance | None,
         identity: float,
     ) -> StageResult:
@@ -312,7 +313,7 @@ class Run:
         named = {f"the {name} latent": array for name, array in latents.items()}
         check_finite(where, named, allowed=self.engines.runtime.allow_nan)
 
-    def _given(self, request: StageRequest, generator: TorchGenerator) -> StageResult | None:
+    def _given(self, request: StageRequest, generator: Generator) -> StageResult | None:
         """A first stage that a file holds; with its seed, the generator goes on after it.
 
         Raises:
@@ -331,13 +332,15 @@ class Run:
                     f"{asked and asked.shape.sizes}; leave size and length out to take the file's."
                 )
         state = file.generator("stage_1")
-        if state is not None and file.record.request.config.seed == self.config.seed:
+        kept = file.record.request.config
+        same = (kept.seed, kept.noise) == (self.config.seed, self.config.noise)
+        if state is not None and same:
             generator.state = state
         self.stages["stage_1"]["latents"] = str(file.path)
         self.job.report("stage_1", 1, 1, f"taken from {file.path}")
         return StageResult(**{"video": None, "audio": None, **found})
 
-    def _kept(self, name: str, generator: TorchGenerator) -> StageResult | None:
+    def _kept(self, name: str, generator: Generator) -> StageResult | None:
         """What a run that was cut off had of this stage; `generator` goes on after it."""
         kept = self.kept(name, self.stages[name], generator)
         if kept is None:
@@ -346,7 +349,7 @@ class Run:
         return StageResult(**{"video": None, "audio": None, **kept})
 
     def kept(
-        self, name: str, facts: Mapping[str, Any], generator: TorchGenerator | None = None
+        self, name: str, facts: Mapping[str, Any], generator: Generator | None = None
     ) -> dict[str, Array] | None:
         """Arrays that a run that was cut off had of a stage; see `StageStore.load`."""
         return None if self.store is None else self.store.load(name, facts, generator)
@@ -455,7 +458,7 @@ class Run:
                 audio=audio,
                 overrides=self.stage_2_overrides,
                 sampler=sampler,
-                generator=TorchGenerator(self.config.seed + index),
+                generator=make_generator(self.config.seed + index, self.config.noise),
             )
             assert refined.video is not None
             time, row, column = (axis.weights for axis in tile)

@@ -33,6 +33,7 @@ class GenerationOptions(TypedDict, total=False):
 
     prompt: str
     seed: int
+    noise: str
     height: int
     width: int
     num_frames: int | AutoDuration

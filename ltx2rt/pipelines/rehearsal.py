@@ -50,7 +50,7 @@ from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 from ltx2rt.results.clip import Clip
-from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.gpu_noise import Generator
 from ltx2rt.sampling.schedules import sigma_table
 
 
@@ -159,7 +159,7 @@ class Rehearsal(Run):
         request: StageRequest,
         loras: Sequence[Lora],
         context: TextContext,
-        generator: TorchGenerator,
+        generator: Generator,
         guidance: Guidance | None,
         identity: float,
     ) -> StageResult:

@@ -18,7 +18,7 @@ from ltx2rt.errors import CheckpointError, Field, OptionError, Problem
 from ltx2rt.partial import remove_all_leftovers
 from ltx2rt.plain_data import named_files, parse_json
 from ltx2rt.results.record import Record, changes, flattened, request_key
-from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.gpu_noise import Generator
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
 
@@ -51,7 +51,7 @@ class StageStore:
                 path.unlink()
 
     def load(
-        self, stage: str, facts: Mapping[str, Any], generator: TorchGenerator | None = None
+        self, stage: str, facts: Mapping[str, Any], generator: Generator | None = None
     ) -> dict[str, Array] | None:
         """Arrays of a finished stage, None if it is not finished; `generator` goes on after it.
 
@@ -79,7 +79,7 @@ class StageStore:
         stage: str,
         facts: Mapping[str, Any],
         tensors: Mapping[str, Array],
-        generator: TorchGenerator | None = None,
+        generator: Generator | None = None,
     ) -> None:
         """Keep a finished stage; the file appears whole or not at all."""
         states = {} if generator is None else {_GENERATOR: generator.state}

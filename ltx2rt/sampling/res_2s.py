@@ -16,7 +16,7 @@ import numpy as np
 from ltx2rt.engine import F32, F64, Array
 from ltx2rt.latents.state import LatentState
 from ltx2rt.latents.streams import Streams
-from ltx2rt.sampling.noise import TorchGenerator
+from ltx2rt.sampling.gpu_noise import Generator
 from ltx2rt.sampling.samplers import (
     Denoise,
     DrawNoise,
@@ -62,9 +62,8 @@ def normalise_noise(noise: F64) -> F64:
     return normalised
 
 
-def normalised_noise_source(seed: int) -> DrawNoise:
+def normalised_noise_source(generator: Generator) -> DrawNoise:
     """A stream of normalised float64 noise."""
-    generator = TorchGenerator(seed)
     return lambda shape: normalise_noise(generator.randn(shape, "float64"))
 
 

@@ -26,6 +26,8 @@ class Precision:
         on_cpu: ONNX Runtime runs it on a CPU, with float32 for all that is not quantised.
         on_gpu: there are engines for GPUs.
         inside: on a CPU, its weights have to be inside engines: one a layer.
+        stored: dtype in which transformer blocks take the weights of their linears, to compute in
+            `dtype`; None: the same.
         tolerance: largest relative RMS error of a component's engine against float32 (`ltx2rt
             verify`): about twice what emulations of random models lose in their worst block.
     """
@@ -39,6 +41,7 @@ class Precision:
     on_cpu: bool = False
     on_gpu: bool = True
     inside: bool = False
+    stored: str | None = None
     tolerance: float
 
     @property
@@ -57,6 +60,16 @@ PRECISIONS: dict[str, Precision] = {
             weight_bytes=4,
             on_cpu=True,
             tolerance=1e-5,  # docs/debug_accuracy.md, rung 2
+        ),
+        Precision(
+            name="bf16-wo",
+            dtype="float32",
+            min_sm=0,
+            weight_bytes=2,
+            on_cpu=True,
+            on_gpu=False,
+            stored="bfloat16",
+            tolerance=1e-2,  # of a file in float32; one in bfloat16 loses nothing
         ),
         Precision(name="bf16", dtype="bfloat16", min_sm=80, weight_bytes=2, tolerance=4e-2),
         Precision(name="fp16", dtype="float16", min_sm=75, weight_bytes=2, tolerance=1e-2),
@@ -123,6 +136,8 @@ PRECISIONS: dict[str, Precision] = {
             format=INT4,
             weight_bytes=0.53125,
             text=True,
+            on_cpu=True,
+            inside=True,
             tolerance=0.3,
         ),
     )
@@ -148,4 +163,14 @@ def precision_of(name: str) -> Precision:
 
 def float_precision(dtype: str) -> Precision:
     """The row that leaves all weights in a dtype."""
-    return next(row for row in PRECISIONS.values() if row.format is None and row.dtype == dtype)
+    rows = (row for row in PRECISIONS.values() if row.format is None and row.stored is None)
+    return next(row for row in rows if row.dtype == dtype)
+
+
+def plain_precision(precision: str, dtype: str) -> Precision:
+    """The row of layers that a precision leaves alone, which compute in `dtype`: on a CPU they take
+    weights in 16 bits beside those that have theirs inside.
+    """
+    if PRECISIONS[precision].inside and dtype == "float32":
+        return next(row for row in PRECISIONS.values() if row.stored)
+    return float_precision(dtype)

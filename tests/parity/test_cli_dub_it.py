@@ -42,7 +42,9 @@ def latents(bundle: Path, lora: Path, target: Path, *flags: object) -> dict[str,
     return {name: maps.raw(entry).copy() for name, entry in SafetensorsFile(saved).items()}
 
 
-def test_frames_and_rate_are_the_reference_s(demo_bundle: Path, lora: Path, folder: Path) -> None:
+def test_frames_and_rate_are_the_reference_s(
+    demo_bundle: Path, demo_model: dict[str, Path], lora: Path, folder: Path
+) -> None:
     source = video_file(folder / "source.mp4", 12, 96, 64, 25.0)
     made = latents(demo_bundle, lora, folder / "a.mp4", "--reference-video", source)
     info = probe_video(folder / "a.mp4")
@@ -52,6 +54,13 @@ def test_frames_and_rate_are_the_reference_s(demo_bundle: Path, lora: Path, fold
     assert made["stage_1.audio"].shape == (1, 8, 9, 16)
     # stage 2 sees the sound of stage 1 and leaves it alone
     np.testing.assert_array_equal(made["stage_1.audio"], made["stage_2.audio"])
+    # a second LoRA changes the picture, the first one says how large the reference is
+    other = write_demo_lora(folder / "style.safetensors", demo_model, 1, {})
+    styled = latents(
+        demo_bundle, lora, folder / "c.mp4", "--reference-video", source, "--lora", f"{other}:0.7"
+    )
+    assert styled["stage_1.video"].shape == made["stage_1.video"].shape
+    assert np.abs(styled["stage_2.video"] - made["stage_2.video"]).max() > 1e-3
     weaker = latents(
         demo_bundle, lora, folder / "b.mp4", "--reference-video", source,
         "--reference-strength", 0.5,
@@ -70,7 +79,7 @@ def test_frames_and_rate_are_the_reference_s(demo_bundle: Path, lora: Path, fold
             ("--reference-video", "ok.mp4", "--reference-strength", 1.5),
             ["strength=1.5", "is not in [0, 1]"],
         ),
-        (("--reference-video", "ok.mp4", "--lora", "x"), ["exactly one LoRA", "2 were given"]),
+        (("--reference-video", "ok.mp4", "--lora", "full.safetensors"), ["different spatial"]),
         (
             ("--reference-video", "ok.mp4", "--num-frames", 9, "--frame-rate", 25),
             ["has no use for --num-frames", "has no use for --frame-rate"],
@@ -83,9 +92,12 @@ def test_refused_before_anything_is_loaded(
     demo_bundle: Path,
     lora: Path,
     tmp_path: Path,
+    demo_model: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    factor = {"reference_downscale_factor": "4"}
+    write_demo_lora(tmp_path / "full.safetensors", demo_model, 2, factor)
     sound_file(tmp_path / "tone.wav", 0.5)
     video_file(tmp_path / "ok.mp4", 9)
     video_file(tmp_path / "silent.mp4", 9, sound=False)

@@ -1,4 +1,6 @@
-"""ONNX Runtime with weights inside: `--weights constant`, and 8-bit arithmetic, which wants it."""
+"""How ONNX Runtime on a CPU holds weights of layers: inside a session (`--weights constant`, some
+precisions), or as inputs in 16 bits.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ import pytest
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.bundle.loader import Loader
+from ltx2rt.bundle.manifest import UNMASKED
+from ltx2rt.bundle.memory import layer_bytes
 from ltx2rt.config import GenerationConfig, RuntimeConfig
-from ltx2rt.engine import Array
+from ltx2rt.engine import Array, TensorSpec
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.lora.files import Lora
 from ltx2rt.names import TRANSFORMER_BLOCK, TRANSFORMER_BLOCK_PLAIN, TRANSFORMER_STACK
@@ -40,37 +44,55 @@ def build(target: Path, model: Mapping[str, Path], *flags: str) -> Bundle:
 
 @pytest.fixture(scope="module")
 def int8(demo_model: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Two blocks in 8 bits and one in float32."""
+    """Two blocks in 8 bits and one in 16."""
     target = tmp_path_factory.mktemp("int8") / "b"
     return build(target, demo_model, "--precision", "int8", "--plain-layers", "1")
 
 
-def test_inside_or_bound_the_numbers_are_the_same(
-    demo_model: dict[str, Path], demo_bundle: Path, tmp_path: Path
+STACK = ",".join(n for n in TRANSFORMER_STACK.components if n != TRANSFORMER_BLOCK_PLAIN)
+
+
+def feeds_of(bundle: Bundle, name: str) -> dict[str, Array]:
+    """Random inputs of a block."""
+    rng = np.random.default_rng(0)
+
+    def feed(spec: TensorSpec) -> Array:
+        shape = [SIZES.get(str(d).removeprefix("1|"), d) for d in spec.shape]
+        if spec.dtype == "int64":
+            return np.zeros(shape, np.int64)
+        return rng.standard_normal(shape).astype(np.float32)
+
+    return {spec.name: feed(spec) for spec in bundle.component(name).spec(name).inputs}
+
+
+def run_layer(bundle: Bundle, name: str, layer: int) -> dict[str, Array]:
+    loader, block = Loader(bundle), name.removesuffix(UNMASKED)
+    inside = bundle.component(name).weight_binding == "layer"
+    weights = {} if inside else loader.weights(block, layer)
+    with loader.layer_engine(name, layer, RUNTIME) as engine:
+        return engine({**feeds_of(bundle, name), **weights})
+
+
+@pytest.mark.parametrize(
+    "flags", [("--weights", "constant"), ("--precision", "bf16-wo")], ids=["inside", "16 bits"]
+)
+def test_the_numbers_are_those_of_float32(
+    flags: tuple[str, ...], demo_model: dict[str, Path], demo_bundle: Path, tmp_path: Path
 ) -> None:
-    names = ",".join(n for n in TRANSFORMER_STACK.components if n != TRANSFORMER_BLOCK_PLAIN)
-    inside = build(tmp_path / "b", demo_model, "--weights", "constant", "--components", names)
-    bound, rng = open_bundle(demo_bundle), np.random.default_rng(0)
-    assert inside.component(TRANSFORMER_BLOCK).weight_binding == "layer"
-    for name in (TRANSFORMER_BLOCK, f"{TRANSFORMER_BLOCK}_unmasked"):
-        feeds = {
-            spec.name: np.zeros([SIZES.get(str(d).split("|")[-1], d) for d in spec.shape], np.int64)
-            if spec.dtype == "int64"
-            else rng.standard_normal(
-                [SIZES.get(str(d).split("|")[-1], d) for d in spec.shape]
-            ).astype(np.float32)
-            for spec in bound.component(name).spec(name).inputs
-        }
+    plain = open_bundle(demo_bundle)
+    made = build(tmp_path / "b", demo_model, *flags, "--components", STACK)
+    entry, inside = made.component(TRANSFORMER_BLOCK), flags[0] == "--weights"
+    assert entry.weight_binding == ("layer" if inside else "input")
+    for name in (TRANSFORMER_BLOCK, TRANSFORMER_BLOCK + UNMASKED):
         for layer in (0, 2):
-            with Loader(bound).layer_engine(name, layer, RUNTIME) as engine:
-                want = engine({**feeds, **Loader(bound).weights(TRANSFORMER_BLOCK, layer)})
-            with Loader(inside).layer_engine(name, layer, RUNTIME) as engine:
-                got = engine(feeds)
-            assert all(np.isfinite(a).all() for a in want.values())
+            want, got = run_layer(plain, name, layer), run_layer(made, name, layer)
             for output, array in want.items():
+                assert np.isfinite(array).all()
                 np.testing.assert_allclose(got[output], array, rtol=1e-5, atol=1e-5)
+    held = layer_bytes(entry)[0] / layer_bytes(plain.component(TRANSFORMER_BLOCK))[0]
+    assert held == 1 if inside else 0.5 < held < 0.6
     target = tmp_path / "block.onnx"  # other tools get them as they get those of other bundles
-    outcome = ltx2rt("graph", inside.folder, TRANSFORMER_BLOCK, "-o", target, "--weights")
+    outcome = ltx2rt("graph", made.folder, TRANSFORMER_BLOCK, "-o", target, "--weights")
     assert outcome.code == 0, outcome.err
     onnx.checker.check_model(str(target))
 
@@ -85,7 +107,7 @@ def test_a_clip_in_8_bits_with_a_lora_and_without(
     int8: Bundle, demo_bundle: Path, demo_model: dict[str, Path], tmp_path: Path
 ) -> None:
     assert int8.component(TRANSFORMER_BLOCK).served == (0, 2)
-    assert int8.component(TRANSFORMER_BLOCK_PLAIN).precision == "fp32"
+    assert int8.component(TRANSFORMER_BLOCK_PLAIN).precision == "bf16-wo"
     path = write_demo_lora(tmp_path / "lora.safetensors", demo_model, 1)
     lora = Lora(path=str(path), strength=0.5)
     for loras in ((), (lora,)):

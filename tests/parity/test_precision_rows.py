@@ -28,8 +28,8 @@ def test_rows_that_quantise_have_a_rewrite_and_the_others_none() -> None:
 @pytest.mark.parametrize("row", FLOAT, ids=lambda row: row.name)
 def test_float_rows(row: Precision) -> None:
     item_bytes = {name: dtype.itemsize for name, dtype in DTYPES.values()}
-    assert float_precision(row.dtype) is row
-    assert row.weight_bytes == item_bytes[row.dtype]
+    assert (float_precision(row.dtype) is row) == (row.stored is None)
+    assert row.weight_bytes == item_bytes[row.stored or row.dtype]
 
 
 @pytest.mark.parametrize("row", QUANTIZING, ids=lambda row: row.name)

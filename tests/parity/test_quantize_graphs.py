@@ -165,27 +165,6 @@ def test_onnxruntime_equals_the_emulation(precision: str, graphs: Graphs, feeds:
     assert rel_rms(got, emulated(graph, precision, tensors)) < QUANT_GRAPH_REL_RMS
 
 
-def test_onnxruntime_runs_int4_constants(graphs: Graphs, feeds: Feeds) -> None:
-    """ONNX Runtime takes no packed inputs from numpy, but constants."""
-    graph = rewrite_graph(graphs["float32"], "int4-wo")
-    tensors = feeds(graph, "int4-wo")
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    packed = {n: shape for n, (dtype, shape) in weight_inputs(graph).items() if dtype == "int4"}
-    kept = [v for v in model.graph.input if v.name not in packed]
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
-    for name, shape in packed.items():
-        tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.INT4, dims=shape)
-        tensor.raw_data = tensors[name].tobytes()
-        model.graph.initializer.append(tensor)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [s.name for s in graph.component.outputs]
-    out = session.run(names, {n: a for n, a in tensors.items() if n not in packed})
-    got = dict(zip(names, out, strict=True))
-    assert rel_rms(got, emulated(graph, "int4-wo", tensors)) < QUANT_GRAPH_REL_RMS
-
-
 def test_float16_graph_on_onnxruntime(
     graphs: Graphs, feeds: Feeds, plain: dict[str, Array]
 ) -> None:

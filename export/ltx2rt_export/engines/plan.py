@@ -16,7 +16,7 @@ from ltx2rt.bundle.targets import fitting_card
 from ltx2rt.device.cuda import local_gpu
 from ltx2rt.engine import TensorSpec
 from ltx2rt.names import STAGES, TRANSFORMER_BLOCK_PLAIN
-from ltx2rt.weights.precision import PRECISIONS, float_precision
+from ltx2rt.weights.precision import PRECISIONS, plain_precision
 from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.bundle import chosen_components, model_info
@@ -62,7 +62,8 @@ def parts_of(component: Component, config: BuildConfig) -> list[Part]:
     quantized = frozenset(f"{m}.weight" for m in plan.modules)
     parts = [Part(name, precision, tuple(layers.values()), quantized)]
     if plain:
-        float_row = float_precision(plan.rewrite.precision.dtype)
+        dtype = plan.rewrite.precision.dtype if config.backend in APIS else "float32"
+        float_row = plain_precision(plan.rewrite.precision.name, dtype)
         parts.append(Part(TRANSFORMER_BLOCK_PLAIN, float_row.name, plain))
     return parts
 
@@ -163,6 +164,7 @@ def check_card(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> N
 
 def layer_bytes(layer: Mapping[str, TensorEntry], part: Part, dtype: str) -> int:
     """Memory of one layer's weights as its engine takes them."""
+    dtype = PRECISIONS[part.precision].stored or dtype  # but for biases and tables, which are small
     wide = sum(math.prod(e.shape) for n, e in layer.items() if n not in part.quantized)
     return wide * ITEM_BYTES[dtype] + quantized_bytes(layer, part)
 

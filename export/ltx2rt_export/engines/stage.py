@@ -89,7 +89,9 @@ class EngineStage:
         )
         if builder is None:
             graph = use_linear_attention(graph)
-            inside = self.weights == "constant" or PRECISIONS[precision].inside
+            row = PRECISIONS[precision]
+            # what is converted at every use would be held converted
+            inside = row.inside or (self.weights == "constant" and row.stored is None)
             held = inside and graph.component.name in TRANSFORMER_BLOCKS
             return holding_layers(graph) if held else graph
         return with_wide_biases(fold_transposes(graph))

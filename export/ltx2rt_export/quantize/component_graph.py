@@ -13,7 +13,7 @@ from ltx2rt_export.component import Component
 from ltx2rt_export.engines.weights import fold_transposes, weights_as_inputs
 from ltx2rt_export.graph import ExportedGraph, inputs_to_initializers
 from ltx2rt_export.quantize.linears import find_linears
-from ltx2rt_export.quantize.rewrites import REWRITES, TAIL_PRECISION
+from ltx2rt_export.quantize.rewrites import QUANTIZED_COMPONENT, REWRITES, TAIL_PRECISION
 
 #: components that need float32 whatever is asked for: bandwidth extension and waveforms lose
 #: audible detail in 16 bits (spec/audio.md); seconds are rounded to frames (spec/duration_head.md)
@@ -27,6 +27,8 @@ def component_precision(component: str, precision: str) -> str:
     row = precision_of(precision)
     if component in FLOAT32_COMPONENTS:
         return float_precision("float32").name
+    if row.stored is not None and component != QUANTIZED_COMPONENT:
+        return float_precision(row.dtype).name
     if row.format is None:
         return precision
     if REWRITES[precision].pattern(component) is None:

@@ -10,7 +10,12 @@ from pathlib import Path
 from ltx2rt.bundle.manifest import ComponentEntry, Place, Source
 from ltx2rt.names import TRANSFORMER_BLOCK_PLAIN
 from ltx2rt.progress import Job
-from ltx2rt.weights.precision import PRECISIONS, float_precision
+from ltx2rt.weights.precision import (
+    PRECISIONS,
+    Precision,
+    float_precision,
+    plain_precision,
+)
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.weights import weights_as_inputs
@@ -21,6 +26,7 @@ from ltx2rt_export.quantize.linears import find_linears, weight_inputs
 from ltx2rt_export.quantize.lora_inputs import add_lora_inputs
 from ltx2rt_export.quantize.overlay import Overlays, overlay_weights, write_overlays
 from ltx2rt_export.quantize.rewrites import QUANTIZED_COMPONENT
+from ltx2rt_export.quantize.stored_floats import store_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +92,7 @@ def prepare(
         graph = export(component, dtype or row.dtype)
         if lora_inputs and component.name == QUANTIZED_COMPONENT:
             graph = add_lora_inputs(graph, find_linears(graph))
-        return [Prepared(graph=graph, precision=float_precision(graph.dtype).name)]
+        return [_floats(graph, row if row.stored else float_precision(graph.dtype))]
     precision = plan.rewrite.precision.name
     plain = export(component, dtype or plan.rewrite.precision.dtype)
     overlays = write_overlays(component, plan, folder / component.name, job, resume=resume)
@@ -104,8 +110,14 @@ def prepare(
     ]
     if plan.plain_layers:
         graph = _serving(plain, TRANSFORMER_BLOCK_PLAIN, plan, plain=True)
-        prepared.append(Prepared(graph=graph, precision=float_precision(graph.dtype).name))
+        prepared.append(_floats(graph, plain_precision(precision, graph.dtype)))
     return prepared
+
+
+def _floats(graph: ExportedGraph, row: Precision) -> Prepared:
+    """A graph that nothing is quantised in."""
+    stored = graph if row.stored is None else store_weights(graph, row.stored)
+    return Prepared(graph=stored, precision=row.name)
 
 
 def attach_overlays(
