@@ -214,7 +214,7 @@ def test_layers_without_room_go_up_while_others_run(
     gpu = simulate(memory_bytes=ROOM)
     with model(bundle) as made:
         want = made.passes()
-    monkeypatch.setattr(DeviceMemory, "has_room", lambda self, size: False)
+    monkeypatch.setattr(DeviceMemory, "has_room", lambda *_: False)
     with model(bundle) as made:
         before = len(gpu.operations())
         assert_same(made.passes(), want)
@@ -285,7 +285,7 @@ def test_mistakes_with_memory_show(
 ) -> None:
     bundle = engine_bundle("bf16")
     gpu = simulate(memory_bytes=ROOM)
-    monkeypatch.setattr(DeviceMemory, "has_room", lambda self, size: False)
+    monkeypatch.setattr(DeviceMemory, "has_room", lambda *_: False)
     with model(bundle) as made:
         want = made.passes(2)
     found: list[Array] = []
@@ -463,7 +463,7 @@ def test_a_trace_of_streams(
     uploads = [s.name for s in resident.spans if s.track == UPLOAD]
     assert uploads == ["layer 1", "layer 2", "layer 3"]  # head and tail hold theirs
     assert all(s.end_s >= s.start_s for s in resident.spans)
-    monkeypatch.setattr(DeviceMemory, "has_room", lambda self, size: False)
+    monkeypatch.setattr(DeviceMemory, "has_room", lambda *_: False)
     with model(bundle) as made:
         with ltx2rt.Trace() as streamed:
             assert_same(made.passes(2), want[:4])
