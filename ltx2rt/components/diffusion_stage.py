@@ -246,7 +246,7 @@ def run_stage(
                 guidance,
                 request.sampler,
                 sigmas,
-                TorchGenerator(request.ancestral_seed).randn,
+                make_generator(request.ancestral_seed, request.noise).randn,
                 request.ancestral_eta,
                 on_device_step,
             )
