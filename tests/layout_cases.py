@@ -44,6 +44,9 @@ LAYOUTS: tuple[Layout, ...] = (
            "`--checkpoint FILE`, the official file as `--text-encoder`, `--video-vae` and "
            "`--audio-vae`", "files that the `gguf` package writes: every weight as it decodes them "
            "(tests/parity/test_gguf.py); decoded into the bundle, a tensor at a time"),
+    Layout("the official NVFP4 transformer of LTX-2.5, whose header does not say that it is "
+           "quantised", "`--checkpoint FILE`", "its names, types, shapes and size in a sparse file: "
+           "1,176 layers, carried over bit by bit (tests/parity/test_released_models.py)"),
     Layout("INT8 ConvRot of ComfyUI and musubi-tuner", "as the part that it is",
            "decoded and rotated back when weights are loaded (tests/unit/test_stored.py)"),
     Layout("single-file Gemma 3 of ComfyUI (`spiece_model`; bf16, FP8, INT8, NVFP4; extra "
