@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +46,12 @@ def usage(process: int) -> Usage:
 
 
 def tree(process: int) -> Iterator[int]:
+    """A process and its children, as far as they do not end meanwhile."""
     yield process
     for path in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in path.read_text().split():
-            yield from tree(int(child))
+        with suppress(OSError):
+            for child in path.read_text().split():
+                yield from tree(int(child))
 
 
 @contextmanager
