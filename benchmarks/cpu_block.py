@@ -1,5 +1,6 @@
-"""One block of the transformer on a CPU, in a process of its own: time of a call, memory held and at
-the most. `python -m benchmarks.cpu_block FOLDER VARIANT TOKENS CALLS`, called by `cpu_blocks`.
+"""One block of the transformer on a CPU, in a process of its own: time of a call, and memory.
+
+`python -m benchmarks.cpu_block FOLDER VARIANT TOKENS CALLS` is called by `cpu_blocks`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Blocks of the transformer on a CPU: every precision, our PyTorch reference and diffusers, at several
-widths and token counts; time and memory, a process each, in turn.
+"""Blocks of the transformer on a CPU: every precision, our PyTorch reference and diffusers; time
+and memory at several widths and token counts, a process each, in turn.
 
 `python -m benchmarks.cpu_blocks [WIDTH:TOKENS[:ROUNDS[:CALLS]] ...]` appends a record for each to
 `benchmarks/results/cpu.jsonl`; `python -m benchmarks.report` writes the table. Parity of what is
