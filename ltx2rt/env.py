@@ -1,5 +1,5 @@
 """The only place that touches environment variables: `LTX2RT_*` names, those of CUDA for errors,
-and the log level of a library that takes it from nowhere else.
+and settings of libraries that take them from nowhere else.
 """
 
 from __future__ import annotations
@@ -59,3 +59,10 @@ def visible_devices() -> str | None:
 def quieten_svt() -> None:
     """Let the AV1 encoder print errors only (`SVT_LOG=1`), unless the user asks for more."""
     os.environ.setdefault("SVT_LOG", "1")
+
+
+def keep_ray_quiet() -> None:
+    """Have Ray report nothing to its makers (`RAY_USAGE_STATS_ENABLED=0`), unless the user asks
+    for it.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -57,6 +57,8 @@ _FLAGS: dict[str, str] = {
     "temporal_upsampler": "--temporal-upsampler",
     "lora": "--lora",
     "gemma": "--gemma",
+    "latents": "--latents of `ltx2rt generate`",
+    "embeddings": "--embeddings of `ltx2rt generate`",
 }
 _CONFIG_KEYS = {"video_vae": "vae", "connectors": "transformer", "text": "transformer"}
 

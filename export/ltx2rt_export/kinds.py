@@ -27,6 +27,8 @@ KINDS: dict[str, str] = {
     "temporal_upsampler": "a temporal upsampler",
     "lora": "a LoRA",
     "gemma": "Gemma weights",
+    "latents": "latents of a clip",
+    "embeddings": "text contexts",
 }
 
 #: the tensor that holds Gemma's SentencePiece model in files for ComfyUI
@@ -42,6 +44,10 @@ _CONNECTORS = {
     "audio_embeddings_connector.": "audio_embeddings_connector.",
     "embeddings_connector.": "video_embeddings_connector.",
 }
+#: what is no model: files of ltx2rt, and caches of trainers
+_LATENTS = re.compile(r"(audio_)?latents_\d+x\d+x\d+_\w+|stage_\d+\.(video|audio)")
+_CONTEXTS = re.compile(r"video_context|video_prompt_embeds_\w+")
+
 _GEMMA_NAMES = re.compile(
     r"(model\.)?(language_model|vision_tower|vision_model|vision_embedder|embed_vision|embed_audio"
     r"|multi_modal_projector|audio_projector)\.|model\.(embed_tokens|layers|norm)\.|lm_head\."
@@ -139,6 +145,9 @@ def detect_kind(file: Weights) -> str:
     """
     if is_lora(file):
         return "lora"
+    for kind, pattern in (("latents", _LATENTS), ("embeddings", _CONTEXTS)):
+        if any(pattern.fullmatch(name) for name in file):
+            return kind
     parts = split_components(file)
     transformer = parts.get("transformer", {})
     if transformer and "audio_patchify_proj.weight" in transformer:

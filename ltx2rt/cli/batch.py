@@ -10,19 +10,22 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli import generate as generate_command
 from ltx2rt.cli.batch_devices import on_devices, parse_devices, parse_shard
+from ltx2rt.cli.batch_ray import on_ray
 from ltx2rt.cli.fields import all_flags, spell
 from ltx2rt.cli.flags import key_of
 from ltx2rt.cli.job_file import read_flags
 from ltx2rt.cli.outputs import Outputs, real_path
+from ltx2rt.cli.prompt_file import COMMENT, SUFFIX, job_of_line
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import Ltx2rtError, OptionError
@@ -46,6 +49,8 @@ SHARED = (
     "plugin_modules", "engine_host_code", "enhance_insecure", "no_record", "record_paths",
     "allow_nan",
 )  # fmt: skip
+#: flags of those lines that do not say it themselves
+DEFAULTS = ("pipeline", "lora")
 #: keys that a job of a batch may not have; a stream is under its name before it is complete
 REFUSED = {
     "resume", "work_dir", "save_embeddings", "trace", "stream", "fragmented", "preview",
@@ -58,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "jobs",
         type=Path,
         metavar="JOBS",
-        help="one JSON object a line: the flags of `ltx2rt generate` (`output` is a name in -o)",
+        help="one JSON object a line: the flags of `ltx2rt generate` (`output` is a name in -o); "
+        "or a .txt file of prompts with options, as trainers take them: TEXT --n TEXT --w 768 ...",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the clips"
@@ -73,9 +79,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--devices", type=parse_devices, metavar="N,N", help="a process each; cpu,cpu without GPUs"
     )
     parser.add_argument(
+        "--runner", choices=("local", "ray"), default="local",
+        help="ray: an actor a GPU of the cluster at RAY_ADDRESS, or of this machine",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int, metavar="N",
+        help="actors of --runner ray; default one for every GPU, without GPUs for every processor",
+    )  # fmt: skip
+    parser.add_argument(
         "--shard", type=parse_shard, metavar="I/N", help="only every N-th clip, from the I-th on"
     )
-    for key in SHARED:
+    for key in (*DEFAULTS, *SHARED):
         flag = all_flags()[key]
         parser.add_argument(flag.name, **flag.arguments())
 
@@ -111,6 +125,10 @@ def run(options: argparse.Namespace) -> int:
 
     if options.devices is not None and options.device is not None:
         raise OptionError("--device and --devices exclude each other.")
+    if options.runner == "ray" and (options.devices, options.device) != (None, None):
+        raise OptionError("--runner ray gives devices to its workers: leave out --device(s).")
+    if options.workers is not None and (options.runner != "ray" or options.workers < 1):
+        raise OptionError(f"--workers={options.workers}: --runner ray takes a number above 0.")
     lines = _lines(options.jobs)
     check_folder(options.output)
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
@@ -118,16 +136,18 @@ def run(options: argparse.Namespace) -> int:
     if options.shard is not None:
         jobs = jobs[options.shard.index :: options.shard.count]
         bad = bad[options.shard.index :: options.shard.count]
+    said = sys.stdout
     for line in bad:
-        _say({"job": line.number, "error": line.error})
+        _say(said, {"job": line.number, "error": line.error})
     if jobs:
         options.output.mkdir(parents=True, exist_ok=True)
         remove_all_leftovers(options.output)
     failed = len(bad)
     try:
-        for job, made in _results(jobs, bundle, options):
-            failed += "error" in made
-            _say({"job": job.number, "output": str(job.output.paths[0]), **made})
+        with redirect_stdout(sys.stderr):  # what Ray itself prints is no result
+            for job, made in _results(jobs, bundle, options):
+                failed += "error" in made
+                _say(said, {"job": job.number, "output": str(job.output.paths[0]), **made})
     finally:
         _close()
     if failed:
@@ -139,10 +159,14 @@ def _results(
     jobs: list[BatchJob], bundle: Bundle, options: argparse.Namespace
 ) -> Iterator[tuple[BatchJob, dict[str, Any]]]:
     """What became of every job: in their order, or as several devices make them."""
-    if options.devices is None:
-        return ((job, _result(job, bundle)) for job in jobs)
     place = options.bundle.absolute(), options.weights_dir and options.weights_dir.absolute()
-    return on_devices(jobs, options.devices, partial(make_on_device, *place))
+    make = partial(make_on_device, *place)
+    if options.runner == "ray":
+        uses_gpu = not bundle.manifest.runs_on_cpu
+        return on_ray(jobs, make, uses_gpu=uses_gpu, workers=options.workers)
+    if options.devices is not None:
+        return on_devices(jobs, options.devices, make)
+    return ((job, _result(job, bundle)) for job in jobs)
 
 
 def make_on_device(
@@ -165,8 +189,8 @@ def _result(job: BatchJob, bundle: Bundle) -> dict[str, Any]:
         return {"error": _sentence(error)}
 
 
-def _say(result: dict[str, Any]) -> None:
-    print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
+def _say(stream: TextIO, result: dict[str, Any]) -> None:
+    print(json.dumps(result, ensure_ascii=False, default=str), file=stream, flush=True)
 
 
 def _sentence(error: BaseException) -> str:
@@ -232,6 +256,8 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     """
     text = read_user_text(path, MAX_JOBS_BYTES)
     lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if _is_prompt_file(path):
+        lines = [(i, line) for i, line in lines if not line.startswith(COMMENT)]
     if not lines:
         raise OptionError(f"{path} holds no jobs.")
     if len(lines) > MAX_JOBS:
@@ -239,14 +265,21 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return lines
 
 
+def _is_prompt_file(path: Path) -> bool:
+    return path.suffix.lower() == SUFFIX
+
+
 def _asked(line: str, number: int, options: argparse.Namespace) -> Asked:
     """A line as a request; its outputs are in the batch's folder, other paths beside the file. A
     clip without a name is called after what is asked for: the same line gives the same name.
     """
-    try:
-        job = parse_json(line)
-    except ValueError as error:
-        raise OptionError(f"it is not JSON: {error}") from error
+    if _is_prompt_file(options.jobs):
+        job = job_of_line(line)
+    else:
+        try:
+            job = parse_json(line)
+        except ValueError as error:
+            raise OptionError(f"it is not JSON: {error}") from error
     if not isinstance(job, dict):
         raise OptionError("it is not an object of flags")
     job = {key_of(name): value for name, value in job.items()}
@@ -260,7 +293,8 @@ def _asked(line: str, number: int, options: argparse.Namespace) -> Asked:
     given, record = read_flags(job, options.jobs.absolute().parent, where)
     shared = {key: v for key in SHARED if (v := getattr(options, key)) is not None}
     resume = {"resume": True} if options.resume else {}
-    given = {**given, **named, **shared, **resume}
+    usual = {key: v for key in DEFAULTS if (v := getattr(options, key)) is not None}
+    given = {**usual, **given, **named, **shared, **resume}
     asked = asked_of(given, record).without_key()
     if "output" in named:
         return asked

@@ -29,9 +29,17 @@ FLAGS = (*OUTPUT, *RUNTIME, "tiling", "weights_dir", "quiet", "progress", "json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("latents", type=Path, metavar="LATENTS", help="a file of `--save-latents`")
+    parser.add_argument(
+        "latents",
+        type=Path,
+        metavar="LATENTS",
+        help="a file of `--save-latents`, or of musubi-tuner's cache (*_ltx2.safetensors)",
+    )
     parser.add_argument(
         "--stage", metavar="NAME", help="decode those of this stage, such as stage_1"
+    )
+    parser.add_argument(
+        "--frame-rate", type=float, metavar="FPS", help="of a trainer's latents (default 24)"
     )
     for key in FLAGS:
         flag = all_flags()[key]
@@ -57,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
         options.latents,
         stage=options.stage,
         tiling=options.tiling,
+        frame_rate=options.frame_rate,
         runtime=runtime,
         job=Job(printer_of(options)),
     ) as clip:

@@ -2,7 +2,10 @@
 
 `video_context` and `audio_context` are `[N, S, C]` (or `[S, C]`), a prompt a row: the first
 describes the clip, the second is the negative prompt. Files of ltx2rt say which prompts and which
-text encoder they come from; the official files of the HDR pipeline hold the two tensors only.
+text encoder they come from; the official files of the HDR pipeline hold the two tensors only. The
+caches of musubi-tuner (`*_ltx2_te.safetensors`) hold the same tensors, of one caption, under names
+that end in a dtype; their mask is not needed: every position is attended
+(spec/text_encoder.md §4).
 """
 
 from __future__ import annotations
@@ -16,10 +19,19 @@ from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, Field, OptionError, Problem
 from ltx2rt.hub.reference import local_path
-from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, read_metadata
+from ltx2rt.weights.safetensors import (
+    MappedFiles,
+    SafetensorsFile,
+    TensorEntry,
+    read_metadata,
+)
 from ltx2rt.weights.safetensors_writer import write_safetensors
 
 _NAMES = ("video_context", "audio_context")
+#: what caches of musubi-tuner call them, before their dtype
+_CACHED = {"video_context": "video_prompt_embeds_", "audio_context": "audio_prompt_embeds_"}
+#: the caption that a cache was made of, in its metadata
+_CAPTION = "caption1"
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -65,10 +77,10 @@ def check_embeddings(
     file = SafetensorsFile(local_path(path))
     problems, rows = [], set()
     for name in _NAMES:
-        if name not in file:
-            problems.append(f"it holds no {name}")
+        entry = _find(file, name)
+        if entry is None:
+            problems.append(_missing(file, name))
             continue
-        entry = file[name]
         if len(entry.shape) not in (2, 3) or 0 in entry.shape or entry.dtype not in _DTYPES:
             problems.append(
                 f"{name} has shape {list(entry.shape)} and dtype {entry.dtype}; expected "
@@ -89,7 +101,8 @@ def check_embeddings(
             f"it was made by text encoder {made_by}, this bundle has {text_encoder}: save it again "
             "with this bundle"
         )
-    prompts = read_metadata(file, "prompts")
+    prompts = [file.metadata[_CAPTION]] if _is_cache(file) and _CAPTION in file.metadata else None
+    prompts = read_metadata(file, "prompts") if prompts is None else prompts
     listed = isinstance(prompts, list) and all(isinstance(p, str) for p in prompts)
     if prompts is not None and (not listed or (rows and len(prompts) not in rows)):
         problems.append("its list of prompts is damaged")
@@ -107,7 +120,10 @@ def read_embeddings(path: str | Path, rows: int) -> TextContext:
     file, maps = SafetensorsFile(local_path(path)), MappedFiles()
 
     def load(name: str) -> Array:
-        values = maps.load(file[name], "float32")
+        entry = _find(file, name)
+        if entry is None:
+            raise CheckpointError(f"{path} cannot be used as text contexts", [_missing(file, name)])
+        values = maps.load(entry, "float32")
         values = values if values.ndim == 3 else values[None]
         if len(values) < rows:
             raise OptionError(
@@ -124,3 +140,24 @@ def read_embeddings(path: str | Path, rows: int) -> TextContext:
         return copied
 
     return TextContext(*(load(name) for name in _NAMES))
+
+
+def _is_cache(file: SafetensorsFile) -> bool:
+    return any(name.startswith(_CACHED["video_context"]) for name in file)
+
+
+def _find(file: SafetensorsFile, name: str) -> TensorEntry | None:
+    """A context under its own name, or that of a cache."""
+    if name in file:
+        return file[name]
+    cached = [n for n in file if n.startswith(_CACHED[name])]
+    return file[cached[0]] if len(cached) == 1 else None
+
+
+def _missing(file: SafetensorsFile, name: str) -> str:
+    if _is_cache(file):
+        return (
+            f"it is a cache of musubi-tuner without {_CACHED[name]}*: cache again with --ltx2_mode "
+            "av"
+        )
+    return f"it holds no {name}"

@@ -14,7 +14,7 @@ from ltx2rt.names import DIFFUSION_DECODER, DURATION_HEAD, VIDEO_DECODER
 from ltx2rt.pipelines.catalog import PIPELINES, catalog_class
 from ltx2rt.pipelines.checks import stage_option_problems
 from ltx2rt.pipelines.request import Request
-from ltx2rt.results.record import record_in
+from ltx2rt.results.latent_file import record_of_latents
 
 #: fields of `GenerationConfig` that ask for something unless they are empty
 GIVEN_FIELDS: tuple[str, ...] = (
@@ -206,7 +206,7 @@ def _size_of_latents(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("latents") is None:
         return {}
     try:
-        config = record_in(given["latents"]).request.config
+        config = record_of_latents(given["latents"]).request.config
     except Ltx2rtError:
         return {}
     return {n: getattr(config, n) for n in ("height", "width", "num_frames", "frame_rate")}

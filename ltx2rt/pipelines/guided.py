@@ -195,20 +195,24 @@ class GuidedPipeline(Pipeline):
         """Run the one stage of a pipeline without a second.
 
         Args:
-            strength: the noise level at which it begins; those above it are left out.
+            strength: the noise level at which it begins; those above it are left out, of the user's
+                own too.
             encoded: what `encode` gave, which comes before `video` and `audio`: they take their
                 sizes from a duration that it may predict.
         """
         context, guidance = encoded
         levels = self.sigmas(run.guidance) if self.guided else DISTILLED
+        overrides = run.stage_1_overrides
+        if overrides.sigmas is not None:
+            overrides = replace(overrides, sigmas=tuple(_begun_at(strength, overrides.sigmas)))
         return run.stage(
             "stage_1",
-            levels if strength == 1 else [strength, *(s for s in levels if s < strength)],
+            _begun_at(strength, levels),
             context,
             run.config.loras,
             video=video,
             audio=audio,
-            overrides=run.stage_1_overrides,
+            overrides=overrides,
             guidance=guidance,
         )
 
@@ -278,3 +282,8 @@ def schedules_of(guidance: GuidanceConfig) -> tuple[GuiderSchedule, GuiderSchedu
 def guiders_of(guidance: GuidanceConfig) -> tuple[GuiderParams, GuiderParams]:
     """Video and audio guidance; off where none is set."""
     return guidance.video or GuiderParams(), guidance.audio or GuiderParams()
+
+
+def _begun_at(strength: float, levels: Sequence[float]) -> Sequence[float]:
+    """Noise levels from `strength` on."""
+    return levels if strength == 1 else [strength, *(s for s in levels if s < strength)]

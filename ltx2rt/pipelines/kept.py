@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.source import ModelSource
@@ -29,6 +30,7 @@ def open_latents(
     *,
     stage: str | None = None,
     tiling: str | None = None,
+    frame_rate: float | None = None,
     runtime: RuntimeConfig | None = None,
     job: Job | None = None,
 ) -> Iterator[Clip]:
@@ -45,6 +47,7 @@ def open_latents(
         path: the file.
         stage: decode the latents of this stage, such as `stage_1`; default: those of the clip.
         tiling: of the decoder, as `GenerationConfig.tiling`; default: the clip's.
+        frame_rate: of latents that a trainer keeps, whose files do not say it; default: 24.
         runtime: how to run.
         job: progress, cancelling and timings.
 
@@ -53,6 +56,10 @@ def open_latents(
         ShapeError: the tiling does not fit the model.
     """
     file = LatentFile(Path(path))
+    if frame_rate is not None and not file.is_cache:
+        raise OptionError(
+            f"{path} says its frame rate, which is {file.finish.frame_rate:g}; leave it out."
+        )
     video, audio, crop = file.finish.video, file.finish.audio, file.finish.crop
     if stage is not None:
         if stage not in file.stages:
@@ -63,8 +70,9 @@ def open_latents(
         video, audio = (name if file.sizes(name) else None for name in names)
         crop = None
     request = file.record.request
-    if tiling is not None:
-        config = dataclasses.replace(request.config, tiling=tiling)
+    named: dict[str, Any] = {"tiling": tiling, "frame_rate": frame_rate}
+    if changed := {name: value for name, value in named.items() if value is not None}:
+        config = dataclasses.replace(request.config, **changed)
         request = dataclasses.replace(request, config=config)
     with pipeline_class(file.record.pipeline)(source, runtime) as pipe:
         latent = file.read(video) if video else None
@@ -88,7 +96,7 @@ def open_latents(
             decode_audio=partial(decode_audio, pipe.engines),
             scale_factors=pipe.scale_factors,
             sampling_rate=pipe.source.model.audio_sampling_rate,
-            frame_rate=finish.frame_rate,
+            frame_rate=finish.frame_rate if frame_rate is None else frame_rate,
             waveform=(file.read("sound"), finish.sound_rate) if finish.sound_rate else None,
             crop=crop,
             frame_step=finish.frame_step,

@@ -70,7 +70,7 @@ def make_long(
 
     ```python
     texts = ["A lake at dawn.", "The sun is up."]
-    configs = [ltx2rt.GenerationConfig(prompt=text, num_frames=33) for text in texts]
+    configs = [ltx2rt.GenerationConfig(prompt=text, num_frames=25) for text in texts]
     segments = [ltx2rt.Segment(config=config) for config in configs]
     ltx2rt.make_long(bundle, segments, "long.mp4", "long.work", overlap=9)
     ```

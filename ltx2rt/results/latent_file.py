@@ -16,7 +16,8 @@ from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.plain_data import from_plain, parse_json, to_plain
 from ltx2rt.results.record import Record, record_in
-from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
+from ltx2rt.results.trainer_latents import record_of, trainer_latents
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights.safetensors_writer import write_safetensors
 
 _FINISH, _GENERATORS = "ltx2rt_finish", "ltx2rt_generators"
@@ -89,8 +90,18 @@ def write_latents(
     write_safetensors(path, {n: np.ascontiguousarray(t) for n, t in tensors.items()}, metadata)
 
 
+def record_of_latents(path: str | Path) -> Record:
+    """The record of a file of latents; one of a trainer says sizes and nothing else.
+
+    Raises:
+        CheckpointError, OptionError: see `LatentFile`.
+    """
+    cached = trainer_latents(SafetensorsFile(Path(path)))
+    return record_in(path) if cached is None else record_of(cached)
+
+
 class LatentFile:
-    """A file that `write_latents` wrote.
+    """A file that `write_latents` wrote, or that a trainer keeps (`trainer_latents`).
 
     Raises:
         CheckpointError: it cannot be read.
@@ -100,7 +111,17 @@ class LatentFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = SafetensorsFile(path)
-        self.record: Record = record_in(path)
+        self._tensors: Mapping[str, TensorEntry] = self._file
+        self._states: Mapping[str, str] = {}
+        cached = trainer_latents(self._file)
+        #: a trainer's file says neither rate nor seed, and has no axis for several clips
+        self.is_cache = cached is not None
+        if cached is not None:
+            self._tensors, self.record = cached, record_of(cached)
+            audio = "stage_1.audio" if "stage_1.audio" in cached else None
+            self.finish = Finish(video="stage_1.video", audio=audio)
+            return
+        self.record = record_in(path)
         try:
             finish, states = (parse_json(self._file.metadata[k]) for k in (_FINISH, _GENERATORS))
         except (KeyError, ValueError) as error:
@@ -109,16 +130,19 @@ class LatentFile:
                 "make them again."
             ) from error
         self.finish = from_plain(Finish, finish, f"the latents in {path}")
-        self._states: Mapping[str, str] = states
+        self._states = states
 
     @property
     def stages(self) -> list[str]:
         """Names of the stages that it has latents of."""
-        return sorted({name.partition(".")[0] for name in self._file if "." in name})
+        return sorted({name.partition(".")[0] for name in self._tensors if "." in name})
 
     def sizes(self, name: str) -> tuple[int, ...] | None:
         """Shape of a tensor; None: there is none."""
-        return tuple(self._file[name].shape) if name in self._file else None
+        if name not in self._tensors:
+            return None
+        shape = tuple(self._tensors[name].shape)
+        return (1, *shape) if self.is_cache else shape
 
     def read(self, name: str) -> Array:
         """A tensor, the caller's own.
@@ -126,11 +150,16 @@ class LatentFile:
         Raises:
             CheckpointError: there is none.
         """
-        if name not in self._file:
-            raise CheckpointError(f"{self.path} holds no {name}; it has {', '.join(self._file)}.")
+        if name not in self._tensors:
+            raise CheckpointError(
+                f"{self.path} holds no {name}; it has {', '.join(self._tensors)}."
+            )
         maps = MappedFiles()
         try:
-            return maps.raw(self._file[name]).copy()
+            if self.is_cache:
+                values: Array = maps.load(self._tensors[name], "float32")[None].copy()
+                return values
+            return maps.raw(self._tensors[name]).copy()
         finally:
             maps.close()
 

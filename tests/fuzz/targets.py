@@ -19,7 +19,7 @@ from PIL import Image
 from ltx2rt.bundle.component_options import option_problems
 from ltx2rt.bundle.load_weights import weight_problems
 from ltx2rt.bundle.manifest import content_id, read_manifest
-from ltx2rt.cli.batch import SHARED, _lines, read_jobs
+from ltx2rt.cli.batch import DEFAULTS, SHARED, _lines, read_jobs
 from ltx2rt.cli.job_file import read_job
 from ltx2rt.cli.long import read_plan
 from ltx2rt.cli.outputs import Outputs
@@ -123,7 +123,7 @@ def _job(path: Path) -> None:
 
 def _batch(path: Path) -> None:
     options = argparse.Namespace(jobs=path, output=path.parent / "out", resume=True)
-    for key in SHARED:
+    for key in (*DEFAULTS, *SHARED):
         setattr(options, key, None)
     jobs, _ = read_jobs(_lines(path), options)
     for job in jobs:

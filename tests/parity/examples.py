@@ -19,16 +19,24 @@ from ltx2rt.config import GenerationConfig
 from ltx2rt.engine import Array
 from ltx2rt.media.writer import VideoWriter, write_audio
 from ltx2rt.pipelines.catalog import PIPELINES, catalog_class
+from ltx2rt.pipelines.distilled import DistilledPipeline
 from tests.parity.demo_loras import write_demo_lora
 
 SIDE, FRAMES, RATE = 64, 9, 24
 
 
 def use_demo_sizes(patch: pytest.MonkeyPatch) -> None:
-    """What names no size is as small as the demo model's clips."""
+    """What names no size is as small as the demo model's clips, and sampled in few steps."""
     usual = GenerationConfig.__init__.__kwdefaults__
     small = {**usual, "height": SIDE, "width": SIDE, "num_frames": FRAMES}
     patch.setattr(GenerationConfig.__init__, "__kwdefaults__", small)
+    usually = DistilledPipeline.defaults
+
+    def quick(inputs: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        steps = {"sigmas": (1.0, 0.5, 0.0), "stage_2_sigmas": (0.9, 0.0)}
+        return {**usually(inputs, given), **steps}
+
+    patch.setattr(DistilledPipeline, "defaults", staticmethod(quick))
     for name in PIPELINES:
         if catalog_class(name).default_size is not None:
             patch.setattr(catalog_class(name), "default_size", (SIDE, SIDE))

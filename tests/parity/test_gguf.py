@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import gguf
@@ -142,6 +143,21 @@ def test_long_tensors_decode_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ggml, "_STEP_VALUES", 100)
     got = ggml.decode((7, 64), "ggml_q8_0", codes)
     np.testing.assert_array_equal(got, quants.dequantize(codes, Kind.Q8_0))
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (struct.pack("<QQ", 2**60, 0), "ends in its head"),  # so many tensors
+        (struct.pack("<QQQ4sIIQ", 0, 1, 4, b"name", 9, 8, 2**60), "ends in its head"),  # texts
+        (struct.pack("<QQQ", 0, 1, 2**63), "claims more than there is"),  # a name so long
+    ],
+)
+def test_counts_of_a_hostile_head_are_not_believed(tmp_path: Path, head: bytes, said: str) -> None:
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<I", 3) + head)
+    with pytest.raises(CheckpointError, match=said):
+        open_gguf(path)
 
 
 def test_what_is_not_read_is_said(demo_model: Demo, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ltx2rt.pipelines.kept import open_latents
 from ltx2rt.results.latent_file import LatentFile
 from ltx2rt.results.record import record_in
 from ltx2rt.sampling.gpu_noise import make_generator
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.media_files import sound_file
@@ -116,6 +117,79 @@ def test_what_does_not_fit_is_refused(
 def test_other_files_are_refused(demo_bundle: Path, demo_model: dict[str, Path]) -> None:
     outcome = run("decode", demo_bundle, demo_model["checkpoint"], "-o", "x.mp4")
     expect_user_error(outcome, "does not say how it was made")
+
+
+@pytest.fixture(scope="module")
+def cached(kept: Path, folder: Path) -> Path:
+    """The first stage of the clip as musubi-tuner keeps latents."""
+    file, target = LatentFile(kept), folder / "a_00000-009_0064x0032_ltx2.safetensors"
+    video, audio = (file.read(f"stage_1.{part}")[0] for part in ("video", "audio"))
+    write_safetensors(
+        target, {"latents_{}x{}x{}_float32".format(*video.shape[1:]): video},
+        {"architecture": "ltx2_v1"},
+    )  # fmt: skip
+    channels, time, mel = audio.shape
+    write_safetensors(
+        target.with_name(target.name.replace("_ltx2", "_ltx2_audio")),
+        {f"audio_latents_{time}x{mel}x{channels}_float32": audio, "audio_lengths_int32": LENGTH},
+        {},
+    )
+    return target
+
+
+LENGTH = np.array(9, np.int32)
+
+
+def test_latents_of_a_trainer_are_decoded(
+    demo_bundle: Path, kept: Path, cached: Path, folder: Path
+) -> None:
+    bundle, runtime = open_bundle(demo_bundle), RuntimeConfig(threads=1)
+    with open_latents(bundle, kept, stage="stage_1", runtime=runtime) as clip:
+        want = np.concatenate(list(clip.frames))
+    with open_latents(bundle, cached, frame_rate=12.0, runtime=runtime) as clip:
+        np.testing.assert_array_equal(np.concatenate(list(clip.frames)), want)
+        assert clip.frame_rate == 12.0
+        assert clip.audio is not None
+    outcome = run(
+        "decode", demo_bundle, cached, "-o", folder / "t.mp4", "--quiet", "--threads", 1,
+        "--frame-rate", 12,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    info = probe_video(folder / "t.mp4")
+    assert (info.height, info.width, info.num_frames, float(info.frame_rate)) == (32, 64, 9, 12)
+
+
+def test_latents_of_a_trainer_are_a_first_stage(
+    demo_bundle: Path, kept: Path, cached: Path, folder: Path
+) -> None:
+    target = folder / "refined.safetensors"
+    outcome = run(
+        "generate", demo_bundle, "--prompt", "a", "--latents", cached, "--threads", 1, "--quiet",
+        "--save-latents", target,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    file = LatentFile(target)
+    assert file.record.request.config.width == 128
+    np.testing.assert_array_equal(
+        file.read("stage_1.video"), LatentFile(kept).read("stage_1.video")
+    )
+
+
+def test_other_latents_of_trainers_are_refused(
+    demo_bundle: Path, kept: Path, cached: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "b_ltx2.safetensors"
+    write_safetensors(target, {"latents_2x1x2_float32": np.zeros((128, 2, 2, 2), np.float32)}, {})
+    with unchanged(tmp_path):
+        out = ("-o", tmp_path / "x.mp4")
+        outcome = run("decode", demo_bundle, target, *out)
+        expect_user_error(outcome, "is damaged: latents_2x1x2_float32 is float32 [128, 2, 2, 2]")
+        outcome = run("decode", demo_bundle, kept, *out, "--frame-rate", 12)
+        expect_user_error(outcome, "says its frame rate, which is 24; leave it out")
+        outcome = run(
+            "generate", demo_bundle, "-p", "a", "--latents", cached, "--frame-rate", 8, *out
+        )
+        expect_user_error(outcome, "the audio of stage_1 in")
 
 
 def test_noise_of_a_gpu(demo_bundle: Path, folder: Path) -> None:

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import inspect
 import re
+import runpy
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -91,6 +92,28 @@ def test_examples_of_docstrings_run(
     if name in NOT_RUN:
         return
     asyncio.run(run(code, pipe, clip))
+
+
+SCRIPTS = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_example_scripts_run(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each writes files that it names, which are clips or latents."""
+    named = set(re.findall(r'"([\w-]+\.(?:mp4|mkv|safetensors))"', script.read_text()))
+    mine = named - {"in.mp4", "style.safetensors"}
+    for name in mine:
+        Path(name).unlink(missing_ok=True)
+    runpy.run_path(str(script), run_name="__main__")
+    assert all(Path(name).stat().st_size > 500 for name in mine)
+    assert mine or list(Path().glob("style-*.mp4"))
+
+
+def test_every_example_is_listed() -> None:
+    page = (SCRIPTS[0].parent / "README.md").read_text()
+    listed = set(re.findall(r"^\| \[(\w+\.py)\]", page, re.MULTILINE))
+    assert listed == {script.name for script in SCRIPTS}
+    assert len(SCRIPTS) >= 10
 
 
 async def run(code: CodeType, pipe: ltx2rt.DistilledPipeline, clip: ltx2rt.Clip) -> None:

@@ -153,6 +153,16 @@ def test_text_of_a_converter_is_no_alpha(tmp_path: Path, base: SafetensorsFile) 
     assert "alpha 2 at rank 4" in described(path)["note"]
 
 
+def test_the_configuration_of_simpletuner_counts_once(
+    tmp_path: Path, base: SafetensorsFile
+) -> None:
+    """LyCORIS writes alphas as tensors; SimpleTuner notes beside them where they came from."""
+    lycoris = {"algo": "lora", "multiplier": 1.0, "linear_dim": RANK, "linear_alpha": 2}
+    metadata = {"lycoris_config": json.dumps(lycoris)}
+    path = write_lora(tmp_path / "a.safetensors", official, alpha=2.0, metadata=metadata)
+    assert_is_update(path, base, 2.0 / RANK)
+
+
 def described(path: Path) -> dict[str, Any]:
     from ltx2rt.lora.describe import describe_lora
 

@@ -49,6 +49,22 @@ def test_batches_take_their_part() -> None:
         assert (options.command, options.resume, options.shard.index) == ("batch", True, 1)
 
 
+def test_a_ray_job_runs_on_its_workers() -> None:
+    [job] = docs("kubernetes-ray.yaml")
+    options = parse(job["spec"]["entrypoint"].removeprefix("ltx2rt ").split())
+    assert (options.command, options.resume, options.runner) == ("batch", True, "ray")
+    cluster = job["spec"]["rayClusterSpec"]
+    head = cluster["headGroupSpec"]
+    [group] = cluster["workerGroupSpecs"]
+    assert head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}  # no worker runs there
+    for pod in (head["template"]["spec"], group["template"]["spec"]):
+        [container] = pod["containers"]
+        mounted = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+        assert {*mounted} == {v["name"] for v in pod["volumes"]}
+        assert mounted == {"bundle": str(options.bundle), "data": str(options.jobs.parent)}
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
 def test_names_fit_together() -> None:
     stateful, service = docs("kubernetes.yaml")
     pod = stateful["spec"]["template"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from ltx2rt.errors import CheckpointError
 from ltx2rt.pipelines.catalog import PIPELINES as CATALOG
 from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt.weights.safetensors_writer import write_safetensors
+from ltx2rt_export.checkpoint import open_model
 from ltx2rt_export.inspect import PIPELINES, format_inspection, inspect_path
 from tests.unit.checkpoint_files import copy_with, write_names
 
@@ -148,3 +151,20 @@ def test_damaged_files_only_raise_our_errors(
 
 def test_every_pipeline_is_listed() -> None:
     assert set(PIPELINES) == set(CATALOG)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "flag"),
+    [
+        ("latents_2x4x4_bfloat16", "latents", "--latents"),
+        ("stage_1.video", "latents", "--latents"),
+        ("video_prompt_embeds_bfloat16", "embeddings", "--embeddings"),
+        ("video_context", "embeddings", "--embeddings"),
+    ],
+)
+def test_what_is_no_model_is_named(name: str, kind: str, flag: str, tmp_path: Path) -> None:
+    path = tmp_path / "x_ltx2.safetensors"
+    write_safetensors(path, {name: np.zeros((1, 2, 4, 4), np.float32)}, {})
+    assert inspect_path(path)["kind"] == kind
+    with pytest.raises(CheckpointError, match=f"give it as {flag} of `ltx2rt generate`"):
+        open_model(path)

@@ -148,6 +148,12 @@ def test_forms_and_json_say_the_same() -> None:
     config = {"prompt": "a", "width": 64, "height": 128, "num_frames": 9, "seed": 3}
     assert body.data == {"config": {**config, "frame_rate": 24.0}}
     assert [frames_of(s, 24.0) for s in (0.01, 4, 5, 8)] == [1, 97, 121, 193]
+    assert read_fields({"prompt": "a", "seconds": None, "size": None}).data["config"] == {
+        "prompt": "a"
+    }
+    for rate in (None, True, "24", 0):
+        with pytest.raises(OptionError, match="is not a frame rate"):
+            frames_of(1, rate)
     with pytest.raises(OptionError, match="seed='x' is not a number"):
         read_form({"seed": "x"}, {})
 

@@ -198,6 +198,28 @@ def test_official_files_hold_two_tensors_only(tmp_path: Path) -> None:
         read_embeddings(path, 2)
 
 
+def test_caches_of_musubi_tuner(tmp_path: Path) -> None:
+    path, made = tmp_path / "0_ltx2_te.safetensors", contexts(1)
+    video, audio = bfloat16(made.video[0]), bfloat16(made.audio[0])
+    mask = np.ones(16, np.int64)
+    tensors = {
+        "video_prompt_embeds_bfloat16": video,
+        "audio_prompt_embeds_bfloat16": audio,
+        "text_bfloat16": bfloat16(np.concatenate([made.video[0], made.audio[0]], -1)),
+        "prompt_attention_mask": mask,
+        "text_mask": mask,
+    }
+    metadata = {"architecture": "ltx2_v1", "caption1": "a bell", "format_version": "1.0.1"}
+    write_safetensors(path, tensors, metadata)
+    assert check_embeddings(path, WIDTHS, "any").prompts == ("a bell",)
+    read = read_embeddings(path, 1)
+    np.testing.assert_allclose(read.video, made.video, rtol=2**-8)
+    np.testing.assert_allclose(read.audio, made.audio, rtol=2**-8)
+    write_safetensors(path, {"video_prompt_embeds_bfloat16": video}, metadata)
+    with pytest.raises(CheckpointError, match=r"without audio_prompt_embeds_\*: cache again"):
+        check_embeddings(path, WIDTHS, "any")
+
+
 @pytest.mark.parametrize(
     ("tensors", "metadata", "said"),
     [

@@ -13,6 +13,7 @@ from typing import Any
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.weights.codecs.ggml import PREFIX, gguf_package
 from ltx2rt.weights.safetensors import Encoding, TensorEntry
+from ltx2rt_export.layouts.gguf_bounds import check_head
 
 _PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 #: formats whose arithmetic the package has; others are for other programs
@@ -42,6 +43,7 @@ def open_gguf(path: Path) -> tuple[GgufFile, dict[str, TensorEntry]]:
     """
     package = gguf_package(f"{path} is a GGUF file, which")
     try:
+        check_head(path)
         reader = package.GGUFReader(path)
     except (ValueError, KeyError, IndexError, OverflowError, OSError) as error:
         raise CheckpointError(

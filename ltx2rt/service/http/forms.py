@@ -99,8 +99,9 @@ def read_fields(given: Mapping[str, Any]) -> Asked:
     Raises:
         OptionError: lists what is wrong.
     """
-    values = {_ALIASES.get(n, n): v for n, v in given.items() if n not in _IGNORED}
-    problems = [unknown_name(n, KNOWN) for n in values if n not in KNOWN]
+    named = {_ALIASES.get(n, n): v for n, v in given.items() if n not in _IGNORED}
+    problems = [unknown_name(n, KNOWN) for n in named if n not in KNOWN]
+    values = {n: v for n, v in named.items() if v is not None}  # null: as if it were not there
     for name, read in _NUMBERS.items():
         value = values.get(name)
         if isinstance(value, str) and name == "seconds":  # the openai client sends "4"
@@ -198,9 +199,15 @@ def _default(name: str) -> Any:
 
 
 def frames_of(seconds: float, rate: Any) -> int:
-    """The number of frames nearest to a duration: `8k+1`."""
-    if not isinstance(rate, int | float) or not 0 < seconds < 1e6 or not 0 < rate < 1e6:
+    """The number of frames nearest to a duration: `8k+1`.
+
+    Raises:
+        OptionError: it is none, or the frame rate is none.
+    """
+    if not 0 < seconds < 1e6:
         raise OptionError(f"seconds={seconds:g} is not a duration")
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1e6:
+        raise OptionError(f"frame_rate={str(rate)[:40]} is not a frame rate")
     return max(round(seconds * rate / _STEP), 0) * _STEP + 1
 
 
