@@ -76,7 +76,7 @@ def eager(width: int, tokens: int) -> Callable[[], object]:
     """A call of our PyTorch reference."""
     import torch
 
-    from benchmarks.cpu_blocks import block_component
+    from benchmarks.real_size import block_component
     from ltx2rt_export.reference import TorchEngine
 
     torch.set_num_threads(1)
@@ -93,13 +93,13 @@ def diffusers(width: int, tokens: int, dtype: str) -> Callable[[], object]:
     import torch
     from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
 
-    from benchmarks.cpu_blocks import HEADS
+    from benchmarks.real_size import LTX23
 
     torch.set_num_threads(1)
-    head, floats = width // HEADS, getattr(torch, dtype)
+    head, floats = width // LTX23.heads, getattr(torch, dtype)
     model = LTX2VideoTransformer3DModel(
-        num_attention_heads=HEADS, attention_head_dim=head, cross_attention_dim=width,
-        audio_num_attention_heads=HEADS, audio_attention_head_dim=head // 2,
+        num_attention_heads=LTX23.heads, attention_head_dim=head, cross_attention_dim=width,
+        audio_num_attention_heads=LTX23.heads, audio_attention_head_dim=head // 2,
         audio_cross_attention_dim=width // 2, num_layers=1, rope_type="split", gated_attn=True,
         cross_attn_mod=True, audio_gated_attn=True, audio_cross_attn_mod=True,
         use_prompt_embeddings=False,

@@ -8,7 +8,6 @@ timed is tested in `tests/parity/test_quantize_graphs.py` and `test_layer_engine
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -21,12 +20,10 @@ from pathlib import Path
 
 from benchmarks.cpu_block import TEXT
 from benchmarks.hardware import environment
-from benchmarks.real_size import LTX23, transformer_components
+from benchmarks.real_size import LTX23, block_component
 from ltx2rt.env import cache_dir
-from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt.weights.codecs.engine_formats import FP8
 from ltx2rt.weights.precision import PRECISIONS
-from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
 from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
@@ -39,7 +36,7 @@ from ltx2rt_export.unmasked import without_masks
 
 RESULTS = Path(__file__).parent / "results" / "cpu.jsonl"
 
-HEADS, REAL_WIDTH = 32, 4096
+HEADS, REAL_WIDTH = LTX23.heads, LTX23.streams[0].width
 
 #: FP8 is emulated on a CPU: no use but tests
 OURS = tuple(n for n, row in PRECISIONS.items() if row.on_cpu and row.format is not FP8)
@@ -49,19 +46,6 @@ VARIANTS = (OURS[0], INSIDE, *OURS[1:], *OTHERS)
 
 DEFAULT = ("512:500", "512:2000", "1024:500", "1024:2000", "4096:256")
 ROUNDS, CALLS = 3, 2
-
-
-def block_component(width: int) -> Component:
-    """LTX-2.3's block of that width; its audio stream has half."""
-    widths = (width, width // 2)
-    streams = tuple(
-        dataclasses.replace(s, width=w, head_dim=w // HEADS, context_dim=w)
-        for s, w in zip(LTX23.streams, widths, strict=True)
-    )
-    config = dataclasses.replace(
-        LTX23, streams=streams, cross_head_dim=width // 2 // HEADS, num_layers=1
-    )
-    return next(c for c in transformer_components(config) if c.name == TRANSFORMER_BLOCK)
 
 
 def write_graphs(width: int, folder: Path) -> None:
