@@ -86,7 +86,7 @@ def build(
     chosen = choose.options_for(card) if card is not None else {}
     values |= {name: value for name, value in chosen.items() if not values[name]}
     values["backend"] = values["backend"] or make_config().backend
-    files = export.open_inputs(inputs)
+    files = export.open_inputs(inputs, components)
     config = make_config(
         **values,
         precision=choose.chosen_precision(values, files) if precision == "auto" else precision,

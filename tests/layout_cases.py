@@ -44,12 +44,18 @@ LAYOUTS: tuple[Layout, ...] = (
            "`--checkpoint FILE`, the official file as `--text-encoder`, `--video-vae` and "
            "`--audio-vae`", "files that the `gguf` package writes: every weight as it decodes them "
            "(tests/parity/test_gguf.py); decoded into the bundle, a tensor at a time"),
+    Layout("the official NVFP4 transformer of LTX-2.5, whose header does not say that it is "
+           "quantised", "`--checkpoint FILE`", "its names, types, shapes and size in a sparse "
+           "file: 1,176 layers, carried over bit by bit (tests/parity/test_released_models.py)"),
     Layout("INT8 ConvRot of ComfyUI and musubi-tuner", "as the part that it is",
            "decoded and rotated back when weights are loaded (tests/unit/test_stored.py)"),
     Layout("single-file Gemma 3 of ComfyUI (`spiece_model`; bf16, FP8, INT8, NVFP4; extra "
            "`sentencepiece`)", "`--gemma FILE` or `--text-encoder FILE`", "the same components as "
            "the folder, or what the codes stand for; the tokens that SentencePiece itself finds "
            "(tests/parity/test_gemma_single.py)"),
+    Layout("Gemma 3 of bitsandbytes (NF4 and FP4, scales coded or not; LLM.int8)", "`--gemma DIR` "
+           "or FILE", "what its arithmetic gives (tests/parity/test_gemma_single.py; bit for bit "
+           "bitsandbytes 0.50's own when it was written)"),
     Layout("GGUF of Gemma 3 (llama.cpp; extra `gguf`)", "`--gemma FILE`", "files that the `gguf` "
            "package writes: names, norms less one, tokenizer from its vocabulary "
            "(tests/parity/test_gemma_single.py)"),
@@ -58,7 +64,8 @@ LAYOUTS: tuple[Layout, ...] = (
            "is known"),
     Layout("W4A4 and other packed INT4", "", refused="not done yet: refused as an "
            "unknown 4-bit format"),
-    Layout("`diffusion_decoder`, `duration_head`, `transformer_full` of a diffusers folder",
+    Layout("`diffusion_decoder`, `duration_head`, `latent_upsampler`, `transformer_full` of a "
+           "diffusers folder",
            "", refused="left out with a warning that says what to give instead"),
     Layout("mlx-video's converted folder", "", refused="not done yet: its weights are laid out for "
            "MLX"),

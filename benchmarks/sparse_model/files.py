@@ -17,6 +17,9 @@ Shapes = dict[str, tuple[int, ...]]
 FLOAT32 = re.compile(r"transformer_blocks\.\d+\..*scale_shift_table")
 
 
+_ITEM_BYTES = {"BF16": 2, "F32": 4, "U8": 1, "F8_E4M3": 1}
+
+
 def shapes_of(prefix: str, module: nn.Module) -> Shapes:
     """Names and shapes of a module's tensors below a prefix."""
     return {prefix + name: tuple(t.shape) for name, t in module.state_dict().items()}
@@ -27,14 +30,16 @@ def write_sparse(
     shapes: Mapping[str, tuple[int, ...]],
     metadata: Mapping[str, str],
     assets: Mapping[str, bytes] | None = None,
+    dtypes: Mapping[str, str] | None = None,
 ) -> None:
     """Write a safetensors file of bfloat16 tensors (the tables of a transformer: float32) that are
     holes and read as zeros.
 
     Args:
         assets: files that are packed as uint8 tensors, before the others; these are written.
+        dtypes: of tensors that are none of these: `U8`, `F8_E4M3`, `F32`.
     """
-    assets = assets or {}
+    assets, dtypes = assets or {}, dtypes or {}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, data in assets.items():
@@ -42,9 +47,8 @@ def write_sparse(
         header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [offset, end]}
         offset = end
     for name, shape in shapes.items():
-        wide = FLOAT32.search(name) is not None
-        end = offset + (4 if wide else 2) * math.prod(shape)
-        kind = "F32" if wide else "BF16"
+        kind = dtypes.get(name, "F32" if FLOAT32.search(name) else "BF16")
+        end = offset + _ITEM_BYTES[kind] * math.prod(shape)
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()

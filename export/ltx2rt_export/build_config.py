@@ -12,7 +12,7 @@ from typing import Any
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.targets import DEFAULT_RTX_TARGETS, DEFAULT_SHAPES, target_problems
 from ltx2rt.errors import Ltx2rtError, OptionError, ShapeError, UnsupportedError
-from ltx2rt.names import TEXT_STACK
+from ltx2rt.names import TEXT_STACK, WRITING_STACK
 from ltx2rt.weights.precision import (
     DEFAULT_PRECISION,
     PRECISIONS,
@@ -117,7 +117,7 @@ class BuildConfig:
 
     def asked(self, component: str) -> str:
         """The precision that is asked of a component; `component_precision` says what it gets."""
-        if component not in TEXT_STACK.components:
+        if component not in (*TEXT_STACK.components, *WRITING_STACK.components):
             return self.precision
         return self.text_precision or float_precision(PRECISIONS[self.precision].dtype).name
 

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,13 @@ from ltx2rt.config import lora_problems
 from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.lora.describe import names_distillation
 from ltx2rt.lora.files import Lora
-from ltx2rt.names import AUDIO_DECODER, VIDEO_ENCODER, VOCODER
+from ltx2rt.names import AUDIO_DECODER, TEXT_STACK, VIDEO_ENCODER, VOCODER, WRITING_STACK
 from ltx2rt.progress import Job
 from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.build_config import BuildConfig
-from ltx2rt_export.catalog import components_of, traced_components
-from ltx2rt_export.checkpoint import ModelFiles, open_model
+from ltx2rt_export.catalog import TEXT_ROLES, components_of, traced_components
+from ltx2rt_export.checkpoint import REQUIRED, ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
 from ltx2rt_export.decode_gguf import decode_gguf
@@ -57,6 +57,9 @@ from ltx2rt_export.quantize.overlay import Overlays
 from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare
 from ltx2rt_export.quantize.range_check import check_float16
 from ltx2rt_export.resume import KEY_FILE, OLD, open_work, prune, restore_old, weights_key
+
+#: the components of the text encoder
+TEXT_PARTS = frozenset((*TEXT_STACK.components, *WRITING_STACK.components))
 
 
 def check_target(output: Path, *, force: bool) -> None:
@@ -101,10 +104,18 @@ def _is_inside(path: str, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(folder)
 
 
-def open_inputs(inputs: BuildInputs) -> ModelFiles:
-    """Open the files that `ltx2rt build` was given."""
+def open_inputs(inputs: BuildInputs, components: Collection[str] = ()) -> ModelFiles:
+    """Open the files that `ltx2rt build` was given.
+
+    Args:
+        components: those that are wanted, empty for all: without any of the text encoder's, its
+            files are not needed.
+    """
     names = [f.name for f in dataclasses.fields(BuildInputs) if f.name != "loras"]
-    return open_model(**{n: v for n in names if (v := getattr(inputs, n)) is not None})
+    given = {n: v for n in names if (v := getattr(inputs, n)) is not None}
+    of_text = not components or not TEXT_PARTS.isdisjoint(components)
+    need = [role for role in REQUIRED if of_text or role not in TEXT_ROLES]
+    return open_model(**given, need=need)
 
 
 def inputs_in(inputs: BuildInputs, folder: Path, weights_dir: Path | None = None) -> BuildInputs:
@@ -231,12 +242,14 @@ def _fill(
     config: BuildConfig,
     job: Job,
 ) -> Manifest:
-    tokenizer = files.gemma.read_asset("tokenizer.json") if files.gemma else None
-    if tokenizer is None:
-        raise CheckpointError(
-            "the text encoder has no tokenizer.json; give the whole Gemma folder."
-        )
-    Tokenizer(tokenizer, "the text encoder's tokenizer.json")  # before hours of work
+    tokenizer = b""
+    if files.gemma is not None:
+        tokenizer = files.gemma.read_asset("tokenizer.json") or b""
+        if not tokenizer:
+            raise CheckpointError(
+                "the text encoder has no tokenizer.json; give the whole Gemma folder."
+            )
+        Tokenizer(tokenizer, "the text encoder's tokenizer.json")  # before hours of work
     components = components_of(files)
     _check_numbers(components)
     components = with_tile_memory(config, components)
@@ -289,7 +302,8 @@ def _fill(
         job.report("range check", 0, 1)
         check_float16([graph for graph in exported if graph.dtype == "float16"])
         job.report("range check", 1, 1)
-    (work / "text" / "tokenizer.json").write_bytes(tokenizer)
+    if tokenizer:
+        (work / "text" / "tokenizer.json").write_bytes(tokenizer)
     sources = table.sources
     if config.copy_weights:
         entries, sources, inputs = copy_weights(work, entries, sources, files, inputs, job)
@@ -305,8 +319,8 @@ def _fill(
         model=info,
         sources=tuple(sources),
         components=entries,
-        tokenizer="text/tokenizer.json",
-        tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest(),
+        tokenizer="text/tokenizer.json" if tokenizer else "",
+        tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest() if tokenizer else "",
         build=inputs,
         build_flags=config.flags(),
         device_graphs=beside,

@@ -37,6 +37,9 @@ from ltx2rt_export.modules.diffusion_decoder_config import is_diffusion
 from ltx2rt_export.modules.gemma_config import blocks_differ, gemma_facts
 from ltx2rt_export.shipped.find import shipped_component
 
+#: roles of the text encoder's files
+TEXT_ROLES = ("gemma", "connectors", "text_projection")
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -56,8 +59,11 @@ class Row:
 
 
 def rows_of(files: ModelFiles) -> list[Row]:
-    """The components to build; those that are not optional are listed even if files lack them."""
-    return [r for r in COMPONENTS if (r.when(files) if not r.optional else r.fits(files))]
+    """The components to build; those that are not optional are listed even if files lack them, but
+    for the text encoder's where there is no Gemma: `open_model` was told not to need it.
+    """
+    rows = [r for r in COMPONENTS if files.gemma is not None or "gemma" not in r.roles]
+    return [r for r in rows if (r.when(files) if not r.optional else r.fits(files))]
 
 
 def components_of(files: ModelFiles) -> list[Component]:

@@ -5,6 +5,7 @@ Formats: spec/checkpoints.md §7. A layer counts by its own companions, never by
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
-from ltx2rt.weights.codecs import int8
+from ltx2rt.weights.codecs import bitsandbytes, int8
 from ltx2rt.weights.codecs.stored import GROUPS, LAYOUTS, storage_problems
 from ltx2rt.weights.safetensors import Encoding, MappedFiles, TensorEntry
 
@@ -28,16 +29,17 @@ FORMATS: dict[str, str] = {
     "int8_convrot": "Comfy INT8 (row scales, ConvRot)",
     "int8": "INT8 with scales",
     "nf4": "NF4 (musubi-tuner)",
-    "nf4_bitsandbytes": "NF4 (bitsandbytes)",
+    bitsandbytes.FOUR_BITS: "NF4 or FP4 (bitsandbytes)",
+    bitsandbytes.EIGHT_BITS: "INT8 (bitsandbytes)",
     "unknown": "an unknown 8-bit or 4-bit format",
 }
-READABLE = ("fp8", *LAYOUTS)
+READABLE = ("fp8", *LAYOUTS, bitsandbytes.FOUR_BITS)
 
 _PLAIN = ("float32", "float16", "bfloat16", "float64")
 #: what a layer's companions are called; `weight_scale` in new files, `scale_weight` in older ones
 COMPANION = re.compile(
     r"\.(weight_scale(_2)?|scale_weight|input_scale|scale_input|comfy_quant|nf4_shape"
-    r"|weight_scalar|weight\.(absmax|quant_map|nested_\w+|quant_state\.\w+))$|(^|\.)scaled_fp8$"
+    r"|weight_scalar|SCB|weight_format|weight\.(absmax|quant_map|nested_\w+|quant_state\.\w+))$|(^|\.)scaled_fp8$"
 )
 #: what `comfy_quant` may call a layout of ours
 _COMFY_NAMES = {
@@ -149,6 +151,8 @@ class _Layer:
             "tensor_scale": ("weight_scale_2",),
             "input_scale": ("input_scale", "scale_input"),
         }
+        if f"{name}.SCB" in tensors:
+            given["scale"] = ("SCB",)
         self.parts = {
             part: tensors[f"{name}.{key}"]
             for part, keys in given.items()
@@ -158,6 +162,9 @@ class _Layer:
         self._is_bitsandbytes = any(
             f"{name}.weight.{key}" in tensors for key in ("absmax", "quant_map", "nested_absmax")
         )
+        self._state: dict[str, Any] = {}
+        if self._is_bitsandbytes:
+            self._read_bitsandbytes(tensors)
         self._comfy, self._comfy_problem = self._read_comfy()
         self.format = self._format()
 
@@ -177,7 +184,9 @@ class _Layer:
         if "nf4_shape" in self._companions:
             return "nf4"
         if self._is_bitsandbytes:
-            return "nf4_bitsandbytes"
+            return bitsandbytes.FOUR_BITS
+        if dtype == "int8" and scale is not None and scale.name.endswith(".SCB"):
+            return bitsandbytes.EIGHT_BITS
         if dtype == "uint8" and scale is not None and scale.dtype == "float8_e4m3fn":
             return "nvfp4"
         if dtype == "uint8" and ("tensor_scale" in self.parts or named == "nvfp4"):
@@ -207,6 +216,8 @@ class _Layer:
     def shape(self) -> tuple[int, ...]:
         """Shape of the values: a byte may hold two."""
         codes = self.weight.shape
+        if self.format == bitsandbytes.FOUR_BITS:
+            return tuple(self._state.get("shape", ()))
         return (*codes[:-1], codes[-1] * LAYOUTS[self.format].per_byte) if codes else codes
 
     @property
@@ -229,6 +240,21 @@ class _Layer:
         if self.format in {"nf4", "fp8_blocks"} and scale is not None and len(scale.shape) > 1:
             return shape[-1] // max(scale.shape[1], 1)
         return 1
+
+    def _read_bitsandbytes(self, tensors: Mapping[str, TensorEntry]) -> None:
+        """The parts of 4-bit weights, and what the file says about them."""
+        own = f"{self.name}.weight."
+        self.parts = {
+            part: tensors[own + suffix]
+            for part, suffix in bitsandbytes.PARTS.items()
+            if own + suffix in tensors
+        }
+        for name in tensors:
+            if name.startswith(f"{own}quant_state.") and tensors[name].length <= _MAX_COMFY_BYTES:
+                self.parts[bitsandbytes.STATE] = tensors[name]
+        if (entry := self.parts.get(bitsandbytes.STATE)) is not None:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                self._state = bitsandbytes.read_state(self._files.raw(entry))
 
     def _read_comfy(self) -> tuple[dict[str, Any], str]:
         """The JSON object in `comfy_quant`, and what is wrong with it."""

@@ -62,7 +62,7 @@ def compile_kernel(spec: KernelSpec, arch: str) -> Artifact:
         import triton
     except ModuleNotFoundError:
         raise KernelError(
-            "compiling kernels needs Triton; install it with: pip install 'ltx2rt[kernels]'"
+            "compiling kernels needs Triton; install ltx2rt with its extra kernels"
         ) from None
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -277,7 +277,7 @@ def _driver() -> Any:
         from cuda.bindings import driver
     except ImportError:
         raise KernelError(
-            "launching kernels needs cuda-bindings; install it with: pip install 'ltx2rt[cuda]'"
+            "launching kernels needs cuda-bindings; install ltx2rt with its extra cuda"
         ) from None
     try:
         (status,) = driver.cuInit(0)

@@ -64,7 +64,7 @@ def _tensorrt() -> tuple[Any, Any]:
         plugin = importlib.import_module("tensorrt.plugin")
     except ImportError as error:
         raise KernelError(
-            f"plugins need TensorRT ({error}); install it with: pip install 'ltx2rt[tensorrt]'"
+            f"plugins need TensorRT ({error}); install ltx2rt with its extra tensorrt"
         ) from None
     return tensorrt, plugin
 

@@ -192,7 +192,10 @@ def open_bundle(
         for name, entry in entries.items()
         for problem in check_file(folder, entry.graph, entry.graph_sha256, name)
     ]
-    problems += check_file(folder, manifest.tokenizer, manifest.tokenizer_sha256, "the tokenizer")
+    if manifest.tokenizer or not manifest.components.keys().isdisjoint(TEXT_ENCODER):
+        problems += check_file(
+            folder, manifest.tokenizer, manifest.tokenizer_sha256, "the tokenizer"
+        )
     problems += weight_problems(manifest)[:20]
     for name, entry in manifest.components.items():
         problems += option_problems(name, entry.options)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ltx2rt.bundle.manifest import Manifest
 from ltx2rt.bundle.memory import held_bytes, layer_bytes
-from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.errors import UnsupportedError
+from ltx2rt.machine import machine_bytes
 from ltx2rt.names import (
     LANGUAGE_HEAD,
     STAGES,

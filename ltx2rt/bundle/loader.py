@@ -21,7 +21,6 @@ from ltx2rt.bundle.card import Card, open_card, trust_of
 from ltx2rt.bundle.host_plan import HostPlan, plan_host
 from ltx2rt.bundle.load_weights import engine_tensors, lora_tensors, stored_tensor
 from ltx2rt.bundle.manifest import UNMASKED
-from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.components.stack_plans import stack_plan
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
@@ -29,6 +28,7 @@ from ltx2rt.errors import UnsupportedError
 from ltx2rt.lora.adapter import official_tensor
 from ltx2rt.lora.files import Lora
 from ltx2rt.lora.merger import LoraMerger
+from ltx2rt.machine import machine_bytes
 from ltx2rt.names import (
     ADAPTED_COMPONENTS,
     TEXT_TAIL,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Mapping, Sequence
 
 from ltx2rt.bundle.load_weights import ITEM_BYTES
@@ -83,11 +82,3 @@ def refuse_too_large(stages: dict[str, int], what: str, gpu: Gpu) -> None:
             f"{gpu.memory_bytes / 2**30:.1f} GiB; build in a smaller precision or for smaller "
             "shapes (`ltx2rt build --dry-run` says what each takes), or use a larger card."
         )
-
-
-def host_memory_bytes() -> int | None:
-    """Physical memory of this machine, where the system tells."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None

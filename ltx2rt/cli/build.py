@@ -278,7 +278,7 @@ def build(inputs: BuildInputs, output: Path, options: argparse.Namespace) -> Man
 def open_and_choose(inputs: BuildInputs, options: argparse.Namespace) -> tuple[Any, Any]:
     """The model's files, and the `BuildConfig` of the flags; those are checked first."""
     config = config_of(options)
-    files = export_module("bundle").open_inputs(inputs)
+    files = export_module("bundle").open_inputs(inputs, config.components)
     return files, config if options.precision != "auto" else config_of(options, files)
 
 

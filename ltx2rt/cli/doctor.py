@@ -16,13 +16,13 @@ from ltx2rt.backends.engine_checks import runs_on
 from ltx2rt.backends.tensorrt_api import APIS, installed_version
 from ltx2rt.bundle.host_plan import plan_host
 from ltx2rt.bundle.manifest import Manifest
-from ltx2rt.bundle.memory import host_memory_bytes, layer_bytes, stage_weight_bytes
+from ltx2rt.bundle.memory import layer_bytes, stage_weight_bytes
 from ltx2rt.cli import cache
 from ltx2rt.cli.common import print_json
-from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.device.cuda import driver_cuda, local_gpu
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.machine import machine_bytes
 
 PACKAGES = {
     "runtime": ("numpy", "onnxruntime", "tokenizers", "av", "pillow", "tqdm"),
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "memory_bytes": host_memory_bytes(),
+        "memory_bytes": machine_bytes(),
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "packages": {g: {p: installed(p) for p in names} for g, names in PACKAGES.items()}
         | {

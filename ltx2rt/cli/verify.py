@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
     inputs = export.inputs_in(bundle.manifest.build, options.bundle, options.weights_dir)
     rungs = []
     with tempfile.TemporaryDirectory(prefix="ltx2rt-verify-") as overlay:
-        components = export.make_components(export.open_inputs(inputs), inputs.loras, Path(overlay))
+        files = export.open_inputs(inputs, bundle.manifest.components)
+        components = export.make_components(files, inputs.loras, Path(overlay))
         for rung in verify.verify_bundle(bundle, components, options.seed, runtime):
             rungs.append(rung)
             if not options.quiet:

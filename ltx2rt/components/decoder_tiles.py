@@ -7,12 +7,10 @@ Cells are those of the features: `feature_stride` frames and patches each
 from __future__ import annotations
 
 import math
-import os
 from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ltx2rt.errors import BundleError, ShapeError
@@ -26,6 +24,7 @@ from ltx2rt.latents.tiling import (
     normalized,
     trapezoid,
 )
+from ltx2rt.machine import machine_bytes
 
 Cells = tuple[int, int, int]
 Axes = tuple[tuple[AxisTile, ...], tuple[AxisTile, ...], tuple[AxisTile, ...]]
@@ -264,13 +263,3 @@ def auto_tiling(
     return least_waste(
         facts, cells, lambda tile: decode_bytes(facts, cells, tile, item) <= room and fits(tile)
     )
-
-
-def machine_bytes(limits: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
-    """Memory of this machine, or what its container may use of it."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = limits.read_text().strip()
-    except OSError:
-        return physical
-    return min(physical, int(limit)) if limit.isdigit() else physical

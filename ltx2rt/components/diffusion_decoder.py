@@ -19,12 +19,12 @@ from ltx2rt.components.decoder_tiles import (
     decode_bytes,
     decoder_tiles,
     feature_cells,
-    machine_bytes,
 )
 from ltx2rt.components.video_decoder import Progress, blend_tiles, unit_frames
 from ltx2rt.engine import F32, Engine
 from ltx2rt.errors import ShapeError, UnsupportedError
 from ltx2rt.latents.tiling import AxisTile, TilingConfig
+from ltx2rt.machine import machine_bytes
 
 Draw = Callable[[Sequence[int]], F32]
 

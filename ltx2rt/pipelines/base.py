@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.host_plan import plan_host
 from ltx2rt.bundle.source import ModelFacts, ModelSource
-from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.components.embeddings import write_embeddings
 from ltx2rt.components.stage_trace import StageTrace
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RuntimeConfig
@@ -25,6 +24,7 @@ from ltx2rt.errors import BundleError, InternalError, OptionError
 from ltx2rt.latents.shapes import VideoScaleFactors, rendered_size
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
+from ltx2rt.machine import machine_bytes
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.names import DIFFUSION_DECODER, TEXT_ENCODER, TRANSFORMER
 from ltx2rt.pipelines.built_sizes import built_clips, nearest_clip, refuse_sizes

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ltx2rt.bundle.source import ModelFacts
-from ltx2rt.components.decoder_tiles import machine_bytes
 from ltx2rt.components.embeddings import check_embeddings
 from ltx2rt.config import DEFAULT_NEGATIVE_PROMPT, GenerationConfig
 from ltx2rt.errors import Field, MediaError, OptionError, Problem, ShapeError, UnsupportedError
 from ltx2rt.latents.conditioning import keyframe_indices
 from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.latents.shapes import AudioLatentShape, VideoScaleFactors, check_generation_size
+from ltx2rt.machine import machine_bytes
 from ltx2rt.media.exr import exr_files, exr_size, is_exr, openexr
 from ltx2rt.media.files import is_video
 from ltx2rt.names import DURATION_HEAD, TRANSFORMER_BLOCK

@@ -259,4 +259,4 @@ def test_no_tensorrt_is_one_sentence() -> None:
     )
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ltx2rt_kernels.errors.KernelError: plugins need TensorRT (")
-    assert last.endswith("install it with: pip install 'ltx2rt[tensorrt]'")
+    assert last.endswith("install ltx2rt with its extra tensorrt")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ltx2rt.weights.codecs import fp8, int8, nf4, nvfp4
+from ltx2rt.weights.floats import round_bfloat16
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile
 from ltx2rt.weights.safetensors_writer import Stream, bfloat16, write_safetensors
 from tests.encoders import encode_per_tensor, tile_scales
@@ -140,6 +142,57 @@ def _int8_convrot(layer: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
     return tensors, int8.decode_convrot(codes, scales, CONVROT_GROUP)
 
 
+def _four_bits(layer: str, weight: np.ndarray, *, nested: bool) -> tuple[Tensors, np.ndarray]:
+    """As bitsandbytes 0.50 writes them: blocks of 64 of the flat weight, whose scales are coded in
+    blocks of 256 above their mean.
+    """
+    flat = weight.reshape(-1)
+    scale = np.abs(np.pad(flat, (0, -flat.size % 64)).reshape(-1, 64)).max(axis=1)
+    unit = flat / np.repeat(scale, 64)[: flat.size]
+    levels = np.abs(unit[:, None] - nf4.LEVELS).argmin(axis=1).astype(np.uint8)
+    state: dict[str, object] = {
+        "quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(weight.shape),
+    }  # fmt: skip
+    tensors: Tensors = {
+        f"{layer}.weight": (levels[0::2] << 4 | levels[1::2])[:, None],
+        f"{layer}.weight.quant_map": nf4.LEVELS,
+        f"{layer}.weight.absmax": scale,
+    }
+    if nested:
+        offset = scale.mean()
+        table = np.linspace(-1, 1, 256, dtype=np.float32)
+        above = np.pad(scale - offset, (0, -scale.size % 256)).reshape(-1, 256)
+        largest = np.abs(above).max(axis=1)
+        codes = np.abs((above / largest[:, None])[..., None] - table).argmin(axis=-1)
+        codes = codes.reshape(-1)[: scale.size].astype(np.uint8)
+        scale = table[codes] * np.repeat(largest, 256)[: scale.size] + np.float32(offset)
+        state |= {
+            "nested_blocksize": 256,
+            "nested_dtype": "float32",
+            "nested_offset": float(offset),
+        }
+        tensors |= {
+            f"{layer}.weight.absmax": codes,
+            f"{layer}.weight.nested_absmax": largest,
+            f"{layer}.weight.nested_quant_map": table,
+        }
+    text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    tensors[f"{layer}.weight.quant_state.bitsandbytes__nf4"] = text
+    values = nf4.LEVELS[levels] * np.repeat(scale, 64)[: flat.size]
+    return tensors, round_bfloat16(values).reshape(weight.shape)
+
+
+def _eight_bits(layer: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
+    codes, scales = int8.encode_rows(weight)
+    largest = scales[:, 0] * np.float32(127)
+    tensors: Tensors = {
+        f"{layer}.weight": codes,
+        f"{layer}.SCB": largest,
+        f"{layer}.weight_format": np.zeros((), np.uint8),
+    }
+    return tensors, codes * (largest[:, None] * np.float32(1 / 127))
+
+
 QUANTIZERS: dict[str, Quantizer] = {
     "fp8_scaled": _fp8_scaled,
     "fp8_legacy": _fp8_legacy,
@@ -151,6 +204,12 @@ QUANTIZERS: dict[str, Quantizer] = {
     "nf4": _nf4,
     "int8": _int8,
     "int8_convrot": _int8_convrot,
+}
+#: those that text encoders come in
+TEXT_QUANTIZERS: dict[str, Quantizer] = {
+    "nf4_bitsandbytes": partial(_four_bits, nested=False),
+    "nf4_bitsandbytes_nested": partial(_four_bits, nested=True),
+    "int8_bitsandbytes": _eight_bits,
 }
 #: what the file is called by `detect_storage_format`, where that is another name
 STORAGE = {"fp8_legacy": "fp8_scaled", "fp8_rows": "fp8_scaled"}
@@ -171,10 +230,11 @@ def quantize_file(
     file, maps = SafetensorsFile(source), MappedFiles()
     tensors: Tensors = {}
     decoded: dict[str, np.ndarray] = {}
+    every = QUANTIZERS | TEXT_QUANTIZERS
     for name, entry in file.items():
         layer, _, part = name.rpartition(".")
         if part == "weight" and layers.search(layer):
-            added, decoded[name] = QUANTIZERS[kind](layer, maps.load(entry, "float32"))
+            added, decoded[name] = every[kind](layer, maps.load(entry, "float32"))
             tensors |= added
         elif part == "bias" and layers.search(layer) and kind == "fp8":
             codes = fp8.encode(maps.load(entry, "float32"))

@@ -164,7 +164,13 @@ def test_a_file_for_comfyui(folder: Path, spiece: bytes, tmp_path: Path) -> None
     assert "packed in the file" in format_inspection(info)
 
 
-@pytest.mark.parametrize("kind", ["fp8_scaled", "fp8_legacy", "fp8", "int8"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "fp8_scaled", "fp8_legacy", "fp8", "int8", "nf4_bitsandbytes", "nf4_bitsandbytes_nested",
+        "int8_bitsandbytes",
+    ],
+)  # fmt: skip
 def test_quantised_files_for_comfyui(
     kind: str, folder: Path, demo_model: Demo, spiece: bytes, tmp_path: Path
 ) -> None:

@@ -4,15 +4,18 @@ what is published about them agrees with ours, and every component finds its wei
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks.sparse_model import write_sparse_model
+from benchmarks.sparse_model.files import write_sparse
 from ltx2rt.names import TRANSFORMER
 from ltx2rt.weights.safetensors import SafetensorsFile
-from ltx2rt_export.catalog import rows_of
+from ltx2rt_export.catalog import components_of, rows_of
 from ltx2rt_export.checkpoint import open_model
+from ltx2rt_export.quantize.layer_choice import plan_quantization
 from ltx2rt_export.shipped.find import shipped_component
 
 #: LTX-2.5 as published (spec/checkpoints.md §4): tensors and bytes of every file. Of the text
@@ -66,3 +69,53 @@ def test_every_component_finds_its_weights(
         for role, (count, size) in PUBLISHED.items():
             assert len(SafetensorsFile(paths[role])) == count, role
             assert abs(paths[role].stat().st_size - size) < HEADER_BYTES, role
+
+
+def write_official_nvfp4(bf16: Path, path: Path) -> None:
+    """The official NVFP4 transformer of LTX-2.5 (spec/checkpoints.md §7.2): all linears of 42
+    blocks, and no `_quantization_metadata`. For want of that, ComfyUI takes the bytes of two codes
+    for weights: "3520x4096 and 2048x4096" are activations of 3,520 tokens and codes `[4096, 2048]`
+    (Comfy-Org/ComfyUI issue 15511).
+    """
+    file = SafetensorsFile(bf16)
+    shapes, dtypes = {}, {}
+    linear = re.compile(
+        r"transformer_blocks\.(\d+)\..*(to_q|to_k|to_v|to_out\.0|ff\.net\.(0\.proj|2))\.weight"
+    )
+    for name, entry in file.items():
+        shapes[name] = entry.shape
+        match = linear.search(name)
+        if match is None or not 1 <= int(match[1]) <= 42:
+            continue
+        out, width = entry.shape
+        layer = name.removesuffix(".weight")
+        tiles = (-(-out // 128) * 128, -(-width // 64) * 4)
+        for part, shape, dtype in (
+            ("weight", (out, width // 2), "U8"),
+            ("weight_scale", tiles, "F8_E4M3"),
+            ("weight_scale_2", (), "F32"),
+            ("input_scale", (), "F32"),
+        ):
+            shapes[f"{layer}.{part}"], dtypes[f"{layer}.{part}"] = shape, dtype
+    metadata = {k: v for k, v in file.metadata.items() if k != "_quantization_metadata"}
+    write_sparse(path, shapes, metadata, dtypes=dtypes)
+
+
+def test_the_official_nvfp4_file_is_what_it_is(tmp_path: Path) -> None:
+    paths = write_sparse_model(tmp_path, "2.5")
+    nvfp4 = tmp_path / "ltx-2.5-22b-distilled-transformer-nvfp4.safetensors"
+    write_official_nvfp4(paths["checkpoint"], nvfp4)
+    assert len(SafetensorsFile(nvfp4)) == 7877
+    assert abs(nvfp4.stat().st_size - 18_721_548_408) < 4 * HEADER_BYTES
+    files = open_model(**{**paths, "checkpoint": nvfp4})
+    stored = files.storage_format
+    assert stored is not None
+    assert (stored.name, stored.layers, stored.static_input_scales) == ("nvfp4", 1176, 1176)
+    assert files.version.is_distilled
+    block = next(c for c in components_of(files) if c.name == "transformer_block")
+    assert block.layers[1]["attn1.to_q.weight"].shape == (4096, 4096)
+    plan = plan_quantization(block, "nvfp4-static")
+    assert plan is not None
+    assert plan.exact  # codes and scales are taken over bit by bit
+    assert len(plan.modules) == 28
+    assert plan.plain_layers == (0, 43, 44, 45, 46, 47)

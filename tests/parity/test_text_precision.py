@@ -10,11 +10,20 @@ import pytest
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.memory import layer_bytes
+from ltx2rt.components.embeddings import write_embeddings
 from ltx2rt.components.text_encoder import PromptEncoder, TextContext, TextEncoder
 from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import OptionError, UnsupportedError
-from ltx2rt.names import TEXT_BLOCK, TEXT_HEAD, TEXT_STACK, TEXT_TAIL, TRANSFORMER_BLOCK
+from ltx2rt.names import (
+    LANGUAGE_HEAD,
+    TEXT_BLOCK,
+    TEXT_HEAD,
+    TEXT_STACK,
+    TEXT_TAIL,
+    TRANSFORMER_BLOCK,
+)
+from ltx2rt.results.latent_file import LatentFile
 from ltx2rt_export.build_config import BuildConfig
 from tests.parity.command_line import build_flags, expect_user_error, use_graphs_of
 from tests.parity.command_line import ltx2rt as command
@@ -49,7 +58,8 @@ def test_contexts_of_a_quantised_text_encoder(
 ) -> None:
     use_graphs_of(demo_bundle, monkeypatch)
     target = tmp_path / "small.bundle"
-    flags = ("--text-precision", precision, "-o", target, "--quiet")
+    parts = ",".join((TEXT_HEAD, TEXT_BLOCK, TEXT_TAIL))
+    flags = ("--text-precision", precision, "--components", parts, "-o", target, "--quiet")
     outcome = command("build", *build_flags(demo_model), *flags)
     assert outcome.code == 0, outcome.err
     got = contexts_of(target)
@@ -62,7 +72,6 @@ def test_contexts_of_a_quantised_text_encoder(
     assert {n: entries[n].precision for n in (TEXT_HEAD, TEXT_BLOCK, TEXT_TAIL)} == {
         TEXT_HEAD: "fp32", TEXT_BLOCK: precision, TEXT_TAIL: "int8-wo",
     }  # fmt: skip
-    assert entries[TRANSFORMER_BLOCK].precision == "fp32"
     assert f"--text-precision {precision}" in manifest.command()
     whole = layer_bytes(open_bundle(demo_bundle).component(TEXT_BLOCK))
     small = layer_bytes(entries[TEXT_BLOCK])
@@ -87,3 +96,42 @@ def test_what_no_text_encoder_has_is_refused(demo_model: dict[str, Path], tmp_pa
         "build", *build_flags(demo_model), "--text-precision", "fp7", "-o", tmp_path / "b"
     )
     expect_user_error(outcome, "text_precision='fp7'")
+
+
+def test_a_bundle_without_a_text_encoder_needs_none(
+    demo_bundle: Path,
+    demo_model: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prompts come as contexts; nobody has to have Gemma."""
+    use_graphs_of(demo_bundle, monkeypatch)
+    parts = sorted(_parts_without_text(demo_bundle))
+    flags = ("--checkpoint", demo_model["checkpoint"], "-o", tmp_path / "b", "--quiet")
+    upsampler = ("--spatial-upsampler", demo_model["spatial_upsampler"])
+    outcome = command("build", *flags, *upsampler, "--components", ",".join(parts))
+    assert outcome.code == 0, outcome.err
+    small = open_bundle(tmp_path / "b")
+    assert (small.manifest.tokenizer, small.text_encoder_id) == ("", "")
+    assert not (tmp_path / "b/text").exists() or not any((tmp_path / "b/text").iterdir())
+    write_embeddings(tmp_path / "e.safetensors", contexts_of(demo_bundle), PROMPTS, "")
+    latents = []
+    for bundle in (tmp_path / "b", demo_bundle):
+        target = tmp_path / f"{len(latents)}.safetensors"
+        outcome = command(
+            "generate", bundle, "--embeddings", tmp_path / "e.safetensors", "--size", "64x64",
+            "--num-frames", 9, "--threads", 1, "--quiet", "--save-latents", target,
+        )  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        latents.append(LatentFile(target).read("stage_2.video"))
+    np.testing.assert_array_equal(*latents)
+    outcome = command("generate", tmp_path / "b", "-p", "a", "-o", tmp_path / "x.mp4")
+    expect_user_error(outcome, "text_head")
+    more = command("build", *flags[:2], "--components", "text_head,vocoder", "-o", tmp_path / "c")
+    expect_user_error(more, "no Gemma: give --gemma DIR")
+    every = command("build", *flags[:2], "-o", tmp_path / "c")
+    expect_user_error(every, "no Gemma: give --gemma DIR")
+
+
+def _parts_without_text(bundle: Path) -> set[str]:
+    return open_bundle(bundle).manifest.components.keys() - {*TEXT_STACK.components, LANGUAGE_HEAD}

@@ -320,7 +320,7 @@ def test_quantised_formats_are_named(tmp_path: Path, name: str) -> None:
     assert found.static_input_scales == (name == "nvfp4")
     if name in {"fp8", "fp8_blocks"}:
         assert open_model(file.path, need=()).storage_format == found
-    elif name in {"unknown", "nf4_bitsandbytes"}:
+    elif name == "unknown":
         with pytest.raises(UnsupportedError, match=rf"\({name}\), which is not read"):
             open_model(file.path, need=())
     else:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ltx2rt import machine
 from ltx2rt.components import decoder_tiles
 from ltx2rt.components.decoder_tiles import (
     DEVICE_BYTES,
@@ -21,10 +22,10 @@ from ltx2rt.components.decoder_tiles import (
     decode_bytes,
     feature_cells,
     least_waste,
-    machine_bytes,
 )
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.latents.tiling import AxisTiling, TilingConfig
+from ltx2rt.machine import machine_bytes
 from ltx2rt.pipelines import base
 from ltx2rt.pipelines.decoding import chosen_tiling
 from ltx2rt.pipelines.distilled import DistilledPipeline
@@ -112,7 +113,7 @@ def test_memory_counts_the_border_columns() -> None:
 
 def test_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}
-    monkeypatch.setattr(decoder_tiles.os, "sysconf", lambda name: sizes[name])
+    monkeypatch.setattr(machine.os, "sysconf", lambda name: sizes[name])
     limit = tmp_path / "memory.max"
     assert machine_bytes(limit) == 4096_000
     for text, found in (("max\n", 4096_000), ("1024\n", 1024), ("8192000000\n", 4096_000)):

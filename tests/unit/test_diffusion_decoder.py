@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ltx2rt.components import decoder_tiles as tiles_module
 from ltx2rt.components.decoder_tiles import decode_bytes, decoder_tiles, feature_cells
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder, patchify, unpatchify
 from ltx2rt.errors import BundleError, ShapeError, UnsupportedError
@@ -193,7 +192,7 @@ def test_what_cannot_be_decoded_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         decode(what, latent(16, 8, 8), TilingConfig(frames=AxisTiling(80, 8)))
     with pytest.raises(ShapeError, match="one clip"):
         decode(what, np.zeros((2, 3, 3, 7, 7), np.float32))
-    monkeypatch.setattr(tiles_module.os, "sysconf", lambda name: 1024)
+    monkeypatch.setattr("ltx2rt.machine.os.sysconf", lambda name: 1024)
     with pytest.raises(UnsupportedError, match="tiling='auto'"):
         decode(what, latent(3, 7, 7))
 
@@ -209,7 +208,7 @@ def test_a_tile_that_memory_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPat
     cells = feature_cells(what.options, (3, 7, 7))
     needed = decode_bytes(what.options, cells, cells, 4)
     sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": needed}
-    monkeypatch.setattr(tiles_module.os, "sysconf", lambda name: sizes[name])
+    monkeypatch.setattr("ltx2rt.machine.os.sysconf", lambda name: sizes[name])
     assert decode(what, latent(3, 7, 7)).shape == (17, 224, 224, 3)
     sizes["SC_PHYS_PAGES"] -= 1
     with pytest.raises(UnsupportedError, match="18 frames of 224x224"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
-from ltx2rt.bundle.memory import host_memory_bytes
+from ltx2rt.machine import machine_bytes
 from ltx2rt.names import TRANSFORMER_BLOCKS
 
 #: what the letters of buckets stand for
@@ -73,13 +73,12 @@ def _fits(report: Mapping[str, Any]) -> str:
 
 
 def _host(report: Mapping[str, Any]) -> str:
-    needed, here = report["host_bytes"], host_memory_bytes()
+    needed, here = report["host_bytes"], machine_bytes()
     if needed is None:
         return "little where all layers fit the card; else the layers that do not"
-    have = "unknown" if here is None else gib(here)
-    more = here is not None and needed > here
+    more = needed > here
     verdict = ": TOO LITTLE to hold it; layers are read from the files at every use" if more else ""
-    return f"about {gib(needed)} for the largest stage; this machine has {have}{verdict}"
+    return f"about {gib(needed)} for the largest stage; this machine has {gib(here)}{verdict}"
 
 
 def _time(report: Mapping[str, Any]) -> str:

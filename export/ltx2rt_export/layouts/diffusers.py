@@ -37,6 +37,7 @@ _UNREAD = {
     "layout",
     "diffusion_decoder": "its weights differ from the official file's: the clip is decoded by the "
     "conv VAE of vae/, or by the diffusion decoder of --video-vae FILE",
+    "latent_upsampler": "give it beside the folder: --spatial-upsampler FOLDER/latent_upsampler",
     "transformer_full": "the one of transformer/ is taken; for the full model build with this "
     "folder as --checkpoint and the other parts beside it",
 }

@@ -25,6 +25,7 @@ from ltx2rt.errors import Ltx2rtError
 from ltx2rt.service.events import Event
 from ltx2rt.service.http.answers import JsonAnswer, RefusalError, answer_of, error_answer
 from ltx2rt.service.http.guard import Guard, GuardedApp
+from ltx2rt.service.http.openapi import openapi_document
 from ltx2rt.service.http.videos import Videos
 from ltx2rt.service.http.watchers import Watchers
 from ltx2rt.service.jobs import JobRow
@@ -117,6 +118,11 @@ def _routes(service: Service, videos: Videos, metrics: Metrics) -> list[Route]:
     async def schema_text(_: Request) -> Response:
         return JsonAnswer(schema)
 
+    document = openapi_document()
+
+    async def openapi(_: Request) -> Response:
+        return JsonAnswer(document)
+
     one = "/v1/videos/{id}"
     return [
         *(Route(path, _page(*file)) for path, file in _PAGE.items()),
@@ -127,6 +133,7 @@ def _routes(service: Service, videos: Videos, metrics: Metrics) -> list[Route]:
         Route("/v1/models/{id}", model),
         Route("/v1/loras", loras),
         Route("/v1/schema", schema_text),
+        Route("/openapi.json", openapi),
         Route("/v1/videos", videos.list),
         Route("/v1/videos", videos.create, methods=["POST"]),
         Route("/v1/videos/sync", videos.sync, methods=["POST"]),

@@ -5,12 +5,13 @@ Formats: spec/checkpoints.md §7; arithmetic: spec/quantization.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ltx2rt.engine import F32, Array
-from ltx2rt.weights.codecs import fp8, ggml, int8, nf4, nvfp4
+from ltx2rt.weights.codecs import bitsandbytes, fp8, ggml, int8, nf4, nvfp4
 
 Shape = tuple[int, ...]
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
@@ -25,7 +26,10 @@ _NAMES = {
     "input_scale": "input_scale",
 }
 #: parts that `decode` takes
-DECODED_PARTS = ("scale", "tensor_scale")
+DECODED_PARTS = (
+    *("scale", "tensor_scale"),
+    *("table", "nested_scale", "nested_table", bitsandbytes.STATE),
+)
 
 
 class Part(Protocol):
@@ -101,6 +105,7 @@ LAYOUTS: dict[str, Layout] = {
     "nf4": Layout(("uint8",), 2, _FLOATS, lambda r, c, g: [(r, c // g, 1), (r, c // g)]),
     "int8": Layout(("int8",), 1, _FLOATS, _one_or_rows),
     "int8_convrot": Layout(("int8",), 1, _FLOATS, _one_or_rows),
+    bitsandbytes.EIGHT_BITS: Layout(("int8",), 1, _FLOATS, lambda r, c, g: [(r,)]),
 }
 #: group sizes that a format fixes
 GROUPS = {"mxfp8": fp8.MX_BLOCK, "nvfp4": nvfp4.GROUP}
@@ -111,6 +116,8 @@ def storage_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:
 
     Everything that `decode` relies on is checked, from headers alone.
     """
+    if encoding.format == bitsandbytes.FOUR_BITS:
+        return _four_bits_problems(shape, dtype, encoding)
     layout = LAYOUTS.get(encoding.format)
     if layout is None:
         return [f"its format {encoding.format!r} is unknown"]
@@ -148,6 +155,24 @@ def storage_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:
     return problems
 
 
+def _four_bits_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:
+    """As `storage_problems`, of flat codes whose sizes are in a part."""
+    if dtype != "uint8" or math.prod(encoding.shape) * 2 != math.prod(shape) or len(shape) != 2:
+        return [f"codes {list(encoding.shape)} of {dtype} do not hold {list(shape)} values"]
+    wanted = {"scale": 0, "table": 16, bitsandbytes.STATE: 0}
+    scale = encoding.parts.get("scale")
+    if scale is not None and scale.dtype == "uint8":
+        wanted |= {"nested_scale": 0, "nested_table": 256}
+    problems = []
+    for name, count in wanted.items():
+        part = encoding.parts.get(name)
+        if part is None:
+            problems.append(f"it has no {_NAMES.get(name, name)} of bitsandbytes")
+        elif count and (math.prod(part.shape) != count or part.dtype not in _FLOATS):
+            problems.append(f"its {name} is {part.dtype} {list(part.shape)}")
+    return problems
+
+
 def _is_longer(shape: Shape, wanted: Shape) -> bool:
     return len(shape) == 2 and shape[1] == wanted[1] and shape[0] > wanted[0]
 
@@ -167,6 +192,10 @@ def decode(
         return ggml.decode(shape, encoding.format, codes)
     scale = parts["scale"]
     match encoding.format:
+        case bitsandbytes.FOUR_BITS:
+            return bitsandbytes.decode_four_bits(shape, codes, parts)
+        case bitsandbytes.EIGHT_BITS:
+            return bitsandbytes.decode_eight_bits(codes, scale)
         case "fp8_scaled":
             values = fp8.decode_dtype(codes, dtype)
             values *= scale.reshape(-1, 1)
