@@ -37,7 +37,8 @@ def bfloat16_bits(values: ArrayLike) -> NDArray[np.uint16]:
 
 def bfloat16_values(bits: NDArray[np.uint16]) -> F32:
     """Widen bfloat16 bit patterns to float32."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    wide: NDArray[np.uint32] = np.left_shift(bits, 16, dtype=np.uint32)
+    return wide.view(np.float32)
 
 
 def round_bfloat16(values: ArrayLike) -> F32:
