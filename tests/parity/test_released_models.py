@@ -37,8 +37,8 @@ ENCODERS = ("text_head", "text_block", "text_tail", "video_encoder", "audio_enco
 DECODERS = ("audio_decoder", "vocoder")
 UPSAMPLERS = ("spatial_upsampler", "temporal_upsampler")
 COMPONENTS = {
-    "2": {*ENCODERS, *TRANSFORMER, *DECODERS, "video_decoder", "spatial_upsampler"},
-    "2.3": {*ENCODERS, *TRANSFORMER, *DECODERS, "video_decoder", *UPSAMPLERS},
+    "2": {*ENCODERS, *TRANSFORMER, *DECODERS, "video_decoder", "spatial_upsampler", "language_head"},
+    "2.3": {*ENCODERS, *TRANSFORMER, *DECODERS, "video_decoder", *UPSAMPLERS, "language_head"},
     "2.5": {
         *ENCODERS, *TRANSFORMER, *DECODERS, *UPSAMPLERS, "text_block_full", "duration_head",
         "diffusion_features", "diffusion_context", "diffusion_pixels",
