@@ -171,9 +171,12 @@ def test_a_prompt_is_written_on_the_device(
 
 
 def make_guided(bundle: Path, residency: str = "stage", **options: Any) -> Mapping[str, Array]:
-    """Latents of a guided clip: four passes a step, each of its own kind."""
+    """Latents of a guided clip: four passes a step, each of its own kind. Guidance does not rescale:
+    that is summed in float32 on a device, in float64 on the host.
+    """
     runtime = RuntimeConfig(threads=1, residency=residency, **options)
-    guidance = ltx2rt.GuidanceConfig(num_inference_steps=3)
+    params = ltx2rt.GuiderParams(cfg_scale=3.0, stg_scale=1.0, stg_blocks=(1,), modality_scale=3.0)
+    guidance = ltx2rt.GuidanceConfig(num_inference_steps=3, video=params, audio=params)
     with ltx2rt.OneStagePipeline(ltx2rt.open_bundle(bundle), runtime) as pipe:
         clip = pipe(prompt="a bell", height=64, width=64, num_frames=9, seed=3, guidance=guidance)
         np.concatenate(list(clip.frames))
