@@ -117,7 +117,9 @@ def test_reports(desk: Home) -> None:
     assert "onnxruntime" in desk.run("ltx2rt", "doctor", "ltx23.bundle").stdout.decode()
     assert desk.run("ltx2rt", "lora", "info", "L.safetensors").stdout
     assert desk.run("ltx2rt", "cache").stdout
-    assert "transformer_block" in desk.run("ltx2rt", "verify", "ltx23.bundle").stdout.decode()
+    # the demo installs no PyTorch: what compares with it says how to get it
+    said = desk.run("ltx2rt", "verify", "ltx23.bundle", code=2).stderr.decode()
+    assert re.search(r"needs the package torch, .*pip install -e '.*\[export\]'", said)
 
 
 def test_merging_loras(desk: Home) -> None:
@@ -164,7 +166,7 @@ def write_exr(home: Home) -> None:
     project = Home(home.commands.parents[1], home.commands, home.variables)
     project.run(
         home.commands / "python", "-m", "pip", "install", "--quiet", "--no-build-isolation",
-        "-c", "constraints.txt", "-e", ".[export,exr]",
+        "-c", "constraints.txt", "-e", ".[build,exr]",
     )  # fmt: skip
     home.run(
         home.commands / "python", "-c",
