@@ -83,11 +83,11 @@ def write_media(home: Home) -> None:
     """Pictures, sounds, videos and LoRAs under the names that the commands use."""
     folder = home.folder
     values = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    for name in ("first", "last", "a", "b", "face"):
+    for name in ("first", "last", "a", "b", "face", "where"):
         Image.fromarray(values).save(folder / f"{name}.png")
     for name in ("talk.wav", "voice.wav"):
         sound_file(folder / name, 1.0)
-    for name in ("in.mp4", "depth.mp4"):
+    for name in ("in.mp4", "depth.mp4", "silent.mp4", "next.mp4"):
         video_file(folder / name, 49)
     model = {name: folder / file for name, file in model_files().items()}
     metadata = {"reference_downscale_factor": "1", "hdr_transform": "logc3"}
