@@ -88,7 +88,7 @@ def write_media(home: Home) -> None:
     for name in ("talk.wav", "voice.wav"):
         sound_file(folder / name, 1.0)
     for name in ("in.mp4", "depth.mp4", "silent.mp4", "next.mp4"):
-        video_file(folder / name, 49)
+        video_file(folder / name, 49, sound=name != "silent.mp4")
     model = {name: folder / file for name, file in model_files().items()}
     metadata = {"reference_downscale_factor": "1", "hdr_transform": "logc3"}
     for name in ("L", "depth", "id", "dub", "hdr", "a", "b"):
