@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.component import Component
 from ltx2rt_export.modules import transformer
@@ -105,6 +106,17 @@ def transformer_components(config: TransformerConfig) -> list[Component]:
         transformer.transformer_tail,
     )
     return [factory(metadata, tensors) for factory in factories]
+
+
+def block_component(width: int) -> Component:
+    """LTX-2.3's block of that width; its audio stream has half."""
+    widths = (width, width // 2)
+    streams = tuple(
+        replace(s, width=w, head_dim=w // LTX23.heads, context_dim=w)
+        for s, w in zip(LTX23.streams, widths, strict=True)
+    )
+    config = replace(LTX23, streams=streams, cross_head_dim=width // 2 // LTX23.heads, num_layers=1)
+    return next(c for c in transformer_components(config) if c.name == TRANSFORMER_BLOCK)
 
 
 def entries(prefix: str, module: nn.Module) -> dict[str, TensorEntry]:

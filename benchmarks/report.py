@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu_blocks import table as cpu_table
 from benchmarks.engines import WEIGHT_CASES
 from benchmarks.kernels.report import section as kernel_section
 from benchmarks.quality import RESULTS as QUALITY
@@ -135,6 +136,8 @@ def table() -> str:
     if QUALITY.exists():
         record = json.loads(QUALITY.read_text(encoding="utf-8").splitlines()[-1])
         lines += ["", *quality_table(record)]
+    if blocks := cpu_table():
+        lines += ["", *blocks]
     if records:
         where = next(reversed(records.values()))["environment"]
         versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())

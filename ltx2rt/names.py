@@ -34,6 +34,10 @@ VIDEO_BLEND = "video_blend"
 VIDEO_RGB = "video_rgb"
 VIDEO_I420 = "video_i420"
 DEVICE_FRAMES = (VIDEO_BLEND, VIDEO_RGB, VIDEO_I420)
+#: and steps of samplers are taken there
+STEP_EULER = "step_euler"
+STEP_NOISY = "step_noisy"
+DEVICE_STEPS = (STEP_EULER, STEP_NOISY)
 
 #: components of every text encoder
 TEXT_ENCODER = (TEXT_HEAD, TEXT_BLOCK, TEXT_TAIL)

@@ -128,6 +128,15 @@ class DeviceStack:
                 self._memory.drop_buffers()
         return results
 
+    def enqueue(self, calls: Sequence[Call]) -> list[Outputs]:
+        """As a call, but nothing is waited for, and the tail's outputs stay on the device until the
+        next call. Tensors of a call may lie there already, in the dtype that the head takes, and
+        stay as they are until it ran.
+        """
+        with self._memory.lock:
+            self._memory.device.activate()
+            return [self._pass(self._upload(n, 0, call)) for n, call in enumerate(calls)]
+
     def close(self) -> None:
         """See `Stack`."""
         if not self._closed:
@@ -151,9 +160,11 @@ class DeviceStack:
     def _upload(self, number: int, lane: int, call: Call) -> _State:
         if call.constants is not None and not isinstance(call.constants, DeviceConstants):
             raise InternalError("constants of another stack were given")
-        tensors = {
+        here = {n: t for n, t in call.tensors.items() if isinstance(t, DeviceTensor)}
+        given = {n: t for n, t in call.tensors.items() if n not in here}
+        tensors = {(name, self.dtype(name)): tensor for name, tensor in here.items()} | {
             key: self._memory.upload(f"{number} {' '.join(key)}", array)
-            for key, array in ready(call.tensors, self._dtypes)
+            for key, array in ready(given, self._dtypes)
         }
         masked = is_masked(call.constants, self._masks)
         return _State(number, lane, tensors, call.constants, masked)

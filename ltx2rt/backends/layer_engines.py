@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ltx2rt.backends.host_heap import give_back
 from ltx2rt.backends.stack import Part, Weights
 from ltx2rt.engine import Array, Engine, EngineBase, EngineSpec
 from ltx2rt.errors import InternalError
@@ -52,6 +53,7 @@ class HeldLayers:
             self.drop(index)
             with span(WEIGHTS, f"layer {index + 1}"):
                 engine = engines.holding(part.load())
+                give_back()
             self._held[index] = engines, engine
         return engine
 

@@ -87,6 +87,8 @@ def new_session(
     # linears of 4-bit constants: activations stay in float32, not in 8 bits
     settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if copied:
+        # one session a layer: what each has used once must not stay its own
+        settings.enable_cpu_mem_arena = False
         contents = [
             np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in initializers.values()
         ]

@@ -23,6 +23,7 @@ from ltx2rt.names import (
     DIFFUSION_DECODER,
     DURATION_HEAD,
     SPATIAL_UPSAMPLER,
+    STEP_EULER,
     TEMPORAL_UPSAMPLER,
     TEXT_STACK,
     TRANSFORMER_STACK,
@@ -51,6 +52,9 @@ CALL_TENSORS = ("_latent", "_timestep_values", "_sigma", "_velocity")
 PASS_KINDS = 8
 #: inputs of the transformer that belong to a kind of pass, of either stream
 PASS_CONSTANTS = ("context", "context_bias", "timestep_index", "enabled")
+#: latents in float32 (now, next, clean, noise), masks and the one that passes take, beside what a
+#: latent of 16 bits takes
+_STEPS = 10
 #: tiles along the three axes together, of which a clip that is decoded holds weights
 _AXIS_TILES = 64
 #: of the card, what libraries take for code, contexts and their own
@@ -292,6 +296,8 @@ def _tensors(manifest: Manifest, needs: Mapping[str, EngineNeeds]) -> int:
         if names == TRANSFORMER_STACK:
             of_calls = [n for key, n in found.items() if key[0].endswith(CALL_TENSORS)]
             size += (GUIDANCE_PASSES - 1) * sum(of_calls)
+            if STEP_EULER in manifest.device_graphs:
+                size += sum(n for key, n in found.items() if key[0].endswith("_latent")) * _STEPS
         stacks.append(calls * size + PASS_KINDS * len(KINDS) * layers * ALIGNMENT)
     alone = [
         sum(need.tensors.values())

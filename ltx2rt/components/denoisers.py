@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.text_encoder import TextContext
+from ltx2rt.components.transformer import Pass as ForwardPass
 from ltx2rt.components.transformer import Transformer
 from ltx2rt.components.transformer_inputs import AttentionKind, ModalityInput, Perturbations
 from ltx2rt.engine import Array
@@ -142,6 +143,29 @@ class GuidedDenoiser:
                 self._last[modality] = self._combine(modality, active[modality], found)
         return latents.named(lambda modality, _: self._last[modality])
 
+    def single_passes(
+        self, latents: Streams[Array], sigma: Sigma
+    ) -> tuple[Mapping[str, GuiderParams], list[str], list[ForwardPass]]:
+        """What the passes of a step are, one by one, for whoever runs and combines them elsewhere:
+        guidance of each modality, the names of the passes, and what the transformer takes.
+
+        Raises:
+            OptionError: see `__call__`.
+        """
+        params = {m: self._schedules[m].at(float(sigma)) for m, _ in latents.items()}
+        inputs = {m: self._input(m, x, sigma, skipped=False) for m, x in latents.items()}
+        needed = passes(params)
+        return params, [p.name for p in needed], [self._asked(inputs, [p], params) for p in needed]
+
+    def _asked(
+        self,
+        inputs: Mapping[str, ModalityInput],
+        chunk: Sequence[Pass],
+        active: Mapping[str, GuiderParams],
+    ) -> ForwardPass:
+        batches = {m: self._batch(m, one, chunk, active) for m, one in inputs.items()}
+        return batches.get("video"), batches.get("audio"), _stacked(chunk)
+
     def _combine(self, modality: str, params: GuiderParams, found: Mapping[str, Array]) -> Array:
         """The guided estimate of a modality from those of its passes."""
         difference = None
@@ -172,10 +196,7 @@ class GuidedDenoiser:
         """Clean estimates: modality -> pass name -> `[1, T, D]`."""
         found: dict[str, dict[str, Array]] = {modality: {} for modality in inputs}
         chunks = list(_chunks(passes(active), self._max_batch_size))
-        asked = []
-        for chunk in chunks:
-            batches = {m: self._batch(m, one, chunk, active) for m, one in inputs.items()}
-            asked.append((batches.get("video"), batches.get("audio"), _stacked(chunk)))
+        asked = [self._asked(inputs, chunk, active) for chunk in chunks]
         for chunk, velocities in zip(chunks, self._transformer.passes(asked), strict=True):
             for modality, velocity in Streams(*velocities).items():
                 for row, item in enumerate(chunk):

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx2rt.components.denoisers import Guidance, GuidedDenoiser, simple_denoise, step_costs
-from ltx2rt.components.finite import check_finite
+from ltx2rt.components.device_sampling import reason_against, sample_on_device
+from ltx2rt.components.finite import check_finite, not_finite
 from ltx2rt.components.identity import identity_denoise
 from ltx2rt.components.preview import LatentColours
 from ltx2rt.components.stage_trace import StageTrace, StageTracer, entry_tensors
@@ -207,11 +208,19 @@ def run_stage(
         check_finite(where, latents, allowed=allow_nan)
         job.report(request.name, index + 1, steps)
 
+    def on_device_step(index: int, bad: Mapping[str, int]) -> None:
+        found = [f"the {modality} latent" for modality, count in bad.items() if count]
+        if found and not allow_nan:
+            raise not_finite(f"{request.name}, step {index + 1} of {steps}", " and ".join(found))
+        job.report(request.name, index + 1, steps)
+
     tracer = None
     if trace is not None:
         tracer = StageTracer(request.name, trace)
         trace.tensors.update(entry_tensors(request.name, states, noises))
         trace.tensors[f"{request.name}.sigmas"] = sigmas
+    looks_at = _looks_at(trace, colours, identity)
+    against = reason_against(transformer, states, guidance, request.sampler, looks_at=looks_at)
     denoise: Denoise
     unconditional: Mapping[str, Array] = {}
     if guidance is None:
@@ -229,13 +238,34 @@ def run_stage(
     if colours is not None and states.video is not None:
         denoise = _previewed(denoise, request, states.video, steps, job, colours)
     with transformer.stage():
-        final = _sample(request, denoise, unconditional, states, sigmas, tracer, on_step)
+        if against is None:
+            final = sample_on_device(
+                transformer,
+                states,
+                context,
+                guidance,
+                request.sampler,
+                sigmas,
+                make_generator(request.ancestral_seed, request.noise).randn,
+                request.ancestral_eta,
+                on_device_step,
+            )
+        else:
+            final = _sample(request, denoise, unconditional, states, sigmas, tracer, on_step)
     video, audio = final.map(target_latent)
     keyframes = None if final.video is None else slot_latents(final.video)
     result = StageResult(video=video, audio=audio, keyframes=keyframes)
     named = {f"the {name} latent": array for name, array in result.arrays.items()}
     check_finite(f"{request.name}, step {steps} of {steps}", named, allowed=allow_nan)
     return result
+
+
+def _looks_at(
+    trace: StageTrace | None, colours: LatentColours | None, identity: float
+) -> str | None:
+    """What wants the numbers of every step."""
+    found = [(trace, "a trace of tensors"), (colours, "a preview"), (identity, "identity guidance")]
+    return next((what for value, what in found if value), None)
 
 
 def fresh_states(request: StageRequest) -> Streams[LatentState]:

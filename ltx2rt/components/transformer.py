@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ltx2rt.backends.device_memory import DeviceTensor
+from ltx2rt.backends.device_stack import DeviceStack
+from ltx2rt.backends.device_steps import DeviceSteps
 from ltx2rt.backends.stack import Call, Stack
 from ltx2rt.components.stack_plans import streams_of
 from ltx2rt.components.stage_constants import PassKind, StageConstants
@@ -34,9 +37,13 @@ class Transformer:
     Args:
         stack: of `stack_plans.transformer_plan`; closed by its owner.
         options: those of the component `transformer_block`.
+        steps: what takes steps where the stack runs, if that is a device which does.
     """
 
-    def __init__(self, stack: Stack, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, stack: Stack, options: Mapping[str, Any], steps: DeviceSteps | None = None
+    ) -> None:
+        self.steps = steps if isinstance(stack, DeviceStack) else None
         self._stack = stack
         self._options = options
         self._streams = streams_of(options)
@@ -88,14 +95,25 @@ class Transformer:
         if self._stage is None:
             with self.stage():
                 return self.passes(asked)
+        calls = self._calls(asked, self._stage)
         given = [{"video": video, "audio": audio} for video, audio, _ in asked]
-        calls = [
-            self._call(streams, perturbations, self._stage)
-            for streams, (_, _, perturbations) in zip(given, asked, strict=True)
-        ]
         return [
             (self._velocity("video", streams, out), self._velocity("audio", streams, out))
             for streams, out in zip(given, self._stack(calls), strict=True)
+        ]
+
+    def enqueue(self, asked: Sequence[Pass]) -> list[Mapping[str, DeviceTensor]]:
+        """As `passes`, inside `stage()`: latents are tensors on the device, and so are the tail's
+        outputs, which are not waited for.
+        """
+        assert self._stage is not None
+        assert isinstance(self._stack, DeviceStack)
+        return self._stack.enqueue(self._calls(asked, self._stage))
+
+    def _calls(self, asked: Sequence[Pass], stage: StageConstants) -> list[Call]:
+        return [
+            self._call({"video": video, "audio": audio}, perturbations, stage)
+            for video, audio, perturbations in asked
         ]
 
     def _call(

@@ -89,15 +89,20 @@ def count_frames(path: str | Path, frame_rate: float | None = None) -> int:
 
 
 def iterate_video_frames(
-    path: str | Path, frame_cap: int | None = None, frame_rate: float | None = None
+    path: str | Path,
+    frame_cap: int | None = None,
+    frame_rate: float | None = None,
+    first: int = 0,
 ) -> Iterator[U8]:
-    """Frames one by one from the first, as they are shown.
+    """Frames one by one, as they are shown. No more than one is held; those before the first are
+    decoded, but not converted.
 
     Args:
         path: the video file.
         frame_cap: stop after so many; None for all.
         frame_rate: show the video at this rate: frames are repeated or left out, so that each is
             shown when it was. None for its own.
+        first: begin with this frame.
 
     Yields:
         `[H, W, 3]` uint8, upright, converted by libav as the file's colour tags say.
@@ -105,7 +110,7 @@ def iterate_video_frames(
     Raises:
         MediaError: see `clock.timeline`.
     """
-    wanted = timeline(path).at(frame_rate)[:frame_cap]
+    wanted = timeline(path).at(frame_rate)[first:][:frame_cap]
     with reading(path, "video") as container:
         kept = set(wanted)
         decoded = enumerate(decoded_frames(container, path))

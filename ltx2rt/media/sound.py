@@ -87,19 +87,34 @@ def read_audio(
     Raises:
         MediaError: missing, damaged, without an audio stream, or it ends before the window.
     """
+    wave, rate = _read(path, start_s, max_duration_s)
+    if not wave.size:
+        raise MediaError(f"'{path}' has no sound from {start_s} seconds on.")
+    return np.ascontiguousarray(wave), rate
+
+
+def read_padded_audio(path: str | Path, start_s: float, seconds: float) -> tuple[F32, int]:
+    """As `read_audio`, and silence where it has ended: `[channels, round(seconds * rate)]`. What
+    comes before is decoded and let go, so that the samples are those of the whole to the bit.
+    """
+    wave, rate = _read(path, start_s, seconds, searched=False)
+    return np.pad(wave, ((0, 0), (0, round(seconds * rate) - wave.shape[1]))), rate
+
+
+def _read(
+    path: str | Path, start_s: float, max_duration_s: float | None, *, searched: bool = True
+) -> tuple[F32, int]:
     zero = start_of(path)
     with reading(path, "audio") as container:
         stream = audio_stream(container, path)
         rate = stream.codec_context.sample_rate
         first = round(start_s * rate)
         length = None if max_duration_s is None else round(max_duration_s * rate)
-        if start_s <= 0 or _seek(container, stream, zero + start_s - _PREROLL_S):
+        if start_s <= 0 or not searched or _seek(container, stream, zero + start_s - _PREROLL_S):
             wave = _window(container, stream, path, zero, first, length)
         else:  # a failed search leaves nothing to read
             wave = read_audio(path)[0][:, first:][:, :length]
-    if not wave.size:
-        raise MediaError(f"'{path}' has no sound from {start_s} seconds on.")
-    return np.ascontiguousarray(wave), rate
+    return wave, rate
 
 
 def _window(
@@ -115,6 +130,8 @@ def _window(
     parts = [np.zeros((channels, 0), np.float32)]
     position = first  # of the next sample wanted, from time 0 on
     for at, block in _placed(container, stream, path, zero):
+        if at + block.shape[1] <= position:  # an empty part of it would keep all of it
+            continue
         past_end = length is not None and at >= first + length
         start = first + length if past_end and length is not None else at
         if start - position > _LONGEST_GAP_S * stream.codec_context.sample_rate:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 
 from ltx2rt.backends.device_frames import DeviceFrames
+from ltx2rt.backends.device_stack import DeviceStack
+from ltx2rt.backends.device_steps import DeviceSteps
 from ltx2rt.backends.stack import Stack
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.backends.tensorrt_api import APIS
@@ -34,6 +36,7 @@ from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
     DEVICE_FRAMES,
+    DEVICE_STEPS,
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
     DURATION_HEAD,
@@ -115,6 +118,9 @@ class Engines:
         """Free a stack, whatever the residency: other weights follow, or the end."""
         if names == TRANSFORMER_STACK:
             self._transformer = None
+            for name in DEVICE_STEPS:
+                if (engine := self._engines.pop(name, None)) is not None:
+                    engine.close()
         stack = self._stacks.pop(names, None)
         if stack is not None:
             stack.close()
@@ -178,8 +184,20 @@ class Engines:
             self._release_stack(TRANSFORMER_STACK)
             stack = self._stack(TRANSFORMER_STACK, active)
             self._loras = active
-            self._transformer = Transformer(stack, self.source.options(TRANSFORMER_BLOCK))
+            options = self.source.options(TRANSFORMER_BLOCK)
+            self._transformer = Transformer(stack, options, self._steps(stack))
         return self._transformer
+
+    def _steps(self, stack: Stack) -> DeviceSteps | None:
+        """What takes steps beside a stack; None where it is on no device of its own, or the bundle
+        was built before there was such a thing.
+        """
+        if not isinstance(stack, DeviceStack) or not self.source.has(*DEVICE_STEPS):
+            return None
+        euler, noisy = (self.engine(name) for name in DEVICE_STEPS)
+        if not isinstance(euler, TrtEngine) or not isinstance(noisy, TrtEngine):
+            return None
+        return DeviceSteps(euler, noisy)
 
     def video_encoder(self) -> VideoEncoder:
         return VideoEncoder.from_options(

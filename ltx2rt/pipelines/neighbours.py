@@ -4,7 +4,6 @@ theirs, fixed in every stage, and the rest goes on from them (spec/conditioning.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import repeat
@@ -23,7 +22,7 @@ from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.image import fill, to_vae_input
 from ltx2rt.media.reader import count_frames, iterate_video_frames, probe_video
-from ltx2rt.media.sound import mixed_down, probe_audio, read_audio
+from ltx2rt.media.sound import mixed_down, probe_audio, read_padded_audio
 from ltx2rt.names import AUDIO_ENCODER, VIDEO_ENCODER
 from ltx2rt.pipelines.generation import Run
 
@@ -103,8 +102,7 @@ def shared_part(clip: NeighbourClip, frame_rate: float, *, is_end: bool) -> Part
     """
     count = clip.shared(is_end=is_end)
     first = 0 if is_end else count_frames(clip.path, frame_rate) - count
-    read = iterate_video_frames(clip.path, count if is_end else None, frame_rate)
-    frames = np.stack(deque(read, maxlen=count))
+    frames = np.stack(list(iterate_video_frames(clip.path, count, frame_rate, first)))
     sound = None
     if probe_video(clip.path).has_audio:
         sound = stereo(clip.path, first / frame_rate, count / frame_rate)
@@ -113,9 +111,9 @@ def shared_part(clip: NeighbourClip, frame_rate: float, *, is_end: bool) -> Part
 
 def stereo(path: Path, start_s: float, seconds: float) -> tuple[NDArray[np.float32], int]:
     """A window of a file's sound, `[2, N]` and as long as asked for; silence where it has ended."""
-    wave, rate = read_audio(path, 0.0, start_s + seconds)
-    first, length = round(start_s * rate), round(seconds * rate)
-    wave = mixed_down(wave[:, first:], probe_audio(path).layout, rate)[:, :length]
+    wave, rate = read_padded_audio(path, start_s, seconds)
+    length = wave.shape[1]
+    wave = mixed_down(wave, probe_audio(path).layout, rate)[:, :length]
     return np.pad(wave, ((0, 0), (0, length - wave.shape[1]))), rate
 
 

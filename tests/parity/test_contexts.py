@@ -14,12 +14,15 @@ import pytest
 from PIL import Image
 
 from ltx2rt.bundle.bundle import open_bundle
-from ltx2rt.config import GenerationConfig, RuntimeConfig
+from ltx2rt.components.embeddings import write_embeddings
+from ltx2rt.components.text_encoder import TextContext
+from ltx2rt.config import GenerationConfig, GuidanceConfig, GuiderParams, RuntimeConfig
 from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.names import TEXT_STACK
+from ltx2rt.pipelines.one_stage import OneStagePipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Preview
-from ltx2rt.service.contexts import Encoder
+from ltx2rt.service.contexts import Encoder, take_contexts
 from ltx2rt.service.events import Event, preview_event
 from ltx2rt.service.maker import Maker, into_stream
 from ltx2rt.service.requests import Order
@@ -28,6 +31,8 @@ CONFIG = GenerationConfig(
     prompt="a lake", height=64, width=64, num_frames=9,
     sigmas=(1.0, 0.0), stage_2_sigmas=(0.5, 0.0),
 )  # fmt: skip
+CONFIG_ONE = GenerationConfig(prompt="a lake", height=64, width=64, num_frames=9)
+NAMES = ("video", "audio")
 
 
 def test_a_clip_of_contexts_is_the_same_clip(demo_bundle: Path, tmp_path: Path) -> None:
@@ -64,6 +69,28 @@ def test_a_clip_of_contexts_is_the_same_clip(demo_bundle: Path, tmp_path: Path) 
     with pytest.raises(CheckpointError):
         made(path)
     maker.close()
+
+
+def test_guided_clips_need_the_negative_prompt_too(demo_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "contexts.safetensors"
+    with OneStagePipeline(open_bundle(demo_bundle)) as pipe:
+        widths = pipe.source.context_widths()
+        video, audio = (np.zeros((2, 4, widths[f"{n}_context"]), np.float32) for n in NAMES)
+        write_embeddings(path, TextContext(video, audio), ["a lake", "bad"], "")
+        for scale, negative, rows in ((3.0, "bad", 2), (1.0, "other", 1)):
+            guider = GuiderParams(cfg_scale=scale)
+            guidance = GuidanceConfig(video=guider, audio=guider, negative_prompt=negative)
+            request = pipe.prepare(Request(config=CONFIG_ONE, guidance=guidance))
+            take_contexts(pipe, request, path)
+            assert pipe.engines.contexts is not None
+            prompts, _, context = pipe.engines.contexts
+            assert prompts == ("a lake", "bad")[:rows]
+            assert len(context.video) == len(context.audio) == rows
+        guider = GuiderParams(cfg_scale=3.0)
+        guidance = GuidanceConfig(video=guider, audio=guider, negative_prompt="other")
+        request = pipe.prepare(Request(config=CONFIG_ONE, guidance=guidance))
+        with pytest.raises(OptionError, match=r"needs those of \['a lake', 'other'\]"):
+            take_contexts(pipe, request, path)
 
 
 def test_a_preview_is_a_small_animation() -> None:

@@ -34,11 +34,12 @@ PUBLISHED = {
 HEADER_BYTES = 40_000
 
 ENCODERS = ("text_head", "text_block", "text_tail", "video_encoder", "audio_encoder")
+GEMMA_3 = (*ENCODERS, "language_head")
 DECODERS = ("audio_decoder", "vocoder")
 UPSAMPLERS = ("spatial_upsampler", "temporal_upsampler")
 COMPONENTS = {
-    "2": {*ENCODERS, *TRANSFORMER, *DECODERS, "video_decoder", "spatial_upsampler"},
-    "2.3": {*ENCODERS, *TRANSFORMER, *DECODERS, "video_decoder", *UPSAMPLERS},
+    "2": {*GEMMA_3, *TRANSFORMER, *DECODERS, "video_decoder", "spatial_upsampler"},
+    "2.3": {*GEMMA_3, *TRANSFORMER, *DECODERS, "video_decoder", *UPSAMPLERS},
     "2.5": {
         *ENCODERS, *TRANSFORMER, *DECODERS, *UPSAMPLERS, "text_block_full", "duration_head",
         "diffusion_features", "diffusion_context", "diffusion_pixels",

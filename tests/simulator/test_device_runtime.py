@@ -214,7 +214,7 @@ def test_layers_without_room_go_up_while_others_run(
     gpu = simulate(memory_bytes=ROOM)
     with model(bundle) as made:
         want = made.passes()
-    monkeypatch.setattr(DeviceMemory, "has_room", lambda self, size: False)
+    monkeypatch.setattr(DeviceMemory, "has_room", lambda *_: False)
     with model(bundle) as made:
         before = len(gpu.operations())
         assert_same(made.passes(), want)
@@ -225,7 +225,7 @@ def test_layers_without_room_go_up_while_others_run(
     assert not any(o.pageable for o in work)
     # an upload may run while the part before the one that it is for runs
     beside = [u for u in uploads if any(gpu.may_overlap(u, run) for run in launches)]
-    assert len(beside) > 0.8 * len(uploads)
+    assert len(beside) > 0.7 * len(uploads)  # not those before the first part runs
     assert gpu.counters().graph_launches > 0  # of the first model
 
 
@@ -285,7 +285,7 @@ def test_mistakes_with_memory_show(
 ) -> None:
     bundle = engine_bundle("bf16")
     gpu = simulate(memory_bytes=ROOM)
-    monkeypatch.setattr(DeviceMemory, "has_room", lambda self, size: False)
+    monkeypatch.setattr(DeviceMemory, "has_room", lambda *_: False)
     with model(bundle) as made:
         want = made.passes(2)
     found: list[Array] = []
@@ -461,9 +461,9 @@ def test_a_trace_of_streams(
     replays = ["transformer_head to tail, replayed"] * 3
     assert layers == once + replays
     uploads = [s.name for s in resident.spans if s.track == UPLOAD]
-    assert uploads == ["layer 1", "layer 2", "layer 3"]  # head and tail hold theirs
+    assert uploads == [f"layer {n}" for n in range(5)]  # head and tail too
     assert all(s.end_s >= s.start_s for s in resident.spans)
-    monkeypatch.setattr(DeviceMemory, "has_room", lambda self, size: False)
+    monkeypatch.setattr(DeviceMemory, "has_room", lambda *_: False)
     with model(bundle) as made:
         with ltx2rt.Trace() as streamed:
             assert_same(made.passes(2), want[:4])
@@ -472,6 +472,6 @@ def test_a_trace_of_streams(
         unmarked = gpu.counters().event_records - events
     assert [s.name for s in streamed.spans if s.track == COMPUTE] == once * 2
     uploads = [s.name for s in streamed.spans if s.track == UPLOAD]
-    assert uploads[:3] == ["layer 1", "layer 2", "layer 3"]
+    assert uploads[:3] == ["layer 0", "layer 1", "layer 2"]
     assert len(uploads) > 3  # those that had to give way came again
     assert unmarked < 30

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ltx2rt.backends import layer_engines
 from ltx2rt.backends.host_stack import HostStack
 from ltx2rt.backends.layer_engines import LayerEngines
 from ltx2rt.backends.stack import Call, LayerPlan, StackPlan
@@ -114,9 +115,10 @@ class Holding(EngineBase):
 
 
 @pytest.mark.parametrize("kept", [None, 1])
-def test_layers_that_hold_their_weights(kept: int | None) -> None:
+def test_layers_that_hold_their_weights(kept: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One engine a layer, made when it is needed, and made anew when masks come or go."""
     seen: list[str] = []
+    monkeypatch.setattr(layer_engines, "give_back", lambda: seen.append("tidied"))
     masked = EngineSpec("block", (*Add.spec.inputs, TensorSpec("mask", "float32", (1,))), ())
     engines = {
         kind: LayerEngines(spec, lambda w, kind=kind: Holding(kind, w, seen))
@@ -148,7 +150,9 @@ def test_layers_that_hold_their_weights(kept: int | None) -> None:
         seen.clear()
         (out,) = stack([Call({"x": x}, constants)])
         assert out["y"] == 4
-        assert seen == expected
+        made_now = [e for e in seen if e[0] in "mu"]
+        assert seen.count("tidied") == len(made_now)  # the heap, after each that is made
+        assert [e for e in seen if e != "tidied"] == expected
     seen.clear()
     stack.close()
     assert seen == ["-m1"] + ["-m2"] * (not streams)

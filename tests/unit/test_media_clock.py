@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -10,12 +11,14 @@ import av
 import numpy as np
 import pytest
 
+from ltx2rt.config import NeighbourClip
 from ltx2rt.errors import MediaError
 from ltx2rt.media.clock import resampled
 from ltx2rt.media.reader import count_frames, iterate_video_frames, probe_video, read_video_frames
-from ltx2rt.media.sound import probe_audio, read_audio
+from ltx2rt.media.sound import probe_audio, read_audio, read_padded_audio
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.pipelines.inputs import read_sound
+from ltx2rt.pipelines.neighbours import Part, shared_part
 from tests.unit.media_clips import (
     HEIGHT,
     RATE,
@@ -254,3 +257,36 @@ def test_fragments_are_read_to_their_end_and_in_step(tmp_path: Path) -> None:
     np.testing.assert_allclose(means, np.linspace(0, 1, 48), atol=0.02)
     loud = np.flatnonzero(np.abs(read_audio(path)[0][0]) > 0.4)
     assert abs(int(loud[0]) - rate) < 64
+
+
+def test_the_end_of_a_long_clip_takes_no_more_memory(tmp_path: Path) -> None:
+    """The last frames and their sound are what they are in the whole; the rest is not kept."""
+
+    def end_of(count: int) -> tuple[Part, int]:
+        path = write_clip(tmp_path / f"{count}.mp4", range(count), sound=beep(count / 24, 0.2))
+        probe_video(path)
+        tracemalloc.start()
+        part = shared_part(NeighbourClip(path=path, frames=9), 24.0, is_end=False)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        np.testing.assert_array_equal(part.frames, read_video_frames(path)[-9:])
+        assert part.sound is not None
+        wave, rate = read_audio(path)
+        start = round((count - 9) / 24 * rate)
+        want = wave[:, start : start + round(9 / 24 * rate)]
+        np.testing.assert_array_equal(part.sound[0], np.repeat(want, 2, axis=0))
+        return part, peak
+
+    (_, short), (_, long) = end_of(48), end_of(720)
+    assert long < 1.3 * short, (short, long)
+
+
+def test_sound_that_has_ended_is_silence(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", range(48), sound=beep(1.0, 0.5))
+    wave, rate = read_padded_audio(path, 0.75, 1.0)
+    assert wave.shape == (1, rate)
+    assert not wave[:, round(0.35 * rate) :].any()
+    np.testing.assert_array_equal(wave[:, : rate // 8], read_audio(path, 0.75, 0.125)[0])
+    silent, _ = read_padded_audio(path, 1.5, 0.25)
+    assert silent.shape == (1, rate // 4)
+    assert not silent.any()

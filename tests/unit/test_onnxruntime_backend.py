@@ -27,8 +27,8 @@ def settings_of(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(backend.ort, "InferenceSession", Session)
 
-    def settings(options: backend.OrtOptions | None = None) -> Any:
-        backend.OrtEngine(b"", EngineSpec("vocoder", (), ()), {}, options)
+    def settings(options: backend.OrtOptions | None = None, *, copied: bool = False) -> Any:
+        backend.OrtEngine(b"", EngineSpec("vocoder", (), ()), {}, options, copied=copied)
         return made[-1]
 
     return settings
@@ -42,6 +42,12 @@ def test_sessions_do_not_plan_which_outputs_share_memory(settings_of: Any) -> No
 def test_8_bit_products_are_exact_on_every_cpu(settings_of: Any) -> None:
     """Sums of two saturate in 16 bits on CPUs without VNNI, unless this is asked for."""
     assert settings_of().get_session_config_entry("session.x64quantprecision") == "1"
+
+
+def test_sessions_of_layers_give_memory_back(settings_of: Any) -> None:
+    """An arena each would hold the activations of every layer at once."""
+    assert settings_of(copied=True).enable_cpu_mem_arena is False
+    assert settings_of().enable_cpu_mem_arena is True
 
 
 def test_threads_sleep_between_nodes_unless_they_are_told_to_spin(settings_of: Any) -> None:

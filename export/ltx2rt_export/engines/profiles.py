@@ -21,6 +21,7 @@ from ltx2rt.components.decoder_tiles import (
     decoder_tiles,
     feature_cells,
 )
+from ltx2rt.components.stack_plans import streams_of
 from ltx2rt.components.tokenizer import MAX_TOKENS
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import InternalError
@@ -35,6 +36,8 @@ from ltx2rt.names import (
     DURATION_HEAD,
     LANGUAGE_HEAD,
     SPATIAL_UPSAMPLER,
+    STEP_EULER,
+    STEP_NOISY,
     TEMPORAL_UPSAMPLER,
     TEXT_BLOCK,
     TEXT_BLOCK_FULL,
@@ -156,6 +159,16 @@ def _transformer_ends(request: ProfileRequest) -> list[Bucket]:
     }
     name = f"up to {request.stages()[-1].name}"
     return [_bucket(name, B=(1, request.max_batch, request.max_batch), **sizes)]
+
+
+def _steps(request: ProfileRequest) -> list[Bucket]:
+    """Tokens of either stream."""
+    (ends,) = _transformer_ends(request)
+    options = request.options[TRANSFORMER_BLOCK]
+    channels = [options[name]["in_channels"] for name in streams_of(options)]
+    low, likely, high = ends.sizes["Tv"]
+    tokens = low, likely, max(high, ends.sizes["Ta"][2])
+    return [_bucket(ends.name, T=tokens, C=(min(channels), channels[0], max(channels)))]
 
 
 def _token_sizes(shape: ClipShape, request: ProfileRequest) -> dict[str, Range]:
@@ -401,6 +414,8 @@ RULES: dict[str, Rule] = {
     TRANSFORMER_TAIL: _transformer_ends,
     VIDEO_ENCODER: _video_encoder,
     VIDEO_DECODER: _video_decoder,
+    STEP_EULER: _steps,
+    STEP_NOISY: _steps,
     VIDEO_BLEND: _video_blend,
     VIDEO_RGB: _finished_frames,
     VIDEO_I420: _finished_frames,

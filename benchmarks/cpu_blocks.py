@@ -1,0 +1,172 @@
+"""Blocks of the transformer on a CPU: every precision, our PyTorch reference and diffusers; time
+and memory at several widths and token counts, a process each, in turn.
+
+`python -m benchmarks.cpu_blocks [WIDTH:TOKENS[:ROUNDS[:CALLS]] ...]` appends a record for each to
+`benchmarks/results/cpu.jsonl`; `python -m benchmarks.report` writes the table. Parity of what is
+timed is tested in `tests/parity/test_quantize_graphs.py` and `test_layer_engines.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.cpu_block import TEXT
+from benchmarks.hardware import environment
+from benchmarks.real_size import LTX23, block_component
+from ltx2rt.env import cache_dir
+from ltx2rt.weights.codecs.engine_formats import FP8
+from ltx2rt.weights.precision import PRECISIONS
+from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
+from ltx2rt_export.engines.cache import EngineCache
+from ltx2rt_export.engines.graphs import GraphCache
+from ltx2rt_export.engines.weights import holding_layers
+from ltx2rt_export.graph import ExportedGraph
+from ltx2rt_export.quantize.component_graph import rewrite_graph
+from ltx2rt_export.quantize.linears import weight_inputs
+from ltx2rt_export.quantize.stored_floats import store_weights
+from ltx2rt_export.unmasked import without_masks
+
+RESULTS = Path(__file__).parent / "results" / "cpu.jsonl"
+
+HEADS, REAL_WIDTH = LTX23.heads, LTX23.streams[0].width
+
+#: FP8 is emulated on a CPU: no use but tests
+OURS = tuple(n for n, row in PRECISIONS.items() if row.on_cpu and row.format is not FP8)
+INSIDE = f"{OURS[0]} inside"
+OTHERS = ("eager", "diffusers float32", "diffusers bfloat16")
+VARIANTS = (OURS[0], INSIDE, *OURS[1:], *OTHERS)
+
+DEFAULT = ("512:500", "512:2000", "1024:500", "1024:2000", "4096:256")
+ROUNDS, CALLS = 3, 2
+
+
+def write_graphs(width: int, folder: Path) -> None:
+    """The block without masks in every precision, and what a process needs to know about it."""
+    cache = GraphCache(EngineCache(cache_dir()), {"benchmark": "cpu_blocks", "width": width})
+    plain = without_masks(cache.export(block_component(width)))
+    assert plain is not None
+    for name in (*OURS, INSIDE):
+        row = PRECISIONS.get(name)
+        graph = plain if row is None else rewrite_graph(plain, name)
+        if row is not None and row.stored is not None:
+            graph = store_weights(graph, row.stored)
+        weights = weight_inputs(graph)
+        graph = use_linear_attention(graph)
+        inside = row is None or row.inside
+        if inside:
+            graph = holding_layers(graph)
+        _write(graph, weights, folder / name, inside=inside)
+
+
+def _write(
+    graph: ExportedGraph, weights: Mapping[str, object], path: Path, *, inside: bool
+) -> None:
+    path.with_name(f"{path.name}.onnx").write_bytes(graph.model.SerializeToString())
+    about = {
+        side: [[s.name, s.dtype, list(s.shape)] for s in getattr(graph.component, side)]
+        for side in ("inputs", "outputs")
+    }
+    document = {**about, "weights": weights, "inside": inside}
+    path.with_name(f"{path.name}.json").write_text(json.dumps(document))
+
+
+def measure(width: int, tokens: int, rounds: int, calls: int) -> dict[str, dict[str, float]]:
+    """Variant -> the median of its rounds' CPU seconds, and its memory."""
+    variants = [v for v in VARIANTS if "diffusers" not in v or _has_diffusers()]
+    found: dict[str, list[dict[str, float]]] = {v: [] for v in variants}
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / str(width)
+        folder.mkdir()
+        write_graphs(width, folder)
+        for _ in range(rounds):
+            for variant in variants:
+                command = [sys.executable, "-m", "benchmarks.cpu_block", str(folder), variant]
+                done = subprocess.run(
+                    [*command, str(tokens), str(calls)], capture_output=True, text=True, check=True
+                )
+                found[variant].append(json.loads(done.stdout.splitlines()[-1]))
+    return {
+        variant: {
+            "cpu_s": statistics.median(r["cpu_s"] for r in results),
+            "held_bytes": max(r["held_bytes"] for r in results),
+            "peak_bytes": max(r["peak_bytes"] for r in results),
+        }
+        for variant, results in found.items()
+    }
+
+
+def _has_diffusers() -> bool:
+    return importlib.util.find_spec("diffusers") is not None
+
+
+def table() -> list[str]:
+    """The newest record of every size, as lines of Markdown."""
+    if not RESULTS.exists():
+        return []
+    lines_of = RESULTS.read_text(encoding="utf-8").splitlines()
+    records = {r["case"]: r for r in map(json.loads, lines_of)}
+    lines = [
+        "## One block on a CPU",
+        "",
+        f"LTX-2.3's block ({HEADS} heads, audio of half the width; {REAL_WIDTH} is the real one), "
+        f"one pass without masks, {TEXT} tokens of text, one thread: CPU seconds of a call, memory "
+        "of the process at the most during calls, in brackets what it held before (weights, "
+        "inputs, libraries). A process each, in turn; medians. `inside`: `--weights constant`; "
+        "`eager`: our PyTorch reference. `python -m benchmarks.cpu_blocks WIDTH:TOKENS`.",
+        "",
+        f"| variant | {' | '.join(records)} |",
+        f"|---|{'---|' * len(records)}",
+    ]
+    for variant in VARIANTS:
+        cells = []
+        for record in records.values():
+            row = record["rows"].get(variant)
+            cells.append("-" if row is None else (
+                f"{row['cpu_s']:.3f} s, {row['peak_bytes'] / 1e9:.2f} GB "
+                f"({row['held_bytes'] / 1e9:.2f})"
+            ))  # fmt: skip
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    notes = dict.fromkeys(
+        f"{r['case']}: {r['rounds']} rounds, {r['environment']['commit']}, "
+        f"{r['environment']['date']}, load {r['load']:.0f}"
+        for r in records.values()
+    )
+    where = next(reversed(records.values()))["environment"]
+    machine = f"{where['cpu']}, {where['cpus']} cores that other work shared"
+    return [*lines, "", f"{'; '.join(notes)}. {machine}, with {where['extensions']}."]
+
+
+def main() -> None:
+    for case in sys.argv[1:] or DEFAULT:
+        width, tokens, *given = map(int, case.split(":"))
+        rounds, calls = (*given, *(ROUNDS, CALLS)[len(given) :])
+        record = {
+            "case": f"{width} wide, {tokens} tokens",
+            "rows": measure(width, tokens, rounds, calls),
+            "rounds": rounds,
+            "load": os.getloadavg()[0],
+            "environment": {**environment(), "extensions": extensions()},
+        }
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, sort_keys=True, default=str) + "\n")
+        print(json.dumps(record, default=str))
+
+
+def extensions() -> str:
+    """What the CPU has of the instructions that decide the speed of products."""
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text().split() if info.exists() else []
+    return ", ".join(w for w in wanted if w in flags)
+
+
+if __name__ == "__main__":
+    main()
