@@ -171,7 +171,7 @@ def test_a_prompt_is_written_on_the_device(
 
 
 def make_guided(bundle: Path, residency: str = "stage", **options: Any) -> Mapping[str, Array]:
-    """Latents of a guided clip: four passes a step, each of its own kind. Guidance does not rescale:
+    """Latents of a guided clip: four passes a step, each of its own kind. Nothing is rescaled:
     that is summed in float32 on a device, in float64 on the host.
     """
     runtime = RuntimeConfig(threads=1, residency=residency, **options)
