@@ -54,8 +54,9 @@ LAYOUTS: tuple[Layout, ...] = (
            "the folder, or what the codes stand for; the tokens that SentencePiece itself finds "
            "(tests/parity/test_gemma_single.py)"),
     Layout("Gemma 3 of bitsandbytes (NF4 and FP4, scales coded or not; LLM.int8)", "`--gemma DIR` "
-           "or FILE", "what its arithmetic gives (tests/parity/test_gemma_single.py; bit for bit "
-           "bitsandbytes 0.50's own when it was written)"),
+           "or FILE", "what its arithmetic gives (tests/parity/test_gemma_single.py; "
+           "bitsandbytes 0.50's own when it was written: NF4 and FP4 bit for bit, LLM.int8 within "
+           "1.5e-8)"),
     Layout("GGUF of Gemma 3 (llama.cpp; extra `gguf`)", "`--gemma FILE`", "files that the `gguf` "
            "package writes: names, norms less one, tokenizer from its vocabulary "
            "(tests/parity/test_gemma_single.py)"),
