@@ -17,7 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import InternalError, OptionError
 from ltx2rt.service.service import Service
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,7 @@ def serve(app: ASGIApp, service: Service, address: Address) -> None:
 
     Raises:
         OptionError: the address cannot be used.
+        InternalError: the app could not start.
     """
     config = uvicorn.Config(
         app,
@@ -134,6 +135,8 @@ def serve(app: ASGIApp, service: Service, address: Address) -> None:
     service.start()
     try:
         Server(config, service).run(sockets=[socket])
+    except SystemExit as error:  # uvicorn's way to say that the app did not start
+        raise InternalError("the server could not start: its log says why.") from error
     finally:
-        service.stop(address.grace_s)
         socket.close()
+        service.stop(address.grace_s)
