@@ -168,7 +168,7 @@ def test_interrupted_at_a_step(
 def test_a_machine_that_holds_no_layer_is_refused_before_any_work(
     demo_bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ltx2rt.pipelines.base.machine_bytes", lambda: 1000)
+    monkeypatch.setattr("ltx2rt.pipelines.preparation.machine_bytes", lambda: 1000)
     with unchanged(folder):
         outcome = ltx2rt("generate", demo_bundle, *PROMPT, *SMALL, "-o", folder / "x.mp4")
     expect_user_error(outcome, "one layer of the transformer", "--precision int8-wo")
