@@ -134,40 +134,14 @@ KINDS: Mapping[str, type[Any]] = {
     TRANSFORMER_BLOCK_PLAIN: _Block,
 }
 #: counts and factors that are at least 1, or above 0
-_POSITIVE = frozenset(
-    {
-        "time",
-        "height",
-        "width",
-        "latent_channels",
-        "sampling_rate",
-        "n_fft",
-        "spatial_scale",
-        "temporal_scale",
-        "heads",
-        "head_dim",
-        "cross_head_dim",
-        "theta",
-        "eps",
-        "timestep_scale",
-        "max_pos",
-        "cross_max_pos",
-        "mel_frames_per_latent",
-        "mel_hop_length",
-        "mel_bins",
-        "output_sampling_rate",
-        "samples_per_mel_frame",
-        "patch_size",
-        "pixel_channels",
-        "feature_channels",
-        "steps",
-        "min_latent_cells",
-        "feature_stride",
-        "min_feature_cells",
-        "out_channels",
-        "num_layers",
-    }
-)
+_POSITIVE = frozenset({
+    "time", "height", "width", "latent_channels", "sampling_rate", "n_fft", "spatial_scale",
+    "temporal_scale", "heads", "head_dim", "cross_head_dim", "theta", "eps", "timestep_scale",
+    "max_pos", "cross_max_pos", "mel_frames_per_latent", "mel_hop_length", "mel_bins",
+    "output_sampling_rate", "samples_per_mel_frame", "patch_size", "pixel_channels",
+    "feature_channels", "steps", "min_latent_cells", "feature_stride", "min_feature_cells",
+    "out_channels", "num_layers",
+})  # fmt: skip
 #: counts that may be 0
 _COUNTS = frozenset({"border_patches", "ghost_frames", "halo_feature_cells", "tile_bytes"})
 
