@@ -133,7 +133,7 @@ def test_many_jobs_in_one_process(
 ) -> None:
     states: list[Any] = []
     say = batch._say
-    monkeypatch.setattr(batch, "_say", lambda result: (say(result), states.append(state())))
+    monkeypatch.setattr(batch, "_say", lambda *said: (say(*said), states.append(state())))
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text("".join(json.dumps({**REQUEST, "seed": s}) + "\n" for s in range(RUNS)))
     outcome = run("batch", demo_bundle, jobs, "-o", tmp_path / "out", "--threads", 1, "--quiet")
