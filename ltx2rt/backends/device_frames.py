@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
-from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
+from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor, placed
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.device.arena import ALIGNMENT, Arena, aligned
 from ltx2rt.device.device import Box, Event, Pinned
@@ -140,10 +138,6 @@ def sizes_of(latent: F32, axes: Axes) -> FrameSizes:
     )
 
 
-def _place_of(places: Mapping[str, int], name: str, _: int) -> int:
-    return places[name]
-
-
 class _Slice(NamedTuple):
     """Frames that are finished on the device: where, and how many."""
 
@@ -173,7 +167,7 @@ class _Decoding:
         self._ring: list[Pinned] = []
         self._begun = 0
         size = sizes.bytes(sum(map(len, axes)))
-        with self._using():
+        with self._memory.using():
             self._block = self._memory.tensors.take(size, "frames")
             arena = Arena(self._block, size, "frames")
             self._at = {name: arena.take(n, name) for name, n in sizes.blocks.items()}
@@ -195,10 +189,10 @@ class _Decoding:
         total, done, before = len(groups) * len(places), 0, None
         for index, group in enumerate(groups):
             held = groups[index - 1].target.stop - group.target.start if index else 0
-            with self._using():
+            with self._memory.using():
                 self._clear(held, group.target.stop - group.target.start)
             for number, ((r, row), (c, column)) in enumerate(places):
-                with self._using():
+                with self._memory.using():
                     self._decode(group, row, column)
                     self._place(index, r, c)
                     enqueued = self._device.compute.record()
@@ -210,7 +204,7 @@ class _Decoding:
                         progress(done, total)
                 before = enqueued
             last = index == len(groups) - 1
-            with self._using():
+            with self._memory.using():
                 self._finish(group, None if last else groups[index + 1])
         assert before is not None
         self._passed(before)
@@ -220,7 +214,7 @@ class _Decoding:
 
     def close(self) -> None:
         """Wait for what is on its way, and free everything."""
-        with self._using():
+        with self._memory.using():
             self._device.compute.sync()
             self._device.download.sync()
             self._memory.timeline.collect()
@@ -228,15 +222,8 @@ class _Decoding:
                 pinned.close()
             self._memory.tensors.give(self._block)
 
-    @contextmanager
-    def _using(self) -> Iterator[None]:
-        """The device, for what is enqueued meanwhile; nobody else enqueues."""
-        with self._memory.lock:
-            self._device.activate()
-            yield
-
     def _passed(self, event: Event) -> None:
-        with self._using():
+        with self._memory.using():
             event.sync()
             self._memory.timeline.collect()
 
@@ -307,7 +294,7 @@ class _Decoding:
                 feeds["rounding"] = self._rounding
             target = self._at["store"] + first * self._bytes
             places = {"frames": target, "not_numbers": self._at["counts"] + number * ALIGNMENT}
-            self._finisher.bind(feeds, partial(_place_of, places))
+            self._finisher.bind(feeds, placed(places))
             with self._memory.timeline.span(self._device.compute, COMPUTE, "frames to bytes"):
                 self._finisher.enqueue()
             self._waiting.append(_Slice(target, count))
@@ -321,7 +308,7 @@ class _Decoding:
     def _handed_out(self, count: int) -> Iterator[tuple[U8, int]]:
         """Wait for so many slices, one after another, while those behind them come down."""
         for _ in range(count):
-            with self._using():
+            with self._memory.using():
                 bad = self._counted() if self._finished is not None else 0
                 while len(self._coming) < RING and len(self._waiting) > len(self._coming):
                     self._coming.append(self._fetched(self._waiting[len(self._coming)]))

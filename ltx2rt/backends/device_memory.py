@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,12 @@ from ltx2rt.device.tensor import DeviceTensor
 from ltx2rt.device.timeline import Timeline
 from ltx2rt.engine import Array
 
-__all__ = ["DeviceMemory", "DeviceTensor"]
+__all__ = ["DeviceMemory", "DeviceTensor", "placed"]
+
+
+def placed(places: Mapping[str, int]) -> Callable[[str, int], int]:
+    """Where outputs of these names go, for `bind`."""
+    return lambda name, _: places[name]
 
 
 class DeviceMemory:
@@ -55,6 +62,13 @@ class DeviceMemory:
             self.tensors = self.engines = self.layers = OpenBlocks(device)
         else:
             self._divide(regions)
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """The device, for what is enqueued meanwhile; no other thread enqueues."""
+        with self.lock:
+            self.device.activate()
+            yield
 
     def _divide(self, regions: Regions) -> None:
         start = self._whole = self.device.allocate(regions.total)

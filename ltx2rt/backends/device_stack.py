@@ -100,8 +100,7 @@ class DeviceStack:
     ) -> DeviceConstants:
         """See `Stack`."""
         assert base is None or isinstance(base, DeviceConstants)
-        with self._memory.lock:
-            self._memory.device.activate()
+        with self._memory.using():
             begun = DeviceConstants(self._memory, base, self._ended)
             self._begun += 1
             for key, array in ready(constants, self._dtypes):
@@ -114,8 +113,7 @@ class DeviceStack:
         self, calls: Sequence[Call], on_layer: OnLayer | None = None
     ) -> list[dict[str, Array]]:
         """See `Stack`."""
-        with self._memory.lock:
-            self._memory.device.activate()
+        with self._memory.using():
             in_turn = self._each and on_layer is None
             states = [self._upload(n, 0 if in_turn else n, call) for n, call in enumerate(calls)]
             if in_turn:  # all are enqueued, and waited for once
@@ -133,8 +131,7 @@ class DeviceStack:
         next call. Tensors of a call may lie there already, in the dtype that the head takes, and
         stay as they are until it ran.
         """
-        with self._memory.lock:
-            self._memory.device.activate()
+        with self._memory.using():
             return [self._pass(self._upload(n, 0, call)) for n, call in enumerate(calls)]
 
     def close(self) -> None:

@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from ltx2rt.backends.binding import Binding
-from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
+from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor, placed
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.device.arena import ALIGNMENT, Arena, aligned
 from ltx2rt.engine import F32, NUMPY_DTYPES, Array
@@ -84,7 +83,7 @@ class DeviceLatents:
         self._engine = owner.engines[step]
         self._dtype = owner.dtype
         self._held: dict[str, _Latent] = {}
-        with self._using():
+        with self._memory.using():
             for modality, (latent, clean, mask) in states.items():
                 self._held[modality] = self._hold(latent[0], clean[0], mask[0])
 
@@ -108,7 +107,7 @@ class DeviceLatents:
             noise: `[1, T, C]` float32, for noisy steps; None: there is none in this one.
         """
         held = self._held[modality]
-        with self._using():
+        with self._memory.using():
             self._send(numbers, held.at["numbers"])
             given = {n: velocities.get(n, velocities["cond"]) for n in PASSES}
             feeds = {n: DeviceTensor(held.shape, v.dtype, v.address) for n, v in given.items()} | {
@@ -120,9 +119,7 @@ class DeviceLatents:
                 self._send(noise, held.at["noise"])
             feeds["noise"] = DeviceTensor(held.shape, _F32, held.at["noise"])
             named = {s.name for s in self._engine.spec.inputs}
-            held.binding.bind(
-                {n: t for n, t in feeds.items() if n in named}, partial(_place_of, held.at)
-            )
+            held.binding.bind({n: t for n, t in feeds.items() if n in named}, placed(held.at))
             with self._memory.timeline.span(self._device.compute, COMPUTE, f"{modality} step"):
                 self._engine.run(held.binding)
                 size = math.prod(held.shape) * _F32.itemsize
@@ -133,7 +130,7 @@ class DeviceLatents:
     def finish(self) -> dict[str, int]:
         """Wait for the step: modality -> how many values of its latent are NaN or infinite."""
         counts = {modality: np.zeros(1, np.int32) for modality in self._held}
-        with self._using():
+        with self._memory.using():
             wanted = [(c, self._held[m].at["not_finite"]) for m, c in counts.items()]
             self._memory.staging.receive(wanted, self._device.compute)
             self._memory.timeline.collect()
@@ -142,23 +139,17 @@ class DeviceLatents:
     def read(self) -> dict[str, F32]:
         """The latents `[1, T, C]` as they are now."""
         found = {m: np.empty((1, *held.shape), np.float32) for m, held in self._held.items()}
-        with self._using():
+        with self._memory.using():
             wanted = [(a, self._held[m].at["latent"]) for m, a in found.items()]
             self._memory.staging.receive(wanted, self._device.compute)
         return found
 
     def close(self) -> None:
         """Free them, once nothing uses them."""
-        with self._using():
+        with self._memory.using():
             self._device.compute.sync()
             while self._held:
                 self._memory.tensors.give(self._held.popitem()[1].block)
-
-    @contextmanager
-    def _using(self) -> Iterator[None]:
-        with self._memory.lock:
-            self._device.activate()
-            yield
 
     def _hold(self, latent: Array, clean: Array, mask: Array) -> _Latent:
         shape = latent.shape[0], latent.shape[1]
@@ -196,7 +187,3 @@ def _blocks(tokens: int, channels: int, dtype: np.dtype[np.generic]) -> dict[str
     blocks = dict.fromkeys(("latent", "next", "clean", "noise"), whole)
     blocks |= {"mask": tokens * _F32.itemsize, "numbers": ALIGNMENT, "not_finite": ALIGNMENT}
     return blocks if dtype == _F32 else blocks | {"taken": tokens * channels * dtype.itemsize}
-
-
-def _place_of(places: Mapping[str, int], name: str, _: int) -> int:
-    return places[name]

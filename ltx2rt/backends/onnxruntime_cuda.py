@@ -205,8 +205,7 @@ class OrtDeviceEngine(EngineBase):
 
     def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Run once on host arrays, weights included; see `Engine`."""
-        with self._memory.lock:
-            self._memory.device.activate()
+        with self._memory.using():
             placed = {n: self._memory.upload(f"input {n}", a) for n, a in tensors.items()}
             binding = self.new_binding()
             found = binding.bind(placed, lambda n, size: self._memory.buffer(f"output {n}", size))

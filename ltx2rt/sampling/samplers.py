@@ -149,21 +149,32 @@ def ancestral_step(
         eta: share of the step that is replaced by fresh noise.
         s_noise: scale of that noise.
     """
-    s, t, eta32 = np.float32(sigma), np.float32(sigma_next), np.float32(eta)
+    s, t = np.float32(sigma), np.float32(sigma_next)
     if t == 0:
         return _f32(denoised)
-    down = t * (_ONE + (t / s - _ONE) * eta32)
-    ratio = down / s
+    ratio, gain, scale = ancestral_factors(s, t, eta)
     moved = ratio * _f32(latent) + (_ONE - ratio) * _f32(denoised)
     if eta <= 0:
         return moved
     if noise is None:
         raise OptionError(f"An ancestral step with eta={eta} needs noise.")
+    stepped: F32 = gain * moved + _f32(noise) * np.float32(s_noise) * scale
+    return stepped
+
+
+def ancestral_factors(
+    s: np.float32, t: np.float32, eta: float
+) -> tuple[np.float32, np.float32, np.float32]:
+    """Of a step from noise level `s` to `t` > 0 (spec/sampling.md §5.3): the latent's share, the
+    factor of what was moved, and that of fresh noise.
+    """
+    down = t * (_ONE + (t / s - _ONE) * np.float32(eta))
+    ratio = down / s
+    if eta <= 0:
+        return ratio, _ONE, np.float32(0)
     alpha_next, alpha_down = _ONE - t, _ONE - down
     variance = t * t - down * down * (alpha_next * alpha_next) / (alpha_down * alpha_down)
-    scale = np.sqrt(np.maximum(variance, np.float32(0)))
-    stepped: F32 = (alpha_next / alpha_down) * moved + _f32(noise) * np.float32(s_noise) * scale
-    return stepped
+    return ratio, alpha_next / alpha_down, np.sqrt(np.maximum(variance, np.float32(0)))
 
 
 def sample_euler(

@@ -8,7 +8,7 @@ import numpy as np
 
 from ltx2rt.engine import F32
 from ltx2rt.sampling.guidance import GuiderParams
-from ltx2rt.sampling.samplers import Sigma
+from ltx2rt.sampling.samplers import Sigma, ancestral_factors
 
 #: the passes of a guided step; one that did not run counts nothing
 PASSES = ("cond", "uncond", "ptb", "mod")
@@ -43,13 +43,8 @@ def noisy_numbers(
     zero = np.float32(0)
     ratio, gain, scale, again = zero, _ONE, zero, zero
     if t != 0:
-        down = t * (_ONE + (t / s - _ONE) * np.float32(eta))
-        ratio = down / s
-        if eta > 0:
-            alpha_next, alpha_down = _ONE - t, _ONE - down
-            gain = alpha_next / alpha_down
-            variance = t * t - down * down * (alpha_next * alpha_next) / (alpha_down * alpha_down)
-            scale, again = np.sqrt(np.maximum(variance, zero)), _ONE
+        ratio, gain, scale = ancestral_factors(s, t, eta)
+        again = _ONE if eta > 0 else zero
     moved = [ratio, _ONE - ratio, gain, scale, again]
     return np.array([*_guidance(params, ran, sigma), *moved], np.float32)
 
