@@ -57,7 +57,8 @@ def decode_video(
         job.report("decode video", done, total)
 
     chosen, allowed = TilingConfig.parse(tiling), engines.runtime.allow_nan
-    with engines.turns.taken():
+    parts = (VIDEO_DECODER, *DEVICE_FRAMES, *DIFFUSION_DECODER)
+    with engines.turns.taken(), engines.decoding(*parts):
         job.report("decode video", 0, 1)
         decoder = engines.video_decoder()
         if isinstance(decoder, VideoDecoder):
@@ -66,7 +67,6 @@ def decode_video(
             against = _reason_against(device, latent, axes, allow_nan=allowed)
             if form is not None and device is not None and against is None:
                 yield from _bytes(device, latent, axes, form, on_tile)
-                engines.release(VIDEO_DECODER, *DEVICE_FRAMES)
                 return
             if device is not None:
                 job.report("decode video", 0, 1, f"on the host: {against}")
@@ -76,7 +76,6 @@ def decode_video(
         for chunk in chunks:
             check_finite("decode video", {"frames": chunk}, allowed=allowed)
             yield chunk
-        engines.release(VIDEO_DECODER, *DEVICE_FRAMES, *DIFFUSION_DECODER)
 
 
 def _reason_against(
