@@ -229,7 +229,9 @@ def exported_graph(component: Any) -> Any:
 def _key(component: Any) -> str:
     entries = [component.weights, *component.layers]
     where = [
-        (n, e.path.name, e.offset, e.shape) for layer in entries for n, e in sorted(layer.items())
+        (n, e.path.name, _header(e.path), e.offset, e.shape)
+        for layer in entries
+        for n, e in sorted(layer.items())
     ]
     return repr(
         (
@@ -241,6 +243,12 @@ def _key(component: Any) -> str:
             repr(component.module),
         )
     )
+
+
+@cache
+def _header(path: Path) -> str:
+    """What tells the file of a tensor from another of that name: its header holds the config."""
+    return SafetensorsFile(path).header_sha256
 
 
 @cache
