@@ -216,22 +216,18 @@ _EXPORTS: dict[str, Any] = {}
 
 def exported_graph(component: Any) -> Any:
     """A component's graph, exported once; the next run of the tests takes it from the cache."""
-    from ltx2rt.env import cache_dir
-    from ltx2rt_export.engines.cache import EngineCache
-    from ltx2rt_export.engines.graphs import GraphCache
+    from tests.parity.exports import exported
 
     key = _key(component)
     if key not in _EXPORTS:
-        _EXPORTS[key] = GraphCache(EngineCache(cache_dir()), {"golden": key}).export(component)
+        _EXPORTS[key] = exported(component)
     return _EXPORTS[key]
 
 
 def _key(component: Any) -> str:
     entries = [component.weights, *component.layers]
     where = [
-        (n, e.path.name, _header(e.path), e.offset, e.shape)
-        for layer in entries
-        for n, e in sorted(layer.items())
+        (n, e.path.name, e.offset, e.shape) for layer in entries for n, e in sorted(layer.items())
     ]
     return repr(
         (
@@ -243,12 +239,6 @@ def _key(component: Any) -> str:
             repr(component.module),
         )
     )
-
-
-@cache
-def _header(path: Path) -> str:
-    """What tells the file of a tensor from another of that name: its header holds the config."""
-    return SafetensorsFile(path).header_sha256
 
 
 @cache

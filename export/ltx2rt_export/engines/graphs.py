@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import onnx
 
-from ltx2rt.engine import TensorSpec
+from ltx2rt.engine import Array, TensorSpec
 from ltx2rt.errors import BundleError
 from ltx2rt.plain_data import read_document, to_plain, write_document
 from ltx2rt_export.catalog import factory_module, rows_of
@@ -23,6 +23,9 @@ from ltx2rt_export.engines.cache import EngineCache, cache_key
 from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.shipped.find import shipped_graph
 from ltx2rt_export.sources import graph_sources
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SCHEMA = 1
 
@@ -46,41 +49,23 @@ class CachedGraph:
 
 
 class GraphCache:
-    """Graphs of one model in the folder of the engines.
+    """Graphs in the folder of the engines, whichever model they are of.
 
     Args:
         folder: where they are kept.
-        model: JSON data about the model. What a component says of itself, the sources of ours that
-            decide its graph and the packages that they use are always in the key.
-        make: gives a component of this model with its module, by name: for those that came with
-            graphs, but not in every dtype.
+        make: gives a component with its module, by name: for those that came with graphs, but not
+            in every dtype.
     """
 
-    def __init__(
-        self,
-        folder: EngineCache,
-        model: Mapping[str, Any],
-        make: Callable[[str], Component] | None = None,
-    ) -> None:
+    def __init__(self, folder: EngineCache, make: Callable[[str], Component] | None = None) -> None:
         self._cache = folder
-        self._model = model
         self._make = make
 
     @classmethod
     def of_files(cls, folder: EngineCache, files: ModelFiles) -> Self:
-        """Of a model whose components are a function of what the headers of its files say."""
-        gemma = files.gemma
-        headers = {role: weights.headers_sha256 for role, weights in files.files.items()}
-        shards = [file.header_sha256 for file in gemma.files] if gemma else []
-        return cls(
-            folder,
-            {
-                "version": dataclasses.asdict(files.version),
-                "files": headers,
-                "gemma": [dict(gemma.config), shards] if gemma else None,
-            },
-            lambda name: next(row for row in rows_of(files) if row.name == name).make(files),
-        )
+        """For the components of these files."""
+        rows = {row.name: row for row in rows_of(files)}
+        return cls(folder, lambda name: rows[name].make(files))
 
     def export(self, component: Component, dtype: str = "float32") -> ExportedGraph:
         """As `onnx.export_component`, or what that gave before, here or where this version of
@@ -111,10 +96,9 @@ class GraphCache:
                 "sources": graph_sources({factory_module(component.name), *own, *TABLES}),
                 "python": platform.python_version(),
                 "packages": package_versions(),
-                **self._model,
                 "component": component.name,
                 "dtype": dtype,
-                "network": repr(component.network),
+                "network": _described(component.network),
                 "inputs": to_plain(component.inputs),
                 "outputs": to_plain(component.outputs),
                 "weights": {name: entry.shape for name, entry in component.weights.items()},
@@ -156,6 +140,26 @@ class GraphCache:
             made.replace(target)
             _beside(made).replace(_beside(target))
         return graph
+
+
+def _described(network: nn.Module) -> list[Any]:
+    """Every part of a network: its class, plain attributes and constants; weights only by shape."""
+    import torch
+
+    parts: list[Any] = []
+    for name, part in network.named_modules():
+        plain = {k: repr(v) for k, v in sorted(vars(part).items()) if not k.startswith("_")}
+        shapes = {n: list(p.shape) for n, p in part.named_parameters(recurse=False)}
+        constants = {
+            n: list(b.shape) if b.is_meta else _digest(b.reshape(-1).view(torch.uint8).numpy())
+            for n, b in part.named_buffers(recurse=False)
+        }
+        parts.append([name, type(part).__qualname__, plain, shapes, constants])
+    return parts
+
+
+def _digest(values: Array) -> str:
+    return hashlib.sha256(values.tobytes()).hexdigest()
 
 
 def package_versions() -> dict[str, str]:
