@@ -4,15 +4,18 @@ from latents to colours, which is fitted to the model's own encoder.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.engine import F32, U8, Array
+from ltx2rt.errors import UnsupportedError
 
-#: clips of coloured cells that the map is fitted to, and their side in cells
-CLIPS, SIDE = 6, 8
+#: coloured cells that the map is fitted to, and the side in cells of the clips that hold them,
+#: where the encoder takes such clips
+SAMPLES, SIDE = 768, 8
 #: weight of the penalty on large coefficients, against samples of unit variance
 RIDGE = 0.03
 
@@ -36,19 +39,28 @@ class LatentColours:
         return levels
 
 
-def fit_colours(encoder: VideoEncoder) -> LatentColours:
-    """Fit the map by ridge regression on still clips of two latent frames whose cells have random
-    colours: 768 samples, the same every time.
+def fit_colours(
+    encoder: VideoEncoder, takes: Callable[[int, int, int], bool] = lambda *_: True
+) -> LatentColours:
+    """Fit the map by ridge regression on still clips whose cells have random colours: 768 samples,
+    the same every time.
+
+    Args:
+        takes: whether the encoder takes a clip of these frames, rows and columns of pixels.
+
+    Raises:
+        UnsupportedError: it takes no clip of whole cells.
     """
     random = np.random.default_rng(0)
     time, rows, columns = encoder.scale_factors
+    frames, side = _clip_size(encoder, takes)
     cells: list[F32] = []
     colours: list[F32] = []
-    for _ in range(CLIPS):
-        picture = random.random((SIDE, SIDE, 3), np.float32)
+    while sum(map(len, cells)) < SAMPLES:
+        picture = random.random((side, side, 3), np.float32)
         pixels = picture.repeat(rows, 0).repeat(columns, 1) * 2 - 1
         clip = np.broadcast_to(
-            np.moveaxis(pixels, -1, 0)[None, :, None], (1, 3, time + 1, *pixels.shape[:2])
+            np.moveaxis(pixels, -1, 0)[None, :, None], (1, 3, frames, *pixels.shape[:2])
         )
         latent = encoder.encode(np.ascontiguousarray(clip, np.float32))
         cells.append(np.moveaxis(latent[0], 0, -1).reshape(-1, latent.shape[1]))
@@ -61,3 +73,17 @@ def fit_colours(encoder: VideoEncoder) -> LatentColours:
     found = np.linalg.solve(scaled.T @ scaled + penalty, scaled.T @ (wanted - target))
     weights = (found / spread[:, None]).astype(np.float32)
     return LatentColours(weights=weights, bias=(target - mean @ weights).astype(np.float32))
+
+
+def _clip_size(encoder: VideoEncoder, takes: Callable[[int, int, int], bool]) -> tuple[int, int]:
+    """Frames, and cells of a side: two latent frames rather than one, then the largest square."""
+    time, rows, columns = encoder.scale_factors
+    for frames in (time + 1, 1):
+        for side in range(SIDE, 0, -1):
+            if takes(frames, side * rows, side * columns):
+                return frames, side
+    raise UnsupportedError(
+        "a preview needs the video encoder at a square of up to "
+        f"{SIDE * columns}x{SIDE * rows} pixels, which this bundle was not built for; leave the "
+        "preview out, or build again with such a clip in --shapes."
+    )

@@ -51,6 +51,7 @@ from ltx2rt.names import (
     WRITING_STACK,
     StackNames,
 )
+from ltx2rt.pipelines.built_sizes import built_buckets
 from ltx2rt.pipelines.turns import Turns
 
 
@@ -208,7 +209,7 @@ class Engines:
         """Colours of this model's latents, fitted once; the encoder is released.
 
         Raises:
-            UnsupportedError: there is no video encoder to fit them to.
+            UnsupportedError: there is no video encoder to fit them to, or it takes no squares.
         """
         if self._colours is None:
             if not self.source.has(VIDEO_ENCODER):
@@ -216,7 +217,13 @@ class Engines:
                     f"a preview needs the {VIDEO_ENCODER}, which this bundle does not hold; build "
                     "it again with all components, or leave the preview out."
                 )
-            self._colours = fit_colours(self.video_encoder())
+            buckets = built_buckets(self.source, VIDEO_ENCODER)
+
+            def takes(frames: int, height: int, width: int) -> bool:
+                sizes = {"F": frames, "H": height, "W": width}
+                return not buckets or any(bucket.holds(sizes) for bucket in buckets)
+
+            self._colours = fit_colours(self.video_encoder(), takes)
             self.release(VIDEO_ENCODER)
         return self._colours
 
