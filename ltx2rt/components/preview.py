@@ -52,7 +52,7 @@ def fit_colours(
         UnsupportedError: it takes no clip of whole cells.
     """
     random = np.random.default_rng(0)
-    time, rows, columns = encoder.scale_factors
+    _, rows, columns = encoder.scale_factors
     frames, side = _clip_size(encoder, takes)
     cells: list[F32] = []
     colours: list[F32] = []
