@@ -31,8 +31,8 @@ from ltx2rt.media.color import (
     Frames,
     PackedForm,
     check_frames,
+    pack_yuv422p10,
     rgb_to_i420,
-    rgb_to_yuv422p10,
     to_uint8,
     yuv422p10_planes,
 )
@@ -253,8 +253,8 @@ class VideoWriter:
     def _converted(self, frame: Array) -> tuple[VideoFrame, int]:
         """A frame as the encoder takes it, and its NaN count."""
         if self._row.pixels == "yuv422p10le":
-            planes, not_numbers = rgb_to_yuv422p10(frame)
-            return frame_of(planes, "yuv422p10le"), not_numbers
+            wide, not_numbers = pack_yuv422p10(frame[None])
+            return frame_of(yuv422p10_planes(wide[0]), "yuv422p10le"), not_numbers
         if self._row.pixels == "bgr0":
             pixels, not_numbers = to_uint8(frame)
             made = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")

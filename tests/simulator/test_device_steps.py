@@ -214,8 +214,10 @@ def test_what_needs_the_host_says_so(
 ) -> None:
     bundle = engine_bundle("bf16")
     simulate(memory_bytes=1 << 30)
-    latents = make(bundle, **options)
+    job = ltx2rt.Job()
+    latents = make(bundle, **options, job=job)
     assert reason in str(asked[0])
+    assert job.host_work == {"stage_1": asked[0]}
     assert all(np.isfinite(latent).all() for latent in latents.values())
 
 
