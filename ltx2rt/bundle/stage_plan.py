@@ -58,6 +58,7 @@ def plan_card_memory(
             names: plans[stage_of(names.head)].totals[names] for names in plans[DENOISE].totals
         },
         finishes_frames=plans[DECODE].finishes_frames,
+        finishes_floats=plans[DECODE].finishes_floats,
     )
 
 
