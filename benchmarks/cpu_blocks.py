@@ -50,7 +50,7 @@ ROUNDS, CALLS = 3, 2
 
 def write_graphs(width: int, folder: Path) -> None:
     """The block without masks in every precision, and what a process needs to know about it."""
-    cache = GraphCache(EngineCache(cache_dir()), {"benchmark": "cpu_blocks", "width": width})
+    cache = GraphCache(EngineCache(cache_dir()))
     plain = without_masks(cache.export(block_component(width)))
     assert plain is not None
     for name in (*OURS, INSIDE):

@@ -29,11 +29,14 @@ TEMPORAL_UPSAMPLER = "temporal_upsampler"
 DURATION_HEAD = "duration_head"
 
 #: graphs without weights that run beside components on a device: tiles are blended there, and
-#: frames become 8-bit RGB or I420
+#: frames become what leaves it; patches of a diffusion decoder are put together first
 VIDEO_BLEND = "video_blend"
 VIDEO_RGB = "video_rgb"
 VIDEO_I420 = "video_i420"
-DEVICE_FRAMES = (VIDEO_BLEND, VIDEO_RGB, VIDEO_I420)
+VIDEO_FLOAT = "video_float"
+VIDEO_YUV422 = "video_yuv422"
+VIDEO_UNPATCH = "video_unpatch"
+DEVICE_FRAMES = (VIDEO_BLEND, VIDEO_RGB, VIDEO_I420, VIDEO_FLOAT, VIDEO_YUV422, VIDEO_UNPATCH)
 #: and steps of samplers are taken there
 STEP_EULER = "step_euler"
 STEP_NOISY = "step_noisy"
