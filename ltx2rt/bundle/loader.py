@@ -268,6 +268,7 @@ class Loader:
         return OrtOptions(
             threads=runtime.threads,
             spinning=runtime.spinning,
+            arena=name.removesuffix(UNMASKED) not in TRANSFORMER_BLOCKS,  # the longest tensors
             full_optimization="float8_e4m3fn"
             not in self._bundle.component(name).weight_dtypes.values(),
         )

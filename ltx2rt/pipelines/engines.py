@@ -97,6 +97,8 @@ class Engines:
         #: the stage that has the GPU, where it has room for one at a time; None for all
         self._stage: str | None = None
         self._decoding = 0
+        #: whose text encoder is this one's too, if it has none of its own
+        self.text_from: Engines | None = None
         #: the last prompts, the LoRAs that changed connectors or projections, and the contexts:
         #: encoded once for several clips
         self.contexts: tuple[tuple[str, ...], tuple[Lora, ...], TextContext] | None = None
@@ -164,6 +166,8 @@ class Engines:
         """These parts are done for this clip: free them unless engines stay resident."""
         if self.runtime.residency == "resident":
             return
+        if self.text_from is not None:
+            self.text_from.release(*names)
         for stack in list(self._stacks):
             if set(names) & set(stack.components):
                 self._release_stack(stack)
@@ -198,6 +202,8 @@ class Engines:
         """Tokenizer and text encoder, with LoRAs merged into connectors and projections. Unless
         engines stay resident, a layer's weights are let go as soon as it has run.
         """
+        if self.text_from is not None:
+            return self.text_from.prompt_encoder(loras)
         if self._text_loras != tuple(loras):
             self._release_stack(TEXT_STACK)
             self._text_loras = tuple(loras)
