@@ -99,7 +99,7 @@ def test_a_video(tmp_path: Path) -> None:
 
     follow(home, build.replace("--for this", "--for rtx4090"))
     bundle = home.folder / "ltx23.bundle"
-    assert json.loads((bundle / "bundle.json").read_text())["backend"] == "tensorrt-rtx"
+    assert json.loads((bundle / "manifest.json").read_text())["backend"] == "tensorrt-rtx"
     assert len(list(bundle.rglob("*.engine"))) >= 13
     refused = follow(home, first.command("ltx2rt generate ltx23"), code=2).stderr.decode()
     assert "needs an NVIDIA GPU" in refused
