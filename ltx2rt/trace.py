@@ -55,6 +55,7 @@ class Trace:
         self._spans: list[Span] = []
         self._lock = threading.Lock()
         self._stage: tuple[str, float, float] | None = None
+        self._notes: list[tuple[str, float]] = []
 
     def __enter__(self) -> Self:
         _ACTIVE.append(self)
@@ -79,6 +80,17 @@ class Trace:
         """A span that is over."""
         with self._lock:
             self._spans.append(Span(track, name, start_s, end_s))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was said meanwhile, such as why the host does something."""
+        with self._lock:
+            return tuple(text for text, _ in self._notes)
+
+    def note(self, text: str) -> None:
+        """Something to know about what follows: an instant event of the file."""
+        with self._lock:
+            self._notes.append((text, time.perf_counter()))
 
     def step(self, stage: str, done: int, total: int) -> None:
         """A step of a stage is done; `done == 0` begins the stage, and another stage ends it."""
@@ -134,6 +146,9 @@ class Trace:
                     "dur": round((span.end_s - span.start_s) * 1e6, 3),
                 }
             )
+        for text, at in self._notes:
+            moment = round((max(at, origin) - origin) * 1e6, 3)
+            events.append({"ph": "i", "name": text, "pid": 1, "tid": 0, "ts": moment, "s": "g"})
         document = {
             "traceEvents": events,
             "displayTimeUnit": "ms",

@@ -17,10 +17,11 @@ from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.source import ModelFacts, ModelLoader, ModelSource
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
-from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
+from ltx2rt.components.device_tiles import ConvolutionTiles, DiffusionTiles
+from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder, Draw
 from ltx2rt.components.duration_head import DurationHead
 from ltx2rt.components.language_model import MULTIPLE, LanguageModel
-from ltx2rt.components.preview import LatentColours, fit_colours
+from ltx2rt.components.preview import LatentColours, fit_colours, read_colours, write_colours
 from ltx2rt.components.text_encoder import PromptEncoder, TextContext, TextEncoder
 from ltx2rt.components.tokenizer import MAX_TOKENS, Tokenizer
 from ltx2rt.components.transformer import Transformer
@@ -28,14 +29,17 @@ from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.engine import Engine
-from ltx2rt.errors import UnsupportedError
+from ltx2rt.engine import F32, Engine
+from ltx2rt.env import cache_dir
+from ltx2rt.errors import OptionError, UnsupportedError
 from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
+from ltx2rt.media.color import FrameForm
 from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
-    DEVICE_FRAMES,
+    DECODE,
     DEVICE_STEPS,
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
@@ -45,13 +49,29 @@ from ltx2rt.names import (
     TEXT_STACK,
     TRANSFORMER_BLOCK,
     TRANSFORMER_STACK,
+    VIDEO_BLEND,
     VIDEO_DECODER,
     VIDEO_ENCODER,
+    VIDEO_FLOAT,
+    VIDEO_I420,
+    VIDEO_RGB,
+    VIDEO_UNPATCH,
+    VIDEO_YUV422,
     VOCODER,
     WRITING_STACK,
     StackNames,
 )
+from ltx2rt.pipelines.built_sizes import built_buckets
 from ltx2rt.pipelines.turns import Turns
+
+#: form of finished frames -> the device graph that gives it
+FINISHERS: dict[FrameForm, str] = {
+    "i420": VIDEO_I420,
+    "rgb": VIDEO_RGB,
+    "rgb_rounded": VIDEO_RGB,
+    "float": VIDEO_FLOAT,
+    "yuv422p10": VIDEO_YUV422,
+}
 
 
 class Engines:
@@ -74,6 +94,11 @@ class Engines:
         self._loras: tuple[Lora, ...] = ()
         self._text_loras: tuple[Lora, ...] = ()
         self.turns = Turns()
+        #: the stage that has the GPU, where it has room for one at a time; None for all
+        self._stage: str | None = None
+        self._decoding = 0
+        #: whose text encoder is this one's too, if it has none of its own
+        self.text_from: Engines | None = None
         #: the last prompts, the LoRAs that changed connectors or projections, and the contexts:
         #: encoded once for several clips
         self.contexts: tuple[tuple[str, ...], tuple[Lora, ...], TextContext] | None = None
@@ -99,13 +124,50 @@ class Engines:
     def engine(self, name: str) -> Engine:
         """A component's engine, loaded on first use."""
         if name not in self._engines:
+            self._make_room(name)
             self._engines[name] = self.loader.engine(name, self.runtime)
         return self._engines[name]
+
+    @contextmanager
+    def decoding(self, *names: str) -> Iterator[None]:
+        """Frames are made by these engines, one chunk after another; they are released, also where
+        nobody wanted the rest of them.
+        """
+        self._decoding += 1
+        try:
+            yield
+        finally:
+            self._decoding -= 1
+            self.release(*names)
+
+    def _make_room(self, name: str) -> None:
+        """Where a GPU has room for one stage at a time, free what others have loaded.
+
+        Raises:
+            OptionError: one of them is not done.
+        """
+        if not isinstance(self.loader, Loader):
+            return
+        stage = self.loader.stage_of(name, self.runtime)
+        if stage == self._stage:
+            return
+        if self._decoding and self._stage == DECODE:
+            raise OptionError(
+                "this GPU has room for one stage at a time: decode the clip before to its last "
+                "frame, or close its frames, before the next one begins."
+            )
+        for names in list(self._stacks):
+            self._release_stack(names)
+        while self._engines:
+            self._engines.popitem()[1].close()
+        self._stage = stage
 
     def release(self, *names: str) -> None:
         """These parts are done for this clip: free them unless engines stay resident."""
         if self.runtime.residency == "resident":
             return
+        if self.text_from is not None:
+            self.text_from.release(*names)
         for stack in list(self._stacks):
             if set(names) & set(stack.components):
                 self._release_stack(stack)
@@ -127,6 +189,7 @@ class Engines:
 
     def _stack(self, names: StackNames, loras: Sequence[Lora] = ()) -> Stack:
         if names not in self._stacks:
+            self._make_room(names.head)
             self._stacks[names] = self.loader.stack(names, self.runtime, loras)
         return self._stacks[names]
 
@@ -139,6 +202,8 @@ class Engines:
         """Tokenizer and text encoder, with LoRAs merged into connectors and projections. Unless
         engines stay resident, a layer's weights are let go as soon as it has run.
         """
+        if self.text_from is not None:
+            return self.text_from.prompt_encoder(loras)
         if self._text_loras != tuple(loras):
             self._release_stack(TEXT_STACK)
             self._text_loras = tuple(loras)
@@ -161,6 +226,7 @@ class Engines:
             )
         for names in list(self._stacks):
             self._release_stack(names)
+        self._make_room(LANGUAGE_HEAD)
         has_engines = isinstance(source, Bundle) and source.component(LANGUAGE_HEAD).engines
         multiple = MAX_TOKENS if has_engines else MULTIPLE
         with closing(self.loader.stack(WRITING_STACK, self.runtime)) as stack:
@@ -205,10 +271,10 @@ class Engines:
         )
 
     def latent_colours(self) -> LatentColours:
-        """Colours of this model's latents, fitted once; the encoder is released.
+        """Colours of this model's latents, fitted once on a machine.
 
         Raises:
-            UnsupportedError: there is no video encoder to fit them to.
+            UnsupportedError: there is no video encoder to fit them to, or it takes no squares.
         """
         if self._colours is None:
             if not self.source.has(VIDEO_ENCODER):
@@ -216,9 +282,28 @@ class Engines:
                     f"a preview needs the {VIDEO_ENCODER}, which this bundle does not hold; build "
                     "it again with all components, or leave the preview out."
                 )
-            self._colours = fit_colours(self.video_encoder())
-            self.release(VIDEO_ENCODER)
+            self._colours = self._known_colours()
         return self._colours
+
+    def _known_colours(self) -> LatentColours:
+        """Those that were kept for this encoder, or new ones, which are kept for the next time."""
+        path = None
+        if isinstance(self.source, Bundle):
+            name = f"{self.source.state_of(VIDEO_ENCODER)}.json"
+            path = cache_dir() / "colours" / name
+            if (kept := read_colours(path)) is not None:
+                return kept
+        buckets = built_buckets(self.source, VIDEO_ENCODER)
+
+        def takes(frames: int, height: int, width: int) -> bool:
+            sizes = {"F": frames, "H": height, "W": width}
+            return not buckets or any(bucket.holds(sizes) for bucket in buckets)
+
+        colours = fit_colours(self.video_encoder(), takes)
+        self.release(VIDEO_ENCODER)
+        if path is not None:
+            write_colours(path, colours)
+        return colours
 
     def video_decoder(self) -> VideoDecoder | DiffusionVideoDecoder:
         """The decoder that the bundle holds."""
@@ -230,18 +315,58 @@ class Engines:
             self.engine(VIDEO_DECODER), self.source.options(VIDEO_DECODER)
         )
 
+    @property
+    def decodes_on_device(self) -> bool:
+        """Whether the video decoder is an engine of a device."""
+        diffusion = self.source.has(*DIFFUSION_DECODER)
+        name = DIFFUSION_FEATURES if diffusion else VIDEO_DECODER
+        return isinstance(self.engine(name), TrtEngine)
+
     def device_frames(self) -> DeviceFrames | None:
         """What finishes frames on the device that decodes them; None where none does, or the bundle
         was built before there was one.
         """
-        decoder = self.engine(VIDEO_DECODER)
-        if not isinstance(decoder, TrtEngine) or not self.source.has(*DEVICE_FRAMES):
+        if not self.source.has(VIDEO_BLEND):
             return None
-        blend, rgb, i420 = (self.engine(name) for name in DEVICE_FRAMES)
-        assert isinstance(blend, TrtEngine)
-        assert isinstance(rgb, TrtEngine)
-        assert isinstance(i420, TrtEngine)
-        return DeviceFrames(decoder, blend, rgb, i420)
+        blend = self.engine(VIDEO_BLEND)
+        if not isinstance(blend, TrtEngine):
+            return None
+        finishers: dict[FrameForm, TrtEngine] = {}
+        for form, name in FINISHERS.items():
+            if self.source.has(name):
+                engine = self.engine(name)
+                assert isinstance(engine, TrtEngine)
+                finishers[form] = engine
+        return DeviceFrames(blend, finishers)
+
+    def device_tiles(
+        self, latent: F32, tiling: TilingConfig, draw: Draw
+    ) -> ConvolutionTiles | DiffusionTiles | str:
+        """What decodes the tiles of a clip on its device, or why nothing does.
+
+        Args:
+            draw: gives the noise of a diffusion decoder.
+
+        Raises:
+            ShapeError: the tiling does not fit the latent.
+        """
+        decoder = self.video_decoder()
+        if isinstance(decoder, VideoDecoder):
+            axes = decoder.tiles(latent, tiling)
+            assert isinstance(decoder.engine, TrtEngine)
+            return ConvolutionTiles(decoder.engine, latent, axes)
+        if not decoder.takes_one_step:
+            return "the diffusion decoder takes several steps to a picture"
+        if not self.source.has(VIDEO_UNPATCH):
+            return "the bundle was built before diffusion decoders finished there: build it again"
+        features, context, pixels, unpatch = (*decoder.engines, self.engine(VIDEO_UNPATCH))
+        assert isinstance(features, TrtEngine)
+        assert isinstance(context, TrtEngine)
+        assert isinstance(pixels, TrtEngine)
+        assert isinstance(unpatch, TrtEngine)
+        layout = decoder.layout(latent, tiling)
+        engines = features, context, pixels
+        return DiffusionTiles(engines, unpatch, decoder.options, layout, draw)
 
     def audio_encoder(self) -> AudioEncoder:
         options = self.source.options(AUDIO_ENCODER)

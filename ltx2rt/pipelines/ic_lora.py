@@ -5,18 +5,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from ltx2rt.components.reference_conditioner import (
     ReferenceFile,
+    check_mask,
     load_mask,
     mask_problems,
     reference_problems,
 )
-from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.errors import Field, MediaError, OptionError, Problem
 from ltx2rt.field_types import settle_types
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.lora.files import Lora, open_lora
@@ -34,10 +34,9 @@ from ltx2rt.pipelines.inputs import (
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.soundtrack import given_audio
 from ltx2rt.results.clip import Clip
-from ltx2rt.sampling.schedules import DISTILLED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ltx2rt.components.stage_trace import StageTrace
     from ltx2rt.config import GenerationConfig, GuidanceConfig
@@ -197,10 +196,12 @@ class ICLoraPipeline(GuidedPipeline):
                 ]
             )
         _, temporal_scale = factors(config.loras, inputs)
-        paths = [reference.path for reference in inputs.references]
-        if inputs.attention_mask is not None:
-            paths.append(inputs.attention_mask)
-        problems = reference_problems(paths)
+        problems = reference_problems(reference.path for reference in inputs.references)
+        try:
+            if inputs.attention_mask is not None:
+                check_mask(inputs.attention_mask)
+        except MediaError as error:
+            problems += error.problems
         if inputs.attention_mask is not None and not problems:
             problems += mask_problems(
                 inputs.attention_mask,
@@ -271,12 +272,6 @@ class ICLoraPipeline(GuidedPipeline):
             audio = run.audio(initial=first.audio, noise_scale=0.0, frozen=True)
         second = run.refine(first, context, loras[1], video_items=items["stage_2"], audio=audio)
         return self.clip(run, second.video, first.audio if voice else second.audio)
-
-    def stage_1_sigmas(self, run: Run) -> Sequence[float]:
-        """Noise levels of stage 1; a distilled model has a table of its own."""
-        if not self.guided or run.guidance.num_inference_steps is None:
-            return DISTILLED
-        return self.sigmas(run.guidance)
 
 
 class GuidedICLoraPipeline(ICLoraPipeline):

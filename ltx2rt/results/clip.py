@@ -18,7 +18,7 @@ from ltx2rt.engine import U8, Array
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.lora.files import Lora
-from ltx2rt.media.color import ByteForm, cropped
+from ltx2rt.media.color import PackedForm, cropped
 from ltx2rt.media.encoding import VideoEncoding
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.pipelines.request import Request
@@ -39,9 +39,9 @@ class Clip:
         job: progress, cancelling and timings of this clip.
         latents: `stage_1.video`, `stage_1.audio`, ... as they left each stage, float32.
         video_latent, audio_latent: what the decoders get; None: the clip has no picture, no sound.
-        decode_video: job, latent, tiling (as `GenerationConfig.tiling`) and the form of bytes that
-            will do, or None, to chunks of float32 `[f, H, W, 3]` in [0, 1], or of those bytes; its
-            pipeline must stay open until the clip is decoded.
+        decode_video: job, latent, tiling (as `GenerationConfig.tiling`) and the form that will do,
+            or None, to chunks of float32 `[f, H, W, 3]` in [0, 1], or of that form; its pipeline
+            must stay open until the clip is decoded.
         decode_audio: job and latent to a waveform `[2, N]` and its rate in Hz.
         scale_factors: pixels per latent cell.
         sampling_rate: of decoded sound, in Hz.
@@ -62,7 +62,7 @@ class Clip:
     latents: Mapping[str, Array]
     video_latent: Array | None
     audio_latent: Array | None
-    decode_video: Callable[[Job, Array, str, ByteForm | None], Iterator[Array]]
+    decode_video: Callable[[Job, Array, str, PackedForm | None], Iterator[Array]]
     decode_audio: Callable[[Job, Array], tuple[NDArray[np.float32], int]]
     scale_factors: VideoScaleFactors
     sampling_rate: int
@@ -137,13 +137,13 @@ class Clip:
         """
         return self.decoded_frames()
 
-    def frames_as(self, form: ByteForm | None) -> Iterator[Array]:
-        """As `float_frames`, but chunks are uint8 in that form where the decoder's device makes
-        them; not what a clip of high dynamic range holds.
+    def frames_as(self, form: PackedForm | None) -> Iterator[Array]:
+        """As `float_frames`, but chunks are in that form where the decoder's device makes them;
+        not what a clip of high dynamic range holds.
         """
         return self.float_frames() if form is None or self.hdr else self.decoded_frames(form)
 
-    def decoded_frames(self, form: ByteForm | None = None) -> Iterator[Array]:
+    def decoded_frames(self, form: PackedForm | None = None) -> Iterator[Array]:
         """As `frames_as`: what the decoder gives, cropped."""
         if self.video_latent is None:
             return
@@ -254,7 +254,7 @@ class Clip:
             metadata=self.tags(beside),
             encoding=encoding,
         ) as writer:
-            form = writer.byte_form if frames is None else None  # PNG files want other bytes
+            form = writer.packed_form if frames is None else None  # PNG files want other bytes
 
             def written() -> Generator[Array]:
                 with closing(prefetch(self.frames_as(form))) as chunks:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.names import VIDEO_ENCODER
 from ltx2rt.pipelines.base import Pipeline, pipeline_class
 from ltx2rt.progress import Job, Progress
 from ltx2rt.results.clip import Clip
 from ltx2rt.results.record import record_text
 from ltx2rt.results.stage_store import remove_stages
+from ltx2rt.service.ahead import ahead_of
 from ltx2rt.service.contexts import take_contexts
 from ltx2rt.service.events import Event, preview_event, progress_event
 from ltx2rt.service.requests import Order
@@ -72,30 +75,25 @@ class Maker:
         self.bundle = bundle
         self._runtime = runtime
         self._pipes: dict[str, Pipeline] = {}
+        self._text = ahead_of(bundle, runtime)
 
     def close(self) -> None:
         """Free every engine."""
+        self._close_pipes()
+        if self._text is not None:
+            self._text.close()
+            self._text = ahead_of(self.bundle, self._runtime)
+
+    def _close_pipes(self) -> None:
         while self._pipes:
             self._pipes.popitem()[1].close()
 
-    def check(self, order: Order) -> str:
-        """Refuse what this bundle cannot do, before anything is loaded.
-
-        Returns:
-            What the clip will be: a key of `FILES`.
-
-        Raises:
-            Ltx2rtError: says everything that is wrong.
+    def encode_ahead(self, order: Mapping[str, Any]) -> None:
+        """Encode the prompts of the next clip, an `Order.plain`, on a thread of its own, while this
+        one is decoded; nothing where there is no room for that. Any thread may call it.
         """
-        cls = pipeline_class(order.pipeline)
-        pipe = cls(self.bundle, self._runtime)
-        try:
-            request = pipe.prepare(order.request)
-            for loras in pipe.stage_loras(request):
-                pipe.check_loras(loras)
-        finally:
-            pipe.close()
-        return cls.output_kinds(order.request.inputs)[0]
+        if self._text is not None:
+            self._text.want(order)
 
     def make(
         self,
@@ -106,7 +104,6 @@ class Maker:
         work_dir: Path | None = None,
         *,
         contexts: Path | None = None,
-        preview_every: int = 0,
     ) -> dict[str, Any]:
         """Make one clip.
 
@@ -119,7 +116,6 @@ class Maker:
                 end.
             contexts: its text contexts, see `contexts.take_contexts`; None: the text encoder makes
                 them.
-            preview_every: steps between two `preview` events; 0: none.
 
         Returns:
             What was made: sizes, seed, bundle, `record`, `timings_s` (every stage, `save`: decoding
@@ -135,18 +131,20 @@ class Maker:
             emit(progress_event(progress))
 
         job = Job(report, cancel)
-        if preview_every:
-            job.preview_every = preview_every
+        if order.preview:
+            check_previews(self.bundle, order.pipeline)
+            job.preview_every = order.preview
             job.on_preview = lambda preview: emit(preview_event(preview))
-        pipe, request = self._pipe(order.pipeline), order.request
+        pipe = self._pipe(order.pipeline)
+        request = pipe.accept(order.request)
         if contexts is not None:
-            take_contexts(pipe, pipe.prepare(request), contexts)
-        clip = pipe(
-            request.config, request.guidance, request.inputs,
-            job=job, work_dir=work_dir, resume=work_dir is not None,
-        )  # fmt: skip
+            take_contexts(pipe, request, contexts)
+        with nullcontext() if self._text is None else self._text.ready_for(pipe, request):
+            clip = pipe.run_accepted(
+                request, job=job, work_dir=work_dir, resume=work_dir is not None
+            )
         saving = time.perf_counter()
-        kind = pipe.output_kinds(request.inputs)[0]
+        kind = kind_of(order)
         facts = write(clip, kind, emit)
         if work_dir is not None:
             remove_stages(work_dir)
@@ -169,9 +167,35 @@ class Maker:
 
     def _pipe(self, name: str) -> Pipeline:
         if name not in self._pipes:
-            self.close()
+            self._close_pipes()
             self._pipes[name] = pipeline_class(name)(self.bundle, self._runtime)
+            if self._text is not None:
+                self._pipes[name].engines.text_from = self._text.engines
         return self._pipes[name]
+
+
+def kind_of(order: Order) -> str:
+    """What a clip will be: a key of `FILES`."""
+    return pipeline_class(order.pipeline).output_kinds(order.request.inputs)[0]
+
+
+def can_preview(bundle: Bundle, pipeline: str) -> bool:
+    """Whether clips of a pipeline are seen while they are made."""
+    return pipeline_class(pipeline).makes != "audio" and bundle.has(VIDEO_ENCODER)
+
+
+def check_previews(bundle: Bundle, pipeline: str) -> None:
+    """Refuse previews that there cannot be.
+
+    Raises:
+        OptionError, UnsupportedError: says why.
+    """
+    if pipeline_class(pipeline).makes == "audio":
+        raise OptionError(f"the {pipeline} pipeline makes sound, which has no previews.")
+    if not can_preview(bundle, pipeline):
+        raise UnsupportedError(
+            f"previews need the {VIDEO_ENCODER}, which this bundle does not hold: leave them out."
+        )
 
 
 def into_folder(folder: Path) -> Write:

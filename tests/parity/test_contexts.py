@@ -19,6 +19,7 @@ from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig, GuiderParams, RuntimeConfig
 from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.names import TEXT_STACK
+from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.one_stage import OneStagePipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Preview
@@ -26,6 +27,7 @@ from ltx2rt.service.contexts import Encoder, take_contexts
 from ltx2rt.service.events import Event, preview_event
 from ltx2rt.service.maker import Maker, into_stream
 from ltx2rt.service.requests import Order
+from tests.parity.http_server import waited
 
 CONFIG = GenerationConfig(
     prompt="a lake", height=64, width=64, num_frames=9,
@@ -35,7 +37,9 @@ CONFIG_ONE = GenerationConfig(prompt="a lake", height=64, width=64, num_frames=9
 NAMES = ("video", "audio")
 
 
-def test_a_clip_of_contexts_is_the_same_clip(demo_bundle: Path, tmp_path: Path) -> None:
+def test_a_clip_of_contexts_is_the_same_clip(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle, runtime = open_bundle(demo_bundle), RuntimeConfig(threads=1, residency="resident")
     encoder, path = Encoder(bundle, runtime), tmp_path / "contexts.safetensors"
     found = encoder(["a lake", "a hill", "a lake"])
@@ -43,6 +47,14 @@ def test_a_clip_of_contexts_is_the_same_clip(demo_bundle: Path, tmp_path: Path) 
     encoder.write(path, ["a lake", "a hill"], found)
     encoder.close()
     told: list[Event] = []
+    prepared: list[Request] = []
+    prepare = DistilledPipeline.prepare
+
+    def counted(self: DistilledPipeline, request: Request) -> Request:
+        prepared.append(request)
+        return prepare(self, request)
+
+    monkeypatch.setattr(DistilledPipeline, "prepare", counted)
 
     def made(contexts: Path | None, prompt: str = "a lake") -> tuple[bytes, dict[str, Any]]:
         config = replace(CONFIG, prompt=prompt)
@@ -59,6 +71,7 @@ def test_a_clip_of_contexts_is_the_same_clip(demo_bundle: Path, tmp_path: Path) 
     maker = Maker(bundle, runtime)
     with_contexts = made(path)[0]
     assert prompt_steps() == {1}  # they were ready
+    assert len(prepared) == 1  # for the contexts and the clip alike
     assert TEXT_STACK not in maker._pipes["distilled"].engines._stacks
     maker.close()
     assert made(None)[0] == with_contexts
@@ -69,6 +82,46 @@ def test_a_clip_of_contexts_is_the_same_clip(demo_bundle: Path, tmp_path: Path) 
     with pytest.raises(CheckpointError):
         made(path)
     maker.close()
+
+
+def test_the_next_prompt_is_encoded_while_a_clip_is_decoded(demo_bundle: Path) -> None:
+    bundle, runtime = open_bundle(demo_bundle), RuntimeConfig(threads=1, residency="resident")
+    first, second = (
+        Order(pipeline="distilled", request=Request(config=replace(CONFIG, prompt=prompt)))
+        for prompt in ("a lake", "a hill")
+    )
+    stages: list[str] = []
+
+    def made(maker: Maker, order: Order, following: Order | None = None) -> tuple[bytes, set[int]]:
+        stream, steps = io.BytesIO(), set[int]()
+
+        def emit(event: Event) -> None:
+            stage = event.data.get("stage", "")
+            if stage == "prompt":
+                steps.add(event.data["total"])
+            if stage == "decode audio" and following is not None and not event.data["step"]:
+                maker.encode_ahead(following.plain)
+                assert maker._text is not None
+                text = maker._text
+                waited(lambda: text._found, "the next prompt")  # beside this thread, in mid-decode
+                stages.append(stage)
+
+        maker.make(order, into_stream(stream), emit, threading.Event())
+        return stream.getvalue(), steps
+
+    maker = Maker(bundle, runtime)
+    plain = made(maker, second)
+    assert plain[1] != {1}
+    maker.close()
+    alone = made(maker, first, second)
+    assert stages == ["decode audio"]
+    ahead = made(maker, second)
+    assert ahead == (plain[0], {1})  # the same clip, and its prompt was ready
+    assert made(maker, first)[0] == alone[0]
+    # one text encoder, whatever the pipeline
+    assert TEXT_STACK not in maker._pipes["distilled"].engines._stacks
+    maker.close()
+    assert Maker(bundle, RuntimeConfig(residency="stage"))._text is None
 
 
 def test_guided_clips_need_the_negative_prompt_too(demo_bundle: Path, tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from ltx2rt.bundle.bundle import open_bundle
-from ltx2rt.components.preview import fit_colours
+from ltx2rt.components.preview import fit_colours, read_colours
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import GenerationConfig, RuntimeConfig
+from ltx2rt.errors import UnsupportedError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.pipelines.distilled import DistilledPipeline
+from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job, Preview
 from tests.parity.command_line import SMALL, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
@@ -40,9 +42,30 @@ class MeanEncoder(VideoEncoder):
         return (latent + 0.05 * noise).astype(np.float32)
 
 
-def test_colours_are_found_again() -> None:
-    encoder = MeanEncoder()
-    colours = fit_colours(encoder)
+class SmallEncoder(MeanEncoder):
+    """One that takes no more than 64 pixels a side, and at most so many frames."""
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+
+    def takes(self, frames: int, height: int, width: int) -> bool:
+        return frames <= self.frames and max(height, width) <= 64
+
+    def encode(self, video: np.ndarray, tiling: object = None) -> np.ndarray:  # type: ignore[override]
+        assert video.shape[2] > 9 or self.takes(*video.shape[2:])  # the test's own is long
+        return super().encode(video)
+
+
+@pytest.mark.parametrize("frames", [None, 9, 1])
+def test_colours_are_found_again(frames: int | None) -> None:
+    """Also by encoders that take small clips, or images, only."""
+    if frames is None:
+        encoder = MeanEncoder()
+        colours = fit_colours(encoder)
+    else:
+        encoder = small = SmallEncoder(frames)
+        colours = fit_colours(small, small.takes)
     picture = np.array([[(230, 20, 20), (20, 200, 40)], [(30, 30, 240), (128, 128, 128)]], np.uint8)
     pixels = picture.repeat(32, 0).repeat(32, 1).astype(np.float32) / 127.5 - 1
     clip = np.repeat(np.moveaxis(pixels, -1, 0)[None, :, None], 17, axis=2)
@@ -51,7 +74,15 @@ def test_colours_are_found_again() -> None:
     assert np.abs(shown.astype(float) - picture).max() < 25
 
 
-def test_previews_come_with_the_steps_and_change_nothing(demo_bundle: Path) -> None:
+def test_an_encoder_without_squares_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="a square of up to 192x192 pixels"):
+        fit_colours(MeanEncoder(), lambda *_: False)
+
+
+def test_previews_come_with_the_steps_and_change_nothing(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LTX2RT_CACHE", str(tmp_path))
     seen: list[Preview] = []
     with DistilledPipeline(open_bundle(demo_bundle), RuntimeConfig(threads=1)) as pipe:
         clip = pipe(CONFIG, job=Job(on_preview=seen.append, preview_every=2))
@@ -64,6 +95,16 @@ def test_previews_come_with_the_steps_and_change_nothing(demo_bundle: Path) -> N
     np.testing.assert_array_equal(clip.video_latent, plain.video_latent)
     # the last estimate is the result
     np.testing.assert_array_equal(seen[-1].frames, colours(clip.latents["stage_2.video"]))
+    # what was fitted is kept for the next program, and fitted again where it is damaged
+    (kept,) = (tmp_path / "colours").iterdir()
+    bundle = open_bundle(demo_bundle)
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoEncoder, "encode", pytest.fail)
+        again = Engines(bundle).latent_colours()
+    np.testing.assert_array_equal(again.weights, colours.weights)
+    for damaged in ("{", '{"weights": [[1]], "bias": [0, 0, 0]}', "[]"):
+        kept.write_text(damaged)
+        assert read_colours(kept) is None
 
 
 def test_command(demo_bundle: Path, tmp_path: Path) -> None:

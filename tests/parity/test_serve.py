@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from PIL import Image
 
 import ltx2rt
 from ltx2rt.media.reader import probe_video
+from ltx2rt.service.jobs import JobRow, JobStore
 from ltx2rt.service.schema import request_schema
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
@@ -127,8 +129,10 @@ def test_the_examples_of_the_page(server: Server, folder: Path, direct: bytes) -
 def test_our_client(server: Server, tmp_path: Path, direct: bytes) -> None:
     small = ("--height", 64, "--width", 64, "--seconds", 0.4)
     target = tmp_path / "client.mp4"
-    made = run("client", "--url", server.url, "--prompt", "a lake", *small, "-o", target)
+    seen = ("--preview", tmp_path / "seen.webp", "--preview-every", 4)
+    made = run("client", "--url", server.url, "--prompt", "a lake", *small, *seen, "-o", target)
     assert made.code == 0, made
+    assert Image.open(tmp_path / "seen.webp").size == (16, 16)  # of stage 2
     assert made.out == f"{target}: 9 frames, seed 10\n"
     assert "stage_2: 3/3" in made.err
     assert target.read_bytes() == direct
@@ -136,6 +140,8 @@ def test_our_client(server: Server, tmp_path: Path, direct: bytes) -> None:
         (("--width", 65), "Nearest valid"),
         (("--pipeline", "retke"), "did you mean 'retake'"),
         (("--lora", "style"), "has no LoRA 'style'"),
+        (("--preview", tmp_path / "x.png"), "is not the name of a .webp file"),
+        (("--preview", tmp_path / "x.webp", "--preview-every", 0), "--preview-every 0 is less"),
     ):
         with unchanged(tmp_path):
             expect_user_error(
@@ -198,6 +204,28 @@ def test_events(server: Server) -> None:
     assert last["status"] == "completed"
 
 
+def test_previews(server: Server, direct: bytes) -> None:
+    job = server.create(**SMALL, preview=2, priority=-1)
+    text = server.call("GET", f"/v1/videos/{job}/events").body.decode()
+    told = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+    shown = [(e["stage"], e["step"], e["total"]) for e in told if "webp" in e]
+    # after every second step and the last one of a stage
+    assert shown == [("stage_1", i, 8) for i in (2, 4, 6, 8)] + [("stage_2", i, 3) for i in (2, 3)]
+    webps = [base64.b64decode(e["webp"]) for e in told if "webp" in e]
+    assert {Image.open(io.BytesIO(w)).size for w in webps} == {(8, 8), (16, 16)}
+    assert server.content(job) == direct  # which seeing it changes nothing of
+    assert server.call("GET", f"/v1/videos/{job}/preview").status == 409
+    longer = server.create(**LONGER, preview=1)
+    waited(lambda: server.video(longer)["ltx2rt"]["preview"], "a preview")
+    answer = server.call("GET", f"/v1/videos/{longer}/preview")
+    assert answer.headers["content-type"] == "image/webp"
+    assert Image.open(io.BytesIO(answer.body)).format == "WEBP"
+    server.call("DELETE", f"/v1/videos/{longer}")
+    waited(lambda: not (server.data / "jobs" / longer).exists(), "its folder to go")
+    [model] = server.call("GET", "/v1/models").json["data"]
+    assert {*model["pipelines"]} - {*model["previews"]} == {"text-to-audio"}
+
+
 BAD: list[tuple[Any, str]] = [
     ([], "not an object"),
     (b"{", "not JSON"),
@@ -231,6 +259,9 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "x", "config": {"embeddings": "e"}}, "embeddings cannot be used here"),
     ({"prompt": "x", "schema": 2}, "this server reads 1"),
     ({"prompt": "x", "timeout_s": -1}, "is not in [0"),
+    ({"prompt": "x", "preview": -1}, "preview=-1 is not a number of steps"),
+    ({"prompt": "x", "preview": True}, "preview=True is not a whole number"),
+    ({"prompt": "x", "preview": 1, "pipeline": "text-to-audio"}, "sound, which has no previews"),
     ({"prompt": "x", "priority": 1000}, "is not in [-100, 100]"),
 ]  # fmt: skip
 
@@ -325,7 +356,7 @@ def test_a_killed_worker_is_replaced(server: Server) -> None:
     assert server.finished(job)["status"] == "completed"
     text = server.call("GET", "/metrics").body.decode()
     assert 'ltx2rt_worker_restarts{device="0"} 1.0' in text
-    assert "ltx2rt_stages_kept_total 2.0" in text
+    assert 'ltx2rt_stages_kept_total{model="demo"} 2.0' in text
     assert server.call("GET", "/health/ready").status == 200
 
 
@@ -405,9 +436,50 @@ def test_jobs_survive_a_restart(demo_bundle: Path, folder: Path, direct: bytes) 
         assert second.content(done) == direct
         assert [second.finished(j)["status"] for j in jobs] == ["completed", "completed"]
         assert second.content(jobs[1]) == direct
-        assert "ltx2rt_stages_kept_total 2.0" in second.call("GET", "/metrics").body.decode()
+        text = second.call("GET", "/metrics").body.decode()
+        assert "ltx2rt_stages_kept_total{model=" in text
+        assert text.partition("ltx2rt_stages_kept_total{")[2].splitlines()[0].endswith(" 2.0")
         last = second.create(**SMALL)
         second.until(last, "in_progress")
         assert second.end() == 0  # within its grace: finished
     state = {p.name for p in (place / "data/jobs" / last).iterdir()}
     assert state == {"clip.mp4"}
+
+
+def test_several_bundles(demo_bundle: Path, folder: Path, direct: bytes) -> None:
+    """A device has one of them at a time; one that cannot be loaded costs only its own jobs."""
+    place = folder / "several"
+    other, broken = place / "other.bundle", place / "broken.bundle"
+    (place / "data/jobs").mkdir(parents=True)
+    other.symlink_to(demo_bundle)
+    shutil.copytree(demo_bundle, broken, symlinks=True)
+    store = JobStore(place / "data/jobs.sqlite")
+    store.put(JobRow(id="video_0", model="gone", order={"config": {"prompt": "a lake"}}))
+    store.close()
+    with serving(demo_bundle, place, "--model", "a", "--model", "b", "--model", "c",
+                 others=[other, broken]) as server:  # fmt: skip
+        (broken / "manifest.json").rename(broken / "manifest.away")
+        models = server.call("GET", "/v1/models").json["data"]
+        assert [m["id"] for m in models] == ["a", "b", "c"]
+        assert server.call("GET", "/v1/models/b").json["pipelines"] == models[0]["pipelines"]
+        assert "ltx2rt_worker_model{" in (text := server.call("GET", "/metrics").body.decode())
+        assert 'ltx2rt_worker_model{device="0",model="a"} 1.0' in text
+        jobs = [server.create(**SMALL, model=name) for name in ("b", "c", "a")]
+        ended = [server.finished(job) for job in jobs]
+        assert [e["status"] for e in ended] == ["completed", "failed", "completed"]
+        assert "the worker ended 2 times" in ended[1]["error"]["message"]
+        assert "manifest.json" in ended[1]["error"]["message"]
+        assert [e["model"] for e in ended] == ["b", "c", "a"]
+        assert server.content(jobs[0]) == server.content(jobs[2]) == direct
+        assert "goes from a to b" in server.log.read_text()
+        text = server.call("GET", "/metrics").body.decode()
+        for line in ('{model="b",outcome="completed"} 1.0', '{model="c",outcome="WorkerLost"} 1.0'):
+            assert f"ltx2rt_jobs_total{line}" in text
+        unknown = server.call("POST", "/v1/videos", {**SMALL, "model": "d"})
+        assert unknown.status == 404
+        assert "this server has 'a', 'b', 'c'" in unknown.json["error"]["message"]
+    store = JobStore(place / "data/jobs.sqlite")
+    gone = store.get("video_0")
+    store.close()
+    assert gone is not None
+    assert gone.error == "this server has no model 'gone' any more."

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from ltx2rt.pipelines.base import pipeline_class
-from ltx2rt.pipelines.catalog import PIPELINES
-from ltx2rt.pipelines.guided import GuidedPipeline
-from ltx2rt.plain_data import to_plain
 from ltx2rt.service.http.answers import FAILED, JsonAnswer, RefusalError, error_answer
 from ltx2rt.service.http.bodies import asked_in
 from ltx2rt.service.http.content import content_answer
@@ -37,13 +34,11 @@ class Videos:
     Attributes:
         service: makes the clips.
         watchers: of its events.
-        model: what the bundle is called.
         uploads: where files of requests lie until they are accepted.
     """
 
     service: Service
     watchers: Watchers
-    model: str
     uploads: Path
 
     async def create(self, request: Request) -> Response:
@@ -73,43 +68,33 @@ class Videos:
         return answer
 
     async def _submit(self, request: Request) -> JobRow:
-        settings = self.service.settings
+        settings, models = self.service.settings, self.service.models
         async with asked_in(request, settings.limits, self.uploads) as asked:
-            if asked.model not in (None, "", self.model):
+            if asked.model and asked.model not in models:
                 raise RefusalError(
                     404,
-                    f"there is no model {asked.model[:80]!r}; this server has {self.model!r}.",
+                    f"there is no model {asked.model[:80]!r}; this server has "
+                    f"{', '.join(map(repr, models))}.",
                     "model_not_found",
                 )
             return await run_in_threadpool(self._accept, asked, request.scope["owner"])
 
     def _accept(self, asked: Asked, owner: str) -> JobRow:
+        models = self.service.models
+        model = asked.model or models.default
         if asked.guidance_scale is not None:
             guidance = asked.data["guidance"] = dict(asked.data.get("guidance") or {})
-            guidance["video"] = self._guider(asked.data, asked.guidance_scale)
+            pipeline = asked.data.get("pipeline", DEFAULT_PIPELINE)
+            guidance["video"] = models[model].guider(pipeline, asked.guidance_scale)
         return self.service.submit(
             asked.data,
             owner=owner,
+            model=model,
             uploads=asked.uploads,
             priority=asked.priority,
             timeout_s=asked.timeout_s,
             asked=asked.shown,
         )
-
-    def _guider(self, data: dict[str, Any], scale: float) -> dict[str, Any]:
-        """The pipeline's own guidance of the picture, at another scale."""
-        name = data.get("pipeline", DEFAULT_PIPELINE)
-        cls = pipeline_class(name) if name in self.pipelines() else None
-        found: dict[str, Any] = {}
-        if cls is not None and issubclass(cls, GuidedPipeline) and cls.guided:
-            with cls(self.service.bundle, self.service.settings.runtime) as pipe:
-                found = to_plain(pipe.default_guiders()[0])
-        return {**found, "cfg_scale": scale}
-
-    def pipelines(self) -> list[str]:
-        """Pipelines that the bundle can run."""
-        has = self.service.bundle.has
-        return [name for name in PIPELINES if not pipeline_class(name).missing(has)]
 
     async def retrieve(self, request: Request) -> Response:
         """`GET /v1/videos/{id}`."""
@@ -147,6 +132,17 @@ class Videos:
         if variant != "video":
             raise RefusalError(400, f"variant={variant[:40]!r} is not made here; there is video.")
         return content_answer(self.service, self._job(request), request.headers.get("range"))
+
+    async def preview(self, request: Request) -> Response:
+        """`GET /v1/videos/{id}/preview`: what the clip looked like after the last step."""
+        job = self._job(request)
+        found = self.service.live(job.id).preview
+        if found is None:
+            raise RefusalError(
+                409, f"{job.id} has no preview: {job.state}; `preview` asks for some.", "not_ready"
+            )
+        headers = {"cache-control": "no-store"}
+        return Response(base64.b64decode(found["webp"]), media_type="image/webp", headers=headers)
 
     async def delete(self, request: Request) -> Response:
         """`DELETE /v1/videos/{id}`: also ends it."""
@@ -210,6 +206,7 @@ class Videos:
             "stage": live.stage or None,
             "eta_s": live.eta_s,
             "bytes": made.get("bytes", live.bytes),
+            "preview": _place(live.preview),
             "num_frames": frames if isinstance(frames, int) else None,
             "frame_rate": rate,
         }
@@ -218,7 +215,7 @@ class Videos:
         return {
             "id": job.id,
             "object": "video",
-            "model": self.model,
+            "model": job.model or self.service.models.default,
             "status": job.state,
             "progress": done,
             "prompt": config["prompt"],
@@ -241,6 +238,11 @@ class Videos:
                 text = text.replace(inside, "")
         record: dict[str, Any] = json.loads(text)
         return record
+
+
+def _place(preview: Mapping[str, Any] | None) -> str | None:
+    """Where a preview was taken: it tells one from the next."""
+    return None if preview is None else f"{preview['stage']} {preview['step']}/{preview['total']}"
 
 
 def _sse(kind: str, data: Any) -> str:

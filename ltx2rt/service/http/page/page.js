@@ -4,6 +4,9 @@ const find = (id) => document.getElementById(id);
 const files = [];
 let watched = null; // id of the clip in the player
 let playing = null; // aborts what feeds the player
+let shown = null; // which preview is in the picture
+let models = []; // what the server has
+let model = null; // which of them is chosen
 const POLL_MS = 700;
 
 function headers() {
@@ -31,9 +34,10 @@ function say(text) {
 
 async function begin() {
   try {
-    const model = (await json("/v1/models")).data[0];
-    find("model").textContent = `${model.id}, bundle ${model.bundle}`;
-    find("pipeline").replaceChildren(...model.pipelines.map((name) => new Option(name, name)));
+    models = (await json("/v1/models")).data;
+    find("which").replaceChildren(...models.map((m) => new Option(m.id, m.id)));
+    find("model-field").hidden = models.length < 2;
+    choose();
     const loras = (await json("/v1/loras")).data;
     find("lora").replaceChildren(new Option("none", ""), ...loras.map((l) => new Option(l.id, l.id)));
     find("lora-row").hidden = loras.length === 0;
@@ -44,7 +48,25 @@ async function begin() {
   await refresh();
 }
 
+function choose() {
+  model = models.find((m) => m.id === find("which").value);
+  find("model").textContent = `${model.id}, bundle ${model.bundle}`;
+  const before = find("pipeline").value;
+  find("pipeline").replaceChildren(...model.pipelines.map((name) => new Option(name, name)));
+  if (model.pipelines.includes(before)) find("pipeline").value = before;
+  offerPreviews();
+}
+
+function pipelineOf() {
+  return files.some((f) => f.type.startsWith("audio/")) ? "audio-to-video" : find("pipeline").value;
+}
+
+function offerPreviews() {
+  find("preview-field").hidden = !model?.previews.includes(pipelineOf());
+}
+
 function showFiles() {
+  offerPreviews();
   find("chosen").replaceChildren(
     ...files.map((file, index) => {
       const item = document.createElement("li");
@@ -83,7 +105,9 @@ function formOf() {
   }
   form.append("request", JSON.stringify(request));
   form.append("prompt", find("prompt").value);
-  form.append("pipeline", sound ? "audio-to-video" : find("pipeline").value);
+  form.append("model", model.id);
+  form.append("pipeline", pipelineOf());
+  if (find("previews").checked && model.previews.includes(pipelineOf())) form.append("preview", 1);
   form.append("size", `${find("width").value}x${find("height").value}`);
   form.append("seconds", find("seconds").value);
   form.append("seed", find("seed").value);
@@ -116,7 +140,32 @@ function watch(id) {
   playing?.abort();
   playing = null;
   find("player").removeAttribute("src");
+  hidePreview();
   sessionStorage.setItem("watched", id);
+}
+
+// ---- previews, until there is something to play
+
+function hidePreview() {
+  shown = null;
+  find("preview").hidden = true;
+  find("player").hidden = false;
+  URL.revokeObjectURL(find("preview").src);
+  find("preview").removeAttribute("src");
+}
+
+async function showPreview(video) {
+  const taken = `${video.id} ${video.ltx2rt.preview}`;
+  if (video.ltx2rt.preview === null || playing !== null || taken === shown) return;
+  shown = taken;
+  const answer = await fetch(`/v1/videos/${video.id}/preview`, { headers: headers() });
+  if (!answer.ok) return; // it is being decoded meanwhile, or over
+  const picture = await answer.blob();
+  if (playing !== null || video.id !== watched) return;
+  URL.revokeObjectURL(find("preview").src);
+  find("preview").src = URL.createObjectURL(picture);
+  find("preview").hidden = false;
+  find("player").hidden = true;
 }
 
 // the codecs that the head of the file names: "avc1.64001f" is three bytes of its avcC box
@@ -180,6 +229,7 @@ function feed(video) {
   if (playing !== null || video.id !== watched) return;
   const begun = video.status === "completed" || (video.status === "in_progress" && video.ltx2rt.bytes > 0);
   if (!begun) return;
+  hidePreview();
   play(video.id).catch((error) => {
     if (error.name === "AbortError") return;
     say(error.message);
@@ -226,7 +276,7 @@ function update(item, video) {
   item.video = video;
   item.dataset.status = video.status;
   part(".what").textContent = video.prompt || video.ltx2rt.pipeline;
-  part(".facts").textContent = `${describe(video)}; ${video.ltx2rt.pipeline}, seed ${video.ltx2rt.seed}`;
+  part(".facts").textContent = `${describe(video)}; ${models.length > 1 ? `${video.model}, ` : ""}${video.ltx2rt.pipeline}, seed ${video.ltx2rt.seed}`;
   part("progress").hidden = !open;
   part("progress").value = video.progress;
   part(".play").hidden = video.status !== "completed";
@@ -239,6 +289,8 @@ function update(item, video) {
 
 async function again(video) {
   find("prompt").value = video.prompt;
+  if (models.some((m) => m.id === video.model)) find("which").value = video.model;
+  choose();
   find("pipeline").value = video.ltx2rt.pipeline;
   [find("width").value, find("height").value] = video.size.split("x");
   find("seconds").value = video.seconds;
@@ -289,10 +341,15 @@ function showWatched(video) {
   find("progress").value = video?.progress ?? 0;
   const text = video ? `${video.prompt}: ${describe(video)}` : "Nothing is being made.";
   if (find("status").textContent !== text) find("status").textContent = text;
-  if (video) feed(video);
+  if (!video) return;
+  feed(video);
+  if (video.status === "in_progress") showPreview(video).catch((error) => say(error.message));
+  else if (video.status !== "queued") hidePreview();
 }
 
 find("form").addEventListener("submit", make);
+find("pipeline").addEventListener("change", offerPreviews);
+find("which").addEventListener("change", choose);
 find("files").addEventListener("change", (event) => {
   take(event.target.files);
   event.target.value = "";
