@@ -14,8 +14,9 @@ from ltx2rt.cli.outputs import Outputs
 from ltx2rt.cli.rows import AUTO
 from ltx2rt.cli.run_options import RunOptions
 from ltx2rt.components.enhance import EnhanceConfig
-from ltx2rt.config import DISTILLED_STRENGTHS, AutoDuration, RuntimeConfig
+from ltx2rt.config import DISTILLED_STRENGTHS, RuntimeConfig
 from ltx2rt.errors import OptionError, Problem
+from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.pipelines.base import Pipeline, pipeline_class
 from ltx2rt.pipelines.catalog import read_request
 from ltx2rt.pipelines.guided import GuidedPipeline
