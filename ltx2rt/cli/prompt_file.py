@@ -96,10 +96,11 @@ def entries_of(path: Path, text: str) -> list[Any] | None:
     if suffix != ".toml":
         return None
     try:
-        shared = tomllib.loads(text).get("prompt")
+        found = tomllib.loads(text).get("prompt")
     except (ValueError, RecursionError) as error:
         raise OptionError(f"{path} is not TOML: {error!s:.80}.") from error
-    subset = shared.get("subset") if isinstance(shared, dict) else None
+    shared: dict[str, Any] = found if isinstance(found, dict) else {}
+    subset = shared.get("subset")
     if not isinstance(subset, list) or not all(isinstance(entry, dict) for entry in subset):
         raise OptionError(
             f"{path} holds no prompts as trainers have them: a table [prompt] for all, and one "
