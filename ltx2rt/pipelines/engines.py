@@ -93,6 +93,7 @@ class Engines:
         self._loras: tuple[Lora, ...] = ()
         self._text_loras: tuple[Lora, ...] = ()
         self.turns = Turns()
+        self._sound_turns = Turns()
         #: the last prompts, the LoRAs that changed connectors or projections, and the contexts:
         #: encoded once for several clips
         self.contexts: tuple[tuple[str, ...], tuple[Lora, ...], TextContext] | None = None
@@ -108,6 +109,7 @@ class Engines:
     def close(self) -> None:
         """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
         self.turns.close()
+        self._sound_turns.close()
         for names in list(self._stacks):
             self._release_stack(names)
         while self._engines:
@@ -267,6 +269,14 @@ class Engines:
         return VideoDecoder.from_options(
             self.engine(VIDEO_DECODER), self.source.options(VIDEO_DECODER)
         )
+
+    def sound_is_apart(self) -> bool:
+        """Whether sound is decoded beside everything else, on a stream and in memory of its own."""
+        return isinstance(self.loader, Loader) and self.loader.sound_is_apart(self.runtime)
+
+    def sound_turns(self) -> Turns:
+        """What keeps decoders of sound to one thread at a time."""
+        return self._sound_turns if self.sound_is_apart() else self.turns
 
     @property
     def decodes_on_device(self) -> bool:

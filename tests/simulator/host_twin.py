@@ -54,6 +54,8 @@ def use_host_engines(patch: pytest.MonkeyPatch) -> None:
     memory = SimpleNamespace(opened=ExitStack, close=lambda: None)
     card = SimpleNamespace(
         memory=memory,
+        memory_of=lambda name: memory,
+        close=lambda: None,
         plan=None,
         keep_text=False,
         places=lambda names: (0, 0),
