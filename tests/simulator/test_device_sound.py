@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import ltx2rt
+from ltx2rt.backends.device_frames import _Decoding
 from ltx2rt.backends.device_memory import DeviceMemory
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.bundle.card import Card
@@ -58,22 +59,36 @@ def saved(gpu: SimulatedDriver, clip: Clip, path: Path) -> list[bool]:
     return [any(gpu.may_overlap(s, p) for p in pictures) for s in sounds]
 
 
-def waits_for_a_tile(patch: pytest.MonkeyPatch) -> None:
-    """What decodes sound is waited for once a tile of the picture is enqueued: both are at work."""
-    enqueued = threading.Event()
-    decode, receive = ConvolutionTiles.decode, TrtEngine.receive
+def meet(patch: pytest.MonkeyPatch) -> None:
+    """Sound is waited for once a tile of the picture is enqueued, and that tile once the last part
+    of the sound is: both are at work.
+    """
+    tile, sound = threading.Event(), threading.Event()
+    decode, passed = ConvolutionTiles.decode, _Decoding._passed
+    receive, enqueue = TrtEngine.receive, TrtEngine.enqueue
 
-    def noted(self: Any, *arguments: Any) -> None:
+    def decoded(self: Any, *arguments: Any) -> None:
         decode(self, *arguments)
-        enqueued.set()
+        tile.set()
 
-    def late(self: TrtEngine, wanted: Any) -> None:
+    def enqueued(self: TrtEngine) -> None:
+        enqueue(self)
+        if self.spec.component == "vocoder":
+            sound.set()
+
+    def received(self: TrtEngine, wanted: Any) -> None:
         if self.spec.component in SOUND_ENGINES:
-            assert enqueued.wait(300), "the picture waits for the sound"
+            assert tile.wait(300), "the picture waits for the sound"
         receive(self, wanted)
 
-    patch.setattr(ConvolutionTiles, "decode", noted)
-    patch.setattr(TrtEngine, "receive", late)
+    def waited(self: Any, event: Any) -> None:
+        assert sound.wait(300), "the sound waits for the picture"
+        passed(self, event)
+
+    patch.setattr(ConvolutionTiles, "decode", decoded)
+    patch.setattr(TrtEngine, "enqueue", enqueued)
+    patch.setattr(TrtEngine, "receive", received)
+    patch.setattr(_Decoding, "_passed", waited)
 
 
 def sequential(patch: pytest.MonkeyPatch) -> None:
@@ -87,7 +102,7 @@ def test_both_are_decoded_at_once(
     bundle = engine_bundle("bf16")
     gpu = simulate(memory_bytes=1 << 30)
     with pytest.MonkeyPatch.context() as patch, made(bundle) as clip, ltx2rt.Trace() as trace:
-        waits_for_a_tile(patch)
+        meet(patch)
         assert saved(gpu, clip, tmp_path / "a.mp4") == [True, True]
     names = [s.name for s in trace.spans if s.track == SOUND]
     assert names == ["audio_decoder", "vocoder"]
@@ -157,7 +172,7 @@ def test_mistakes_show(
     gpu = simulate(memory_bytes=1 << 30)
     with pytest.MonkeyPatch.context() as patch:
         mistake(patch)
-        waits_for_a_tile(patch)
+        meet(patch)
         try:
             with made(bundle) as clip:
                 beside = saved(gpu, clip, tmp_path / "a.mp4")
