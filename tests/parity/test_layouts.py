@@ -263,3 +263,22 @@ def test_adapters_change_other_layouts_too(
         np.testing.assert_allclose(first[name], value, rtol=2**-8, atol=2**-9)
     base = next(c for c in wanted if c.name == "transformer_block").layers[0]
     assert not np.array_equal(values(base)["attn1.to_q.weight"], second["attn1.to_q.weight"])
+
+
+def test_folders_of_ltx25_have_more(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from diffusers.pipelines.ltx2.duration_head import LTX2DurationHead
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for place in folder.iterdir():
+        (copy / place.name).symlink_to(place)
+    LTX2DurationHead(64, 32, pooler_hidden_dim=8, mlp_hidden_dim=8).save_pretrained(
+        copy / "duration_head"
+    )
+    (copy / "diffusion_decoder").mkdir()
+    model = open_model(copy)
+    assert model.has("duration_head")
+    assert model.config("duration_head")["num_pooler_heads"] == 4
+    assert "diffusion_decoder is not read: clips are decoded by the conv VAE" in caplog.text
