@@ -55,6 +55,8 @@ def use_host_engines(patch: pytest.MonkeyPatch) -> None:
     card = SimpleNamespace(
         memory=memory,
         memory_of=lambda name: memory,
+        stage_of=lambda name: None,
+        enter=lambda name: None,
         close=lambda: None,
         plan=None,
         keep_text=False,
