@@ -92,6 +92,17 @@ class Loader:
         """
         return self._open(name, runtime)
 
+    def stage_of(self, name: str, runtime: RuntimeConfig) -> str | None:
+        """The stage whose turn it is when a component is loaded, where a GPU has room for one stage
+        at a time: nothing of another one may be loaded then. None where it has room for all.
+
+        Raises:
+            BundleError, UnsupportedError: see `engine`.
+        """
+        if not self._bundle.component(name).engines:
+            return None
+        return self._card_of(runtime).stage_of(name)
+
     def stack(self, names: StackNames, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Stack:
         """The components of a stack as one; weights are loaded when a layer first needs them. That
         of the transformer is on every device of `runtime`.
@@ -257,6 +268,7 @@ class Loader:
         return OrtOptions(
             threads=runtime.threads,
             spinning=runtime.spinning,
+            arena=name.removesuffix(UNMASKED) not in TRANSFORMER_BLOCKS,  # the longest tensors
             full_optimization="float8_e4m3fn"
             not in self._bundle.component(name).weight_dtypes.values(),
         )
@@ -313,12 +325,14 @@ class Loader:
                 + manifest.command().replace(" --weights constant", "")
             )
         file = entry.engines[entry.served.index(index) if entry.layered else 0].file
+        card = self._card_of(runtime)
+        card.enter(name)
         return TrtEngine(
             self._bundle.folder / file,
             entry.spec(name),
             {} if inside or not bound else self._inside(name, loras),
             manifest.command(),
-            memory=self._card_of(runtime).memory,
+            memory=card.memory,
             specialize=runtime.kernels.upper(),
             trust=trust_of(runtime),
         )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ltx2rt.backends.engine_needs import EngineNeeds
 from ltx2rt.backends.frame_memory import PIXEL_BYTES, FrameSizes
@@ -37,6 +37,7 @@ from ltx2rt.names import (
     VOCODER,
     WRITING_STACK,
     StackNames,
+    stage_of,
 )
 
 STACKS = (TEXT_STACK, WRITING_STACK, TRANSFORMER_STACK)
@@ -73,6 +74,8 @@ class MemoryPlan:
         finishes_frames: tiles of a clip of the size that was built for are blended on the card.
             Where that alone would make layers take turns, they are not.
         finishes_floats: also those that leave it as float32, which take more.
+        stages: stage -> what is taken for it alone, where the card has no room for all at once
+            (`stage_plan`); `regions` are then those of denoising.
         places: stack -> bytes of each place that its parts without room take turns in.
         totals: stack -> bytes of all its weights.
         keep_text: the layers of the text encoder stay between clips.
@@ -86,6 +89,11 @@ class MemoryPlan:
     weights: int
     finishes_frames: bool = False
     finishes_floats: bool = False
+    stages: Mapping[str, Regions] = field(default_factory=dict)
+
+    def regions_for(self, component: str) -> Regions:
+        """How the card is divided while a component is loaded."""
+        return self.stages.get(stage_of(component), self.regions)
 
     @property
     def streams(self) -> bool:
@@ -98,11 +106,12 @@ class MemoryPlan:
         Raises:
             UnsupportedError: not even that finds room.
         """
-        ring = sum(self.places[names]) if self.totals[names] > self.regions.layers else 0
-        if ring > self.regions.layers:
+        planned = self.regions_for(names.head).layers
+        ring = sum(self.places[names]) if self.totals[names] > planned else 0
+        if ring > planned:
             raise UnsupportedError(
                 f"writing prompts needs room for {_gib(ring)} of layers, and "
-                f"{_gib(self.regions.layers)} are planned for them: use a larger card, or have "
+                f"{_gib(planned)} are planned for them: use a larger card, or have "
                 "another model write."
             )
         return ring
@@ -116,13 +125,24 @@ class MemoryPlan:
             if self.streams
             else "all stay"
         )
+        lines = [
+            f"activations: {_gib(regions.scratch)}",
+            f"inputs, outputs, constants: {_gib(regions.tensors)}",
+            f"weights of encoders, upsamplers, decoders: {_gib(regions.engines)}",
+            f"weights of layers: {_gib(regions.layers)}; of the transformer's "
+            f"{_gib(self.weights)} {layers}",
+        ]
+        if self.stages:
+            lines = ["there is room for one stage at a time; while it denoises:", *lines]
+            lines += [
+                f"stage '{stage}': activations {_gib(alone.scratch)}, inputs and outputs "
+                f"{_gib(alone.tensors)}, weights {_gib(alone.engines + alone.layers)}"
+                for stage, alone in self.stages.items()
+                if alone != regions
+            ]
         return "\n".join(
             (
-                f"activations: {_gib(regions.scratch)}",
-                f"inputs, outputs, constants: {_gib(regions.tensors)}",
-                f"weights of encoders, upsamplers, decoders: {_gib(regions.engines)}",
-                f"weights of layers: {_gib(regions.layers)}; of the transformer's "
-                f"{_gib(self.weights)} {layers}",
+                *lines,
                 self._frames_text(),
                 f"together: {_gib(regions.total)}",
             )

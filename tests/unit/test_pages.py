@@ -35,6 +35,14 @@ def test_every_extra_is_explained() -> None:
     assert all(f"`{half}`" in page for half in halves)
 
 
+def test_no_page_installs_by_a_name_that_no_index_has() -> None:
+    """Until a version is published: a checkout, its address, or a wheel."""
+    named = re.compile(r"pip install '?ltx2rt(?:\[[^]]*\])?'?(?! ?@)(?=[\s`]|$)")
+    pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    found = {p.name: m[0] for p in pages for m in named.finditer(p.read_text(encoding="utf-8"))}
+    assert not found
+
+
 @cache
 def texts() -> str:
     """Every text in the source; what is filled in is left out, and texts do not touch."""
