@@ -43,6 +43,17 @@ def test_no_page_installs_by_a_name_that_no_index_has() -> None:
     assert not found
 
 
+def test_commands_can_be_pasted_with_what_explains_them() -> None:
+    """An explanation behind a command is a comment of the shell."""
+    bare = re.compile(
+        r"^(?:ltx2rt|pip|curl|make|python) (?=\S)[^#\n]*?\S {3,}(?!--)[^ #].*$", re.MULTILINE
+    )
+    blocks = re.compile(r"^```(?:sh)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    pages = [ROOT / "README.md", *DOCS.glob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    commands = [b for p in pages for b in blocks.findall(p.read_text(encoding="utf-8"))]
+    assert not [m[0] for block in commands for m in bare.finditer(block)]
+
+
 @cache
 def texts() -> str:
     """Every text in the source; what is filled in is left out, and texts do not touch."""
