@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +60,7 @@ def engine_bundle(
     flags of `ltx2rt build`; each made once a run, read-only. Not while a simulation runs.
     """
     _skip_without_library()
+    cache = os.environ["LTX2RT_CACHE"]  # with the traced graphs; a test may name another by then
 
     def build(precision: str, *flags: object) -> Path:
         name = "-".join(str(part).strip("-") for part in ("simulated", precision, *flags))
@@ -67,6 +69,7 @@ def engine_bundle(
             target = folder / f"{precision}.bundle"
             with simulated(), pytest.MonkeyPatch.context() as patch:
                 patch.setitem(sys.modules, "tensorrt_rtx", make_module("tensorrt_rtx"))
+                patch.setenv("LTX2RT_CACHE", cache)
                 build_engine_bundle(
                     demo_bundle, demo_model, target, "--shapes", "64x64x9", *flags,
                     precision=precision,
