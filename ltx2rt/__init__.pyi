@@ -51,6 +51,8 @@ from ltx2rt.pipelines.retake import GuidedRetakePipeline as GuidedRetakePipeline
 from ltx2rt.pipelines.retake import RetakePipeline as RetakePipeline
 from ltx2rt.pipelines.retake_inputs import RetakeInputs as RetakeInputs
 from ltx2rt.pipelines.retake_inputs import TimeWindow as TimeWindow
+from ltx2rt.pipelines.retake_two import GuidedTwoStageRetakePipeline as GuidedTwoStageRetakePipeline
+from ltx2rt.pipelines.retake_two import TwoStageRetakePipeline as TwoStageRetakePipeline
 from ltx2rt.pipelines.text_to_audio import TextToAudioPipeline as TextToAudioPipeline
 from ltx2rt.pipelines.two_stages import TwoStagesPipeline as TwoStagesPipeline
 from ltx2rt.pipelines.two_stages_hq import TwoStagesHQPipeline as TwoStagesHQPipeline

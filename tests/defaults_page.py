@@ -46,8 +46,9 @@ HEAD = """# Defaults
 Every argument that both have, beside the official command of that pipeline; made from
 `tests/official_defaults.toml` and our code by `python -m tests.defaults_page`. Values of several
 model versions stand as LTX-2 / LTX-2.3 / LTX-2.5. A difference says why it is one.
-`retake-guided`, `ic-lora-guided` and `upscale` are ours alone; the quantisation, offload, compile
-and decoder modes of the official commands are choices of `ltx2rt build` here.
+`retake-guided`, `retake-two-stage`, `ic-lora-guided` and `upscale` are ours alone; the
+quantisation, offload, compile and decoder modes of the official commands are choices of `ltx2rt
+build` here.
 """
 
 

@@ -53,6 +53,8 @@ PIPELINES: dict[str, tuple[str, ...]] = {
     "text-to-audio": (),
     "retake": ("distilled transformer",),
     "retake-guided": (),
+    "retake-two-stage": ("distilled transformer", "spatial upsampler"),
+    "retake-two-stage-guided": ("spatial upsampler", "distilled LoRA"),
     "two-stage": ("spatial upsampler", "distilled LoRA"),
     "two-stage-hq": ("spatial upsampler", "distilled LoRA"),
     "keyframe": ("spatial upsampler", "distilled LoRA"),

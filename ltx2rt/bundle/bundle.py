@@ -79,6 +79,22 @@ class Bundle:
             digest.update(self.manifest.sources[source].header_sha256.encode())
         return digest.hexdigest()[:16]
 
+    def state_of(self, name: str) -> str:
+        """Names what a component computes: its graph and the weight files, as they are now.
+
+        Raises:
+            BundleError: the bundle was built without it.
+            OSError: a weight file is not there.
+        """
+        entry = self.component(name)
+        digest = hashlib.sha256(f"{entry.graph_sha256} {entry.precision}".encode())
+        refs = [ref for layer in entry.layers for ref in layer.values()]
+        for source in sorted({ref.source for ref in refs}):
+            path = self._sources[source]
+            facts = path.stat()
+            digest.update(f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode())
+        return digest.hexdigest()[:16]
+
     def context_widths(self) -> dict[str, int]:
         """`video_context`, `audio_context` -> their width in the transformer."""
         shapes = {t.name: t.shape for t in self.component(TRANSFORMER_HEAD).inputs}

@@ -19,13 +19,15 @@ KINDS = {
     "graphs": ("engines", ("*.onnx", "*.onnx.json")),
     "kernels": ("kernels", ("*.bin",)),
     "prompts": ("enhanced", ("*.json",)),
+    "colours": ("colours", ("*.json",)),
     "inputs": ("inputs", ("[0-9a-f]*",)),
 }
 
 
 def cached_files(folder: Path) -> dict[str, list[Path]]:
     """The files of each kind: built engines and exported graphs, kernels that were compiled on the
-    first run, rewritten prompts, images and sound that a program gave from memory.
+    first run, rewritten prompts, colours of latents (for previews), images and sound that a
+    program gave from memory.
     """
     return {
         kind: sorted(p for pattern in patterns for p in (folder / place).glob(pattern))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from ltx2rt.cli.common import print_json, split_strength, text_or_file
 from ltx2rt.cli.job_file import read_table
+from ltx2rt.cli.preview import check_preview
 from ltx2rt.cli.progress import add_progress_flags, printer_of
 from ltx2rt.config import GenerationConfig
 from ltx2rt.env import api_key
@@ -43,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora", action="append", default=[], metavar="NAME[:STRENGTH]", help="one of the server's"
     )
+    parser.add_argument(
+        "--preview", type=Path, metavar="FILE", help="a small .webp of it, while it is sampled"
+    )
+    parser.add_argument(
+        "--preview-every", type=int, default=1, metavar="N", help="after every so many-th step"
+    )
     parser.add_argument("--stream", action="store_true", help="write a file that plays as it grows")
     parser.add_argument("--json", action="store_true", help="print what was made as JSON")
     add_progress_flags(parser)
@@ -68,6 +76,8 @@ def run(options: argparse.Namespace) -> int:
             printer(Progress(**{name: event[name] for name in names}))
         elif event["event"] == "result":
             result.update(event)
+        elif event["event"] == "preview" and options.preview is not None:
+            write_file(options.preview, base64.b64decode(event["webp"]))
 
     sink: OutputFile | OutputPipe
     if options.output == STDOUT:
@@ -94,6 +104,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """A file that is always a whole one, over the one before."""
+    file = OutputFile(path)
+    try:
+        with file.guard():
+            file.write(data)
+        file.commit()
+    finally:
+        if not file.complete:
+            file.discard()
+
+
 def request_of(options: argparse.Namespace) -> dict[str, Any]:
     """What the flags ask for, on top of a file."""
     request = {} if options.request is None else read_table(options.request)
@@ -117,4 +139,11 @@ def request_of(options: argparse.Namespace) -> dict[str, Any]:
     if options.negative_prompt is not None:
         guidance = request.get("guidance") or {}
         request["guidance"] = {**guidance, "negative_prompt": options.negative_prompt}
+    if options.preview is not None:
+        if options.preview.suffix.lower() != ".webp":
+            raise OptionError(f"--preview {options.preview} is not the name of a .webp file.")
+        if options.preview_every < 1:
+            raise OptionError(f"--preview-every {options.preview_every} is less than 1.")
+        check_preview(options.preview)
+        request["preview"] = options.preview_every
     return request

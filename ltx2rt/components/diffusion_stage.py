@@ -51,7 +51,7 @@ from ltx2rt.sampling.samplers import (
     sample_gradient_estimation,
 )
 from ltx2rt.sampling.samplers import Sampler as Sampler
-from ltx2rt.sampling.schedules import sigma_table
+from ltx2rt.sampling.schedules import begun_at, sigma_table
 
 Shape = TypeVar("Shape", VideoLatentShape, AudioLatentShape)
 
@@ -92,6 +92,12 @@ class StageOverrides:
     sampler: Sampler | None
     sigmas: Sequence[float] | None
     ancestral_seed: int
+
+    def begun_at(self, strength: float) -> StageOverrides:
+        """Those noise levels from `strength` on."""
+        if self.sigmas is None:
+            return self
+        return replace(self, sigmas=begun_at(strength, self.sigmas))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

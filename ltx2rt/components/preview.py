@@ -4,15 +4,21 @@ from latents to colours, which is fitted to the model's own encoder.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.engine import F32, U8, Array
+from ltx2rt.partial import Partial
+from ltx2rt.plain_data import parse_json
 
-#: clips of coloured cells that the map is fitted to, and their side in cells
-CLIPS, SIDE = 6, 8
+#: pictures of coloured cells that the map is fitted to, and their side in cells; the first is shown
+#: as a clip of two latent frames, which costs an encoder as much as nine of the others
+PICTURES, SIDE = 10, 6
 #: weight of the penalty on large coefficients, against samples of unit variance
 RIDGE = 0.03
 
@@ -36,19 +42,40 @@ class LatentColours:
         return levels
 
 
+def read_colours(path: Path) -> LatentColours | None:
+    """A map that was kept; None if there is none, or it is damaged: then it is fitted anew."""
+    try:
+        data = parse_json(path.read_text(encoding="utf-8"))
+        weights, bias = (np.array(data[name], np.float32) for name in ("weights", "bias"))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    fits = weights.ndim == 2 and weights.shape[1:] == bias.shape == (3,)
+    return LatentColours(weights=weights, bias=bias) if fits else None
+
+
+def write_colours(path: Path, colours: LatentColours) -> None:
+    """Keep a map; a folder that cannot be written to is no reason to stop."""
+    data = {"weights": colours.weights.tolist(), "bias": colours.bias.tolist()}
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with Partial(path) as part:
+            part.file.write(json.dumps(data).encode())
+
+
 def fit_colours(encoder: VideoEncoder) -> LatentColours:
-    """Fit the map by ridge regression on still clips of two latent frames whose cells have random
-    colours: 768 samples, the same every time.
+    """Fit the map by ridge regression on pictures whose cells have random colours: 396 samples, the
+    same every time.
     """
     random = np.random.default_rng(0)
     time, rows, columns = encoder.scale_factors
     cells: list[F32] = []
     colours: list[F32] = []
-    for _ in range(CLIPS):
+    for number in range(PICTURES):
+        frames = 1 if number else time + 1
         picture = random.random((SIDE, SIDE, 3), np.float32)
         pixels = picture.repeat(rows, 0).repeat(columns, 1) * 2 - 1
         clip = np.broadcast_to(
-            np.moveaxis(pixels, -1, 0)[None, :, None], (1, 3, time + 1, *pixels.shape[:2])
+            np.moveaxis(pixels, -1, 0)[None, :, None], (1, 3, frames, *pixels.shape[:2])
         )
         latent = encoder.encode(np.ascontiguousarray(clip, np.float32))
         cells.append(np.moveaxis(latent[0], 0, -1).reshape(-1, latent.shape[1]))

@@ -232,7 +232,7 @@ class TemporalRegion:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Remade:
     """Regenerate only tokens that touch one of the open windows `(start_s, end_s)` and, of a video,
-    lie in `cells` `[B, T]` (above 0); fix all others.
+    lie in `cells` `[B, F, H, W]` (above 0); fix all others.
     """
 
     windows: Sequence[tuple[float, float]]
@@ -244,7 +244,7 @@ class Remade:
             region = TemporalRegion(start_s=start_s, end_s=end_s)
             mask = np.maximum(mask, region.apply(state).mask)
         if self.cells is not None:
-            mask *= self.cells[..., None] > 0
+            mask *= self.cells.reshape(mask.shape) > 0
         return replace(state, mask=mask)
 
 

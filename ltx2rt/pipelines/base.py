@@ -117,6 +117,18 @@ class Pipeline(PipelineRequests):
             CheckpointError, UnsupportedError: a LoRA does not fit, or the model cannot do it.
         """
         request = self.accept(self.make_request(config, guidance, inputs, options))
+        return self.run_accepted(request, job=job, trace=trace, work_dir=work_dir, resume=resume)
+
+    def run_accepted(
+        self,
+        request: Request,
+        *,
+        job: Job | None = None,
+        trace: StageTrace | None = None,
+        work_dir: Path | None = None,
+        resume: bool = False,
+    ) -> Clip:
+        """The clip of a request that `accept` gave back; for the rest see a call."""
         with self.engines.turns.taken():
             for loras in self.stage_loras(request):
                 self.check_loras(loras)

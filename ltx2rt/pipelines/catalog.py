@@ -21,6 +21,8 @@ PIPELINES: dict[str, tuple[str, str]] = {
     "text-to-audio": ("text_to_audio", "TextToAudioPipeline"),
     "retake": ("retake", "RetakePipeline"),
     "retake-guided": ("retake", "GuidedRetakePipeline"),
+    "retake-two-stage": ("retake_two", "TwoStageRetakePipeline"),
+    "retake-two-stage-guided": ("retake_two", "GuidedTwoStageRetakePipeline"),
     "dub-it": ("dub_it", "DubItPipeline"),
     "dfr": ("dfr", "DFRPipeline"),
     "hdr-ic-lora": ("hdr_ic_lora", "HDRICLoraPipeline"),

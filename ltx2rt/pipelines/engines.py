@@ -20,7 +20,7 @@ from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.components.duration_head import DurationHead
 from ltx2rt.components.language_model import MULTIPLE, LanguageModel
-from ltx2rt.components.preview import LatentColours, fit_colours
+from ltx2rt.components.preview import LatentColours, fit_colours, read_colours, write_colours
 from ltx2rt.components.text_encoder import PromptEncoder, TextContext, TextEncoder
 from ltx2rt.components.tokenizer import MAX_TOKENS, Tokenizer
 from ltx2rt.components.transformer import Transformer
@@ -29,6 +29,7 @@ from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Engine
+from ltx2rt.env import cache_dir
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.lora.files import Lora
@@ -205,7 +206,7 @@ class Engines:
         )
 
     def latent_colours(self) -> LatentColours:
-        """Colours of this model's latents, fitted once; the encoder is released.
+        """Colours of this model's latents, fitted once on a machine.
 
         Raises:
             UnsupportedError: there is no video encoder to fit them to.
@@ -216,9 +217,22 @@ class Engines:
                     f"a preview needs the {VIDEO_ENCODER}, which this bundle does not hold; build "
                     "it again with all components, or leave the preview out."
                 )
-            self._colours = fit_colours(self.video_encoder())
-            self.release(VIDEO_ENCODER)
+            self._colours = self._known_colours()
         return self._colours
+
+    def _known_colours(self) -> LatentColours:
+        """Those that were kept for this encoder, or new ones, which are kept for the next time."""
+        path = None
+        if isinstance(self.source, Bundle):
+            name = f"{self.source.state_of(VIDEO_ENCODER)}.json"
+            path = cache_dir() / "colours" / name
+            if (kept := read_colours(path)) is not None:
+                return kept
+        colours = fit_colours(self.video_encoder())
+        self.release(VIDEO_ENCODER)
+        if path is not None:
+            write_colours(path, colours)
+        return colours
 
     def video_decoder(self) -> VideoDecoder | DiffusionVideoDecoder:
         """The decoder that the bundle holds."""

@@ -47,7 +47,7 @@ from ltx2rt.results.latent_file import LatentFile
 from ltx2rt.results.stage_store import StageStore
 from ltx2rt.sampling.gpu_noise import Generator, make_generator
 from ltx2rt.sampling.samplers import Sampler
-from ltx2rt.sampling.schedules import STAGE2_DISTILLED
+from ltx2rt.sampling.schedules import STAGE2_DISTILLED, begun_at
 
 
 class Run:
@@ -384,45 +384,54 @@ class Run:
         context: TextContext,
         loras: Sequence[Lora] = (),
         *,
+        video: Array | None = None,
         video_items: Sequence[ConditioningItem] = (),
         audio: ModalityRequest[AudioLatentShape] | None = None,
         sampler: Sampler = "euler",
+        strength: float = 1.0,
     ) -> StageResult:
         """Stage 2: upsample the video of stage 1 and refine it at full size in three unguided
         steps (spec/pipelines.md §0.5).
 
         Args:
+            video: what is refined, `[1, C, F, H, W]`; default: the video of stage 1, upsampled.
+            strength: the noise level at which it begins; those above it are left out.
             audio: what to do with the audio; default: refine that of stage 1. In tiles
                 (`GenerationConfig.stage_2_tile`) it stays as stage 1 made it.
         """
-        scale = STAGE2_DISTILLED[0]
+        sigmas = begun_at(strength, STAGE2_DISTILLED)
+        if video is None:
+            video = self.upsample(first.video)
+        if audio is None and first.audio is not None:
+            audio = self.audio(initial=first.audio, noise_scale=sigmas[0])
+            if self.config.stage_2_tile is not None:
+                audio = replace(audio, noise_scale=0.0, frozen=True)
         if (size := self.config.stage_2_tile) is not None:
-            upsampled, factors = self.upsample(first.video), self.engines.scale_factors
+            factors = self.engines.scale_factors
             height, width = frame_size(size)
             most = max(height // factors.height, 2), max(width // factors.width, 2)
-            video = self.refine_tiles(
-                upsampled,
-                spatial_tiles(upsampled.shape[2:], most),
-                STAGE2_DISTILLED,
+            refined = self.refine_tiles(
+                video,
+                spatial_tiles(video.shape[2:], most),
+                sigmas,
                 context,
                 loras,
                 lambda tile: [cut_to_tile(item, tile) for item in video_items],
-                audio or self.audio(initial=first.audio, noise_scale=0.0, frozen=True),
+                audio,
                 sampler,
+                strength,
             )
             if first.audio is not None:
                 self.latents["stage_2.audio"] = first.audio
-            return StageResult(video=video, audio=first.audio)
+            return StageResult(video=refined, audio=first.audio)
         return self.stage(
             "stage_2",
-            STAGE2_DISTILLED,
+            sigmas,
             context,
             loras,
-            video=self.video(
-                initial=self.upsample(first.video), noise_scale=scale, items=video_items
-            ),
-            audio=audio or self.audio(initial=first.audio, noise_scale=scale),
-            overrides=self.stage_2_overrides,
+            video=self.video(initial=video, noise_scale=sigmas[0], items=video_items),
+            audio=audio,
+            overrides=self.stage_2_overrides.begun_at(strength),
             sampler=sampler,
         )
 
@@ -436,6 +445,7 @@ class Run:
         items: Callable[[Tile], Sequence[ConditioningItem]],
         audio: ModalityRequest[AudioLatentShape] | None,
         sampler: Sampler = "euler",
+        strength: float = 1.0,
     ) -> Array:
         """Refine a latent `[1, C, F, H, W]` in overlapping tiles and blend them; every tile has
         positions of its own, as in training, and noise of its own. Kept as `stage_2.video`.
@@ -445,6 +455,7 @@ class Run:
             sigmas: noise levels.
             items: conditioning of a tile.
             audio: what every tile hears, frozen; None: nothing.
+            strength: the noise level at which the user's own levels begin.
         """
         result = np.zeros_like(upsampled)
         for index, tile in enumerate(product(*axes)):
@@ -456,7 +467,7 @@ class Run:
                 loras,
                 video=self.video_part(upsampled[box], noise_scale=sigmas[0], items=items(tile)),
                 audio=audio,
-                overrides=self.stage_2_overrides,
+                overrides=self.stage_2_overrides.begun_at(strength),
                 sampler=sampler,
                 generator=make_generator(self.config.seed + index, self.config.noise),
             )

@@ -19,7 +19,7 @@ from ltx2rt.pipelines.inputs import encode_prompts
 from ltx2rt.pipelines.model_kind import samples_distilled
 from ltx2rt.pipelines.request import Request
 from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule, default_guiders
-from ltx2rt.sampling.schedules import DISTILLED, scheduled_sigmas
+from ltx2rt.sampling.schedules import DISTILLED, begun_at, scheduled_sigmas
 
 
 class GuidedPipeline(Pipeline):
@@ -183,7 +183,7 @@ class GuidedPipeline(Pipeline):
             max_batch_size=self.runtime.max_batch_size,
         )
 
-    def only_stage(
+    def first_stage(
         self,
         run: Run,
         encoded: tuple[TextContext, Guidance | None],
@@ -192,7 +192,7 @@ class GuidedPipeline(Pipeline):
         audio: ModalityRequest[AudioLatentShape] | None,
         strength: float = 1.0,
     ) -> StageResult:
-        """Run the one stage of a pipeline without a second.
+        """Run the first stage, or the only one.
 
         Args:
             strength: the noise level at which it begins; those above it are left out, of the user's
@@ -201,20 +201,22 @@ class GuidedPipeline(Pipeline):
                 sizes from a duration that it may predict.
         """
         context, guidance = encoded
-        levels = self.sigmas(run.guidance) if self.guided else DISTILLED
-        overrides = run.stage_1_overrides
-        if overrides.sigmas is not None:
-            overrides = replace(overrides, sigmas=tuple(_begun_at(strength, overrides.sigmas)))
         return run.stage(
             "stage_1",
-            _begun_at(strength, levels),
+            begun_at(strength, self.stage_1_sigmas(run)),
             context,
-            run.config.loras,
+            self.stage_loras(run.request)[0],
             video=video,
             audio=audio,
-            overrides=overrides,
+            overrides=run.stage_1_overrides.begun_at(strength),
             guidance=guidance,
         )
+
+    def stage_1_sigmas(self, run: Run) -> Sequence[float]:
+        """Noise levels of stage 1; a distilled model has a table of its own."""
+        if not self.guided or run.guidance.num_inference_steps is None:
+            return DISTILLED
+        return self.sigmas(run.guidance)
 
     def sigmas(self, guidance: GuidanceConfig, token_count: int | None = None) -> Sequence[float]:
         """Noise levels of stage 1 by the scheduler; those of the request replace them."""
@@ -282,8 +284,3 @@ def schedules_of(guidance: GuidanceConfig) -> tuple[GuiderSchedule, GuiderSchedu
 def guiders_of(guidance: GuidanceConfig) -> tuple[GuiderParams, GuiderParams]:
     """Video and audio guidance; off where none is set."""
     return guidance.video or GuiderParams(), guidance.audio or GuiderParams()
-
-
-def _begun_at(strength: float, levels: Sequence[float]) -> Sequence[float]:
-    """Noise levels from `strength` on."""
-    return levels if strength == 1 else [strength, *(s for s in levels if s < strength)]

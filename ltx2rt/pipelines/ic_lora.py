@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
@@ -34,10 +33,9 @@ from ltx2rt.pipelines.inputs import (
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.soundtrack import given_audio
 from ltx2rt.results.clip import Clip
-from ltx2rt.sampling.schedules import DISTILLED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ltx2rt.components.stage_trace import StageTrace
     from ltx2rt.config import GenerationConfig, GuidanceConfig
@@ -271,12 +269,6 @@ class ICLoraPipeline(GuidedPipeline):
             audio = run.audio(initial=first.audio, noise_scale=0.0, frozen=True)
         second = run.refine(first, context, loras[1], video_items=items["stage_2"], audio=audio)
         return self.clip(run, second.video, first.audio if voice else second.audio)
-
-    def stage_1_sigmas(self, run: Run) -> Sequence[float]:
-        """Noise levels of stage 1; a distilled model has a table of its own."""
-        if not self.guided or run.guidance.num_inference_steps is None:
-            return DISTILLED
-        return self.sigmas(run.guidance)
 
 
 class GuidedICLoraPipeline(ICLoraPipeline):

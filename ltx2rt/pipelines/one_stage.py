@@ -32,5 +32,5 @@ class OneStagePipeline(GuidedPipeline):
         items = image_items(run, {"stage_1": 1})
         encoded = self.encode(run)
         video = run.video(items=[*items["stage_1"], *keyframe_items(run)])
-        result = self.only_stage(run, encoded, video=video, audio=audio or run.audio())
+        result = self.first_stage(run, encoded, video=video, audio=audio or run.audio())
         return self.clip(run, result.video, result.audio)

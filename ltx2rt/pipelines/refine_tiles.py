@@ -10,6 +10,7 @@ from ltx2rt.latents.conditioning import (
     ConditioningItem,
     Keyframe,
     ReferenceVideo,
+    Remade,
     ReplaceLatent,
 )
 from ltx2rt.latents.tiling import AxisTile, refine_tiles
@@ -47,6 +48,9 @@ def cut_to_tile(item: ConditioningItem, tile: Tile) -> ConditioningItem:
                 slice(s.start // item.downscale, s.stop // item.downscale) for s in (rows, columns)
             ]
             return replace(item, latent=item.latent[..., sides[0], sides[1]])
+        case Remade():
+            cells = item.cells
+            return replace(item, cells=None if cells is None else cells[..., rows, columns])
     raise InternalError(f"{type(item).__name__} cannot be cut to a tile")
 
 

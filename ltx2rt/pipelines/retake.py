@@ -6,45 +6,30 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ltx2rt.components.audio import fit_latent
-from ltx2rt.components.diffusion_stage import ModalityRequest
-from ltx2rt.components.reference_conditioner import load_mask
 from ltx2rt.errors import Field, OptionError, Problem, ShapeError
-from ltx2rt.latents.conditioning import ConditioningItem, Remade, mask_latent
-from ltx2rt.latents.frame_sizes import frame_size
-from ltx2rt.latents.shapes import (
-    AudioLatentShape,
-    VideoLatentShape,
-    VideoPixelShape,
-)
 from ltx2rt.media.audio import check_rate
-from ltx2rt.media.exr import exr_folder_shape, is_exr, iterate_exr_frames
+from ltx2rt.media.exr import is_exr
 from ltx2rt.media.files import OutputKind
-from ltx2rt.media.hdr import codes_to_vae_input
-from ltx2rt.media.image import to_vae_input
-from ltx2rt.media.reader import probe_video, read_video_frames
+from ltx2rt.media.reader import probe_video
 from ltx2rt.names import AUDIO_ENCODER, ONE_STAGE, VIDEO_ENCODER
 from ltx2rt.pipelines.checks import exr_problems
 from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.guided import GuidedPipeline
-from ltx2rt.pipelines.inputs import (
-    Sound,
-    centred,
-    encode_sound,
-    encode_video,
-    fit_video,
-    image_items,
-    padded,
-    read_sound,
-)
+from ltx2rt.pipelines.inputs import image_items
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake_inputs import RetakeInputs
+from ltx2rt.pipelines.retake_source import (
+    audio_target,
+    has_sound,
+    kept_sound,
+    makes_sound,
+    outpainted,
+    source_shape,
+    video_target,
+)
 from ltx2rt.results.clip import Clip
 
 if TYPE_CHECKING:
@@ -116,8 +101,8 @@ class RetakePipeline(GuidedPipeline):
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:
         """Without sound if the source has none and none is made."""
-        has_sound = inputs.windows("audio") or _has_sound(inputs)
-        return ("video", "audio") if has_sound else ("video",)
+        sounds = makes_sound(inputs) or has_sound(inputs)
+        return ("video", "audio") if sounds else ("video",)
 
     def prepare(self, request: Request) -> Request:
         """As `GuidedPipeline.prepare`, at the source's size, or that around it, and its frames and
@@ -134,15 +119,15 @@ class RetakePipeline(GuidedPipeline):
     def generate(self, run: Run) -> Clip:
         images = image_items(run, {"stage_1": 1})["stage_1"]
         kept = {"frozen": True, "noise_scale": self.kept_noise_scale}
-        video, audio = _targets(run, kept, images)
-        result = self.only_stage(
+        video, audio = video_target(run, kept, images), audio_target(run, kept)
+        result = self.first_stage(
             run,
             self.encode(run),
             video=video,
             audio=audio,
             strength=run.request.inputs.denoise_strength,
         )
-        return self.clip(run, result.video, result.audio, waveform=_kept_sound(run))
+        return self.clip(run, result.video, result.audio, waveform=kept_sound(run))
 
 
 class GuidedRetakePipeline(RetakePipeline):
@@ -169,11 +154,6 @@ def _warn_of_late_ends(own: RetakeInputs, duration_s: float) -> None:
         )
 
 
-def _has_sound(own: RetakeInputs) -> bool:
-    """Whether the source has sound."""
-    return not is_exr(own.video) and probe_video(own.video).has_audio
-
-
 def _as_source(request: Request) -> Request:
     """The request at the size, frames and frame rate of its source, which is checked."""
     own: RetakeInputs = request.inputs
@@ -186,13 +166,13 @@ def _as_source(request: Request) -> Request:
         )
     if problems:
         raise OptionError(f"the retake of '{own.video}'", problems)
-    source = _source_shape(own)
+    source = source_shape(own)
     if source.height % 2 or source.width % 2:
         raise ShapeError(
             f"the source '{own.video}' has {source.width}x{source.height} pixels, an odd side that "
             "no video can be written with; crop it to even sides."
         )
-    if not own.windows("audio") and _has_sound(own):
+    if not own.windows("audio") and has_sound(own):
         check_rate(probe_video(own.video).audio_sampling_rate)
     late = [w for w in (*own.video_parts, *own.audio_parts) if w.start >= source.duration_s]
     if own.start_time is not None and own.start_time >= source.duration_s:
@@ -207,17 +187,15 @@ def _as_source(request: Request) -> Request:
             )
         )
     _warn_of_late_ends(own, source.duration_s)
-    height, width = source.height, source.width
-    if own.outpaint is not None:
-        height, width = frame_size(own.outpaint)
-        if height < source.height or width < source.width:
-            raise OptionError(
-                Problem(
-                    Field("outpaint"),
-                    f"={own.outpaint} is {width}x{height} pixels, smaller than the "
-                    f"{source.width}x{source.height} of '{own.video}'.",
-                )
+    height, width = outpainted(own, source)
+    if height < source.height or width < source.width:
+        raise OptionError(
+            Problem(
+                Field("outpaint"),
+                f"={own.outpaint} is {width}x{height} pixels, smaller than the "
+                f"{source.width}x{source.height} of '{own.video}'.",
             )
+        )
     if own.mask is not None:
         probe_video(own.mask)
     config = replace(
@@ -228,85 +206,3 @@ def _as_source(request: Request) -> Request:
         frame_rate=source.frame_rate,
     )
     return replace(request, config=config)
-
-
-def _source_shape(own: RetakeInputs) -> VideoPixelShape:
-    """Size, frames and frame rate of the source."""
-    if own.video_frame_rate is not None:
-        frames, height, width = exr_folder_shape(own.video)
-        rate = own.video_frame_rate
-    else:
-        info = probe_video(own.video)
-        frames, height, width = info.num_frames, info.height, info.width
-        rate = float(info.frame_rate)
-    return VideoPixelShape(num_frames=frames, height=height, width=width, frame_rate=rate)
-
-
-def _source_pixels(run: Run) -> NDArray[np.float32]:
-    """The source's frames as the video encoder takes them."""
-    path, count = run.request.inputs.video, run.pixels().num_frames
-    size, factors = (run.config.height, run.config.width), run.engines.scale_factors
-    if run.hdr is not None and is_exr(path):
-        codes = [run.hdr.encode(light[None]) for light in iterate_exr_frames(path, count)]
-        return codes_to_vae_input(padded(centred(np.concatenate(codes), size, factors), factors))
-    return to_vae_input(padded(centred(read_video_frames(path, count), size, factors), factors))
-
-
-def _cells(run: Run) -> NDArray[np.float32] | None:
-    """The tokens of the video that the mask touches, `[1, T]`; None: all of them."""
-    own: RetakeInputs = run.request.inputs
-    if not own.is_spatial:
-        return None
-    canvas = run.pixels()
-    size, factors = (run.config.height, run.config.width), run.engines.scale_factors
-    wanted = np.zeros((1, canvas.num_frames, *size), bool)
-    if own.outpaint is not None:
-        source = _source_shape(own)
-        inside = np.ones((1, source.height, source.width, 1), np.uint8)
-        wanted |= centred(inside, size, factors, outside=0)[..., 0] == 0
-    if own.mask is not None:
-        shown = [read[..., None] > 0.5 for read in load_mask(own.mask, canvas, size)[0, 0]]
-        frames = np.stack(shown)[:, : size[0], : size[1], 0]
-        missing = canvas.num_frames - len(frames)
-        wanted |= np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])[None]
-    below, beside = canvas.height - size[0], canvas.width - size[1]
-    pixels = np.pad(wanted, ((0, 0), (0, 0), (0, below), (0, beside)), mode="edge")
-    return mask_latent(pixels[:, None].astype(np.float32), run.video().shape)
-
-
-def _targets(
-    run: Run, kept: dict[str, Any], images: Sequence[ConditioningItem]
-) -> tuple[ModalityRequest[VideoLatentShape], ModalityRequest[AudioLatentShape] | None]:
-    """The source as it enters the stage; `kept` says how what is not made anew is shown."""
-    own: RetakeInputs = run.request.inputs
-
-    def treated(kind: Literal["video", "audio"], cells: Any = None) -> dict[str, Any]:
-        windows = [(w.start, w.end) for w in own.windows(kind)]
-        if not windows:
-            return kept
-        remade = Remade(windows=windows, cells=cells)
-        return {"items": [remade], "noise_scale": own.denoise_strength}
-
-    picture = treated("video", _cells(run))
-    if own.windows("video"):
-        picture["items"] += images
-    video = run.video(**picture)
-    latent = encode_video(run, _source_pixels(run))
-    video = replace(video, initial=fit_video(latent, video.shape.num_frames))
-    if not _has_sound(own):
-        return video, run.audio() if own.windows("audio") else None
-    audio = run.audio(**treated("audio"))
-    latent = encode_sound(run, _source_sound(run))
-    return video, replace(audio, initial=fit_latent(latent, audio.shape.num_frames))
-
-
-def _source_sound(run: Run, *, keep_channels: bool = False) -> Sound:
-    path, seconds = run.request.inputs.video, run.pixels().duration_s
-    return read_sound(path, 0.0, seconds, keep_channels=keep_channels)
-
-
-def _kept_sound(run: Run) -> Sound | None:
-    """The source's own sound where it is not made anew. Upstream ships what the VAE makes of it."""
-    own: RetakeInputs = run.request.inputs
-    kept = not own.windows("audio") and _has_sound(own)
-    return _source_sound(run, keep_channels=True) if kept else None

@@ -41,7 +41,7 @@ class RetakeInputs:
     only touches is made anew as a whole, and so is a cell of 32x32 pixels and 8 frames that a mask
     touches. What is not made anew is kept, and what is follows it: kept sound stays as it is, a
     kept picture is as the VAE gives it back. A source without sound gets sound over its whole
-    length where any of it is made anew.
+    length where any of it is made anew, and none where the denoise strength is below 1.
 
     Attributes:
         video: the clip to change, or with an HDR format a folder of EXR frames (without sound); it

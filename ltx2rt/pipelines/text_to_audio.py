@@ -64,5 +64,5 @@ class TextToAudioPipeline(GuidedPipeline):
 
     def generate(self, run: Run) -> Clip:
         encoded = self.encode(run)
-        result = self.only_stage(run, encoded, video=None, audio=run.audio())
+        result = self.first_stage(run, encoded, video=None, audio=run.audio())
         return self.clip(run, None, result.audio)

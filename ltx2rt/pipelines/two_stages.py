@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from ltx2rt.lora.files import Lora
@@ -16,7 +15,6 @@ from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.soundtrack import given_audio
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.samplers import Sampler
-from ltx2rt.sampling.schedules import DISTILLED
 
 
 class TwoStagesPipeline(GuidedPipeline):
@@ -44,13 +42,6 @@ class TwoStagesPipeline(GuidedPipeline):
         assert request.guidance is not None
         config, lora = request.config, request.guidance.distilled_lora
         return [config.loras, (*config.refine_loras, *((lora,) if lora else ()))]
-
-    def stage_1_sigmas(self, run: Run) -> Sequence[float]:
-        """The schedule of stage 1; it does not depend on the resolution. A distilled model without
-        its LoRA has its own.
-        """
-        steps = run.guidance.num_inference_steps
-        return DISTILLED if steps is None else self.sigmas(run.guidance)
 
     def generate(self, run: Run) -> Clip:
         loras = self.stage_loras(run.request)

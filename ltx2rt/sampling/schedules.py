@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import typing
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -42,6 +43,15 @@ def sigma_table(values: ArrayLike) -> F32:
         shown = ", ".join(f"{sigma:g}" for sigma in sigmas[:20]) + ", ..." * (sigmas.size > 20)
         raise OptionError(f"sigmas must fall strictly and end at 0 or above, found {shown}.")
     return sigmas
+
+
+def begun_at(strength: float, sigmas: Sequence[float]) -> tuple[float, ...]:
+    """A schedule that begins at noise level `strength`; all of it where that is not below its
+    first.
+    """
+    if strength >= sigmas[0]:
+        return tuple(sigmas)
+    return (strength, *(sigma for sigma in sigmas if sigma < strength))
 
 
 def scheduled_sigmas(scheduler: Scheduler, steps: int, token_count: int | None = None) -> F32:

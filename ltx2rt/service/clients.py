@@ -38,7 +38,7 @@ class Client(Protocol):
 
         Args:
             request: as `schema.request_schema` says.
-            on_event: takes `queued`, `progress` and `result` events.
+            on_event: takes `queued`, `progress`, `preview` and `result` events.
 
         Yields:
             The bytes of its file, as they are made. Leaving early cancels it.
@@ -92,6 +92,8 @@ class HttpClient:
                 yield from self._content(job)
                 while event["event"] not in ("result", "error"):
                     event = events.get()
+            if (raised := event.get("raised")) is not None:
+                raise raised
             is_over = True
             if event["event"] == "error":
                 raise ServerError(event["message"])
@@ -120,6 +122,8 @@ class HttpClient:
             events.put({"event": "error", "message": "the server ended before the clip was made."})
         except ServerError as error:
             events.put({"event": "error", "message": str(error)})
+        except Ltx2rtError as error:  # of `on_event`, such as a full disk
+            events.put({"event": "error", "raised": error})
 
     @contextmanager
     def _answer(

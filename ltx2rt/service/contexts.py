@@ -63,7 +63,7 @@ def take_contexts(pipe: Pipeline, request: Request, path: Path) -> None:
 
     Args:
         pipe: makes the clip.
-        request: prepared.
+        request: accepted.
         path: what `Encoder.write` wrote.
 
     Raises:

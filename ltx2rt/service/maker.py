@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, cast
 
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.names import VIDEO_ENCODER
 from ltx2rt.pipelines.base import Pipeline, pipeline_class
 from ltx2rt.progress import Job, Progress
 from ltx2rt.results.clip import Clip
@@ -88,14 +89,14 @@ class Maker:
             Ltx2rtError: says everything that is wrong.
         """
         cls = pipeline_class(order.pipeline)
-        pipe = cls(self.bundle, self._runtime)
-        try:
-            request = pipe.prepare(order.request)
+        kind = kind_of(order)
+        if order.preview:
+            check_previews(self.bundle, order.pipeline)
+        with cls(self.bundle, self._runtime) as pipe:
+            request = pipe.accept(order.request)
             for loras in pipe.stage_loras(request):
                 pipe.check_loras(loras)
-        finally:
-            pipe.close()
-        return cls.output_kinds(order.request.inputs)[0]
+        return kind
 
     def make(
         self,
@@ -106,7 +107,6 @@ class Maker:
         work_dir: Path | None = None,
         *,
         contexts: Path | None = None,
-        preview_every: int = 0,
     ) -> dict[str, Any]:
         """Make one clip.
 
@@ -119,7 +119,6 @@ class Maker:
                 end.
             contexts: its text contexts, see `contexts.take_contexts`; None: the text encoder makes
                 them.
-            preview_every: steps between two `preview` events; 0: none.
 
         Returns:
             What was made: sizes, seed, bundle, `record`, `timings_s` (every stage, `save`: decoding
@@ -135,18 +134,17 @@ class Maker:
             emit(progress_event(progress))
 
         job = Job(report, cancel)
-        if preview_every:
-            job.preview_every = preview_every
+        if order.preview:
+            check_previews(self.bundle, order.pipeline)
+            job.preview_every = order.preview
             job.on_preview = lambda preview: emit(preview_event(preview))
-        pipe, request = self._pipe(order.pipeline), order.request
+        pipe = self._pipe(order.pipeline)
+        request = pipe.accept(order.request)
         if contexts is not None:
-            take_contexts(pipe, pipe.prepare(request), contexts)
-        clip = pipe(
-            request.config, request.guidance, request.inputs,
-            job=job, work_dir=work_dir, resume=work_dir is not None,
-        )  # fmt: skip
+            take_contexts(pipe, request, contexts)
+        clip = pipe.run_accepted(request, job=job, work_dir=work_dir, resume=work_dir is not None)
         saving = time.perf_counter()
-        kind = pipe.output_kinds(request.inputs)[0]
+        kind = kind_of(order)
         facts = write(clip, kind, emit)
         if work_dir is not None:
             remove_stages(work_dir)
@@ -172,6 +170,30 @@ class Maker:
             self.close()
             self._pipes[name] = pipeline_class(name)(self.bundle, self._runtime)
         return self._pipes[name]
+
+
+def kind_of(order: Order) -> str:
+    """What a clip will be: a key of `FILES`."""
+    return pipeline_class(order.pipeline).output_kinds(order.request.inputs)[0]
+
+
+def can_preview(bundle: Bundle, pipeline: str) -> bool:
+    """Whether clips of a pipeline are seen while they are made."""
+    return pipeline_class(pipeline).makes != "audio" and bundle.has(VIDEO_ENCODER)
+
+
+def check_previews(bundle: Bundle, pipeline: str) -> None:
+    """Refuse previews that there cannot be.
+
+    Raises:
+        OptionError, UnsupportedError: says why.
+    """
+    if pipeline_class(pipeline).makes == "audio":
+        raise OptionError(f"the {pipeline} pipeline makes sound, which has no previews.")
+    if not can_preview(bundle, pipeline):
+        raise UnsupportedError(
+            f"previews need the {VIDEO_ENCODER}, which this bundle does not hold: leave them out."
+        )
 
 
 def into_folder(folder: Path) -> Write:

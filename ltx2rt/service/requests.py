@@ -18,7 +18,7 @@ from ltx2rt.plain_data import to_plain, unknown_name
 from ltx2rt.service.schema import REFUSED, REQUEST_SCHEMA
 from ltx2rt.service.sources import Sources
 
-PARTS = ("schema", "pipeline", "config", "guidance", "inputs")
+PARTS = ("schema", "pipeline", "config", "guidance", "inputs", "preview")
 DEFAULT_PIPELINE = "distilled"
 _WHAT = "the request cannot be used"
 
@@ -30,15 +30,17 @@ class Order:
     Attributes:
         pipeline: its name.
         request: its files are this machine's.
+        preview: steps between two previews; 0: none.
     """
 
     pipeline: str
     request: Request
+    preview: int = 0
 
     @property
     def plain(self) -> dict[str, Any]:
         """As JSON data, which `from_plain` reads again."""
-        return {"pipeline": self.pipeline, **to_plain(self.request)}
+        return {"pipeline": self.pipeline, "preview": self.preview, **to_plain(self.request)}
 
     @staticmethod
     def from_plain(data: Mapping[str, Any]) -> Order:
@@ -50,7 +52,7 @@ class Order:
         request, problems = read_request(data["pipeline"], data)
         if request is None:
             raise OptionError(_WHAT, problems)
-        return Order(pipeline=data["pipeline"], request=request)
+        return Order(pipeline=data["pipeline"], request=request, preview=data.get("preview", 0))
 
 
 def read_order(data: Any, sources: Sources) -> Order:
@@ -80,6 +82,9 @@ def read_order(data: Any, sources: Sources) -> Order:
     for part in ("guidance", "inputs"):
         if not isinstance(data.get(part), dict | None):
             problems.append(f"{part} is not an object")
+    preview = data.get("preview", 0)
+    if isinstance(preview, bool) or not isinstance(preview, int) or preview < 0:
+        problems.append(f"preview={preview!r:.40} is not a number of steps between two previews")
     if problems:
         raise OptionError(_WHAT, problems)
     cls = catalog_class(name)
@@ -98,7 +103,7 @@ def read_order(data: Any, sources: Sources) -> Order:
         problems = [*sources.limits.problems(request)]
     if request is None or problems:
         raise cls.refusal(problems)
-    return Order(pipeline=name, request=request)
+    return Order(pipeline=name, request=request, preview=preview)
 
 
 class _Finder:

@@ -27,7 +27,7 @@ _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", typ
 
 
 def request_schema() -> dict[str, Any]:
-    """The schema of what a service takes: `pipeline`, `config`, `guidance`, `inputs`."""
+    """The schema of what a service takes: `pipeline`, `config`, `guidance`, `inputs`, `preview`."""
     definitions: dict[str, Any] = {}
     inputs = {name: catalog_class(name).Inputs for name in PIPELINES}
     kinds = [_schema(kind, definitions) for kind in dict.fromkeys(inputs.values()) if kind]
@@ -42,9 +42,13 @@ def request_schema() -> dict[str, Any]:
             "config": _schema(GenerationConfig, definitions),
             "guidance": {"anyOf": [_schema(GuidanceConfig, definitions), {"type": "null"}]},
             "inputs": {"anyOf": [*kinds, {"type": "null"}]},
+            "preview": {
+                "type": "integer", "minimum": 0, "default": 0,
+                "description": "steps between two previews; 0: none",
+            },
         },
         "$defs": definitions,
-    }
+    }  # fmt: skip
 
 
 def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,8 @@ class Live:
     stage: str = ""
     eta_s: float | None = None
     bytes: int = 0
+    #: the last preview: its event's data
+    preview: Mapping[str, Any] | None = None
 
 
 class Service:
@@ -380,6 +382,8 @@ class Service:
             live = replace(live, progress=done, stage=data["stage"], eta_s=data["eta_s"])
         elif event.kind == "fragment":
             live = replace(live, bytes=data["bytes"])
+        elif event.kind == "preview":
+            live = replace(live, preview=data)
         with self._lock:
             self._live[job.id] = live
 

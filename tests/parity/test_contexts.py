@@ -19,6 +19,7 @@ from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig, GuiderParams, RuntimeConfig
 from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.names import TEXT_STACK
+from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.one_stage import OneStagePipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Preview
@@ -35,7 +36,9 @@ CONFIG_ONE = GenerationConfig(prompt="a lake", height=64, width=64, num_frames=9
 NAMES = ("video", "audio")
 
 
-def test_a_clip_of_contexts_is_the_same_clip(demo_bundle: Path, tmp_path: Path) -> None:
+def test_a_clip_of_contexts_is_the_same_clip(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle, runtime = open_bundle(demo_bundle), RuntimeConfig(threads=1, residency="resident")
     encoder, path = Encoder(bundle, runtime), tmp_path / "contexts.safetensors"
     found = encoder(["a lake", "a hill", "a lake"])
@@ -43,6 +46,14 @@ def test_a_clip_of_contexts_is_the_same_clip(demo_bundle: Path, tmp_path: Path) 
     encoder.write(path, ["a lake", "a hill"], found)
     encoder.close()
     told: list[Event] = []
+    prepared: list[Request] = []
+    prepare = DistilledPipeline.prepare
+
+    def counted(self: DistilledPipeline, request: Request) -> Request:
+        prepared.append(request)
+        return prepare(self, request)
+
+    monkeypatch.setattr(DistilledPipeline, "prepare", counted)
 
     def made(contexts: Path | None, prompt: str = "a lake") -> tuple[bytes, dict[str, Any]]:
         config = replace(CONFIG, prompt=prompt)
@@ -59,6 +70,7 @@ def test_a_clip_of_contexts_is_the_same_clip(demo_bundle: Path, tmp_path: Path) 
     maker = Maker(bundle, runtime)
     with_contexts = made(path)[0]
     assert prompt_steps() == {1}  # they were ready
+    assert len(prepared) == 1  # for the contexts and the clip alike
     assert TEXT_STACK not in maker._pipes["distilled"].engines._stacks
     maker.close()
     assert made(None)[0] == with_contexts

@@ -100,7 +100,7 @@ def test_a_part_a_mask_and_a_strength(source: ComponentSource, tmp_path: Path) -
 def test_latents_and_previews(
     source: ComponentSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preview, "CLIPS", 1)  # a map of one clip is as wide as one of all
+    monkeypatch.setattr(preview, "PICTURES", 1)  # a map of one is as wide as one of all
     seen: list[Preview] = []
     kept = tmp_path / "a.safetensors"
     with DistilledPipeline(source, RUNTIME) as pipe:

@@ -46,8 +46,9 @@ def page(browser: Any, server: Server) -> Iterator[Any]:
     page.goto(server.url)
     yield page
     page.close()
-    # a refused request shows there too, and is what a test may be about
-    assert not [text for text in said if "status of 400" not in text]
+    # a refused request shows there too, and is what a test may be about; so does a preview that was
+    # asked for when its clip was finished
+    assert not [t for t in said if "status of 400" not in t and "status of 409" not in t]
 
 
 def until(page: Any, script: str) -> None:
@@ -78,6 +79,32 @@ def test_a_clip_is_made_and_plays_while_it_is_decoded(page: Any, tmp_path: Path)
     assert '"prompt": "a red lake"' in page.locator("li pre").first.inner_text()
     page.reload()
     page.wait_for_selector("li[data-status=completed]")
+
+
+def test_previews_are_seen_until_there_is_something_to_play(page: Any) -> None:
+    ask(page, "a lake that is seen early", "20")
+    assert page.get_by_label("Show previews").is_checked()
+    # which of the two is seen, at every change: a preview may be there for a moment only
+    page.evaluate(
+        """() => {
+            const find = (id) => document.getElementById(id);
+            const [preview, player] = [find("preview"), find("player")];
+            window.seen = [];
+            new MutationObserver(() => window.seen.push([!preview.hidden, !player.hidden]))
+                .observe(preview, { attributes: true, attributeFilter: ["hidden"] });
+            preview.addEventListener("load", () => window.seen.push(preview.naturalWidth));
+        }"""
+    )
+    page.get_by_role("button", name="Make the clip").click()
+    until(page, "window.seen.some((entry) => entry === 8 || entry === 16)")
+    page.wait_for_selector("li[data-status=completed]")
+    until(page, "document.getElementById('player').readyState >= 2")
+    seen = page.evaluate("window.seen")
+    assert [True, False] in seen
+    assert not page.locator("#preview").is_visible()
+    assert page.locator("#player").is_visible()
+    page.get_by_label("Pipeline").select_option("text-to-audio")
+    assert not page.get_by_label("Show previews").is_visible()
 
 
 def test_cancel_by_keyboard_after_a_reload_in_mid_run(page: Any, server: Server) -> None:

@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from ltx2rt.bundle.bundle import open_bundle
-from ltx2rt.components.preview import fit_colours
+from ltx2rt.components.preview import fit_colours, read_colours
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.pipelines.distilled import DistilledPipeline
+from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job, Preview
 from tests.parity.command_line import SMALL, expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
@@ -51,7 +52,10 @@ def test_colours_are_found_again() -> None:
     assert np.abs(shown.astype(float) - picture).max() < 25
 
 
-def test_previews_come_with_the_steps_and_change_nothing(demo_bundle: Path) -> None:
+def test_previews_come_with_the_steps_and_change_nothing(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LTX2RT_CACHE", str(tmp_path))
     seen: list[Preview] = []
     with DistilledPipeline(open_bundle(demo_bundle), RuntimeConfig(threads=1)) as pipe:
         clip = pipe(CONFIG, job=Job(on_preview=seen.append, preview_every=2))
@@ -64,6 +68,16 @@ def test_previews_come_with_the_steps_and_change_nothing(demo_bundle: Path) -> N
     np.testing.assert_array_equal(clip.video_latent, plain.video_latent)
     # the last estimate is the result
     np.testing.assert_array_equal(seen[-1].frames, colours(clip.latents["stage_2.video"]))
+    # what was fitted is kept for the next program, and fitted again where it is damaged
+    (kept,) = (tmp_path / "colours").iterdir()
+    bundle = open_bundle(demo_bundle)
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoEncoder, "encode", pytest.fail)
+        again = Engines(bundle).latent_colours()
+    np.testing.assert_array_equal(again.weights, colours.weights)
+    for damaged in ("{", '{"weights": [[1]], "bias": [0, 0, 0]}', "[]"):
+        kept.write_text(damaged)
+        assert read_colours(kept) is None
 
 
 def test_command(demo_bundle: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -127,8 +128,10 @@ def test_the_examples_of_the_page(server: Server, folder: Path, direct: bytes) -
 def test_our_client(server: Server, tmp_path: Path, direct: bytes) -> None:
     small = ("--height", 64, "--width", 64, "--seconds", 0.4)
     target = tmp_path / "client.mp4"
-    made = run("client", "--url", server.url, "--prompt", "a lake", *small, "-o", target)
+    seen = ("--preview", tmp_path / "seen.webp", "--preview-every", 4)
+    made = run("client", "--url", server.url, "--prompt", "a lake", *small, *seen, "-o", target)
     assert made.code == 0, made
+    assert Image.open(tmp_path / "seen.webp").size == (16, 16)  # of stage 2
     assert made.out == f"{target}: 9 frames, seed 10\n"
     assert "stage_2: 3/3" in made.err
     assert target.read_bytes() == direct
@@ -136,6 +139,8 @@ def test_our_client(server: Server, tmp_path: Path, direct: bytes) -> None:
         (("--width", 65), "Nearest valid"),
         (("--pipeline", "retke"), "did you mean 'retake'"),
         (("--lora", "style"), "has no LoRA 'style'"),
+        (("--preview", tmp_path / "x.png"), "is not the name of a .webp file"),
+        (("--preview", tmp_path / "x.webp", "--preview-every", 0), "--preview-every 0 is less"),
     ):
         with unchanged(tmp_path):
             expect_user_error(
@@ -198,6 +203,28 @@ def test_events(server: Server) -> None:
     assert last["status"] == "completed"
 
 
+def test_previews(server: Server, direct: bytes) -> None:
+    job = server.create(**SMALL, preview=2, priority=-1)
+    text = server.call("GET", f"/v1/videos/{job}/events").body.decode()
+    told = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+    shown = [(e["stage"], e["step"], e["total"]) for e in told if "webp" in e]
+    # after every second step and the last one of a stage
+    assert shown == [("stage_1", i, 8) for i in (2, 4, 6, 8)] + [("stage_2", i, 3) for i in (2, 3)]
+    webps = [base64.b64decode(e["webp"]) for e in told if "webp" in e]
+    assert {Image.open(io.BytesIO(w)).size for w in webps} == {(8, 8), (16, 16)}
+    assert server.content(job) == direct  # which seeing it changes nothing of
+    assert server.call("GET", f"/v1/videos/{job}/preview").status == 409
+    longer = server.create(**LONGER, preview=1)
+    waited(lambda: server.video(longer)["ltx2rt"]["preview"], "a preview")
+    answer = server.call("GET", f"/v1/videos/{longer}/preview")
+    assert answer.headers["content-type"] == "image/webp"
+    assert Image.open(io.BytesIO(answer.body)).format == "WEBP"
+    server.call("DELETE", f"/v1/videos/{longer}")
+    waited(lambda: not (server.data / "jobs" / longer).exists(), "its folder to go")
+    [model] = server.call("GET", "/v1/models").json["data"]
+    assert {*model["pipelines"]} - {*model["previews"]} == {"text-to-audio"}
+
+
 BAD: list[tuple[Any, str]] = [
     ([], "not an object"),
     (b"{", "not JSON"),
@@ -231,6 +258,9 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "x", "config": {"embeddings": "e"}}, "embeddings cannot be used here"),
     ({"prompt": "x", "schema": 2}, "this server reads 1"),
     ({"prompt": "x", "timeout_s": -1}, "is not in [0"),
+    ({"prompt": "x", "preview": -1}, "preview=-1 is not a number of steps"),
+    ({"prompt": "x", "preview": True}, "preview=True is not a whole number"),
+    ({"prompt": "x", "preview": 1, "pipeline": "text-to-audio"}, "sound, which has no previews"),
     ({"prompt": "x", "priority": 1000}, "is not in [-100, 100]"),
 ]  # fmt: skip
 

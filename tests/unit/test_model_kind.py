@@ -32,6 +32,7 @@ def said(pipeline: str, is_distilled: bool | None, config: GenerationConfig = PR
         ("one-stage", True, "use the distilled pipeline"),
         ("two-stage-hq", True, "use the distilled pipeline"),
         ("retake-guided", True, "use the retake pipeline"),
+        ("retake-two-stage-guided", True, "use the retake-two-stage pipeline"),
         ("text-to-audio", True, "use a bundle of a full model"),
         ("distilled", False, "use the two-stage pipeline, or add the distilled LoRA"),
         ("retake", False, "use the retake-guided pipeline, or add the distilled LoRA"),

@@ -87,18 +87,14 @@ class Maker:
 
     def __init__(self, *_: Any) -> None: ...
 
-    def check(self, order: Any) -> str:
-        return "video"
-
     def make(
-        self, order: Any, write: Any, emit: Any, cancel: Any, *,
-        contexts: Path | None = None, preview_every: int = 0,
-    ) -> dict[str, Any]:  # fmt: skip
+        self, order: Any, write: Any, emit: Any, cancel: Any, *, contexts: Path | None = None
+    ) -> dict[str, Any]:
         self.made.append(order.request.config.prompt)
         Maker.contexts = contexts and contexts.read_bytes()
         emit(Event(kind="progress", data={"stage": "stage_1"}))
-        if preview_every:
-            emit(Event(kind="preview", data={"webp": f"every {preview_every}"}))
+        if order.preview:
+            emit(Event(kind="preview", data={"webp": f"every {order.preview}"}))
         if cancel.is_set():
             raise Cancelled("cancelled in stage_1, step 1 of 8.")
         if self.error is not None:
@@ -173,6 +169,9 @@ def test_contexts_previews_and_the_warm_up(model: triton_model.Model) -> None:
     told = events(ask(model, {"prompt": "a"}, context=b"contexts", preview=2))
     assert [e["webp"] for e in told if e["event"] == "preview"] == ["every 2"]
     assert Maker.contexts == b"contexts"
+    whole = {"config": {"prompt": "a"}, "preview": 3}  # as the other servers are asked
+    told = events(ask(model, json.dumps(whole).encode()))
+    assert [e["webp"] for e in told if e["event"] == "preview"] == ["every 3"]
     assert "preview" not in {e["event"] for e in events(ask(model, {"prompt": "a"}))}
     assert Maker.contexts is None
     Maker.made.clear()
@@ -198,6 +197,13 @@ def test_bad_requests(model: triton_model.Model, config: Any, parameters: Any, s
     assert answer.error.code == TritonError.INVALID_ARG
     assert said in answer.error.message
     assert events(ask(model, {"prompt": "a"}))[-1]["event"] == "result"
+
+
+def test_what_is_no_video_is_refused_before_it_is_made(model: triton_model.Model) -> None:
+    whole = {"pipeline": "text-to-audio", "config": {"prompt": "a"}}
+    [answer] = ask(model, json.dumps(whole).encode()).sent
+    assert "text-to-audio makes audio" in answer.error.message
+    assert Maker.made == []
 
 
 def health() -> Any:

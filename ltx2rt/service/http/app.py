@@ -29,6 +29,7 @@ from ltx2rt.service.http.openapi import openapi_document
 from ltx2rt.service.http.videos import Videos
 from ltx2rt.service.http.watchers import Watchers
 from ltx2rt.service.jobs import JobRow
+from ltx2rt.service.maker import can_preview
 from ltx2rt.service.metrics import Metrics
 from ltx2rt.service.schema import request_schema
 from ltx2rt.service.service import Service
@@ -140,6 +141,7 @@ def _routes(service: Service, videos: Videos, metrics: Metrics) -> list[Route]:
         Route(one, videos.retrieve),
         Route(one, videos.delete, methods=["DELETE"]),
         Route(f"{one}/content", videos.content),
+        Route(f"{one}/preview", videos.preview),
         Route(f"{one}/events", videos.events),
         Route(f"{one}/cancel", videos.cancel, methods=["POST"]),
     ]
@@ -154,6 +156,7 @@ def _model(service: Service, videos: Videos) -> dict[str, Any]:
         "owned_by": "ltx2rt",
         "bundle": service.bundle.bundle_id,
         "pipelines": videos.pipelines(),
+        "previews": [n for n in videos.pipelines() if can_preview(service.bundle, n)],
         "limits": {name: getattr(limits, name) for name in limits.__slots__},
     }
 

@@ -34,9 +34,9 @@ _ALIASES = {
 _NUMBERS: dict[str, Callable[[str], Any]] = {
     "width": int, "height": int, "num_frames": int, "seed": int, "frame_rate": float,
     "seconds": float, "num_inference_steps": int, "guidance_scale": float, "priority": int,
-    "timeout_s": float,
+    "timeout_s": float, "preview": int,
 }  # fmt: skip
-_JSON = {"loras", "request", "input_reference", "image_reference", *PARTS} - {"pipeline"}
+_JSON = {"loras", "request", "input_reference", "image_reference", *PARTS} - {"pipeline", "preview"}
 KNOWN = (
     "prompt", "model", "size", "negative_prompt", "input_reference", "image_reference", "pipeline",
     "loras", "request", *_NUMBERS, "config", "guidance", "inputs", "schema",

@@ -56,6 +56,7 @@ def _paths() -> dict[str, Any]:
     clip = {"description": "the clip", "content": kinds}
     metrics = {"description": "numbers", "content": {"text/plain": {}}}
     variant = {"name": "variant", "in": "query", "schema": {"const": "video"}}
+    shown = {"description": "an animation", "content": {"image/webp": {}}}
     events = {"description": "what happens", "content": {"text/event-stream": {}}}
     listed = [
         {"name": "limit", "in": "query", "schema": {**whole, "minimum": 1, "maximum": MAX_PAGE}},
@@ -95,6 +96,10 @@ def _paths() -> dict[str, Any]:
                 **_call("its clip, also while it grows", clip, 400, 404, 409, 410, 416),
                 "parameters": [variant],
             },
+        },
+        "/v1/videos/{id}/preview": {
+            "parameters": one,
+            "get": _call("what it looked like after the last step", shown, 404, 409),
         },
         "/v1/videos/{id}/events": {"parameters": one, "get": _call("its events", events, 404)},
         "/v1/videos/{id}/cancel": {"parameters": one, "post": _call("end a job", video, 404)},
@@ -146,7 +151,7 @@ def _create() -> dict[str, Any]:
             "size": {"type": "string", "pattern": "^[0-9]+x[0-9]+$"},
             "width": whole, "height": whole, "num_frames": whole, "seconds": number,
             "fps": number, "seed": whole, "num_inference_steps": whole, "guidance_scale": number,
-            "priority": whole, "timeout_s": number, "input_reference": text,
+            "priority": whole, "timeout_s": number, "preview": whole, "input_reference": text,
             "loras": {"type": "array", "items": lora},
             "request": {"$ref": f"{_COMPONENTS}Request"},
         },

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,17 @@ class Videos:
             raise RefusalError(400, f"variant={variant[:40]!r} is not made here; there is video.")
         return content_answer(self.service, self._job(request), request.headers.get("range"))
 
+    async def preview(self, request: Request) -> Response:
+        """`GET /v1/videos/{id}/preview`: what the clip looked like after the last step."""
+        job = self._job(request)
+        found = self.service.live(job.id).preview
+        if found is None:
+            raise RefusalError(
+                409, f"{job.id} has no preview: {job.state}; `preview` asks for some.", "not_ready"
+            )
+        headers = {"cache-control": "no-store"}
+        return Response(base64.b64decode(found["webp"]), media_type="image/webp", headers=headers)
+
     async def delete(self, request: Request) -> Response:
         """`DELETE /v1/videos/{id}`: also ends it."""
         job = self._job(request)
@@ -210,6 +222,7 @@ class Videos:
             "stage": live.stage or None,
             "eta_s": live.eta_s,
             "bytes": made.get("bytes", live.bytes),
+            "preview": _place(live.preview),
             "num_frames": frames if isinstance(frames, int) else None,
             "frame_rate": rate,
         }
@@ -241,6 +254,11 @@ class Videos:
                 text = text.replace(inside, "")
         record: dict[str, Any] = json.loads(text)
         return record
+
+
+def _place(preview: Mapping[str, Any] | None) -> str | None:
+    """Where a preview was taken: it tells one from the next."""
+    return None if preview is None else f"{preview['stage']} {preview['step']}/{preview['total']}"
 
 
 def _sse(kind: str, data: Any) -> str:

@@ -10,14 +10,15 @@ import importlib
 import io
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.errors import EngineError, Ltx2rtError
+from ltx2rt.errors import EngineError, Ltx2rtError, OptionError
 from ltx2rt.plain_data import parse_json
 from ltx2rt.service.events import Event
 from ltx2rt.service.limits import Limits
-from ltx2rt.service.maker import Maker, into_stream
+from ltx2rt.service.maker import Maker, into_stream, kind_of
 from ltx2rt.service.requests import Order, read_order
 from ltx2rt.service.sources import Sources
 from ltx2rt.service.triton.answers import MODE, Answer, Sink
@@ -78,12 +79,13 @@ class Model:
     def _order(self, request: Any, folder: Path) -> Order:
         sources = Sources(folder=folder, allowed=self._allowed, limits=self._limits)
         order = read_order(request, sources)
-        self._maker.check(order)
+        if (kind := kind_of(order)) != "video":
+            raise OptionError(f"this model answers with video; {order.pipeline} makes {kind}.")
         return order
 
     def _make(self, answer: Answer) -> None:
         sink = Sink(answer, answer.parameters.get(MODE, "stream"))
-        previews = answer.preview_every() if sink.is_told else 0
+        previews = answer.preview_every()
 
         def emit(event: Event) -> None:
             if sink.is_told and event.kind in ("progress", "preview"):
@@ -92,13 +94,12 @@ class Model:
         with tempfile.TemporaryDirectory(prefix="ltx2rt-") as name:
             folder, contexts = Path(name), None
             order = self._order(answer.request(), folder)
+            every = (previews or order.preview) if sink.is_told else 0
+            order = replace(order, preview=every)
             if (data := answer.context()) is not None:
                 contexts = folder / "contexts.safetensors"
                 contexts.write_bytes(data)
-            result = self._maker.make(
-                order, sink.writer, emit, answer.cancel,
-                contexts=contexts, preview_every=previews,
-            )  # fmt: skip
+            result = self._maker.make(order, sink.writer, emit, answer.cancel, contexts=contexts)
         answer.send(Event(kind="result", data=result), sink.data, sink.frames)
         answer.end()
 

@@ -4,6 +4,8 @@ const find = (id) => document.getElementById(id);
 const files = [];
 let watched = null; // id of the clip in the player
 let playing = null; // aborts what feeds the player
+let shown = null; // which preview is in the picture
+let model = null; // what the server has
 const POLL_MS = 700;
 
 function headers() {
@@ -31,9 +33,10 @@ function say(text) {
 
 async function begin() {
   try {
-    const model = (await json("/v1/models")).data[0];
+    model = (await json("/v1/models")).data[0];
     find("model").textContent = `${model.id}, bundle ${model.bundle}`;
     find("pipeline").replaceChildren(...model.pipelines.map((name) => new Option(name, name)));
+    offerPreviews();
     const loras = (await json("/v1/loras")).data;
     find("lora").replaceChildren(new Option("none", ""), ...loras.map((l) => new Option(l.id, l.id)));
     find("lora-row").hidden = loras.length === 0;
@@ -44,7 +47,16 @@ async function begin() {
   await refresh();
 }
 
+function pipelineOf() {
+  return files.some((f) => f.type.startsWith("audio/")) ? "audio-to-video" : find("pipeline").value;
+}
+
+function offerPreviews() {
+  find("preview-field").hidden = !model?.previews.includes(pipelineOf());
+}
+
 function showFiles() {
+  offerPreviews();
   find("chosen").replaceChildren(
     ...files.map((file, index) => {
       const item = document.createElement("li");
@@ -83,7 +95,8 @@ function formOf() {
   }
   form.append("request", JSON.stringify(request));
   form.append("prompt", find("prompt").value);
-  form.append("pipeline", sound ? "audio-to-video" : find("pipeline").value);
+  form.append("pipeline", pipelineOf());
+  if (find("previews").checked && model.previews.includes(pipelineOf())) form.append("preview", 1);
   form.append("size", `${find("width").value}x${find("height").value}`);
   form.append("seconds", find("seconds").value);
   form.append("seed", find("seed").value);
@@ -116,7 +129,32 @@ function watch(id) {
   playing?.abort();
   playing = null;
   find("player").removeAttribute("src");
+  hidePreview();
   sessionStorage.setItem("watched", id);
+}
+
+// ---- previews, until there is something to play
+
+function hidePreview() {
+  shown = null;
+  find("preview").hidden = true;
+  find("player").hidden = false;
+  URL.revokeObjectURL(find("preview").src);
+  find("preview").removeAttribute("src");
+}
+
+async function showPreview(video) {
+  const taken = `${video.id} ${video.ltx2rt.preview}`;
+  if (video.ltx2rt.preview === null || playing !== null || taken === shown) return;
+  shown = taken;
+  const answer = await fetch(`/v1/videos/${video.id}/preview`, { headers: headers() });
+  if (!answer.ok) return; // it is being decoded meanwhile, or over
+  const picture = await answer.blob();
+  if (playing !== null || video.id !== watched) return;
+  URL.revokeObjectURL(find("preview").src);
+  find("preview").src = URL.createObjectURL(picture);
+  find("preview").hidden = false;
+  find("player").hidden = true;
 }
 
 // the codecs that the head of the file names: "avc1.64001f" is three bytes of its avcC box
@@ -180,6 +218,7 @@ function feed(video) {
   if (playing !== null || video.id !== watched) return;
   const begun = video.status === "completed" || (video.status === "in_progress" && video.ltx2rt.bytes > 0);
   if (!begun) return;
+  hidePreview();
   play(video.id).catch((error) => {
     if (error.name === "AbortError") return;
     say(error.message);
@@ -289,10 +328,14 @@ function showWatched(video) {
   find("progress").value = video?.progress ?? 0;
   const text = video ? `${video.prompt}: ${describe(video)}` : "Nothing is being made.";
   if (find("status").textContent !== text) find("status").textContent = text;
-  if (video) feed(video);
+  if (!video) return;
+  feed(video);
+  if (video.status === "in_progress") showPreview(video).catch((error) => say(error.message));
+  else if (video.status !== "queued") hidePreview();
 }
 
 find("form").addEventListener("submit", make);
+find("pipeline").addEventListener("change", offerPreviews);
 find("files").addEventListener("change", (event) => {
   take(event.target.files);
   event.target.value = "";
