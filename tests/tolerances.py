@@ -69,9 +69,9 @@ SIMULATED_LATENT_REL_L2: dict[str, Bound] = {
 #: The same of guided rows, whose guidance (3 times the prompt's, 1 of skipped attention, 3 of the
 #: other modality) multiplies differences between passes.
 SIMULATED_GUIDED_REL_L2: dict[str, Bound] = {
-    "bf16": Bound(3e-2, "measured 1.0e-2"),
-    "fp8": Bound(0.3, "as for bf16"),
-    "int8-wo": Bound(6e-2, "as for bf16"),
+    "bf16": Bound(3e-2, "measured up to 1.1e-2"),
+    "fp8": Bound(0.3, "measured up to 1.4e-1, on an untrained model of tiny widths"),
+    "int8-wo": Bound(6e-2, "measured up to 1.6e-2"),
 }
 
 #: Memory-bound kernels and function bodies against their float32 reference on the same rounded

@@ -5,7 +5,7 @@ class that gives it its meaning.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 from ltx2rt.backends.device_frames import DeviceFrames
 from ltx2rt.backends.device_stack import DeviceStack
@@ -30,7 +30,7 @@ from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Engine
 from ltx2rt.env import cache_dir
-from ltx2rt.errors import UnsupportedError
+from ltx2rt.errors import EngineError, UnsupportedError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.lora.files import Lora
 from ltx2rt.names import (
@@ -114,6 +114,25 @@ class Engines:
             engine = self._engines.pop(name, None)
             if engine is not None:
                 engine.close()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Other threads wait. What ends early (cancelled, an error) frees what is loaded unless
+        engines stay resident: the next clip has the memory that was planned for it.
+
+        Raises:
+            OptionError: the pipeline is closed.
+        """
+        with self.turns.taken():
+            try:
+                yield
+            except GeneratorExit:  # frames that nobody asks for any more: no error
+                raise
+            except BaseException:
+                begun = {name for names in self._stacks for name in names.components}
+                with suppress(EngineError):  # of a GPU that is lost: what ended it says more
+                    self.release(*begun, *self._engines)
+                raise
 
     def _release_stack(self, names: StackNames) -> None:
         """Free a stack, whatever the residency: other weights follow, or the end."""
