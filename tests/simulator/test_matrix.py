@@ -1,8 +1,8 @@
-"""Every pipeline but dfr on the simulated GPU, in rows that cover every pair of precision, place of weights
-and way of enqueueing, and LoRAs that change.
+"""Every pipeline but dfr on the simulated GPU, in rows that cover every pair of precision, place
+of weights and way of enqueueing, and LoRAs that change.
 
 A row's clip equals that of the same engines on host arrays bit for bit, and that of ONNX Runtime in
-float32 within `SIMULATED_LATENT_REL_L2`.
+float32 within `SIMULATED_LATENT_REL_L2`, or `SIMULATED_GUIDED_REL_L2`.
 """
 
 from __future__ import annotations
