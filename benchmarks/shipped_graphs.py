@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.sparse_model import write_sparse_model
-from ltx2rt_export.catalog import Row, rows_of
+from ltx2rt_export.catalog import Row, factory_module, rows_of
 from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.demo import write_demo_model
-from ltx2rt_export.engines.graphs import imported_modules, package_versions
+from ltx2rt_export.engines.graphs import package_versions
 from ltx2rt_export.modules.meta import tables_of
 from ltx2rt_export.onnx import export_component
 from ltx2rt_export.quantize.component_graph import FLOAT32_COMPONENTS
@@ -31,29 +31,14 @@ from ltx2rt_export.shipped.file import (
     tables_out,
     write_shipped,
 )
-from ltx2rt_export.shipped.find import source_digests, tensors_of
+from ltx2rt_export.shipped.find import tensors_of
+from ltx2rt_export.sources import graph_sources
 
 #: of graphs; every precision but fp16 starts from one of them
 DTYPES = ("float32", "bfloat16")
 
 #: of the released models, the newest first
 ORDER = ("2.3", "2.5", "2")
-
-#: what decides a graph besides the module of its component and what that imports
-EXPORTERS = ("ltx2rt_export.graph", "ltx2rt_export.onnx", "ltx2rt_export.optimize")
-
-
-#: component -> the module of its factory, where that has another name
-FACTORIES = {
-    **dict.fromkeys(("text_head", "text_block", "text_block_full", "text_tail"), "text_encoder"),
-    **dict.fromkeys(("transformer_head", "transformer_block", "transformer_tail"), "transformer"),
-    **dict.fromkeys(("video_encoder", "video_decoder"), "video_vae"),
-    **dict.fromkeys(("audio_encoder", "audio_decoder"), "audio_vae"),
-    **dict.fromkeys(("spatial_upsampler", "temporal_upsampler"), "upsampler"),
-    **dict.fromkeys(
-        ("diffusion_features", "diffusion_context", "diffusion_pixels"), "diffusion_decoder"
-    ),
-}
 
 
 def models(folder: Path) -> Iterator[ModelFiles]:
@@ -78,9 +63,7 @@ def rows(folder: Path) -> Iterator[tuple[Row, ModelFiles, Path]]:
 
 def sources_of(name: str) -> dict[str, str]:
     """The exporter's modules that decide the graphs of a component, with digests."""
-    found = imported_modules([f"ltx2rt_export.modules.{FACTORIES.get(name, name)}"])
-    own = (module for module in found if module.startswith("ltx2rt_export.modules."))
-    return source_digests([*own, *EXPORTERS])
+    return graph_sources([factory_module(name)])
 
 
 def ship(

@@ -29,11 +29,14 @@ TEMPORAL_UPSAMPLER = "temporal_upsampler"
 DURATION_HEAD = "duration_head"
 
 #: graphs without weights that run beside components on a device: tiles are blended there, and
-#: frames become 8-bit RGB or I420
+#: frames become what leaves it; patches of a diffusion decoder are put together first
 VIDEO_BLEND = "video_blend"
 VIDEO_RGB = "video_rgb"
 VIDEO_I420 = "video_i420"
-DEVICE_FRAMES = (VIDEO_BLEND, VIDEO_RGB, VIDEO_I420)
+VIDEO_FLOAT = "video_float"
+VIDEO_YUV422 = "video_yuv422"
+VIDEO_UNPATCH = "video_unpatch"
+DEVICE_FRAMES = (VIDEO_BLEND, VIDEO_RGB, VIDEO_I420, VIDEO_FLOAT, VIDEO_YUV422, VIDEO_UNPATCH)
 #: and steps of samplers are taken there
 STEP_EULER = "step_euler"
 STEP_NOISY = "step_noisy"
@@ -84,9 +87,17 @@ DECODERS = (VIDEO_DECODER, AUDIO_DECODER, VOCODER)
 ONE_STAGE = (*TEXT_ENCODER, *TRANSFORMER, *DECODERS)
 TWO_STAGE = (*TEXT_ENCODER, *TRANSFORMER, SPATIAL_UPSAMPLER, *DECODERS)
 
+ENCODE_PROMPT, DENOISE, DECODE = "encode prompt", "denoise", "decode"
 #: components whose weights are held at once, by stage of the distilled pipeline
 STAGES = {
-    "encode prompt": (*TEXT_ENCODER, TEXT_BLOCK_FULL),
-    "denoise": (*LORA_COMPONENTS, SPATIAL_UPSAMPLER),
-    "decode": (*DIFFUSION_DECODER, *DECODERS),
+    ENCODE_PROMPT: (*TEXT_ENCODER, TEXT_BLOCK_FULL),
+    DENOISE: (*LORA_COMPONENTS, SPATIAL_UPSAMPLER),
+    DECODE: (*DIFFUSION_DECODER, *DECODERS),
 }
+
+
+def stage_of(component: str) -> str:
+    """The stage of `STAGES` that a component, or a graph beside it, belongs to."""
+    if component in (*TEXT_STACK.components, *WRITING_STACK.components):
+        return ENCODE_PROMPT
+    return DECODE if component in (*DIFFUSION_DECODER, *DECODERS, *DEVICE_FRAMES) else DENOISE

@@ -74,6 +74,8 @@ class Job:
         timings_s: seconds spent in each finished or running stage.
         on_preview: called with what the clip looks like, on the thread that runs the step.
         preview_every: after every so many-th step, and the last one of a stage.
+        host_work: stage -> why the host did what a device of engines does: sampled, or blended
+            tiles.
     """
 
     on_progress: ProgressCallback | None = None
@@ -81,6 +83,7 @@ class Job:
     timings_s: dict[str, float] = field(default_factory=dict)
     on_preview: PreviewCallback | None = None
     preview_every: int = 1
+    host_work: dict[str, str] = field(default_factory=dict)
     _started: dict[str, float] = field(default_factory=dict)
     _costs: dict[str, Sequence[float]] = field(default_factory=dict)
     _first: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -113,6 +116,13 @@ class Job:
         if self.on_progress is not None:
             eta = self._eta(stage, step, total, elapsed)
             self.on_progress(Progress(stage, step, total, elapsed, eta, detail))
+
+    def on_host(self, stage: str, reason: str, total: int = 1) -> None:
+        """Say that the host does a part of a stage that a device does otherwise."""
+        self.host_work[stage] = reason
+        if (trace := active()) is not None:
+            trace.note(f"{stage} on the host: {reason}")
+        self.report(stage, 0, total, f"on the host: {reason}")
 
     def _eta(self, stage: str, step: int, total: int, elapsed: float) -> float | None:
         """Seconds that the rest of a stage takes at the pace of its steps so far."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.kept_graphs import graph_names, unpack
 from tests.once import made_once
 
 # graphs that tests export are kept for the next run, apart from those of the user's own builds
@@ -27,6 +28,28 @@ WHEN_ASKED = {
     "site": "builds the site: pytest -m site tests/unit",
     "simulator_matrix": "a larger matrix: pytest -m simulator_matrix tests/simulator",
 }
+
+
+#: the graphs that the cache held before this run
+BEFORE = pytest.StashKey[set[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The graphs that are kept with the tests lie in the cache before anything runs."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        cache = Path(os.environ["LTX2RT_CACHE"])
+        unpack(cache)
+        config.stash[BEFORE] = graph_names(cache)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """How many graphs this run had to export: the slowest thing that tests do."""
+    before = config.stash.get(BEFORE, None)
+    new = set() if before is None else graph_names(Path(os.environ["LTX2RT_CACHE"])) - before
+    if new:
+        terminalreporter.write_line(f"{len(new)} graphs were exported; see tests/kept_graphs.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

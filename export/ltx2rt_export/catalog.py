@@ -40,6 +40,16 @@ from ltx2rt_export.shipped.find import shipped_component
 #: roles of the text encoder's files
 TEXT_ROLES = ("gemma", "connectors", "text_projection")
 
+#: component -> the module of its factory in `modules/`, where that has another name
+FACTORIES = {
+    **dict.fromkeys((TEXT_HEAD, TEXT_BLOCK, TEXT_BLOCK_FULL, TEXT_TAIL), "text_encoder"),
+    **dict.fromkeys((TRANSFORMER_HEAD, TRANSFORMER_BLOCK, TRANSFORMER_TAIL), "transformer"),
+    **dict.fromkeys((VIDEO_ENCODER, VIDEO_DECODER), "video_vae"),
+    **dict.fromkeys((AUDIO_ENCODER, AUDIO_DECODER), "audio_vae"),
+    **dict.fromkeys((SPATIAL_UPSAMPLER, TEMPORAL_UPSAMPLER), "upsampler"),
+    **dict.fromkeys((DIFFUSION_FEATURES, DIFFUSION_CONTEXT, DIFFUSION_PIXELS), "diffusion_decoder"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -89,35 +99,40 @@ def _has_conv_decoder(files: ModelFiles) -> bool:
     return not _has_diffusion_decoder(files)
 
 
-def _factory(module: str, name: str) -> Callable[..., Component]:
-    """A function of `modules/<module>.py`, imported when it is called: it needs PyTorch."""
+def factory_module(name: str) -> str:
+    """The module that makes a component."""
+    return f"ltx2rt_export.modules.{FACTORIES.get(name, name)}"
+
+
+def _factory(component: str, name: str | None = None) -> Callable[..., Component]:
+    """The function that makes a component, imported when it is called: it needs PyTorch."""
 
     def make(*arguments: Any) -> Component:
-        found = importlib.import_module(f"ltx2rt_export.modules.{module}")
-        made: Component = getattr(found, name)(*arguments)
+        found = importlib.import_module(factory_module(component))
+        made: Component = getattr(found, name or component)(*arguments)
         return made
 
     return make
 
 
-def _from_role(module: str, name: str, role: str) -> Callable[[ModelFiles], Component]:
-    factory = _factory(module, name)
+def _from_role(name: str, role: str) -> Callable[[ModelFiles], Component]:
+    factory = _factory(name)
     return lambda files: factory(files.config(role), files.tensors(role))
 
 
 def _upsampler(role: str) -> Callable[[ModelFiles], Component]:
-    factory = _factory("upsampler", role)
+    factory = _factory(role)
     return lambda files: factory(
         files.config(role), files.tensors(role), files.tensors("video_vae")
     )
 
 
 def _text_head(files: ModelFiles) -> Component:
-    return _factory("text_encoder", "text_head")(files.gemma_config, files.tensors("gemma"))
+    return _factory(TEXT_HEAD)(files.gemma_config, files.tensors("gemma"))
 
 
 def _text_block(files: ModelFiles, name: str = TEXT_BLOCK) -> Component:
-    factory = _factory("text_encoder", "text_block")
+    factory = _factory(name, TEXT_BLOCK)
     return factory(files.gemma_config, files.tensors("gemma"), name)
 
 
@@ -143,7 +158,7 @@ def _has_full_block(files: ModelFiles) -> bool:
 
 
 def _text_tail(files: ModelFiles) -> Component:
-    return _factory("text_encoder", "text_tail")(
+    return _factory(TEXT_TAIL)(
         files.gemma_config,
         files.tensors("gemma"),
         files.config("text"),
@@ -168,50 +183,48 @@ COMPONENTS: tuple[Row, ...] = (
     Row(
         LANGUAGE_HEAD,
         ("gemma",),
-        lambda files: _factory("language_head", "language_head")(
-            files.gemma_config, files.tensors("gemma")
-        ),
+        lambda files: _factory(LANGUAGE_HEAD)(files.gemma_config, files.tensors("gemma")),
         optional=True,
         when=_answers,
     ),
     Row(
         TRANSFORMER_HEAD,
         ("transformer",),
-        _from_role("transformer", "transformer_head", "transformer"),
+        _from_role(TRANSFORMER_HEAD, "transformer"),
     ),
     Row(
         TRANSFORMER_BLOCK,
         ("transformer",),
-        _from_role("transformer", "transformer_block", "transformer"),
+        _from_role(TRANSFORMER_BLOCK, "transformer"),
     ),
     Row(
         TRANSFORMER_TAIL,
         ("transformer",),
-        _from_role("transformer", "transformer_tail", "transformer"),
+        _from_role(TRANSFORMER_TAIL, "transformer"),
     ),
-    Row(VIDEO_ENCODER, ("video_vae",), _from_role("video_vae", "video_encoder", "video_vae")),
+    Row(VIDEO_ENCODER, ("video_vae",), _from_role(VIDEO_ENCODER, "video_vae")),
     Row(
         VIDEO_DECODER,
         ("video_vae",),
-        _from_role("video_vae", "video_decoder", "video_vae"),
+        _from_role(VIDEO_DECODER, "video_vae"),
         when=_has_conv_decoder,
     ),
     *(
         Row(
             name,
             ("video_vae",),
-            _from_role("diffusion_decoder", name, "video_vae"),
+            _from_role(name, "video_vae"),
             when=_has_diffusion_decoder,
         )
         for name in (DIFFUSION_FEATURES, DIFFUSION_CONTEXT, DIFFUSION_PIXELS)
     ),
-    Row(AUDIO_ENCODER, ("audio_vae",), _from_role("audio_vae", "audio_encoder", "audio_vae")),
-    Row(AUDIO_DECODER, ("audio_vae",), _from_role("audio_vae", "audio_decoder", "audio_vae")),
-    Row(VOCODER, ("vocoder",), _from_role("vocoder", "vocoder", "vocoder")),
+    Row(AUDIO_ENCODER, ("audio_vae",), _from_role(AUDIO_ENCODER, "audio_vae")),
+    Row(AUDIO_DECODER, ("audio_vae",), _from_role(AUDIO_DECODER, "audio_vae")),
+    Row(VOCODER, ("vocoder",), _from_role(VOCODER, "vocoder")),
     Row(
         DURATION_HEAD,
         ("duration_head",),
-        _from_role("duration_head", "duration_head", "duration_head"),
+        _from_role(DURATION_HEAD, "duration_head"),
         optional=True,
     ),
     Row(

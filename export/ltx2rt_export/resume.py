@@ -23,7 +23,7 @@ from ltx2rt.lora.files import open_lora
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.engines.cache import cache_key
-from ltx2rt_export.engines.graphs import sources_sha256
+from ltx2rt_export.sources import sources_sha256
 from ltx2rt_export.weight_set import WeightFile
 
 #: follows the name of a work folder in that of a bundle which it replaces

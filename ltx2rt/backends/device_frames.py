@@ -1,98 +1,87 @@
-"""Finished frames of a decoder on a device: tiles are blended and become bytes there, which come
-down through a ring of pinned memory while the next tiles decode.
+"""Finished frames of a decoder on a device: tiles are blended and become what leaves there, which
+comes down through a ring of pinned memory while the next tiles decode.
 
 `components.video_decoder.blend_tiles` and `media.color` are the slow, obvious twins.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor, placed
+from ltx2rt.backends.frame_memory import SLICE_FRAMES, Axes, sizes_of
 from ltx2rt.backends.tensorrt import TrtEngine
-from ltx2rt.device.arena import ALIGNMENT, Arena, aligned
+from ltx2rt.device.arena import ALIGNMENT, Arena
 from ltx2rt.device.device import Box, Event, Pinned
-from ltx2rt.engine import F32, U8, Array
+from ltx2rt.engine import Array
 from ltx2rt.latents.tiling import AxisTile
-from ltx2rt.media.color import ByteForm
+from ltx2rt.media.color import FrameForm, frame_shape
 from ltx2rt.trace import COMPUTE, DOWNLOAD
 
-Axes = tuple[Sequence[AxisTile], Sequence[AxisTile], Sequence[AxisTile]]
 Progress = Callable[[int, int], None]
 
-#: frames that are finished and come down together
-SLICE_FRAMES = 8
-#: pinned buffers, of that many frames each
+#: pinned buffers, of `SLICE_FRAMES` frames each
 RING = 3
 _F32 = np.dtype(np.float32)
+#: form -> what the device gives of a frame, by the byte; numbers of 10 bits are exact in float16
+_GIVEN: Mapping[FrameForm, np.dtype[np.generic]] = {
+    "i420": np.dtype(np.uint8),
+    "rgb": np.dtype(np.uint8),
+    "rgb_rounded": np.dtype(np.uint8),
+    "yuv422p10": np.dtype(np.float16),
+    "float": _F32,
+}
 
 
-class FrameSizes(NamedTuple):
-    """What the memory of a decoding depends on: most frames, rows and columns of a tile, the most
-    frames of tiles that begin together, the picture's rows and columns, and bytes of a tile's
-    latent.
-    """
-
-    tile: tuple[int, int, int]
-    frames: int
-    height: int
-    width: int
-    latent_bytes: int
-
-    @property
-    def frame_bytes(self) -> int:
-        """Of a frame as float32."""
-        return 3 * self.height * self.width * _F32.itemsize
+class Tiles(Protocol):
+    """Decodes the tiles of one clip, in their order."""
 
     @property
-    def blocks(self) -> dict[str, int]:
-        """Name -> bytes of what is held while a clip is decoded."""
-        tile = math.prod(self.tile) * _F32.itemsize
-        slices = -(-self.frames // SLICE_FRAMES)
-        return {
-            "canvas": self.frames * self.frame_bytes,
-            "store": self.frames * self.frame_bytes // _F32.itemsize,
-            "tile": 3 * tile,
-            "piece": tile,
-            "blended": tile,
-            "latent": self.latent_bytes,
-            "counts": slices * ALIGNMENT,
-            "rounding": ALIGNMENT,
-        }
+    def memory(self) -> DeviceMemory: ...
 
-    def bytes(self, axis_tiles: int) -> int:
-        """All of them, with the weights of so many tiles along the three axes."""
-        longest = max(self.frames, self.height, self.width) * _F32.itemsize
-        return sum(map(aligned, self.blocks.values())) + axis_tiles * aligned(longest)
+    @property
+    def axes(self) -> Axes: ...
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the device, from `begin` on."""
+        ...
+
+    def begin(self, address: int) -> None:
+        """Take `held_bytes` there, and enqueue what comes before the first tile."""
+        ...
+
+    def decode(self, group: AxisTile, row: AxisTile, column: AxisTile, to: int) -> None:
+        """Enqueue a tile, whose pixels `[3, f, h, w]` float32, about [-1, 1], will be at `to`."""
+        ...
 
 
 class DeviceFrames:
-    """A convolutional video decoder whose frames are finished on its device.
+    """What finishes the frames of a video decoder on its device.
 
     Args:
-        decoder: `video_latent` -> `video`, as `VideoDecoder` has it.
-        blend, rgb, i420: engines of the device graphs of these names.
+        blend: engine of the device graph of this name.
+        finishers: form -> the engine that gives it, of those that the bundle has.
     """
 
-    def __init__(
-        self, decoder: TrtEngine, blend: TrtEngine, rgb: TrtEngine, i420: TrtEngine
-    ) -> None:
-        self.decoder = decoder
+    def __init__(self, blend: TrtEngine, finishers: Mapping[FrameForm, TrtEngine]) -> None:
         self.blend = blend
-        self.finishers: Mapping[str, TrtEngine] = {"i420": i420, "rgb": rgb, "rgb_rounded": rgb}
-        self.memory: DeviceMemory = decoder.memory
+        self.finishers = finishers
+        self.memory: DeviceMemory = blend.memory
 
-    def reason_against(self, latent: F32, axes: Axes) -> str | None:
+    def reason_against(self, tiles: Tiles, form: FrameForm) -> str | None:
         """Why these tiles have to be blended on the host, after all; None: they need not."""
-        sizes = sizes_of(latent, axes)
+        axes = tiles.axes
+        sizes = sizes_of(axes, tiles.held_bytes, form)
+        if form not in self.finishers:
+            return f"the bundle was built before frames could leave as {form}: build it again"
         named = {"F": 1, "H": sizes.height, "W": sizes.width}
-        if not any(b.holds(named) for b in self.finishers["i420"].buckets):
+        if not any(b.holds(named) for b in self.finishers[form].buckets):
             return f"frames of {sizes.width}x{sizes.height} were not built for the device"
         planes = {len(r.weights) * len(c.weights) for r in axes[1] for c in axes[2]}
         if any(n * _F32.itemsize % ALIGNMENT for n in (*planes, sizes.height * sizes.width)):
@@ -106,36 +95,22 @@ class DeviceFrames:
         return None
 
     def frames(
-        self, latent: F32, axes: Axes, form: ByteForm, progress: Progress | None = None
-    ) -> Generator[tuple[U8, int]]:
+        self, tiles: Tiles, form: FrameForm, progress: Progress | None = None
+    ) -> Generator[tuple[Array, int]]:
         """Decode one clip, of which `reason_against` says nothing.
 
         Args:
-            latent: `[1, C, F', H', W']` float32, normalised.
-            axes: tiles along frames, rows and columns.
+            tiles: of the clip, whose decoding has not begun.
             progress: called with (tiles done, tiles in all) after every tile; may raise to cancel.
 
         Yields:
             consecutive frames as new arrays, and how many of the values behind them were NaN.
         """
-        decoding = _Decoding(self, latent, axes, form)
+        decoding = _Decoding(self, tiles, form)
         try:
             yield from decoding.run(progress)
         finally:
             decoding.close()
-
-
-def sizes_of(latent: F32, axes: Axes) -> FrameSizes:
-    """Sizes of a clip that is decoded in these tiles."""
-    cells = [max(t.source.stop - t.source.start for t in axis) for axis in axes]
-    tile = [max(t.target.stop - t.target.start for t in axis) for axis in axes]
-    return FrameSizes(
-        tile=(tile[0], tile[1], tile[2]),
-        frames=tile[0],
-        height=axes[1][-1].target.stop,
-        width=axes[2][-1].target.stop,
-        latent_bytes=latent.shape[1] * math.prod(cells) * _F32.itemsize,
-    )
 
 
 class _Slice(NamedTuple):
@@ -148,20 +123,21 @@ class _Slice(NamedTuple):
 class _Decoding:
     """One clip on its way: memory, what is finished, and what comes down."""
 
-    def __init__(self, owner: DeviceFrames, latent: F32, axes: Axes, form: ByteForm) -> None:
-        self._engines = owner
+    def __init__(self, owner: DeviceFrames, tiles: Tiles, form: FrameForm) -> None:
+        self._blend = owner.blend
         self._finisher = owner.finishers[form]
         self._memory = owner.memory
         self._device = owner.memory.device
-        self._latent = latent
-        self._axes = axes
-        self._sizes = sizes = sizes_of(latent, axes)
-        self._is_rgb = form != "i420"
-        pixels = sizes.height * sizes.width
-        self._bytes = 3 * pixels if self._is_rgb else 3 * pixels // 2
+        self._tiles = tiles
+        self._axes = axes = tiles.axes
+        self._sizes = sizes = sizes_of(axes, tiles.held_bytes, form)
+        self._form: FrameForm = form
+        self._given = _GIVEN[form]
+        frame = frame_shape(form, sizes.height, sizes.width)
+        self._bytes = int(np.prod(frame)) * self._given.itemsize
         self._single = all(len(axis) == 1 for axis in axes)
         self._waiting: deque[_Slice] = deque()
-        self._coming: deque[tuple[U8, int, Event]] = deque()
+        self._coming: deque[tuple[Array, int, Event]] = deque()
         self._finished: Event | None = None
         self._not_numbers: Pinned | None = None
         self._ring: list[Pinned] = []
@@ -180,20 +156,22 @@ class _Decoding:
             self._ring = [self._device.pinned(SLICE_FRAMES * self._bytes) for _ in range(RING)]
             self._not_numbers = self._device.pinned(sizes.blocks["counts"])
 
-    def run(self, progress: Progress | None) -> Iterator[tuple[U8, int]]:
+    def run(self, progress: Progress | None) -> Iterator[tuple[Array, int]]:
         """See `DeviceFrames.frames`: one tile is always enqueued beside the one that runs, and
         between tiles frames of those before are handed out.
         """
         groups, rows, columns = self._axes
         places = list(product(enumerate(rows), enumerate(columns)))
         total, done, before = len(groups) * len(places), 0, None
+        with self._memory.using():
+            self._tiles.begin(self._at["decoder"])
         for index, group in enumerate(groups):
             held = groups[index - 1].target.stop - group.target.start if index else 0
             with self._memory.using():
                 self._clear(held, group.target.stop - group.target.start)
             for number, ((r, row), (c, column)) in enumerate(places):
                 with self._memory.using():
-                    self._decode(group, row, column)
+                    self._tiles.decode(group, row, column, self._at["tile"])
                     self._place(index, r, c)
                     enqueued = self._device.compute.record()
                 yield from self._handed_out(-(-len(self._waiting) // (len(places) - number)))
@@ -238,15 +216,6 @@ class _Decoding:
             start = self._at["canvas"] + held * size
             self._device.clear(start, (frames - held) * size, self._device.compute)
 
-    def _decode(self, group: AxisTile, row: AxisTile, column: AxisTile) -> None:
-        """Enqueue the decoder on one tile."""
-        tile = self._latent[:, :, group.source, row.source, column.source]
-        latent, decoder = self._sent(tile, self._at["latent"]), self._engines.decoder
-        decoder.bind({"video_latent": latent}, lambda name, size: self._at["tile"])
-        decoder.bind_weights({})
-        with self._memory.timeline.span(self._device.compute, COMPUTE, "a tile"):
-            decoder.enqueue()
-
     def _place(self, group: int, row: int, column: int) -> None:
         """Enqueue adding the decoded tile to the canvas `[F, 3, H, W]`, a channel at a time."""
         frames, rows, columns = (
@@ -254,7 +223,7 @@ class _Decoding:
         )
         count, height, width = (t.target.stop - t.target.start for t in (frames, rows, columns))
         line, plane = width * _F32.itemsize, height * width * _F32.itemsize
-        shape, compute, blend = (count, height, width), self._device.compute, self._engines.blend
+        shape, compute, blend = (count, height, width), self._device.compute, self._blend
         whole = self._sizes.width * _F32.itemsize
         corner = rows.target.start * whole + columns.target.start * _F32.itemsize
         for channel in range(3):
@@ -279,8 +248,8 @@ class _Decoding:
             self._device.copy_box(region, blended, line, height, count, compute)
 
     def _finish(self, group: AxisTile, following: AxisTile | None) -> None:
-        """Enqueue the frames that no tile will touch any more as bytes, and move what the following
-        tiles share to the front of the canvas.
+        """Enqueue the frames that no tile will touch any more, in their form, and move what the
+        following tiles share to the front of the canvas.
         """
         start, stop = group.target.start, group.target.stop
         ready = (stop if following is None else following.target.start) - start
@@ -290,12 +259,14 @@ class _Decoding:
             count = min(SLICE_FRAMES, ready - first)
             shape = (count, 3, sizes.height, sizes.width)
             feeds = {"pixels": DeviceTensor(shape, _F32, self._at["canvas"] + first * size)}
-            if self._is_rgb:
+            if any(spec.name == "rounding" for spec in self._finisher.spec.inputs):
                 feeds["rounding"] = self._rounding
             target = self._at["store"] + first * self._bytes
             places = {"frames": target, "not_numbers": self._at["counts"] + number * ALIGNMENT}
             self._finisher.bind(feeds, placed(places))
-            with self._memory.timeline.span(self._device.compute, COMPUTE, "frames to bytes"):
+            with self._memory.timeline.span(
+                self._device.compute, COMPUTE, f"frames to {self._form}"
+            ):
                 self._finisher.enqueue()
             self._waiting.append(_Slice(target, count))
         if ready:
@@ -305,7 +276,7 @@ class _Decoding:
                 to = self._at["canvas"] + first * size
                 self._device.copy_within(to, to + ready * size, count * size, self._device.compute)
 
-    def _handed_out(self, count: int) -> Iterator[tuple[U8, int]]:
+    def _handed_out(self, count: int) -> Iterator[tuple[Array, int]]:
         """Wait for so many slices, one after another, while those behind them come down."""
         for _ in range(count):
             with self._memory.using():
@@ -315,9 +286,12 @@ class _Decoding:
                 place, frames, event = self._coming.popleft()
                 self._waiting.popleft()
                 event.sync()
-            height, width = self._sizes.height, self._sizes.width
-            shape = (frames, height, width, 3) if self._is_rgb else (frames, height * 3 // 2, width)
-            yield place.reshape(shape).copy(), bad
+            shape = (frames, *frame_shape(self._form, self._sizes.height, self._sizes.width))
+            yield self._own(place.view(self._given).reshape(shape)), bad
+
+    def _own(self, frames: Array) -> Array:
+        """A copy, in the numbers of the form."""
+        return frames.astype(np.uint16) if self._form == "yuv422p10" else frames.copy()
 
     def _counted(self) -> int:
         """NaN among the frames of one group, once they are finished."""
@@ -331,7 +305,7 @@ class _Decoding:
         download.record().sync()
         return int(place.view(np.int32)[:: ALIGNMENT // 4].sum())
 
-    def _fetched(self, part: _Slice) -> tuple[U8, int, Event]:
+    def _fetched(self, part: _Slice) -> tuple[Array, int, Event]:
         """Enqueue that a slice comes down to the next buffer of the ring, which nobody reads."""
         pinned = self._ring[self._begun % RING]
         self._begun += 1

@@ -6,21 +6,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from ltx2rt.backends.device_frames import FrameSizes
 from ltx2rt.backends.engine_needs import EngineNeeds
+from ltx2rt.backends.frame_memory import PIXEL_BYTES, FrameSizes
 from ltx2rt.backends.layer_memory import RING, slot_of
 from ltx2rt.bundle.manifest import ComponentEntry, Manifest
 from ltx2rt.bundle.memory import layer_bytes
+from ltx2rt.components.decoder_tiles import DecoderOptions
+from ltx2rt.components.device_tiles import diffusion_blocks
 from ltx2rt.components.transformer_inputs import KINDS
 from ltx2rt.device.arena import ALIGNMENT, Regions, aligned
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
-    DEVICE_FRAMES,
+    DIFFUSION_CONTEXT,
     DIFFUSION_DECODER,
+    DIFFUSION_FEATURES,
     DURATION_HEAD,
     SPATIAL_UPSAMPLER,
     STEP_EULER,
@@ -34,12 +37,14 @@ from ltx2rt.names import (
     VOCODER,
     WRITING_STACK,
     StackNames,
+    stage_of,
 )
 
 STACKS = (TEXT_STACK, WRITING_STACK, TRANSFORMER_STACK)
 #: engines that may be loaded together with residency `stage`: before denoising, and from it on
 BEFORE = (VIDEO_ENCODER, AUDIO_ENCODER, DURATION_HEAD)
 UPSAMPLERS = (SPATIAL_UPSAMPLER, TEMPORAL_UPSAMPLER)
+SOUND_ENGINES = (AUDIO_DECODER, VOCODER)
 DECODING = (VIDEO_DECODER, *DIFFUSION_DECODER, AUDIO_DECODER, VOCODER)
 
 #: prompts that are encoded together: what is wanted and what is not
@@ -69,6 +74,11 @@ class MemoryPlan:
         regions: what is taken.
         finishes_frames: tiles of a clip of the size that was built for are blended on the card.
             Where that alone would make layers take turns, they are not.
+        finishes_floats: also those that leave it as float32, which take more.
+        sound: what the engines that decode sound have for themselves, so that it is decoded beside
+            the picture; None: they take turns with the rest, since they cannot have that for free.
+        stages: stage -> what is taken for it alone, where the card has no room for all at once
+            (`stage_plan`); `regions` are then those of denoising.
         places: stack -> bytes of each place that its parts without room take turns in.
         totals: stack -> bytes of all its weights.
         keep_text: the layers of the text encoder stay between clips.
@@ -81,6 +91,13 @@ class MemoryPlan:
     keep_text: bool
     weights: int
     finishes_frames: bool = False
+    finishes_floats: bool = False
+    sound: Regions | None = None
+    stages: Mapping[str, Regions] = field(default_factory=dict)
+
+    def regions_for(self, component: str) -> Regions:
+        """How the card is divided while a component is loaded."""
+        return self.stages.get(stage_of(component), self.regions)
 
     @property
     def streams(self) -> bool:
@@ -93,11 +110,12 @@ class MemoryPlan:
         Raises:
             UnsupportedError: not even that finds room.
         """
-        ring = sum(self.places[names]) if self.totals[names] > self.regions.layers else 0
-        if ring > self.regions.layers:
+        planned = self.regions_for(names.head).layers
+        ring = sum(self.places[names]) if self.totals[names] > planned else 0
+        if ring > planned:
             raise UnsupportedError(
                 f"writing prompts needs room for {_gib(ring)} of layers, and "
-                f"{_gib(self.regions.layers)} are planned for them: use a larger card, or have "
+                f"{_gib(planned)} are planned for them: use a larger card, or have "
                 "another model write."
             )
         return ring
@@ -111,17 +129,42 @@ class MemoryPlan:
             if self.streams
             else "all stay"
         )
+        lines = [
+            f"activations: {_gib(regions.scratch)}",
+            f"inputs, outputs, constants: {_gib(regions.tensors)}",
+            f"weights of encoders, upsamplers, decoders: {_gib(regions.engines)}",
+            f"weights of layers: {_gib(regions.layers)}; of the transformer's "
+            f"{_gib(self.weights)} {layers}",
+        ]
+        if self.stages:
+            lines = ["there is room for one stage at a time; while it denoises:", *lines]
+            lines += [
+                f"stage '{stage}': activations {_gib(alone.scratch)}, inputs and outputs "
+                f"{_gib(alone.tensors)}, weights {_gib(alone.engines + alone.layers)}"
+                for stage, alone in self.stages.items()
+                if alone != regions
+            ]
         return "\n".join(
             (
-                f"activations: {_gib(regions.scratch)}",
-                f"inputs, outputs, constants: {_gib(regions.tensors)}",
-                f"weights of encoders, upsamplers, decoders: {_gib(regions.engines)}",
-                f"weights of layers: {_gib(regions.layers)}; of the transformer's "
-                f"{_gib(self.weights)} {layers}",
-                f"tiles are blended on the {'card' if self.finishes_frames else 'host'}",
-                f"together: {_gib(regions.total)}",
+                *lines,
+                self._frames_text(),
+                "sound is decoded after the picture"
+                if self.sound is None
+                else f"sound, decoded beside the picture: {_gib(self.sound.total)}",
+                f"together: {_gib(self.total)}",
             )
         )
+
+    @property
+    def total(self) -> int:
+        """Bytes that are taken."""
+        return self.regions.total + (self.sound.total if self.sound else 0)
+
+    def _frames_text(self) -> str:
+        if not self.finishes_frames:
+            return "tiles are blended on the host"
+        but = "" if self.finishes_floats else "; those of EXR files and joined clips on the host"
+        return f"tiles are blended on the card{but}"
 
 
 def room_on(memory_bytes: int, free_bytes: int, manifest: Manifest) -> int:
@@ -136,7 +179,13 @@ def room_on(memory_bytes: int, free_bytes: int, manifest: Manifest) -> int:
 
 
 def plan_memory(
-    manifest: Manifest, needs: Mapping[str, EngineNeeds], room: int, *, resident: bool, card: str
+    manifest: Manifest,
+    needs: Mapping[str, EngineNeeds],
+    room: int,
+    *,
+    resident: bool,
+    card: str,
+    sound_apart: bool = True,
 ) -> MemoryPlan:
     """Divide a card.
 
@@ -145,22 +194,61 @@ def plan_memory(
         room: bytes that may be taken, see `room_on`.
         resident: engines stay loaded between clips.
         card: what it is called, for errors.
+        sound_apart: engines that decode sound may have memory of their own.
 
     Raises:
         UnsupportedError: it does not fit; says what would.
     """
-    frames = _frames(manifest)
-    plan = _divided(manifest, needs, room, 0, resident=resident, card=card)
-    if not frames:
+    plan = _with_frames(manifest, needs, room, resident=resident, card=card)
+    names = {n for n in SOUND_ENGINES if n in needs and not _is_constant(manifest, n)}
+    if not names or not sound_apart:
         return plan
-    if frames <= plan.regions.tensors:
-        return replace(plan, finishes_frames=True)
+    entries = manifest.components
+    sound = Regions(
+        scratch=max(needs[n].scratch for n in names),
+        tensors=max(sum(needs[n].tensors.values()) for n in names),
+        engines=sum(sum(_weight_bytes(entries[n])) for n in names),
+        layers=0,
+    )
+    others = replace(manifest, components={n: e for n, e in entries.items() if n not in names})
+    rest = {n: need for n, need in needs.items() if n not in names}
     try:
-        wider = _divided(manifest, needs, room, frames, resident=resident, card=card)
+        apart = _with_frames(others, rest, room - sound.total, resident=resident, card=card)
     except UnsupportedError:
         return plan
-    costs = wider.keep_text != plan.keep_text or wider.streams != plan.streams
-    return plan if costs else replace(wider, finishes_frames=True)
+    return replace(apart, sound=sound) if _as_good(apart, plan) else plan
+
+
+def _is_constant(manifest: Manifest, name: str) -> bool:
+    return any(engine.weights == "constant" for engine in manifest.components[name].engines)
+
+
+def _as_good(plan: MemoryPlan, other: MemoryPlan) -> bool:
+    """Whether a plan keeps on the card what another one keeps there."""
+    return all(
+        getattr(plan, name) == getattr(other, name)
+        for name in ("keep_text", "streams", "finishes_frames", "finishes_floats")
+    )
+
+
+def _with_frames(
+    manifest: Manifest, needs: Mapping[str, EngineNeeds], room: int, *, resident: bool, card: str
+) -> MemoryPlan:
+    """As `plan_memory`, without sound beside the picture."""
+    plan = _divided(manifest, needs, room, 0, resident=resident, card=card)
+    for form in ("float", "rgb"):
+        frames, floats = _frames(manifest, PIXEL_BYTES[form]), form == "float"
+        if not frames:
+            return plan
+        found = plan if frames <= plan.regions.tensors else None
+        if found is None:
+            try:
+                found = _divided(manifest, needs, room, frames, resident=resident, card=card)
+            except UnsupportedError:
+                continue
+        if found.keep_text == plan.keep_text and found.streams == plan.streams:
+            return replace(found, finishes_frames=True, finishes_floats=floats)
+    return plan
 
 
 def _divided(
@@ -256,28 +344,58 @@ def _parts(
                     yield size + needs[name].lora_inputs
 
 
-def _frames(manifest: Manifest) -> int:
+def _frames(manifest: Manifest, pixel_bytes: int) -> int:
     """What the frames of the largest clip that was built for take while they are blended and become
-    bytes on the card; 0 where that is not done.
+    what leaves the card; 0 where that is not done.
+
+    Args:
+        pixel_bytes: of a pixel that leaves it.
     """
-    graphs, decoder = manifest.device_graphs, manifest.components.get(VIDEO_DECODER)
-    if decoder is None or not all(name in graphs for name in DEVICE_FRAMES):
+    graphs = manifest.device_graphs
+    if VIDEO_BLEND not in graphs or VIDEO_I420 not in graphs:
         return 0
-    latents = {t.name: t.shape for t in decoder.inputs}["video_latent"]
     pictures = [b.sizes for e in graphs[VIDEO_I420].engines for b in e.buckets]
     tiles = [b.sizes for e in graphs[VIDEO_BLEND].engines for b in e.buckets]
-    cells = [b.sizes for e in decoder.engines for b in e.buckets]
     picture = max(pictures, key=lambda sizes: sizes["H"][1] * sizes["W"][1])
     tile = max(tiles, key=lambda sizes: sizes["F"][2] * sizes["H"][1] * sizes["W"][1])
-    latent = max(math.prod(n[1] for n in sizes.values()) for sizes in cells)
     found = FrameSizes(
         tile=(tile["F"][2], tile["H"][1], tile["W"][1]),
         frames=tile["F"][2],
         height=picture["H"][1],
         width=picture["W"][1],
-        latent_bytes=4 * latent * next(d for d in latents[1:2] if isinstance(d, int)),
+        decoder_bytes=_decoder_bytes(manifest.components),
+        pixel_bytes=pixel_bytes,
     )
     return found.bytes(_AXIS_TILES)
+
+
+def _decoder_bytes(components: Mapping[str, ComponentEntry]) -> int:
+    """What the video decoder holds beside the pixels of its tiles."""
+    if DIFFUSION_FEATURES not in components:
+        entry = components[VIDEO_DECODER]
+        latents = {t.name: t.shape for t in entry.inputs}["video_latent"]
+        channels = next(d for d in latents[1:2] if isinstance(d, int))
+        return 4 * channels * math.prod(_most(entry))
+    facts = DecoderOptions.from_options(components[DIFFUSION_FEATURES].options)
+    latent = _most(components[DIFFUSION_FEATURES])
+    scale, stride = facts.scale_factors, facts.feature_factors
+    whole = (
+        (latent[0] - 1) * scale.time // stride.time + 1,
+        latent[1] * scale.height // stride.height,
+        latent[2] * scale.width // stride.width,
+    )
+    latent_bytes = 4 * facts.latent_channels * math.prod(latent)
+    blocks = diffusion_blocks(facts, latent_bytes, whole, _most(components[DIFFUSION_CONTEXT]))
+    return sum(map(aligned, blocks.values()))
+
+
+def _most(entry: ComponentEntry) -> tuple[int, int, int]:
+    """Frames, rows and columns that an engine takes, of the bucket that was made for most."""
+    symbols = next(t.shape[-3:] if t.name == "video_latent" else t.shape[1:4] for t in entry.inputs)
+    buckets = [b.sizes for e in entry.engines for b in e.buckets]
+    sizes = [tuple(b[str(s)][1] for s in symbols) for b in buckets]
+    frames, rows, columns = max(sizes, key=math.prod)
+    return frames, rows, columns
 
 
 def _tensors(manifest: Manifest, needs: Mapping[str, EngineNeeds]) -> int:

@@ -75,6 +75,9 @@ def make_and_say(asked: Asked, bundle: Path) -> int:
             made.append(result)
             if not asked.run.json:
                 print(_sentence(result), file=stream, flush=True)
+            if not asked.run.quiet:
+                for stage, reason in result.get("host_work", {}).items():
+                    print(f"ltx2rt: note: {stage} on the host: {reason}", file=sys.stderr)
     if asked.run.json:
         print_json(made[0] if len(asked.seeds) == 1 else made, stream)
     return 0
@@ -195,6 +198,7 @@ def make(
         **changed,
         **size,
         "frame_rate": clip.frame_rate,
+        **({"host_work": dict(job.host_work)} if job.host_work else {}),
         "timings_s": {k: round(v, 3) for k, v in job.timings_s.items()},
     }
 

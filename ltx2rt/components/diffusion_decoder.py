@@ -7,7 +7,7 @@ Padding, ghost frames, noise, steps, tiles and blending are here; the networks a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,24 @@ from ltx2rt.machine import machine_bytes
 Draw = Callable[[Sequence[int]], F32]
 
 
+class Layout(NamedTuple):
+    """How a latent is decoded.
+
+    Attributes:
+        latent: padded to the smallest size, with ghost frames.
+        cells: of the features, without ghost frames; tiles are cut from them.
+        axes: these tiles.
+        frames, rows, columns: the part of the decoded pixels that is the clip.
+    """
+
+    latent: F32
+    cells: Cells
+    axes: Axes
+    frames: int
+    rows: slice
+    columns: slice
+
+
 class DiffusionVideoDecoder:
     """A diffusion video decoder.
 
@@ -44,6 +62,7 @@ class DiffusionVideoDecoder:
         self._features = features
         self._context = context
         self._pixels = pixels
+        self.engines = features, context, pixels
         self.options = DecoderOptions.from_options(options)
 
     def decode(
@@ -70,25 +89,42 @@ class DiffusionVideoDecoder:
             ShapeError: the latent is not one clip, or the tiling does not fit it.
             UnsupportedError: a tile needs more memory than the machine has.
         """
+        layout = self.layout(latent, tiling)
+        self._check_memory(layout.cells, layout.axes)
+        frames = layout.frames
+        for video in self._stream(layout, draw, progress):
+            chunk = video[:, :, :frames, layout.rows, layout.columns]
+            frames -= chunk.shape[2]
+            if chunk.shape[2]:
+                yield unit_frames(chunk)
+
+    def layout(self, latent: F32, tiling: TilingConfig | None = None) -> Layout:
+        """Padding, ghost frames (§5) and tiles of one clip.
+
+        Raises:
+            ShapeError: the latent is not one clip, or the tiling does not fit it.
+        """
         if latent.ndim != 5 or latent.shape[0] != 1:
             raise ShapeError(
                 f"The video decoder takes one clip [1, C, F, H, W], not {list(latent.shape)}."
             )
         padded, (top, left) = self._padded(latent)
         cells = feature_cells(self.options, padded.shape[2:])
-        axes = decoder_tiles(self.options, tiling or TilingConfig.none(), cells)
-        self._check_memory(cells, axes)
         scale = self.options.scale_factors
-        frames, rows, columns = (
-            (latent.shape[2] - 1) * scale.time + 1,
-            slice(top * scale.height, (top + latent.shape[3]) * scale.height),
-            slice(left * scale.width, (left + latent.shape[4]) * scale.width),
+        ghosts = np.repeat(padded[:, :, -1:], self.options.ghost_frames, axis=2)
+        return Layout(
+            latent=np.ascontiguousarray(np.concatenate([padded, ghosts], axis=2), np.float32),
+            cells=cells,
+            axes=decoder_tiles(self.options, tiling or TilingConfig.none(), cells),
+            frames=(latent.shape[2] - 1) * scale.time + 1,
+            rows=slice(top * scale.height, (top + latent.shape[3]) * scale.height),
+            columns=slice(left * scale.width, (left + latent.shape[4]) * scale.width),
         )
-        for video in self._stream(padded, cells, axes, draw, progress):
-            chunk = video[:, :, :frames, rows, columns]
-            frames -= chunk.shape[2]
-            if chunk.shape[2]:
-                yield unit_frames(chunk)
+
+    @property
+    def takes_one_step(self) -> bool:
+        """Whether the network's answer to noise is the picture: no step follows."""
+        return self.options.steps == 1 and self.options.prediction == "x0"
 
     def _padded(self, latent: F32) -> tuple[F32, tuple[int, int]]:
         """At least the smallest size: the last frame repeated, edges on both sides (§5.1)."""
@@ -114,20 +150,11 @@ class DiffusionVideoDecoder:
                 "(use tiling='auto', or a smaller or shorter clip)."
             )
 
-    def _stream(
-        self,
-        padded: F32,
-        cells: Cells,
-        axes: Axes,
-        draw: Draw,
-        progress: Progress | None,
-    ) -> Iterator[F32]:
-        facts = self.options
-        ghosts = np.repeat(padded[:, :, -1:], facts.ghost_frames, axis=2)
-        whole = np.ascontiguousarray(np.concatenate([padded, ghosts], axis=2), np.float32)
-        features = self._features({"video_latent": whole})["features"]
+    def _stream(self, layout: Layout, draw: Draw, progress: Progress | None) -> Iterator[F32]:
+        facts, cells, axes = self.options, layout.cells, layout.axes
+        features = self._features({"video_latent": layout.latent})["features"]
         canvas: F32 | None = None
-        if facts.steps > 1 or facts.prediction == "v":
+        if not self.takes_one_step:
             size = (axes[i][-1].target.stop for i in range(3))
             canvas = draw((1, 3, *size))
 

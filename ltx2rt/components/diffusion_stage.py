@@ -227,6 +227,8 @@ def run_stage(
         trace.tensors[f"{request.name}.sigmas"] = sigmas
     looks_at = _looks_at(trace, colours, identity)
     against = reason_against(transformer, states, guidance, request.sampler, looks_at=looks_at)
+    if against is not None and transformer.is_on_device:
+        job.on_host(request.name, against, steps)
     denoise: Denoise
     unconditional: Mapping[str, Array] = {}
     if guidance is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import numpy as np
 
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.engine import F32, U8, Array
+from ltx2rt.errors import UnsupportedError
 from ltx2rt.partial import Partial
 from ltx2rt.plain_data import parse_json
 
-#: pictures of coloured cells that the map is fitted to, and their side in cells; the first is shown
-#: as a clip of two latent frames, which costs an encoder as much as nine of the others
-PICTURES, SIDE = 10, 6
+#: coloured cells that the map is fitted to, and the side in cells of the pictures that hold them,
+#: where the encoder takes such pictures
+SAMPLES, SIDE = 396, 6
 #: weight of the penalty on large coefficients, against samples of unit variance
 RIDGE = 0.03
 
@@ -62,17 +64,26 @@ def write_colours(path: Path, colours: LatentColours) -> None:
             part.file.write(json.dumps(data).encode())
 
 
-def fit_colours(encoder: VideoEncoder) -> LatentColours:
-    """Fit the map by ridge regression on pictures whose cells have random colours: 396 samples, the
-    same every time.
+def fit_colours(
+    encoder: VideoEncoder, takes: Callable[[int, int, int], bool] = lambda *_: True
+) -> LatentColours:
+    """Fit the map by ridge regression on pictures whose cells have random colours: 396 samples or a
+    few more, the same every time.
+
+    Args:
+        takes: whether the encoder takes a clip of these frames, rows and columns of pixels.
+
+    Raises:
+        UnsupportedError: it takes no square of whole cells.
     """
     random = np.random.default_rng(0)
-    time, rows, columns = encoder.scale_factors
+    _, rows, columns = encoder.scale_factors
+    side, lengths = _clips(encoder, takes)
     cells: list[F32] = []
     colours: list[F32] = []
-    for number in range(PICTURES):
-        frames = 1 if number else time + 1
-        picture = random.random((SIDE, SIDE, 3), np.float32)
+    while sum(map(len, cells)) < SAMPLES:
+        frames = lengths[min(len(cells), len(lengths) - 1)]
+        picture = random.random((side, side, 3), np.float32)
         pixels = picture.repeat(rows, 0).repeat(columns, 1) * 2 - 1
         clip = np.broadcast_to(
             np.moveaxis(pixels, -1, 0)[None, :, None], (1, 3, frames, *pixels.shape[:2])
@@ -88,3 +99,21 @@ def fit_colours(encoder: VideoEncoder) -> LatentColours:
     found = np.linalg.solve(scaled.T @ scaled + penalty, scaled.T @ (wanted - target))
     weights = (found / spread[:, None]).astype(np.float32)
     return LatentColours(weights=weights, bias=(target - mean @ weights).astype(np.float32))
+
+
+def _clips(
+    encoder: VideoEncoder, takes: Callable[[int, int, int], bool]
+) -> tuple[int, tuple[int, ...]]:
+    """Cells of a side, the largest square up to `SIDE`; frames of the first clip and of the others.
+    Only the first one has two latent frames, which costs an encoder as much as nine pictures.
+    """
+    time, rows, columns = encoder.scale_factors
+    for side in range(SIDE, 0, -1):
+        lengths = (time + 1, 1)
+        if found := tuple(n for n in lengths if takes(n, side * rows, side * columns)):
+            return side, found
+    raise UnsupportedError(
+        f"a preview needs the video encoder at a square of up to {SIDE * columns}x{SIDE * rows} "
+        "pixels, which this bundle was not built for; leave the preview out, or build again with "
+        "such a clip in --shapes."
+    )

@@ -16,6 +16,7 @@ import numpy as np
 from ltx2rt.backends.device_memory import DeviceTensor
 from ltx2rt.backends.device_stack import DeviceStack
 from ltx2rt.backends.device_steps import DeviceSteps
+from ltx2rt.backends.host_stack import HostStack
 from ltx2rt.backends.stack import Call, Stack
 from ltx2rt.components.stack_plans import streams_of
 from ltx2rt.components.stage_constants import PassKind, StageConstants
@@ -52,6 +53,11 @@ class Transformer:
     @property
     def num_layers(self) -> int:
         return self._stack.num_layers
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether its layers run on a GPU, or several."""
+        return not isinstance(self._stack, HostStack)
 
     @contextmanager
     def stage(self) -> Iterator[None]:

@@ -20,10 +20,20 @@ BLUE_DIFFERENCE = tuple(np.float32(v) for v in (-0.1146, -0.3854, 0.5))
 RED_DIFFERENCE = tuple(np.float32(v) for v in (0.5, -0.4542, -0.0458))
 
 U16 = NDArray[np.uint16]
-#: 8-bit frames: `i420` `[f, 3 * H / 2, W]` as `rgb_to_i420` gives them; `rgb` `[f, H, W, 3]`,
-#: truncated, or rounded as `to_uint8` does
-ByteForm = Literal["i420", "rgb", "rgb_rounded"]
+#: what frames may leave a decoder as, and a file is written from: `i420` `[f, 3 * H / 2, W]` uint8
+#: as `rgb_to_i420` gives them; `rgb` `[f, H, W, 3]` uint8, truncated, or rounded as `to_uint8`
+#: does; `yuv422p10` `[f, 2 * H, W]` uint16 as `pack_yuv422p10` gives them
+PackedForm = Literal["i420", "rgb", "rgb_rounded", "yuv422p10"]
+#: the same, or `float` `[f, H, W, 3]` float32 in [0, 1]
+FrameForm = Literal["i420", "rgb", "rgb_rounded", "yuv422p10", "float"]
 Frames = Array  # [f, H, W, 3], float in [0, 1] or uint8
+
+
+def frame_shape(form: FrameForm, height: int, width: int) -> tuple[int, ...]:
+    """Of one frame in a form."""
+    if form == "i420":
+        return height * 3 // 2, width
+    return (2 * height, width) if form == "yuv422p10" else (height, width, 3)
 
 
 def check_frames(frames: Frames) -> None:
@@ -104,21 +114,23 @@ def rgb_to_i420(frames: Frames) -> tuple[U8, int]:
     return out, not_numbers
 
 
-def cropped(frames: Array, height: int, width: int) -> Array:
-    """The upper left part of 8-bit frames of any `ByteForm`, or of floats; sides are even where
-    colours are shared.
+def cropped(frames: Array, height: int, width: int, top: int = 0, left: int = 0) -> Array:
+    """A part of frames in any `FrameForm`, the upper left one unless said otherwise; sides and
+    corner are even where colours are shared.
     """
     if frames.ndim == 4:
-        return frames[:, :height, :width]
+        return frames[:, top : top + height, left : left + width]
     count, rows, columns = frames.shape
-    whole = rows * 2 // 3
+    down = 1 if frames.dtype == np.uint16 else 2  # rows that share a colour
+    whole = rows // 2 if down == 1 else rows * 2 // 3
     if (whole, columns) == (height, width):
         return frames
-    luma = frames[:, :height, :width].reshape(count, -1)
-    chroma = frames[:, whole:].reshape(count, 2, whole // 2, columns // 2)
-    shared = chroma[:, :, : height // 2, : width // 2].reshape(count, -1)
+    luma = frames[:, top : top + height, left : left + width].reshape(count, -1)
+    chroma = frames[:, whole:].reshape(count, 2, whole // down, columns // 2)
+    top, left = top // down, left // 2
+    shared = chroma[:, :, top : top + height // down, left : left + width // 2].reshape(count, -1)
     packed: Array = np.concatenate([luma, shared], axis=1)
-    return packed.reshape(count, height * 3 // 2, width)
+    return packed.reshape(count, -1, width)
 
 
 def rgb_to_yuv422p10(frame: Frames) -> tuple[tuple[U16, U16, U16], int]:
@@ -141,6 +153,26 @@ def rgb_to_yuv422p10(frame: Frames) -> tuple[tuple[U16, U16, U16], int]:
     )
     y, u, v = (np.rint(p * np.float32(s) + np.float32(o)).astype(np.uint16) for p, s, o in weighed)
     return (y, u, v), not_numbers
+
+
+def pack_yuv422p10(frames: Frames) -> tuple[U16, int]:
+    """Frames `[f, H, W, 3]` as `rgb_to_yuv422p10` makes them, planes one after another: H rows of
+    Y, then all of U, then all of V, `[f, 2 * H, W]`; and the NaN count.
+    """
+    count, height, width = frames.shape[:3]
+    packed, not_numbers = np.empty((count, 2 * height, width), np.uint16), 0
+    for frame, into in zip(frames, packed, strict=True):
+        planes, bad = rgb_to_yuv422p10(frame)
+        into.reshape(-1)[:] = np.concatenate([plane.reshape(-1) for plane in planes])
+        not_numbers += bad
+    return packed, not_numbers
+
+
+def yuv422p10_planes(packed: U16) -> tuple[U16, U16, U16]:
+    """Y, U and V of a frame `[2 * H, W]`."""
+    height, width = packed.shape[0] // 2, packed.shape[1]
+    blue, red = packed[height:].reshape(2, height, width // 2)
+    return packed[:height], blue, red
 
 
 def _weigh(planes: Sequence[F32], weights: tuple[np.float32, ...]) -> F32:

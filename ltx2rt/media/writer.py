@@ -28,12 +28,13 @@ from ltx2rt.media.audio import AudioTrack, audio_samples, check_rate, check_wave
 from ltx2rt.media.audio import write_audio as write_audio
 from ltx2rt.media.color import (
     U16,
-    ByteForm,
     Frames,
+    PackedForm,
     check_frames,
+    pack_yuv422p10,
     rgb_to_i420,
-    rgb_to_yuv422p10,
     to_uint8,
+    yuv422p10_planes,
 )
 from ltx2rt.media.encoding import VideoEncoding, sound_codec, stored_rate
 from ltx2rt.media.files import (
@@ -218,24 +219,29 @@ class VideoWriter:
         return stream
 
     @property
-    def byte_form(self) -> ByteForm | None:
-        """What frames become before they are encoded; None: numbers of more than 8 bits."""
-        forms: dict[str, ByteForm] = {"yuv420p": "i420", "bgr0": "rgb_rounded"}
+    def packed_form(self) -> PackedForm | None:
+        """What frames become before they are encoded."""
+        forms: dict[str, PackedForm] = {
+            "yuv420p": "i420",
+            "bgr0": "rgb_rounded",
+            "yuv422p10le": "yuv422p10",
+        }
         return forms.get(self._row.pixels)
 
     def write(self, chunk: Frames) -> None:
         """Append frames and the sound that goes with them.
 
         Args:
-            chunk: `[f, H, W, 3]`, float in [0, 1] (clamped; NaN is black) or uint8; or I420, see
-                `write_i420`.
+            chunk: `[f, H, W, 3]`, float in [0, 1] (clamped; NaN is black) or uint8; or what
+                `write_i420` or `write_yuv422p10` takes.
 
         Raises:
             ShapeError: not frames of the declared size.
             MediaError: the file cannot be written, e.g. the disk is full.
         """
         if chunk.ndim == 3:
-            return self.write_i420(chunk)
+            is_wide = chunk.dtype == np.uint16
+            return self.write_yuv422p10(chunk) if is_wide else self.write_i420(chunk)
         check_frames(chunk)
         self._check_size(chunk.shape[2], chunk.shape[1])
         for start in range(len(chunk)):  # one by one: bounds memory, and encoding overlaps
@@ -247,8 +253,8 @@ class VideoWriter:
     def _converted(self, frame: Array) -> tuple[VideoFrame, int]:
         """A frame as the encoder takes it, and its NaN count."""
         if self._row.pixels == "yuv422p10le":
-            planes, not_numbers = rgb_to_yuv422p10(frame)
-            return frame_of(planes, "yuv422p10le"), not_numbers
+            wide, not_numbers = pack_yuv422p10(frame[None])
+            return frame_of(yuv422p10_planes(wide[0]), "yuv422p10le"), not_numbers
         if self._row.pixels == "bgr0":
             pixels, not_numbers = to_uint8(frame)
             made = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -286,6 +292,28 @@ class VideoWriter:
         with self._sink.guard():
             for packed in chunk:
                 self._append(av.VideoFrame.from_ndarray(packed, format="yuv420p"))
+
+    def write_yuv422p10(self, chunk: U16) -> None:
+        """Append frames of 10 bits that are converted already (see `color.pack_yuv422p10`).
+
+        Args:
+            chunk: `[f, 2 * H, W]` uint16, for a file of such pixels.
+
+        Raises:
+            ShapeError: not planes of the declared size, or the file has other pixels.
+            MediaError: the file cannot be written.
+        """
+        expected = (2 * self.height, self.width)
+        fits = self._row.pixels == "yuv422p10le"
+        if not fits or chunk.dtype != np.uint16 or chunk.ndim != 3 or chunk.shape[1:] != expected:
+            raise ShapeError(
+                f"4:2:2 frames of 10 bits have shape {list(chunk.shape)} and type {chunk.dtype};"
+                f" expected [frames, {expected[0]}, {expected[1]}] uint16, in a file of yuv422p10le"
+                f" (this one has {self._row.pixels})."
+            )
+        with self._sink.guard():
+            for packed in chunk:
+                self._append(frame_of(yuv422p10_planes(packed), "yuv422p10le"))
 
     def _append(self, frame: VideoFrame) -> None:
         """Encode the next frame, and the sound up to its end."""

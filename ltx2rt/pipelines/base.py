@@ -129,7 +129,7 @@ class Pipeline(PipelineRequests):
         resume: bool = False,
     ) -> Clip:
         """The clip of a request that `accept` gave back; for the rest see a call."""
-        with self.engines.turn():
+        with self.engines.run():
             for loras in self.stage_loras(request):
                 self.check_loras(loras)
                 self._warn_of_late_connectors(request, loras)
@@ -256,6 +256,7 @@ class Pipeline(PipelineRequests):
             audio_latent=audio,
             decode_video=partial(decode_video, self.engines, run.generator.copy()),
             decode_audio=partial(decode_audio, self.engines),
+            sound_is_apart=self.engines.sound_is_apart,
             scale_factors=self.scale_factors,
             sampling_rate=self.source.model.audio_sampling_rate,
             frame_rate=frame_rate or run.config.frame_rate,

@@ -8,14 +8,15 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx2rt.backends.device_frames import DeviceFrames
+from ltx2rt.backends.device_frames import DeviceFrames, Tiles
 from ltx2rt.bundle.source import ModelFacts
 from ltx2rt.components.decoder_tiles import Cells, DecoderOptions, auto_tiling
+from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.components.finite import check_finite, not_finite
-from ltx2rt.components.video_decoder import Axes, Progress, VideoDecoder
+from ltx2rt.components.video_decoder import Progress, VideoDecoder
 from ltx2rt.engine import Array
 from ltx2rt.latents.tiling import TilingConfig
-from ltx2rt.media.color import ByteForm
+from ltx2rt.media.color import FrameForm, PackedForm, cropped
 from ltx2rt.names import (
     AUDIO_DECODER,
     DEVICE_FRAMES,
@@ -31,6 +32,9 @@ from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job
 from ltx2rt.sampling.gpu_noise import Generator
 
+#: frames, rows and columns of pixels
+Part = tuple[int, slice, slice]
+
 
 def decode_video(
     engines: Engines,
@@ -38,7 +42,7 @@ def decode_video(
     job: Job,
     latent: Array,
     tiling: str,
-    form: ByteForm | None = None,
+    form: PackedForm | None = None,
 ) -> Iterator[Array]:
     """Chunks of float32 `[f, H, W, 3]` in [0, 1], finished ones while later tiles decode; the
     decoder is released. Other threads wait for their turn until the last one, or until the iterator
@@ -49,57 +53,70 @@ def decode_video(
             so that every decoding gives the same frames.
         latent: `[1, C, F, H, W]`.
         tiling: as `chosen_tiling` gave it.
-        form: bytes that will do: chunks are uint8 in this form where the decoder's device makes
-            them.
+        form: what will do instead: chunks are in this form where the decoder's device makes them.
     """
 
     def on_tile(done: int, total: int) -> None:
         job.report("decode video", done, total)
 
     chosen, allowed = TilingConfig.parse(tiling), engines.runtime.allow_nan
-    with engines.turn():
+    draw = generator.copy().randn
+    parts = (VIDEO_DECODER, *DEVICE_FRAMES, *DIFFUSION_DECODER)
+    with engines.turns.taken(), engines.decoding(*parts):
         job.report("decode video", 0, 1)
-        decoder = engines.video_decoder()
-        if isinstance(decoder, VideoDecoder):
-            axes = decoder.tiles(latent, chosen)
-            device = None if form is None else engines.device_frames()
-            against = _reason_against(device, latent, axes, allow_nan=allowed)
-            if form is not None and device is not None and against is None:
-                yield from _bytes(device, latent, axes, form, on_tile)
-                engines.release(VIDEO_DECODER, *DEVICE_FRAMES)
+        decoder, device = engines.video_decoder(), engines.device_frames()
+        if device is not None:
+            # NaN that is let through is for the caller to find
+            wanted: FrameForm = "float" if form is None or allowed else form
+            tiles = engines.device_tiles(latent, chosen, draw)
+            reason = tiles if isinstance(tiles, str) else device.reason_against(tiles, wanted)
+            if reason is None and not isinstance(tiles, str):
+                part = _part(decoder, latent)
+                yield from _finished(device, tiles, wanted, on_tile, part, allow_nan=allowed)
                 return
-            if device is not None:
-                job.report("decode video", 0, 1, f"on the host: {against}")
+            job.on_host("decode video", str(reason))
+        elif engines.decodes_on_device:
+            job.on_host("decode video", "no engines finish frames on the device: build it again")
+        if isinstance(decoder, VideoDecoder):
             chunks = decoder.decode(latent, chosen, on_tile)
         else:
-            chunks = decoder.decode(latent, generator.copy().randn, chosen, on_tile)
+            chunks = decoder.decode(latent, draw, chosen, on_tile)
         for chunk in chunks:
             check_finite("decode video", {"frames": chunk}, allowed=allowed)
             yield chunk
-        engines.release(VIDEO_DECODER, *DEVICE_FRAMES, *DIFFUSION_DECODER)
 
 
-def _reason_against(
-    device: DeviceFrames | None, latent: Array, axes: Axes, *, allow_nan: bool
-) -> str | None:
-    """Why frames are blended on the host although a device decodes them; None: they are not. This
-    is the one place that decides.
-    """
-    if device is None:
+def _part(decoder: VideoDecoder | DiffusionVideoDecoder, latent: Array) -> Part | None:
+    """The part of what comes down that is the clip; None: all of it."""
+    if isinstance(decoder, VideoDecoder):
         return None
-    if allow_nan:
-        return "NaN is let through, and is counted there frame by frame"
-    return device.reason_against(latent, axes)
+    layout = decoder.layout(latent)
+    return layout.frames, layout.rows, layout.columns
 
 
-def _bytes(
-    device: DeviceFrames, latent: Array, axes: Axes, form: ByteForm, progress: Progress
+def _finished(
+    device: DeviceFrames,
+    tiles: Tiles,
+    form: FrameForm,
+    progress: Progress,
+    part: Part | None,
+    *,
+    allow_nan: bool,
 ) -> Iterator[Array]:
-    with closing(device.frames(latent, axes, form, progress)) as chunks:
+    """Chunks that a device finished."""
+    left, rows, columns = part or (None, slice(0, 0), slice(0, 0))
+    with closing(device.frames(tiles, form, progress)) as chunks:
         for chunk, not_numbers in chunks:
-            if not_numbers:
+            if not_numbers and not allow_nan:
                 raise not_finite("decode video", "frames")
-            yield chunk
+            if left is None:
+                yield chunk
+                continue
+            kept = chunk[:left]
+            left -= len(kept)
+            if len(kept):
+                height, width = rows.stop - rows.start, columns.stop - columns.start
+                yield cropped(kept, height, width, rows.start, columns.start)
 
 
 def chosen_tiling(source: ModelFacts, tiling: str, cells: Sequence[int]) -> str:
@@ -127,7 +144,7 @@ def chosen_tiling(source: ModelFacts, tiling: str, cells: Sequence[int]) -> str:
 
 def decode_audio(engines: Engines, job: Job, latent: Array) -> tuple[NDArray[np.float32], int]:
     """Waveform `[2, N]` in [-1, 1] and its rate in Hz; the decoder is released."""
-    with engines.turn():
+    with engines.sound_turns().taken():
         job.report("decode audio", 0, 1)
         sound = engines.audio_decoder()(latent)
         check_finite("decode audio", {"the sound": sound[0]}, allowed=engines.runtime.allow_nan)

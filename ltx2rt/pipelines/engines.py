@@ -17,7 +17,8 @@ from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.source import ModelFacts, ModelLoader, ModelSource
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
-from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
+from ltx2rt.components.device_tiles import ConvolutionTiles, DiffusionTiles
+from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder, Draw
 from ltx2rt.components.duration_head import DurationHead
 from ltx2rt.components.language_model import MULTIPLE, LanguageModel
 from ltx2rt.components.preview import LatentColours, fit_colours, read_colours, write_colours
@@ -28,15 +29,17 @@ from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.engine import Engine
+from ltx2rt.engine import F32, Engine
 from ltx2rt.env import cache_dir
-from ltx2rt.errors import EngineError, UnsupportedError
+from ltx2rt.errors import EngineError, OptionError, UnsupportedError
 from ltx2rt.latents.shapes import VideoScaleFactors
+from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
+from ltx2rt.media.color import FrameForm
 from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
-    DEVICE_FRAMES,
+    DECODE,
     DEVICE_STEPS,
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
@@ -44,15 +47,36 @@ from ltx2rt.names import (
     LANGUAGE_HEAD,
     TEXT_BLOCK_FULL,
     TEXT_STACK,
+    TRANSFORMER,
     TRANSFORMER_BLOCK,
     TRANSFORMER_STACK,
+    VIDEO_BLEND,
     VIDEO_DECODER,
     VIDEO_ENCODER,
+    VIDEO_FLOAT,
+    VIDEO_I420,
+    VIDEO_RGB,
+    VIDEO_UNPATCH,
+    VIDEO_YUV422,
     VOCODER,
     WRITING_STACK,
     StackNames,
 )
+from ltx2rt.pipelines.built_sizes import built_buckets
 from ltx2rt.pipelines.turns import Turns
+
+#: form of finished frames -> the device graph that gives it
+FINISHERS: dict[FrameForm, str] = {
+    "i420": VIDEO_I420,
+    "rgb": VIDEO_RGB,
+    "rgb_rounded": VIDEO_RGB,
+    "float": VIDEO_FLOAT,
+    "yuv422p10": VIDEO_YUV422,
+}
+
+#: what makes frames and sound of a finished clip
+_DECODERS = {VIDEO_DECODER, AUDIO_DECODER, VOCODER, *DIFFUSION_DECODER, *DEVICE_FRAMES}
+_DECODERS |= set(FINISHERS.values())
 
 
 class Engines:
@@ -75,6 +99,12 @@ class Engines:
         self._loras: tuple[Lora, ...] = ()
         self._text_loras: tuple[Lora, ...] = ()
         self.turns = Turns()
+        self._sound_turns = Turns()
+        #: the stage that has the GPU, where it has room for one at a time; None for all
+        self._stage: str | None = None
+        self._decoding = 0
+        #: whose text encoder is this one's too, if it has none of its own
+        self.text_from: Engines | None = None
         #: the last prompts, the LoRAs that changed connectors or projections, and the contexts:
         #: encoded once for several clips
         self.contexts: tuple[tuple[str, ...], tuple[Lora, ...], TextContext] | None = None
@@ -90,6 +120,7 @@ class Engines:
     def close(self) -> None:
         """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
         self.turns.close()
+        self._sound_turns.close()
         for names in list(self._stacks):
             self._release_stack(names)
         while self._engines:
@@ -100,25 +131,15 @@ class Engines:
     def engine(self, name: str) -> Engine:
         """A component's engine, loaded on first use."""
         if name not in self._engines:
+            self._make_room(name)
             self._engines[name] = self.loader.engine(name, self.runtime)
         return self._engines[name]
 
-    def release(self, *names: str) -> None:
-        """These parts are done for this clip: free them unless engines stay resident."""
-        if self.runtime.residency == "resident":
-            return
-        for stack in list(self._stacks):
-            if set(names) & set(stack.components):
-                self._release_stack(stack)
-        for name in names:
-            engine = self._engines.pop(name, None)
-            if engine is not None:
-                engine.close()
-
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Other threads wait. What ends early (cancelled, an error) frees what is loaded unless
-        engines stay resident: the next clip has the memory that was planned for it.
+    def run(self) -> Iterator[None]:
+        """Other threads wait. What ends early (cancelled, an error) frees the transformer and what
+        stands beside it, unless engines stay resident: the next clip has the memory that was
+        planned for it. Decoders may still be at an earlier clip.
 
         Raises:
             OptionError: the pipeline is closed.
@@ -126,13 +147,59 @@ class Engines:
         with self.turns.taken():
             try:
                 yield
-            except GeneratorExit:  # frames that nobody asks for any more: no error
-                raise
             except BaseException:
-                begun = {name for names in self._stacks for name in names.components}
+                begun = [n for n in self._engines if n not in _DECODERS]
                 with suppress(EngineError):  # of a GPU that is lost: what ended it says more
-                    self.release(*begun, *self._engines)
+                    self.release(*TRANSFORMER, *begun)
                 raise
+
+    @contextmanager
+    def decoding(self, *names: str) -> Iterator[None]:
+        """Frames are made by these engines, one chunk after another; they are released, also where
+        nobody wanted the rest of them.
+        """
+        self._decoding += 1
+        try:
+            yield
+        finally:
+            self._decoding -= 1
+            self.release(*names)
+
+    def _make_room(self, name: str) -> None:
+        """Where a GPU has room for one stage at a time, free what others have loaded.
+
+        Raises:
+            OptionError: one of them is not done.
+        """
+        if not isinstance(self.loader, Loader):
+            return
+        stage = self.loader.stage_of(name, self.runtime)
+        if stage == self._stage:
+            return
+        if self._decoding and self._stage == DECODE:
+            raise OptionError(
+                "this GPU has room for one stage at a time: decode the clip before to its last "
+                "frame, or close its frames, before the next one begins."
+            )
+        for names in list(self._stacks):
+            self._release_stack(names)
+        while self._engines:
+            self._engines.popitem()[1].close()
+        self._stage = stage
+
+    def release(self, *names: str) -> None:
+        """These parts are done for this clip: free them unless engines stay resident."""
+        if self.runtime.residency == "resident":
+            return
+        if self.text_from is not None:
+            self.text_from.release(*names)
+        for stack in list(self._stacks):
+            if set(names) & set(stack.components):
+                self._release_stack(stack)
+        for name in names:
+            engine = self._engines.pop(name, None)
+            if engine is not None:
+                engine.close()
 
     def _release_stack(self, names: StackNames) -> None:
         """Free a stack, whatever the residency: other weights follow, or the end."""
@@ -147,6 +214,7 @@ class Engines:
 
     def _stack(self, names: StackNames, loras: Sequence[Lora] = ()) -> Stack:
         if names not in self._stacks:
+            self._make_room(names.head)
             self._stacks[names] = self.loader.stack(names, self.runtime, loras)
         return self._stacks[names]
 
@@ -159,6 +227,8 @@ class Engines:
         """Tokenizer and text encoder, with LoRAs merged into connectors and projections. Unless
         engines stay resident, a layer's weights are let go as soon as it has run.
         """
+        if self.text_from is not None:
+            return self.text_from.prompt_encoder(loras)
         if self._text_loras != tuple(loras):
             self._release_stack(TEXT_STACK)
             self._text_loras = tuple(loras)
@@ -181,6 +251,7 @@ class Engines:
             )
         for names in list(self._stacks):
             self._release_stack(names)
+        self._make_room(LANGUAGE_HEAD)
         has_engines = isinstance(source, Bundle) and source.component(LANGUAGE_HEAD).engines
         multiple = MAX_TOKENS if has_engines else MULTIPLE
         with closing(self.loader.stack(WRITING_STACK, self.runtime)) as stack:
@@ -228,7 +299,7 @@ class Engines:
         """Colours of this model's latents, fitted once on a machine.
 
         Raises:
-            UnsupportedError: there is no video encoder to fit them to.
+            UnsupportedError: there is no video encoder to fit them to, or it takes no squares.
         """
         if self._colours is None:
             if not self.source.has(VIDEO_ENCODER):
@@ -247,7 +318,13 @@ class Engines:
             path = cache_dir() / "colours" / name
             if (kept := read_colours(path)) is not None:
                 return kept
-        colours = fit_colours(self.video_encoder())
+        buckets = built_buckets(self.source, VIDEO_ENCODER)
+
+        def takes(frames: int, height: int, width: int) -> bool:
+            sizes = {"F": frames, "H": height, "W": width}
+            return not buckets or any(bucket.holds(sizes) for bucket in buckets)
+
+        colours = fit_colours(self.video_encoder(), takes)
         self.release(VIDEO_ENCODER)
         if path is not None:
             write_colours(path, colours)
@@ -263,18 +340,66 @@ class Engines:
             self.engine(VIDEO_DECODER), self.source.options(VIDEO_DECODER)
         )
 
+    def sound_is_apart(self) -> bool:
+        """Whether sound is decoded beside everything else, on a stream and in memory of its own."""
+        return isinstance(self.loader, Loader) and self.loader.sound_is_apart(self.runtime)
+
+    def sound_turns(self) -> Turns:
+        """What keeps decoders of sound to one thread at a time."""
+        return self._sound_turns if self.sound_is_apart() else self.turns
+
+    @property
+    def decodes_on_device(self) -> bool:
+        """Whether the video decoder is an engine of a device."""
+        diffusion = self.source.has(*DIFFUSION_DECODER)
+        name = DIFFUSION_FEATURES if diffusion else VIDEO_DECODER
+        return isinstance(self.engine(name), TrtEngine)
+
     def device_frames(self) -> DeviceFrames | None:
         """What finishes frames on the device that decodes them; None where none does, or the bundle
         was built before there was one.
         """
-        decoder = self.engine(VIDEO_DECODER)
-        if not isinstance(decoder, TrtEngine) or not self.source.has(*DEVICE_FRAMES):
+        if not self.source.has(VIDEO_BLEND):
             return None
-        blend, rgb, i420 = (self.engine(name) for name in DEVICE_FRAMES)
-        assert isinstance(blend, TrtEngine)
-        assert isinstance(rgb, TrtEngine)
-        assert isinstance(i420, TrtEngine)
-        return DeviceFrames(decoder, blend, rgb, i420)
+        blend = self.engine(VIDEO_BLEND)
+        if not isinstance(blend, TrtEngine):
+            return None
+        finishers: dict[FrameForm, TrtEngine] = {}
+        for form, name in FINISHERS.items():
+            if self.source.has(name):
+                engine = self.engine(name)
+                assert isinstance(engine, TrtEngine)
+                finishers[form] = engine
+        return DeviceFrames(blend, finishers)
+
+    def device_tiles(
+        self, latent: F32, tiling: TilingConfig, draw: Draw
+    ) -> ConvolutionTiles | DiffusionTiles | str:
+        """What decodes the tiles of a clip on its device, or why nothing does.
+
+        Args:
+            draw: gives the noise of a diffusion decoder.
+
+        Raises:
+            ShapeError: the tiling does not fit the latent.
+        """
+        decoder = self.video_decoder()
+        if isinstance(decoder, VideoDecoder):
+            axes = decoder.tiles(latent, tiling)
+            assert isinstance(decoder.engine, TrtEngine)
+            return ConvolutionTiles(decoder.engine, latent, axes)
+        if not decoder.takes_one_step:
+            return "the diffusion decoder takes several steps to a picture"
+        if not self.source.has(VIDEO_UNPATCH):
+            return "the bundle was built before diffusion decoders finished there: build it again"
+        features, context, pixels, unpatch = (*decoder.engines, self.engine(VIDEO_UNPATCH))
+        assert isinstance(features, TrtEngine)
+        assert isinstance(context, TrtEngine)
+        assert isinstance(pixels, TrtEngine)
+        assert isinstance(unpatch, TrtEngine)
+        layout = decoder.layout(latent, tiling)
+        engines = features, context, pixels
+        return DiffusionTiles(engines, unpatch, decoder.options, layout, draw)
 
     def audio_encoder(self) -> AudioEncoder:
         options = self.source.options(AUDIO_ENCODER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,7 @@ from ltx2rt.engine import U8, Array
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.lora.files import Lora
-from ltx2rt.media.color import ByteForm, cropped
+from ltx2rt.media.color import PackedForm, cropped
 from ltx2rt.media.encoding import VideoEncoding
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.pipelines.request import Request
@@ -39,9 +39,9 @@ class Clip:
         job: progress, cancelling and timings of this clip.
         latents: `stage_1.video`, `stage_1.audio`, ... as they left each stage, float32.
         video_latent, audio_latent: what the decoders get; None: the clip has no picture, no sound.
-        decode_video: job, latent, tiling (as `GenerationConfig.tiling`) and the form of bytes that
-            will do, or None, to chunks of float32 `[f, H, W, 3]` in [0, 1], or of those bytes; its
-            pipeline must stay open until the clip is decoded.
+        decode_video: job, latent, tiling (as `GenerationConfig.tiling`) and the form that will do,
+            or None, to chunks of float32 `[f, H, W, 3]` in [0, 1], or of that form; its pipeline
+            must stay open until the clip is decoded.
         decode_audio: job and latent to a waveform `[2, N]` and its rate in Hz.
         scale_factors: pixels per latent cell.
         sampling_rate: of decoded sound, in Hz.
@@ -55,6 +55,7 @@ class Clip:
         hdr: what the codes of a clip of high dynamic range mean.
         record_paths: how its files write the paths of what it was made from; None: they say nothing
             about how it was made.
+        sound_is_apart: whether sound may be decoded beside the picture, from another thread.
     """
 
     record: Record
@@ -62,7 +63,7 @@ class Clip:
     latents: Mapping[str, Array]
     video_latent: Array | None
     audio_latent: Array | None
-    decode_video: Callable[[Job, Array, str, ByteForm | None], Iterator[Array]]
+    decode_video: Callable[[Job, Array, str, PackedForm | None], Iterator[Array]]
     decode_audio: Callable[[Job, Array], tuple[NDArray[np.float32], int]]
     scale_factors: VideoScaleFactors
     sampling_rate: int
@@ -74,6 +75,7 @@ class Clip:
     generators: Mapping[str, Array] = field(default_factory=dict)
     hdr: HdrFormat | None = None
     record_paths: RecordPaths | None = "relative"
+    sound_is_apart: Callable[[], bool] = lambda: False
 
     @property
     def request(self) -> Request:
@@ -137,13 +139,13 @@ class Clip:
         """
         return self.decoded_frames()
 
-    def frames_as(self, form: ByteForm | None) -> Iterator[Array]:
-        """As `float_frames`, but chunks are uint8 in that form where the decoder's device makes
-        them; not what a clip of high dynamic range holds.
+    def frames_as(self, form: PackedForm | None) -> Iterator[Array]:
+        """As `float_frames`, but chunks are in that form where the decoder's device makes them;
+        not what a clip of high dynamic range holds.
         """
         return self.float_frames() if form is None or self.hdr else self.decoded_frames(form)
 
-    def decoded_frames(self, form: ByteForm | None = None) -> Iterator[Array]:
+    def decoded_frames(self, form: PackedForm | None = None) -> Iterator[Array]:
         """As `frames_as`: what the decoder gives, cropped."""
         if self.video_latent is None:
             return
@@ -244,29 +246,40 @@ class Clip:
         if isinstance(path, str | Path) and (suffix == ".png" or suffix in ANIMATION_FORMATS):
             return self._save_picture(Path(path), frames, encoding)
 
-        with VideoWriter(
-            path,
-            self.width,
-            self.height,
-            self.frame_rate,
-            audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
-            fragmented=fragmented,
-            metadata=self.tags(beside),
-            encoding=encoding,
-        ) as writer:
-            form = writer.byte_form if frames is None else None  # PNG files want other bytes
+        def writer_of(audio: tuple[Array, int] | None) -> VideoWriter:
+            return VideoWriter(
+                path,
+                self.width,
+                self.height,
+                self.frame_rate,
+                audio=audio,
+                fragmented=fragmented,
+                metadata=self.tags(beside),
+                encoding=encoding,
+            )
 
-            def written() -> Generator[Array]:
-                with closing(prefetch(self.frames_as(form))) as chunks:
-                    for chunk in chunks:
+        # refuses what cannot be written before anything is decoded
+        form = writer_of(None).packed_form if frames is None else None  # PNG files want other bytes
+        with self.with_sound(self.frames_as(form)) as decoded:
+            sound = (self.audio, self.audio_sampling_rate) if self.has_audio else None
+            with writer_of(sound) as writer:
+
+                def written() -> Generator[Array]:
+                    for chunk in decoded:
                         writer.write(chunk)
                         yield chunk
 
-            with closing(written()) as chunks:  # an error must not leave the decoder at work
                 if frames is not None:
-                    write_frames(frames, chunks, self.tags(Path(frames)))
-                for _ in chunks:
+                    write_frames(frames, written(), self.tags(Path(frames)))
+                for _ in written():
                     pass
+
+    def with_sound(self, frames: Iterator[Array]) -> AbstractContextManager[Iterator[Array]]:
+        """Frames of this clip as chunks, and `audio` decoded: see `decoded_beside`."""
+        from ltx2rt.results.beside import decoded_beside
+
+        sound = (lambda: self.audio) if self.has_audio else None
+        return decoded_beside(frames, sound, is_apart=self.sound_is_apart())
 
     def _save_joined(
         self,

@@ -18,7 +18,8 @@ from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes
 from ltx2rt_export.graph import ExportedGraph
-from ltx2rt_export.quantize import apply_precision, export_in_precision
+from ltx2rt_export.quantize import apply_precision
+from tests.parity.exports import exported_in
 
 #: LTX-2.3 with two heads of the real sizes: attention fuses only for head sizes that kernels have
 TINY = dataclasses.replace(
@@ -44,7 +45,7 @@ def part_graph(model: str, name: str, precision: str) -> ExportedGraph:
     """Its graph as engines take it; traced once a session and model."""
     if PRECISIONS[precision].format is not None:
         return apply_precision(part_graph(model, name, "bf16"), precision)
-    return fold_transposes(export_in_precision(transformer_part(model, name), precision))
+    return fold_transposes(exported_in(transformer_part(model, name), precision))
 
 
 def builder(

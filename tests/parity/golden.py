@@ -216,13 +216,11 @@ _EXPORTS: dict[str, Any] = {}
 
 def exported_graph(component: Any) -> Any:
     """A component's graph, exported once; the next run of the tests takes it from the cache."""
-    from ltx2rt.env import cache_dir
-    from ltx2rt_export.engines.cache import EngineCache
-    from ltx2rt_export.engines.graphs import GraphCache
+    from tests.parity.exports import exported
 
     key = _key(component)
     if key not in _EXPORTS:
-        _EXPORTS[key] = GraphCache(EngineCache(cache_dir()), {"golden": key}).export(component)
+        _EXPORTS[key] = exported(component)
     return _EXPORTS[key]
 
 

@@ -37,10 +37,10 @@ from ltx2rt_export.modules.video_vae_config import (
     VideoDecoderConfig,
     VideoEncoderConfig,
 )
-from ltx2rt_export.onnx import export_component
 from ltx2rt_export.reference import TorchEngine, component_stack, load_weights
 from tests.parity import tiny_transformer as tiny
 from tests.parity.audio_models import random_tensors
+from tests.parity.exports import exported
 from tests.parity.ort_engine import ort_engine
 
 LATENT_CHANNELS = 4
@@ -72,7 +72,7 @@ def new_file() -> Path:
 
 def both(component: Component) -> tuple[Engine, Engine]:
     """The component in PyTorch and in ONNX Runtime."""
-    return TorchEngine(component), ort_engine(export_component(component))
+    return TorchEngine(component), ort_engine(exported(component))
 
 
 # --- transformer ---------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def transformer_pair(case: TransformerCase) -> tuple[Transformer, Transformer]:
         make(case.metadata, tensors, "av")
         for make in (transformer_head, transformer_block, transformer_tail)
     ]
-    graphs = {part.name: export_component(part) for part in parts}
+    graphs = {part.name: exported(part) for part in parts}
 
     def turned(part: Component) -> list[dict[str, Array]]:
         return [load_weights(layer, graphs[part.name].transposed) for layer in part.layers]

@@ -16,9 +16,9 @@ from ltx2rt_export.modules.mel_config import MelConfig
 from ltx2rt_export.modules.meta import on_meta
 from ltx2rt_export.modules.vocoder import UNUSED_TENSORS, BweVocoder, Vocoder, vocoder
 from ltx2rt_export.modules.vocoder_config import BweConfig, GeneratorConfig, VocoderConfig
-from ltx2rt_export.onnx import export_component
 from ltx2rt_export.reference import TorchEngine
 from tests.parity.audio_models import BWE, GENERATOR, random_tensors
+from tests.parity.exports import exported
 from tests.parity.ort_engine import ort_engine
 from tests.tolerances import ORT_REL_RMS
 
@@ -114,7 +114,7 @@ def test_sizes_of_the_real_models(make, millions: float, tensors: int) -> None:
 
 def check_onnx(part: Component, name: str, shapes: list[tuple[int, ...]], out: list[int]) -> None:
     """One export, then several sizes; `out` are the expected lengths (third axis) of the output."""
-    torch_engine, onnx_engine = TorchEngine(part), ort_engine(export_component(part))
+    torch_engine, onnx_engine = TorchEngine(part), ort_engine(exported(part))
     rng = np.random.default_rng(7)
     for shape, length in zip(shapes, out, strict=True):
         x = rng.standard_normal(shape).astype(np.float32)

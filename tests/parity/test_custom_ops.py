@@ -40,7 +40,6 @@ from ltx2rt_export.modules.transformer import (
     transformer_head,
     transformer_tail,
 )
-from ltx2rt_export.onnx import export_component
 from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.reference import TorchEngine, component_stack, load_weights
 from ltx2rt_kernels import build
@@ -49,6 +48,7 @@ from ltx2rt_kernels.gated_residual import spec as gated
 from ltx2rt_kernels.spec import KernelSpec
 from tests.kernels.graphs import rtx_kernels
 from tests.parity import tiny_transformer as tiny
+from tests.parity.exports import exported
 from tests.parity.ort_engine import ort_engine
 from tests.parity.test_transformer import GOLDEN, case_inputs
 from tests.tolerances import FP8_BLOCK_REL_RMS, ORT_REL_RMS, TOLERANCES
@@ -121,7 +121,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("custom_ops") / "tiny.safetensors"
     file = tiny.write_checkpoint(path, tiny.tiny_config(generation, rope_type=rope))
     component = transformer_block({**tiny.METADATA, "rope_type": rope}, file)
-    return Tiny(generation, rope, file, export_component(component))
+    return Tiny(generation, rope, file, exported(component))
 
 
 def custom_nodes(graph: ExportedGraph) -> dict[str, int]:
@@ -307,7 +307,7 @@ def test_table() -> None:
 def real_block() -> ExportedGraph:
     """A block of LTX-2.3 at its real size, in bfloat16."""
     block = transformer_components(dataclasses.replace(LTX23, num_layers=1))[1]
-    return export_component(block, "bfloat16")
+    return exported(block, "bfloat16")
 
 
 def test_real_sizes_have_kernels(real_block: ExportedGraph) -> None:

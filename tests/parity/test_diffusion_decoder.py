@@ -29,8 +29,8 @@ from ltx2rt_export.modules.diffusion_decoder import (
     rope_split,
 )
 from ltx2rt_export.modules.diffusion_decoder_config import Cells, DiffusionDecoderConfig, Stage
-from ltx2rt_export.quantize import export_in_precision
 from tests.parity.engine_models import builder
+from tests.parity.exports import exported_in
 from tests.tolerances import TOLERANCES
 
 CONFIG: dict[str, Any] = {
@@ -264,7 +264,7 @@ def small_parts() -> tuple[Component, Component]:
 def test_tensorrt_rtx_builds_the_pixel_stage(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     features, pixels = small_parts()
-    graph = fold_transposes(export_in_precision(pixels, "bf16"))
+    graph = fold_transposes(exported_in(pixels, "bf16"))
     options = {features.name: features.options}
     made = builder(tmp_path, "224x256x17", options=options, precision="bf16", target=("sm89",))
     entry = made.build(graph, "bf16", None, tmp_path, Job())

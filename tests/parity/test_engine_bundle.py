@@ -29,7 +29,6 @@ from ltx2rt_export.engines.weights import fold_transposes
 from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.modules.vocoder import vocoder
 from ltx2rt_export.onnx import export_component
-from ltx2rt_export.quantize import export_in_precision
 from tests.parity.audio_models import BWE
 from tests.parity.command_line import (
     build_flags,
@@ -41,6 +40,7 @@ from tests.parity.command_line import (
 )
 from tests.parity.demo_loras import write_demo_lora
 from tests.parity.engine_models import builder
+from tests.parity.exports import exported_in
 from tests.parity.test_audio_vae import tiny_vocoder
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -237,7 +237,7 @@ def test_changed_engines_and_other_versions_are_refused(
 
 def test_vocoder_and_its_local_functions_build_in_float32(cache_dir: Path, tmp_path: Path) -> None:
     part = vocoder(BWE, tiny_vocoder(tmp_path / "v.safetensors", BWE))
-    graph = fold_transposes(export_in_precision(part, "bf16"))
+    graph = fold_transposes(exported_in(part, "bf16"))
     assert graph.dtype == "float32"
     assert graph.model.functions  # the activation is a function, which RTX inlines
     made = builder(

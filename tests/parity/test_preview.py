@@ -12,6 +12,7 @@ from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.components.preview import fit_colours, read_colours
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import GenerationConfig, RuntimeConfig
+from ltx2rt.errors import UnsupportedError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.engines import Engines
@@ -41,15 +42,41 @@ class MeanEncoder(VideoEncoder):
         return (latent + 0.05 * noise).astype(np.float32)
 
 
-def test_colours_are_found_again() -> None:
-    encoder = MeanEncoder()
-    colours = fit_colours(encoder)
+class SmallEncoder(MeanEncoder):
+    """One that takes no more than 64 pixels a side, and at most so many frames."""
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+
+    def takes(self, frames: int, height: int, width: int) -> bool:
+        return frames <= self.frames and max(height, width) <= 64
+
+    def encode(self, video: np.ndarray, tiling: object = None) -> np.ndarray:  # type: ignore[override]
+        assert video.shape[2] > 9 or self.takes(*video.shape[2:])  # the test's own is long
+        return super().encode(video)
+
+
+@pytest.mark.parametrize("frames", [None, 9, 1])
+def test_colours_are_found_again(frames: int | None) -> None:
+    """Also by encoders that take small clips, or images, only."""
+    if frames is None:
+        encoder = MeanEncoder()
+        colours = fit_colours(encoder)
+    else:
+        encoder = small = SmallEncoder(frames)
+        colours = fit_colours(small, small.takes)
     picture = np.array([[(230, 20, 20), (20, 200, 40)], [(30, 30, 240), (128, 128, 128)]], np.uint8)
     pixels = picture.repeat(32, 0).repeat(32, 1).astype(np.float32) / 127.5 - 1
     clip = np.repeat(np.moveaxis(pixels, -1, 0)[None, :, None], 17, axis=2)
     shown = colours(encoder.encode(clip))
     assert shown.shape == (3, 2, 2, 3)
     assert np.abs(shown.astype(float) - picture).max() < 25
+
+
+def test_an_encoder_without_squares_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="a square of up to 192x192 pixels"):
+        fit_colours(MeanEncoder(), lambda *_: False)
 
 
 def test_previews_come_with_the_steps_and_change_nothing(

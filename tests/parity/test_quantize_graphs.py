@@ -30,7 +30,6 @@ from ltx2rt_export.modules.transformer import (
     transformer_head,
     transformer_tail,
 )
-from ltx2rt_export.onnx import export_component
 from ltx2rt_export.quantize import apply_precision, check_precision, component_precision
 from ltx2rt_export.quantize.bind import bind_inputs, bind_weights
 from ltx2rt_export.quantize.component_graph import quantized_modules, rewrite_graph
@@ -40,6 +39,7 @@ from ltx2rt_export.quantize.linears import weight_inputs
 from ltx2rt_export.quantize.range_check import check_float16, check_range
 from ltx2rt_export.quantize.rewrites import REWRITES
 from tests.parity import tiny_transformer as tiny
+from tests.parity.exports import exported
 from tests.parity.onnx_reference import run_reference
 from tests.tolerances import BF16_REL_RMS, QUANT_GRAPH_REL_RMS, QUANT_LOSS, QUANT_ROUNDING
 
@@ -62,7 +62,7 @@ def block(plain_file: SafetensorsFile) -> Component:
 @pytest.fixture(scope="module")
 def graphs(block: Component) -> Graphs:
     """The block in every float dtype."""
-    wide, half = (export_component(block, d) for d in ("float32", "bfloat16"))
+    wide, half = (exported(block, d) for d in ("float32", "bfloat16"))
     return {"float32": wide, "bfloat16": half, "float16": substitute_float(half, "float16")}
 
 
@@ -220,7 +220,7 @@ def test_range_check_names_the_node(
 def test_range_check_of_a_whole_transformer(graphs: Graphs, plain_file: SafetensorsFile) -> None:
     """Head, blocks on what it gives, tail; the first overflow is named."""
     ends = [make(tiny.METADATA, plain_file) for make in (transformer_head, transformer_tail)]
-    narrow = [graphs["float16"], *(export_component(c, "float16") for c in ends)]
+    narrow = [graphs["float16"], *(exported(c, "float16") for c in ends)]
     peaks = check_float16(narrow)
     assert set(peaks) == {"transformer_head", "transformer_block", "transformer_tail"}
     assert all(0.1 < p.value < 1e4 for p in peaks.values())
@@ -279,7 +279,7 @@ def test_targets() -> None:
 
 
 def test_every_head_input_that_carries_time_stays_float32(plain_file: SafetensorsFile) -> None:
-    graph = export_component(transformer_head(tiny.METADATA, plain_file), "bfloat16")
+    graph = exported(transformer_head(tiny.METADATA, plain_file), "bfloat16")
     dtypes = {s.name: s.dtype for s in graph.component.inputs}
     assert dtypes["video_timestep_values"] == dtypes["audio_sigma"] == "float32"
     assert dtypes["video_latent"] == "bfloat16"

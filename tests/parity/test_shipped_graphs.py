@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.shipped_graphs import rows, ship, sources_of
 from ltx2rt.plain_data import to_plain
+from ltx2rt_export import sources
 from ltx2rt_export.catalog import COMPONENTS
 from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
@@ -20,7 +21,6 @@ from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache, package_versions
 from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.modules.tables import Table
-from ltx2rt_export.shipped import find
 from ltx2rt_export.shipped.file import FOLDER, read_shipped, tables_in, tables_out
 from ltx2rt_export.shipped.find import shipped_component, shipped_graph
 
@@ -130,7 +130,7 @@ def test_a_changed_exporter_is_not_overruled(
     demo: ModelFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert shipped_component("transformer_tail", demo) is not None
-    monkeypatch.setattr(find, "_digest", lambda _: "another")
+    monkeypatch.setattr(sources, "source_digest", lambda _: "another")
     assert shipped_component("transformer_tail", demo) is None
 
 

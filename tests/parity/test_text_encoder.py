@@ -27,8 +27,8 @@ from ltx2rt_export.modules.text_encoder import (
     text_tail,
 )
 from ltx2rt_export.modules.text_projection import FeatureExtractorV1, FeatureExtractorV2
-from ltx2rt_export.onnx import export_component
 from ltx2rt_export.reference import TorchEngine, load_weights
+from tests.parity.exports import exported
 from tests.parity.handlers.text import text_encoder_of
 from tests.parity.ort_engine import ort_engine
 from tests.tolerances import ORT_REL_RMS, TOLERANCES
@@ -175,7 +175,7 @@ def test_v2_and_connectors_golden(projection: Component) -> None:
 def test_projection_in_onnx_runtime(projection: Component) -> None:
     inputs = golden_inputs()
     want = TorchEngine(projection)(inputs)
-    got = ort_engine(export_component(projection))(inputs)
+    got = ort_engine(exported(projection))(inputs)
     for name, values in want.items():
         assert rel_rms(got[name], values) <= ORT_REL_RMS, name
 
@@ -270,7 +270,7 @@ def test_text_encoder_is_the_chain_of_its_parts_on_both_backends(
     chain = TorchEngine(projection)(
         {"hidden_states": states, "attention_mask": inputs["attention_mask"]}
     )
-    graphs = {c.name: export_component(c) for c in parts}
+    graphs = {c.name: exported(c) for c in parts}
     whole = text_encoder_of(parts, TorchEngine, lambda c: weights_of(c, frozenset()))
     compiled = text_encoder_of(
         parts,

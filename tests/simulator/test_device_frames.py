@@ -16,13 +16,12 @@ import pytest
 import ltx2rt
 from ltx2rt.backends.device_frames import DeviceFrames
 from ltx2rt.backends.device_memory import DeviceMemory
-from ltx2rt.components.video_decoder import Axes
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device import cuda
-from ltx2rt.engine import F32, U8
+from ltx2rt.engine import F32, U8, Array
 from ltx2rt.errors import EngineError
 from ltx2rt.latents.tiling import TilingConfig
-from ltx2rt.media.color import ByteForm, rgb_to_i420, to_uint8
+from ltx2rt.media.color import PackedForm, pack_yuv422p10, rgb_to_i420, to_uint8
 from ltx2rt.pipelines.decoding import decode_video
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job
@@ -82,36 +81,49 @@ def latent_of(engines: Engines) -> F32:
     return np.random.default_rng(7).standard_normal((1, channels, 4, 3, 4), np.float32)
 
 
-def decoded(engines: Engines, tiling: str, form: ByteForm | None, job: Job | None = None) -> F32:
+def decoded(engines: Engines, tiling: str, form: PackedForm | None, job: Job | None = None) -> F32:
     chunks = decode_video(
         engines, TorchGenerator(0), job or Job(), latent_of(engines), tiling, form
     )
     return np.concatenate(list(chunks))
 
 
-def twin(bundle: Path, tiling: str, form: ByteForm) -> U8:
+def twin(bundle: Path, tiling: str, form: PackedForm | None) -> Array:
     """The same engine on host arrays, blended and converted by numpy."""
     with pytest.MonkeyPatch.context() as patch, engines_of(bundle) as engines:
         use_host_engines(patch)
         frames = decoded(engines, tiling, form)
     assert frames.dtype == np.float32
+    if form is None:
+        return frames
     if form == "i420":
         return rgb_to_i420(frames)[0]
+    if form == "yuv422p10":
+        return pack_yuv422p10(frames)[0]
     return clip.to_uint8(frames) if form == "rgb" else to_uint8(frames)[0]
 
 
 @pytest.mark.parametrize(
     ("tiling", "form"),
-    [("none", "i420"), (TILED, "i420"), (TILED, "rgb"), ("none", "rgb_rounded")],
+    [
+        ("none", "i420"),
+        (TILED, "i420"),
+        (TILED, "rgb"),
+        ("none", "rgb_rounded"),
+        (TILED, "yuv422p10"),
+        (TILED, None),
+    ],
 )
 def test_frames_are_those_of_numpy(
-    simulate: Simulate, decoder_bundle: Path, tiling: str, form: ByteForm
+    simulate: Simulate, decoder_bundle: Path, tiling: str, form: PackedForm | None
 ) -> None:
     want = twin(decoder_bundle, tiling, form)
     gpu = simulate(memory_bytes=1 << 30)
+    job = Job()
     with engines_of(decoder_bundle) as engines:
-        found = decoded(engines, tiling, form)
-    assert found.dtype == np.uint8
+        found = decoded(engines, tiling, form, job)
+    assert not job.host_work
+    assert found.dtype == want.dtype
     np.testing.assert_array_equal(found, want)
     assert len(np.unique(want)) > 50  # a picture, not a plane
     assert gpu.counters().live_bytes == 0
@@ -141,7 +153,7 @@ def test_only_bytes_come_down_beside_the_tiles_that_follow(
     beside = [d for d in downloads if any(gpu.may_overlap(d, tile) for tile in tiles)]
     last = -(-17 // 8) + 1  # of the last tiles, which have none beside them
     assert beside == downloads[:-last]
-    sent = sum(o.bytes for o in work if o.direction == "host to device")
+    sent = sum(o.bytes for o in work if o.direction == "htod")
     assert sent < 200_000  # tiles of the latent, and the weights of their pixels
 
 
@@ -174,32 +186,47 @@ def test_what_is_not_a_number_stops_it(simulate: Simulate, decoder_bundle: Path)
             list(decode_video(engines, TorchGenerator(0), Job(), latent, TILED, "i420"))
 
 
+def test_what_is_not_a_number_is_let_through(simulate: Simulate, decoder_bundle: Path) -> None:
+    """As float32, of which bytes are made where it is counted."""
+    found: list[Array] = []
+    for on_host in (True, False):
+        with pytest.MonkeyPatch.context() as patch, engines_of(decoder_bundle, allow_nan=True) as e:
+            if on_host:
+                use_host_engines(patch)
+            else:
+                simulate(memory_bytes=1 << 30)
+            latent, job = latent_of(e), Job()
+            latent[0, 0, 1, 1, 1] = np.nan
+            chunks = decode_video(e, TorchGenerator(0), job, latent, TILED, "i420")
+            found.append(np.concatenate(list(chunks)))
+            assert not job.host_work
+    assert np.isnan(found[0]).any()
+    assert not np.isnan(found[0]).all()
+    np.testing.assert_array_equal(found[1], found[0])
+
+
 def test_the_host_blends_where_the_device_does_not(
     simulate: Simulate, decoder_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Floats come down then, and progress says why."""
+    """Floats come down then; progress, the job and a trace say why."""
     simulate(memory_bytes=1 << 30)
-    details: list[str] = []
-
-    def told(engines: Engines) -> str:
-        details.clear()
-        job = Job(lambda p: details.append(p.detail))
-        assert decoded(engines, TILED, "i420", job).dtype == np.float32
-        return " ".join(details)
-
-    with engines_of(decoder_bundle, allow_nan=True) as engines:
-        assert "NaN is let through" in told(engines)
     with engines_of(decoder_bundle) as engines:
         frames = engines.device_frames()
         assert frames is not None
         wide = np.zeros((1, 128, 4, 9, 4), np.float32)
-        assert "288 were not built" in str(frames.reason_against(wide, tiles_of(wide)))
+        tiles = engines.device_tiles(wide, TilingConfig.none(), TorchGenerator(0).randn)
+        assert "288 were not built" in str(frames.reason_against(tiles, "i420"))
+        older = DeviceFrames(frames.blend, {"i420": frames.finishers["i420"]})
+        assert "leave as yuv422p10" in str(older.reason_against(tiles, "yuv422p10"))
         monkeypatch.setattr(type(frames.memory.tensors), "gap", lambda self: 1 << 20)
-        assert "0.00 GiB are planned" in told(engines)
-
-
-def tiles_of(latent: F32) -> Axes:
-    return TilingConfig.none().tiles(latent.shape[2:])
+        details: list[str] = []
+        job = Job(lambda p: details.append(p.detail))
+        with ltx2rt.Trace() as trace:
+            assert decoded(engines, TILED, "i420", job).dtype == np.float32
+        reason = job.host_work["decode video"]
+        assert "0.00 GiB are planned" in reason
+        assert f"on the host: {reason}" in details
+        assert trace.notes == (f"decode video on the host: {reason}",)
 
 
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,9 +268,11 @@ def test_frames_share_the_planned_memory(decoder_bundle: Path) -> None:
         engines.video_decoder()
         plan = engines.loader._card_of(RuntimeConfig()).plan
         assert plan.finishes_frames
+        assert plan.finishes_floats
         assert "blended on the card" in plan.text()
         before = gpu.counters()
         decoded(engines, "auto", "i420")
+        decoded(engines, "auto", None)
         assert (gpu.counters() - before).allocations == 0
         assert isinstance(engines.device_frames(), DeviceFrames)
         assert isinstance(engines.device_frames().memory, DeviceMemory)

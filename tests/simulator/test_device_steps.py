@@ -15,13 +15,11 @@ from PIL import Image
 import ltx2rt
 from ltx2rt.backends.device_steps import DeviceLatents
 from ltx2rt.components import device_sampling, diffusion_stage
-from ltx2rt.components.preview import LatentColours
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device import cuda
 from ltx2rt.engine import F32, Array
 from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.latents.state import LatentState, make_audio_state
-from ltx2rt.pipelines import engines
 from ltx2rt.progress import Progress
 from ltx2rt.sampling.guidance import GuiderParams, guided
 from ltx2rt.sampling.samplers import (
@@ -216,8 +214,10 @@ def test_what_needs_the_host_says_so(
 ) -> None:
     bundle = engine_bundle("bf16")
     simulate(memory_bytes=1 << 30)
-    latents = make(bundle, **options)
+    job = ltx2rt.Job()
+    latents = make(bundle, **options, job=job)
     assert reason in str(asked[0])
+    assert job.host_work == {"stage_1": asked[0]}
     assert all(np.isfinite(latent).all() for latent in latents.values())
 
 
@@ -225,15 +225,13 @@ def test_previews_and_cancelling(
     simulate: Simulate,
     engine_bundle: EngineBundle,
     asked: list[str | None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = engine_bundle("bf16")
     gpu = simulate(memory_bytes=1 << 30)
-    grey = LatentColours(weights=np.zeros((128, 3), np.float32), bias=np.ones(3, np.float32))
-    monkeypatch.setattr(engines, "fit_colours", lambda encoder: grey)  # it takes 256 pixels
-    shown: list[int] = []
-    make(bundle, job=ltx2rt.Job(on_preview=lambda preview: shown.append(preview.step)))
-    assert shown == [1, 2, 3]
+    shown: list[ltx2rt.Preview] = []
+    make(bundle, job=ltx2rt.Job(on_preview=shown.append))
+    assert [preview.step for preview in shown] == [1, 2, 3]
+    assert len(np.unique(shown[-1].frames)) > 1  # colours, fitted in clips of 64 pixels
     assert asked == ["a preview looks at every step"]
     job = ltx2rt.Job(lambda p: job.cancel.set() if (p.stage, p.step) == ("stage_1", 2) else None)
     with pytest.raises(ltx2rt.Cancelled):

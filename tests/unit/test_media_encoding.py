@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.errors import OptionError, ShapeError, UnsupportedError
 from ltx2rt.media.animation import animation_text, frame_times_ms, write_animation
 from ltx2rt.media.audio import write_audio
-from ltx2rt.media.color import rgb_to_yuv422p10, to_uint8
+from ltx2rt.media.color import (
+    cropped,
+    frame_shape,
+    pack_yuv422p10,
+    rgb_to_i420,
+    rgb_to_yuv422p10,
+    to_uint8,
+)
 from ltx2rt.media.encoding import ENCODERS, FILE_CODECS, VideoEncoding
 from ltx2rt.media.reader import probe_video, read_tags, read_video_frames
 from ltx2rt.media.sound import read_audio
@@ -185,3 +192,34 @@ def test_channels_of_kept_sound_stay(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(read_audio(tmp_path / "a.wav")[0], sound[0], atol=1e-4)
     with pytest.raises(OptionError, match=r"cannot hold the 5\.1 sound"):
         write_audio(tmp_path / "a.mp3", *sound)
+
+
+def test_ten_bits_may_come_converted(tmp_path: Path) -> None:
+    """The same file, byte for byte; and no other file takes them."""
+    frames = np.random.default_rng(0).random((3, 64, 96, 3), np.float32)
+    packed, bad = pack_yuv422p10(frames)
+    assert bad == 0
+    assert packed.shape[1:] == frame_shape("yuv422p10", 64, 96)
+    prores = VideoEncoding(codec="prores")
+    for name, chunk in (("a.mov", frames), ("b.mov", packed)):
+        with VideoWriter(tmp_path / name, 96, 64, 24, encoding=prores) as writer:
+            assert writer.packed_form == "yuv422p10"
+            writer.write(chunk)
+    assert (tmp_path / "a.mov").read_bytes() == (tmp_path / "b.mov").read_bytes()
+    for encoding, chunk in ((prores, packed[:, :-2]), (None, packed)):
+        with (
+            pytest.raises(ShapeError, match=r"expected \[frames, 128, 96\] uint16"),
+            VideoWriter(tmp_path / "c.mov", 96, 64, 24, encoding=encoding) as writer,
+        ):
+            writer.write(chunk)
+
+
+@pytest.mark.parametrize("form", ["rgb", "i420", "yuv422p10"])
+def test_a_part_of_packed_frames(form: str) -> None:
+    """As of the picture that they were made of."""
+    frames = np.random.default_rng(1).random((2, 16, 24, 3), np.float32)
+    pack = {"rgb": to_uint8, "i420": rgb_to_i420, "yuv422p10": pack_yuv422p10}[form]
+    want = pack(frames[:, 4:14, 6:20])[0]
+    np.testing.assert_array_equal(cropped(pack(frames)[0], 10, 14, 4, 6), want)
+    corner = pack(frames[:, :10, :14])[0]
+    np.testing.assert_array_equal(cropped(pack(frames)[0], 10, 14), corner)

@@ -1,4 +1,5 @@
-"""Decoded pixels to finished frames: overlapping tiles are blended, frames become 8-bit numbers.
+"""Decoded pixels to finished frames: patches are put together, overlapping tiles are blended, and
+frames become numbers of 8 or 10 bits.
 
 `components.video_decoder` and `media.color` are their twins in numpy.
 """
@@ -11,7 +12,14 @@ import numpy as np
 
 from ltx2rt.engine import TensorSpec
 from ltx2rt.media.color import BLUE_DIFFERENCE, LUMA, RED_DIFFERENCE
-from ltx2rt.names import VIDEO_BLEND, VIDEO_I420, VIDEO_RGB
+from ltx2rt.names import (
+    VIDEO_BLEND,
+    VIDEO_FLOAT,
+    VIDEO_I420,
+    VIDEO_RGB,
+    VIDEO_UNPATCH,
+    VIDEO_YUV422,
+)
 from ltx2rt_export.device_graphs.graph_writer import GraphWriter
 from ltx2rt_export.graph import ExportedGraph
 
@@ -35,6 +43,21 @@ def blend_graph() -> ExportedGraph:
     weighted = write.op("Mul", "tile", write.op("Mul", frames, weights))
     total = write.op("Add", "sum", weighted)
     return write.finish(VIDEO_BLEND, inputs, {TensorSpec("blended", "float32", size): total})
+
+
+def unpatch_graph(patch_size: int) -> ExportedGraph:
+    """Patches of a diffusion decoder, channels c*s^2 + column*s + row, to pixels; its twin is
+    `diffusion_decoder.unpatchify`.
+    """
+    width = 3 * patch_size**2
+    inputs = (TensorSpec("patches", "float32", (1, "F", "Hc", "Wc", width)),)
+    write = GraphWriter()
+    frames = write.op("Squeeze", "patches", write.integers(0))
+    turned = write.op("Transpose", frames, perm=[0, 3, 2, 1])  # [F, 3*s^2, Wc, Hc]
+    spread = write.op("DepthToSpace", turned, blocksize=patch_size, mode="CRD")
+    pixels = write.op("Transpose", spread, perm=[1, 0, 3, 2])
+    outputs = {TensorSpec("pixels", "float32", (3, "F", "H", "W")): pixels}
+    return write.finish(VIDEO_UNPATCH, inputs, outputs)
 
 
 def rgb_graph() -> ExportedGraph:
@@ -62,6 +85,33 @@ def i420_graph() -> ExportedGraph:
     packed = write.op("Concat", luma, blue, red, axis=1)
     outputs = {TensorSpec("frames", "uint8", ("F", "P")): _bytes(write, packed), _NOT_NUMBERS: bad}
     return write.finish(VIDEO_I420, (_PIXELS,), outputs)
+
+
+def float_graph() -> ExportedGraph:
+    """Pixels to float32 in [0, 1], for what wants more than bytes; NaN stays."""
+    write = GraphWriter()
+    unit, bad = _unit(write)
+    kept = write.op("Where", write.op("IsNaN", "pixels"), "pixels", unit)
+    last = write.op("Transpose", kept, perm=[0, 2, 3, 1])
+    outputs = {TensorSpec("frames", "float32", ("F", "H", "W", 3)): last, _NOT_NUMBERS: bad}
+    return write.finish(VIDEO_FLOAT, (_PIXELS,), outputs)
+
+
+def yuv422p10_graph() -> ExportedGraph:
+    """Pixels to limited-range BT.709 4:2:2 of 10 bits: H rows of Y, then all of U, then all of V
+    (spec/media_io.md §2). Libraries give no 16-bit integers; float16 holds these exactly.
+    """
+    write = GraphWriter()
+    unit, bad = _unit(write)
+    planes = _planes(write, unit)
+    halved = _planes(write, _pairs(write, unit))
+    luma = _weighed(write, planes, LUMA, 876, 64)
+    blue = _weighed(write, halved, BLUE_DIFFERENCE, 896, 512)
+    red = _weighed(write, halved, RED_DIFFERENCE, 896, 512)
+    packed = write.op("Round", write.op("Concat", luma, blue, red, axis=1))
+    frames = write.cast(packed, "float16")
+    outputs = {TensorSpec("frames", "float16", ("F", "P")): frames, _NOT_NUMBERS: bad}
+    return write.finish(VIDEO_YUV422, (_PIXELS,), outputs)
 
 
 #: about [-1, 1], as decoders give them
@@ -109,6 +159,18 @@ def _averages(write: GraphWriter, pixels: str) -> str:
     for part in parts[1:]:
         total = write.op("Add", total, part)
     return write.op("Mul", total, write.number(0.25))
+
+
+def _pairs(write: GraphWriter, pixels: str) -> str:
+    """The mean of every two columns."""
+    even, odd = (
+        write.op(
+            "Slice", pixels, write.integers(column), write.integers(_END), write.integers(3),
+            write.integers(2),
+        )
+        for column in range(2)
+    )  # fmt: skip
+    return write.op("Mul", write.op("Add", even, odd), write.number(0.5))
 
 
 def _weighed(

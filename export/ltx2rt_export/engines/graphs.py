@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import onnx
 
-import ltx2rt
-import ltx2rt_export
-from ltx2rt.engine import TensorSpec
+from ltx2rt.engine import Array, TensorSpec
 from ltx2rt.errors import BundleError
-from ltx2rt.plain_data import read_document, write_document
-from ltx2rt_export.catalog import rows_of
+from ltx2rt.plain_data import read_document, to_plain, write_document
+from ltx2rt_export.catalog import factory_module, rows_of
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.cache import EngineCache, cache_key
 from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.shipped.find import shipped_graph
+from ltx2rt_export.sources import graph_sources
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SCHEMA = 1
 
-#: modules that, with all that they import, decide what a graph looks like
-EXPORTERS = ("ltx2rt_export.catalog", "ltx2rt_export.onnx")
+#: what computes constants of graphs
+TABLES = ("ltx2rt.latents.rope",)
 
 #: packages that decide what a graph looks like
 PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
@@ -49,41 +49,23 @@ class CachedGraph:
 
 
 class GraphCache:
-    """Graphs of one model in the folder of the engines.
+    """Graphs in the folder of the engines, whichever model they are of.
 
     Args:
         folder: where they are kept.
-        model: JSON data that decides what the model's components are. Our exporting sources and
-            the packages that they use decide the rest, and are always in the key.
-        make: gives a component of this model with its module, by name: for those that came with
-            graphs, but not in every dtype.
+        make: gives a component with its module, by name: for those that came with graphs, but not
+            in every dtype.
     """
 
-    def __init__(
-        self,
-        folder: EngineCache,
-        model: Mapping[str, Any],
-        make: Callable[[str], Component] | None = None,
-    ) -> None:
+    def __init__(self, folder: EngineCache, make: Callable[[str], Component] | None = None) -> None:
         self._cache = folder
-        self._model = model
         self._make = make
 
     @classmethod
     def of_files(cls, folder: EngineCache, files: ModelFiles) -> Self:
-        """Of a model whose components are a function of what the headers of its files say."""
-        gemma = files.gemma
-        headers = {role: weights.headers_sha256 for role, weights in files.files.items()}
-        shards = [file.header_sha256 for file in gemma.files] if gemma else []
-        return cls(
-            folder,
-            {
-                "version": dataclasses.asdict(files.version),
-                "files": headers,
-                "gemma": [dict(gemma.config), shards] if gemma else None,
-            },
-            lambda name: next(row for row in rows_of(files) if row.name == name).make(files),
-        )
+        """For the components of these files."""
+        rows = {row.name: row for row in rows_of(files)}
+        return cls(folder, lambda name: rows[name].make(files))
 
     def export(self, component: Component, dtype: str = "float32") -> ExportedGraph:
         """As `onnx.export_component`, or what that gave before, here or where this version of
@@ -100,18 +82,30 @@ class GraphCache:
             )
         from ltx2rt_export.onnx import export_component
 
-        key = cache_key({**self._facts(), "component": component.name, "dtype": dtype})
+        key = self._key(component, dtype)
         return self._find(key, component, dtype) or self._store(
             key, export_component(component, dtype)
         )
 
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "sources": exporter_sha256(),
-            "python": platform.python_version(),
-            "packages": package_versions(),
-            **self._model,
-        }
+    def _key(self, component: Component, dtype: str) -> str:
+        """Of a component with its module: everything that decides its graph."""
+        kinds = {type(module).__module__ for module in component.network.modules()}
+        own = {kind for kind in kinds if not kind.startswith("torch.")}
+        return cache_key(
+            {
+                "sources": graph_sources({factory_module(component.name), *own, *TABLES}),
+                "python": platform.python_version(),
+                "packages": package_versions(),
+                "component": component.name,
+                "dtype": dtype,
+                "network": _described(component.network),
+                "inputs": to_plain(component.inputs),
+                "outputs": to_plain(component.outputs),
+                "weights": {name: entry.shape for name, entry in component.weights.items()},
+                "trace": dict(component.trace),
+                "options": to_plain(component.options),
+            }
+        )
 
     def _find(self, key: str, component: Component, dtype: str) -> ExportedGraph | None:
         path = self._cache.graph_path(key)
@@ -148,6 +142,26 @@ class GraphCache:
         return graph
 
 
+def _described(network: nn.Module) -> list[Any]:
+    """Every part of a network: its class, plain attributes and constants; weights only by shape."""
+    import torch
+
+    parts: list[Any] = []
+    for name, part in network.named_modules():
+        plain = {k: repr(v) for k, v in sorted(vars(part).items()) if not k.startswith("_")}
+        shapes = {n: list(p.shape) for n, p in part.named_parameters(recurse=False)}
+        constants = {
+            n: list(b.shape) if b.is_meta else _digest(b.reshape(-1).view(torch.uint8).numpy())
+            for n, b in part.named_buffers(recurse=False)
+        }
+        parts.append([name, type(part).__qualname__, plain, shapes, constants])
+    return parts
+
+
+def _digest(values: Array) -> str:
+    return hashlib.sha256(values.tobytes()).hexdigest()
+
+
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide what a graph looks like."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -155,57 +169,3 @@ def package_versions() -> dict[str, str]:
 
 def _beside(path: Path) -> Path:
     return path.with_name(path.name + ".json")
-
-
-def sources_sha256() -> str:
-    """Digest of all our Python."""
-    return _digest(_sources())
-
-
-@cache
-def exporter_sha256() -> str:
-    """Digest of the Python that decides what a graph looks like: the table of components, the
-    exporter, and whatever of ours they import.
-    """
-    return _digest(imported_modules(EXPORTERS))
-
-
-def imported_modules(starts: Iterable[str]) -> dict[str, Path]:
-    """These modules and all of ours that they import, with their files."""
-    sources = _sources()
-    reached: dict[str, Path] = {}
-    waiting = [*starts]
-    while waiting:
-        name = waiting.pop()
-        if name in sources and name not in reached:
-            reached[name] = sources[name]
-            waiting += _imports(sources[name])
-    return reached
-
-
-def _sources() -> dict[str, Path]:
-    """Dotted name -> file, of our packages."""
-    found = {}
-    for package in (ltx2rt, ltx2rt_export):
-        for folder in map(Path, package.__path__):
-            for path in folder.rglob("*.py"):
-                parts = (package.__name__, *path.relative_to(folder).with_suffix("").parts)
-                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def _imports(path: Path) -> Iterator[str]:
-    """What a file imports, anywhere in it; of `from a import b`, both `a` and `a.b`."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _digest(sources: Mapping[str, Path]) -> str:
-    digest = hashlib.sha256()
-    for name, path in sorted(sources.items()):
-        digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ltx2rt.backends.device_frames import SLICE_FRAMES
+from ltx2rt.backends.frame_memory import SLICE_FRAMES
 from ltx2rt.bundle.buckets import SLOWEST_RATE, Bucket, Range
 from ltx2rt.components.decoder_tiles import (
     DEVICE_BYTES,
@@ -50,8 +50,11 @@ from ltx2rt.names import (
     VIDEO_BLEND,
     VIDEO_DECODER,
     VIDEO_ENCODER,
+    VIDEO_FLOAT,
     VIDEO_I420,
     VIDEO_RGB,
+    VIDEO_UNPATCH,
+    VIDEO_YUV422,
     VOCODER,
 )
 from ltx2rt_export.engines.shapes import ClipShape
@@ -244,6 +247,13 @@ def _video_blend(request: ProfileRequest) -> list[Bucket]:
     """The pixels of the tiles that the decoder takes."""
     time, *sides = request.factors
     buckets = []
+    if DIFFUSION_FEATURES in request.options:
+        patch = _decoder_facts(request).patch_size
+        for bucket in _diffusion_patches(request):
+            frames, rows, columns = (bucket.sizes[symbol] for symbol in ("F", "Hc", "Wc"))
+            rows, columns = (tuple(n * patch for n in side) for side in (rows, columns))
+            buckets.append(_bucket(bucket.name, F=frames, H=rows, W=columns))
+        return buckets
     for bucket in _video_decoder(request):
         frames = tuple((n - 1) * time + 1 for n in bucket.sizes["Fl"])
         rows, columns = (
@@ -256,10 +266,15 @@ def _video_blend(request: ProfileRequest) -> list[Bucket]:
 
 def _finished_frames(request: ProfileRequest) -> list[Bucket]:
     """Whole pictures, a few frames at a time."""
-    least = _least_cells(VIDEO_DECODER, request) * request.factors.height
+    least = _least_cells(VIDEO_DECODER, request)
+    padded = 1  # cells of a side at least, which diffusion decoders see to
+    if DIFFUSION_FEATURES in request.options:
+        padded = least = max(_decoder_facts(request).min_latent_cells[1:])
+    factor = request.factors.height
     buckets = []
     for shape in request.stages():
-        rows, columns = _sides(shape.height, shape.width, least)
+        height, width = (max(side, padded * factor) for side in (shape.height, shape.width))
+        rows, columns = _sides(height, width, least * factor)
         frames = (1, SLICE_FRAMES, SLICE_FRAMES)
         buckets.append(_bucket(shape.name, F=frames, H=rows, W=columns))
     return buckets
@@ -387,6 +402,9 @@ def _diffusion_tiles(symbols: Sequence[str], *, pixels: bool) -> Rule:
     return make
 
 
+_diffusion_patches = _diffusion_tiles(("F", "Hc", "Wc"), pixels=True)
+
+
 def _decoder_facts(request: ProfileRequest) -> DecoderOptions:
     options = request.options[DIFFUSION_FEATURES]
     return DecoderOptions.from_options({"tile_bytes": DEVICE_BYTES, **options})
@@ -419,6 +437,9 @@ RULES: dict[str, Rule] = {
     VIDEO_BLEND: _video_blend,
     VIDEO_RGB: _finished_frames,
     VIDEO_I420: _finished_frames,
+    VIDEO_FLOAT: _finished_frames,
+    VIDEO_YUV422: _finished_frames,
+    VIDEO_UNPATCH: _diffusion_patches,
     AUDIO_ENCODER: _audio_encoder,
     AUDIO_DECODER: _audio("Ta", lambda request: 1),
     VOCODER: _audio("M", _mel_per_latent),
@@ -426,5 +447,5 @@ RULES: dict[str, Rule] = {
     TEMPORAL_UPSAMPLER: _upsampler,
     DIFFUSION_FEATURES: _diffusion_features,
     DIFFUSION_CONTEXT: _diffusion_tiles(("Fs", "Hs", "Ws"), pixels=False),
-    DIFFUSION_PIXELS: _diffusion_tiles(("F", "Hc", "Wc"), pixels=True),
+    DIFFUSION_PIXELS: _diffusion_patches,
 }

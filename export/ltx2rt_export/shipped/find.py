@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Iterable, Mapping
-from functools import cache
-from pathlib import Path
+from collections.abc import Mapping
 
-import ltx2rt_export
 from ltx2rt.names import AUDIO_DECODER, AUDIO_ENCODER, VOCODER
 from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.checkpoint import ModelFiles
@@ -19,6 +15,7 @@ from ltx2rt_export.modules.gemma_config import gemma_root
 from ltx2rt_export.modules.vocoder_config import UNUSED_TENSORS
 from ltx2rt_export.shipped.facts import facts_of
 from ltx2rt_export.shipped.file import Shipped, path_of, read_shipped
+from ltx2rt_export.sources import source_digests
 
 #: components whose files may hold nothing that they do not compute with -> role, prefix
 WHOLE = {
@@ -76,22 +73,7 @@ def shipped_graph(component: Component, dtype: str) -> ExportedGraph | None:
 
 def is_stale(sources: Mapping[str, str]) -> bool:
     """Whether the exporter is another than the one that made a file."""
-    return any(_digest(name) != digest for name, digest in sources.items())
-
-
-def source_digests(modules: Iterable[str]) -> dict[str, str]:
-    """What a file notes of the modules that decide its graphs."""
-    return {name: _digest(name) for name in sorted(modules)}
-
-
-@cache
-def _digest(module: str) -> str:
-    """Of the text of a module of `ltx2rt_export`; the same on systems with other line ends."""
-    first, *rest = module.split(".")
-    path = Path(ltx2rt_export.__path__[0]).joinpath(*rest).with_suffix(".py")
-    if first != ltx2rt_export.__name__ or not path.exists():
-        return ""
-    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()[:16]
+    return source_digests(sources) != dict(sources)
 
 
 def _layers(shipped: Shipped, files: ModelFiles) -> tuple[dict[str, TensorEntry], ...] | None:
