@@ -40,6 +40,7 @@ from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
     DECODE,
+    DEVICE_FRAMES,
     DEVICE_STEPS,
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
@@ -76,7 +77,6 @@ FINISHERS: dict[FrameForm, str] = {
 
 #: what makes frames and sound of a finished clip
 _DECODERS = {VIDEO_DECODER, AUDIO_DECODER, VOCODER, *DIFFUSION_DECODER, *DEVICE_FRAMES}
-_DECODERS |= set(FINISHERS.values())
 
 
 class Engines:
