@@ -31,8 +31,9 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("repacks without `model.` or metadata", "as the official file", SAME, test="repack"),
     Layout("splits of ComfyUI and Kijai", "as the official split set; connectors and projections "
            "as `--text-encoder`", SAME, test="comfy"),
-    Layout("DiffSynth-Studio's parts (encoder and decoder apart)", "their folder as `--checkpoint`",
-           SAME, test="diffsynth"),
+    Layout("DiffSynth-Studio's parts (encoder and decoder apart)", "their folder as "
+           "`--checkpoint`; or one by one, `--audio-vae` once for each of its parts", SAME,
+           test="diffsynth"),
     Layout("fine-tune of the transformer alone", "`--checkpoint FILE`, the official file as "
            "`--text-encoder`, `--video-vae` and `--audio-vae`", SAME, test="fine-tune"),
     Layout("diffusers folder (LTX-2.3 and LTX-2.5 as a whole, LTX-2 part by part)",

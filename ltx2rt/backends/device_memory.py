@@ -20,6 +20,7 @@ from ltx2rt.device.tensor import DeviceTensor
 from ltx2rt.device.timeline import Timeline
 from ltx2rt.engine import Array
 from ltx2rt.errors import InternalError
+from ltx2rt.trace import COMPUTE
 
 __all__ = ["DeviceMemory", "DeviceTensor", "placed"]
 
@@ -37,12 +38,19 @@ class DeviceMemory:
         device: whose memory it is; closed when the last user that opened it is done.
         regions: what is taken of it. None: blocks come from the driver, for engines on their own.
         reserve: without regions, bytes that layers leave free; None: all must find room.
+        track: what a trace calls its compute stream.
     """
 
     def __init__(
-        self, device: Device, regions: Regions | None = None, *, reserve: int | None = None
+        self,
+        device: Device,
+        regions: Regions | None = None,
+        *,
+        reserve: int | None = None,
+        track: str = COMPUTE,
     ) -> None:
         self.device = device
+        self.track = track
         self.lock = threading.RLock()  # frames decode on a thread of their own
         self.staging = Staging(device)
         self.kernels: dict[Path, RuntimeCache] = {}  # compiled ones, of engines that share them

@@ -59,13 +59,21 @@ class Loader:
         self._bundle = bundle
         self._files = MappedFiles()
         self._cards: dict[int, Card] = {}
-        self._loading = threading.Lock()  # devices load their layers in threads of their own
+        # devices load their layers, and sound its engines, in threads of their own
+        self._loading = threading.Lock()
         self._merger: tuple[tuple[Lora, ...], LoraMerger] | None = None
 
     def close(self) -> None:
         """Leave the GPU to the engines that are still open; the last one frees it."""
         while self._cards:
-            self._cards.popitem()[1].memory.close()
+            self._cards.popitem()[1].close()
+
+    def sound_is_apart(self, runtime: RuntimeConfig) -> bool:
+        """Whether the engines that decode sound share nothing with the others on the GPU, which is
+        taken already.
+        """
+        card = self._cards.get(runtime.gpu or 0)
+        return card is not None and card.sound is not None
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Match LoRA files to this bundle's model and look through their numbers.
@@ -276,7 +284,8 @@ class Loader:
     def _inside(self, name: str, loras: Sequence[Lora]) -> Mapping[str, Array]:
         """The weights that an engine takes when it is loaded."""
         if self._bundle.component(name).weight_binding == "initializer":
-            return self.weights(name, 0, loras)
+            with self._loading:
+                return self.weights(name, 0, loras)
         return {}
 
     def _holds(self, name: str) -> bool:
@@ -332,7 +341,7 @@ class Loader:
             entry.spec(name),
             {} if inside or not bound else self._inside(name, loras),
             manifest.command(),
-            memory=card.memory,
+            memory=card.memory_of(name),
             specialize=runtime.kernels.upper(),
             trust=trust_of(runtime),
         )

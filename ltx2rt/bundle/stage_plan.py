@@ -39,6 +39,7 @@ def plan_card_memory(
             room,
             resident=False,
             card=f"{card} {doing}",
+            sound_apart=False,
         )
         for stage, doing in _DOING.items()
     }

@@ -144,7 +144,7 @@ def chosen_tiling(source: ModelFacts, tiling: str, cells: Sequence[int]) -> str:
 
 def decode_audio(engines: Engines, job: Job, latent: Array) -> tuple[NDArray[np.float32], int]:
     """Waveform `[2, N]` in [-1, 1] and its rate in Hz; the decoder is released."""
-    with engines.turns.taken():
+    with engines.sound_turns().taken():
         job.report("decode audio", 0, 1)
         sound = engines.audio_decoder()(latent)
         check_finite("decode audio", {"the sound": sound[0]}, allowed=engines.runtime.allow_nan)

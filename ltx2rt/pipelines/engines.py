@@ -94,6 +94,7 @@ class Engines:
         self._loras: tuple[Lora, ...] = ()
         self._text_loras: tuple[Lora, ...] = ()
         self.turns = Turns()
+        self._sound_turns = Turns()
         #: the stage that has the GPU, where it has room for one at a time; None for all
         self._stage: str | None = None
         self._decoding = 0
@@ -114,6 +115,7 @@ class Engines:
     def close(self) -> None:
         """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
         self.turns.close()
+        self._sound_turns.close()
         for names in list(self._stacks):
             self._release_stack(names)
         while self._engines:
@@ -314,6 +316,14 @@ class Engines:
         return VideoDecoder.from_options(
             self.engine(VIDEO_DECODER), self.source.options(VIDEO_DECODER)
         )
+
+    def sound_is_apart(self) -> bool:
+        """Whether sound is decoded beside everything else, on a stream and in memory of its own."""
+        return isinstance(self.loader, Loader) and self.loader.sound_is_apart(self.runtime)
+
+    def sound_turns(self) -> Turns:
+        """What keeps decoders of sound to one thread at a time."""
+        return self._sound_turns if self.sound_is_apart() else self.turns
 
     @property
     def decodes_on_device(self) -> bool:

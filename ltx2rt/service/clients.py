@@ -140,7 +140,8 @@ class HttpClient:
             except (OSError, http.client.HTTPException) as error:
                 where = f"{self._parts.scheme}://{self._parts.netloc}"
                 raise ServerError(
-                    f"cannot reach {where}: {error or type(error).__name__}."
+                    f"cannot reach {where}: {error or type(error).__name__}; start a server with "
+                    "`ltx2rt serve BUNDLE --data DIR`, or name another with --url."
                 ) from error
             if answer.status >= 400:
                 raise ServerError(_message(answer))

@@ -154,7 +154,7 @@ def test_our_client(server: Server, tmp_path: Path, direct: bytes) -> None:
         nobody = "http://127.0.0.1:9"
         expect_user_error(
             run("client", "--url", nobody, "--prompt", "x", "-o", tmp_path / "x.mp4"),
-            f"cannot reach {nobody}",
+            f"cannot reach {nobody}: [Errno 111] Connection refused; start a server with",
         )
 
 
