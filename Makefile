@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 OUTPUT ?= demo.mp4
 
-.PHONY: demo test lint e2e golden benchmarks docs graphs clean
+.PHONY: demo test lint e2e first_hour golden benchmarks docs graphs clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/ltx2rt demo -o $(OUTPUT)
@@ -18,6 +18,10 @@ test: $(VENV)/.developer
 # not part of `make test`: sets the project up twice from the package index
 e2e: $(VENV)/.developer
 	LTX2RT_E2E=1 $(BIN)/python -m pytest tests/e2e
+
+# the part of it that walks the three ways in (a video, embed, serve) by the commands of the pages
+first_hour: $(VENV)/.developer
+	LTX2RT_E2E=1 $(BIN)/python -m pytest tests/e2e/test_first_hour.py
 
 lint: $(VENV)/.developer
 	$(BIN)/ruff check .

@@ -63,7 +63,7 @@ def ours(folder: Path, variant: str, tokens: int) -> Callable[[], object]:
     spec = EngineSpec("transformer_block", specs[0], specs[1])
     weights = {n: random_array(rng, d, s) for n, (d, s) in about["weights"].items()}
     feeds = {s.name: random_input(rng, s, tokens) for s in spec.inputs}
-    graph, options = (folder / f"{variant}.onnx").read_bytes(), OrtOptions(threads=1)
+    graph, options = (folder / f"{variant}.onnx").read_bytes(), OrtOptions(threads=1, arena=False)
     if about["inside"]:
         engine = OrtEngine(graph, spec, weights, options, copied=True)
         weights.clear()

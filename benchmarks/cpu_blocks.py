@@ -1,9 +1,10 @@
 """Blocks of the transformer on a CPU: every precision, our PyTorch reference and diffusers; time
 and memory at several widths and token counts, a process each, in turn.
 
-`python -m benchmarks.cpu_blocks [WIDTH:TOKENS[:ROUNDS[:CALLS]] ...]` appends a record for each to
-`benchmarks/results/cpu.jsonl`; `python -m benchmarks.report` writes the table. Parity of what is
-timed is tested in `tests/parity/test_quantize_graphs.py` and `test_layer_engines.py`.
+`python -m benchmarks.cpu_blocks [WIDTH:TOKENS[:ROUNDS[:CALLS[:VARIANT,...]]] ...]` appends a record
+for each to `benchmarks/results/cpu.jsonl`, of all variants or of these; `python -m
+benchmarks.report` writes the table, in which the newest measurement of a variant stands. Parity of
+what is timed is tested in `tests/parity/test_quantize_graphs.py` and `test_layer_engines.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cpu_block import TEXT
 from benchmarks.hardware import environment
@@ -48,12 +50,12 @@ DEFAULT = ("512:500", "512:2000", "1024:500", "1024:2000", "4096:256")
 ROUNDS, CALLS = 3, 2
 
 
-def write_graphs(width: int, folder: Path) -> None:
-    """The block without masks in every precision, and what a process needs to know about it."""
+def write_graphs(width: int, folder: Path, variants: Collection[str]) -> None:
+    """The block without masks in some precisions, and what a process needs to know about it."""
     cache = GraphCache(EngineCache(cache_dir()))
     plain = without_masks(cache.export(block_component(width)))
     assert plain is not None
-    for name in (*OURS, INSIDE):
+    for name in variants:
         row = PRECISIONS.get(name)
         graph = plain if row is None else rewrite_graph(plain, name)
         if row is not None and row.stored is not None:
@@ -78,14 +80,17 @@ def _write(
     path.with_name(f"{path.name}.json").write_text(json.dumps(document))
 
 
-def measure(width: int, tokens: int, rounds: int, calls: int) -> dict[str, dict[str, float]]:
+def measure(
+    width: int, tokens: int, rounds: int, calls: int, variants: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """Variant -> the median of its rounds' CPU seconds, and its memory."""
-    variants = [v for v in VARIANTS if "diffusers" not in v or _has_diffusers()]
+    variants = [v for v in variants if "diffusers" not in v or _has_diffusers()]
     found: dict[str, list[dict[str, float]]] = {v: [] for v in variants}
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / str(width)
         folder.mkdir()
-        write_graphs(width, folder)
+        if ours := [v for v in variants if v not in OTHERS]:
+            write_graphs(width, folder, ours)
         for _ in range(rounds):
             for variant in variants:
                 command = [sys.executable, "-m", "benchmarks.cpu_block", str(folder), variant]
@@ -112,7 +117,16 @@ def table() -> list[str]:
     if not RESULTS.exists():
         return []
     lines_of = RESULTS.read_text(encoding="utf-8").splitlines()
-    records = {r["case"]: r for r in map(json.loads, lines_of)}
+    records: dict[str, dict[str, Any]] = {}
+    notes: dict[str, None] = {}
+    for record in map(json.loads, lines_of):
+        case, where = record["case"], record["environment"]
+        known = records.get(case, {"rows": {}})["rows"]
+        records[case] = {**record, "rows": known | record["rows"]}
+        notes[
+            f"{case}: {', '.join(record['rows'])} in {record['rounds']} rounds, {where['commit']}, "
+            f"{where['date']}, load {record['load']:.0f}"
+        ] = None
     lines = [
         "## One block on a CPU",
         "",
@@ -134,11 +148,6 @@ def table() -> list[str]:
                 f"({row['held_bytes'] / 1e9:.2f})"
             ))  # fmt: skip
         lines.append(f"| {variant} | {' | '.join(cells)} |")
-    notes = dict.fromkeys(
-        f"{r['case']}: {r['rounds']} rounds, {r['environment']['commit']}, "
-        f"{r['environment']['date']}, load {r['load']:.0f}"
-        for r in records.values()
-    )
     where = next(reversed(records.values()))["environment"]
     machine = f"{where['cpu']}, {where['cpus']} cores that other work shared"
     return [*lines, "", f"{'; '.join(notes)}. {machine}, with {where['extensions']}."]
@@ -146,11 +155,14 @@ def table() -> list[str]:
 
 def main() -> None:
     for case in sys.argv[1:] or DEFAULT:
-        width, tokens, *given = map(int, case.split(":"))
-        rounds, calls = (*given, *(ROUNDS, CALLS)[len(given) :])
+        width, tokens, *given = case.split(":")
+        rounds, calls = (int(x) for x in (*given[:2], *(ROUNDS, CALLS)[len(given[:2]) :]))
+        variants = given[2].split(",") if len(given) > 2 else VARIANTS
+        if unknown := set(variants) - set(VARIANTS):
+            raise SystemExit(f"no variants: {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
         record = {
             "case": f"{width} wide, {tokens} tokens",
-            "rows": measure(width, tokens, rounds, calls),
+            "rows": measure(int(width), int(tokens), rounds, calls, variants),
             "rounds": rounds,
             "load": os.getloadavg()[0],
             "environment": {**environment(), "extensions": extensions()},

@@ -1,16 +1,17 @@
 """What every precision loses: one block, eight blocks in a row, a distilled clip. No speed.
 
-`python -m benchmarks.quality` appends a record to `benchmarks/results/quality.jsonl`. Each
-precision is emulated in PyTorch with the arithmetic of its graph (`quantize/emulate.py`, which
-tests compare with the graphs) and compared with float32; the row `bf16` is what PyTorch itself
-loses in bfloat16. Weights are random: the numbers rank precisions, they are not those of a trained
-model.
+`python -m benchmarks.quality [PRECISION ...]` appends a record of these, or of all, to
+`benchmarks/results/quality.jsonl`. Each precision is emulated in PyTorch with the arithmetic of its
+graph (`quantize/emulate.py`, which tests compare with the graphs) and compared with float32; the
+row `bf16` is what PyTorch itself loses in bfloat16. Weights are random and bfloat16 values: the
+numbers rank precisions, they are not those of a trained model.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from ltx2rt.bundle.loader import Loader
 from ltx2rt.config import GenerationConfig, RuntimeConfig
 from ltx2rt.engine import Array, Engine
 from ltx2rt.lora.files import Lora
-from ltx2rt.names import TRANSFORMER, TRANSFORMER_STACK, StackNames
+from ltx2rt.names import TRANSFORMER, TRANSFORMER_BLOCKS, TRANSFORMER_STACK, StackNames
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.weights.floats import round_bfloat16
 from ltx2rt.weights.precision import PRECISIONS, float_precision
@@ -44,6 +45,7 @@ from ltx2rt_export.quantize.emulate import EmulatedEngine, activation_maxima
 from ltx2rt_export.quantize.floats import substitute_float
 from ltx2rt_export.quantize.linears import weight_inputs
 from ltx2rt_export.quantize.rewrites import REWRITES, VIDEO_LINEARS
+from ltx2rt_export.quantize.stored_floats import store_weights
 from ltx2rt_export.reference import component_stack, load_weights, official_layers
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
@@ -62,13 +64,13 @@ CLIP = GenerationConfig(
 )
 
 
-def quality() -> dict[str, Any]:
+def quality(names: Sequence[str] = ROWS) -> dict[str, Any]:
     """Precision -> where -> relative RMS error and cosine, the worse of video and audio."""
     start = time.perf_counter()
-    rows: dict[str, dict[str, Any]] = {name: {} for name in ROWS}
-    for name, found in chained_blocks().items():
+    rows: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for name, found in chained_blocks(names).items():
         rows[name] |= found
-    for name, error in distilled_clips().items():
+    for name, error in distilled_clips(names).items():
         rows[name]["clip"] = error
     return {"rows": rows, "median_s": time.perf_counter() - start}
 
@@ -121,7 +123,7 @@ def block_inputs(component: Component, rng: np.random.Generator) -> dict[str, Ar
     return inputs
 
 
-def chained_blocks() -> dict[str, dict[str, Any]]:
+def chained_blocks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Errors after one block, and after `BLOCKS` blocks with weights of their own."""
     made = transformer_components(_config())[1]
     component = dataclasses.replace(made, trace=SIZES)
@@ -129,23 +131,30 @@ def chained_blocks() -> dict[str, dict[str, Any]]:
     layers = [random_layer(component, rng) for _ in range(BLOCKS)]
     inputs = block_inputs(component, rng)
     half = export_component(component, "bfloat16")
-    graphs = {d: substitute_float(half, d) for d in ("float32", "float16")} | {"bfloat16": half}
     states: list[list[Array]] = []
     maxima = []
-    for values in _chain(graphs["float32"], REFERENCE, layers, inputs, [{}] * BLOCKS):
+    for values in _chain(in_precision(half, REFERENCE), REFERENCE, layers, inputs, [{}] * BLOCKS):
         previous = states[-1] if states else [inputs[n] for n in ("video_hidden", "audio_hidden")]
         hidden = dict(zip(("video_hidden", "audio_hidden"), previous, strict=True))
         maxima.append(activation_maxima(component, [{**inputs, **hidden, **layers[len(states)]}]))
         states.append(values)
     rows = {}
-    for name in ROWS:
-        graph = rewrite_graph(graphs[PRECISIONS[name].dtype], name)
+    for name in names:
+        graph = in_precision(half, name)
         found = list(_chain(graph, name, layers, inputs, maxima))
         rows[name] = {
             "block": compare(found[0], states[0]),
             f"{BLOCKS} blocks": compare(found[-1], states[-1]),
         }
     return rows
+
+
+def in_precision(half: ExportedGraph, precision: str) -> ExportedGraph:
+    """A graph that was traced in bfloat16, in a precision."""
+    row = PRECISIONS[precision]
+    graph = half if half.dtype == row.dtype else substitute_float(half, row.dtype)
+    held = row.stored is not None and graph.component.name in TRANSFORMER_BLOCKS
+    return store_weights(graph, row.stored) if held else rewrite_graph(graph, precision)
 
 
 def _chain(
@@ -185,11 +194,8 @@ class EmulatedSource:
     def __init__(self, bundle: Bundle, graphs: Mapping[str, ExportedGraph], precision: str) -> None:
         self._bundle, self.model, self.bundle_id = bundle, bundle.model, precision
         self._loader = Loader(bundle)
-        self._precision, dtype = precision, PRECISIONS[precision].dtype
-        self._graphs = {
-            n: rewrite_graph(g if g.dtype == dtype else substitute_float(g, dtype), precision)
-            for n, g in graphs.items()
-        }
+        self._precision = precision
+        self._graphs = {n: in_precision(g, precision) for n, g in graphs.items()}
 
     @property
     def text_encoder_id(self) -> str:
@@ -227,7 +233,9 @@ class EmulatedSource:
         weights: dict[str, Array] = {}
         if part.weight_binding == "initializer":
             values = load_weights(part.weights, frozenset())
-            weights = {n: convert(a, "float32", graph.dtype, n) for n, a in values.items()}
+            for name, array in values.items():
+                made = convert(array, "float32", graph.dtype, name)
+                weights[name] = made.T if name in graph.transposed else made
         return EmulatedEngine(graph, self._precision, weights)
 
     def _layers(self, part: Component) -> list[dict[str, Array]]:
@@ -235,7 +243,7 @@ class EmulatedSource:
         return [bind_weights(graph, precision, weights) for weights in official_layers(part)]
 
 
-def distilled_clips() -> dict[str, dict[str, float]]:
+def distilled_clips(names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Errors of the final latents of the demo model's distilled clip (two stages, eleven steps),
     every block quantised.
     """
@@ -252,7 +260,7 @@ def distilled_clips() -> dict[str, dict[str, float]]:
         with DistilledPipeline(bundle, runtime) as pipe:
             clip = pipe(CLIP)
             want = [clip.video_latent, clip.audio_latent]
-        for name in ROWS:
+        for name in names:
             if name in REWRITES and REWRITES[name].static:
                 continue  # the demo's files hold no activation scales
             with DistilledPipeline(EmulatedSource(bundle, graphs, name), runtime) as pipe:
@@ -261,10 +269,20 @@ def distilled_clips() -> dict[str, dict[str, float]]:
     return rows
 
 
-def table(record: Mapping[str, Any]) -> list[str]:
-    """The record as lines of Markdown."""
+def table() -> list[str]:
+    """The newest row of every precision as lines of Markdown; empty if nothing was measured."""
+    if not RESULTS.exists():
+        return []
+    rows: dict[str, Any] = {}
+    commits: dict[str, list[str]] = {}
+    for record in map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines()):
+        where = record["environment"]
+        for name, row in record["rows"].items():
+            rows[name] = row, f"{where['commit']}, {where['date']}"
+    for name in ROWS:
+        if name in rows:
+            commits.setdefault(rows[name][1], []).append(name)
     places = ("block", f"{BLOCKS} blocks", "clip")
-    where = record["environment"]
     video = " and ".join(f"`{n}`" for n, r in REWRITES.items() if r.linears == VIDEO_LINEARS)
     lines = [
         "## What every precision loses",
@@ -273,14 +291,15 @@ def table(record: Mapping[str, Any]) -> list[str]:
         f"weights; {BLOCKS} blocks of width {WIDTH} and {AUDIO_WIDTH}, and the demo model's "
         f"distilled clip, every block quantised. `{float_precision('bfloat16').name}` is what "
         f"PyTorch itself loses; {video} changes the 12 linears of the video stream, the others all "
-        "28. "
-        f"`python -m benchmarks.quality`, {where['commit']}, {where['date']}.",
+        "28. `python -m benchmarks.quality`; "
+        + "; ".join(f"{', '.join(names)}: {commit}" for commit, names in commits.items())
+        + ".",
         "",
         f"| precision | one block | {BLOCKS} blocks | distilled clip |",
         "|---|---|---|---|",
     ]
     for name in ROWS:
-        row = record["rows"].get(name, {})
+        row = rows[name][0] if name in rows else {}
         cells = [
             f"{row[p]['rel_rms']:.2%}, {row[p]['cosine']:.5f}" if p in row else "-" for p in places
         ]
@@ -289,10 +308,13 @@ def table(record: Mapping[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    record = {"case": "quality", **quality(), "environment": environment()}
+    names = tuple(sys.argv[1:]) or ROWS
+    if unknown := set(names) - set(ROWS):
+        raise SystemExit(f"unknown: {', '.join(unknown)}; allowed: {', '.join(ROWS)}")
+    record = {"case": "quality", **quality(names), "environment": environment()}
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, sort_keys=True, default=str) + "\n")
-    print("\n".join(table(record)))
+    print("\n".join(table()))
     print(json.dumps(record, sort_keys=True, default=str))
 
 

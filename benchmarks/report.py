@@ -11,7 +11,6 @@ from typing import Any
 from benchmarks.cpu_blocks import table as cpu_table
 from benchmarks.engines import WEIGHT_CASES
 from benchmarks.kernels.report import section as kernel_section
-from benchmarks.quality import RESULTS as QUALITY
 from benchmarks.quality import table as quality_table
 from benchmarks.run import RESULTS
 
@@ -133,9 +132,8 @@ def table() -> str:
             f"| {what} | {record['median_s']:.3f} s | {bound} | {remarks(record)} "
             f"| {where['commit']}, {where['date']} |"
         )
-    if QUALITY.exists():
-        record = json.loads(QUALITY.read_text(encoding="utf-8").splitlines()[-1])
-        lines += ["", *quality_table(record)]
+    if quality := quality_table():
+        lines += ["", *quality]
     if blocks := cpu_table():
         lines += ["", *blocks]
     if records:

@@ -27,7 +27,7 @@ def build(
     spatial_upsampler: StrPath | None = None,
     temporal_upsampler: StrPath | None = None,
     video_vae: StrPath | None = None,
-    audio_vae: StrPath | None = None,
+    audio_vae: StrPath | Sequence[StrPath] | None = None,
     text_encoder: StrPath | None = None,
     duration_head: StrPath | None = None,
     loras: Sequence[Lora] = (),
@@ -54,7 +54,8 @@ def build(
     Args:
         output: the folder of the bundle.
         checkpoint, gemma, spatial_upsampler, temporal_upsampler, video_vae, audio_vae,
-            text_encoder, duration_head: the model's files; see `ltx2rt build --help`.
+            text_encoder, duration_head: the model's files; see `ltx2rt build --help`. The audio VAE
+            may be several files, where its parts lie apart.
         loras: merged into the weights.
         card: chooses backend and target: `cpu`, `this` (the GPU of this machine), `rtx4090`, ...
         backend, precision, text_precision, target, shapes, components, copy_weights, force,
@@ -68,17 +69,22 @@ def build(
     """
     export, choose = _export("bundle"), _export("choose")
     make_config = _export("build_config").BuildConfig
+    if audio_vae is None or isinstance(audio_vae, str | os.PathLike):
+        audio_files = [audio_vae] if audio_vae is not None else []
+    else:
+        audio_files = list(audio_vae)
     places = {
         "checkpoint": checkpoint,
         "gemma": gemma,
         "spatial_upsampler": spatial_upsampler,
         "temporal_upsampler": temporal_upsampler,
         "video_vae": video_vae,
-        "audio_vae": audio_vae,
+        "audio_vae": audio_files[0] if audio_files else None,
         "text_encoder": text_encoder,
         "duration_head": duration_head,
     }
     inputs = BuildInputs(
+        audio_parts=tuple(str(Path(p).absolute()) for p in audio_files[1:]),
         loras=tuple(Lora(path=str(Path(x.path).absolute()), strength=x.strength) for x in loras),
         **{name: str(Path(p).absolute()) for name, p in places.items() if p is not None},
     )

@@ -87,9 +87,17 @@ DECODERS = (VIDEO_DECODER, AUDIO_DECODER, VOCODER)
 ONE_STAGE = (*TEXT_ENCODER, *TRANSFORMER, *DECODERS)
 TWO_STAGE = (*TEXT_ENCODER, *TRANSFORMER, SPATIAL_UPSAMPLER, *DECODERS)
 
+ENCODE_PROMPT, DENOISE, DECODE = "encode prompt", "denoise", "decode"
 #: components whose weights are held at once, by stage of the distilled pipeline
 STAGES = {
-    "encode prompt": (*TEXT_ENCODER, TEXT_BLOCK_FULL),
-    "denoise": (*LORA_COMPONENTS, SPATIAL_UPSAMPLER),
-    "decode": (*DIFFUSION_DECODER, *DECODERS),
+    ENCODE_PROMPT: (*TEXT_ENCODER, TEXT_BLOCK_FULL),
+    DENOISE: (*LORA_COMPONENTS, SPATIAL_UPSAMPLER),
+    DECODE: (*DIFFUSION_DECODER, *DECODERS),
 }
+
+
+def stage_of(component: str) -> str:
+    """The stage of `STAGES` that a component, or a graph beside it, belongs to."""
+    if component in (*TEXT_STACK.components, *WRITING_STACK.components):
+        return ENCODE_PROMPT
+    return DECODE if component in (*DIFFUSION_DECODER, *DECODERS, *DEVICE_FRAMES) else DENOISE

@@ -17,18 +17,19 @@ from typing import Any, Self
 from ltx2rt.partial import Partial
 
 #: tracks: what a pipeline does, and what keeps a CPU or a GPU busy meanwhile
-STAGES, STEPS, ENGINES, COMPUTE, UPLOAD, DOWNLOAD, WEIGHTS, ENCODER = (
+STAGES, STEPS, ENGINES, COMPUTE, SOUND, UPLOAD, DOWNLOAD, WEIGHTS, ENCODER = (
     "stages",
     "steps",
     "engines on the host",
     "GPU compute stream",
+    "GPU sound stream",
     "GPU upload stream",
     "GPU download stream",
     "weights",
     "encoder",
 )
 #: what explains the time of a stage; the rest is its residual
-WORK = (ENGINES, COMPUTE, UPLOAD, DOWNLOAD, WEIGHTS, ENCODER)
+WORK = (ENGINES, COMPUTE, SOUND, UPLOAD, DOWNLOAD, WEIGHTS, ENCODER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Trace:
     def __init__(self) -> None:
         self._spans: list[Span] = []
         self._lock = threading.Lock()
-        self._stage: tuple[str, float, float] | None = None
+        self._stages: dict[int, tuple[str, float, float]] = {}  # of each thread
         self._notes: list[tuple[str, float]] = []
 
     def __enter__(self) -> Self:
@@ -67,7 +68,8 @@ class Trace:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end_stage()
+        for thread in list(self._stages):
+            self._end_stage(thread)
         _ACTIVE.remove(self)
 
     @property
@@ -93,15 +95,17 @@ class Trace:
             self._notes.append((text, time.perf_counter()))
 
     def step(self, stage: str, done: int, total: int) -> None:
-        """A step of a stage is done; `done == 0` begins the stage, and another stage ends it."""
-        now = time.perf_counter()
-        if self._stage is None or self._stage[0] != stage:
-            self._end_stage()
-            self._stage = stage, now, now
-        name, started, last = self._stage
+        """A step of a stage is done; `done == 0` begins the stage, and another stage of the same
+        thread ends it.
+        """
+        now, thread = time.perf_counter(), threading.get_ident()
+        if thread not in self._stages or self._stages[thread][0] != stage:
+            self._end_stage(thread)
+            self._stages[thread] = stage, now, now
+        name, started, last = self._stages[thread]
         if done:
             self.add(STEPS, f"{stage} {done}/{total}", last, now)
-        self._stage = name, started, now
+        self._stages[thread] = name, started, now
 
     def totals(self) -> list[dict[str, Any]]:
         """Seconds of every stage: in all, by kind of work, and `residual_s`, which no work
@@ -157,11 +161,10 @@ class Trace:
         with Partial(Path(path)) as part:
             part.file.write(json.dumps(document, indent=1).encode())
 
-    def _end_stage(self) -> None:
-        if self._stage is not None:
-            name, started, last = self._stage
+    def _end_stage(self, thread: int) -> None:
+        if (stage := self._stages.pop(thread, None)) is not None:
+            name, started, last = stage
             self.add(STAGES, name, started, last)
-            self._stage = None
 
 
 _ACTIVE: list[Trace] = []

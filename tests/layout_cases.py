@@ -31,13 +31,21 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("repacks without `model.` or metadata", "as the official file", SAME, test="repack"),
     Layout("splits of ComfyUI and Kijai", "as the official split set; connectors and projections "
            "as `--text-encoder`", SAME, test="comfy"),
-    Layout("DiffSynth-Studio's parts (encoder and decoder apart)", "their folder as `--checkpoint`",
-           SAME, test="diffsynth"),
+    Layout("DiffSynth-Studio's parts (encoder and decoder apart)", "their folder as "
+           "`--checkpoint`; or one by one, `--audio-vae` once for each of its parts", SAME,
+           test="diffsynth"),
     Layout("fine-tune of the transformer alone", "`--checkpoint FILE`, the official file as "
            "`--text-encoder`, `--video-vae` and `--audio-vae`", SAME, test="fine-tune"),
-    Layout("diffusers folder (LTX-2.3 as a whole, LTX-2 part by part)",
+    Layout("diffusers folder (LTX-2.3 and LTX-2.5 as a whole, LTX-2 part by part)",
            "`--checkpoint DIR`, Gemma is inside",
            f"diffusers' own modules write it; {SAME}", test="diffusers"),
+    Layout("what folders of LTX-2.5 have besides: `duration_head`, `diffusion_decoder`",
+           "the first with `--checkpoint DIR`; the second, with the encoder of `vae` beside it, as "
+           "`--video-vae DIR/diffusion_decoder` (without, clips are decoded by the conv VAE of "
+           "`vae`); its weights are not those of the official file",
+           "diffusers' own modules (0.42.1) write them, and ours compute the same; at the sides of "
+           "a picture windows are those of the official decoder, which diffusers shifts inward "
+           "(tests/parity/test_diffusers_25.py)"),
     Layout("parts of a diffusers folder, or a `diffusion_pytorch_model` file", "as the part that "
            "it is", "the same names and weights as from the whole folder"),
     Layout("GGUF transformer (Q2_K to Q6_K, Q4_0 to Q8_0, IQ4, F16, BF16; extra `gguf`)",
@@ -65,8 +73,7 @@ LAYOUTS: tuple[Layout, ...] = (
            "is known"),
     Layout("W4A4 and other packed INT4", "", refused="not done yet: refused as an "
            "unknown 4-bit format"),
-    Layout("`diffusion_decoder`, `duration_head`, `latent_upsampler`, `transformer_full` of a "
-           "diffusers folder",
+    Layout("`latent_upsampler`, `transformer_full` of a diffusers folder",
            "", refused="left out with a warning that says what to give instead"),
     Layout("mlx-video's converted folder", "", refused="not done yet: its weights are laid out for "
            "MLX"),

@@ -91,7 +91,8 @@ def _check_inputs_survive(inputs: BuildInputs, output: Path) -> None:
     """Refuse to replace the very bundle that holds the input files."""
     target = Path(os.path.realpath(output))
     named = [getattr(inputs, f.name) for f in dataclasses.fields(inputs)]
-    places = [p for p in named if isinstance(p, str)] + [x.path for x in inputs.loras]
+    places = [p for p in named if isinstance(p, str)]
+    places += [*inputs.audio_parts, *(x.path for x in inputs.loras)]
     inside = [p for p in places if _is_inside(p, target)]
     if inside:
         raise OptionError(
@@ -130,7 +131,8 @@ def inputs_in(inputs: BuildInputs, folder: Path, weights_dir: Path | None = None
         if isinstance(v := getattr(inputs, f.name), str)
     }
     loras = tuple(dataclasses.replace(x, path=now(x.path)) for x in inputs.loras)
-    return dataclasses.replace(inputs, loras=loras, **paths)
+    parts = tuple(map(now, inputs.audio_parts))
+    return dataclasses.replace(inputs, loras=loras, audio_parts=parts, **paths)
 
 
 def make_components(files: ModelFiles, loras: Sequence[Lora], folder: Path) -> list[Component]:

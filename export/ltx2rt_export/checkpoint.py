@@ -22,7 +22,7 @@ from ltx2rt_export.layouts.diffusers import is_pipeline
 from ltx2rt_export.layouts.open import open_weights
 from ltx2rt_export.storage_format import StorageFormat, detect_storage_format, with_encodings
 from ltx2rt_export.version import ModelVersion, detect_version, read_config
-from ltx2rt_export.weight_set import Weights, WeightSet
+from ltx2rt_export.weight_set import Weights, WeightSet, joined
 
 StrPath = str | os.PathLike[str]
 Tensors = Mapping[str, TensorEntry]
@@ -144,6 +144,7 @@ def open_model(
     duration_head: StrPath | None = None,
     loras: Sequence[StrPath] = (),
     *,
+    audio_parts: Sequence[StrPath] = (),
     need: Collection[str] = tuple(REQUIRED),
 ) -> ModelFiles:
     """Resolve a model from its files and check that they belong together.
@@ -157,6 +158,7 @@ def open_model(
         text_encoder: a packed Gemma with projections, a file of projections and connectors, or a
             monolith whose projections and connectors are taken.
         loras: adapters, in the order they are fused.
+        audio_parts: further files of the audio VAE, where its parts lie apart.
         need: parts that must be found, from `REQUIRED`.
 
     Raises:
@@ -184,6 +186,8 @@ def open_model(
             _take(file, ("connectors", "text_projection"), parts, files)
             packed_gemma = path if "gemma" in split_components(file) else None
         elif role == "audio_vae":
+            more = [_open_as(other, role, kinds) for other in audio_parts]
+            file = joined([file, *more]) if more else file
             _take(file, ("audio_vae", "vocoder"), parts, files)
         elif role.endswith("_upsampler"):
             parts[role], files[role] = dict(file), file

@@ -8,7 +8,7 @@ from typing import Any
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.targets import CARDS, DEFAULT_RTX_TARGETS
 from ltx2rt.device.gpus import local_gpu
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import OptionError, UnsupportedError
 from ltx2rt.plain_data import nearest
 from ltx2rt.weights.precision import DEFAULT_PRECISION, PRECISIONS, float_precision
 from ltx2rt_export.checkpoint import ModelFiles
@@ -32,7 +32,13 @@ def options_for(card: str) -> dict[str, Any]:
     if name == CPU:
         return {"backend": "onnxruntime"}
     if name == THIS:
-        gpu = local_gpu("--for this")
+        try:
+            gpu = local_gpu("--for this")
+        except UnsupportedError as error:
+            raise UnsupportedError(
+                f"{error} For a card that is not here give its name (--for rtx4090): engines of "
+                "TensorRT-RTX are built without a GPU."
+            ) from error
         return _gpu_options(_spelled(gpu.name).removeprefix("nvidiageforce"), gpu.target)
     found = next((c for c in CARDS if _spelled(c.name) == name), None)
     if found is None:

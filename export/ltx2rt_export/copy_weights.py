@@ -192,4 +192,5 @@ def _copy_inputs(
             if isinstance(asset := files.gemma.assets.get(name), Path):
                 shutil.copyfile(asset, work / "weights/gemma" / name)
         changed["gemma"] = "weights/gemma"
-    return dataclasses.replace(inputs, loras=(), **changed)
+    parts = tuple(places.get(Path(path).absolute(), path) for path in inputs.audio_parts)
+    return dataclasses.replace(inputs, loras=(), audio_parts=parts, **changed)

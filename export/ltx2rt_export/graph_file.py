@@ -9,9 +9,11 @@ from pathlib import Path
 
 import onnx
 
+from ltx2rt import names
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.errors import OptionError
 from ltx2rt.partial import Partial
+from ltx2rt.plain_data import nearest
 from ltx2rt_export.engines.stage import StoredWeights
 from ltx2rt_export.engines.weights import (
     DATA_FILE,
@@ -37,8 +39,14 @@ def write_graph(
 
     Raises:
         BundleError: the bundle has no such component.
-        OptionError: the component has no such layer.
+        OptionError: no component is called so, or it has no such layer.
     """
+    if not isinstance(getattr(names, component.upper(), None), str):  # of no model at all
+        held = sorted(bundle.manifest.components)
+        raise OptionError(
+            f"there is no component {component!r}{nearest(component, held)}; {bundle.folder} has "
+            f"{', '.join(held)}."
+        )
     entry = bundle.component(component)
     if layer not in entry.served:
         raise OptionError(

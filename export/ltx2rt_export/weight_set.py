@@ -14,11 +14,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ltx2rt.errors import CheckpointError
 from ltx2rt.file_kind import read_json_object, sentence_about
-from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
+from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry, read_metadata
 
 INDEX = ".safetensors.index.json"
 #: encoder and decoder of a VAE need them both: files with one of each hold them twice
@@ -103,6 +103,28 @@ def weight_set(where: Path, files: Sequence[SafetensorsFile]) -> WeightSet:
         tensors = {**file, **tensors}
     with_config = next((f for f in files if "config" in f.metadata), files[0])
     return WeightSet(where, with_config.metadata, tuple(files), tensors)
+
+
+def joined(sets: Sequence[WeightSet]) -> WeightSet:
+    """Parts of one model as one table; what is said of each part is said of all.
+
+    Raises:
+        CheckpointError: two of them hold the same tensor.
+    """
+    tensors: dict[str, TensorEntry] = {}
+    config: dict[str, Any] = {}
+    for part in sets:
+        if twice := sorted(n for n in tensors.keys() & part.keys() if STATISTICS not in n):
+            raise CheckpointError(
+                f"{part.path} holds {twice[0]}, which {tensors[twice[0]].path} holds too: they are "
+                "not parts of one model."
+            )
+        tensors = {**part.tensors, **tensors}
+        own = read_metadata(part, "config")
+        config = {**(own if isinstance(own, dict) else {}), **config}
+    metadata = {**sets[0].metadata, "config": json.dumps(config)}
+    files = tuple(file for part in sets for file in part.files)
+    return WeightSet(sets[0].path, metadata, files, tensors)
 
 
 def weight_files(where: Path) -> list[Path]:

@@ -19,6 +19,8 @@ from ltx2rt.device.staging import Staging
 from ltx2rt.device.tensor import DeviceTensor
 from ltx2rt.device.timeline import Timeline
 from ltx2rt.engine import Array
+from ltx2rt.errors import InternalError
+from ltx2rt.trace import COMPUTE
 
 __all__ = ["DeviceMemory", "DeviceTensor", "placed"]
 
@@ -36,19 +38,27 @@ class DeviceMemory:
         device: whose memory it is; closed when the last user that opened it is done.
         regions: what is taken of it. None: blocks come from the driver, for engines on their own.
         reserve: without regions, bytes that layers leave free; None: all must find room.
+        track: what a trace calls its compute stream.
     """
 
     def __init__(
-        self, device: Device, regions: Regions | None = None, *, reserve: int | None = None
+        self,
+        device: Device,
+        regions: Regions | None = None,
+        *,
+        reserve: int | None = None,
+        track: str = COMPUTE,
     ) -> None:
         self.device = device
+        self.track = track
         self.lock = threading.RLock()  # frames decode on a thread of their own
         self.staging = Staging(device)
         self.kernels: dict[Path, RuntimeCache] = {}  # compiled ones, of engines that share them
         self.timeline = Timeline(device)
         self.moves = 0  # how often a buffer went: what holds its address is out of date
-        self._reserve = regions.reserve if regions else reserve
+        self._reserve = reserve
         self._whole = 0
+        self._arenas: list[Arena] = []
         self._scratch = (0, -1)
         self._buffers: dict[str, tuple[int, int]] = {}
         self._held: set[int] = set()
@@ -70,8 +80,23 @@ class DeviceMemory:
             self.device.activate()
             yield
 
+    def divide(self, regions: Regions) -> None:
+        """Divide what is taken anew, for another stage: as much, and nothing of the last is left.
+
+        Raises:
+            InternalError: something is.
+        """
+        with self.using():
+            self.synchronize()
+            self.drop_buffers()
+            if any(arena.in_use for arena in self._arenas):
+                raise InternalError("memory is divided anew while something lies in it")
+            self.moves += 1
+            self._divide(regions)
+
     def _divide(self, regions: Regions) -> None:
-        start = self._whole = self.device.allocate(regions.total)
+        start = self._whole = self._whole or self.device.allocate(regions.total)
+        self._reserve = regions.reserve
         self._scratch = (start, regions.scratch)
         start += aligned(regions.scratch)
         arenas = []
@@ -82,7 +107,7 @@ class DeviceMemory:
         ):
             arenas.append(Arena(start, aligned(size), name))
             start += aligned(size)
-        self.tensors, self.engines, self.layers = arenas
+        self.tensors, self.engines, self.layers = self._arenas = arenas
 
     @property
     def is_planned(self) -> bool:

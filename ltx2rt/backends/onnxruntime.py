@@ -42,12 +42,15 @@ class OrtOptions:
     """How sessions run: `threads=0` lets ONNX Runtime use every core.
 
     `spinning`: threads wait for their next work in a loop instead of sleeping.
-    `full_optimization`: false for FP8 graphs, which its later rewrites make unusable. `providers`:
-    what runs nodes, with its options; the first that can.
+    `arena`: memory of a run is kept for the next one, in pieces that grow by doubling; without it
+    large tensors go back to the system when their last reader is done. `full_optimization`: false
+    for FP8 graphs, which its later rewrites make unusable. `providers`: what runs nodes, with its
+    options; the first that can.
     """
 
     threads: int = 0
     spinning: bool = False
+    arena: bool = True
     full_optimization: bool = True
     providers: tuple[tuple[str, Mapping[str, str]], ...] = (("CPUExecutionProvider", {}),)
 
@@ -86,9 +89,9 @@ def new_session(
     settings.add_session_config_entry("session.x64quantprecision", "1")
     # linears of 4-bit constants: activations stay in float32, not in 8 bits
     settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    # one session a layer: what each has used once must not stay its own
+    settings.enable_cpu_mem_arena = options.arena and not copied
     if copied:
-        # one session a layer: what each has used once must not stay its own
-        settings.enable_cpu_mem_arena = False
         contents = [
             np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in initializers.values()
         ]

@@ -32,7 +32,6 @@ from ltx2rt.device.cuda import CudaDevice
 from ltx2rt.device.device import Device
 from ltx2rt.engine import Array, EngineBase, EngineSpec, Shaped, check_inputs
 from ltx2rt.errors import EngineError, InternalError
-from ltx2rt.trace import COMPUTE
 
 #: bits of one element, by dtype name; weights come in more dtypes than other tensors
 BITS = {
@@ -141,7 +140,7 @@ class TrtEngine(EngineBase):
             found = self.bind(tensors)
             self.bind_weights(tensors)
             timeline = self._memory.timeline
-            with timeline.span(self._device.compute, COMPUTE, self._spec.component):
+            with timeline.span(self._device.compute, self._memory.track, self._spec.component):
                 self.enqueue()
             outputs = {name: np.empty(t.shape, t.dtype) for name, t in found.items()}
             self.receive([(outputs[n], t.address) for n, t in found.items()])

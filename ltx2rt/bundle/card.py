@@ -18,27 +18,57 @@ from ltx2rt.backends.tensorrt_api import load
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.engine_file import read_info
 from ltx2rt.bundle.manifest import UNMASKED
-from ltx2rt.bundle.memory_plan import MemoryPlan, plan_memory, room_on
+from ltx2rt.bundle.memory_plan import SOUND_ENGINES, MemoryPlan, room_on
+from ltx2rt.bundle.stage_plan import plan_card_memory
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device.cuda import CudaDevice
-from ltx2rt.names import StackNames
+from ltx2rt.names import DENOISE, StackNames, stage_of
+from ltx2rt.trace import SOUND
 
 #: of a card, what is left for the activations of ONNX Runtime, which no plan knows
 _ACTIVATION_SHARE = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Card:
     """What engines of one bundle share.
 
     Attributes:
         plan: how `memory` is divided; None with ONNX Runtime, which takes what it needs.
         keep_text: the layers of the text encoder stay between clips.
+        sound: of the engines that decode sound, with streams of its own; None: it is `memory`.
     """
 
     memory: DeviceMemory
     plan: MemoryPlan | None
     keep_text: bool
+    sound: DeviceMemory | None = None
+    _stage: str = DENOISE
+
+    def memory_of(self, name: str) -> DeviceMemory:
+        """That of a component's engine."""
+        return self.sound if self.sound is not None and name in SOUND_ENGINES else self.memory
+
+    def close(self) -> None:
+        """Leave it to the engines that are still open."""
+        self.memory.close()
+        if self.sound is not None:
+            self.sound.close()
+
+    def stage_of(self, component: str) -> str | None:
+        """The stage that a component has the card for, or None: it has room for all of them."""
+        divided = self.plan is not None and self.plan.stages
+        return stage_of(component.removesuffix(UNMASKED)) if divided else None
+
+    def enter(self, component: str) -> None:
+        """Divide the memory for the stage of a component that is loaded now; nothing of another one
+        is.
+        """
+        stage = self.stage_of(component)
+        if stage is not None and stage != self._stage:
+            assert self.plan is not None
+            self.memory.divide(self.plan.stages[stage])
+            self._stage = stage
 
     def places(self, names: StackNames) -> tuple[int, ...]:
         """Bytes of each place that parts of a stack take turns in; zeros: nothing knows."""
@@ -64,8 +94,10 @@ def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
             memory = DeviceMemory(device, reserve=reserve).opened()
             return Card(memory=memory, plan=None, keep_text=resident)
         plan = _plan(bundle, device, trust_of(runtime), resident=resident)
-        memory = DeviceMemory(device, plan.regions).opened()
-        return Card(memory=memory, plan=plan, keep_text=plan.keep_text)
+        memory, sound = DeviceMemory(device, plan.regions).opened(), None
+        if plan.sound is not None:
+            sound = DeviceMemory(device.lane(), plan.sound, track=SOUND).opened()
+        return Card(memory=memory, plan=plan, keep_text=plan.keep_text, sound=sound)
     except BaseException:
         device.close()
         raise
@@ -90,4 +122,4 @@ def _plan(bundle: Bundle, device: CudaDevice, trust: Trust, *, resident: bool) -
         if (unmasked := needs.pop(name + UNMASKED, None)) is not None:
             needs[name] = replace(needs[name], scratch=max(needs[name].scratch, unmasked.scratch))
     room = room_on(gpu.memory_bytes, device.free_bytes(), manifest)
-    return plan_memory(manifest, needs, room, resident=resident, card=gpu.name)
+    return plan_card_memory(manifest, needs, room, resident=resident, card=gpu.name)

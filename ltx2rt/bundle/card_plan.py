@@ -4,13 +4,18 @@ beside them say.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ltx2rt.backends.engine_needs import EngineNeeds
+from ltx2rt.backends.engine_needs import LORA_RANK, EngineNeeds
 from ltx2rt.bundle.engine_file import EngineInfo, read_info
-from ltx2rt.bundle.manifest import Manifest
-from ltx2rt.bundle.memory_plan import MemoryPlan, plan_memory, room_on
+from ltx2rt.bundle.manifest import Manifest, ModelInfo
+from ltx2rt.bundle.memory_plan import MemoryPlan, room_on
+from ltx2rt.bundle.stage_plan import plan_card_memory
+from ltx2rt.device.arena import aligned
+from ltx2rt.engine import NUMPY_DTYPES
 from ltx2rt.errors import OptionError
 
 _UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "GB": 10**9, "MB": 10**6}
@@ -43,7 +48,19 @@ def plan_card(
         OptionError: another backend, engines of an older build, or a shape that was not built.
         UnsupportedError: it does not fit.
     """
-    needs: dict[str, EngineNeeds] = {}
+    needs = needs_of(folder, manifest, shape)
+    room = room_on(memory_bytes, memory_bytes, manifest)
+    card = f"a card of {memory_bytes / 2**30:.2f} GiB"
+    return plan_card_memory(manifest, needs, room, resident=resident, card=card)
+
+
+def needs_of(folder: Path, manifest: Manifest, shape: str | None = None) -> dict[str, EngineNeeds]:
+    """What every component takes of a card, by the files beside its engines.
+
+    Raises:
+        OptionError: see `plan_card`.
+    """
+    infos: dict[str, EngineInfo] = {}
     built: set[str] = set()
     for name, entry in manifest.components.items():
         if not entry.engines:
@@ -58,15 +75,16 @@ def plan_card(
                 f"the bundle again: {manifest.command()}"
             )
         built |= {b.name for b in info.buckets if _SHAPE.fullmatch(b.name)}
-        needs[name] = EngineNeeds(_activations(info, shape), {})
+        infos[name] = info
     if shape is not None and shape not in built:
         raise OptionError(
             f"--shape {shape} was not built; this bundle has {', '.join(sorted(built))}. Build "
             "again with it in --shapes."
         )
-    room = room_on(memory_bytes, memory_bytes, manifest)
-    card = f"a card of {memory_bytes / 2**30:.2f} GiB"
-    return plan_memory(manifest, needs, room, resident=resident, card=card)
+    return {
+        name: EngineNeeds(_activations(info, shape), _tensors(info, infos.values(), manifest.model))
+        for name, info in infos.items()
+    }
 
 
 def _activations(info: EngineInfo, shape: str | None) -> int:
@@ -80,3 +98,52 @@ def _activations(info: EngineInfo, shape: str | None) -> int:
         if of_shape:
             return max(of_shape)
     return max(sizes.values(), default=0)
+
+
+def _tensors(
+    info: EngineInfo, infos: Iterable[EngineInfo], model: ModelInfo
+) -> dict[tuple[str, str], int]:
+    """Bytes of inputs and outputs at their largest, as `engine_needs`. Sizes that only outputs have
+    follow from those of the inputs, or are those that other engines take.
+    """
+    found: dict[tuple[str, str], int] = {}
+    others = [bucket for other in infos for bucket in other.buckets]
+    for bucket in info.buckets:
+        sizes = {symbol: size[2] for symbol, size in bucket.sizes.items()}
+        for tensor in (*info.inputs, *info.outputs):
+            if LORA_RANK in tensor.shape:
+                continue
+            shape = [
+                d
+                if isinstance(d, int)
+                else 1
+                if d.startswith("1|")
+                else _size(d, sizes, model)
+                or max((b.sizes[d][2] for b in others if d in b.sizes), default=0)
+                for d in tensor.shape
+            ]
+            size = aligned(math.prod(shape) * NUMPY_DTYPES[tensor.dtype].itemsize)
+            key = tensor.name, tensor.dtype
+            found[key] = max(size, found.get(key, 0))
+    return found
+
+
+def _size(symbol: str, sizes: Mapping[str, int], model: ModelInfo) -> int:
+    """A size of an engine in one bucket: an input's, or what it makes of one; 0: of others."""
+    if symbol in sizes:
+        return sizes[symbol]
+    time, space = model.time_scale, model.spatial_scale
+    latent = {name: sizes.get(name, 0) for name in ("Fl", "Hl", "Wl")}
+    pixels = {name: sizes.get(name, 0) for name in ("F", "H", "W")}
+    made = {
+        "F": max(0, (latent["Fl"] - 1) * time + 1),
+        "H": latent["Hl"] * space,
+        "W": latent["Wl"] * space,
+        "Fl": max(0, (pixels["F"] - 1) // time + 1),
+        "Hl": pixels["H"] // space,
+        "Wl": pixels["W"] // space,
+        "Fu": 2 * latent["Fl"],
+        "Hu": 2 * latent["Hl"],
+        "Wu": 2 * latent["Wl"],
+    }
+    return made.get(symbol, 0)

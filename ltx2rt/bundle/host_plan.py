@@ -84,11 +84,13 @@ def plan_host(manifest: Manifest, memory_bytes: int, *, resident: bool) -> HostP
     others = {
         n: held_bytes(n, sizes[n], least=False) for n in beside if n not in TRANSFORMER_BLOCKS
     }
-    rest, largest = sum(others.values()), max(layers, default=0)
-    if rest + largest > memory_bytes:
+    rest = sum(others.values())
+    kept = kept_layers(layers, rest, memory_bytes)
+    if kept is None:
+        needed = _gib(rest + max(layers, default=0))
         raise UnsupportedError(
-            f"one layer of the transformer and what is held beside it take {_gib(rest + largest)} "
-            f"in {manifest.precision}, and this machine has {_gib(memory_bytes)} of memory; use "
+            f"one layer of the transformer and what is held beside it take {needed} in "
+            f"{manifest.precision}, and this machine has {_gib(memory_bytes)} of memory; use "
             f"--residency stage, or build in a smaller precision, such as --precision {_SMALLER}."
         )
     room = memory_bytes - memory_bytes // _SPARE_SHARE - rest
@@ -98,11 +100,26 @@ def plan_host(manifest: Manifest, memory_bytes: int, *, resident: bool) -> HostP
     return HostPlan(
         memory_bytes=memory_bytes,
         layers=layers,
-        kept=_kept(layers, room),
+        kept=kept,
         keep_text=resident and sum(layers) + text <= room,
         kept_writing=_kept(sizes.get(TEXT_BLOCK, []), writing),
         precision=manifest.precision,
     )
+
+
+def kept_layers(layers: Sequence[int], beside: int, memory_bytes: int) -> int | None:
+    """How many of the first layers of the transformer stay in a machine's memory.
+
+    Args:
+        layers: bytes of each.
+        beside: bytes of what is held with them.
+
+    Returns:
+        None: not even one layer at a time finds room.
+    """
+    if beside + max(layers, default=0) > memory_bytes:
+        return None
+    return _kept(layers, memory_bytes - memory_bytes // _SPARE_SHARE - beside)
 
 
 def _kept(layers: Sequence[int], room: int) -> int:

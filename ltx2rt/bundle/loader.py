@@ -59,13 +59,21 @@ class Loader:
         self._bundle = bundle
         self._files = MappedFiles()
         self._cards: dict[int, Card] = {}
-        self._loading = threading.Lock()  # devices load their layers in threads of their own
+        # devices load their layers, and sound its engines, in threads of their own
+        self._loading = threading.Lock()
         self._merger: tuple[tuple[Lora, ...], LoraMerger] | None = None
 
     def close(self) -> None:
         """Leave the GPU to the engines that are still open; the last one frees it."""
         while self._cards:
-            self._cards.popitem()[1].memory.close()
+            self._cards.popitem()[1].close()
+
+    def sound_is_apart(self, runtime: RuntimeConfig) -> bool:
+        """Whether the engines that decode sound share nothing with the others on the GPU, which is
+        taken already.
+        """
+        card = self._cards.get(runtime.gpu or 0)
+        return card is not None and card.sound is not None
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Match LoRA files to this bundle's model and look through their numbers.
@@ -91,6 +99,17 @@ class Loader:
             UnsupportedError: no GPU, or one that is too small; see `TrtEngine` for more.
         """
         return self._open(name, runtime)
+
+    def stage_of(self, name: str, runtime: RuntimeConfig) -> str | None:
+        """The stage whose turn it is when a component is loaded, where a GPU has room for one stage
+        at a time: nothing of another one may be loaded then. None where it has room for all.
+
+        Raises:
+            BundleError, UnsupportedError: see `engine`.
+        """
+        if not self._bundle.component(name).engines:
+            return None
+        return self._card_of(runtime).stage_of(name)
 
     def stack(self, names: StackNames, runtime: RuntimeConfig, loras: Sequence[Lora] = ()) -> Stack:
         """The components of a stack as one; weights are loaded when a layer first needs them. That
@@ -257,6 +276,7 @@ class Loader:
         return OrtOptions(
             threads=runtime.threads,
             spinning=runtime.spinning,
+            arena=name.removesuffix(UNMASKED) not in TRANSFORMER_BLOCKS,  # the longest tensors
             full_optimization="float8_e4m3fn"
             not in self._bundle.component(name).weight_dtypes.values(),
         )
@@ -264,7 +284,8 @@ class Loader:
     def _inside(self, name: str, loras: Sequence[Lora]) -> Mapping[str, Array]:
         """The weights that an engine takes when it is loaded."""
         if self._bundle.component(name).weight_binding == "initializer":
-            return self.weights(name, 0, loras)
+            with self._loading:
+                return self.weights(name, 0, loras)
         return {}
 
     def _holds(self, name: str) -> bool:
@@ -313,12 +334,14 @@ class Loader:
                 + manifest.command().replace(" --weights constant", "")
             )
         file = entry.engines[entry.served.index(index) if entry.layered else 0].file
+        card = self._card_of(runtime)
+        card.enter(name)
         return TrtEngine(
             self._bundle.folder / file,
             entry.spec(name),
             {} if inside or not bound else self._inside(name, loras),
             manifest.command(),
-            memory=self._card_of(runtime).memory,
+            memory=card.memory_of(name),
             specialize=runtime.kernels.upper(),
             trust=trust_of(runtime),
         )

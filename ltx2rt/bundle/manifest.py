@@ -37,6 +37,7 @@ OPTIONAL_FIELDS = (
     "modified_ns",
     "unmasked",
     "device_graphs",
+    "audio_parts",
 )
 FILE_NAME = "manifest.json"
 #: what a source says of where and since when it lies there, which is not the bundle's content
@@ -221,6 +222,8 @@ class ModelInfo:
 class BuildInputs:
     """The files a bundle was built from, as `ltx2rt build` takes them: absolute, or relative to
     the bundle.
+
+    `audio_parts` are further files of `--audio-vae`, where its parts lie apart.
     """
 
     checkpoint: str | None = None
@@ -231,6 +234,7 @@ class BuildInputs:
     audio_vae: str | None = None
     text_encoder: str | None = None
     duration_head: str | None = None
+    audio_parts: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()
 
     def command(self) -> str:
@@ -238,8 +242,9 @@ class BuildInputs:
         flags = [
             f"--{name.replace('_', '-')} {shlex.quote(value)}"
             for name in self.__slots__
-            if name != "loras" and (value := getattr(self, name)) is not None
+            if isinstance(value := getattr(self, name), str)
         ]
+        flags += [f"--audio-vae {shlex.quote(path)}" for path in self.audio_parts]
         flags += [f"--lora {shlex.quote(f'{lora.path}:{lora.strength:g}')}" for lora in self.loras]
         return " ".join(["ltx2rt build", *flags])
 

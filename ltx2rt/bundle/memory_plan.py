@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ltx2rt.backends.engine_needs import EngineNeeds
 from ltx2rt.backends.frame_memory import PIXEL_BYTES, FrameSizes
@@ -37,12 +37,14 @@ from ltx2rt.names import (
     VOCODER,
     WRITING_STACK,
     StackNames,
+    stage_of,
 )
 
 STACKS = (TEXT_STACK, WRITING_STACK, TRANSFORMER_STACK)
 #: engines that may be loaded together with residency `stage`: before denoising, and from it on
 BEFORE = (VIDEO_ENCODER, AUDIO_ENCODER, DURATION_HEAD)
 UPSAMPLERS = (SPATIAL_UPSAMPLER, TEMPORAL_UPSAMPLER)
+SOUND_ENGINES = (AUDIO_DECODER, VOCODER)
 DECODING = (VIDEO_DECODER, *DIFFUSION_DECODER, AUDIO_DECODER, VOCODER)
 
 #: prompts that are encoded together: what is wanted and what is not
@@ -73,6 +75,10 @@ class MemoryPlan:
         finishes_frames: tiles of a clip of the size that was built for are blended on the card.
             Where that alone would make layers take turns, they are not.
         finishes_floats: also those that leave it as float32, which take more.
+        sound: what the engines that decode sound have for themselves, so that it is decoded beside
+            the picture; None: they take turns with the rest, since they cannot have that for free.
+        stages: stage -> what is taken for it alone, where the card has no room for all at once
+            (`stage_plan`); `regions` are then those of denoising.
         places: stack -> bytes of each place that its parts without room take turns in.
         totals: stack -> bytes of all its weights.
         keep_text: the layers of the text encoder stay between clips.
@@ -86,6 +92,12 @@ class MemoryPlan:
     weights: int
     finishes_frames: bool = False
     finishes_floats: bool = False
+    sound: Regions | None = None
+    stages: Mapping[str, Regions] = field(default_factory=dict)
+
+    def regions_for(self, component: str) -> Regions:
+        """How the card is divided while a component is loaded."""
+        return self.stages.get(stage_of(component), self.regions)
 
     @property
     def streams(self) -> bool:
@@ -98,11 +110,12 @@ class MemoryPlan:
         Raises:
             UnsupportedError: not even that finds room.
         """
-        ring = sum(self.places[names]) if self.totals[names] > self.regions.layers else 0
-        if ring > self.regions.layers:
+        planned = self.regions_for(names.head).layers
+        ring = sum(self.places[names]) if self.totals[names] > planned else 0
+        if ring > planned:
             raise UnsupportedError(
                 f"writing prompts needs room for {_gib(ring)} of layers, and "
-                f"{_gib(self.regions.layers)} are planned for them: use a larger card, or have "
+                f"{_gib(planned)} are planned for them: use a larger card, or have "
                 "another model write."
             )
         return ring
@@ -116,17 +129,36 @@ class MemoryPlan:
             if self.streams
             else "all stay"
         )
+        lines = [
+            f"activations: {_gib(regions.scratch)}",
+            f"inputs, outputs, constants: {_gib(regions.tensors)}",
+            f"weights of encoders, upsamplers, decoders: {_gib(regions.engines)}",
+            f"weights of layers: {_gib(regions.layers)}; of the transformer's "
+            f"{_gib(self.weights)} {layers}",
+        ]
+        if self.stages:
+            lines = ["there is room for one stage at a time; while it denoises:", *lines]
+            lines += [
+                f"stage '{stage}': activations {_gib(alone.scratch)}, inputs and outputs "
+                f"{_gib(alone.tensors)}, weights {_gib(alone.engines + alone.layers)}"
+                for stage, alone in self.stages.items()
+                if alone != regions
+            ]
         return "\n".join(
             (
-                f"activations: {_gib(regions.scratch)}",
-                f"inputs, outputs, constants: {_gib(regions.tensors)}",
-                f"weights of encoders, upsamplers, decoders: {_gib(regions.engines)}",
-                f"weights of layers: {_gib(regions.layers)}; of the transformer's "
-                f"{_gib(self.weights)} {layers}",
+                *lines,
                 self._frames_text(),
-                f"together: {_gib(regions.total)}",
+                "sound is decoded after the picture"
+                if self.sound is None
+                else f"sound, decoded beside the picture: {_gib(self.sound.total)}",
+                f"together: {_gib(self.total)}",
             )
         )
+
+    @property
+    def total(self) -> int:
+        """Bytes that are taken."""
+        return self.regions.total + (self.sound.total if self.sound else 0)
 
     def _frames_text(self) -> str:
         if not self.finishes_frames:
@@ -147,7 +179,13 @@ def room_on(memory_bytes: int, free_bytes: int, manifest: Manifest) -> int:
 
 
 def plan_memory(
-    manifest: Manifest, needs: Mapping[str, EngineNeeds], room: int, *, resident: bool, card: str
+    manifest: Manifest,
+    needs: Mapping[str, EngineNeeds],
+    room: int,
+    *,
+    resident: bool,
+    card: str,
+    sound_apart: bool = True,
 ) -> MemoryPlan:
     """Divide a card.
 
@@ -156,10 +194,47 @@ def plan_memory(
         room: bytes that may be taken, see `room_on`.
         resident: engines stay loaded between clips.
         card: what it is called, for errors.
+        sound_apart: engines that decode sound may have memory of their own.
 
     Raises:
         UnsupportedError: it does not fit; says what would.
     """
+    plan = _with_frames(manifest, needs, room, resident=resident, card=card)
+    names = {n for n in SOUND_ENGINES if n in needs and not _is_constant(manifest, n)}
+    if not names or not sound_apart:
+        return plan
+    entries = manifest.components
+    sound = Regions(
+        scratch=max(needs[n].scratch for n in names),
+        tensors=max(sum(needs[n].tensors.values()) for n in names),
+        engines=sum(sum(_weight_bytes(entries[n])) for n in names),
+        layers=0,
+    )
+    others = replace(manifest, components={n: e for n, e in entries.items() if n not in names})
+    rest = {n: need for n, need in needs.items() if n not in names}
+    try:
+        apart = _with_frames(others, rest, room - sound.total, resident=resident, card=card)
+    except UnsupportedError:
+        return plan
+    return replace(apart, sound=sound) if _as_good(apart, plan) else plan
+
+
+def _is_constant(manifest: Manifest, name: str) -> bool:
+    return any(engine.weights == "constant" for engine in manifest.components[name].engines)
+
+
+def _as_good(plan: MemoryPlan, other: MemoryPlan) -> bool:
+    """Whether a plan keeps on the card what another one keeps there."""
+    return all(
+        getattr(plan, name) == getattr(other, name)
+        for name in ("keep_text", "streams", "finishes_frames", "finishes_floats")
+    )
+
+
+def _with_frames(
+    manifest: Manifest, needs: Mapping[str, EngineNeeds], room: int, *, resident: bool, card: str
+) -> MemoryPlan:
+    """As `plan_memory`, without sound beside the picture."""
     plan = _divided(manifest, needs, room, 0, resident=resident, card=card)
     for form in ("float", "rgb"):
         frames, floats = _frames(manifest, PIXEL_BYTES[form]), form == "float"

@@ -104,6 +104,7 @@ def main_module() -> int:
 def _run(arguments: Sequence[str]) -> int:
     command = None
     warnings.formatwarning = warning_line
+    _printed.clear()
     try:
         if any("\0" in argument for argument in arguments):
             raise OptionError("an argument holds a NUL character, which no name or text may have.")
@@ -169,6 +170,10 @@ def _folder_exists() -> bool:
         return False
 
 
+#: lines of warnings of this command
+_printed: dict[str, str] = {}
+
+
 def warning_line(
     message: Warning | str,
     category: type[Warning],
@@ -176,8 +181,11 @@ def warning_line(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """A warning as one line, without the place in the code."""
-    return f"ltx2rt: warning: {message}\n"
+    """A warning as one line, without the place in the code; one that was printed is not printed
+    again (Python's own memory of them does not outlast changes of its filters).
+    """
+    text = f"ltx2rt: warning: {message}\n"
+    return "" if text in _printed else _printed.setdefault(text, text)
 
 
 def print_notes(error: BaseException) -> None:

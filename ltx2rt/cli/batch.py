@@ -25,7 +25,7 @@ from ltx2rt.cli.fields import all_flags, spell
 from ltx2rt.cli.flags import key_of
 from ltx2rt.cli.job_file import read_flags
 from ltx2rt.cli.outputs import Outputs, real_path
-from ltx2rt.cli.prompt_file import COMMENT, SUFFIX, job_of_line
+from ltx2rt.cli.prompt_file import COMMENT, SUFFIX, entries_of, job_of_entry, job_of_line
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import Ltx2rtError, OptionError
@@ -249,13 +249,17 @@ def read_jobs(
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Numbered lines that are not empty.
+    """Numbered lines that are not empty; entries of a list, where the file is one.
 
     Raises:
         OptionError: it is not a file of so many lines of text.
     """
     text = read_user_text(path, MAX_JOBS_BYTES)
-    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    entries = entries_of(path, text)
+    if entries is not None:
+        lines = [(i, json.dumps(entry, default=str)) for i, entry in enumerate(entries, 1)]
+    else:
+        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if _is_prompt_file(path):
         lines = [(i, line) for i, line in lines if not line.startswith(COMMENT)]
     if not lines:
@@ -277,7 +281,7 @@ def _asked(line: str, number: int, options: argparse.Namespace) -> Asked:
         job = job_of_line(line)
     else:
         try:
-            job = parse_json(line)
+            job = job_of_entry(parse_json(line))
         except ValueError as error:
             raise OptionError(f"it is not JSON: {error}") from error
     if not isinstance(job, dict):

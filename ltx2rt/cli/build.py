@@ -48,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--video-vae", type=Path, metavar="FILE", help="replaces the checkpoint's video VAE"
     )
     files.add_argument(
-        "--audio-vae", type=Path, metavar="FILE", help="audio VAE and vocoder of a split set"
+        "--audio-vae",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        help="audio VAE and vocoder of a split set; again for each part that is a file of its own",
     )
     files.add_argument(
         "--text-encoder", type=Path, metavar="FILE", help="text encoder of a split set"
@@ -219,7 +223,6 @@ def inputs_of(options: argparse.Namespace) -> BuildInputs:
         "spatial_upsampler",
         "temporal_upsampler",
         "video_vae",
-        "audio_vae",
         "text_encoder",
         "duration_head",
     )
@@ -229,7 +232,10 @@ def inputs_of(options: argparse.Namespace) -> BuildInputs:
     loras = tuple(
         Lora(path=str(local_path(x.path).absolute()), strength=x.strength) for x in options.lora
     )
-    return BuildInputs(loras=loras, **paths)
+    audio = [str(local_path(p).absolute()) for p in options.audio_vae or ()]
+    if audio:
+        paths["audio_vae"] = audio[0]
+    return BuildInputs(loras=loras, audio_parts=tuple(audio[1:]), **paths)
 
 
 def run(options: argparse.Namespace) -> int:

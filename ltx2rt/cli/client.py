@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--schema", action="store_true", help="print the schema of requests, stop")
     parser.add_argument("--prompt", type=text_or_file, metavar="TEXT")
     parser.add_argument("--negative-prompt", type=text_or_file, metavar="TEXT")
+    parser.add_argument("--model", metavar="NAME", help="one of the server's; default its first")
     parser.add_argument("--pipeline", help=f"default {DEFAULT_PIPELINE}")
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
@@ -64,8 +65,10 @@ def run(options: argparse.Namespace) -> int:
     if options.output is None:
         raise OptionError("name an output: -o FILE.")
     request = request_of(options)
-    client: Client = HttpClient(options.url, api_key())
+    client: Client = HttpClient(options.url, api_key(), options.model)
     if options.triton is not None:
+        if options.model is not None:
+            raise OptionError("--model is for `ltx2rt serve`: a Triton repository has one bundle.")
         client = TritonClient(options.triton)
     printer = printer_of(options)
     result: dict[str, Any] = {}

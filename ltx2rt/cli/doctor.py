@@ -97,7 +97,7 @@ def verdict(report: dict[str, Any]) -> tuple[bool, str]:
         has = f"has {card['name']} ({card['target']})" if card["name"] else "shows no GPU"
         return False, (
             f"this machine cannot run the bundle: its engines run on {', '.join(targets)}, and it "
-            f"{has}; build it anew with --for this or --for cpu."
+            f"{has}; build it anew with --for {'this or --for ' if card['name'] else ''}cpu."
         )
     host = bundle.get("host")
     if host is not None and not host["fits"]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.cli.common import print_json
 from ltx2rt.cli.fields import all_flags, spell
-from ltx2rt.cli.generate import given_in
+from ltx2rt.cli.generate import enhanced, given_in
 from ltx2rt.cli.job_file import VARIABLES_KEY, read_flags, read_table
 from ltx2rt.cli.preview import PreviewWriter, check_preview
 from ltx2rt.cli.progress import printer_of
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.errors import Ltx2rtError, OptionError, Problem
 from ltx2rt.pipelines.long import OVERLAP, Segment, make_long, segment_problems
+from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 
 __all__ = ["add_arguments", "run", "spell"]
@@ -30,7 +32,7 @@ SHARED = (
 SEGMENTS = "segments"
 #: keys that a segment may not have: they belong to the whole clip, or to the other segments
 REFUSED = {*SHARED, "after", "before", "joined", "frames", "audio_output", "save_latents",
-           "save_embeddings", "num_videos", "fragmented", "enhance_prompt"}  # fmt: skip
+           "save_embeddings", "num_videos", "fragmented"}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +77,10 @@ def run(options: argparse.Namespace) -> int:
         assert preview is not None
         check_preview(preview)
         job.on_preview = PreviewWriter(preview)
+    segments = [
+        _written_out(segment, asked, bundle, job)
+        for segment, asked in zip(segments, everything, strict=True)
+    ]
     stream = sys.stderr if output.is_stdout else sys.stdout
     try:
         frames = make_long(
@@ -129,7 +135,8 @@ def read_plan(path: Path, given: dict[str, Any]) -> list[Asked]:
             read, record = read_flags(flags, path.absolute().parent, str(path))
             if "seed" not in part:
                 read["seed"] = [read.get("seed", [10])[0] + number - 1]
-            found.append(asked_of({**read, **given}, record))
+            asked = asked_of({**read, **given}, record)
+            found.append(asked.without_key() if "enhance_url" in read else asked)
         except Ltx2rtError as error:
             problems += [Problem(f"segment {number}: ", problem) for problem in error.problems]
     if problems:
@@ -147,6 +154,19 @@ def _segment(asked: Asked, bundle: Bundle) -> Segment:
         guidance=request.guidance,
         inputs=request.inputs,
     )
+
+
+def _written_out(segment: Segment, asked: Asked, bundle: Bundle, job: Job) -> Segment:
+    """A segment whose prompt a language model has written out, where the plan asks for that; what
+    it said once is kept, so that `--resume` goes on with the same prompts.
+    """
+    if asked.enhance is None:
+        return segment
+    with asked.pipeline(bundle, asked.runtime) as pipe:
+        request = Request(config=segment.config, guidance=segment.guidance, inputs=segment.inputs)
+        pipe.accept(request)  # refuse a bad request before anybody is asked
+        config = enhanced(pipe, segment.config, asked.enhance, segment.config.seed, job)
+    return replace(segment, config=config)
 
 
 def _say(index: int, count: int, kept: bool) -> None:

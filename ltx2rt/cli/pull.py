@@ -90,7 +90,8 @@ def _table() -> list[str]:
         sizes = ", ".join(f"{p} {_size(row, p):.0f} GB" for p in row.precisions)
         lines.append(f"{row.name:18} {row.summary} ({sizes})")
         lines += [
-            f"    {file.bytes / 1e9:5.1f} GB  {file.name}: {file.purpose} ({file.licence})"
+            f"   {' ' if file.size == 'published' else '~'}{file.bytes / 1e9:5.1f} GB  "
+            f"{file.name}: {file.purpose} ({file.licence})"
             for file in row.files()
         ]
     return lines
@@ -109,6 +110,7 @@ def _row(row: ModelSet) -> dict[str, Any]:
                 {
                     "name": file.name,
                     "bytes": file.bytes,
+                    "size": file.size,
                     "flag": file.flag,
                     "purpose": file.purpose,
                     "licence": file.licence,

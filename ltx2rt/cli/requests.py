@@ -16,6 +16,7 @@ from ltx2rt.cli.run_options import RunOptions
 from ltx2rt.components.enhance import EnhanceConfig
 from ltx2rt.config import DISTILLED_STRENGTHS, RuntimeConfig
 from ltx2rt.errors import OptionError, Problem
+from ltx2rt.latents.duration import AutoDuration
 from ltx2rt.pipelines.base import Pipeline, pipeline_class
 from ltx2rt.pipelines.catalog import read_request
 from ltx2rt.pipelines.guided import GuidedPipeline
@@ -72,8 +73,8 @@ class Asked:
         if isinstance(pipe, GuidedPipeline) and pipe.guided:
             asked = asked_of(self.given, self.record, pipe.default_guiders())
         opened = self._opened(pipe)
-        by_model = "num_frames" in opened and self.request.config.audio is None
-        if by_model and not self.run.quiet:
+        by_model = isinstance(opened.get("num_frames"), AutoDuration)
+        if by_model and self.request.config.audio is None and not self.run.quiet:
             print(
                 "ltx2rt: note: the clip will be as long as the model finds right for the prompt; "
                 "name --num-frames N to fix it.",

@@ -1,10 +1,11 @@
-"""`ltx2rt serve BUNDLE`: the video API, and a page."""
+"""`ltx2rt serve BUNDLE [BUNDLE ...]`: the video API, and a page."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -21,14 +22,15 @@ from ltx2rt.service.sources import Allowed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, nargs="?")
+    parser.add_argument("bundle", type=Path, nargs="*")
     where = parser.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", help="address to listen at; default loopback")
     where.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     where.add_argument("--data", type=Path, metavar="DIR", help="folder of jobs and clips")
     where.add_argument(
-        "--model", metavar="NAME", help="what the bundle is called; default its name"
-    )
+        "--model", action="append", default=[], metavar="NAME",
+        help="what a bundle is called, once for each; default the names of their folders",
+    )  # fmt: skip
     where.add_argument(
         "--devices",
         type=parse_devices,
@@ -89,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
             raise OptionError("--add-key needs --keys FILE.")
         print(keys.add_key(options.keys, options.add_key))
         return 0
-    if options.bundle is None or options.data is None:
+    if not options.bundle or options.data is None:
         raise OptionError("name a bundle and a folder of jobs: ltx2rt serve BUNDLE --data DIR.")
     if options.keys is None and not _is_loopback(options.host):
         raise OptionError(
@@ -107,10 +109,29 @@ def run(options: argparse.Namespace) -> int:
     )
     log.log_as_json(options.log_level)
     service = Service(settings_of(options))
-    name = options.model or options.bundle.resolve().name.removesuffix(".bundle")
     address = server.Address(host=options.host, port=options.port, grace_s=options.grace)
-    server.serve(app.make_app(service, name, guard), service, address)
+    server.serve(app.make_app(service, guard), service, address)
     return 0
+
+
+def models_of(bundles: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
+    """Bundles by name.
+
+    Raises:
+        OptionError: there are not as many names as bundles, or two are called the same.
+    """
+    called = [*names] or [b.resolve().name.removesuffix(".bundle") for b in bundles]
+    if len(called) != len(bundles):
+        raise OptionError(
+            f"{len(called)} names of models are given for {len(bundles)} bundles: name --model "
+            "once for each, in their order, or not at all."
+        )
+    if bad := [n for n in called if not n or "/" in n or called.count(n) > 1]:
+        raise OptionError(
+            f"{bad[0]!r} cannot name a model: names are different, not empty, and without '/'; "
+            "name --model once for each bundle, in their order."
+        )
+    return dict(zip(called, bundles, strict=True))
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
@@ -124,7 +145,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         if folder is not None and not folder.is_dir():
             raise OptionError(f"{folder} is not a folder.")
     return Settings(
-        bundle=options.bundle,
+        models=models_of(options.bundle, options.model),
         data_dir=options.data,
         devices=tuple(options.devices),
         runtime=RuntimeConfig(

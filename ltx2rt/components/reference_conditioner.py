@@ -27,9 +27,11 @@ from ltx2rt.latents.shapes import (
 )
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.exr import exr_files, exr_size, iterate_exr_frames
+from ltx2rt.media.files import is_still
 from ltx2rt.media.hdr import HdrFormat, codes_to_vae_input
 from ltx2rt.media.image import fill, resize_and_pad, to_vae_input
 from ltx2rt.media.reader import count_frames, iterate_video_frames, probe_video
+from ltx2rt.media.still_reader import load_image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,18 @@ def reference_problems(paths: Iterable[Path]) -> list[str]:
     return problems
 
 
+def check_mask(path: Path) -> None:
+    """Refuse a mask that is no picture and no video.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    if is_still(path):
+        load_image(path)
+    else:
+        probe_video(path)
+
+
 def mask_problems(
     mask: Path,
     references: Iterable[ReferenceFile],
@@ -91,7 +105,7 @@ def mask_problems(
     Raises:
         MediaError: the mask cannot be read.
     """
-    mask_frames = min(count_frames(mask, frame_rate), num_frames)
+    mask_frames = 1 if is_still(mask) else min(count_frames(mask, frame_rate), num_frames)
     problems = []
     for path in (reference.path for reference in references):
         frames = len(exr_files(path)) if path.is_dir() else count_frames(path, frame_rate)
@@ -196,10 +210,13 @@ def load_reference(
 
 
 def load_mask(path: Path, pixels: VideoPixelShape, shown: tuple[int, int]) -> F32:
-    """A mask video at the size and frame rate of a stage: `[1, 1, n, H, W]` float32 in [0, 1], mean
-    over RGB; `shown` as of `fill`.
+    """A mask at the size and frame rate of a stage: `[1, 1, n, H, W]` float32 in [0, 1], mean over
+    RGB; `shown` as of `fill`. A picture, read as any (`load_image`), is one frame.
     """
-    frames = iterate_video_frames(path, pixels.num_frames, pixels.frame_rate)
+    if is_still(path):
+        frames = iter([load_image(path)])
+    else:
+        frames = iterate_video_frames(path, pixels.num_frames, pixels.frame_rate)
     video = _fitted(frames, pixels.height, pixels.width, shown)
     grey: F32 = (video.mean(axis=1, keepdims=True) + np.float32(1)) / np.float32(2)
     return np.clip(grey, 0, 1)

@@ -79,6 +79,11 @@ class Arena:
                 merged.append((start, length))
         self._free = merged
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a block is taken."""
+        return bool(self._taken)
+
     def room(self) -> int:
         """See `Blocks`."""
         return sum(length for _, length in self._free)

@@ -4,6 +4,7 @@ copies, graphs. cuda-python is optional and imported only when something here is
 
 from __future__ import annotations
 
+import copy
 import importlib
 import warnings
 from collections.abc import Callable
@@ -42,11 +43,20 @@ class CudaDevice:
         self._blocks: dict[int, Any] = {}
         self._warned = False
         self.activate()
+        self._open_streams()
+
+    def _open_streams(self) -> None:
         options = self._core.StreamOptions(nonblocking=True)
-        device = self._core.Device(index)
+        device = self._core.Device(self.index)
         self.compute = _CudaStream(self, self._call(device.create_stream, options=options))
         self.upload = _CudaStream(self, self._call(device.create_stream, options=options))
         self.download = _CudaStream(self, self._call(device.create_stream, options=options))
+
+    def lane(self) -> CudaDevice:
+        """See `Device`."""
+        other = copy.copy(self)
+        other._open_streams()
+        return other
 
     def activate(self) -> None:
         """Make the context that of the calling thread: frames decode on a thread of their own."""

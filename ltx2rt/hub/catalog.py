@@ -1,12 +1,14 @@
 """Official files by name: what each is for, how large it is, under which licence, and the sets that
 pipelines need.
 
-Sizes are those that were published; `ltx2rt pull` asks the hub for today's before it fetches.
+Sizes are those that were published, or, where nothing exact was, computed from the model's tensors
+or rounded as somebody read them; `ltx2rt pull` asks the hub for today's before it fetches.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from ltx2rt.hub.reference import HubReference, parse_reference
 
@@ -25,6 +27,8 @@ class HubFile:
         flag: of `ltx2rt build`, or of `ltx2rt generate` for what is given there.
         purpose: in a few words.
         licence: its name.
+        size: what `bytes` are: published to the byte, computed from the names and shapes of the
+            model's tensors (but for a header of some kB), or rounded.
     """
 
     name: str
@@ -32,6 +36,7 @@ class HubFile:
     flag: str
     purpose: str
     licence: str = LTX_LICENCE
+    size: Literal["published", "computed", "rounded"] = "published"
 
     @property
     def reference(self) -> HubReference:
@@ -82,13 +87,18 @@ def _transformer(kind: str, precision: str, size: float) -> HubFile:
     return _ltx("LTX-2.5", "--checkpoint", f"transformer, {kind}", size, file)
 
 
-def _monolith(repo: str, size: float, file: str) -> tuple[HubFile]:
-    return (_ltx(repo, "--checkpoint", "all but Gemma", size, file),)
+def _monolith(
+    repo: str,
+    size: float,
+    file: str,
+    basis: Literal["published", "computed", "rounded"] = "published",
+) -> tuple[HubFile]:
+    return (replace(_ltx(repo, "--checkpoint", "all but Gemma", size, file), size=basis),)
 
 
 _TWICE = "doubles width and height between stages"
 _SECOND = "distilled LoRA of the second stage"
-_GEMMA_3 = HubFile(GEMMA_3, 24_400_000_000, "--gemma", "text encoder", GEMMA_LICENCE)
+_GEMMA_3 = HubFile(GEMMA_3, 24_414_137_010, "--gemma", "text encoder", GEMMA_LICENCE)
 # fmt: off
 _PARTS_25 = (
     _ltx("LTX-2.5", "--video-vae", "video VAE with the diffusion decoder", 1.472223346,
@@ -104,16 +114,21 @@ _LORA_25 = _ltx("LTX-2.5", "--distilled-lora", _SECOND, 8.899889568,
                 "loras/ltx-2.5-22b-distilled-lora-450-bf16")
 _PARTS_23 = (
     _GEMMA_3,
-    _ltx("LTX-2.3", "--spatial-upsampler", _TWICE, 0.996,
+    _ltx("LTX-2.3", "--spatial-upsampler", _TWICE, 0.99574356,
          "ltx-2.3-spatial-upscaler-x2-1.1"),
 )
-_LORA_23 = _ltx("LTX-2.3", "--distilled-lora", _SECOND, 7.6,
+_LORA_23 = _ltx("LTX-2.3", "--distilled-lora", _SECOND, 7.605507256,
                 "ltx-2.3-22b-distilled-lora-384-1.1")
 _PARTS_2 = (
     _GEMMA_3,
-    _ltx("LTX-2", "--spatial-upsampler", _TWICE, 0.996, "ltx-2-spatial-upscaler-x2-1.0"),
+    replace(
+        _ltx("LTX-2", "--spatial-upsampler", _TWICE, 0.995744, "ltx-2-spatial-upscaler-x2-1.0"),
+        size="computed",
+    ),
 )
-_LORA_2 = _ltx("LTX-2", "--distilled-lora", _SECOND, 7.7, "ltx-2-19b-distilled-lora-384")
+_LORA_2 = replace(
+    _ltx("LTX-2", "--distilled-lora", _SECOND, 7.7, "ltx-2-19b-distilled-lora-384"), size="rounded"
+)
 
 SETS: dict[str, ModelSet] = {
     row.name: row
@@ -147,7 +162,7 @@ SETS: dict[str, ModelSet] = {
             summary="LTX-2.3, distilled: 8 + 3 steps",
             checkpoints={
                 "bf16": _monolith("LTX-2.3", 46.149345334, "ltx-2.3-22b-distilled-1.1"),
-                "fp8": _monolith("LTX-2.3-fp8", 29.5, "ltx-2.3-22b-distilled-fp8"),
+                "fp8": _monolith("LTX-2.3-fp8", 29.531884062, "ltx-2.3-22b-distilled-fp8"),
             },
             others=_PARTS_23,
         ),
@@ -155,8 +170,8 @@ SETS: dict[str, ModelSet] = {
             name="ltx-2.3-dev",
             summary="LTX-2.3, the full model: guided pipelines",
             checkpoints={
-                "bf16": _monolith("LTX-2.3", 46.1, "ltx-2.3-22b-dev"),
-                "fp8": _monolith("LTX-2.3-fp8", 29.1, "ltx-2.3-22b-dev-fp8"),
+                "bf16": _monolith("LTX-2.3", 46.149344974, "ltx-2.3-22b-dev"),
+                "fp8": _monolith("LTX-2.3-fp8", 29.145431166, "ltx-2.3-22b-dev-fp8"),
             },
             others=(*_PARTS_23, _LORA_23),
         ),
@@ -164,8 +179,8 @@ SETS: dict[str, ModelSet] = {
             name="ltx-2-distilled",
             summary="LTX-2 19B, distilled: 8 + 3 steps",
             checkpoints={
-                "bf16": _monolith("LTX-2", 43.3, "ltx-2-19b-distilled"),
-                "fp8": _monolith("LTX-2", 27.1, "ltx-2-19b-distilled-fp8"),
+                "bf16": _monolith("LTX-2", 43.285044, "ltx-2-19b-distilled", "computed"),
+                "fp8": _monolith("LTX-2", 27.1, "ltx-2-19b-distilled-fp8", "rounded"),
             },
             others=_PARTS_2,
         ),
@@ -173,8 +188,8 @@ SETS: dict[str, ModelSet] = {
             name="ltx-2-dev",
             summary="LTX-2 19B, the full model: guided pipelines",
             checkpoints={
-                "bf16": _monolith("LTX-2", 43.3, "ltx-2-19b-dev"),
-                "fp8": _monolith("LTX-2", 27.1, "ltx-2-19b-dev-fp8"),
+                "bf16": _monolith("LTX-2", 43.285044, "ltx-2-19b-dev", "computed"),
+                "fp8": _monolith("LTX-2", 27.1, "ltx-2-19b-dev-fp8", "rounded"),
             },
             others=(*_PARTS_2, _LORA_2),
         ),

@@ -38,6 +38,8 @@ def reading(path: str | Path, kind: str) -> Iterator[InputContainer]:
             yield container
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
         other = name_of(path, besides=[PICTURE, CLIP])
+        if path.suffix.lower() == ".webp":
+            other = "a WebP that libav does not read, as animations are: write it as .mp4 or .gif"
         found = f"it is {other}" if other else "the file is damaged, truncated or not a media file"
         raise MediaError(
             f"cannot read {kind} from '{path}': {found}"

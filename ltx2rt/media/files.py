@@ -21,6 +21,8 @@ VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "web
 AUDIO_FORMATS = {".wav": "wav", ".flac": "flac", ".mp3": "mp3", ".m4a": "ipod"}
 #: videos that are read, not written
 FURTHER_VIDEOS = (".m4v", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg")
+#: pictures that are read
+STILLS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 _ALLOWED = {
     "video": f"{', '.join(VIDEO_FORMATS)} for video",
@@ -34,6 +36,11 @@ _ALLOWED = {
 def is_video(path: Path) -> bool:
     """Whether a file to read is a video, by its extension."""
     return path.suffix.lower() in (*VIDEO_FORMATS, *FURTHER_VIDEOS)
+
+
+def is_still(path: Path) -> bool:
+    """Whether a file to read is a picture, by its extension."""
+    return path.suffix.lower() in STILLS
 
 
 def check_output_path(path: str | Path, *kinds: OutputKind, may_exist: bool = False) -> OutputKind:

@@ -16,6 +16,8 @@ from ltx2rt.errors import MediaError
 from ltx2rt.file_kind import PICTURE, name_of
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level: a quarter GiB of RGB
+#: formats whose further frames are later ones, not other sizes or pages of a picture
+_ANIMATIONS = ("GIF", "WEBP", "PNG")
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,7 +51,7 @@ def load_image(path: str | Path) -> U8:
     All EXIF orientations are applied (upstream ignores mirrored ones), an embedded colour profile
     is converted to sRGB (a warning and plain RGB if that fails), what is transparent is laid on
     white with a warning (upstream shows the colours that were hidden), 16-bit grey keeps its upper
-    8 bits.
+    8 bits. Of an animation the first frame is taken, with a warning.
 
     Returns:
         `[H, W, 3]` uint8.
@@ -68,6 +70,13 @@ def load_image(path: str | Path) -> U8:
                 raise MediaError(
                     f"the image '{path}' has {image.width}x{image.height} pixels, more than the"
                     f" {MAX_PIXELS} allowed; scale it down first."
+                )
+            count = getattr(image, "n_frames", 1) if image.format in _ANIMATIONS else 1
+            if count > 1:
+                warnings.warn(
+                    f"'{path}' is an animation of {count} frames, of which the first is taken; a "
+                    "video (.mp4) shows them all.",
+                    stacklevel=2,
                 )
             image.load()
             return _to_srgb(image, path)

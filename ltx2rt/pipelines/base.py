@@ -256,6 +256,7 @@ class Pipeline(PipelineRequests):
             audio_latent=audio,
             decode_video=partial(decode_video, self.engines, run.generator.copy()),
             decode_audio=partial(decode_audio, self.engines),
+            sound_is_apart=self.engines.sound_is_apart,
             scale_factors=self.scale_factors,
             sampling_rate=self.source.model.audio_sampling_rate,
             frame_rate=frame_rate or run.config.frame_rate,

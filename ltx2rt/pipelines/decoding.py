@@ -61,7 +61,8 @@ def decode_video(
 
     chosen, allowed = TilingConfig.parse(tiling), engines.runtime.allow_nan
     draw = generator.copy().randn
-    with engines.turns.taken():
+    parts = (VIDEO_DECODER, *DEVICE_FRAMES, *DIFFUSION_DECODER)
+    with engines.turns.taken(), engines.decoding(*parts):
         job.report("decode video", 0, 1)
         decoder, device = engines.video_decoder(), engines.device_frames()
         if device is not None:
@@ -72,7 +73,6 @@ def decode_video(
             if reason is None and not isinstance(tiles, str):
                 part = _part(decoder, latent)
                 yield from _finished(device, tiles, wanted, on_tile, part, allow_nan=allowed)
-                engines.release(VIDEO_DECODER, *DEVICE_FRAMES, *DIFFUSION_DECODER)
                 return
             job.on_host("decode video", str(reason))
         elif engines.decodes_on_device:
@@ -84,7 +84,6 @@ def decode_video(
         for chunk in chunks:
             check_finite("decode video", {"frames": chunk}, allowed=allowed)
             yield chunk
-        engines.release(VIDEO_DECODER, *DEVICE_FRAMES, *DIFFUSION_DECODER)
 
 
 def _part(decoder: VideoDecoder | DiffusionVideoDecoder, latent: Array) -> Part | None:
@@ -145,7 +144,7 @@ def chosen_tiling(source: ModelFacts, tiling: str, cells: Sequence[int]) -> str:
 
 def decode_audio(engines: Engines, job: Job, latent: Array) -> tuple[NDArray[np.float32], int]:
     """Waveform `[2, N]` in [-1, 1] and its rate in Hz; the decoder is released."""
-    with engines.turns.taken():
+    with engines.sound_turns().taken():
         job.report("decode audio", 0, 1)
         sound = engines.audio_decoder()(latent)
         check_finite("decode audio", {"the sound": sound[0]}, allowed=engines.runtime.allow_nan)

@@ -31,7 +31,7 @@ from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import F32, Engine
 from ltx2rt.env import cache_dir
-from ltx2rt.errors import UnsupportedError
+from ltx2rt.errors import OptionError, UnsupportedError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
@@ -39,6 +39,7 @@ from ltx2rt.media.color import FrameForm
 from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
+    DECODE,
     DEVICE_STEPS,
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
@@ -93,6 +94,12 @@ class Engines:
         self._loras: tuple[Lora, ...] = ()
         self._text_loras: tuple[Lora, ...] = ()
         self.turns = Turns()
+        self._sound_turns = Turns()
+        #: the stage that has the GPU, where it has room for one at a time; None for all
+        self._stage: str | None = None
+        self._decoding = 0
+        #: whose text encoder is this one's too, if it has none of its own
+        self.text_from: Engines | None = None
         #: the last prompts, the LoRAs that changed connectors or projections, and the contexts:
         #: encoded once for several clips
         self.contexts: tuple[tuple[str, ...], tuple[Lora, ...], TextContext] | None = None
@@ -108,6 +115,7 @@ class Engines:
     def close(self) -> None:
         """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
         self.turns.close()
+        self._sound_turns.close()
         for names in list(self._stacks):
             self._release_stack(names)
         while self._engines:
@@ -118,13 +126,50 @@ class Engines:
     def engine(self, name: str) -> Engine:
         """A component's engine, loaded on first use."""
         if name not in self._engines:
+            self._make_room(name)
             self._engines[name] = self.loader.engine(name, self.runtime)
         return self._engines[name]
+
+    @contextmanager
+    def decoding(self, *names: str) -> Iterator[None]:
+        """Frames are made by these engines, one chunk after another; they are released, also where
+        nobody wanted the rest of them.
+        """
+        self._decoding += 1
+        try:
+            yield
+        finally:
+            self._decoding -= 1
+            self.release(*names)
+
+    def _make_room(self, name: str) -> None:
+        """Where a GPU has room for one stage at a time, free what others have loaded.
+
+        Raises:
+            OptionError: one of them is not done.
+        """
+        if not isinstance(self.loader, Loader):
+            return
+        stage = self.loader.stage_of(name, self.runtime)
+        if stage == self._stage:
+            return
+        if self._decoding and self._stage == DECODE:
+            raise OptionError(
+                "this GPU has room for one stage at a time: decode the clip before to its last "
+                "frame, or close its frames, before the next one begins."
+            )
+        for names in list(self._stacks):
+            self._release_stack(names)
+        while self._engines:
+            self._engines.popitem()[1].close()
+        self._stage = stage
 
     def release(self, *names: str) -> None:
         """These parts are done for this clip: free them unless engines stay resident."""
         if self.runtime.residency == "resident":
             return
+        if self.text_from is not None:
+            self.text_from.release(*names)
         for stack in list(self._stacks):
             if set(names) & set(stack.components):
                 self._release_stack(stack)
@@ -146,6 +191,7 @@ class Engines:
 
     def _stack(self, names: StackNames, loras: Sequence[Lora] = ()) -> Stack:
         if names not in self._stacks:
+            self._make_room(names.head)
             self._stacks[names] = self.loader.stack(names, self.runtime, loras)
         return self._stacks[names]
 
@@ -158,6 +204,8 @@ class Engines:
         """Tokenizer and text encoder, with LoRAs merged into connectors and projections. Unless
         engines stay resident, a layer's weights are let go as soon as it has run.
         """
+        if self.text_from is not None:
+            return self.text_from.prompt_encoder(loras)
         if self._text_loras != tuple(loras):
             self._release_stack(TEXT_STACK)
             self._text_loras = tuple(loras)
@@ -180,6 +228,7 @@ class Engines:
             )
         for names in list(self._stacks):
             self._release_stack(names)
+        self._make_room(LANGUAGE_HEAD)
         has_engines = isinstance(source, Bundle) and source.component(LANGUAGE_HEAD).engines
         multiple = MAX_TOKENS if has_engines else MULTIPLE
         with closing(self.loader.stack(WRITING_STACK, self.runtime)) as stack:
@@ -267,6 +316,14 @@ class Engines:
         return VideoDecoder.from_options(
             self.engine(VIDEO_DECODER), self.source.options(VIDEO_DECODER)
         )
+
+    def sound_is_apart(self) -> bool:
+        """Whether sound is decoded beside everything else, on a stream and in memory of its own."""
+        return isinstance(self.loader, Loader) and self.loader.sound_is_apart(self.runtime)
+
+    def sound_turns(self) -> Turns:
+        """What keeps decoders of sound to one thread at a time."""
+        return self._sound_turns if self.sound_is_apart() else self.turns
 
     @property
     def decodes_on_device(self) -> bool:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from ltx2rt.components.reference_conditioner import (
     ReferenceFile,
+    check_mask,
     load_mask,
     mask_problems,
     reference_problems,
 )
-from ltx2rt.errors import Field, OptionError, Problem
+from ltx2rt.errors import Field, MediaError, OptionError, Problem
 from ltx2rt.field_types import settle_types
 from ltx2rt.latents.conditioning import ReferenceAudio
 from ltx2rt.lora.files import Lora, open_lora
@@ -195,10 +196,12 @@ class ICLoraPipeline(GuidedPipeline):
                 ]
             )
         _, temporal_scale = factors(config.loras, inputs)
-        paths = [reference.path for reference in inputs.references]
-        if inputs.attention_mask is not None:
-            paths.append(inputs.attention_mask)
-        problems = reference_problems(paths)
+        problems = reference_problems(reference.path for reference in inputs.references)
+        try:
+            if inputs.attention_mask is not None:
+                check_mask(inputs.attention_mask)
+        except MediaError as error:
+            problems += error.problems
         if inputs.attention_mask is not None and not problems:
             problems += mask_problems(
                 inputs.attention_mask,

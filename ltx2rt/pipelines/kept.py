@@ -102,4 +102,5 @@ def open_latents(
             frame_step=finish.frame_step,
             cut_audio=finish.cut_audio,
             hdr=finish.hdr,
+            sound_is_apart=pipe.engines.sound_is_apart,
         )

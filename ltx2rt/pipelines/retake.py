@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
+from ltx2rt.components.reference_conditioner import check_mask
 from ltx2rt.errors import Field, OptionError, Problem, ShapeError
 from ltx2rt.media.audio import check_rate
 from ltx2rt.media.exr import is_exr
@@ -197,7 +198,7 @@ def _as_source(request: Request) -> Request:
             )
         )
     if own.mask is not None:
-        probe_video(own.mask)
+        check_mask(own.mask)
     config = replace(
         request.config,
         height=height,

@@ -13,6 +13,7 @@ from ltx2rt.components.audio import fit_latent
 from ltx2rt.components.diffusion_stage import ModalityRequest
 from ltx2rt.components.reference_conditioner import load_mask
 from ltx2rt.engine import F32, Array
+from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.latents.conditioning import (
     ConditioningItem,
     Remade,
@@ -159,7 +160,11 @@ def _source_pixels(run: Run, divisor: int) -> NDArray[np.float32]:
 
 
 def cells(run: Run, divisor: int = 1) -> F32 | None:
-    """The cells of a stage's video that the mask touches (above 0), `[1, F, H, W]`; None: all."""
+    """The cells of a stage's video that the mask touches (above 0), `[1, F, H, W]`; None: all.
+
+    Raises:
+        OptionError: the mask is black, and nothing else is made anew.
+    """
     own: RetakeInputs = run.request.inputs
     if not own.is_spatial:
         return None
@@ -175,6 +180,14 @@ def cells(run: Run, divisor: int = 1) -> F32 | None:
         frames = np.stack(shown)[:, : size[0], : size[1], 0]
         missing = canvas.num_frames - len(frames)
         wanted |= np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])[None]
+        if not wanted.any():
+            raise OptionError(
+                Problem(
+                    Field("mask"),
+                    f"={own.mask} is black all over: it leaves nothing to make anew; what is to be "
+                    "made anew is white.",
+                )
+            )
     below, beside = canvas.height - size[0], canvas.width - size[1]
     pixels = np.pad(wanted, ((0, 0), (0, 0), (0, below), (0, beside)), mode="edge")
     shape = run.video(divisor).shape

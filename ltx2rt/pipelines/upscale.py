@@ -17,7 +17,7 @@ from ltx2rt.field_types import settle_types
 from ltx2rt.latents.shapes import VideoPixelShape
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.audio import check_rate
-from ltx2rt.media.files import OutputKind
+from ltx2rt.media.files import OutputKind, is_still
 from ltx2rt.media.image import to_vae_input
 from ltx2rt.media.reader import VideoInfo, probe_video, read_video_frames
 from ltx2rt.media.still_reader import load_image
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from ltx2rt.config import GenerationConfig, GuidanceConfig
     from ltx2rt.pipelines.options import UpscaleOptions
     from ltx2rt.progress import Job
-
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +90,7 @@ class UpscaleInputs:
     @property
     def is_image(self) -> bool:
         """Whether the source is a still, by its extension."""
-        return self.source.suffix.lower() in IMAGES
+        return is_still(self.source)
 
     @property
     def sigmas(self) -> tuple[float, ...]:

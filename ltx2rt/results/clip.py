@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,6 +55,7 @@ class Clip:
         hdr: what the codes of a clip of high dynamic range mean.
         record_paths: how its files write the paths of what it was made from; None: they say nothing
             about how it was made.
+        sound_is_apart: whether sound may be decoded beside the picture, from another thread.
     """
 
     record: Record
@@ -74,6 +75,7 @@ class Clip:
     generators: Mapping[str, Array] = field(default_factory=dict)
     hdr: HdrFormat | None = None
     record_paths: RecordPaths | None = "relative"
+    sound_is_apart: Callable[[], bool] = lambda: False
 
     @property
     def request(self) -> Request:
@@ -244,29 +246,40 @@ class Clip:
         if isinstance(path, str | Path) and (suffix == ".png" or suffix in ANIMATION_FORMATS):
             return self._save_picture(Path(path), frames, encoding)
 
-        with VideoWriter(
-            path,
-            self.width,
-            self.height,
-            self.frame_rate,
-            audio=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
-            fragmented=fragmented,
-            metadata=self.tags(beside),
-            encoding=encoding,
-        ) as writer:
-            form = writer.packed_form if frames is None else None  # PNG files want other bytes
+        def writer_of(audio: tuple[Array, int] | None) -> VideoWriter:
+            return VideoWriter(
+                path,
+                self.width,
+                self.height,
+                self.frame_rate,
+                audio=audio,
+                fragmented=fragmented,
+                metadata=self.tags(beside),
+                encoding=encoding,
+            )
 
-            def written() -> Generator[Array]:
-                with closing(prefetch(self.frames_as(form))) as chunks:
-                    for chunk in chunks:
+        # refuses what cannot be written before anything is decoded
+        form = writer_of(None).packed_form if frames is None else None  # PNG files want other bytes
+        with self.with_sound(self.frames_as(form)) as decoded:
+            sound = (self.audio, self.audio_sampling_rate) if self.has_audio else None
+            with writer_of(sound) as writer:
+
+                def written() -> Generator[Array]:
+                    for chunk in decoded:
                         writer.write(chunk)
                         yield chunk
 
-            with closing(written()) as chunks:  # an error must not leave the decoder at work
                 if frames is not None:
-                    write_frames(frames, chunks, self.tags(Path(frames)))
-                for _ in chunks:
+                    write_frames(frames, written(), self.tags(Path(frames)))
+                for _ in written():
                     pass
+
+    def with_sound(self, frames: Iterator[Array]) -> AbstractContextManager[Iterator[Array]]:
+        """Frames of this clip as chunks, and `audio` decoded: see `decoded_beside`."""
+        from ltx2rt.results.beside import decoded_beside
+
+        sound = (lambda: self.audio) if self.has_audio else None
+        return decoded_beside(frames, sound, is_apart=self.sound_is_apart())
 
     def _save_joined(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +14,6 @@ from ltx2rt.media.exr import ExrFolder, exr_folder
 from ltx2rt.media.hdr import HdrFormat, srgb_signal
 from ltx2rt.media.writer import VideoWriter
 from ltx2rt.results.clip import Clip
-from ltx2rt.results.prefetch import prefetch
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -65,8 +63,7 @@ class HdrClip(Clip):
                 "it is: not to a stream, fragments, PNG frames or another codec."
             )
         exr = ExrFolder(exr_folder(path), self.curve.exr_attributes)
-        decoded = closing(prefetch(self.decoded_frames()))
-        with exr, self.writer(path) as writer, decoded as chunks:
+        with self.with_sound(self.decoded_frames()) as chunks, exr, self.writer(path) as writer:
             for codes in chunks:
                 exr.write(self.curve.decode(codes))
                 writer.write(self.video_frames(codes))

@@ -67,18 +67,19 @@ class HttpClient:
     Args:
         url: `http://127.0.0.1:8000`.
         key: an API key, or None.
+        model: the name of one of the server's bundles; None: its first.
     """
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    def __init__(self, url: str, key: str | None = None, model: str | None = None) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise OptionError(f"{url!r} is not the address of a server: http://HOST:PORT")
-        self._parts = parts
+        self._parts, self._model = parts, model
         self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
 
     def generate(self, request: Mapping[str, Any], on_event: Told) -> Iterator[bytes]:
         """See `Client`."""
-        body = json.dumps({"request": request}).encode()
+        body = json.dumps({"request": request, "model": self._model}).encode()
         with self._answer("POST", "/v1/videos", body) as answer:
             job = json.loads(answer.read())["id"]
         is_over = False
@@ -139,7 +140,8 @@ class HttpClient:
             except (OSError, http.client.HTTPException) as error:
                 where = f"{self._parts.scheme}://{self._parts.netloc}"
                 raise ServerError(
-                    f"cannot reach {where}: {error or type(error).__name__}."
+                    f"cannot reach {where}: {error or type(error).__name__}; start a server with "
+                    "`ltx2rt serve BUNDLE --data DIR`, or name another with --url."
                 ) from error
             if answer.status >= 400:
                 raise ServerError(_message(answer))

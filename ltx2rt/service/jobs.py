@@ -15,7 +15,7 @@ from ltx2rt.errors import OptionError
 
 State = Literal["queued", "in_progress", "completed", "failed"]
 #: of the database; goes up where an old one cannot be read any more
-JOBS_SCHEMA = 1
+JOBS_SCHEMA = 2
 _JSON = ("order", "result", "asked")
 _UNFINISHED = ("queued", "in_progress")
 
@@ -27,6 +27,7 @@ class JobRow:
     Attributes:
         id: names it everywhere.
         owner: who may see it.
+        model: the name of the bundle that makes it.
         state: as clients know it.
         created, started, finished: seconds since 1970; 0: not yet.
         priority: 0 is ordinary, smaller goes first.
@@ -41,6 +42,7 @@ class JobRow:
 
     id: str
     owner: str = ""
+    model: str = ""
     state: State = "queued"
     created: float = 0.0
     started: float = 0.0
@@ -82,7 +84,7 @@ class JobStore:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, JOBS_SCHEMA):
+            if found not in (0, 1, JOBS_SCHEMA):
                 raise OptionError(
                     f"{path} has schema {found}; this version reads {JOBS_SCHEMA}: name another "
                     "data folder."
@@ -90,6 +92,8 @@ class JobStore:
             self._db.execute(
                 f"CREATE TABLE IF NOT EXISTS jobs ({_NAMES}, PRIMARY KEY (id)) WITHOUT ROWID"
             )
+            if found == 1:  # of versions that had one bundle a server
+                self._db.execute("ALTER TABLE jobs ADD COLUMN model DEFAULT ''")
             self._db.execute("CREATE INDEX IF NOT EXISTS by_time ON jobs (created, id)")
             self._db.execute(f"PRAGMA user_version = {JOBS_SCHEMA}")
         except sqlite3.DatabaseError as error:

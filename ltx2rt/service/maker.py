@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -18,6 +19,7 @@ from ltx2rt.progress import Job, Progress
 from ltx2rt.results.clip import Clip
 from ltx2rt.results.record import record_text
 from ltx2rt.results.stage_store import remove_stages
+from ltx2rt.service.ahead import ahead_of
 from ltx2rt.service.contexts import take_contexts
 from ltx2rt.service.events import Event, preview_event, progress_event
 from ltx2rt.service.requests import Order
@@ -73,30 +75,25 @@ class Maker:
         self.bundle = bundle
         self._runtime = runtime
         self._pipes: dict[str, Pipeline] = {}
+        self._text = ahead_of(bundle, runtime)
 
     def close(self) -> None:
         """Free every engine."""
+        self._close_pipes()
+        if self._text is not None:
+            self._text.close()
+            self._text = ahead_of(self.bundle, self._runtime)
+
+    def _close_pipes(self) -> None:
         while self._pipes:
             self._pipes.popitem()[1].close()
 
-    def check(self, order: Order) -> str:
-        """Refuse what this bundle cannot do, before anything is loaded.
-
-        Returns:
-            What the clip will be: a key of `FILES`.
-
-        Raises:
-            Ltx2rtError: says everything that is wrong.
+    def encode_ahead(self, order: Mapping[str, Any]) -> None:
+        """Encode the prompts of the next clip, an `Order.plain`, on a thread of its own, while this
+        one is decoded; nothing where there is no room for that. Any thread may call it.
         """
-        cls = pipeline_class(order.pipeline)
-        kind = kind_of(order)
-        if order.preview:
-            check_previews(self.bundle, order.pipeline)
-        with cls(self.bundle, self._runtime) as pipe:
-            request = pipe.accept(order.request)
-            for loras in pipe.stage_loras(request):
-                pipe.check_loras(loras)
-        return kind
+        if self._text is not None:
+            self._text.want(order)
 
     def make(
         self,
@@ -142,7 +139,10 @@ class Maker:
         request = pipe.accept(order.request)
         if contexts is not None:
             take_contexts(pipe, request, contexts)
-        clip = pipe.run_accepted(request, job=job, work_dir=work_dir, resume=work_dir is not None)
+        with nullcontext() if self._text is None else self._text.ready_for(pipe, request):
+            clip = pipe.run_accepted(
+                request, job=job, work_dir=work_dir, resume=work_dir is not None
+            )
         saving = time.perf_counter()
         kind = kind_of(order)
         facts = write(clip, kind, emit)
@@ -167,8 +167,10 @@ class Maker:
 
     def _pipe(self, name: str) -> Pipeline:
         if name not in self._pipes:
-            self.close()
+            self._close_pipes()
             self._pipes[name] = pipeline_class(name)(self.bundle, self._runtime)
+            if self._text is not None:
+                self._pipes[name].engines.text_from = self._text.engines
         return self._pipes[name]
 
 

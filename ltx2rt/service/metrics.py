@@ -38,18 +38,19 @@ class Metrics:
         self.registry.register(_Now(service))
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"ltx2rt_{name}", text, labels, registry=self.registry)
+            return Counter(f"ltx2rt_{name}", text, ("model", *labels), registry=self.registry)
 
         def histogram(name: str, text: str, *labels: str) -> Histogram:
             return Histogram(
-                f"ltx2rt_{name}", text, labels, registry=self.registry, buckets=_SECONDS
-            )
+                f"ltx2rt_{name}", text, ("model", *labels), registry=self.registry,
+                buckets=_SECONDS,
+            )  # fmt: skip
 
         self._jobs = counter("jobs", "Jobs that ended, by how", "outcome")
         self._frames = counter("frames", "Frames of finished clips")
         self._bytes = counter("bytes", "Bytes of finished clips")
         self._kept = counter("stages_kept", "Stages taken over from a run that was cut off")
-        self._prompts = counter("prompts", "Prompts encoded, or taken from the last clip", "from")
+        self._prompts = counter("prompts", "Prompts encoded, or found ready", "from")
         self._queue = histogram("queue_seconds", "From acceptance to the worker")
         self._stage = histogram("stage_seconds", "Of every stage of a finished clip", "stage")
         self._first = histogram("first_fragment_seconds", "From the worker to the first bytes")
@@ -57,30 +58,30 @@ class Metrics:
 
     def note(self, job: JobRow, event: Event) -> None:
         """Count an event."""
-        data = event.data
+        data, model = event.data, job.model
         if event.kind == "started":
-            self._queue.observe(max(job.started - job.created, 0))
+            self._queue.labels(model).observe(max(job.started - job.created, 0))
         elif event.kind == "progress" and data["detail"] == "kept from before":
-            self._kept.inc()
+            self._kept.labels(model).inc()
         elif event.kind == "progress" and data["stage"] == "prompt" and data["step"] == 0:
-            # one step: the contexts of the last clip serve this one too
-            self._prompts.labels("cache" if data["total"] == 1 else "encoder").inc()
+            # one step: the contexts of the last clip serve this one too, or were made ahead
+            self._prompts.labels(model, "cache" if data["total"] == 1 else "encoder").inc()
         elif event.kind == "error":
-            self._jobs.labels(data["kind"]).inc()
+            self._jobs.labels(model, data["kind"]).inc()
         elif event.kind == "result":
-            self._jobs.labels("completed").inc()
-            self._frames.inc(data["num_frames"])
-            self._bytes.inc(data["bytes"])
-            self._total.observe(max(time.time() - job.created, 0))
-            self._note_timings(dict(data["timings_s"]))
+            self._jobs.labels(model, "completed").inc()
+            self._frames.labels(model).inc(data["num_frames"])
+            self._bytes.labels(model).inc(data["bytes"])
+            self._total.labels(model).observe(max(time.time() - job.created, 0))
+            self._note_timings(model, dict(data["timings_s"]))
 
-    def _note_timings(self, timings: dict[str, float]) -> None:
-        self._first.observe(timings.pop("first_fragment"))
+    def _note_timings(self, model: str, timings: dict[str, float]) -> None:
+        self._first.labels(model).observe(timings.pop("first_fragment"))
         timings.pop("total")
         decoding = timings.get("decode video", 0.0) + timings.get("decode audio", 0.0)
         timings["mux"] = max(timings.pop("save") - decoding, 0.0)
         for stage, seconds in timings.items():
-            self._stage.labels(stage.replace(" ", "_")).observe(seconds)
+            self._stage.labels(model, stage.replace(" ", "_")).observe(seconds)
 
     def text(self) -> bytes:
         """In Prometheus' format."""
@@ -104,12 +105,17 @@ class _Now(Collector):
         memory = GaugeMetricFamily(
             "ltx2rt_worker_memory_bytes", "Resident memory of a worker", labels=["device"]
         )
+        loaded = GaugeMetricFamily(
+            "ltx2rt_worker_model", "The bundle that a worker has", labels=["device", "model"]
+        )
         for runner in service.runners:
             device = str(runner.device or 0)
             restarts.add_metric([device], service.worker_restarts.get(runner.device, 0))
             memory.add_metric([device], resident_bytes(runner.pid))
+            loaded.add_metric([device, runner.model], 1)
         yield restarts
         yield memory
+        yield loaded
 
 
 def _busy(service: Service) -> int:

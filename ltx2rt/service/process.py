@@ -83,6 +83,10 @@ class WorkerProcess:
         """Have it make a clip: `id`, `order`, `folder`, `work_dir`."""
         self._send({"make": message})
 
+    def ahead(self, order: dict[str, Any]) -> None:
+        """Say what the next clip will be."""
+        self._send({"ahead": order})
+
     def cancel(self, job: str) -> None:
         """End a clip at its next step or tile."""
         self._send({"cancel": job})

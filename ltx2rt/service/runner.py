@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,7 +51,9 @@ class Runner(threading.Thread):
 
     Args:
         device: its number, or None.
-        setup: what its workers are started with.
+        setups: what its workers are started with, by the name of their bundle. A worker has one
+            bundle, and a device one worker: another bundle's job ends it and starts one for that.
+        model: which it starts with.
         waiting: the queue.
         owner: is told everything.
         folder_of: a job's folder.
@@ -60,14 +62,16 @@ class Runner(threading.Thread):
     def __init__(
         self,
         device: int | None,
-        setup: WorkerSetup,
+        setups: Mapping[str, WorkerSetup],
+        model: str,
         waiting: Waiting,
         owner: Owner,
         folder_of: Callable[[str], Path],
     ) -> None:
         super().__init__(name=f"device-{device or 0}", daemon=True)
         self.device = device
-        self._setup = setup
+        self._setups = setups
+        self.model = model
         self._waiting = waiting
         self._owner = owner
         self._folder_of = folder_of
@@ -128,13 +132,17 @@ class Runner(threading.Thread):
         """Until the queue closes."""
         wait = BACKOFF_S
         while not self._stopping.is_set():
-            worker = WorkerProcess(self._setup)
+            worker = WorkerProcess(self._setups[self.model])
             self._worker = worker
             if self._serve(worker):
                 wait = BACKOFF_S
             self._worker = None
-            if self._stopping.is_set() or self._waiting.is_closed:
+            if self._stopping.is_set() or (self._waiting.is_closed and self._job is None):
                 break
+            if (job := self._job) is not None:
+                logger.info("device %s goes from %s to %s", self.device or 0, self.model, job.model)
+                self.model = job.model
+                continue
             how = worker.ended()
             logger.error(
                 "worker of device %s ended (%s); next in %.0f s", self.device or 0, how, wait
@@ -144,15 +152,18 @@ class Runner(threading.Thread):
             wait = min(2 * wait, MAX_BACKOFF_S)
 
     def _serve(self, worker: WorkerProcess) -> bool:
-        """Have one worker make clips until it ends; whether it made any."""
+        """Have one worker make clips until it ends, or another bundle is wanted: then there is a
+        job of that; whether it made any.
+        """
         lines = worker.lines()
         if next(lines, None) is None:
+            self._not_ready(worker)
             return False
         made = False
-        while (job := self._waiting.take(lambda: worker.is_gone)) is not None:
-            with self._lock:
-                self._job, self._why = self._owner.begun(job), None
-                job = self._job
+        while (job := self._job or self._next(worker)) is not None:
+            if job.model != self.model:
+                worker.close()
+                return True
             if not self._make(worker, job, lines):
                 with self._lock:
                     self._job = None
@@ -163,10 +174,30 @@ class Runner(threading.Thread):
         worker.close()
         return True
 
+    def _next(self, worker: WorkerProcess) -> JobRow | None:
+        """The next job, begun; None: the worker is gone, or the queue closed."""
+        job = self._waiting.take(lambda: worker.is_gone, self.model)
+        if job is None:
+            return None
+        with self._lock:
+            self._job, self._why = self._owner.begun(job), None
+        return self._job
+
+    def _not_ready(self, worker: WorkerProcess) -> None:
+        """A bundle could not be loaded: that costs its job a try, and the next one is loaded."""
+        with self._lock:
+            job, self._job = self._job, None
+        if self._stopping.is_set():
+            return
+        if job is not None:
+            self._gone(worker, job)
+        names = [*self._setups]
+        self.model = names[(names.index(self.model) + 1) % len(names)]
+
     def _make(self, worker: WorkerProcess, job: JobRow, lines: Any) -> bool:
         """Have a clip made; False: the worker is gone."""
         folder = self._folder_of(job.id)
-        timer = self._deadline(job)
+        timer, told_ahead = self._deadline(job), False
         worker.make(
             {
                 "id": job.id,
@@ -191,6 +222,8 @@ class Runner(threading.Thread):
                     with self._lock:
                         self._job = None
                 self._owner.happened(job, event)
+                if not told_ahead and str(event.data.get("stage", "")).startswith("decode"):
+                    told_ahead = self._ahead(worker)
                 if event.is_final:
                     return True
         finally:
@@ -199,6 +232,15 @@ class Runner(threading.Thread):
         if not self._stopping.is_set():
             self._gone(worker, job)
         return False
+
+    def _ahead(self, worker: WorkerProcess) -> bool:
+        """Let the worker encode the next clip's prompts while it decodes this one; whether there is
+        one to tell of.
+        """
+        job = self._waiting.peek(self.model)
+        if job is not None:
+            worker.ahead(job.order)
+        return job is not None
 
     def _gone(self, worker: WorkerProcess, job: JobRow) -> None:
         how = worker.ended()

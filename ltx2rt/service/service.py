@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.errors import Field, OptionError, Problem
 from ltx2rt.service.events import CANCELLED, DEADLINE, WORKER_LOST, Event, failure, percent
 from ltx2rt.service.jobs import JobRow, JobStore
 from ltx2rt.service.limits import Limits
-from ltx2rt.service.maker import FILES, PART, Maker
+from ltx2rt.service.maker import FILES, PART
+from ltx2rt.service.models import Models
 from ltx2rt.service.process import WorkerSetup
 from ltx2rt.service.requests import read_order
 from ltx2rt.service.runner import MAX_ATTEMPTS, Runner
@@ -37,7 +37,7 @@ class Settings:
     """What a service is.
 
     Attributes:
-        bundle: its folder.
+        models: folders of bundles by name, the first of which is meant where none is named.
         data_dir: of jobs and clips; made if it is missing.
         devices: GPU numbers, a worker each; None: the first, or the CPU, as the bundle needs.
         runtime: how they run.
@@ -51,7 +51,7 @@ class Settings:
         max_age_h: hours that finished jobs are kept.
     """
 
-    bundle: Path
+    models: Mapping[str, Path]
     data_dir: Path
     devices: tuple[int | None, ...] = (None,)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -105,9 +105,7 @@ class Service:
         self.settings = settings
         self.listener = listener
         self.started = time.time()
-        self.bundle = open_bundle(settings.bundle, weights_dir=settings.weights_dir)
-        self._checker = Maker(self.bundle, settings.runtime)
-        self._check_lock = threading.Lock()
+        self.models = Models(settings.models, settings.runtime, settings.weights_dir)
         (settings.data_dir / "jobs").mkdir(parents=True, exist_ok=True)
         self.store = JobStore(settings.data_dir / "jobs.sqlite")
         self.waiting = Waiting()
@@ -125,15 +123,19 @@ class Service:
         self.is_stopping = False
         self._stopped = threading.Event()
         self._watch = threading.Thread(target=self._look, name="watch", daemon=True)
-        self.runners = [self._runner(device) for device in settings.devices]
+        self.runners = [self._runner(i, device) for i, device in enumerate(settings.devices)]
 
-    def _runner(self, device: int | None) -> Runner:
-        setup = WorkerSetup(
-            bundle=self.settings.bundle.absolute(),
-            weights_dir=self.settings.weights_dir,
-            runtime=replace(self.settings.runtime, device=device),
-        )
-        return Runner(device, setup, self.waiting, self, self.folder_of)
+    def _runner(self, number: int, device: int | None) -> Runner:
+        setups = {
+            name: WorkerSetup(
+                bundle=folder.absolute(),
+                weights_dir=self.settings.weights_dir,
+                runtime=replace(self.settings.runtime, device=device),
+            )
+            for name, folder in self.settings.models.items()
+        }
+        first = [*setups][number % len(setups)]
+        return Runner(device, setups, first, self.waiting, self, self.folder_of)
 
     def folder_of(self, job: str) -> Path:
         """Where a job's files are."""
@@ -141,7 +143,12 @@ class Service:
 
     def start(self) -> None:
         """Take up the jobs of an earlier run, and start the workers."""
-        for job in self.store.unfinished():
+        for found in self.store.unfinished():
+            job = replace(found, model=found.model or self.models.default)
+            if job.model not in self.models:
+                text = f"this server has no model {job.model!r} any more."
+                self.happened(job, failure("OptionError", text))
+                continue
             if job.attempts > MAX_ATTEMPTS:
                 text = f"the server ended {job.attempts} times while it made this clip."
                 self.happened(job, failure(WORKER_LOST, text))
@@ -183,6 +190,7 @@ class Service:
         data: Any,
         *,
         owner: str = "",
+        model: str = "",
         uploads: Mapping[str, Path] | None = None,
         priority: int = 0,
         timeout_s: float = 0.0,
@@ -193,6 +201,7 @@ class Service:
         Args:
             data: JSON data, see `schema.request_schema`.
             owner: who may see the job.
+            model: the name of a bundle; "": the first.
             uploads: files that came with it; they are moved.
             priority, timeout_s: see `JobRow`.
             asked: kept for the answers.
@@ -228,10 +237,10 @@ class Service:
                 uploads=own,
             )
             order = read_order(data, sources)
-            with self._check_lock:
-                kind = self._checker.check(order)
+            model = model or self.models.default
             row = JobRow(
-                id=job, owner=owner, created=time.time(), priority=priority, kind=kind,
+                id=job, owner=owner, model=model, created=time.time(), priority=priority,
+                kind=self.models[model].check(order),
                 timeout_s=timeout_s or self.settings.max_timeout_s,
                 order=order.plain, asked=dict(asked or {}),
             )  # fmt: skip

@@ -1,9 +1,10 @@
 """The process that makes clips: `python -m ltx2rt.service.worker` reads one JSON document a line on
 stdin and writes one a line to stdout.
 
-The first line says which bundle and how to run; then come `{"make": ...}`, `{"cancel": ...}` and
-`{"ping": ...}`. It answers `{"ready": ...}`, events, `{"pong": ...}`. What is not the request's
-fault ends the process, and so the driver's context: whoever started it starts another one.
+The first line says which bundle and how to run; then come `{"make": ...}`, `{"ahead": ...}`,
+`{"cancel": ...}` and `{"ping": ...}`. It answers `{"ready": ...}`, events, `{"pong": ...}`. What is
+not the request's fault ends the process, and so the driver's context: whoever started it starts
+another one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,10 +49,14 @@ class Lines:
 class Orders:
     """What the parent asks for, read on a thread of its own: a cancel is heard while a clip is
     made.
+
+    Args:
+        lines: for answers.
+        ahead: is told what the next clip will be.
     """
 
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
+    def __init__(self, lines: Lines, ahead: Callable[[dict[str, Any]], None]) -> None:
+        self._lines, self._ahead = lines, ahead
         self._orders: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._cancels: dict[str, threading.Event] = {}
         threading.Thread(target=self._read, name="orders", daemon=True).start()
@@ -63,6 +69,8 @@ class Orders:
             elif "cancel" in message:
                 if event := self._cancels.get(message["cancel"]):
                     event.set()
+            elif "ahead" in message:
+                self._ahead(message["ahead"])
             else:
                 self._cancels[message["make"]["id"]] = threading.Event()
                 self._orders.put(message["make"])
@@ -85,10 +93,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent decides
     lines = Lines(own_lines())
     setup = json.loads(sys.stdin.readline())
-    orders = Orders(lines)
     places = setup["weights_dir"]
     bundle = open_bundle(Path(setup["bundle"]), weights_dir=places and Path(places))
     maker = Maker(bundle, from_plain(RuntimeConfig, setup["runtime"], "runtime"))
+    orders = Orders(lines, maker.encode_ahead)
     lines.say(ready=bundle.bundle_id)
     while (order := orders.next()) is not None:
         if not make(maker, lines, *order):

@@ -270,10 +270,18 @@ class MappedFiles:
         return convert(values, source, dtype, where=f"{entry.name} in {entry.path}")
 
     def values(self, entry: TensorEntry) -> tuple[Array, str]:
-        """The tensor's values `entry.shape` and their dtype: as stored, or decoded to float32."""
+        """The tensor's values `entry.shape` and their dtype: as stored, or decoded to float32.
+        Rows of several tensors are copied into one.
+        """
         encoding = entry.encoding
         if encoding is None:
             return self.raw(entry), entry.dtype
+        if encoding.format == stored.ROWS:
+            rows = [
+                self.raw(entry),
+                *(self.raw(part) for _, part in sorted(encoding.parts.items())),
+            ]
+            return np.concatenate(rows), entry.dtype
         parts = {n: self._part(encoding.parts[n]) for n in DECODED_PARTS if n in encoding.parts}
         codes = self.raw(entry)
         return stored.decode(entry.shape, entry.dtype, encoding, codes, parts), "float32"

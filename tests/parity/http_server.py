@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +98,15 @@ def waited(look: Callable[[], Any], what: str) -> Any:
 
 
 @contextmanager
-def serving(bundle: Path, folder: Path, *flags: object) -> Iterator[Server]:
-    """A server on a free port; what it logs is in `folder`."""
+def serving(
+    bundle: Path, folder: Path, *flags: object, others: Sequence[Path] = ()
+) -> Iterator[Server]:
+    """A server of a bundle, and of others, on a free port; what it logs is in `folder`."""
     folder.mkdir(exist_ok=True)
     log = folder / f"serve-{time.monotonic_ns()}.log"
     command = [
-        sys.executable, "-m", "ltx2rt", "serve", bundle, "--data", folder / "data", "--port", 0,
-        "--threads", 1, *flags,
+        sys.executable, "-m", "ltx2rt", "serve", bundle, *others, "--data", folder / "data",
+        "--port", 0, "--threads", 1, *flags,
     ]  # fmt: skip
     with log.open("wb") as file:
         process = subprocess.Popen([str(c) for c in command], stderr=file, env={**os.environ})

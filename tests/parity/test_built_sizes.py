@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from ltx2rt.errors import ShapeError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.built_sizes import made_sizes
+from ltx2rt.pipelines.clip_sizes import clips_of
+from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt_export.engines.profiles import ProfileRequest, component_buckets
 from ltx2rt_export.engines.shapes import parse_shapes
+from tests.unit.test_command_defaults import asked
 
 
 def built_for(folder: Path, *shapes: str, max_batch: int = 1) -> Bundle:
@@ -59,6 +63,24 @@ def refused(pipe: Pipeline, **fields: Any) -> str:
 @pytest.fixture
 def wide(demo_bundle: Path) -> Bundle:
     return built_for(demo_bundle, "192x128x25")
+
+
+def test_what_a_bundle_makes_is_listed_without_a_warning(wide: Bundle) -> None:
+    """The demo's model is distilled: nobody asked to sample it as a full one."""
+    assert wide.model.is_distilled
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = clips_of(wide)
+    assert "192x128x25" in found["one stage"]
+
+
+def test_the_length_of_a_built_clip_is_not_the_models(wide: Bundle, capsys: Any) -> None:
+    with DistilledPipeline(wide) as pipe:
+        config = asked().for_pipeline(pipe).request.config
+    assert (config.width, config.height, config.num_frames) == (192, 128, 25)
+    said = capsys.readouterr().err
+    assert "192x128, 25 frames, for which this bundle was built" in said
+    assert "as long as the model finds right" not in said
 
 
 def test_relatives_of_the_built_clips_are_taken(wide: Bundle) -> None:

@@ -27,6 +27,7 @@ from ltx2rt.service.contexts import Encoder, take_contexts
 from ltx2rt.service.events import Event, preview_event
 from ltx2rt.service.maker import Maker, into_stream
 from ltx2rt.service.requests import Order
+from tests.parity.http_server import waited
 
 CONFIG = GenerationConfig(
     prompt="a lake", height=64, width=64, num_frames=9,
@@ -81,6 +82,46 @@ def test_a_clip_of_contexts_is_the_same_clip(
     with pytest.raises(CheckpointError):
         made(path)
     maker.close()
+
+
+def test_the_next_prompt_is_encoded_while_a_clip_is_decoded(demo_bundle: Path) -> None:
+    bundle, runtime = open_bundle(demo_bundle), RuntimeConfig(threads=1, residency="resident")
+    first, second = (
+        Order(pipeline="distilled", request=Request(config=replace(CONFIG, prompt=prompt)))
+        for prompt in ("a lake", "a hill")
+    )
+    stages: list[str] = []
+
+    def made(maker: Maker, order: Order, following: Order | None = None) -> tuple[bytes, set[int]]:
+        stream, steps = io.BytesIO(), set[int]()
+
+        def emit(event: Event) -> None:
+            stage = event.data.get("stage", "")
+            if stage == "prompt":
+                steps.add(event.data["total"])
+            if stage == "decode audio" and following is not None and not event.data["step"]:
+                maker.encode_ahead(following.plain)
+                assert maker._text is not None
+                text = maker._text
+                waited(lambda: text._found, "the next prompt")  # beside this thread, in mid-decode
+                stages.append(stage)
+
+        maker.make(order, into_stream(stream), emit, threading.Event())
+        return stream.getvalue(), steps
+
+    maker = Maker(bundle, runtime)
+    plain = made(maker, second)
+    assert plain[1] != {1}
+    maker.close()
+    alone = made(maker, first, second)
+    assert stages == ["decode audio"]
+    ahead = made(maker, second)
+    assert ahead == (plain[0], {1})  # the same clip, and its prompt was ready
+    assert made(maker, first)[0] == alone[0]
+    # one text encoder, whatever the pipeline
+    assert TEXT_STACK not in maker._pipes["distilled"].engines._stacks
+    maker.close()
+    assert Maker(bundle, RuntimeConfig(residency="stage"))._text is None
 
 
 def test_guided_clips_need_the_negative_prompt_too(demo_bundle: Path, tmp_path: Path) -> None:

@@ -143,6 +143,32 @@ def test_a_job_writes_its_prompt_out(
         assert pipe.engines._stacks == {}
 
 
+def test_a_plan_writes_out_the_prompts_of_its_segments(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it says so, with the seed of each; a run that goes on takes what was written before."""
+    monkeypatch.setenv("LTX2RT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(language_model, "MAX_NEW_TOKENS", 12)
+    made: list[Any] = []
+    monkeypatch.setattr(
+        "ltx2rt.cli.long.make_long", lambda _, segments, *a, **k: made.append(segments)
+    )
+    (tmp_path / "plan.toml").write_text(
+        'enhance_prompt = true\nheight = 64\nwidth = 64\nnum_frames = 25\nseed = [8]\n'
+        '[[segments]]\nprompt = "a lake"\n[[segments]]\nprompt = "a hill"\n'
+        '[[segments]]\nprompt = "a bell"\nenhance_prompt = false\n'
+    )  # fmt: skip
+    ask = ("long", demo_bundle, tmp_path / "plan.toml", "--overlap", 9, "-o", tmp_path / "a.mp4")
+    assert ltx2rt(*ask, "--json").code == 0
+    monkeypatch.setattr(LanguageModel, "answer", pytest.fail)
+    assert ltx2rt(*ask, "--json").code == 0
+    first, again = ([segment.config for segment in segments] for segments in made)
+    assert first == again
+    assert [config.user_prompt for config in first] == ["a lake", "a hill", None]
+    assert first[0].prompt != "a lake"
+    assert first[2].prompt == "a bell"
+
+
 def test_bundles_that_only_encode_say_so(demo_bundle: Path, tmp_path: Path) -> None:
     def edit(manifest: dict[str, Any]) -> None:
         del manifest["components"]["language_head"]

@@ -21,6 +21,7 @@ from ltx2rt.pipelines.kept import open_latents
 from ltx2rt.pipelines.long import Segment, make_long
 from ltx2rt.pipelines.retake import RetakePipeline
 from ltx2rt.pipelines.retake_inputs import RetakeInputs, TimeWindow
+from ltx2rt.pipelines.retake_two import TwoStageRetakePipeline
 from ltx2rt.progress import Job, Preview
 from tests.parity.golden import Runner, Skip, golden_root
 from tests.parity.media_files import video_file
@@ -95,6 +96,21 @@ def test_a_part_a_mask_and_a_strength(source: ComponentSource, tmp_path: Path) -
         assert in_space[:, :, 0].max() < 1e-4 < in_space[:, :, 1].min()
         weak, whole = remade(denoise_strength=0.2), remade(start_time=0.0, end_time=1.0)
         assert 0 < weak.mean() < 0.8 * whole.mean()  # also with noise levels of the user's
+
+
+@pytest.mark.fuzz
+def test_a_part_of_a_large_clip(source: ComponentSource, tmp_path: Path) -> None:
+    """Made at half size, refined where it was made; the rest is the source's own."""
+    clip = video_file(tmp_path / "a.mp4", 17, 64, 128)
+    late = (TimeWindow(start=0.5, end=0.7),)
+    with TwoStageRetakePipeline(source, RUNTIME) as pipe:
+        want = pipe.engines.video_encoder().encode(to_vae_input(read_video_frames(clip)))
+        made = pipe(**SHORT, inputs=RetakeInputs(video=clip, video_parts=late, audio_parts=late))
+        made.save(tmp_path / "b.mp4")
+    assert made.latents["stage_1.video"].shape[2:] == (3, 1, 2)
+    apart = np.abs(made.latents["stage_2.video"] - want)[0].max(0)
+    assert apart[:2].max() < 1e-4 < apart[2].min()
+    assert probe_video(tmp_path / "b.mp4").has_audio
 
 
 def test_latents_and_previews(

@@ -77,7 +77,8 @@ def test_a_layer_of_the_block_with_weights_and_without(demo_bundle: Path, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("decoder", "-o", "x.onnx"), "decoder"),
+        (("vocodr", "-o", "x.onnx"), "no component 'vocodr'; did you mean 'vocoder'?"),
+        (("temporal_upsampler", "-o", "x.onnx"), "Build it again with the file that holds"),
         (("vocoder", "-o", "x.bin"), "does not end in .onnx"),
         (("vocoder", "-o", "none/x.onnx"), "create it first"),
         (("vocoder", "-o", "x.onnx", "--layer", 3), "layer 3 is not one of vocoder's"),

@@ -12,12 +12,13 @@ import numpy as np
 import onnx
 import pytest
 
+from ltx2rt.backends.onnxruntime import OrtEngine
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.manifest import UNMASKED
 from ltx2rt.bundle.memory import layer_bytes
 from ltx2rt.config import GenerationConfig, RuntimeConfig
-from ltx2rt.engine import Array, TensorSpec
+from ltx2rt.engine import Array, Engine, TensorSpec
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.lora.files import Lora
 from ltx2rt.names import TRANSFORMER_BLOCK, TRANSFORMER_BLOCK_PLAIN, TRANSFORMER_STACK
@@ -47,6 +48,20 @@ def int8(demo_model: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     """Two blocks in 8 bits and one in 16."""
     target = tmp_path_factory.mktemp("int8") / "b"
     return build(target, demo_model, "--precision", "int8", "--plain-layers", "1")
+
+
+def test_sessions_of_blocks_keep_no_memory_between_runs(demo_bundle: Path) -> None:
+    """Pieces that grow by doubling took half as much again as what is alive at once."""
+    loader = Loader(open_bundle(demo_bundle))
+
+    def keeps(engine: Engine) -> bool:
+        with engine:
+            assert isinstance(engine, OrtEngine)
+            return bool(engine._session.get_session_options().enable_cpu_mem_arena)
+
+    for name in (TRANSFORMER_BLOCK, TRANSFORMER_BLOCK + UNMASKED):
+        assert not keeps(loader.layer_engine(name, 0, RUNTIME))
+    assert keeps(loader.engine(TRANSFORMER_STACK.tail, RUNTIME))
 
 
 STACK = ",".join(n for n in TRANSFORMER_STACK.components if n != TRANSFORMER_BLOCK_PLAIN)

@@ -263,3 +263,48 @@ def test_adapters_change_other_layouts_too(
         np.testing.assert_allclose(first[name], value, rtol=2**-8, atol=2**-9)
     base = next(c for c in wanted if c.name == "transformer_block").layers[0]
     assert not np.array_equal(values(base)["attn1.to_q.weight"], second["attn1.to_q.weight"])
+
+
+def test_folders_of_ltx25_have_more(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from diffusers.pipelines.ltx2.duration_head import LTX2DurationHead
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for place in folder.iterdir():
+        (copy / place.name).symlink_to(place)
+    LTX2DurationHead(64, 32, pooler_hidden_dim=8, mlp_hidden_dim=8).save_pretrained(
+        copy / "duration_head"
+    )
+    (copy / "diffusion_decoder").mkdir()
+    model = open_model(copy)
+    assert model.has("duration_head")
+    assert model.config("duration_head")["num_pooler_heads"] == 4
+    assert "diffusion_decoder is not read: clips are decoded by the conv VAE" in caplog.text
+
+
+def test_audio_parts_apart(demo_model: Demo, tmp_path: Path) -> None:
+    """Encoder, decoder and vocoder as files of their own, which no folder holds alone."""
+    whole = demo_model["checkpoint"]
+    bare = part(demo_model, tmp_path / "a.safetensors", PREFIX, "text_", "vae.")
+    statistics = "audio_vae.per_channel_statistics."
+    audio = [
+        part(demo_model, tmp_path / f"{name}.safetensors", *prefixes)
+        for name, prefixes in {
+            "audio_vocoder": ("vocoder.",),
+            "audio_vae_encoder": ("audio_vae.encoder.", statistics),
+            "audio_vae_decoder": ("audio_vae.decoder.", statistics),
+        }.items()
+    ]
+    model = open_model(bare, demo_model["gemma"], audio_vae=audio[0], audio_parts=audio[1:])
+    for role in ("audio_vae", "vocoder"):
+        ours = values(model.tensors(role))
+        theirs = values(open_model(whole, demo_model["gemma"]).tensors(role))
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[n], theirs[n]) for n in ours)
+        assert model.config(role) == open_model(whole, demo_model["gemma"]).config(role)
+    with pytest.raises(CheckpointError, match="not parts of one model"):
+        open_model(bare, demo_model["gemma"], audio_vae=audio[1], audio_parts=audio[1:2])
+    with pytest.raises(CheckpointError, match=r"the model of .* is incomplete"):
+        open_model(bare, demo_model["gemma"], audio_vae=audio[0], audio_parts=audio[1:2])

@@ -20,8 +20,11 @@ PATIENCE_MS = 60_000
 
 @pytest.fixture(scope="module")
 def server(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(demo_bundle, tmp_path_factory.mktemp("page")) as server:
-        yield server
+    folder = tmp_path_factory.mktemp("page")
+    other = folder / "other.bundle"
+    other.symlink_to(demo_bundle)
+    with serving(demo_bundle, folder, "--model", "demo", "--model", "other", others=[other]) as it:
+        yield it
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,8 @@ def test_a_clip_is_made_and_plays_while_it_is_decoded(page: Any, tmp_path: Path)
     Image.new("RGB", (64, 64), "red").save(picture)
     page.set_input_files("#files", picture)
     ask(page, "a red lake", "5")
+    page.get_by_label("Model").select_option("other")
+    assert "other, bundle" in page.locator("#model").inner_text()
     page.get_by_role("button", name="Make the clip").click()
     # frames arrive before the clip is finished
     until(page, "document.getElementById('player').readyState >= 2")
@@ -79,10 +84,11 @@ def test_a_clip_is_made_and_plays_while_it_is_decoded(page: Any, tmp_path: Path)
     assert '"prompt": "a red lake"' in page.locator("li pre").first.inner_text()
     page.reload()
     page.wait_for_selector("li[data-status=completed]")
+    assert "other, distilled, seed" in page.locator("li .facts").first.inner_text()
 
 
 def test_previews_are_seen_until_there_is_something_to_play(page: Any) -> None:
-    ask(page, "a lake that is seen early", "20")
+    ask(page, "a lake that is seen early", "2")
     assert page.get_by_label("Show previews").is_checked()
     # which of the two is seen, at every change: a preview may be there for a moment only
     page.evaluate(

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.sparse_model import write_sparse_model
 from benchmarks.sparse_model.files import write_sparse
+from ltx2rt.hub.catalog import SETS
 from ltx2rt.names import TRANSFORMER
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.catalog import components_of, rows_of
@@ -56,6 +57,10 @@ def test_every_component_finds_its_weights(
 ) -> None:
     paths = write_sparse_model(tmp_path, generation)
     assert len(SafetensorsFile(paths["checkpoint"])) == tensors
+    for file in SETS[f"{name.lower()}-dev"].files("bf16"):
+        role = file.flag.removeprefix("--").replace("-", "_")
+        if generation != "2.5" and role in ("checkpoint", "spatial_upsampler"):
+            assert abs(paths[role].stat().st_size - file.bytes) < HEADER_BYTES
     files = open_model(**paths)
     assert (files.version.generation, files.version.num_inference_steps) == (name, steps)
     made = {c.name: c for c in (row.make(files) for row in rows_of(files))}

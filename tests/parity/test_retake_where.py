@@ -11,7 +11,10 @@ import pytest
 from PIL import Image
 
 from ltx2rt.bundle.bundle import open_bundle
+from ltx2rt.components.reference_conditioner import load_mask
 from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
+from ltx2rt.errors import OptionError
+from ltx2rt.latents.shapes import VideoPixelShape
 from ltx2rt.media.image import image_to_vae_input, to_vae_input
 from ltx2rt.media.reader import probe_video, read_video_frames
 from ltx2rt.pipelines.request import Request
@@ -22,6 +25,7 @@ from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
 from tests.parity.media_files import video_file
 
+CANVAS = VideoPixelShape(num_frames=17, height=64, width=96, frame_rate=24.0)
 #: two steps are enough to see what is kept
 FEW: dict[str, Any] = {"sigmas": (1.0, 0.5, 0.0)}
 
@@ -93,6 +97,21 @@ def test_mask(pipe: RetakePipeline, source: Path, folder: Path) -> None:
     clip = pipe(prompt="a", video=source, mask=folder / "mask.mp4", start_time=0, end_time=9, **FEW)
     kept = is_kept(latents(clip)[0], encoded(pipe, read_video_frames(source)))
     assert (~kept).tolist() == [[[False] * 3] * 2] * 2 + [[[False] * 3, [True] * 3]]
+
+
+def test_a_black_mask_is_refused(
+    pipe: RetakePipeline, source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture is read as any: upright, and what is transparent is white."""
+    black = folder / "black.png"
+    Image.new("L", (5, 5)).save(black)
+    monkeypatch.setattr("ltx2rt.pipelines.engines.Engines.prompt_encoder", pytest.fail)
+    with pytest.raises(OptionError, match="black all over: it leaves nothing to make anew"):
+        pipe(prompt="a", video=source, mask=black, **FEW)
+    clear = folder / "clear.png"
+    Image.new("LA", (5, 5)).save(clear)
+    with pytest.warns(UserWarning, match="transparent parts of .* are shown white"):
+        assert load_mask(clear, CANVAS, (64, 96)).min() == 1
 
 
 def test_outpaint(pipe: RetakePipeline, source: Path, folder: Path) -> None:

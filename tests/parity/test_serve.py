@@ -23,6 +23,7 @@ from PIL import Image
 
 import ltx2rt
 from ltx2rt.media.reader import probe_video
+from ltx2rt.service.jobs import JobRow, JobStore
 from ltx2rt.service.schema import request_schema
 from tests.parity.command_line import expect_user_error, unchanged
 from tests.parity.command_line import ltx2rt as run
@@ -153,7 +154,7 @@ def test_our_client(server: Server, tmp_path: Path, direct: bytes) -> None:
         nobody = "http://127.0.0.1:9"
         expect_user_error(
             run("client", "--url", nobody, "--prompt", "x", "-o", tmp_path / "x.mp4"),
-            f"cannot reach {nobody}",
+            f"cannot reach {nobody}: [Errno 111] Connection refused; start a server with",
         )
 
 
@@ -355,7 +356,7 @@ def test_a_killed_worker_is_replaced(server: Server) -> None:
     assert server.finished(job)["status"] == "completed"
     text = server.call("GET", "/metrics").body.decode()
     assert 'ltx2rt_worker_restarts{device="0"} 1.0' in text
-    assert "ltx2rt_stages_kept_total 2.0" in text
+    assert 'ltx2rt_stages_kept_total{model="demo"} 2.0' in text
     assert server.call("GET", "/health/ready").status == 200
 
 
@@ -435,9 +436,50 @@ def test_jobs_survive_a_restart(demo_bundle: Path, folder: Path, direct: bytes) 
         assert second.content(done) == direct
         assert [second.finished(j)["status"] for j in jobs] == ["completed", "completed"]
         assert second.content(jobs[1]) == direct
-        assert "ltx2rt_stages_kept_total 2.0" in second.call("GET", "/metrics").body.decode()
+        text = second.call("GET", "/metrics").body.decode()
+        assert "ltx2rt_stages_kept_total{model=" in text
+        assert text.partition("ltx2rt_stages_kept_total{")[2].splitlines()[0].endswith(" 2.0")
         last = second.create(**SMALL)
         second.until(last, "in_progress")
         assert second.end() == 0  # within its grace: finished
     state = {p.name for p in (place / "data/jobs" / last).iterdir()}
     assert state == {"clip.mp4"}
+
+
+def test_several_bundles(demo_bundle: Path, folder: Path, direct: bytes) -> None:
+    """A device has one of them at a time; one that cannot be loaded costs only its own jobs."""
+    place = folder / "several"
+    other, broken = place / "other.bundle", place / "broken.bundle"
+    (place / "data/jobs").mkdir(parents=True)
+    other.symlink_to(demo_bundle)
+    shutil.copytree(demo_bundle, broken, symlinks=True)
+    store = JobStore(place / "data/jobs.sqlite")
+    store.put(JobRow(id="video_0", model="gone", order={"config": {"prompt": "a lake"}}))
+    store.close()
+    with serving(demo_bundle, place, "--model", "a", "--model", "b", "--model", "c",
+                 others=[other, broken]) as server:  # fmt: skip
+        (broken / "manifest.json").rename(broken / "manifest.away")
+        models = server.call("GET", "/v1/models").json["data"]
+        assert [m["id"] for m in models] == ["a", "b", "c"]
+        assert server.call("GET", "/v1/models/b").json["pipelines"] == models[0]["pipelines"]
+        assert "ltx2rt_worker_model{" in (text := server.call("GET", "/metrics").body.decode())
+        assert 'ltx2rt_worker_model{device="0",model="a"} 1.0' in text
+        jobs = [server.create(**SMALL, model=name) for name in ("b", "c", "a")]
+        ended = [server.finished(job) for job in jobs]
+        assert [e["status"] for e in ended] == ["completed", "failed", "completed"]
+        assert "the worker ended 2 times" in ended[1]["error"]["message"]
+        assert "manifest.json" in ended[1]["error"]["message"]
+        assert [e["model"] for e in ended] == ["b", "c", "a"]
+        assert server.content(jobs[0]) == server.content(jobs[2]) == direct
+        assert "goes from a to b" in server.log.read_text()
+        text = server.call("GET", "/metrics").body.decode()
+        for line in ('{model="b",outcome="completed"} 1.0', '{model="c",outcome="WorkerLost"} 1.0'):
+            assert f"ltx2rt_jobs_total{line}" in text
+        unknown = server.call("POST", "/v1/videos", {**SMALL, "model": "d"})
+        assert unknown.status == 404
+        assert "this server has 'a', 'b', 'c'" in unknown.json["error"]["message"]
+    store = JobStore(place / "data/jobs.sqlite")
+    gone = store.get("video_0")
+    store.close()
+    assert gone is not None
+    assert gone.error == "this server has no model 'gone' any more."

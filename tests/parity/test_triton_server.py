@@ -42,7 +42,8 @@ def triton(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     [recipe] = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     made = run(
         "triton", demo_bundle, "-o", folder / "repo", "--threads", 1, "--max-queue", 2,
-        "--warm-up", "64x64x9", "--environment", packed_environment(recipe, folder),
+        "--timeout", 600, "--warm-up", "64x64x9",
+        "--environment", packed_environment(recipe, folder),
     )  # fmt: skip
     assert made.code == 0, made
     with triton_server(folder / "repo/models", folder, on_path=False) as server:
@@ -76,10 +77,13 @@ class Stream:
         tensor.set_data_from_numpy(np.array([[text]], dtype=np.object_))
         return tensor
 
-    def infer(self, model: str, inputs: list[Any], priority: int = 0, **said: Any) -> None:
+    def infer(
+        self, model: str, inputs: list[Any], priority: int = 0, timeout: int = 0, **said: Any
+    ) -> None:
         self._client.async_stream_infer(
-            model, inputs, parameters=said, priority=priority, enable_empty_final_response=True
-        )
+            model, inputs, parameters=said, priority=priority, timeout=timeout or None,
+            enable_empty_final_response=True,
+        )  # fmt: skip
 
     def answers(self) -> Iterator[tuple[dict[str, Any], Any]]:
         """Event and result of every response, until the last one."""
@@ -90,6 +94,13 @@ class Stream:
             if result.get_response().parameters["triton_final_response"].bool_param:
                 return
             yield json.loads(result.as_numpy("EVENT").item()), result
+
+    def until(self, stage: str) -> None:
+        """Read until a stage has begun."""
+        for event, _ in self.answers():
+            if event.get("stage") == stage:
+                return
+        raise AssertionError(f"the clip was made before {stage} was seen")
 
     def cancel(self) -> None:
         self._client.stop_stream(cancel_requests=True)
@@ -310,22 +321,117 @@ def test_cancel_and_queue(triton: Triton, clip: tuple[bytes, Any]) -> None:
     assert outcomes.count("refused") == 4
 
 
-def test_a_dead_process_is_seen_and_replaced(triton: Triton) -> None:
-    assert health(triton) == 200
-    [(process, _)] = instances(triton, "ltx2_generate")
-    os.kill(process, signal.SIGKILL)
-    waited(lambda: health(triton) >= 400, "the canary to fail")
+def is_idle(triton: Triton) -> bool:
+    return [state for _, state in instances(triton, "ltx2_generate")] == ["ready"]
+
+
+def test_a_slow_reader_keeps_nobody_waiting(triton: Triton, clip: tuple[bytes, Any]) -> None:
+    """Who does not read holds neither the device nor the others, and misses nothing."""
     import tritonclient.grpc as grpc
 
     client = grpc.InferenceServerClient(f"127.0.0.1:{triton.grpc}")
-    client.unload_model("ltx2_generate")
-    waited(lambda: not client.is_model_ready("ltx2_generate"), "the model to go")
-    client.load_model("ltx2_generate", config=None)
+    answers: queue.Queue[Any] = queue.Queue()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(result: Any, error: Any) -> None:
+        begun.set()
+        assert go_on.wait(120)
+        answers.put((result, error))
+
+    client.start_stream(slow)
+    with Stream(triton) as other:
+        tensor = other.text("REQUEST", json.dumps({"config": SMALL}).encode())
+        client.async_stream_infer("ltx2_generate", [tensor], parameters={"preview": 1})
+        assert begun.wait(120)
+        other.ask(SMALL)
+        assert b"".join(r.as_numpy("CHUNK").tobytes() for _, r in other.answers()) == clip[0]
+    go_on.set()
+    data, event = b"", ""
+    while event != "result":
+        result, error = answers.get(timeout=120)
+        assert error is None, error
+        event = json.loads(result.as_numpy("EVENT").item())["event"]
+        data += result.as_numpy("CHUNK").tobytes()
+    assert data == clip[0]
+    client.stop_stream()
     client.close()
-    waited(lambda: health(triton) == 200, "the canary to be well again")
+
+
+def test_a_deadline_in_the_queue(triton: Triton) -> None:
+    with Stream(triton) as first, Stream(triton) as second:
+        first.ask(LONGER)
+        next(first.answers())
+        second.ask(SMALL, timeout=1000)  # a millisecond
+        first.until("decode audio")  # by now it waits
+        first.cancel()
+        with pytest.raises(Exception, match=r"(?i)timeout expired|timed out|request timeout"):
+            list(second.answers())
+    waited(lambda: is_idle(triton), "the device to be free")
+
+
+HANG_UP = """
+import json, queue, sys
+import numpy as np
+import tritonclient.grpc as grpc
+client = grpc.InferenceServerClient(sys.argv[1])
+tensor = grpc.InferInput("REQUEST", [1, 1], "BYTES")
+tensor.set_data_from_numpy(np.array([[sys.argv[2].encode()]], dtype=object))
+answers = queue.Queue()
+client.start_stream(lambda result, error: answers.put((result, error)))
+client.async_stream_infer("ltx2_generate", [tensor])
+while True:
+    result, error = answers.get(timeout=120)
+    event = json.loads(result.as_numpy("EVENT").item())
+    print(event.get("stage", event["event"]), flush=True)
+"""
+
+
+def test_a_client_that_dies_in_mid_decode(triton: Triton, clip: tuple[bytes, Any]) -> None:
+    """Its clip ends at the next tile: the device is free for the next one."""
+    longer = json.dumps({"config": {**SMALL, "num_frames": 801}})
+    command = [sys.executable, "-c", HANG_UP, f"127.0.0.1:{triton.grpc}", longer]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as dying:
+        assert dying.stdout is not None
+        for line in dying.stdout:
+            if line.strip() == "decode video":
+                break
+        dying.kill()
+        said = dying.stdout.read()
+    assert "result" not in said
+    ended = "no clip: Cancelled: cancelled in decode video"
+    waited(lambda: ended in triton.log.read_text(), "its end in the midst of decoding")
+    waited(lambda: is_idle(triton), "the device to be free")
     with Stream(triton) as stream:
         stream.ask(SMALL)
-        assert [e["event"] for e, _ in stream.answers()][-1] == "result"
+        assert b"".join(r.as_numpy("CHUNK").tobytes() for _, r in stream.answers()) == clip[0]
+    assert health(triton) == 200
+
+
+def test_a_process_that_dies_twice_in_mid_clip_is_seen_and_replaced(
+    triton: Triton, clip: tuple[bytes, Any]
+) -> None:
+    """Its client hears of it; unload and load bring the model back, as often as need be."""
+    import tritonclient.grpc as grpc
+
+    client = grpc.InferenceServerClient(f"127.0.0.1:{triton.grpc}")
+    for _ in range(2):
+        assert health(triton) == 200
+        with Stream(triton) as stream:
+            stream.ask(LONGER)
+            stream.until("decode video")
+            [(process, _)] = instances(triton, "ltx2_generate")
+            os.kill(process, signal.SIGKILL)
+            with pytest.raises(Exception, match=r"(?i)stub|not healthy|restart|interrupted"):
+                list(stream.answers())
+        waited(lambda: health(triton) >= 400, "the canary to fail")
+        client.unload_model("ltx2_generate")
+        waited(lambda: not client.is_model_ready("ltx2_generate"), "the model to go")
+        client.load_model("ltx2_generate", config=None)
+        waited(lambda: health(triton) == 200, "the canary to be well again")
+    client.close()
+    with Stream(triton) as stream:
+        stream.ask(SMALL)
+        assert b"".join(r.as_numpy("CHUNK").tobytes() for _, r in stream.answers()) == clip[0]
 
 
 def test_two_instances_work_side_by_side(demo_bundle: Path, tmp_path: Path) -> None:

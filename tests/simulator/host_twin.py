@@ -54,6 +54,10 @@ def use_host_engines(patch: pytest.MonkeyPatch) -> None:
     memory = SimpleNamespace(opened=ExitStack, close=lambda: None)
     card = SimpleNamespace(
         memory=memory,
+        memory_of=lambda name: memory,
+        stage_of=lambda name: None,
+        enter=lambda name: None,
+        close=lambda: None,
         plan=None,
         keep_text=False,
         places=lambda names: (0, 0),

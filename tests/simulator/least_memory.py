@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import ltx2rt
+from ltx2rt.bundle import memory_plan
 from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.memory_plan import LIBRARY_SHARE
 from ltx2rt.config import RuntimeConfig
@@ -16,7 +19,8 @@ _LEAST: dict[Path, int] = {}
 def least_memory_of(bundle: Path) -> int:
     """Of a card that holds two layers at a time; no simulation may run."""
     if bundle not in _LEAST:
-        with simulated(Setup(memory_bytes=8 << 30)):
+        with simulated(Setup(memory_bytes=8 << 30)), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(memory_plan, "SOUND_ENGINES", ())  # there is no room for one more lane
             loader = Loader(ltx2rt.open_bundle(bundle))
             plan = loader._card_of(RuntimeConfig()).plan
             loader.close()

@@ -153,7 +153,7 @@ def test_only_bytes_come_down_beside_the_tiles_that_follow(
     beside = [d for d in downloads if any(gpu.may_overlap(d, tile) for tile in tiles)]
     last = -(-17 // 8) + 1  # of the last tiles, which have none beside them
     assert beside == downloads[:-last]
-    sent = sum(o.bytes for o in work if o.direction == "host to device")
+    sent = sum(o.bytes for o in work if o.direction == "htod")
     assert sent < 200_000  # tiles of the latent, and the weights of their pixels
 
 

@@ -73,6 +73,20 @@ def test_flags_of_the_client_are_a_request(tmp_path: Path) -> None:
     }
 
 
+def test_models_have_names(tmp_path: Path) -> None:
+    bundles = [tmp_path / "a.bundle", tmp_path / "b"]
+    assert [*serve.models_of(bundles, [])] == ["a", "b"]
+    assert serve.models_of(bundles, ["x", "y"]) == {"x": bundles[0], "y": bundles[1]}
+    for named, names, said in (
+        (bundles, ["x"], "1 names of models are given for 2 bundles"),
+        (bundles, ["x", "x"], "'x' cannot name a model"),
+        ([bundles[0], bundles[0]], [], "'a' cannot name a model"),
+        (bundles, ["x", "a/b"], "'a/b' cannot name a model"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            serve.models_of(named, names)
+
+
 def test_settings_are_checked(tmp_path: Path) -> None:
     for flags, said in (
         (("--max-queue", "0"), "max_queue=0 is not above 0"),

@@ -71,6 +71,15 @@ def test_transparency_is_laid_on_white(tmp_path):
         np.testing.assert_array_equal(load_image(opaque), PIXELS)
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    path = tmp_path / f"moving{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+    with pytest.warns(UserWarning, match="an animation of 2 frames, of which the first is taken"):
+        assert load_image(path)[0, 0].tolist() == [255, 0, 0]
+
+
 def test_palette_with_a_profile(tmp_path):
     flat = Image.fromarray(np.full((4, 4, 3), 128, np.uint8)).quantize(4)
     flat.save(tmp_path / "a.png", icc_profile=linear_profile())

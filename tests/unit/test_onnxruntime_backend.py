@@ -47,6 +47,7 @@ def test_8_bit_products_are_exact_on_every_cpu(settings_of: Any) -> None:
 def test_sessions_of_layers_give_memory_back(settings_of: Any) -> None:
     """An arena each would hold the activations of every layer at once."""
     assert settings_of(copied=True).enable_cpu_mem_arena is False
+    assert settings_of(backend.OrtOptions(arena=False)).enable_cpu_mem_arena is False
     assert settings_of().enable_cpu_mem_arena is True
 
 

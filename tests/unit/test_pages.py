@@ -35,6 +35,25 @@ def test_every_extra_is_explained() -> None:
     assert all(f"`{half}`" in page for half in halves)
 
 
+def test_no_page_installs_by_a_name_that_no_index_has() -> None:
+    """Until a version is published: a checkout, its address, or a wheel."""
+    named = re.compile(r"pip install '?ltx2rt(?:\[[^]]*\])?'?(?! ?@)(?=[\s`]|$)")
+    pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    found = {p.name: m[0] for p in pages for m in named.finditer(p.read_text(encoding="utf-8"))}
+    assert not found
+
+
+def test_commands_can_be_pasted_with_what_explains_them() -> None:
+    """An explanation behind a command is a comment of the shell."""
+    bare = re.compile(
+        r"^(?:ltx2rt|pip|curl|make|python) (?=\S)[^#\n]*?\S {3,}(?!--)[^ #].*$", re.MULTILINE
+    )
+    blocks = re.compile(r"^```(?:sh)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    pages = [ROOT / "README.md", *DOCS.glob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    commands = [b for p in pages for b in blocks.findall(p.read_text(encoding="utf-8"))]
+    assert not [m[0] for block in commands for m in bare.finditer(block)]
+
+
 @cache
 def texts() -> str:
     """Every text in the source; what is filled in is left out, and texts do not touch."""

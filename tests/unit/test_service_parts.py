@@ -6,10 +6,12 @@ import base64
 import dataclasses
 import http.server
 import io
+import sqlite3
 import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +20,7 @@ import pytest
 from PIL import Image
 
 from ltx2rt.config import GenerationConfig
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake_inputs import RetakeInputs
@@ -172,6 +174,69 @@ def test_the_queue_goes_by_priority_then_time() -> None:
     assert waiting.take(lambda: False) is None
 
 
+def test_bundles_are_not_exchanged_for_every_clip() -> None:
+    waiting = Waiting()
+    for i in range(24):
+        waiting.put(JobRow(id=f"{'ab'[i % 2]}{i}", model="ab"[i % 2], created=i))
+    waiting.put(JobRow(id="b99", model="b", created=99, priority=1))
+    peeked = waiting.peek("b")
+    assert peeked is not None
+    assert peeked.id == "b1"
+    taken = []
+    for _ in range(12):
+        job = waiting.take(lambda: False, "b")
+        assert job is not None
+        taken.append(job.id)
+    # eight of its own, then the oldest of all, which was passed over by all of them
+    assert taken[:9] == ["b1", "b3", "b5", "b7", "b9", "b11", "b13", "b15", "a0"]
+    assert taken[9:] == ["b17", "b19", "b21"]
+    last = waiting.take(lambda: False, "b")
+    assert last is not None
+    assert last.id == "b23"
+    only = waiting.take(lambda: False, "b")
+    assert only is not None
+    assert only.id == "a2"  # not b99, which has a lower priority
+    assert waiting.peek("b") is None
+
+
+def test_a_job_is_left_to_who_has_its_bundle() -> None:
+    waiting, found = Waiting(), dict[str, str]()
+
+    def take(model: str) -> None:
+        job = waiting.take(lambda: False, model)
+        found[model] = job.id if job is not None else ""
+
+    takers = [threading.Thread(target=take, args=(m,), daemon=True) for m in ("a", "b")]
+    for taker in takers:
+        taker.start()
+    while sum(waiting._idle.values()) < 2:
+        threading.Event().wait(0.01)
+    waiting.put(JobRow(id="for b", model="b"))
+    takers[1].join(60)
+    assert found == {"b": "for b"}
+    waiting.put(JobRow(id="for b too", model="b"))  # its taker is busy
+    takers[0].join(60)
+    assert found["a"] == "for b too"
+
+
+def test_rows_of_a_version_with_one_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    JobStore(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("ALTER TABLE jobs DROP COLUMN model")
+        db.execute("PRAGMA user_version = 1")
+        names = [f.name for f in dataclasses.fields(JobRow) if f.name != "model"]
+        row = JobRow(id="old")
+        texts = [v if isinstance(v := getattr(row, n), str | int | float) else "{}" for n in names]
+        named = ", ".join(f'"{n}"' for n in names)
+        db.execute(f"INSERT INTO jobs ({named}) VALUES ({', '.join('?' * len(names))})", texts)
+        db.commit()
+    for _ in range(2):
+        store = JobStore(path)
+        assert store.get("old") == row
+        store.close()
+
+
 def test_rows_come_back(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "jobs.sqlite")
     rows = [JobRow(id=f"j{i}", owner="o", created=i, order={"é": [1]}) for i in range(5)]
@@ -197,6 +262,13 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         into_folder(tmp_path)(clip, "video", lambda _: None)
     assert cast(str, error_event(caught.value).data["kind"]) == "DiskFull"
     assert not [*tmp_path.iterdir()]
+    # what keeps finished stages says it in a sentence of its own, which names our folders
+    stage = CheckpointError("cannot write /srv/jobs/x/context.safetensors")
+    assert error_event(stage).data["kind"] == "CheckpointError"
+    stage.__cause__ = caught.value
+    full = error_event(stage).data
+    assert full["kind"] == "DiskFull"
+    assert "/srv" not in full["message"]
 
 
 def test_progress_never_goes_back() -> None:

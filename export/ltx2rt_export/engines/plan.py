@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
+from ltx2rt.bundle.host_plan import kept_layers
 from ltx2rt.bundle.load_weights import ITEM_BYTES
 from ltx2rt.bundle.manifest import BuildInputs
 from ltx2rt.bundle.memory import held_bytes, held_together, refuse_too_large
 from ltx2rt.bundle.targets import fitting_card
 from ltx2rt.device.cuda import local_gpu
 from ltx2rt.engine import TensorSpec
-from ltx2rt.names import STAGES, TRANSFORMER_BLOCK_PLAIN
+from ltx2rt.machine import machine_bytes
+from ltx2rt.names import STAGES, TRANSFORMER_BLOCK_PLAIN, TRANSFORMER_BLOCKS, VOCODER
 from ltx2rt.weights.precision import PRECISIONS, plain_precision
 from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.build_config import BuildConfig
@@ -32,16 +34,20 @@ from ltx2rt_export.quantize.layer_choice import plan_quantization
 from ltx2rt_export.quantize.lora_inputs import RANK
 from ltx2rt_export.quantize.rewrites import QUANTIZED_COMPONENT
 
-#: an engine's size for one bucket where its weights are inputs: measured, TensorRT-RTX 1.7
+#: an engine's size for one bucket where its weights are inputs: measured, TensorRT-RTX 1.7, as the
+#: mean of 17 engines of LTX-2.3 (0.3 to 32 MB); a vocoder's many convolutions take more
 ENGINE_BYTES_PER_BUCKET = 9e6
+VOCODER_BYTES_PER_BUCKET = 95e6
 
 
 class Part(NamedTuple):
-    """One graph of a component: the linears that are quantised, and the layers that it serves."""
+    """One graph of a component: the layers that it serves, by number, and the linears that are
+    quantised.
+    """
 
     name: str
     precision: str
-    layers: Sequence[Mapping[str, TensorEntry]]
+    layers: Mapping[int, Mapping[str, TensorEntry]]
     quantized: frozenset[str] = frozenset()
 
 
@@ -55,12 +61,12 @@ def parts_of(component: Component, config: BuildConfig) -> list[Part]:
     asked = config.asked(name)
     precision = component_precision(name, asked)
     plan = plan_quantization(component, asked, config.plain_layers)
-    if plan is None:
-        return [Part(name, precision, component.layers or (component.weights,))]
     layers = dict(enumerate(component.layers or (component.weights,)))
-    plain = [layers.pop(i) for i in plan.plain_layers]
+    if plan is None:
+        return [Part(name, precision, layers)]
+    plain = {i: layers.pop(i) for i in plan.plain_layers}
     quantized = frozenset(f"{m}.weight" for m in plan.modules)
-    parts = [Part(name, precision, tuple(layers.values()), quantized)]
+    parts = [Part(name, precision, layers, quantized)]
     if plain:
         dtype = plan.rewrite.precision.dtype if config.backend in APIS else "float32"
         float_row = plain_precision(plan.rewrite.precision.name, dtype)
@@ -80,6 +86,7 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
     options = {c.name: c.options for c in made}
     request = profile_request(config, model_info(files, options), options)
     parts: dict[str, dict[str, Any]] = {}
+    blocks: dict[int, int] = {}  # layer of the transformer -> its bytes
     overlays = 0
     for component in chosen_components(made, config.components):
         for part in parts_of(component, config):
@@ -92,11 +99,18 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
             for bucket in buckets:
                 likely = {s: r[1] for s, r in bucket.sizes.items()}
                 activations = max(activations, activation_bytes(component, likely, dtype))
-            sizes = [layer_bytes(layer, part, dtype) for layer in part.layers]
-            overlays += sum(quantized_bytes(layer, part) for layer in part.layers)
+            sizes = [layer_bytes(layer, part, dtype) for layer in part.layers.values()]
+            overlays += sum(quantized_bytes(layer, part) for layer in part.layers.values())
             inside = holds_weights(config, component)
+            if part.name in TRANSFORMER_BLOCKS:
+                blocks |= zip(part.layers, sizes, strict=True)
+                row = PRECISIONS[part.precision]
+                if config.backend not in APIS:  # see `EngineStage.finish`
+                    inside = row.inside or (inside and row.stored is None)
             count = len(sizes) if inside else 1
-            engine = count * ENGINE_BYTES_PER_BUCKET * len(buckets) + (sum(sizes) if inside else 0)
+            usual = part.name != VOCODER
+            each = ENGINE_BYTES_PER_BUCKET if usual else VOCODER_BYTES_PER_BUCKET
+            engine = count * each * len(buckets) + (sum(sizes) if inside else 0)
             parts[part.name] = {
                 "precision": part.precision,
                 "quantized_share": quantized_share(part),
@@ -125,12 +139,26 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
         "components": parts,
         "stage_bytes": stages,
         "least_stage_bytes": least,
-        "host_bytes": max(stages.values(), default=0) if config.backend not in APIS else None,
+        "host": None if on_card else _on_host(parts, [blocks[i] for i in sorted(blocks)]),
         "engines": sum(p["engines"] for p in parts.values()),
         "disk_bytes": sum(p["engine_bytes"] for p in parts.values()) + overlays,
         "card": card and f"{card.name} ({card.memory_gib} GiB)",
         "streaming_card": streaming and f"{streaming.name} ({streaming.memory_gib} GiB)",
     }
+
+
+def _on_host(
+    parts: Mapping[str, Mapping[str, Any]], layers: Sequence[int]
+) -> dict[str, int | None]:
+    """How the layers of the transformer fit this machine's memory: `bundle.host_plan`."""
+    beside = sum(
+        part["held_bytes"]
+        for name, part in parts.items()
+        if name in STAGES["denoise"] and name not in TRANSFORMER_BLOCKS
+    )
+    memory = machine_bytes()
+    kept = kept_layers(layers, beside, memory)
+    return {"memory_bytes": memory, "layers": len(layers), "kept_layers": kept}
 
 
 def stage_bytes(
@@ -171,7 +199,11 @@ def layer_bytes(layer: Mapping[str, TensorEntry], part: Part, dtype: str) -> int
 
 def quantized_share(part: Part) -> float:
     """Of a part's numbers, how many are quantised; 0 where none are."""
-    sizes = [(n in part.quantized, math.prod(e.shape)) for x in part.layers for n, e in x.items()]
+    sizes = [
+        (n in part.quantized, math.prod(e.shape))
+        for x in part.layers.values()
+        for n, e in x.items()
+    ]
     return sum(size for chosen, size in sizes if chosen) / max(1, sum(size for _, size in sizes))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ltx2rt.backends.tensorrt_api import APIS
-from ltx2rt.machine import machine_bytes
 from ltx2rt.names import TRANSFORMER_BLOCKS
+from ltx2rt.weights.precision import PRECISIONS
 
 #: what the letters of buckets stand for
 LETTERS = (
@@ -61,7 +61,11 @@ def _share(report: Mapping[str, Any]) -> str:
 def _fits(report: Mapping[str, Any]) -> str:
     whole, streaming = report["card"], report["streaming_card"]
     if report["backend"] not in APIS:
-        return "a CPU, or an NVIDIA GPU through ONNX Runtime in 16 bits"
+        parts = report["components"]
+        if any(parts[n]["weights"] == "constant" for n in TRANSFORMER_BLOCKS if n in parts):
+            return "a CPU"  # sessions of layers: see `Loader`
+        gpu = "an NVIDIA GPU through ONNX Runtime"
+        return f"a CPU, or {gpu}" if PRECISIONS[report["precision"]].on_cpu else gpu
     if not report["targets"]:
         return "not known without --target or --for"
     if not streaming:
@@ -73,12 +77,23 @@ def _fits(report: Mapping[str, Any]) -> str:
 
 
 def _host(report: Mapping[str, Any]) -> str:
-    needed, here = report["host_bytes"], machine_bytes()
-    if needed is None:
+    host = report["host"]
+    if host is None:
         return "little where all layers fit the card; else the layers that do not"
-    more = needed > here
-    verdict = ": TOO LITTLE to hold it; layers are read from the files at every use" if more else ""
-    return f"about {gib(needed)} for the largest stage; this machine has {gib(here)}{verdict}"
+    stages, here = dict(report["stage_bytes"]), host["memory_bytes"]
+    text = f"about {gib(max(stages.values()))} for the largest stage; this machine has {gib(here)}"
+    kept, layers = host["kept_layers"], host["layers"]
+    if kept is None:
+        return f"{text}: TOO LITTLE for one layer of the transformer and what is held beside it"
+    stages.pop("denoise")
+    if large := [stage for stage, size in stages.items() if size > here]:
+        return f"{text}: TOO LITTLE to {' and to '.join(large)}"
+    if kept == layers:
+        return text
+    return (
+        f"{text}: {kept} of the {layers} layers of the transformer stay, the others are read from "
+        "the files at every use"
+    )
 
 
 def _time(report: Mapping[str, Any]) -> str:

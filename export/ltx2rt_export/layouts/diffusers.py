@@ -17,6 +17,7 @@ from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.file_kind import read_json_object
 from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.layouts.diffusers_configs import CLASSES, official_config
+from ltx2rt_export.layouts.diffusers_joined import joined_tensors
 from ltx2rt_export.layouts.diffusers_names import official_names, part_of_names
 from ltx2rt_export.weight_set import WeightSet, open_files
 
@@ -31,18 +32,18 @@ _FOLDERS = {
     "audio_vae": "audio_vae",
     "vocoder": "vocoder",
 }
+#: those that models of LTX-2.5 have
+_OPTIONAL = {"duration_head": "duration_head"}
 #: folders with weights that are not read -> why, and what does it instead
 _UNREAD = {
-    "duration_head": "its attention is stored otherwise: give --duration-head FILE of the official "
-    "layout",
-    "diffusion_decoder": "its weights differ from the official file's: the clip is decoded by the "
-    "conv VAE of vae/, or by the diffusion decoder of --video-vae FILE",
+    "diffusion_decoder": "clips are decoded by the conv VAE of vae/, as in diffusers; to have this "
+    "one: --video-vae FOLDER/diffusion_decoder, or the official file, whose weights differ",
     "latent_upsampler": "give it beside the folder: --spatial-upsampler FOLDER/latent_upsampler",
     "transformer_full": "the one of transformer/ is taken; for the full model build with this "
     "folder as --checkpoint and the other parts beside it",
 }
 #: key of a part's object in official metadata
-_CONFIG_KEYS = {"connectors": "transformer", "video_vae": "vae"}
+_CONFIG_KEYS = {"connectors": "transformer", "video_vae": "vae", "diffusion_decoder": "vae"}
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -63,7 +64,11 @@ def open_pipeline(folder: Path) -> WeightSet:
             f"{folder} is a diffusers folder without {', '.join(missing)}: it is no LTX-2 model, "
             "or its download is not complete."
         )
-    parts = [translated(open_files(folder / name), part) for name, part in _FOLDERS.items()]
+    parts = [
+        translated(open_files(folder / name), part)
+        for name, part in {**_FOLDERS, **_OPTIONAL}.items()
+        if name in _FOLDERS or (folder / name).is_dir()
+    ]
     for name, why in _UNREAD.items():
         if (folder / name).is_dir():
             logger.warning("%s is not read: %s", folder / name, why)
@@ -98,15 +103,40 @@ def translated(weights: WeightSet, expected: str | None = None) -> WeightSet:
         )
     if part is None:
         return weights
-    names = official_names(part, weights)
-    tensors = {
-        official: dataclasses.replace(weights[name], name=official)
-        for name, official in names.items()
-    }
+    if part in ("diffusion_decoder", "duration_head"):
+        tensors = joined_tensors(part, weights)
+    else:
+        tensors = {
+            official: dataclasses.replace(weights[name], name=official)
+            for name, official in official_names(part, weights).items()
+        }
     config = official_config(part, own)
     nested = {_CONFIG_KEYS.get(part, part): config} if config else {}
     found = config if part == "upsampler" else nested
-    return WeightSet(weights.path, {"config": json.dumps(found)}, weights.files, tensors)
+    made = WeightSet(weights.path, {"config": json.dumps(found)}, weights.files, tensors)
+    if part == "diffusion_decoder":
+        return _with_encoder(made, weights.files[0].path.parent.parent / "vae")
+    return made
+
+
+def _with_encoder(decoder: WeightSet, vae: Path) -> WeightSet:
+    """A diffusion decoder, with the encoder of the VAE whose latents it decodes, if it is there."""
+    if not vae.is_dir():
+        return decoder
+    other = translated(open_files(vae), "video_vae")
+    encoder = {n: e for n, e in other.items() if not n.startswith("vae.decoder.")}
+    config = {**_vae_config(other), **_vae_config(decoder)}
+    return WeightSet(
+        decoder.path,
+        {"config": json.dumps({"vae": config})},
+        (*decoder.files, *other.files),
+        {**encoder, **decoder.tensors},
+    )
+
+
+def _vae_config(weights: WeightSet) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(weights.metadata["config"]).get("vae", {})
+    return found
 
 
 def _joined(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ltx2rt.errors import UnsupportedError
+from ltx2rt_export.layouts.diffusers_joined import decoder_config, head_config
 from ltx2rt_export.modules.text_projection_config import V2_KEYS
 
 Config = Mapping[str, Any]
@@ -23,6 +24,8 @@ CLASSES: dict[str, str] = {
     "LTX2Vocoder": "vocoder",
     "LTX2VocoderWithBWE": "vocoder",
     "LTX2LatentUpsamplerModel": "upsampler",
+    "LTX2VideoDiffusionDecoderModel": "diffusion_decoder",
+    "LTX2DurationHead": "duration_head",
 }
 _FIXED: dict[str, dict[str, Any]] = {
     "transformer": {
@@ -226,4 +229,6 @@ _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "audio_vae": _audio_vae,
     "vocoder": _vocoder,
     "upsampler": _upsampler,
+    "diffusion_decoder": decoder_config,
+    "duration_head": head_config,
 }

@@ -55,6 +55,8 @@ def part_of_names(names: Iterable[str]) -> str | None:
         "transformer": "transformer_blocks.0.audio_attn1.norm_q.weight",
         "connectors": "video_connector.learnable_registers",
         "vocoder": "upsamplers.0.weight",
+        "diffusion_decoder": "decoder.conv_in_x_t.weight",
+        "duration_head": "attention_pooler.to_q.weight",
         "video_vae": "latents_mean",
     }
     part = next((part for part, sign in signs.items() if sign in known), None)

@@ -104,7 +104,7 @@ class EmulatedEngine(EngineBase):
         tensor = to_torch(array, self._dtypes.get(name, self._float))
         module = name.rpartition(".")[0]
         if name in self._transposed and module not in self._quantized:
-            return tensor.T
+            return tensor.T.to(TORCH_DTYPES[self._float])  # held in 16 bits, used in 32
         return tensor
 
 

@@ -29,8 +29,8 @@ from ltx2rt.service.http.openapi import openapi_document
 from ltx2rt.service.http.videos import Videos
 from ltx2rt.service.http.watchers import Watchers
 from ltx2rt.service.jobs import JobRow
-from ltx2rt.service.maker import can_preview
 from ltx2rt.service.metrics import Metrics
+from ltx2rt.service.models import Model
 from ltx2rt.service.schema import request_schema
 from ltx2rt.service.service import Service
 
@@ -45,12 +45,11 @@ _PAGE = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascr
          "/page.css": ("page.css", "text/css")}  # fmt: skip
 
 
-def make_app(service: Service, model: str, guard: Guard) -> ASGIApp:
+def make_app(service: Service, guard: Guard) -> ASGIApp:
     """The server of a service that was not started yet.
 
     Args:
         service: makes the clips; started and stopped by its owner.
-        model: what the bundle is called.
         guard: what every request passes.
     """
     uploads = service.settings.data_dir / "uploads"
@@ -61,7 +60,7 @@ def make_app(service: Service, model: str, guard: Guard) -> ASGIApp:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         watchers = Watchers(asyncio.get_running_loop())
-        videos = Videos(service, watchers, model, uploads)
+        videos = Videos(service, watchers, uploads)
 
         def happened(job: JobRow, event: Event) -> None:
             metrics.note(job, event)
@@ -103,12 +102,14 @@ def _routes(service: Service, videos: Videos, metrics: Metrics) -> list[Route]:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def models(_: Request) -> Response:
-        return JsonAnswer({"object": "list", "data": [_model(service, videos)]})
+        data = [_model(service, one) for one in service.models.values()]
+        return JsonAnswer({"object": "list", "data": data})
 
     async def model(request: Request) -> Response:
-        if request.path_params["id"] != videos.model:
+        found = service.models.get(request.path_params["id"])
+        if found is None:
             return error_answer(404, "there is no such model.", "model_not_found")
-        return JsonAnswer(_model(service, videos))
+        return JsonAnswer(_model(service, found))
 
     async def loras(_: Request) -> Response:
         names = await run_in_threadpool(service.settings.allowed.loras)
@@ -147,16 +148,16 @@ def _routes(service: Service, videos: Videos, metrics: Metrics) -> list[Route]:
     ]
 
 
-def _model(service: Service, videos: Videos) -> dict[str, Any]:
+def _model(service: Service, model: Model) -> dict[str, Any]:
     limits = service.settings.limits
     return {
-        "id": videos.model,
+        "id": model.name,
         "object": "model",
         "created": int(service.started),
         "owned_by": "ltx2rt",
-        "bundle": service.bundle.bundle_id,
-        "pipelines": videos.pipelines(),
-        "previews": [n for n in videos.pipelines() if can_preview(service.bundle, n)],
+        "bundle": model.bundle.bundle_id,
+        "pipelines": model.pipelines(),
+        "previews": model.previews(),
         "limits": {name: getattr(limits, name) for name in limits.__slots__},
     }
 

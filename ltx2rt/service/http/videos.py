@@ -14,10 +14,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from ltx2rt.pipelines.base import pipeline_class
-from ltx2rt.pipelines.catalog import PIPELINES
-from ltx2rt.pipelines.guided import GuidedPipeline
-from ltx2rt.plain_data import to_plain
 from ltx2rt.service.http.answers import FAILED, JsonAnswer, RefusalError, error_answer
 from ltx2rt.service.http.bodies import asked_in
 from ltx2rt.service.http.content import content_answer
@@ -38,13 +34,11 @@ class Videos:
     Attributes:
         service: makes the clips.
         watchers: of its events.
-        model: what the bundle is called.
         uploads: where files of requests lie until they are accepted.
     """
 
     service: Service
     watchers: Watchers
-    model: str
     uploads: Path
 
     async def create(self, request: Request) -> Response:
@@ -74,43 +68,33 @@ class Videos:
         return answer
 
     async def _submit(self, request: Request) -> JobRow:
-        settings = self.service.settings
+        settings, models = self.service.settings, self.service.models
         async with asked_in(request, settings.limits, self.uploads) as asked:
-            if asked.model not in (None, "", self.model):
+            if asked.model and asked.model not in models:
                 raise RefusalError(
                     404,
-                    f"there is no model {asked.model[:80]!r}; this server has {self.model!r}.",
+                    f"there is no model {asked.model[:80]!r}; this server has "
+                    f"{', '.join(map(repr, models))}.",
                     "model_not_found",
                 )
             return await run_in_threadpool(self._accept, asked, request.scope["owner"])
 
     def _accept(self, asked: Asked, owner: str) -> JobRow:
+        models = self.service.models
+        model = asked.model or models.default
         if asked.guidance_scale is not None:
             guidance = asked.data["guidance"] = dict(asked.data.get("guidance") or {})
-            guidance["video"] = self._guider(asked.data, asked.guidance_scale)
+            pipeline = asked.data.get("pipeline", DEFAULT_PIPELINE)
+            guidance["video"] = models[model].guider(pipeline, asked.guidance_scale)
         return self.service.submit(
             asked.data,
             owner=owner,
+            model=model,
             uploads=asked.uploads,
             priority=asked.priority,
             timeout_s=asked.timeout_s,
             asked=asked.shown,
         )
-
-    def _guider(self, data: dict[str, Any], scale: float) -> dict[str, Any]:
-        """The pipeline's own guidance of the picture, at another scale."""
-        name = data.get("pipeline", DEFAULT_PIPELINE)
-        cls = pipeline_class(name) if name in self.pipelines() else None
-        found: dict[str, Any] = {}
-        if cls is not None and issubclass(cls, GuidedPipeline) and cls.guided:
-            with cls(self.service.bundle, self.service.settings.runtime) as pipe:
-                found = to_plain(pipe.default_guiders()[0])
-        return {**found, "cfg_scale": scale}
-
-    def pipelines(self) -> list[str]:
-        """Pipelines that the bundle can run."""
-        has = self.service.bundle.has
-        return [name for name in PIPELINES if not pipeline_class(name).missing(has)]
 
     async def retrieve(self, request: Request) -> Response:
         """`GET /v1/videos/{id}`."""
@@ -231,7 +215,7 @@ class Videos:
         return {
             "id": job.id,
             "object": "video",
-            "model": self.model,
+            "model": job.model or self.service.models.default,
             "status": job.state,
             "progress": done,
             "prompt": config["prompt"],

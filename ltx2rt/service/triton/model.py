@@ -16,7 +16,7 @@ from typing import Any
 
 from ltx2rt.errors import EngineError, Ltx2rtError, OptionError
 from ltx2rt.plain_data import parse_json
-from ltx2rt.service.events import Event
+from ltx2rt.service.events import Event, error_event
 from ltx2rt.service.limits import Limits
 from ltx2rt.service.maker import Maker, into_stream, kind_of
 from ltx2rt.service.requests import Order, read_order
@@ -72,6 +72,8 @@ class Model:
             self._make(answer)
         except (Ltx2rtError, MemoryError, OSError) as error:
             self._is_broken = isinstance(error, EngineError)
+            told = error_event(error).data
+            self._backend.Logger.log_info(f"no clip: {told['kind']}: {told['message']}")
             answer.fail_with(error)
         finally:
             self._state.write("broken" if self._is_broken else "ready")

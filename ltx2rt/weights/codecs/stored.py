@@ -17,6 +17,8 @@ Shape = tuple[int, ...]
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
 _FLOATS = ("float32", "bfloat16", "float16")
 _BYTES = ("uint8", "float8_e8m0fnu")
+#: plain floats in several tensors of one size, one below another: the first, and `rows_1`, ...
+ROWS = "rows"
 #: dtypes of scales that are codes themselves
 SCALE_CODES = (*_BYTES, "float8_e4m3fn")
 #: parts as messages call them: with their usual name in files
@@ -118,6 +120,8 @@ def storage_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:
     """
     if encoding.format == bitsandbytes.FOUR_BITS:
         return _four_bits_problems(shape, dtype, encoding)
+    if encoding.format == ROWS:
+        return _rows_problems(shape, dtype, encoding)
     layout = LAYOUTS.get(encoding.format)
     if layout is None:
         return [f"its format {encoding.format!r} is unknown"]
@@ -153,6 +157,22 @@ def storage_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:
             found = f"its {_NAMES[name]} is {part.dtype} {list(part.shape)}"
             problems.append(f"{found}, expected {' or '.join(dtypes)} {allowed}")
     return problems
+
+
+def _rows_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:
+    """As `storage_problems`, of plain tensors one below another."""
+    each = tuple(encoding.shape)
+    names = [f"{ROWS}_{number}" for number in range(1, len(encoding.parts) + 1)]
+    if not each or tuple(shape) != (each[0] * (1 + len(names)), *each[1:]):
+        return [f"{1 + len(names)} tensors of {list(each)} do not hold {list(shape)} values"]
+    if dtype not in _FLOATS:
+        return [f"its dtype {dtype} is not {' or '.join(_FLOATS)}"]
+    return [
+        f"its {name} is not {dtype} {list(each)}"
+        for name in names
+        if (part := encoding.parts.get(name)) is None
+        or (part.dtype, tuple(part.shape)) != (dtype, each)
+    ]
 
 
 def _four_bits_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:

@@ -5,7 +5,8 @@ const files = [];
 let watched = null; // id of the clip in the player
 let playing = null; // aborts what feeds the player
 let shown = null; // which preview is in the picture
-let model = null; // what the server has
+let models = []; // what the server has
+let model = null; // which of them is chosen
 const POLL_MS = 700;
 
 function headers() {
@@ -33,10 +34,10 @@ function say(text) {
 
 async function begin() {
   try {
-    model = (await json("/v1/models")).data[0];
-    find("model").textContent = `${model.id}, bundle ${model.bundle}`;
-    find("pipeline").replaceChildren(...model.pipelines.map((name) => new Option(name, name)));
-    offerPreviews();
+    models = (await json("/v1/models")).data;
+    find("which").replaceChildren(...models.map((m) => new Option(m.id, m.id)));
+    find("model-field").hidden = models.length < 2;
+    choose();
     const loras = (await json("/v1/loras")).data;
     find("lora").replaceChildren(new Option("none", ""), ...loras.map((l) => new Option(l.id, l.id)));
     find("lora-row").hidden = loras.length === 0;
@@ -45,6 +46,15 @@ async function begin() {
     say(error.message);
   }
   await refresh();
+}
+
+function choose() {
+  model = models.find((m) => m.id === find("which").value);
+  find("model").textContent = `${model.id}, bundle ${model.bundle}`;
+  const before = find("pipeline").value;
+  find("pipeline").replaceChildren(...model.pipelines.map((name) => new Option(name, name)));
+  if (model.pipelines.includes(before)) find("pipeline").value = before;
+  offerPreviews();
 }
 
 function pipelineOf() {
@@ -95,6 +105,7 @@ function formOf() {
   }
   form.append("request", JSON.stringify(request));
   form.append("prompt", find("prompt").value);
+  form.append("model", model.id);
   form.append("pipeline", pipelineOf());
   if (find("previews").checked && model.previews.includes(pipelineOf())) form.append("preview", 1);
   form.append("size", `${find("width").value}x${find("height").value}`);
@@ -265,7 +276,7 @@ function update(item, video) {
   item.video = video;
   item.dataset.status = video.status;
   part(".what").textContent = video.prompt || video.ltx2rt.pipeline;
-  part(".facts").textContent = `${describe(video)}; ${video.ltx2rt.pipeline}, seed ${video.ltx2rt.seed}`;
+  part(".facts").textContent = `${describe(video)}; ${models.length > 1 ? `${video.model}, ` : ""}${video.ltx2rt.pipeline}, seed ${video.ltx2rt.seed}`;
   part("progress").hidden = !open;
   part("progress").value = video.progress;
   part(".play").hidden = video.status !== "completed";
@@ -278,6 +289,8 @@ function update(item, video) {
 
 async function again(video) {
   find("prompt").value = video.prompt;
+  if (models.some((m) => m.id === video.model)) find("which").value = video.model;
+  choose();
   find("pipeline").value = video.ltx2rt.pipeline;
   [find("width").value, find("height").value] = video.size.split("x");
   find("seconds").value = video.seconds;
@@ -336,6 +349,7 @@ function showWatched(video) {
 
 find("form").addEventListener("submit", make);
 find("pipeline").addEventListener("change", offerPreviews);
+find("which").addEventListener("change", choose);
 find("files").addEventListener("change", (event) => {
   take(event.target.files);
   event.target.value = "";
