@@ -72,8 +72,8 @@ def ours(folder: Path, variant: str, tokens: int) -> Callable[[], object]:
     return lambda: engine({**feeds, **weights})
 
 
-def reference(width: int, tokens: int, *, compiled: bool) -> Callable[[], object]:
-    """A call of our PyTorch reference, as it is or by torch.compile; compiled before it returns."""
+def eager(width: int, tokens: int) -> Callable[[], object]:
+    """A call of our PyTorch reference."""
     import torch
 
     from benchmarks.real_size import block_component
@@ -85,14 +85,7 @@ def reference(width: int, tokens: int, *, compiled: bool) -> Callable[[], object
     shapes = component.network.state_dict().items()
     weights = {n: random_array(rng, "float32", list(w.shape)) for n, w in shapes}
     feeds = {s.name: random_input(rng, s, tokens) for s in component.inputs}
-
-    def call() -> object:
-        return engine({**feeds, **weights})
-
-    if compiled:
-        component.network.compile(dynamic=False)
-        call()
-    return call
+    return lambda: engine({**feeds, **weights})
 
 
 def diffusers(width: int, tokens: int, dtype: str) -> Callable[[], object]:
@@ -165,8 +158,8 @@ def measure(call: Callable[[], object], calls: int) -> dict[str, float]:
 def main() -> None:
     folder, variant, tokens, calls = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5])
     width = int(folder.name)
-    if variant in ("eager", "compiled"):
-        call = reference(width, tokens, compiled=variant == "compiled")
+    if variant == "eager":
+        call = eager(width, tokens)
     elif variant.startswith("diffusers "):
         call = diffusers(width, tokens, variant.removeprefix("diffusers "))
     else:

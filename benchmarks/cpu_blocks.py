@@ -43,7 +43,7 @@ HEADS, REAL_WIDTH = LTX23.heads, LTX23.streams[0].width
 #: FP8 is emulated on a CPU: no use but tests
 OURS = tuple(n for n, row in PRECISIONS.items() if row.on_cpu and row.format is not FP8)
 INSIDE = f"{OURS[0]} inside"
-OTHERS = ("eager", "compiled", "diffusers float32", "diffusers bfloat16")
+OTHERS = ("eager", "diffusers float32", "diffusers bfloat16")
 VARIANTS = (OURS[0], INSIDE, *OURS[1:], *OTHERS)
 
 DEFAULT = ("512:500", "512:2000", "1024:500", "1024:2000", "4096:256")
@@ -134,8 +134,7 @@ def table() -> list[str]:
         f"one pass without masks, {TEXT} tokens of text, one thread: CPU seconds of a call, memory "
         "of the process at the most during calls, in brackets what it held before (weights, "
         "inputs, libraries). A process each, in turn; medians. `inside`: `--weights constant`; "
-        "`eager`: our PyTorch reference; `compiled`: the same by torch.compile. "
-        "`python -m benchmarks.cpu_blocks WIDTH:TOKENS`.",
+        "`eager`: our PyTorch reference. `python -m benchmarks.cpu_blocks WIDTH:TOKENS`.",
         "",
         f"| variant | {' | '.join(records)} |",
         f"|---|{'---|' * len(records)}",

@@ -70,11 +70,20 @@ def error_event(error: BaseException) -> Event:
         return failure(OUT_OF_MEMORY, text)
     if isinstance(error, Cancelled):
         return failure(CANCELLED, str(error))
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if _is_disk_full(error):
         return failure(DISK_FULL, "the server's disk is full; nothing was kept of the clip.")
     if isinstance(error, Ltx2rtError):
         return failure(type(error).__name__, str(error))
     return failure("InternalError", f"{type(error).__name__}: {error}")
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that of a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def failure(kind: str, message: str) -> Event:

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from ltx2rt.config import GenerationConfig
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import CheckpointError, OptionError
 from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake_inputs import RetakeInputs
@@ -262,6 +262,13 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         into_folder(tmp_path)(clip, "video", lambda _: None)
     assert cast(str, error_event(caught.value).data["kind"]) == "DiskFull"
     assert not [*tmp_path.iterdir()]
+    # what keeps finished stages says it in a sentence of its own, which names our folders
+    stage = CheckpointError("cannot write /srv/jobs/x/context.safetensors")
+    assert error_event(stage).data["kind"] == "CheckpointError"
+    stage.__cause__ = caught.value
+    full = error_event(stage).data
+    assert full["kind"] == "DiskFull"
+    assert "/srv" not in full["message"]
 
 
 def test_progress_never_goes_back() -> None:
