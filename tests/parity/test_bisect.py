@@ -17,15 +17,12 @@ from ltx2rt.cli.common import export_module
 from ltx2rt.engine import Array
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.weights.floats import as_dtype
-from tests.parity.command_line import expect_user_error, ltx2rt
-
-pytest.importorskip("polygraphy", reason="Polygraphy is not installed")
-
 from ltx2rt_export.bisect.find import Finding, find_first
 from ltx2rt_export.bisect.lineage import Lineage
 from ltx2rt_export.bisect.marks import typed
 from ltx2rt_export.bisect.ort_side import OrtSide
 from ltx2rt_export.bisect.search import Search, difference
+from tests.parity.command_line import expect_user_error, ltx2rt
 
 WIDTH, LENGTH = 8, 24
 ROWS = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,10 +73,11 @@ class OrtSide:
 def _ort_value(value: onnx.ValueInfoProto, array: Array) -> Any:
     """What a graph in float32 takes for an input of the graph as it was."""
     kind = value.type.tensor_type.elem_type
+    array = unpack_int4(array) if kind == TensorProto.INT4 else array
+    dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+    if all(dims):  # a weight: graphs of engines may take it in another rank than it is loaded in
+        array = array.reshape(-1)[: math.prod(dims)].reshape(dims)
+    array = np.ascontiguousarray(as_float32(array, DTYPE_NAMES[kind]))
     if kind in CODES:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), kind)
-    if kind == TensorProto.INT4:
-        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
-        array = unpack_int4(array)[: int(np.prod(dims))].reshape(dims)
-    single = as_float32(array, DTYPE_NAMES[kind])
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(single))
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, kind)
+    return ort.OrtValue.ortvalue_from_numpy(array)
