@@ -58,7 +58,8 @@ def lost(gpu: str, loss: Loss) -> DeviceLostError:
     """
     return DeviceLostError(
         Problem(
-            f"{gpu} was lost in mid-run: {loss.what} ({loss.code}); finished stages are kept where ",
+            f"{gpu} was lost in mid-run: {loss.what} ({loss.code}); finished stages are kept ",
+            "where ",
             Field("work_dir"),
             " was given, and ",
             Field("resume"),

@@ -120,7 +120,7 @@ def make(maker: Maker, lines: Lines, order: dict[str, Any], cancel: threading.Ev
             asked, into_folder(Path(order["folder"])), emit, cancel, work and Path(work)
         )
     except DeviceLostError as error:  # another process has the job again, after its last stage
-        print(str(error), file=sys.stderr, flush=True)
+        sys.stderr.write(f"{error}\n")
         return False
     except (Ltx2rtError, MemoryError, OSError) as error:
         emit(error_event(error))
