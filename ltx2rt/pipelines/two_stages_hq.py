@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from ltx2rt.config import DISTILLED_STRENGTHS, GuidanceConfig
+from ltx2rt.latents.shapes import VideoLatentShape, VideoPixelShape
 from ltx2rt.lora.files import Lora
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.request import Request
@@ -37,6 +38,25 @@ class TwoStagesHQPipeline(TwoStagesPipeline):
         return replace(
             guidance, distilled_strengths=guidance.distilled_strengths or DISTILLED_STRENGTHS
         )
+
+    def prepare(self, request: Request) -> Request:
+        """As `GuidedPipeline.prepare`; a schedule that this size does not have is refused too."""
+        request = super().prepare(request)
+        config, guidance = request.config, request.guidance
+        assert guidance is not None
+        if guidance.num_inference_steps is not None and isinstance(config.num_frames, int):
+            height, width = self.rendered_size(request)
+            half = VideoPixelShape(
+                num_frames=config.num_frames,
+                height=height // 2,
+                width=width // 2,
+                frame_rate=config.frame_rate,
+            )
+            shape = VideoLatentShape.from_pixel_shape(
+                half, self.source.model.latent_channels, self.scale_factors
+            )
+            self.sigmas(guidance, shape.token_count)
+        return request
 
     def default_guiders(self) -> tuple[GuiderParams, GuiderParams]:
         """The preset, equal for all model versions."""

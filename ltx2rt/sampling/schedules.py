@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ltx2rt.engine import F32
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import Field, OptionError, Problem
 
 DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 STAGE2_DISTILLED = (0.909375, 0.725, 0.421875, 0.0)
@@ -104,8 +104,11 @@ def ltx2_sigmas(
         factor = rest[-1] / np.float32(1.0 - terminal)
         if factor == 0:
             raise OptionError(
-                f"num_inference_steps={steps} gives no schedule for {tokens} latent tokens: the "
-                "last sigma rounds to 1. Take more steps or give the sigmas."
+                Problem(
+                    Field("guidance.num_inference_steps"),
+                    f"={steps} gives no schedule for {tokens} latent tokens: the last sigma rounds "
+                    "to 1. Take more steps or give the sigmas.",
+                )
             )
         sigmas[:-1] = np.float32(1) - rest / factor
     return sigmas

@@ -141,6 +141,7 @@ def test_a_full_model_needs_the_distilled_lora(demo_bundle: Path, tmp_path: Path
         ("one-stage", ["--distilled-lora", "x"], ["has no stage for --distilled-lora"]),
         ("two-stage-hq", ["--distilled-lora", "x:0.5"], ["--distilled-lora-strength-stage-1"]),
         ("keyframe", ["--distilled-lora", "x"], ["needs at least one image (--image)"]),
+        ("two-stage-hq", ["--num-inference-steps", 1], ["--num-inference-steps=1 gives no sched"]),
         ("one-stage", ["--num-inference-steps", 10**8], ["is not in [1, 1000]"]),
         (
             "one-stage",

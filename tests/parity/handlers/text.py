@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from ltx2rt.components.language_model import LanguageModel
 from ltx2rt.components.text_encoder import TextEncoder
 from ltx2rt.components.tokenizer import Tokenizer
 from ltx2rt.engine import Array, Engine
-from ltx2rt.names import TEXT_BLOCK_FULL, TEXT_STACK
+from ltx2rt.names import TEXT_BLOCK_FULL, TEXT_STACK, WRITING_STACK
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt_export.component import Component
+from ltx2rt_export.modules.language_head import language_head
 from ltx2rt_export.modules.text_encoder import (
     has_full_block,
     text_block,
@@ -23,7 +25,7 @@ from ltx2rt_export.modules.text_encoder import (
     text_tail,
 )
 from ltx2rt_export.reference import component_stack
-from tests.parity.golden import Case, Runner, Skip, handles
+from tests.parity.golden import UNREACHED, Case, Runner, Skip, handles
 
 
 def gemma_files(run: Runner, name: str) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
@@ -137,8 +139,8 @@ def text_encoder_of(
 
 @handles("gemma")
 def hidden_states(case: Case, run: Runner) -> Mapping[str, Any]:
-    if "hidden_states" not in case.outputs:
-        raise Skip("the generating language model (prompt enhancement) is not supported yet")
+    if "logits" in case.outputs:
+        return written(case, run)
     component = text_hidden_states(*gemma_files(run, case.checkpoint))
     inputs = {k: case.inputs[k].astype(np.int64) for k in ("input_ids", "attention_mask")}
     states = run.engine(component)(inputs)["hidden_states"]
@@ -146,6 +148,27 @@ def hidden_states(case: Case, run: Runner) -> Mapping[str, Any]:
         raise Skip("the stored rows are defined for one prompt")
     valid = states[:, 0, -case.params["valid_tokens"] :]
     return {"hidden_states": valid[:, :: case.params["token_stride"]]}
+
+
+def written(case: Case, run: Runner) -> Mapping[str, Any]:
+    """Scores of what follows every token of a text, and the likeliest tokens after it."""
+    gemma = gemma_files(run, case.checkpoint)
+    parts = [text_head(*gemma), text_block(*gemma), language_head(*gemma)]
+    if has_full_block(gemma[0]):
+        parts.append(text_block(*gemma, TEXT_BLOCK_FULL))
+    tokens = tokenizer(run, case.checkpoint)
+    model = LanguageModel(component_stack(WRITING_STACK, parts, run.engine, run.layers), tokens)
+    given, wanted = case.inputs["input_ids"][0].tolist(), case.outputs["greedy_ids"].shape[1]
+    scores = [model.scores(given[: count + 1]) for count in range(len(given))]
+    found = [*given, int(scores[-1].argmax())]
+    while len(found) < wanted:
+        found.append(int(model.scores(found).argmax()))
+    return {
+        "logits": np.stack(scores)[None],
+        "greedy_ids": np.array([found]),
+        # the official chat begins with two <bos>, ours with one, as Gemma was trained
+        **{name: UNREACHED for name in case.outputs if name.startswith(("image.", "chat_ids"))},
+    }
 
 
 @handles("json:tokenizer_gemma3", "json:tokenizer_gemma4")
