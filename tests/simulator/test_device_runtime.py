@@ -269,19 +269,23 @@ def test_only_the_head_of_an_odd_stack_waits(
     memory.close()
 
 
-@pytest.mark.parametrize("short", [0, 1 << 20])
+@pytest.mark.parametrize("kind", ["whole", "by stages", "refused"])
 def test_a_card_is_large_enough_or_refused(
-    simulate: Simulate, engine_bundle: EngineBundle, short: int
+    simulate: Simulate, engine_bundle: EngineBundle, kind: str
 ) -> None:
     bundle = engine_bundle("bf16")
     least = least_memory_of(bundle)
-    simulate(memory_bytes=least - short)
-    if short:
-        with pytest.raises(UnsupportedError, match=r"needs .* of Simulated GPU 0, .* larger card"):
+    sizes = {"whole": least, "by stages": least - (1 << 20), "refused": least // 2}
+    simulate(memory_bytes=sizes[kind])
+    if kind == "refused":
+        with pytest.raises(UnsupportedError, match=r"needs .* of Simulated GPU 0.*larger card"):
             model(bundle).__enter__()
-    else:
-        with model(bundle) as made:
-            assert made.passes(2)
+        return
+    with model(bundle) as made:
+        plan = made.loader._card_of(RuntimeConfig()).plan
+        assert plan is not None
+        assert bool(plan.stages) == (kind == "by stages")
+        assert made.passes(2)
 
 
 def forget_wait(patch: pytest.MonkeyPatch) -> None:
