@@ -128,10 +128,15 @@ class Job:
         """Seconds that the rest of a stage takes at the pace of its steps so far."""
         if not step:
             return None
-        costs = self._costs.get(stage) or [1.0] * total
+        costs = self._costs.get(stage)
+
+        def cost(start: int, stop: int) -> float:
+            """Of these steps; without costs all are alike, and may be as many as bytes."""
+            return float(sum(costs[start:stop]) if costs else max(0, stop - start))
+
         first, first_s = self._first.setdefault(stage, (step, elapsed))
-        if sum(costs[first:step]) > 0:
-            pace = (elapsed - first_s) / sum(costs[first:step])
+        if cost(first, step) > 0:
+            pace = (elapsed - first_s) / cost(first, step)
         else:
-            pace = elapsed / (sum(costs[:step]) or 1.0)
-        return pace * sum(costs[step:])
+            pace = elapsed / (cost(0, step) or 1.0)
+        return pace * cost(step, total)

@@ -129,7 +129,7 @@ class Pipeline(PipelineRequests):
         resume: bool = False,
     ) -> Clip:
         """The clip of a request that `accept` gave back; for the rest see a call."""
-        with self.engines.turns.taken():
+        with self.engines.run():
             for loras in self.stage_loras(request):
                 self.check_loras(loras)
                 self._warn_of_late_connectors(request, loras)

@@ -5,7 +5,7 @@ class that gives it its meaning.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 from ltx2rt.backends.device_frames import DeviceFrames
 from ltx2rt.backends.device_stack import DeviceStack
@@ -31,7 +31,7 @@ from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import F32, Engine
 from ltx2rt.env import cache_dir
-from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.errors import EngineError, OptionError, UnsupportedError
 from ltx2rt.latents.shapes import VideoScaleFactors
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
@@ -40,6 +40,7 @@ from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
     DECODE,
+    DEVICE_FRAMES,
     DEVICE_STEPS,
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
@@ -47,6 +48,7 @@ from ltx2rt.names import (
     LANGUAGE_HEAD,
     TEXT_BLOCK_FULL,
     TEXT_STACK,
+    TRANSFORMER,
     TRANSFORMER_BLOCK,
     TRANSFORMER_STACK,
     VIDEO_BLEND,
@@ -72,6 +74,9 @@ FINISHERS: dict[FrameForm, str] = {
     "float": VIDEO_FLOAT,
     "yuv422p10": VIDEO_YUV422,
 }
+
+#: what makes frames and sound of a finished clip
+_DECODERS = {VIDEO_DECODER, AUDIO_DECODER, VOCODER, *DIFFUSION_DECODER, *DEVICE_FRAMES}
 
 
 class Engines:
@@ -129,6 +134,24 @@ class Engines:
             self._make_room(name)
             self._engines[name] = self.loader.engine(name, self.runtime)
         return self._engines[name]
+
+    @contextmanager
+    def run(self) -> Iterator[None]:
+        """Other threads wait. What ends early (cancelled, an error) frees the transformer and what
+        stands beside it, unless engines stay resident: the next clip has the memory that was
+        planned for it. Decoders may still be at an earlier clip.
+
+        Raises:
+            OptionError: the pipeline is closed.
+        """
+        with self.turns.taken():
+            try:
+                yield
+            except BaseException:
+                begun = [n for n in self._engines if n not in _DECODERS]
+                with suppress(EngineError):  # of a GPU that is lost: what ended it says more
+                    self.release(*TRANSFORMER, *begun)
+                raise
 
     @contextmanager
     def decoding(self, *names: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,22 +56,25 @@ def tensorrt_rtx(monkeypatch: pytest.MonkeyPatch) -> Any:
 def engine_bundle(
     demo_model: dict[str, Path], demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> EngineBundle:
-    """Bundles of simulated engines of the demo model for 64x64x9 clips, by precision and further
-    flags of `ltx2rt build`; each made once a run, read-only. Not while a simulation runs.
+    """Bundles of simulated engines of the demo model, for 64x64x9 clips unless the flags name
+    others, by precision and further flags of `ltx2rt build`; each made once a run, read-only. Not
+    while a simulation runs.
     """
     _skip_without_library()
+    cache = os.environ["LTX2RT_CACHE"]  # with the traced graphs; a test may name another by then
 
     def build(precision: str, *flags: object) -> Path:
+        shapes = () if "--shapes" in flags else ("--shapes", "64x64x9")
         name = "-".join(str(part).strip("-") for part in ("simulated", precision, *flags))
 
         def make(folder: Path) -> dict[str, Path]:
             target = folder / f"{precision}.bundle"
             with simulated(), pytest.MonkeyPatch.context() as patch:
                 patch.setitem(sys.modules, "tensorrt_rtx", make_module("tensorrt_rtx"))
+                patch.setenv("LTX2RT_CACHE", cache)
                 build_engine_bundle(
-                    demo_bundle, demo_model, target, "--shapes", "64x64x9", *flags,
-                    precision=precision,
-                )  # fmt: skip
+                    demo_bundle, demo_model, target, *shapes, *flags, precision=precision
+                )
             return {"bundle": target}
 
         return made_once(tmp_path_factory, name, make)["bundle"]

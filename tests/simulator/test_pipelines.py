@@ -222,11 +222,48 @@ def test_engines_that_hold_their_weights(
     assert gpu.counters().live_bytes == 0
 
 
+@pytest.mark.parametrize(
+    ("memory", "residency", "graphs"),
+    [
+        (NO_ROOM, "stage", True),
+        pytest.param(NO_ROOM, "stage", False, marks=MATRIX),
+        pytest.param(ROOM, "stage", True, marks=MATRIX),
+        pytest.param(ROOM, "resident", False, marks=MATRIX),
+    ],
+)
+@pytest.mark.usefixtures("tensorrt_rtx", "kernels")
+def test_cancelled_in_mid_stage(
+    simulate: Simulate, engine_bundle: EngineBundle, memory: int, residency: str, graphs: bool
+) -> None:
+    """The next clip is as if nothing had been: what was loaded is not in its way."""
+    bundle, size = engine_bundle("bf16"), {"height": 64, "width": 64, "num_frames": 9}
+    gpu = simulate(memory_bytes=memory or least_memory_of(bundle))
+    runtime = RuntimeConfig(threads=1, cuda_graphs=graphs, residency=residency)
+    with ltx2rt.DistilledPipeline(ltx2rt.open_bundle(bundle), runtime) as pipe:
+        want = pipe(prompt="a", seed=3, **size).latents
+        for stage, step in (("stage_1", 3), ("stage_2", 1), ("decode video", 0)):
+            with pytest.raises(ltx2rt.Cancelled):
+                list(pipe(prompt="b", seed=4, job=stopped_at(stage, step), **size).frames)
+            again = pipe(prompt="a", seed=3, **size).latents
+            for name, latent in want.items():
+                np.testing.assert_array_equal(again[name], latent, err_msg=name)
+    assert gpu.counters().live_bytes == 0
+
+
+def stopped_at(stage: str, step: int) -> ltx2rt.Job:
+    def stop(progress: ltx2rt.Progress) -> None:
+        if (progress.stage, progress.step) == (stage, step):
+            job.cancel.set()
+
+    job = ltx2rt.Job(stop)
+    return job
+
+
 @pytest.mark.usefixtures("tensorrt_rtx", "kernels")
 def test_a_card_that_is_too_small_says_so(simulate: Simulate, engine_bundle: EngineBundle) -> None:
     bundle = engine_bundle("bf16")
     simulate(memory_bytes=20 << 20)
-    with pytest.raises(ltx2rt.UnsupportedError, match=r"needs .* of Simulated GPU 0, .* larger"):
+    with pytest.raises(ltx2rt.UnsupportedError, match=r"needs .* of Simulated GPU 0.*, .* larger"):
         make_clip(bundle)
 
 

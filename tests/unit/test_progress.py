@@ -117,3 +117,14 @@ def test_a_build_compares_its_bundle_with_this_machine(monkeypatch: pytest.Monke
             host_plan.warn_of_memory(manifest)
     monkeypatch.setattr(host_plan, "machine_bytes", lambda: 1 << 30)
     host_plan.warn_of_memory(manifest)
+
+
+def test_steps_may_be_as_many_as_bytes() -> None:
+    reports: list[Progress] = []
+    job = Job(on_progress=reports.append)
+    for done in (0, 10**12, 2 * 10**12):
+        job.report("fetch (bytes)", done, 4 * 10**12)
+    assert reports[0].eta_s is None
+    last = reports[2]
+    assert last.eta_s is not None
+    assert 0 <= last.eta_s <= 2 * last.elapsed_s
