@@ -66,38 +66,27 @@ def is_of_16_bits(waveform: Array) -> bool:
     return bool((whole | np.isnan(steps)).all())
 
 
-def to_int16(waveform: Array) -> NDArray[np.int16]:
-    """Clip to [-1, 1], scale by 32767, truncate toward zero; NaN becomes silence and warns.
+def to_int16(waveform: Array, of_16_bits: bool | None = None) -> tuple[NDArray[np.int16], int]:
+    """Clip to [-1, 1], scale by 32767, truncate toward zero; NaN becomes silence.
 
-    Sound that was read from 16 bits (every sample a whole number of 1/32768) is written as those
-    bits, so that it stays what it was.
+    Sound that was read from 16 bits is written as those bits, so that it stays what it was.
 
     Args:
         waveform: `[C, N]` float.
+        of_16_bits: whether what it is a piece of `is_of_16_bits`; None: it is all.
 
     Returns:
-        `[N, C]` int16, channels interleaved.
+        `[N, C]` int16, channels interleaved, and how many samples are NaN.
     """
-    samples, not_numbers = _int16_of(waveform, is_of_16_bits(waveform))
-    _warn_of(not_numbers)
-    return samples
-
-
-def _int16_of(waveform: Array, of_16_bits: bool) -> tuple[NDArray[np.int16], int]:
-    """As `to_int16`, and how many samples are NaN."""
     values = np.asarray(waveform, np.float32)
     not_numbers = int(np.isnan(values).sum())
     if not_numbers:
         values = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0)
-    if of_16_bits:
-        return np.ascontiguousarray((values * np.float32(32768)).astype(np.int16).T), not_numbers
-    scaled = np.clip(values, -1, 1) * np.float32(32767)
+    if is_of_16_bits(waveform) if of_16_bits is None else of_16_bits:
+        scaled = values * np.float32(32768)
+    else:
+        scaled = np.clip(values, -1, 1) * np.float32(32767)
     return np.ascontiguousarray(scaled.astype(np.int16).T), not_numbers
-
-
-def _warn_of(not_numbers: int) -> None:
-    if not_numbers:
-        warnings.warn(f"{not_numbers} audio samples are NaN; written as silence.", stacklevel=3)
 
 
 def audio_samples(num_frames: int, frame_rate: Fraction, sampling_rate: int) -> int:
@@ -116,7 +105,7 @@ class AudioTrack:
         sampling_rate: int,
     ) -> None:
         self._container = container
-        self._samples, self._not_numbers = _int16_of(waveform, is_of_16_bits(waveform))
+        self._samples, self._not_numbers = to_int16(waveform)
         self._rate = int(sampling_rate)
         self._position = 0
         self._dropped = 0  # samples that are encoded and no longer held
@@ -131,14 +120,8 @@ class AudioTrack:
         return self._dropped + len(self._samples)
 
     def append(self, waveform: Array, of_16_bits: bool | None = None) -> None:
-        """Add sound at the end; what is encoded is let go.
-
-        Args:
-            waveform: `[C, N]` float.
-            of_16_bits: whether what it is a piece of `is_of_16_bits`; None: it is all.
-        """
-        told = is_of_16_bits(waveform) if of_16_bits is None else of_16_bits
-        added, not_numbers = _int16_of(waveform, told)
+        """Add sound at the end, see `to_int16`; what is encoded is let go."""
+        added, not_numbers = to_int16(waveform, of_16_bits)
         rest = self._samples[self._position - self._dropped :]
         self._samples, self._dropped = np.concatenate([rest, added]), self._position
         self._not_numbers += not_numbers
@@ -162,7 +145,10 @@ class AudioTrack:
 
     def finish(self) -> None:
         """Flush the encoder; warns of NaN."""
-        _warn_of(self._not_numbers)
+        if self._not_numbers:
+            warnings.warn(
+                f"{self._not_numbers} audio samples are NaN; written as silence.", stacklevel=2
+            )
         self._container.mux(self._stream.encode(None))
 
 
