@@ -16,6 +16,7 @@ from ltx2rt.config import NeighbourClip as NeighbourClip
 from ltx2rt.config import RuntimeConfig as RuntimeConfig
 from ltx2rt.errors import BundleError as BundleError
 from ltx2rt.errors import CheckpointError as CheckpointError
+from ltx2rt.errors import DeviceLostError as DeviceLostError
 from ltx2rt.errors import EngineError as EngineError
 from ltx2rt.errors import EnhanceError as EnhanceError
 from ltx2rt.errors import InternalError as InternalError

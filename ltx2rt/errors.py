@@ -114,6 +114,10 @@ class EngineError(Ltx2rtError):
     """
 
 
+class DeviceLostError(EngineError):
+    """A GPU cannot be used by this process any more, whatever it is asked for; a new one may."""
+
+
 class MediaError(Ltx2rtError):
     """An image, video or audio file could not be read or written."""
 

@@ -97,8 +97,10 @@ class Binding:
 
         Raises:
             EngineError: it refused.
+            DeviceLostError: since the GPU is lost.
         """
         if not done:
+            self._memory.device.raise_if_lost()
             name = self._spec.component
             raise EngineError(f"{self._label} refuses {what} in {name}: {self._said()}")
 

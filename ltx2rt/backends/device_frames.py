@@ -193,8 +193,7 @@ class _Decoding:
     def close(self) -> None:
         """Wait for what is on its way, and free everything."""
         with self._memory.using():
-            self._device.compute.sync()
-            self._device.download.sync()
+            self._device.finish(self._device.compute, self._device.download)
             self._memory.timeline.collect()
             for pinned in (*self._ring, *([self._not_numbers] if self._not_numbers else [])):
                 pinned.close()

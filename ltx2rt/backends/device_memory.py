@@ -184,6 +184,10 @@ class DeviceMemory:
         self.device.upload.sync()
         self.device.compute.sync()
 
+    def finish(self) -> None:
+        """As `synchronize`, before something is freed; a GPU that is lost uses nothing."""
+        self.device.finish(self.device.upload, self.device.compute)
+
     def weight(self, name: str, array: Array) -> int:
         """Where a weight of an engine on its own is: uploaded when it is seen for the first time,
         freed when its array goes.
@@ -205,7 +209,7 @@ class DeviceMemory:
             return
         self.closed = True
         self.device.activate()
-        self.synchronize()
+        self.finish()
         self.drop_buffers()
         for address in list(self._held):
             self.drop(address)

@@ -139,7 +139,7 @@ class DeviceStack:
         if not self._closed:
             self._closed = True
             self._memory.device.activate()
-            self._memory.synchronize()
+            self._memory.finish()
             self._memory.timeline.collect()
             self._bindings.clear()
             self._weights.close()

@@ -147,7 +147,7 @@ class DeviceLatents:
     def close(self) -> None:
         """Free them, once nothing uses them."""
         with self._memory.using():
-            self._device.compute.sync()
+            self._device.finish(self._device.compute)
             while self._held:
                 self._memory.tensors.give(self._held.popitem()[1].block)
 

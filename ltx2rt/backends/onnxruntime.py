@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from ltx2rt.device.lost import LOSSES, lost
 from ltx2rt.engine import Array, EngineBase, EngineSpec, check_inputs
 from ltx2rt.errors import EngineError
 from ltx2rt.trace import ENGINES, span
@@ -35,6 +37,8 @@ EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 NO_FOLDER = f"{os.devnull}{os.sep}nowhere"
 #: how ONNX Runtime says that there is too little memory
 _TOO_LITTLE = ("Failed to allocate memory", "bad_alloc", "std::length_error")
+#: and that CUDA failed, with the number of its error
+_CUDA_FAILURE = re.compile(r"CUDA failure (\d+):")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,4 +203,6 @@ def failure(what: str, error: Exception) -> Exception:
         return MemoryError(f"(ONNX Runtime {what}.)")
     if "xternal data" in said:
         said = "the graph names a file for its data, which no graph of ours does; do not use it"
+    if (found := _CUDA_FAILURE.search(said)) and (loss := LOSSES.get(int(found[1]))):
+        return lost(f"the GPU that {what.split()[-1]} ran on", loss)
     return EngineError(f"ONNX Runtime {ort.__version__} {what}: {said}")

@@ -16,7 +16,7 @@ from ltx2rt.backends.onnxruntime import ELEMENT_TYPES, OrtOptions, failure, new_
 from ltx2rt.bundle.buckets import symbol_sizes
 from ltx2rt.device.device import Stream
 from ltx2rt.engine import NUMPY_DTYPES, Array, EngineBase, EngineSpec, Shaped, check_inputs
-from ltx2rt.errors import InternalError, UnsupportedError
+from ltx2rt.errors import EngineError, InternalError, UnsupportedError
 
 PROVIDER = "CUDAExecutionProvider"
 #: what installs it: both packages hold the same module, so one must go before the other comes
@@ -228,12 +228,16 @@ class OrtDeviceEngine(EngineBase):
 
     def run(self, binding: OrtBinding) -> None:
         """See `DeviceEngine`."""
-        binding.enqueue()
+        try:
+            binding.enqueue()
+        except EngineError:
+            self._memory.device.raise_if_lost()
+            raise
 
     def close(self) -> None:
         """Free the session, once what runs is done; closing again does nothing."""
         if self._session is not None:
             self._memory.device.activate()
-            self._memory.synchronize()
+            self._memory.finish()
             self._session, self._inside = None, {}
             self._memory.close()

@@ -230,7 +230,7 @@ class TrtEngine(EngineBase):
         self._closed = True
         self._device.activate()
         if not self._memory.closed:
-            self._memory.synchronize()  # a context must not go while it runs
+            self._memory.finish()  # a context must not go while it runs
         if self._kernels is not None and not self._kernels.close(used=self._ran):
             self._memory.kernels.pop(self._kernels.path)
         # in this order: each lives in what follows
@@ -248,6 +248,7 @@ class TrtEngine(EngineBase):
         self._device.activate()
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
+            self._device.raise_if_lost()
             raise EngineError(f"{self._label} cannot load {path}: {self._said()}")
         count = self._engine.num_io_tensors
         self._names = {self._engine.get_tensor_name(i) for i in range(count)}
@@ -273,6 +274,7 @@ class TrtEngine(EngineBase):
     def _create_context(self) -> Any:
         context = self._make_context()
         if context is None:
+            self._device.raise_if_lost()
             raise EngineError(f"{self._label} cannot run {self._spec.component}: {self._said()}")
         return context
 

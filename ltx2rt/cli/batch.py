@@ -28,7 +28,7 @@ from ltx2rt.cli.outputs import Outputs, real_path
 from ltx2rt.cli.prompt_file import COMMENT, SUFFIX, entries_of, job_of_entry, job_of_line
 from ltx2rt.cli.requests import Asked, asked_of
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.errors import Ltx2rtError, OptionError
+from ltx2rt.errors import DeviceLostError, Ltx2rtError, OptionError
 from ltx2rt.partial import remove_all_leftovers
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.plain_data import parse_json, to_plain
@@ -166,7 +166,18 @@ def _results(
         return on_ray(jobs, make, uses_gpu=uses_gpu, workers=options.workers)
     if options.devices is not None:
         return on_devices(jobs, options.devices, make)
-    return ((job, _result(job, bundle)) for job in jobs)
+    return _in_turn(jobs, bundle)
+
+
+def _in_turn(jobs: list[BatchJob], bundle: Bundle) -> Iterator[tuple[BatchJob, dict[str, Any]]]:
+    """All of them in this process; once it has lost its GPU, there is no sense in the others."""
+    lost: dict[str, Any] | None = None
+    for job in jobs:
+        try:
+            yield job, lost or _result(job, bundle)
+        except DeviceLostError as error:
+            lost = {"error": _sentence(error)}
+            yield job, lost
 
 
 def make_on_device(
@@ -180,9 +191,15 @@ def make_on_device(
 
 
 def _result(job: BatchJob, bundle: Bundle) -> dict[str, Any]:
-    """What was made, that it was there already, or why not."""
+    """What was made, that it was there already, or why not.
+
+    Raises:
+        DeviceLostError: only another process can make it.
+    """
     try:
         return _made(job, bundle)
+    except DeviceLostError:
+        raise
     except FAILURES as error:
         if not isinstance(error, Ltx2rtError):  # what is loaded may be what was too much
             _close()

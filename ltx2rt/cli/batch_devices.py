@@ -15,6 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+from ltx2rt.errors import DeviceLostError
+
 Result = dict[str, Any]
 #: how often a job is begun whose process ended
 TRIES = 2
@@ -103,6 +105,8 @@ def _work(
                 result = {"error": f"{type(error).__name__}: {error}"}
                 pool.shutdown()  # what it has loaded may be what was wrong
                 pool = _process()
+                if isinstance(error, DeviceLostError):  # a new process may have its GPU again
+                    continue
                 if not isinstance(error, BrokenProcessPool):
                     break
                 result = {"error": f"its process ended {tries} times while it was made."}

@@ -135,6 +135,8 @@ class Outputs:
             if request.config.num_frames == 1:
                 kinds.append("image")
         if self.clip is not None and not self.is_stdout:
+            if "animation" in kinds and "image" not in kinds:
+                self._refuse_still(pipeline, request)
             kind = check_output_path(self.clip, *kinds)
         is_hdr = kind == "video" and (request.config.hdr is not None or pipeline.makes_exr)
         problems = self._overwritten(request)
@@ -179,6 +181,18 @@ class Outputs:
             check_output_path(self.audio, "audio")
         if self.latents is not None:
             check_file_path(self.latents)
+
+    def _refuse_still(self, pipeline: type[Pipeline], request: Request) -> None:
+        """Say what there is instead of a PNG file of several frames."""
+        if self.clip is None or self.clip.suffix.lower() != ".png":
+            return
+        count = request.config.num_frames
+        made = count if isinstance(count, int) else "as many as the model chooses"
+        one = "ask for one (--num-frames 1), or " if pipeline.takes("config.num_frames") else ""
+        raise OptionError(
+            f"'{self.clip}' can hold one frame, this request makes {made}; {one}name a folder for "
+            "a PNG file of each (--frames DIR)."
+        )
 
     def _joined_problems(self, request: Request, kind: str, *, is_hdr: bool) -> list[str]:
         """What a clip that is joined with its neighbours cannot be."""

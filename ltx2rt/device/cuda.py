@@ -8,6 +8,7 @@ import copy
 import importlib
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,13 @@ import numpy as np
 
 from ltx2rt.device.device import Box, Device, Event, Graph, Mark, Pinned, Stream
 from ltx2rt.device.gpus import Gpu, check, driver_cuda, find_device, load_driver, local_gpu
+from ltx2rt.device.lost import Loss, loss_in, lost
 from ltx2rt.engine import Array
-from ltx2rt.errors import EngineError, UnsupportedError
+from ltx2rt.errors import DeviceLostError, EngineError, UnsupportedError
 from ltx2rt.install import install_hint
+
+#: memory of GPUs that were lost: cuda.core would say of every block that it cannot be freed
+_LEFT: list[object] = []
 
 __all__ = ["CudaDevice", "Device", "Gpu", "driver_cuda", "local_gpu"]
 
@@ -42,6 +47,7 @@ class CudaDevice:
         self._core = _load_core(purpose)
         self._blocks: dict[int, Any] = {}
         self._warned = False
+        self._losses: list[Loss] = []  # the first one, for all lanes
         self.activate()
         self._open_streams()
 
@@ -58,9 +64,20 @@ class CudaDevice:
         other._open_streams()
         return other
 
+    @property
+    def is_lost(self) -> bool:
+        """See `Device`."""
+        return bool(self._losses)
+
+    def raise_if_lost(self) -> None:
+        """See `Device`."""
+        result = self._driver.cuStreamQuery(int(self.upload.handle))[0]
+        if self.is_lost or loss_in(result.name):
+            raise self._failure(result.name)
+
     def activate(self) -> None:
         """Make the context that of the calling thread: frames decode on a thread of their own."""
-        self._call(self._core.Device(self.index).set_current)
+        self._discard(self._core.Device(self.index).set_current)
 
     def allocate(self, size: int) -> int:
         """Address of `size` new bytes, which every stream may use.
@@ -87,8 +104,8 @@ class CudaDevice:
     def free(self, address: int) -> None:
         """Give memory of `allocate` back, once nothing uses it; from any thread."""
         self.activate()
-        self._call(self._blocks.pop(address).close)
-        self.compute.sync()
+        self._release(self._blocks.pop(address))
+        self.finish(self.compute)
 
     def pinned(self, size: int) -> Pinned:
         """Host memory that copies need not wait for; pageable, with one warning, where the system
@@ -96,6 +113,8 @@ class CudaDevice:
         """
         try:
             block = self._call(self._core.LegacyPinnedMemoryResource().allocate, max(size, 1))
+        except DeviceLostError:
+            raise
         except EngineError as error:
             if not self._warned:
                 self._warned = True
@@ -105,8 +124,8 @@ class CudaDevice:
                     RuntimeWarning,
                     stacklevel=2,
                 )
-            return _HostBytes(np.empty(size, np.uint8), None)
-        return _HostBytes(np.from_dlpack(block).view(np.uint8)[:size], block)
+            return _HostBytes(self, np.empty(size, np.uint8), None)
+        return _HostBytes(self, np.from_dlpack(block).view(np.uint8)[:size], block)
 
     def copy_in(self, address: int, array: Array, stream: Stream) -> None:
         """See `Device`."""
@@ -150,15 +169,24 @@ class CudaDevice:
         self._call(builder.begin_building, "thread_local")
         try:
             enqueue()
-        finally:
-            self._call(builder.end_building)
+        except BaseException:
+            with suppress(EngineError):  # of a capture that what failed has broken
+                self._call(builder.end_building)
+            raise
+        self._call(builder.end_building)
         return _CudaGraph(self, self._call(builder.complete), builder)
+
+    def finish(self, *streams: Stream) -> None:
+        """See `Device`."""
+        if not self.is_lost:
+            for stream in streams:
+                stream.sync()
 
     def close(self) -> None:
         """Free the streams."""
         for stream in (self.compute, self.upload, self.download):
-            stream.sync()
-            self._call(stream.core.close)
+            self.finish(stream)
+            self._discard(stream.core.close)
 
     def _copy(self, name: str, to: int, source: int, size: int, stream: Stream) -> None:
         call = getattr(self._driver, name)
@@ -182,7 +210,31 @@ class CudaDevice:
         try:
             return function(*arguments, **options)
         except (RuntimeError, self._core.CUDAError) as error:
-            raise EngineError(f"CUDA failed: {str(error).splitlines()[0]}") from error
+            raise self._failure(str(error).splitlines()[0]) from error
+
+    def _failure(self, said: str) -> EngineError:
+        """What a failed call becomes; once the GPU is lost, all fail of that."""
+        if not self._losses and (loss := loss_in(said)) is not None:
+            self._losses.append(loss)
+        if self._losses:
+            return lost(f"GPU {self.index} ({self.gpu.name})", self._losses[0])
+        return EngineError(f"CUDA failed: {said}")
+
+    def _release(self, block: Any) -> None:
+        """Free memory of cuda.core, unless it went with the GPU."""
+        if self.is_lost:
+            _LEFT.append(block)
+        else:
+            self._call(block.close)
+
+    def _discard(self, free: Callable[[], object]) -> None:
+        """Call what frees something; where the GPU was lost before, it went with that."""
+        was_lost = self.is_lost
+        try:
+            self._call(free)
+        except DeviceLostError:
+            if not was_lost:
+                raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +289,7 @@ class _CudaStream:
 
 @dataclass(frozen=True, slots=True)
 class _HostBytes:
+    device: CudaDevice
     array: Array
     block: Any
 
@@ -247,7 +300,7 @@ class _HostBytes:
     def close(self) -> None:
         """Free it, once no copy uses it; the array must not be used again."""
         if self.block is not None:
-            self.block.close()
+            self.device._release(self.block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +313,8 @@ class _CudaGraph:
         self.device._call(self.graph.launch, self.device.compute.core)
 
     def close(self) -> None:
-        self.graph.close()
-        self.builder.close()
+        self.device._discard(self.graph.close)
+        self.device._discard(self.builder.close)
 
 
 def _load_core(purpose: str) -> Any:

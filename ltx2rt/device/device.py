@@ -108,6 +108,21 @@ class Device(Protocol):
     @property
     def download(self) -> Stream: ...
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether a call said that this process cannot use it any more: all others fail, but for
+        those that free something, which then do nothing.
+        """
+        ...
+
+    def raise_if_lost(self) -> None:
+        """Ask whether it is lost, after a library failed that does not say why.
+
+        Raises:
+            DeviceLostError: it is.
+        """
+        ...
+
     def activate(self) -> None: ...
 
     def lane(self) -> Device:
@@ -146,6 +161,10 @@ class Device(Protocol):
 
     def capture(self, enqueue: Callable[[], object]) -> Graph:
         """What `enqueue` puts on the compute stream, as a graph; nothing runs."""
+        ...
+
+    def finish(self, *streams: Stream) -> None:
+        """Wait for streams before what they use is freed; a GPU that is lost uses nothing."""
         ...
 
     def close(self) -> None: ...

@@ -57,28 +57,36 @@ def check_waveform(waveform: Array, sampling_rate: int) -> None:
         raise OptionError(f"sampling_rate={sampling_rate} is not a positive whole number of hertz.")
 
 
-def to_int16(waveform: Array) -> NDArray[np.int16]:
-    """Clip to [-1, 1], scale by 32767, truncate toward zero; NaN becomes silence and warns.
+def is_of_16_bits(waveform: Array) -> bool:
+    """Whether every sample is a whole number of 1/32768, as those are that were read from 16 bits;
+    NaN, which becomes silence, is.
+    """
+    steps = np.asarray(waveform, np.float32) * np.float32(32768)
+    whole = (steps == np.rint(steps)) & (steps >= -32768) & (steps <= 32767)
+    return bool((whole | np.isnan(steps)).all())
 
-    Sound that was read from 16 bits (every sample a whole number of 1/32768) is written as those
-    bits, so that it stays what it was.
+
+def to_int16(waveform: Array, of_16_bits: bool | None = None) -> tuple[NDArray[np.int16], int]:
+    """Clip to [-1, 1], scale by 32767, truncate toward zero; NaN becomes silence.
+
+    Sound that was read from 16 bits is written as those bits, so that it stays what it was.
 
     Args:
         waveform: `[C, N]` float.
+        of_16_bits: whether what it is a piece of `is_of_16_bits`; None: it is all.
 
     Returns:
-        `[N, C]` int16, channels interleaved.
+        `[N, C]` int16, channels interleaved, and how many samples are NaN.
     """
     values = np.asarray(waveform, np.float32)
     not_numbers = int(np.isnan(values).sum())
     if not_numbers:
-        warnings.warn(f"{not_numbers} audio samples are NaN; written as silence.", stacklevel=2)
         values = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0)
-    steps = values * np.float32(32768)
-    if bool(((steps == np.rint(steps)) & (steps >= -32768) & (steps <= 32767)).all()):
-        return np.ascontiguousarray(steps.astype(np.int16).T)
-    scaled = np.clip(values, -1, 1) * np.float32(32767)
-    return np.ascontiguousarray(scaled.astype(np.int16).T)
+    if is_of_16_bits(waveform) if of_16_bits is None else of_16_bits:
+        scaled = values * np.float32(32768)
+    else:
+        scaled = np.clip(values, -1, 1) * np.float32(32767)
+    return np.ascontiguousarray(scaled.astype(np.int16).T), not_numbers
 
 
 def audio_samples(num_frames: int, frame_rate: Fraction, sampling_rate: int) -> int:
@@ -97,7 +105,7 @@ class AudioTrack:
         sampling_rate: int,
     ) -> None:
         self._container = container
-        self._samples = to_int16(waveform)
+        self._samples, self._not_numbers = to_int16(waveform)
         self._rate = int(sampling_rate)
         self._position = 0
         self._dropped = 0  # samples that are encoded and no longer held
@@ -111,10 +119,12 @@ class AudioTrack:
         """Samples in the waveform, before any fitting."""
         return self._dropped + len(self._samples)
 
-    def append(self, waveform: Array) -> None:
-        """Add sound at the end; what is encoded is let go."""
+    def append(self, waveform: Array, of_16_bits: bool | None = None) -> None:
+        """Add sound at the end, see `to_int16`; what is encoded is let go."""
+        added, not_numbers = to_int16(waveform, of_16_bits)
         rest = self._samples[self._position - self._dropped :]
-        self._samples, self._dropped = np.concatenate([rest, to_int16(waveform)]), self._position
+        self._samples, self._dropped = np.concatenate([rest, added]), self._position
+        self._not_numbers += not_numbers
 
     def write_until(self, end: int) -> None:
         """Encode the samples up to `end`; beyond the waveform there is silence."""
@@ -134,7 +144,11 @@ class AudioTrack:
             self._position = stop
 
     def finish(self) -> None:
-        """Flush the encoder."""
+        """Flush the encoder; warns of NaN."""
+        if self._not_numbers:
+            warnings.warn(
+                f"{self._not_numbers} audio samples are NaN; written as silence.", stacklevel=2
+            )
         self._container.mux(self._stream.encode(None))
 
 

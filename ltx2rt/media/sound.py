@@ -31,6 +31,8 @@ _PREROLL_S = 0.1
 # What time stamps in milliseconds, or of a codec's own delay, may be off without a gap.
 _JITTER_S = 0.02
 _LONGEST_GAP_S = 3600  # without sound between two blocks
+#: samples of a piece, or a few more
+PIECE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +91,52 @@ def read_audio(
     """
     wave, rate = _read(path, start_s, max_duration_s)
     if not wave.size:
-        raise MediaError(f"'{path}' has no sound from {start_s} seconds on.")
+        raise _nothing_heard(path, start_s)
     return np.ascontiguousarray(wave), rate
+
+
+def stereo_pieces(path: str | Path) -> Iterator[F32]:
+    """What `mixed_down` makes of `read_audio(path)`, in pieces of about `PIECE` samples: no more of
+    it is held.
+
+    Yields:
+        `[2, n]` float32.
+
+    Raises:
+        MediaError: see `read_audio`.
+    """
+    zero = start_of(path)
+    is_silent = True
+    with reading(path, "audio") as container:
+        stream = audio_stream(container, path)
+        rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout.name
+        for piece in _gathered(_parts(container, stream, path, zero, 0, None)):
+            is_silent = False
+            yield mixed_down(piece, layout, rate)
+    if is_silent:
+        raise _nothing_heard(path, 0.0)
+
+
+def _gathered(parts: Iterator[F32]) -> Iterator[F32]:
+    """Parts put together until they are a piece."""
+    held: list[F32] = []
+    for part in parts:
+        held.append(part)
+        if sum(h.shape[1] for h in held) >= PIECE:
+            yield np.concatenate(held, axis=1)
+            held = []
+    if any(h.size for h in held):
+        yield np.concatenate(held, axis=1)
+
+
+def silence(channels: int, length: int) -> Iterator[F32]:
+    """Silence in pieces."""
+    for begin in range(0, length, PIECE):
+        yield np.zeros((channels, min(PIECE, length - begin)), np.float32)
+
+
+def _nothing_heard(path: str | Path, start_s: float) -> MediaError:
+    return MediaError(f"'{path}' has no sound from {start_s} seconds on.")
 
 
 def read_padded_audio(path: str | Path, start_s: float, seconds: float) -> tuple[F32, int]:
@@ -126,8 +172,20 @@ def _window(
     length: int | None,
 ) -> F32:
     """At most `length` samples from sample `first` on; silence where there is no sound between."""
-    channels = stream.codec_context.channels
-    parts = [np.zeros((channels, 0), np.float32)]
+    parts = [np.zeros((stream.codec_context.channels, 0), np.float32)]
+    parts += _parts(container, stream, path, zero, first, length)
+    return np.concatenate(parts, axis=1)[:, :length]
+
+
+def _parts(
+    container: InputContainer,
+    stream: AudioStream,
+    path: str | Path,
+    zero: float,
+    first: int,
+    length: int | None,
+) -> Iterator[F32]:
+    """`_window` as it is decoded; the last part may go on beyond it."""
     position = first  # of the next sample wanted, from time 0 on
     for at, block in _placed(container, stream, path, zero):
         if at + block.shape[1] <= position:  # an empty part of it would keep all of it
@@ -139,13 +197,12 @@ def _window(
                 f"cannot read audio from '{path}': its time stamps leave a gap of "
                 f"{(start - position) / stream.codec_context.sample_rate:.0f} s; write it again."
             )
-        parts.append(np.zeros((channels, max(0, start - position)), np.float32))
+        yield from silence(stream.codec_context.channels, start - position)
         position = max(position, start)
         if past_end:
             break
-        parts.append(block[:, position - at :])
-        position += parts[-1].shape[1]
-    return np.concatenate(parts, axis=1)[:, :length]
+        yield block[:, position - at :]
+        position = at + block.shape[1]
 
 
 def mixed_down(wave: F32, layout: str, rate: int) -> F32:

@@ -262,10 +262,12 @@ class VideoWriter:
         packed, not_numbers = rgb_to_i420(frame[None])
         return av.VideoFrame.from_ndarray(packed[0], format="yuv420p"), not_numbers
 
-    def add_sound(self, waveform: Array) -> None:
-        """More sound for a `growing_audio`: `[2, N]` float at the rate that was given."""
+    def add_sound(self, waveform: Array, of_16_bits: bool | None = None) -> None:
+        """More sound for a `growing_audio`: `[2, N]` float at the rate that was given, and see
+        `AudioTrack.append`.
+        """
         assert self._track
-        self._track.append(waveform)
+        self._track.append(waveform, of_16_bits)
 
     def _check_size(self, width: int, height: int) -> None:
         if (width, height) != (self.width, self.height):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -31,18 +31,13 @@ from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts, images_of_stages
+from ltx2rt.pipelines.options import DFRCalls
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED, TEMPORAL_ROUND
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-    from ltx2rt.components.stage_trace import StageTrace
-    from ltx2rt.config import GenerationConfig, GuidanceConfig
-    from ltx2rt.pipelines.options import DFROptions
-    from ltx2rt.progress import Job
+    pass
 
 #: how firmly a round holds on to the keyframes of the one before
 ANCHOR_STRENGTH = 0.95
@@ -81,7 +76,7 @@ class DFRInputs:
             raise OptionError("the dfr pipeline cannot generate", problems)
 
 
-class DFRPipeline(Pipeline):
+class DFRPipeline(DFRCalls[DFRInputs], Pipeline):
     """Prompt (and images) to a clip with sound, with a distilled LTX-2.5 model that has a keyframe
     embedding (a distilled LoRA is an ordinary one here). Latents stay float32 in the rounds;
     upstream rounds them to bfloat16.
@@ -99,34 +94,6 @@ class DFRPipeline(Pipeline):
     )  # fmt: skip
     auto_duration: ClassVar[bool] = True
     Inputs: ClassVar[type[Any] | None] = DFRInputs
-
-    if TYPE_CHECKING:
-
-        def __call__(
-            self,
-            config: GenerationConfig | None = None,
-            guidance: GuidanceConfig | None = None,
-            inputs: DFRInputs | None = None,
-            *,
-            job: Job | None = None,
-            trace: StageTrace | None = None,
-            work_dir: Path | None = None,
-            resume: bool = False,
-            **options: Unpack[DFROptions],
-        ) -> Clip: ...
-
-        def generate_many(
-            self,
-            seeds: Iterable[int] | None = None,
-            config: GenerationConfig | None = None,
-            guidance: GuidanceConfig | None = None,
-            inputs: DFRInputs | None = None,
-            *,
-            prompts: Sequence[str] | None = None,
-            num_videos: int | None = None,
-            job: Job | None = None,
-            **options: Unpack[DFROptions],
-        ) -> Iterator[Clip]: ...
 
     def prepare(self, request: Request) -> Request:
         """As `Pipeline.prepare`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.errors import Field, MediaError, OptionError, Problem
@@ -25,17 +25,13 @@ from ltx2rt.pipelines.inputs import (
     read_sound,
     reference_items,
 )
+from ltx2rt.pipelines.options import DubItCalls
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from ltx2rt.components.stage_trace import StageTrace
-    from ltx2rt.config import GenerationConfig, GuidanceConfig
-    from ltx2rt.pipelines.options import DubItOptions
-    from ltx2rt.progress import Job
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +62,7 @@ class DubItInputs:
         return ReferenceFile(path=self.reference_video, strength=self.reference_strength)
 
 
-class DubItPipeline(Pipeline):
+class DubItPipeline(DubItCalls[DubItInputs], Pipeline):
     """Make a clip anew that follows a clip and its voice, with a distilled model and an IC-LoRA
     (and what other LoRAs are named) in both stages. Stage 1 speaks; stage 2 sees its sound and
     refines the picture.
@@ -82,34 +78,6 @@ class DubItPipeline(Pipeline):
     unused: ClassVar[tuple[str, ...]] = (
         "num_frames", "frame_rate", "generated_keyframes", "hdr", "stage_2_loras", *MEDIA_FIELDS,
     )  # fmt: skip
-
-    if TYPE_CHECKING:
-
-        def __call__(
-            self,
-            config: GenerationConfig | None = None,
-            guidance: GuidanceConfig | None = None,
-            inputs: DubItInputs | None = None,
-            *,
-            job: Job | None = None,
-            trace: StageTrace | None = None,
-            work_dir: Path | None = None,
-            resume: bool = False,
-            **options: Unpack[DubItOptions],
-        ) -> Clip: ...
-
-        def generate_many(
-            self,
-            seeds: Iterable[int] | None = None,
-            config: GenerationConfig | None = None,
-            guidance: GuidanceConfig | None = None,
-            inputs: DubItInputs | None = None,
-            *,
-            prompts: Sequence[str] | None = None,
-            num_videos: int | None = None,
-            job: Job | None = None,
-            **options: Unpack[DubItOptions],
-        ) -> Iterator[Clip]: ...
 
     @classmethod
     def problems(cls, request: Request) -> list[str]:

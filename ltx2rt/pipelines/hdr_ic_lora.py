@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts
+from ltx2rt.pipelines.options import HDRICLoraCalls
 from ltx2rt.pipelines.refine_tiles import latent_box
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
@@ -45,13 +46,7 @@ from ltx2rt.sampling.schedules import DISTILLED, HDR_STAGE2
 from ltx2rt.weights.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-    from ltx2rt.components.stage_trace import StageTrace
-    from ltx2rt.config import GenerationConfig, GuidanceConfig
-    from ltx2rt.pipelines.options import HDRICLoraOptions
-    from ltx2rt.progress import Job
+    pass
 
 #: references with more pixels are encoded in tiles
 UNTILED_PIXELS = 512 * 768
@@ -85,7 +80,7 @@ class HDRICLoraInputs:
             raise OptionError("the hdr-ic-lora pipeline cannot generate", problems)
 
 
-class HDRICLoraPipeline(Pipeline):
+class HDRICLoraPipeline(HDRICLoraCalls[HDRICLoraInputs], Pipeline):
     """A reference video and an HDR LoRA to linear light, without sound. Any size is possible: what
     is missing to multiples of 64 is filled by reflection and cut off in the end.
     """
@@ -106,34 +101,6 @@ class HDRICLoraPipeline(Pipeline):
         "images", "generated_keyframes", "hdr", "stage_2_loras", "stage_2_tile", *MEDIA_FIELDS,
     )  # fmt: skip
     Inputs: ClassVar[type[Any] | None] = HDRICLoraInputs
-
-    if TYPE_CHECKING:
-
-        def __call__(
-            self,
-            config: GenerationConfig | None = None,
-            guidance: GuidanceConfig | None = None,
-            inputs: HDRICLoraInputs | None = None,
-            *,
-            job: Job | None = None,
-            trace: StageTrace | None = None,
-            work_dir: Path | None = None,
-            resume: bool = False,
-            **options: Unpack[HDRICLoraOptions],
-        ) -> Clip: ...
-
-        def generate_many(
-            self,
-            seeds: Iterable[int] | None = None,
-            config: GenerationConfig | None = None,
-            guidance: GuidanceConfig | None = None,
-            inputs: HDRICLoraInputs | None = None,
-            *,
-            prompts: Sequence[str] | None = None,
-            num_videos: int | None = None,
-            job: Job | None = None,
-            **options: Unpack[HDRICLoraOptions],
-        ) -> Iterator[Clip]: ...
 
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:

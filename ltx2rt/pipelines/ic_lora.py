@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import (
     ReferenceFile,
@@ -31,17 +31,13 @@ from ltx2rt.pipelines.inputs import (
     read_sound,
     reference_items,
 )
+from ltx2rt.pipelines.options import ICLoraCalls
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.soundtrack import given_audio
 from ltx2rt.results.clip import Clip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from ltx2rt.components.stage_trace import StageTrace
-    from ltx2rt.config import GenerationConfig, GuidanceConfig
-    from ltx2rt.pipelines.options import ICLoraOptions
-    from ltx2rt.progress import Job
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +108,7 @@ class ICLoraInputs:
             raise OptionError("the ic-lora pipeline cannot generate", problems)
 
 
-class ICLoraPipeline(GuidedPipeline):
+class ICLoraPipeline(ICLoraCalls[ICLoraInputs], GuidedPipeline):
     """Prompt, reference videos or a voice (and images) to a clip with sound, with a distilled model
     and IC-LoRAs. Their metadata says how much smaller and slower the references are shown. Stage 2
     works without any LoRA and without the references; with a reference voice it leaves the sound
@@ -129,34 +125,6 @@ class ICLoraPipeline(GuidedPipeline):
     two_stage: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ("generated_keyframes", "stage_2_loras")
     Inputs: ClassVar[type[Any]] = ICLoraInputs
-
-    if TYPE_CHECKING:
-
-        def __call__(
-            self,
-            config: GenerationConfig | None = None,
-            guidance: GuidanceConfig | None = None,
-            inputs: ICLoraInputs | None = None,
-            *,
-            job: Job | None = None,
-            trace: StageTrace | None = None,
-            work_dir: Path | None = None,
-            resume: bool = False,
-            **options: Unpack[ICLoraOptions],
-        ) -> Clip: ...
-
-        def generate_many(
-            self,
-            seeds: Iterable[int] | None = None,
-            config: GenerationConfig | None = None,
-            guidance: GuidanceConfig | None = None,
-            inputs: ICLoraInputs | None = None,
-            *,
-            prompts: Sequence[str] | None = None,
-            num_videos: int | None = None,
-            job: Job | None = None,
-            **options: Unpack[ICLoraOptions],
-        ) -> Iterator[Clip]: ...
 
     def prepare(self, request: Request) -> Request:
         """As `GuidedPipeline.prepare`.

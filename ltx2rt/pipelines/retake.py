@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import check_mask
 from ltx2rt.errors import Field, OptionError, Problem, ShapeError
@@ -20,6 +19,7 @@ from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.guided import GuidedPipeline
 from ltx2rt.pipelines.inputs import image_items
+from ltx2rt.pipelines.options import RetakeCalls
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake_inputs import RetakeInputs
 from ltx2rt.pipelines.retake_source import (
@@ -34,16 +34,10 @@ from ltx2rt.pipelines.retake_source import (
 from ltx2rt.results.clip import Clip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-    from ltx2rt.components.stage_trace import StageTrace
-    from ltx2rt.config import GenerationConfig, GuidanceConfig
-    from ltx2rt.pipelines.options import RetakeOptions
-    from ltx2rt.progress import Job
+    pass
 
 
-class RetakePipeline(GuidedPipeline):
+class RetakePipeline(RetakeCalls[RetakeInputs], GuidedPipeline):
     """Make a part of a clip anew with a distilled model.
 
     ```python
@@ -70,34 +64,6 @@ class RetakePipeline(GuidedPipeline):
     )  # fmt: skip
     default_size: ClassVar[tuple[int, int] | None] = None
     any_length: ClassVar[bool] = True
-
-    if TYPE_CHECKING:
-
-        def __call__(
-            self,
-            config: GenerationConfig | None = None,
-            guidance: GuidanceConfig | None = None,
-            inputs: RetakeInputs | None = None,
-            *,
-            job: Job | None = None,
-            trace: StageTrace | None = None,
-            work_dir: Path | None = None,
-            resume: bool = False,
-            **options: Unpack[RetakeOptions],
-        ) -> Clip: ...
-
-        def generate_many(
-            self,
-            seeds: Iterable[int] | None = None,
-            config: GenerationConfig | None = None,
-            guidance: GuidanceConfig | None = None,
-            inputs: RetakeInputs | None = None,
-            *,
-            prompts: Sequence[str] | None = None,
-            num_videos: int | None = None,
-            job: Job | None = None,
-            **options: Unpack[RetakeOptions],
-        ) -> Iterator[Clip]: ...
 
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:

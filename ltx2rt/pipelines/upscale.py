@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,17 +33,13 @@ from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.facts import MEDIA_FIELDS
 from ltx2rt.pipelines.generation import Run
 from ltx2rt.pipelines.inputs import encode_prompts, padded, read_sound
+from ltx2rt.pipelines.options import UpscaleCalls
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from ltx2rt.components.stage_trace import StageTrace
-    from ltx2rt.config import GenerationConfig, GuidanceConfig
-    from ltx2rt.pipelines.options import UpscaleOptions
-    from ltx2rt.progress import Job
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +95,7 @@ class UpscaleInputs:
         return (self.refine, *(s for s in DISTILLED if s < self.refine))
 
 
-class UpscalePipeline(Pipeline):
+class UpscalePipeline(UpscaleCalls[UpscaleInputs], Pipeline):
     """Encode, upsample, (refine,) decode. Any size and any number of frames: what is missing to the
     model's multiples is filled by reflection or by the last frame, and cut off in the end.
     """
@@ -116,34 +112,6 @@ class UpscalePipeline(Pipeline):
     needs_prompt: ClassVar[bool] = False
     default_size: ClassVar[tuple[int, int] | None] = None
     Inputs: ClassVar[type[Any] | None] = UpscaleInputs
-
-    if TYPE_CHECKING:
-
-        def __call__(
-            self,
-            config: GenerationConfig | None = None,
-            guidance: GuidanceConfig | None = None,
-            inputs: UpscaleInputs | None = None,
-            *,
-            job: Job | None = None,
-            trace: StageTrace | None = None,
-            work_dir: Path | None = None,
-            resume: bool = False,
-            **options: Unpack[UpscaleOptions],
-        ) -> Clip: ...
-
-        def generate_many(
-            self,
-            seeds: Iterable[int] | None = None,
-            config: GenerationConfig | None = None,
-            guidance: GuidanceConfig | None = None,
-            inputs: UpscaleInputs | None = None,
-            *,
-            prompts: Sequence[str] | None = None,
-            num_videos: int | None = None,
-            job: Job | None = None,
-            **options: Unpack[UpscaleOptions],
-        ) -> Iterator[Clip]: ...
 
     @classmethod
     def output_kinds(cls, inputs: Any) -> tuple[OutputKind, ...]:

@@ -302,7 +302,7 @@ class Clip:
         own = Stretch(
             frames=chunks,
             num_frames=self.num_frames,
-            sound=(self.audio, self.audio_sampling_rate) if self.has_audio else None,
+            sound=(lambda: [self.audio], self.audio_sampling_rate) if self.has_audio else None,
             shared_before=head,
             shared_after=foot,
         )
@@ -331,8 +331,9 @@ class Clip:
         if path.suffix.lower() == ".png":
             if self.num_frames != 1:
                 raise OptionError(
-                    f"a .png file holds one frame, the clip has {self.num_frames}; write a .webp "
-                    "or a video file, or single frames (save_frames)."
+                    f"a .png file holds one frame, the clip has {self.num_frames}; make one "
+                    "(num_frames=1), write a .webp or a video file, or a PNG file for each "
+                    "(save_frames)."
                 )
             write_image(path, next(self.frames_as("rgb_rounded"))[0], self.tags(path.parent))
         else:

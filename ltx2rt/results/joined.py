@@ -1,5 +1,5 @@
 """Clips one after the other, cross-faded over the frames that they share: a stream, of which only
-the shared frames are held.
+the shared frames, and sound of a second or two, are held.
 """
 
 from __future__ import annotations
@@ -7,22 +7,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ltx2rt.engine import F32, Array
 from ltx2rt.errors import OptionError
-from ltx2rt.media.audio import LAYOUTS
 from ltx2rt.media.color import unit_float
 from ltx2rt.media.encoding import VideoEncoding, sound_codec, stored_rate
 from ltx2rt.media.image import resize_and_crop
 from ltx2rt.media.reader import count_frames, iterate_video_frames, probe_video
-from ltx2rt.media.resample import resample
-from ltx2rt.media.sound import mixed_down, probe_audio, read_audio
+from ltx2rt.media.sound import stereo_pieces
 from ltx2rt.media.writer import VideoWriter
+from ltx2rt.results.joined_sound import JoinedSound, Piece, Sound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,14 +31,14 @@ class Stretch:
     Attributes:
         frames: `[n, H, W, 3]` each, float in [0, 1] or uint8, all of one size.
         num_frames: in all of them together.
-        sound: `[2, N]` float32 and its rate in Hz; None: silence.
+        sound: what gives it from its beginning, and its rate in Hz; None: silence.
         shared_before, shared_after: frames that it shares with the stretches before and after it,
             over which they are cross-faded; 0: a hard cut.
     """
 
     frames: Iterable[Array]
     num_frames: int
-    sound: tuple[NDArray[np.float32], int] | None
+    sound: Sound | None
     shared_before: int = 0
     shared_after: int = 0
 
@@ -90,7 +89,7 @@ def write_joined(
     ) as writer:
         for frame, wave in _parts(stretches, float(writer.frame_rate), sampling_rate):
             if wave is not None:
-                writer.add_sound(wave)
+                writer.add_sound(*wave)
             if frame is not None:
                 writer.write(frame[None])
         return writer.num_frames
@@ -98,14 +97,15 @@ def write_joined(
 
 def _parts(
     stretches: Iterable[Stretch], frame_rate: float, sampling_rate: int | None
-) -> Iterator[tuple[Array | None, F32 | None]]:
-    """Frames and sound in turn; sound comes before the frames that it goes with."""
+) -> Iterator[tuple[Array | None, Piece | None]]:
+    """Frames and sound in turn; sound comes shortly before the frames that it goes with."""
 
     def samples(frames: int) -> int:
         return round(frames / frame_rate * (sampling_rate or 0))
 
     held: deque[Array] = deque()
-    tail = np.zeros((2, 0), np.float32)
+    sound = None if sampling_rate is None else JoinedSound(sampling_rate)
+    heard = shown = 0
     for stretch in stretches:
         before, after = stretch.shared_before, stretch.shared_after
         if stretch.num_frames < max(before + after, 1) or len(held) != before:
@@ -114,12 +114,9 @@ def _parts(
                 f"it, which shares {len(held)}, and {after} with the one after it; use a longer "
                 "clip, or share fewer."
             )
-        if sampling_rate is not None:
-            wave = _fitted(stretch, samples(stretch.num_frames), sampling_rate)
-            wave[:, : tail.shape[1]] = _faded(tail, wave[:, : tail.shape[1]])
-            split = wave.shape[1] - samples(after)
-            yield None, wave[:, :split]
-            tail = wave[:, split:]
+        waves: Iterator[Piece] = iter(())
+        if sound is not None:
+            waves = sound.stretch(stretch.sound, samples(stretch.num_frames), samples(after))
         first, held = held, deque()
         for frame in _single(stretch.frames):
             if first:
@@ -127,8 +124,18 @@ def _parts(
                 frame = _blend(first.popleft(), frame, share)
             held.append(frame)
             if len(held) > after:
+                shown += 1
+                while heard < samples(shown + 1):  # a frame ahead, so that rounding is no matter
+                    if (wave := next(waves, None)) is None:
+                        break
+                    heard += wave[0].shape[1]
+                    yield None, wave
                 yield held.popleft(), None
-    yield None, tail
+        for wave in waves:
+            heard += wave[0].shape[1]
+            yield None, wave
+    if sound is not None:
+        yield None, (sound.rest, None)
     for frame in held:
         yield frame, None
 
@@ -143,23 +150,6 @@ def _blend(old: Array, new: Array, share: float) -> F32:
     mixed: F32 = unit_float(old)[0] * np.float32(1 - share)
     mixed += unit_float(new)[0] * np.float32(share)
     return mixed
-
-
-def _faded(old: F32, new: F32) -> F32:
-    """From one sound to another of the same length: what both share is the same sound, so that
-    amplitudes add up.
-    """
-    share = np.linspace(0, 1, old.shape[1] + 2, dtype=np.float32)[1:-1]
-    return old * (1 - share) + new * share
-
-
-def _fitted(stretch: Stretch, length: int, sampling_rate: int) -> F32:
-    """The sound of a stretch, as long as its picture, as a new array."""
-    if stretch.sound is None:
-        return np.zeros((2, length), np.float32)
-    heard = mixed_down(stretch.sound[0], LAYOUTS[len(stretch.sound[0])], stretch.sound[1])
-    wave = resample(heard, stretch.sound[1], sampling_rate)[:, :length]
-    return np.pad(wave, ((0, 0), (0, length - wave.shape[1])))
 
 
 def file_stretch(
@@ -189,14 +179,11 @@ def file_stretch(
             else:
                 yield resize_and_crop(frame[None], *size) / np.float32(255)
 
-    sound = None
-    if probe_video(path).has_audio:
-        wave, rate = read_audio(path)
-        sound = mixed_down(wave, probe_audio(path).layout, rate), rate
+    info = probe_video(path)
     return Stretch(
         frames=frames(),
         num_frames=count_frames(path, frame_rate),
-        sound=sound,
+        sound=(partial(stereo_pieces, path), info.audio_sampling_rate) if info.has_audio else None,
         shared_before=shared_before,
         shared_after=shared_after,
     )
@@ -231,12 +218,12 @@ def join_clips(
         MediaError: a file cannot be read or written.
     """
     files = [Path(clip) for clip in clips]
+    if len(files) < 2:
+        found = f"'{files[0]}' alone" if files else "nothing"
+        raise OptionError(f"{found} cannot be joined; name two or more clips.")
+    if overlap < 0:
+        raise OptionError(f"clips cannot share {overlap} frames; give 0 (a cut) or more.")
     infos = [probe_video(file) for file in files]
-    if len(files) < 2 or overlap < 0:
-        raise OptionError(
-            f"{len(files)} clips cannot be joined over {overlap} frames: name two or more, and 0 "
-            "frames or more."
-        )
     size, rate = (infos[0].height, infos[0].width), float(infos[0].frame_rate)
     last = len(files) - 1
     for index, file in enumerate(files):

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.child import end_with_parent, own_lines
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.errors import EngineError, Ltx2rtError
+from ltx2rt.errors import DeviceLostError, EngineError, Ltx2rtError
 from ltx2rt.plain_data import from_plain
 from ltx2rt.service.events import Event, error_event
 from ltx2rt.service.maker import Maker, into_folder
@@ -119,6 +119,9 @@ def make(maker: Maker, lines: Lines, order: dict[str, Any], cancel: threading.Ev
         result = maker.make(
             asked, into_folder(Path(order["folder"])), emit, cancel, work and Path(work)
         )
+    except DeviceLostError as error:  # another process has the job again, after its last stage
+        sys.stderr.write(f"{error}\n")
+        return False
     except (Ltx2rtError, MemoryError, OSError) as error:
         emit(error_event(error))
         return not isinstance(error, EngineError | MemoryError)

@@ -147,6 +147,8 @@ def test_generate(desk: Home, command: str) -> None:
     if "--num-frames" in arguments:
         arguments[arguments.index("--num-frames") + 1] = "65"
         small = [*SMALL[:4], *QUIET]
+    if "--outpaint" in arguments:
+        arguments[arguments.index("--outpaint") + 1] = "128x128"
     if "--size" in arguments:  # sizes by name are too large for a test: what they are named for is
         arguments[arguments.index("--size") + 1] = "64x64"
         if "--stage-2-tile" in arguments:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ltx2rt.errors import CheckpointError
 from ltx2rt.weights.codecs.stored import storage_problems
+from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.component import Component
 from ltx2rt_export.inspect import inspect_path
 from ltx2rt_export.kinds import split_components
@@ -22,6 +23,7 @@ from ltx2rt_export.modules import diffusion_decoder
 from ltx2rt_export.modules.duration_head import duration_head
 from ltx2rt_export.modules.meta import load_module
 from ltx2rt_export.version import read_config
+from tests.parity.golden import REPOSITORY, Runner
 
 
 def loaded(component: Component) -> nn.Module:
@@ -142,3 +144,14 @@ def test_a_decoder_alone_has_no_encoder(tmp_path: Path) -> None:
     names = split_components(open_weights(tmp_path))["video_vae"]
     assert not any(name.startswith("encoder.") for name in names)
     assert "per_channel_statistics.mean-of-means" in names
+
+
+def test_the_official_decoder_is_left_as_it_is() -> None:
+    """Its file has names of both: what it says of itself is needed."""
+    path = Runner(REPOSITORY / "tests/golden", "torch").checkpoint(
+        "ltx-2.5-tiny-video-vae-bf16.safetensors"
+    )
+    opened, file = open_weights(path), SafetensorsFile(path)
+    assert dict(opened.metadata) == dict(file.metadata)
+    assert opened.keys() == file.keys()
+    assert any(name.startswith("encoder.") for name in opened)

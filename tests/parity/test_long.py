@@ -235,7 +235,8 @@ def test_join(tmp_path: Path) -> None:
     np.testing.assert_allclose(wave[:, :10000], want[:, :10000], atol=1e-4)
     assert join_clips([one, two], tmp_path / "d.mp4") == 22
     for arguments, part in (
-        ((one,), "name two or more"),
+        ((one,), f"'{one}' alone cannot be joined; name two or more clips"),
+        ((one, two, "--overlap", -1), "clips cannot share -1 frames"),
         ((one, two, "--overlap", 11), "'" + str(two) + "' has 10 frames"),
         ((one, two, "--codec", "vp9"), "--codec=vp9 does not go into"),
     ):

@@ -161,6 +161,7 @@ class SimulatedDriver:
     library: ctypes.CDLL
     _calls: dict[int, Callable[[], None]] = field(default_factory=dict)
     failures: list[BaseException] = field(default_factory=list)
+    _loss: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         self._callback = _CALLBACK(self._run)
@@ -240,6 +241,14 @@ class SimulatedDriver:
             )
         )
 
+    def lose(self, error: int, after: int = 0) -> None:
+        """Lose the GPU when a kernel runs, as an error that stays: `after` others from now on.
+
+        Args:
+            error: number of a `CUresult`; 1 is taken for a mistake of a test.
+        """
+        self._loss = error, after
+
     def view(self, address: int, size: int, device: int = -1) -> np.ndarray[Any, Any]:
         """Device memory as it is now, as bytes that may be written; for callbacks and for looks.
 
@@ -262,6 +271,11 @@ class SimulatedDriver:
         return bool(self.library.simulator_stream_captures(stream))
 
     def _run(self, number: int) -> int:
+        if self._loss is not None:
+            error, left = self._loss
+            self._loss = (error, left - 1) if left else None
+            if not left:
+                return error
         try:
             self._calls[number]()
         except BaseException as error:

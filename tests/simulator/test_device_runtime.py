@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from ltx2rt.engine import Array
 from ltx2rt.errors import EngineError, ShapeError, UnsupportedError
 from ltx2rt.names import TRANSFORMER_BLOCK, TRANSFORMER_STACK
 from ltx2rt.trace import COMPUTE, UPLOAD
-from tests.parity.command_line import ltx2rt as ltx2rt_command
 from tests.simulator.driver import SimulatedDriver
 from tests.simulator.fixtures import EngineBundle, Simulate
 from tests.simulator.least_memory import least_memory_of
@@ -269,19 +267,23 @@ def test_only_the_head_of_an_odd_stack_waits(
     memory.close()
 
 
-@pytest.mark.parametrize("short", [0, 1 << 20])
+@pytest.mark.parametrize("kind", ["whole", "by stages", "refused"])
 def test_a_card_is_large_enough_or_refused(
-    simulate: Simulate, engine_bundle: EngineBundle, short: int
+    simulate: Simulate, engine_bundle: EngineBundle, kind: str
 ) -> None:
     bundle = engine_bundle("bf16")
     least = least_memory_of(bundle)
-    simulate(memory_bytes=least - short)
-    if short:
-        with pytest.raises(UnsupportedError, match=r"needs .* of Simulated GPU 0, .* larger card"):
+    sizes = {"whole": least, "by stages": least - (1 << 20), "refused": least // 2}
+    simulate(memory_bytes=sizes[kind])
+    if kind == "refused":
+        with pytest.raises(UnsupportedError, match=r"needs .* of Simulated GPU 0.*larger card"):
             model(bundle).__enter__()
-    else:
-        with model(bundle) as made:
-            assert made.passes(2)
+        return
+    with model(bundle) as made:
+        plan = made.loader._card_of(RuntimeConfig()).plan
+        assert plan is not None
+        assert bool(plan.stages) == (kind == "by stages")
+        assert made.passes(2)
 
 
 def forget_wait(patch: pytest.MonkeyPatch) -> None:
@@ -420,33 +422,6 @@ def test_pinned_memory_may_be_refused(
     assert gpu.counters().pageable_calls > 0
 
 
-@pytest.mark.parametrize(
-    ("fields", "index", "said"),
-    [
-        ({}, 1, r"device 1 was asked for, and this machine shows 1 GPU \(0\)"),
-        ({"devices": 2}, 2, r"shows 2 GPUs \(0 to 1\); name one of them with --device"),
-        ({"driver_version": 11040}, 0, r"needs a driver for CUDA 12 or newer.*CUDA 11\.4"),
-    ],
-)
-def test_devices_that_cannot_be_used(
-    simulate: Simulate, fields: dict[str, Any], index: int, said: str
-) -> None:
-    simulate(**fields)
-    with pytest.raises(UnsupportedError, match=said):
-        CudaDevice("a test", index)
-
-
-@pytest.mark.parametrize(
-    ("shown", "said"), [("", "is empty, which hides every GPU"), ("9", "names none")]
-)
-def test_hidden_devices(monkeypatch: pytest.MonkeyPatch, shown: str, said: str) -> None:
-    from ltx2rt.device.gpus import local_gpu
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-    with pytest.raises(UnsupportedError, match=said):
-        local_gpu("a test")
-
-
 def test_the_second_gpu(simulate: Simulate, engine_bundle: EngineBundle) -> None:
     bundle = engine_bundle("bf16")
     gpu = simulate(devices=2, memory_bytes=ROOM)
@@ -454,33 +429,6 @@ def test_the_second_gpu(simulate: Simulate, engine_bundle: EngineBundle) -> None
         made.passes(1)
     assert gpu.counters(0).launches == 0
     assert gpu.counters(1).launches > 0
-
-
-def test_a_full_gpu_says_what_it_has(gpu: SimulatedDriver) -> None:
-    device = CudaDevice("a test")
-    with pytest.raises(EngineError, match=r"Simulated GPU 0.*2\.00 GiB more.*of 1\.00 GiB are"):
-        device.allocate(2 << 30)
-    device.close()
-
-
-def test_doctor_plans_cards_that_are_not_here(engine_bundle: EngineBundle) -> None:
-    bundle = engine_bundle("bf16")
-
-    def doctor(memory: str, *flags: str) -> Any:
-        return ltx2rt_command("doctor", bundle, "--memory", memory, *flags)
-
-    outcome = doctor("24GiB", "--shape", "64x64x9")
-    assert outcome.code == 0, outcome.err
-    assert "plan for a card of 24.00 GiB and 64x64x9:" in outcome.out
-    assert "all stay" in outcome.out
-    for given, said in (
-        (("1MiB",), "needs .* of a card of 0.00 GiB"),
-        (("lots",), "write it like 24GiB"),
-        (("24GiB", "--shape", "99x99x9"), r"was not built; this bundle has .*64x64x9"),
-    ):
-        outcome = doctor(*given)
-        assert outcome.code == 2
-        assert re.search(said, outcome.err)
 
 
 def test_a_trace_of_streams(

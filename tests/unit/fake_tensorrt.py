@@ -89,6 +89,13 @@ class FakeDevice:
         self.uploads: list[int] = []
         self.threads: set[int] = set()
         self.closed = False
+        self.is_lost = False
+
+    def raise_if_lost(self) -> None:
+        """It never is."""
+
+    def finish(self, *streams: FakeStream) -> None:
+        """Nothing is left to run."""
 
     def activate(self) -> None:
         self.threads.add(threading.get_ident())

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ltx2rt.cli.batch_devices import Shard, on_devices, parse_devices, parse_shard
+from ltx2rt.errors import DeviceLostError, Field, Problem
 
 
 def make(job: Path, device: int | None) -> dict[str, Any]:
@@ -21,11 +22,13 @@ def make(job: Path, device: int | None) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
     if job.name.startswith("fault"):
         raise RuntimeError("a fault of ours")
+    if job.name.startswith("lost") and tries == 1:
+        raise DeviceLostError(Problem("see ", Field("work_dir")))
     return {"device": device, "process": os.getpid()}
 
 
 def test_every_job_is_made_once(tmp_path: Path) -> None:
-    names = ["a", "once", "b", "dies", "c", "fault", "d", "e"]
+    names = ["a", "once", "b", "dies", "c", "fault", "d", "lost"]
     jobs = [tmp_path / name for name in names]
     for job in jobs:
         job.touch()
@@ -33,11 +36,11 @@ def test_every_job_is_made_once(tmp_path: Path) -> None:
     assert {*found} == {*names}
     assert found["dies"] == {"error": "its process ended 2 times while it was made."}
     assert found["fault"] == {"error": "RuntimeError: a fault of ours"}
-    made = [found[name] for name in ("a", "once", "b", "c", "d", "e")]
+    made = [found[name] for name in ("a", "once", "b", "c", "d", "lost")]
     assert {r["device"] for r in made} <= {None, 1}
     assert os.getpid() not in {r["process"] for r in made}
     tries = {job.name: int(job.read_text()) for job in jobs}
-    assert tries == {**dict.fromkeys(names, 1), "once": 2, "dies": 2}
+    assert tries == {**dict.fromkeys(names, 1), "once": 2, "dies": 2, "lost": 2}
 
 
 def test_shards_and_devices_are_read() -> None:

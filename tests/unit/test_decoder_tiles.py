@@ -161,6 +161,7 @@ def test_the_record_of_a_clip_holds_them(monkeypatch: pytest.MonkeyPatch) -> Non
     model = SimpleNamespace(audio_sampling_rate=48000)
     pipe.engines = SimpleNamespace(
         release=lambda *_: None,
+        sound_is_apart=lambda: False,
         source=SimpleNamespace(bundle_id="b", model=model),
         runtime=RuntimeConfig(),
         scale_factors=FACTS.scale_factors,

@@ -19,6 +19,7 @@ from ltx2rt.bundle.manifest import Tensor
 from ltx2rt.device.gpus import Gpu
 from ltx2rt.errors import (
     BundleError,
+    DeviceLostError,
     EngineError,
     InternalError,
     OptionError,
@@ -184,6 +185,20 @@ def test_a_failed_run_names_component_and_backend(make: Make, context: FakeConte
         make({"w": np.zeros(4, np.float32)}) as engine,
         pytest.raises(EngineError, match=r"TensorRT-RTX 1\.7\.1\.116 refuses the run in toy"),
     ):
+        engine(feeds(1))
+
+
+def test_a_run_that_is_refused_since_the_gpu_is_lost(
+    make: Make, context: FakeContext, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library says only that it refuses."""
+
+    def lose() -> None:
+        raise DeviceLostError("the GPU was lost")
+
+    context.fail = True
+    monkeypatch.setattr(device, "raise_if_lost", lose)
+    with make({"w": np.zeros(4, np.float32)}) as engine, pytest.raises(DeviceLostError):
         engine(feeds(1))
 
 

@@ -55,11 +55,12 @@ def part_of_names(names: Iterable[str]) -> str | None:
         "transformer": "transformer_blocks.0.audio_attn1.norm_q.weight",
         "connectors": "video_connector.learnable_registers",
         "vocoder": "upsamplers.0.weight",
-        "diffusion_decoder": "decoder.conv_in_x_t.weight",
         "duration_head": "attention_pooler.to_q.weight",
         "video_vae": "latents_mean",
     }
     part = next((part for part, sign in signs.items() if sign in known), None)
+    if "decoder.conv_in_x_t.weight" in known:  # official files have it too, but one tensor of qkv
+        return "diffusion_decoder" if any(".attn.to_q." in name for name in known) else None
     if part is None and "vocoder.upsamplers.0.weight" in known:
         return "vocoder"
     is_audio = any(".up.0." in name or ".down.0." in name for name in known)

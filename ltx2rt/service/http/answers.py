@@ -17,7 +17,7 @@ from ltx2rt.service.service import QueueFullError
 #: why a clip was not made -> status of an answer that waited for it; others are the request's fault
 FAILED = {
     CANCELLED: 409, DEADLINE: 504, WORKER_LOST: 500, OUT_OF_MEMORY: 507, DISK_FULL: 507,
-    "InternalError": 500, "EngineError": 500,
+    "InternalError": 500, "EngineError": 500, "DeviceLostError": 500,
 }  # fmt: skip
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 

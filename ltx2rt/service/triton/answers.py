@@ -44,7 +44,10 @@ def one_text(backend: Any, request: Any, name: str) -> str:
 def triton_error(backend: Any, error: BaseException) -> Any:
     """An error of ours as one of Triton's."""
     event = error_event(error).data
-    codes = {"Cancelled": "CANCELLED", "EngineError": "INTERNAL", "OutOfMemory": "UNAVAILABLE"}
+    codes = {
+        "Cancelled": "CANCELLED", "OutOfMemory": "UNAVAILABLE",
+        "EngineError": "INTERNAL", "DeviceLostError": "INTERNAL",
+    }  # fmt: skip
     default = "INVALID_ARG" if isinstance(error, Ltx2rtError) else "INTERNAL"
     code = getattr(backend.TritonError, codes.get(event["kind"], default))
     return backend.TritonError(f"{event['kind']}: {event['message']}", code)

@@ -38,7 +38,7 @@ typedef struct {
     int32_t written, unused;
 } Range;
 
-/* Returns 0, or how it failed: the context is lost then. */
+/* Returns 0, 1 where it failed, or the error that the GPU is lost with; 1 loses it too. */
 typedef int (*Callback)(void *argument);
 
 typedef struct Op Op;
