@@ -11,6 +11,7 @@ import onnx
 
 from ltx2rt import names
 from ltx2rt.bundle.bundle import Bundle
+from ltx2rt.bundle.manifest import ComponentEntry
 from ltx2rt.errors import OptionError
 from ltx2rt.partial import Partial
 from ltx2rt.plain_data import nearest
@@ -48,11 +49,7 @@ def write_graph(
             f"{', '.join(held)}."
         )
     entry = bundle.component(component)
-    if layer not in entry.served:
-        raise OptionError(
-            f"layer {layer} is not one of {component}'s: it has {len(entry.layers)}, and serves "
-            f"{', '.join(map(str, entry.served))}."
-        )
+    check_layer(component, entry, layer)
     model = onnx.load(str(bundle.folder / entry.graph), load_external_data=False)
     if not weights:
         _write(weights_as_inputs(model).SerializeToString(deterministic=True), output)
@@ -71,6 +68,19 @@ def write_graph(
         (Path(folder) / DATA_FILE).replace(data)
     _write(held.SerializeToString(deterministic=True), output)
     return [output, data]
+
+
+def check_layer(component: str, entry: ComponentEntry, layer: int) -> None:
+    """Refuse a layer that a component does not serve.
+
+    Raises:
+        OptionError: names those that it serves.
+    """
+    if layer not in entry.served:
+        raise OptionError(
+            f"layer {layer} is not one of {component}'s: it has {len(entry.layers)}, and serves "
+            f"{', '.join(map(str, entry.served))}."
+        )
 
 
 def _write(data: bytes, output: Path) -> None:

@@ -72,7 +72,7 @@ def verify_bundle(
             if component.weight_binding == "initializer":
                 bound = PRECISIONS[bundle.component(name).precision].tolerance
                 with loader.engine(name, runtime) as engine:
-                    got = _run(engine, inputs, {})
+                    got = run_engine(engine, inputs, {})
                 yield from _rungs(name, None, reference(inputs), got, bound)
                 continue
             blocks = [name]
@@ -110,11 +110,11 @@ def _layer_rungs(
         inside = entry.layered or entry.weight_binding == "layer"
         weights = {} if inside else loader.weights(name.removesuffix(UNMASKED), layer)
         with loader.layer_engine(name, layer, runtime) as engine:
-            got = _run(engine, inputs, weights)
+            got = run_engine(engine, inputs, weights)
         yield from _rungs(name, layer, want, got, PRECISIONS[entry.precision].tolerance)
 
 
-def _run(
+def run_engine(
     engine: Engine, inputs: Mapping[str, Array], weights: Mapping[str, Array]
 ) -> dict[str, Array]:
     """What an engine makes of float32 inputs, in its own dtypes on both sides, as float32."""

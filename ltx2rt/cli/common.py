@@ -16,6 +16,9 @@ from ltx2rt.user_files import read_limited
 #: of a file that holds the text of a flag
 MAX_TEXT_BYTES = 1_000_000
 
+#: package -> the extra that brings it, where that is not `export`
+_EXTRAS = {"onnx": "build", "polygraphy": "debug"}
+
 if TYPE_CHECKING:
     from ltx2rt.lora.files import Lora
 
@@ -39,10 +42,10 @@ def missing_package(error: ModuleNotFoundError) -> Exception:
     package = (error.name or "ltx2rt").partition(".")[0]
     if package.startswith("ltx2rt"):
         return error
-    if package == "onnx":
+    if extra := _EXTRAS.get(package):
         return UnsupportedError(
-            f"this command needs the package onnx, which is part of the build extra: "
-            f"{install_hint('build')}"
+            f"this command needs the package {package}, which is part of the {extra} extra: "
+            f"{install_hint(extra)}"
         )
     return UnsupportedError(
         f"this needs the package {package}, which is part of the export extra: "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ltx2rt.bundle.bundle import Bundle, open_bundle
 from ltx2rt.bundle.weight_digests import digest_weights
+from ltx2rt.cli import verify_bisect
 from ltx2rt.cli.common import export_module, print_json
 from ltx2rt.cli.fields import all_flags
 from ltx2rt.cli.progress import ProgressPrinter, add_progress_flags, printer_of
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead read all weight files and compare their digests with those noted in the "
         "bundle; the first time they are noted",
     )
+    verify_bisect.add_arguments(parser)
     for key in TRUSTING:
         flag = all_flags()[key]
         parser.add_argument(flag.name, **flag.arguments())
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    verify_bisect.check_flags(options)
     bundle = open_bundle(options.bundle, weights_dir=options.weights_dir)
     if options.weights:
         return verify_weights(bundle, printer_of(options), json=options.json)
@@ -48,6 +51,9 @@ def run(options: argparse.Namespace) -> int:
         plugin_modules=tuple(options.plugin_modules or ()),
         engine_host_code=bool(options.engine_host_code),
     )
+    if options.bisect is not None:
+        verify_bisect.run_bisect(options, bundle, runtime)
+        return EXIT_FAILED
     verify, export = export_module("verify"), export_module("bundle")
     inputs = export.inputs_in(bundle.manifest.build, options.bundle, options.weights_dir)
     rungs = []

@@ -18,7 +18,7 @@ import onnx
 import onnxruntime as ort
 
 from ltx2rt.engine import Array
-from tests.simulator.float32_graph import float32_graph, unpack_int4
+from ltx2rt_export.bisect.float32_graph import float32_graph, unpack_int4
 
 MAGIC = b"simulated engine 1\n"
 

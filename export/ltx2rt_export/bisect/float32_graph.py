@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from ltx2rt.engine import Array
+from ltx2rt.errors import UnsupportedError
 
 REPLACED = {
     TensorProto.FLOAT16: TensorProto.FLOAT,
@@ -30,7 +31,7 @@ def float32_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in the types that a CPU computes in.
 
     Raises:
-        ValueError: it holds operators of TensorRT alone.
+        UnsupportedError: it holds operators of TensorRT alone.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -59,7 +60,10 @@ def _convert_graph(graph: onnx.GraphProto) -> None:
 def _convert_nodes(nodes: Any) -> None:
     for node in nodes:
         if node.domain in UNKNOWN_DOMAINS:
-            raise ValueError(f"{node.domain}::{node.op_type} is not simulated")
+            raise UnsupportedError(
+                f"ONNX Runtime has no {node.op_type}, an operator of TensorRT alone (nvfp4); a "
+                "bundle of another precision has none of it."
+            )
         for attribute in node.attribute:
             if attribute.name in TYPE_ATTRIBUTES:
                 attribute.i = REPLACED.get(attribute.i, attribute.i)
