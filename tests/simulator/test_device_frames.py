@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ import pytest
 import ltx2rt
 from ltx2rt.backends.device_frames import DeviceFrames
 from ltx2rt.backends.device_memory import DeviceMemory
+from ltx2rt.cli import generate
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device import cuda
 from ltx2rt.engine import F32, U8, Array
 from ltx2rt.errors import EngineError
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.color import PackedForm, pack_yuv422p10, rgb_to_i420, to_uint8
+from ltx2rt.names import VIDEO_BLEND, VIDEO_YUV422
 from ltx2rt.pipelines.decoding import decode_video
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job
@@ -227,6 +230,40 @@ def test_the_host_blends_where_the_device_does_not(
         assert "0.00 GiB are planned" in reason
         assert f"on the host: {reason}" in details
         assert trace.notes == (f"decode video on the host: {reason}",)
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (VIDEO_BLEND, "no engines finish frames on the device: build it again"),
+        (VIDEO_YUV422, "the bundle was built before frames could leave as yuv422p10: build it "
+         "again"),
+    ],
+)  # fmt: skip
+def test_a_bundle_without_the_graphs_says_to_build_it_again(
+    simulate: Simulate,
+    decoder_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    missing: str,
+    said: str,
+) -> None:
+    """The frames are the same; `ltx2rt generate` notes on stderr why the host made them."""
+    want = twin(decoder_bundle, "none", None)
+    simulate(memory_bytes=1 << 30)
+    has, job = ltx2rt.Bundle.has, Job()
+    monkeypatch.setattr(
+        ltx2rt.Bundle, "has", lambda self, *names: missing not in names and has(self, *names)
+    )
+    with engines_of(decoder_bundle) as engines:
+        found = decoded(engines, "none", "yuv422p10", job)
+    np.testing.assert_array_equal(found, want)
+    made = {"host_work": job.host_work, "output": "a.mp4", "seed": 1, "skipped": True}
+    monkeypatch.setattr(generate, "generate", lambda asked, bundle: iter([made]))
+    run = SimpleNamespace(quiet=False, json=False, trace=None)
+    asked: Any = SimpleNamespace(run=run, output=SimpleNamespace(is_stdout=False))
+    generate.make_and_say(asked, decoder_bundle)
+    assert capsys.readouterr().err == f"ltx2rt: note: decode video on the host: {said}\n"
 
 
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
