@@ -46,7 +46,8 @@ class Calls:
     def floats(self, *values: float) -> int:
         """Address of new device memory that holds them, for certain."""
         address = int(self.cuMemAlloc(4 * len(values)))
-        self.cuMemcpyHtoD(address, np.array(values, np.float32).ctypes.data, 4 * len(values))
+        array = np.array(values, np.float32)
+        self.cuMemcpyHtoD(address, array.ctypes.data, array.nbytes)
         return address
 
     def pinned(self, *values: float) -> Floats:

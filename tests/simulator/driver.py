@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -160,6 +161,7 @@ class SimulatedDriver:
     setup: Setup
     library: ctypes.CDLL
     _calls: dict[int, Callable[[], None]] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     failures: list[BaseException] = field(default_factory=list)
     _loss: tuple[int, int] | None = None
 
@@ -230,7 +232,7 @@ class SimulatedDriver:
         Returns:
             the driver's error code.
         """
-        number = len(self._calls) + 1
+        number = next(self._numbers)  # of threads that launch at once, each has its own
         self._calls[number] = call
         ranges = (_Range * (len(reads) + len(writes)))(
             *(_Range(a, n, 0) for a, n in reads), *(_Range(a, n, 1) for a, n in writes)
