@@ -116,7 +116,7 @@ def test_a_part_of_a_large_clip(source: ComponentSource, tmp_path: Path) -> None
 def test_latents_and_previews(
     source: ComponentSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preview, "PICTURES", 1)  # a map of one is as wide as one of all
+    monkeypatch.setattr(preview, "SAMPLES", 1)  # a map of one clip is as wide as one of all
     seen: list[Preview] = []
     kept = tmp_path / "a.safetensors"
     with DistilledPipeline(source, RUNTIME) as pipe:
