@@ -61,7 +61,7 @@ def _convert_nodes(nodes: Any) -> None:
     for node in nodes:
         if node.domain in UNKNOWN_DOMAINS:
             raise UnsupportedError(
-                f"ONNX Runtime has no {node.op_type}, an operator of TensorRT alone (nvfp4); a "
+                f"ONNX Runtime has no {node.op_type}, an operator of TensorRT alone (NVFP4); a "
                 "bundle of another precision has none of it."
             )
         for attribute in node.attribute:
