@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import ltx2rt
+from ltx2rt.pipelines.base import Pipeline
 from tests.parity.examples import FRAMES, RATE, SIDE, keep_sessions, use_demo_sizes, write_media
 
 #: names whose examples need what tests have not: a card, a model of the released size
@@ -71,7 +72,7 @@ def documented() -> dict[str, str]:
             if blocks:
                 found[place] = "\n".join(blocks)
     for method in ("__call__", "generate_many"):
-        text = inspect.getdoc(getattr(ltx2rt.UpscalePipeline.__mro__[1], method)) or ""
+        text = inspect.getdoc(getattr(Pipeline, method)) or ""
         found[f"Pipeline.{method}"] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     return found
 
