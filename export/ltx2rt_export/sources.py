@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -65,6 +65,7 @@ def imported_modules(starts: Iterable[str]) -> dict[str, Path]:
     return reached
 
 
+@cache
 def _sources() -> dict[str, Path]:
     """Dotted name -> file, of our packages."""
     found = {}
@@ -76,14 +77,16 @@ def _sources() -> dict[str, Path]:
     return found
 
 
-def _imports(path: Path) -> Iterator[str]:
+@cache
+def _imports(path: Path) -> tuple[str, ...]:
     """What a file imports, anywhere in it; of `from a import b`, both `a` and `a.b`."""
+    names: list[str] = []
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+    return tuple(names)
 
 
 def _digest(sources: Mapping[str, Path]) -> str:

@@ -24,6 +24,8 @@ from ltx2rt.media.color import FrameForm, frame_shape
 from ltx2rt.trace import COMPUTE, DOWNLOAD
 
 Progress = Callable[[int, int], None]
+#: frames from the first one on, rows and columns of pixels
+Part = tuple[int, slice, slice]
 
 #: pinned buffers, of `SLICE_FRAMES` frames each
 RING = 3
@@ -46,6 +48,11 @@ class Tiles(Protocol):
 
     @property
     def axes(self) -> Axes: ...
+
+    @property
+    def part(self) -> Part | None:
+        """What of the decoded pixels is the clip; None: all of them."""
+        ...
 
     @property
     def held_bytes(self) -> int:

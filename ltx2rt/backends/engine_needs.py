@@ -59,10 +59,10 @@ def engine_needs(path: Path, spec: EngineSpec) -> EngineNeeds:
             shape = largest_shape(tensor, bucket)
             if tensor.name in names:
                 context.set_input_shape(tensor.name, shape)
-            _count(tensors, tensor, shape)
+            count_tensor(tensors, tensor, shape)
         lora = max(lora, sum(_bytes(t, largest_shape(t, bucket)) for t in _of_loras(spec)))
         for tensor in spec.outputs:
-            _count(tensors, tensor, tuple(context.get_tensor_shape(tensor.name)))
+            count_tensor(tensors, tensor, tuple(context.get_tensor_shape(tensor.name)))
     return EngineNeeds(scratch, tensors, lora)
 
 
@@ -80,7 +80,12 @@ def _of_loras(spec: EngineSpec) -> list[TensorSpec]:
     return [t for t in spec.inputs if LORA_RANK in t.shape]
 
 
-def _count(tensors: dict[tuple[str, str], int], tensor: TensorSpec, shape: tuple[int, ...]) -> None:
+def count_tensor(
+    tensors: dict[tuple[str, str], int], tensor: TensorSpec, shape: tuple[int, ...]
+) -> None:
+    """Note the bytes of an input or output of this shape, where no larger one is noted; what comes
+    with a layer's weights is left out.
+    """
     if LORA_RANK not in tensor.shape:
         key = tensor.name, tensor.dtype
         tensors[key] = max(tensors.get(key, 0), _bytes(tensor, shape))

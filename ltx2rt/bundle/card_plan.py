@@ -4,18 +4,16 @@ beside them say.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ltx2rt.backends.engine_needs import LORA_RANK, EngineNeeds
+from ltx2rt.backends.engine_needs import EngineNeeds, count_tensor
 from ltx2rt.bundle.engine_file import EngineInfo, read_info
 from ltx2rt.bundle.manifest import Manifest, ModelInfo
 from ltx2rt.bundle.memory_plan import MemoryPlan, room_on
 from ltx2rt.bundle.stage_plan import plan_card_memory
-from ltx2rt.device.arena import aligned
-from ltx2rt.engine import NUMPY_DTYPES
+from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import OptionError
 
 _UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "GB": 10**9, "MB": 10**6}
@@ -111,9 +109,7 @@ def _tensors(
     for bucket in info.buckets:
         sizes = {symbol: size[2] for symbol, size in bucket.sizes.items()}
         for tensor in (*info.inputs, *info.outputs):
-            if LORA_RANK in tensor.shape:
-                continue
-            shape = [
+            shape = tuple(
                 d
                 if isinstance(d, int)
                 else 1
@@ -121,10 +117,8 @@ def _tensors(
                 else _size(d, sizes, model)
                 or max((b.sizes[d][2] for b in others if d in b.sizes), default=0)
                 for d in tensor.shape
-            ]
-            size = aligned(math.prod(shape) * NUMPY_DTYPES[tensor.dtype].itemsize)
-            key = tensor.name, tensor.dtype
-            found[key] = max(size, found.get(key, 0))
+            )
+            count_tensor(found, TensorSpec(tensor.name, tensor.dtype, tensor.shape), shape)
     return found
 
 

@@ -171,7 +171,7 @@ def _folder_exists() -> bool:
 
 
 #: lines of warnings of this command
-_printed: dict[str, str] = {}
+_printed: set[str] = set()
 
 
 def warning_line(
@@ -185,7 +185,10 @@ def warning_line(
     again (Python's own memory of them does not outlast changes of its filters).
     """
     text = f"ltx2rt: warning: {message}\n"
-    return "" if text in _printed else _printed.setdefault(text, text)
+    if text in _printed:
+        return ""
+    _printed.add(text)
+    return text
 
 
 def print_notes(error: BaseException) -> None:

@@ -109,14 +109,8 @@ def run(options: argparse.Namespace) -> int:
 
 def write_file(path: Path, data: bytes) -> None:
     """A file that is always a whole one, over the one before."""
-    file = OutputFile(path)
-    try:
-        with file.guard():
-            file.write(data)
-        file.commit()
-    finally:
-        if not file.complete:
-            file.discard()
+    with OutputFile(path) as file, file.guard():
+        file.write(data)
 
 
 def request_of(options: argparse.Namespace) -> dict[str, Any]:

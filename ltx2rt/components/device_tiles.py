@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ltx2rt.backends.device_frames import Part
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor, placed
 from ltx2rt.backends.frame_memory import F32_BYTES, Axes
 from ltx2rt.backends.tensorrt import TrtEngine
@@ -37,6 +38,7 @@ class ConvolutionTiles:
     def __init__(self, decoder: TrtEngine, latent: F32, axes: Axes) -> None:
         self.memory = decoder.memory
         self.axes = axes
+        self.part: Part | None = None
         self._decoder = decoder
         self._latent = latent
         self._address = 0
@@ -105,6 +107,7 @@ class DiffusionTiles:
         self._unpatch = unpatch
         self.memory = self._features.memory
         self.axes = axes = layout.axes
+        self.part: Part | None = (layout.frames, layout.rows, layout.columns)
         self._facts = facts
         self._latent, self._cells = layout.latent, layout.cells
         self._draw = draw

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from ltx2rt.backends.device_frames import DeviceFrames, Tiles
 from ltx2rt.bundle.source import ModelFacts
 from ltx2rt.components.decoder_tiles import Cells, DecoderOptions, auto_tiling
-from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.components.finite import check_finite, not_finite
 from ltx2rt.components.video_decoder import Progress, VideoDecoder
 from ltx2rt.engine import Array
@@ -31,9 +30,6 @@ from ltx2rt.pipelines.built_sizes import built_buckets
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job
 from ltx2rt.sampling.gpu_noise import Generator
-
-#: frames, rows and columns of pixels
-Part = tuple[int, slice, slice]
 
 
 def decode_video(
@@ -71,8 +67,7 @@ def decode_video(
             tiles = engines.device_tiles(latent, chosen, draw)
             reason = tiles if isinstance(tiles, str) else device.reason_against(tiles, wanted)
             if reason is None and not isinstance(tiles, str):
-                part = _part(decoder, latent)
-                yield from _finished(device, tiles, wanted, on_tile, part, allow_nan=allowed)
+                yield from _finished(device, tiles, wanted, on_tile, allow_nan=allowed)
                 return
             job.on_host("decode video", str(reason))
         elif engines.decodes_on_device:
@@ -86,25 +81,16 @@ def decode_video(
             yield chunk
 
 
-def _part(decoder: VideoDecoder | DiffusionVideoDecoder, latent: Array) -> Part | None:
-    """The part of what comes down that is the clip; None: all of it."""
-    if isinstance(decoder, VideoDecoder):
-        return None
-    layout = decoder.layout(latent)
-    return layout.frames, layout.rows, layout.columns
-
-
 def _finished(
     device: DeviceFrames,
     tiles: Tiles,
     form: FrameForm,
     progress: Progress,
-    part: Part | None,
     *,
     allow_nan: bool,
 ) -> Iterator[Array]:
     """Chunks that a device finished."""
-    left, rows, columns = part or (None, slice(0, 0), slice(0, 0))
+    left, rows, columns = tiles.part or (None, slice(0, 0), slice(0, 0))
     with closing(device.frames(tiles, form, progress)) as chunks:
         for chunk, not_numbers in chunks:
             if not_numbers and not allow_nan:

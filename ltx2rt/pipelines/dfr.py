@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,9 +35,6 @@ from ltx2rt.pipelines.options import DFRCalls
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED, TEMPORAL_ROUND
-
-if TYPE_CHECKING:
-    pass
 
 #: how firmly a round holds on to the keyframes of the one before
 ANCHOR_STRENGTH = 0.95

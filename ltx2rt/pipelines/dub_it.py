@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import ReferenceFile
 from ltx2rt.errors import Field, MediaError, OptionError, Problem
@@ -29,9 +29,6 @@ from ltx2rt.pipelines.options import DubItCalls
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from ltx2rt.components.text_encoder import TextContext
 from ltx2rt.config import GenerationConfig, GuidanceConfig
 from ltx2rt.errors import Field, Problem
 from ltx2rt.latents.shapes import AudioLatentShape, VideoLatentShape
+from ltx2rt.lora.files import Lora
 from ltx2rt.names import TRANSFORMER_BLOCK
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.generation import Run
@@ -279,6 +280,13 @@ def schedules_of(guidance: GuidanceConfig) -> tuple[GuiderSchedule, GuiderSchedu
     """Video and audio guidance by noise level; one for all levels where no schedule is set."""
     video, audio = (GuiderSchedule(bins={1.0: params}) for params in guiders_of(guidance))
     return guidance.video_schedule or video, guidance.audio_schedule or audio
+
+
+def with_distilled_lora(request: Request) -> list[tuple[Lora, ...]]:
+    """The user's LoRAs of each stage; stage 2 adds the distilled one."""
+    assert request.guidance is not None
+    config, distilled = request.config, request.guidance.distilled_lora
+    return [config.loras, (*config.refine_loras, *((distilled,) if distilled else ()))]
 
 
 def guiders_of(guidance: GuidanceConfig) -> tuple[GuiderParams, GuiderParams]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,9 +44,6 @@ from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
 from ltx2rt.sampling.schedules import DISTILLED, HDR_STAGE2
 from ltx2rt.weights.safetensors import SafetensorsFile
-
-if TYPE_CHECKING:
-    pass
 
 #: references with more pixels are encoded in tiles
 UNTILED_PIXELS = 512 * 768

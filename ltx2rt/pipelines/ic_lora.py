@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import (
     ReferenceFile,
@@ -35,9 +35,6 @@ from ltx2rt.pipelines.options import ICLoraCalls
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.soundtrack import given_audio
 from ltx2rt.results.clip import Clip
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

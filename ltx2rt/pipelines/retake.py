@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ltx2rt.components.reference_conditioner import check_mask
 from ltx2rt.errors import Field, OptionError, Problem, ShapeError
@@ -32,9 +32,6 @@ from ltx2rt.pipelines.retake_source import (
     video_target,
 )
 from ltx2rt.results.clip import Clip
-
-if TYPE_CHECKING:
-    pass
 
 
 class RetakePipeline(RetakeCalls[RetakeInputs], GuidedPipeline):

@@ -11,6 +11,7 @@ from ltx2rt.latents.shapes import AudioLatentShape
 from ltx2rt.lora.files import Lora
 from ltx2rt.names import AUDIO_ENCODER, TWO_STAGE, VIDEO_ENCODER
 from ltx2rt.pipelines.generation import Run
+from ltx2rt.pipelines.guided import with_distilled_lora
 from ltx2rt.pipelines.inputs import image_items
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.retake import RetakePipeline
@@ -117,6 +118,4 @@ class GuidedTwoStageRetakePipeline(TwoStageRetakePipeline):
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """The user's of each stage; stage 2 adds the distilled one."""
-        assert request.guidance is not None
-        config, distilled = request.config, request.guidance.distilled_lora
-        return [config.loras, (*config.refine_loras, *((distilled,) if distilled else ()))]
+        return with_distilled_lora(request)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ltx2rt.lora.files import Lora
 from ltx2rt.names import TWO_STAGE
 from ltx2rt.pipelines.generation import Run
-from ltx2rt.pipelines.guided import GuidedPipeline
+from ltx2rt.pipelines.guided import GuidedPipeline, with_distilled_lora
 from ltx2rt.pipelines.inputs import image_items, keyframe_items
 from ltx2rt.pipelines.request import Request
 from ltx2rt.pipelines.soundtrack import given_audio
@@ -39,9 +39,7 @@ class TwoStagesPipeline(GuidedPipeline):
 
     def stage_loras(self, request: Request) -> list[tuple[Lora, ...]]:
         """The user's LoRAs; stage 2 adds the distilled one."""
-        assert request.guidance is not None
-        config, lora = request.config, request.guidance.distilled_lora
-        return [config.loras, (*config.refine_loras, *((lora,) if lora else ()))]
+        return with_distilled_lora(request)
 
     def generate(self, run: Run) -> Clip:
         loras = self.stage_loras(run.request)

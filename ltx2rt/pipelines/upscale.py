@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +36,7 @@ from ltx2rt.pipelines.inputs import encode_prompts, padded, read_sound
 from ltx2rt.pipelines.options import UpscaleCalls
 from ltx2rt.pipelines.request import Request
 from ltx2rt.results.clip import Clip
-from ltx2rt.sampling.schedules import DISTILLED
-
-if TYPE_CHECKING:
-    pass
+from ltx2rt.sampling.schedules import DISTILLED, begun_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +89,7 @@ class UpscaleInputs:
     def sigmas(self) -> tuple[float, ...]:
         """Noise levels of the refinement: from `refine` on down the distilled table."""
         assert self.refine is not None
-        return (self.refine, *(s for s in DISTILLED if s < self.refine))
+        return begun_at(self.refine, DISTILLED)
 
 
 class UpscalePipeline(UpscaleCalls[UpscaleInputs], Pipeline):
