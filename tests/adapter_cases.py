@@ -67,7 +67,8 @@ PEFT: dict[str, tuple[str, dict[str, Any]]] = {
         "BOFTConfig", {"boft_block_size": 2, "boft_n_butterfly_factor": 2},
     ),
     "BOFT of inputs, three stages": (
-        "BOFTConfig", {"boft_block_size": 4, "boft_n_butterfly_factor": 3, "target_modules": ["to_q"]},
+        "BOFTConfig",
+        {"boft_block_size": 4, "boft_n_butterfly_factor": 3, "target_modules": ["to_q"]},
     ),
     "(IA)^3": (
         "IA3Config", {"target_modules": ["to_q", "proj"], "feedforward_modules": ["proj"]},
@@ -81,7 +82,7 @@ BY_HAND: dict[str, str] = {
     "replaced weight": "`set_weight`",
     "scaled FP8 and INT8": "`weight_scale`, `scale_weight` beside factors",
 }
-#: first word of a kind -> its tensors
+#: begin of a kind -> its tensors, the longest that fits
 TENSORS: dict[str, str] = {
     "LoRA": "`lora_A`, `lora_B`",
     "LoCoN": "`lora_down`, `lora_up`",
@@ -89,7 +90,9 @@ TENSORS: dict[str, str] = {
     "LoKr": "`lokr_w1` or `lokr_w1_a`, `lokr_w1_b`; `lokr_w2` or `lokr_w2_a`, `lokr_w2_b`",
     "DoRA": "those of the update, `dora_scale` or `lora_magnitude_vector`",
     "OFT": "`oft_blocks`, `rescale`",
+    "OFT of inputs": "`oft_R`, with `adapter_config.json` beside the file",
     "BOFT": "`oft_blocks`, `rescale`",
+    "BOFT of inputs": "`boft_R`, `boft_s`",
     "full": "`diff`, `diff_b`",
     "GLoRA": "`a1`, `a2`, `b1`, `b2`",
     "(IA)^3": "`ia3_l`; `weight`, `on_input`",

@@ -34,7 +34,7 @@ def tables() -> list[str]:
     lines = ["| kind | tensors | same weights as |", "|---|---|---|"]
     for kind in dict.fromkeys([*PEFT, *LYCORIS]):
         trainers = [n for n, kinds in (("LyCORIS", LYCORIS), ("PEFT", PEFT)) if kind in kinds]
-        tensors = TENSORS[re.split(r"[ ,]", kind)[0]]
+        tensors = TENSORS[max((k for k in TENSORS if kind.startswith(k)), key=len)]
         lines.append(f"| {kind} | {tensors} | {', '.join(trainers)} |")
     lines += [f"| {kind} | {tensors} | by hand |" for kind, tensors in BY_HAND.items()]
     lines += ["", "Refused:", "", "| kind | why |", "|---|---|"]

@@ -104,9 +104,10 @@ class PeftConfig:
                 yield f"{kind} of PEFT"
             init = config.get("init_lora_weights")
             if isinstance(init, str) and _INITS.match(init.lower()):
+                way = " (save it with path_initial_model_for_weight_conversion)"
                 yield (
-                    f"init_lora_weights={init}, which changed the base as well (save it with "
-                    "path_initial_model_for_weight_conversion)"
+                    f"init_lora_weights={init}, which changed the base as well"
+                    f"{way * (not init.lower().startswith('loftq'))}"
                 )
             for variant in _VARIANTS:
                 if config.get(variant):

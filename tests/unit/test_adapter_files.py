@@ -288,7 +288,7 @@ def test_what_is_left_out_is_counted_once(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_a_whole_model_is_no_adapter(tmp_path: Path, base: SafetensorsFile) -> None:
-    with pytest.raises(CheckpointError, match="whole tensors of a model .* as --checkpoint"):
+    with pytest.raises(CheckpointError, match=r"whole tensors of a model .* as --checkpoint"):
         match(base.path)
     mixed = {f"diffusion_model.{Q}.lora_A.weight": np.ones((2, 8))}
     write_safetensors(tmp_path / "half.safetensors", mixed)
