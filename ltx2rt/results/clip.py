@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mappin
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx2rt import __version__
 from ltx2rt.config import GenerationConfig, GuidanceConfig, RecordPaths
 from ltx2rt.engine import U8, Array
 from ltx2rt.errors import OptionError
@@ -20,7 +21,7 @@ from ltx2rt.media.encoding import VideoEncoding
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
-from ltx2rt.results.facts import as_utf8, clip_facts
+from ltx2rt.results.facts import as_utf8, guidance_facts, lora_text
 from ltx2rt.results.prefetch import prefetch
 from ltx2rt.results.record import RECORD_TAG, Record, path_teller, record_text
 
@@ -407,7 +408,36 @@ class Clip:
         Args:
             told: how paths are written; default: as they were given.
         """
-        return clip_facts(self, told)
+        config = self.config
+        facts: dict[str, Any] = {
+            "prompt": config.prompt,
+            "pipeline": self.record.pipeline,
+            "seed": config.seed,
+            "num_frames": self.num_frames or config.frame_count,
+            "frame_rate": self.frame_rate,
+            "height": self.height,
+            "width": self.width,
+            "bundle": self.record.bundle,
+            "ltx2rt_version": __version__,
+        }
+        if cut := self.record.stages.get("prompt", {}).get("cut"):
+            facts["prompt_cut"] = "; ".join(
+                f"{c['tokens']} tokens, {c['kept']} kept, lost: {c['lost']}" for c in cut
+            )
+        if self.video_latent is None:
+            del facts["height"], facts["width"]
+        if config.loras:
+            facts["loras"] = lora_text(config.loras, told)
+        if config.stage_2_loras is not None:
+            facts["stage_2_loras"] = lora_text(config.stage_2_loras, told)
+        for name in ("sampler", "sigmas", "stage_2_sampler", "stage_2_sigmas", "user_prompt"):
+            if (value := getattr(config, name)) is not None:
+                facts[name] = value
+        if config.generated_keyframes:
+            facts["generated_keyframes"] = config.generated_keyframes
+        if self.guidance is not None:
+            facts |= guidance_facts(self.guidance, told)
+        return {k: str(v) for k, v in facts.items()}
 
 
 def truncated_uint8(chunk: Array) -> Frames:

@@ -1,53 +1,15 @@
-"""The facts that a clip's file carries for people, as flat strings."""
+"""Guidance and LoRAs as the flat facts that a clip's file carries for people."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ltx2rt import __version__
 from ltx2rt.config import GuidanceConfig
 from ltx2rt.lora.files import Lora
 from ltx2rt.plain_data import absolute_path
-
-if TYPE_CHECKING:
-    from ltx2rt.results.clip import Clip
-
-
-def clip_facts(clip: Clip, told: Callable[[Path], str] | None = None) -> dict[str, str]:
-    """See `Clip.metadata`."""
-    config = clip.config
-    facts: dict[str, Any] = {
-        "prompt": config.prompt,
-        "pipeline": clip.record.pipeline,
-        "seed": config.seed,
-        "num_frames": clip.num_frames or config.frame_count,
-        "frame_rate": clip.frame_rate,
-        "height": clip.height,
-        "width": clip.width,
-        "bundle": clip.record.bundle,
-        "ltx2rt_version": __version__,
-    }
-    if cut := clip.record.stages.get("prompt", {}).get("cut"):
-        facts["prompt_cut"] = "; ".join(
-            f"{c['tokens']} tokens, {c['kept']} kept, lost: {c['lost']}" for c in cut
-        )
-    if clip.video_latent is None:
-        del facts["height"], facts["width"]
-    if config.loras:
-        facts["loras"] = lora_text(config.loras, told)
-    if config.stage_2_loras is not None:
-        facts["stage_2_loras"] = lora_text(config.stage_2_loras, told)
-    for name in ("sampler", "sigmas", "stage_2_sampler", "stage_2_sigmas", "user_prompt"):
-        if (value := getattr(config, name)) is not None:
-            facts[name] = value
-    if config.generated_keyframes:
-        facts["generated_keyframes"] = config.generated_keyframes
-    if clip.guidance is not None:
-        facts |= guidance_facts(clip.guidance, told)
-    return {k: str(v) for k, v in facts.items()}
 
 
 def as_utf8(text: str) -> str:
