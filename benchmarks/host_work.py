@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows: list[Row] = [
-            *host_numpy.rows(options.runs, Path(folder)),
+            *host_numpy.rows(options.runs),
             *host_simulated.rows(Path(folder)),
         ]
     print("\n".join(row.line() for row in rows))
