@@ -27,6 +27,7 @@ from ltx2rt.env import cache_dir
 from ltx2rt.weights.codecs.engine_formats import FP8
 from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
+from ltx2rt_export.custom_ops.token_chunks import chunk_feed_forward
 from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.engines.weights import holding_layers
@@ -61,7 +62,7 @@ def write_graphs(width: int, folder: Path, variants: Collection[str]) -> None:
         if row is not None and row.stored is not None:
             graph = store_weights(graph, row.stored)
         weights = weight_inputs(graph)
-        graph = use_linear_attention(graph)
+        graph = chunk_feed_forward(use_linear_attention(graph))
         inside = row is None or row.inside
         if inside:
             graph = holding_layers(graph)

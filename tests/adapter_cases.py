@@ -26,6 +26,9 @@ LYCORIS: dict[str, tuple[str, dict[str, Any]]] = {
     "BOFT": ("ButterflyOFTModule", {"lora_dim": 8}),
     "BOFT, rescaled": ("ButterflyOFTModule", {"lora_dim": 8, "rescaled": True}),
     "full difference": ("FullModule", {}),
+    "GLoRA": ("GLoRAModule", {"lora_dim": 3, "alpha": 2}),
+    "(IA)^3, outputs": ("IA3Module", {}),
+    "(IA)^3, inputs": ("IA3Module", {"train_on_input": True}),
 }  # fmt: skip
 #: kind -> a configuration of PEFT and its options (the same file)
 PEFT: dict[str, tuple[str, dict[str, Any]]] = {
@@ -47,6 +50,29 @@ PEFT: dict[str, tuple[str, dict[str, Any]]] = {
     "LoKr, both factors products": (
         "LoKrConfig", {"r": 1, "alpha": 3, "decompose_factor": 4, "decompose_both": True},
     ),
+    "OFT of inputs": ("OFTConfig", {"oft_block_size": 4, "use_cayley_neumann": False}),
+    "OFT of inputs, a series": ("OFTConfig", {"oft_block_size": 4}),
+    "OFT of inputs, a short series": (
+        "OFTConfig", {"oft_block_size": 4, "num_cayley_neumann_terms": 2},
+    ),
+    "OFT of inputs, a long series": (
+        "OFTConfig", {"oft_block_size": 4, "num_cayley_neumann_terms": 7},
+    ),
+    "OFT of inputs, bounded": ("OFTConfig", {"oft_block_size": 4, "coft": True, "eps": 0.5}),
+    "OFT of inputs, one block for all": (
+        "OFTConfig", {"oft_block_size": 4, "block_share": True, "use_cayley_neumann": False},
+    ),
+    "BOFT of inputs": ("BOFTConfig", {"boft_block_size": 4}),
+    "BOFT of inputs, two stages": (
+        "BOFTConfig", {"boft_block_size": 2, "boft_n_butterfly_factor": 2},
+    ),
+    "BOFT of inputs, three stages": (
+        "BOFTConfig",
+        {"boft_block_size": 4, "boft_n_butterfly_factor": 3, "target_modules": ["to_q"]},
+    ),
+    "(IA)^3": (
+        "IA3Config", {"target_modules": ["to_q", "proj"], "feedforward_modules": ["proj"]},
+    ),
 }  # fmt: skip
 #: kinds without a trainer to compare with -> the tensors that are written and compared by hand
 BY_HAND: dict[str, str] = {
@@ -56,7 +82,7 @@ BY_HAND: dict[str, str] = {
     "replaced weight": "`set_weight`",
     "scaled FP8 and INT8": "`weight_scale`, `scale_weight` beside factors",
 }
-#: first word of a kind -> its tensors
+#: begin of a kind -> its tensors, the longest that fits
 TENSORS: dict[str, str] = {
     "LoRA": "`lora_A`, `lora_B`",
     "LoCoN": "`lora_down`, `lora_up`",
@@ -64,22 +90,32 @@ TENSORS: dict[str, str] = {
     "LoKr": "`lokr_w1` or `lokr_w1_a`, `lokr_w1_b`; `lokr_w2` or `lokr_w2_a`, `lokr_w2_b`",
     "DoRA": "those of the update, `dora_scale` or `lora_magnitude_vector`",
     "OFT": "`oft_blocks`, `rescale`",
+    "OFT of inputs": "`oft_R`, with `adapter_config.json` beside the file",
     "BOFT": "`oft_blocks`, `rescale`",
+    "BOFT of inputs": "`boft_R`, `boft_s`",
     "full": "`diff`, `diff_b`",
+    "GLoRA": "`a1`, `a2`, `b1`, `b2`",
+    "(IA)^3": "`ia3_l`; `weight`, `on_input`",
 }
-#: refused kind (`lora.suffixes.UNSUPPORTED`) -> why
+#: refused kind (`lora.suffixes.UNSUPPORTED`, `lora.peft_config.REFUSED`) -> why
 REFUSED: dict[str, str] = {
-    "OFT of PEFT or musubi-tuner (oft_R)": "not done yet: it turns inputs, by a series whose "
-    "length only the trainer's configuration says",
-    "BOFT of PEFT": "not done yet: another butterfly than that of LyCORIS",
-    "(IA)^3": "not done yet: it scales inputs or outputs",
-    "GLoRA": "not done yet: it multiplies the base as well as adding to it",
+    "OFT of musubi-tuner": "not done yet: its own numbers beside the blocks say how they turn",
+    "a magnitude of musubi-tuner's DoRA-OFT": "belongs to it",
+    "OFT of PEFT before 0.14 (oft_r)": "PEFT does not read it any more",
+    "OFT of PEFT before 0.18, made by a series": "its series was another one; PEFT warns of it",
+    "OFT of PEFT without its adapter_config.json": "which says how the blocks are read",
+    "GLoRA of PEFT": "not done yet: another GLoRA than that of LyCORIS, of up to five parts",
+    "GLoRA of a convolution (bm)": "this model has none",
     "AdaLoRA": "not done yet: its ranks have strengths of their own",
     "VeRA or RandLoRA": "its random matrices need not be in the file",
     "T-LoRA": "changes with the noise level: it is no one change of a weight",
     "LoRA of an embedding": "this model has none",
     "a LoRA that changes its layer's size (reshape_weight)": "engines have one size",
-    "a magnitude of musubi-tuner's DoRA-OFT": "belongs to the first of these",
+    "another kind of PEFT (peft_type)": "HRA, FourierFT, X-LoRA, ...: named as the file names it",
+    "PiSSA, CorDA, OLoRA, LoftQ, LoRA-GA (init_lora_weights)": "begun so, the base was changed "
+    "with the adapter; PEFT's `path_initial_model_for_weight_conversion` saves it as a LoRA",
+    "variants of PEFT's LoRA (use_qalora, use_bdlora, ...)": "not done yet: another arithmetic "
+    "under LoRA's names",
 }
 
 

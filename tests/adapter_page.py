@@ -9,7 +9,6 @@ import re
 import sys
 from pathlib import Path
 
-from ltx2rt.lora.suffixes import UNSUPPORTED
 from tests.adapter_cases import BY_HAND, LYCORIS, NAMINGS, PEFT, REFUSED, TENSORS
 from tests.layout_cases import LAYOUTS
 
@@ -35,11 +34,11 @@ def tables() -> list[str]:
     lines = ["| kind | tensors | same weights as |", "|---|---|---|"]
     for kind in dict.fromkeys([*PEFT, *LYCORIS]):
         trainers = [n for n, kinds in (("LyCORIS", LYCORIS), ("PEFT", PEFT)) if kind in kinds]
-        tensors = TENSORS[re.split(r"[ ,]", kind)[0]]
+        tensors = TENSORS[max((k for k in TENSORS if kind.startswith(k)), key=len)]
         lines.append(f"| {kind} | {tensors} | {', '.join(trainers)} |")
     lines += [f"| {kind} | {tensors} | by hand |" for kind, tensors in BY_HAND.items()]
     lines += ["", "Refused:", "", "| kind | why |", "|---|---|"]
-    lines += [f"| {kind} | {REFUSED[kind]} |" for kind in UNSUPPORTED]
+    lines += [f"| {kind} | {why} |" for kind, why in REFUSED.items()]
     lines += ["", "Names (of one layer; `alpha` beside them counts under each):", ""]
     lines += ["| naming | down, up |", "|---|---|"]
     for naming, (spell, *halves) in NAMINGS.items():

@@ -46,6 +46,10 @@ LAYOUTS: tuple[Layout, ...] = (
            "diffusers' own modules (0.42.1) write them, and ours compute the same; at the sides of "
            "a picture windows are those of the official decoder, which diffusers shifts inward "
            "(tests/parity/test_diffusers_25.py)"),
+    Layout("mlx-video's converted folder (`transformer`, `vae`, `audio_vae`, `vocoder`, "
+           "`text_projections`)", "`--checkpoint DIR`; Gemma is inside where `text_encoder` is",
+           f"{SAME}, from a folder written by its converter's rules; it has no encoder of sound, "
+           "and its transformer is bfloat16 throughout", test="mlx-video"),
     Layout("parts of a diffusers folder, or a `diffusion_pytorch_model` file", "as the part that "
            "it is", "the same names and weights as from the whole folder"),
     Layout("GGUF transformer (Q2_K to Q6_K, Q4_0 to Q8_0, IQ4, F16, BF16; extra `gguf`)",
@@ -75,6 +79,6 @@ LAYOUTS: tuple[Layout, ...] = (
            "unknown 4-bit format"),
     Layout("`latent_upsampler`, `transformer_full` of a diffusers folder",
            "", refused="left out with a warning that says what to give instead"),
-    Layout("mlx-video's converted folder", "", refused="not done yet: its weights are laid out for "
-           "MLX"),
+    Layout("a folder of mlx-video quantised for MLX", "", refused="not done yet: codes of a format "
+           "of its own; the official file is quantised by `ltx2rt build --precision`"),
 )  # fmt: skip

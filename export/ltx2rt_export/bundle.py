@@ -20,16 +20,10 @@ from ltx2rt.bundle.bundle import find_moved
 from ltx2rt.bundle.lock import build_lock
 from ltx2rt.bundle.manifest import (
     SCHEMA,
-    UNMASKED,
     BuildInputs,
     ComponentEntry,
     Manifest,
     ModelInfo,
-    Place,
-    Source,
-    UnmaskedEntry,
-    WeightEncoding,
-    WeightRef,
     bundle_id,
     write_manifest,
 )
@@ -41,20 +35,19 @@ from ltx2rt.lora.files import Lora
 from ltx2rt.names import AUDIO_DECODER, TEXT_STACK, VIDEO_ENCODER, VOCODER, WRITING_STACK
 from ltx2rt.progress import Job
 from ltx2rt.weights.precision import PRECISIONS
-from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.catalog import TEXT_ROLES, components_of, traced_components
 from ltx2rt_export.checkpoint import REQUIRED, ModelFiles, open_model
 from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
 from ltx2rt_export.decode_gguf import decode_gguf
-from ltx2rt_export.engines.build import manifest_tensors
 from ltx2rt_export.engines.stage import engine_stage, with_tile_memory
 from ltx2rt_export.exchange import exchange
 from ltx2rt_export.fuse_loras import fuse_loras
 from ltx2rt_export.graph import ExportedGraph
+from ltx2rt_export.manifest_entries import SourceTable, entry_of, with_unmasked
 from ltx2rt_export.quantize.overlay import Overlays
-from ltx2rt_export.quantize.prepare import Prepared, attach_overlays, prepare
+from ltx2rt_export.quantize.prepare import attach_overlays, prepare
 from ltx2rt_export.quantize.range_check import check_float16
 from ltx2rt_export.resume import KEY_FILE, OLD, open_work, prune, restore_old, weights_key
 
@@ -294,9 +287,9 @@ def _fill(
             data = graph.model.SerializeToString(deterministic=True)
             (work / f"graphs/{name}.onnx").write_bytes(data)
             graphs.append(graph)
-            entries[name] = _entry(part, graph, hashlib.sha256(data).hexdigest(), table)
+            entries[name] = entry_of(part, graph, hashlib.sha256(data).hexdigest(), table)
             if (without := engines.unmasked(part.graph, part.precision)) is not None:
-                entries[name] = _with_unmasked(entries[name], without, work)
+                entries[name] = with_unmasked(entries[name], without, work)
                 unmasked[name] = without
             overlays[name] = part.overlays
         job.report("export", i + 1, len(components), component.name)
@@ -344,84 +337,6 @@ def chosen_components(components: list[Component], names: Sequence[str]) -> list
             f"components {', '.join(unknown)} are not in this model; it has {', '.join(known)}."
         )
     return [c for c in components if not names or c.name in names]
-
-
-class SourceTable:
-    """The weight files of a bundle, numbered in order of first use."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.sources: list[Source] = []
-        self._numbers: dict[Path, int] = {}
-
-    def ref(self, entry: TensorEntry) -> WeightRef:
-        """The manifest's form of a tensor's place."""
-        encoding = entry.encoding
-        if encoding is None:
-            return WeightRef(**self._place(entry))
-        return WeightRef(
-            **self._place(entry),
-            encoding=WeightEncoding(
-                format=encoding.format,
-                shape=encoding.shape,
-                group=encoding.group,
-                parts={n: Place(**self._place(e)) for n, e in sorted(encoding.parts.items())},
-            ),
-        )
-
-    def _place(self, entry: TensorEntry) -> dict[str, Any]:
-        path = entry.path.absolute()
-        if path not in self._numbers:
-            file = SafetensorsFile(path)
-            inside = path.is_relative_to(self._folder)
-            self._numbers[path] = len(self.sources)
-            self.sources.append(
-                Source(
-                    path=str(path.relative_to(self._folder) if inside else path),
-                    bytes=file.file_bytes,
-                    header_sha256=file.header_sha256,
-                    modified_ns=0 if inside else path.stat().st_mtime_ns,
-                )
-            )
-        return {
-            "source": self._numbers[path],
-            "dtype": entry.dtype,
-            "shape": entry.shape,
-            "offset": entry.offset,
-            "length": entry.length,
-        }
-
-
-def _entry(part: Prepared, graph: ExportedGraph, digest: str, table: SourceTable) -> ComponentEntry:
-    component = graph.component
-    layers: Sequence[Mapping[str, TensorEntry]] = component.layers or (component.weights,)
-    return ComponentEntry(
-        graph=f"graphs/{component.name}.onnx",
-        graph_sha256=digest,
-        precision=part.precision,
-        inputs=manifest_tensors(component.inputs),
-        outputs=manifest_tensors(component.outputs),
-        weight_binding=component.weight_binding,
-        transposed=tuple(sorted(graph.transposed)),
-        layers=tuple({n: table.ref(e) for n, e in sorted(layer.items())} for layer in layers),
-        options=dict(component.options),
-        weight_dtypes=part.weight_dtypes,
-        quantized=dict(part.quantized),
-    )
-
-
-def _with_unmasked(entry: ComponentEntry, graph: ExportedGraph, work: Path) -> ComponentEntry:
-    """The entry of a component that has a second graph, which is written."""
-    data = graph.model.SerializeToString(deterministic=True)
-    place = entry.graph.removesuffix(".onnx") + f"{UNMASKED}.onnx"
-    (work / place).write_bytes(data)
-    kept = {spec.name for spec in graph.component.inputs}
-    made = UnmaskedEntry(
-        graph=place,
-        graph_sha256=hashlib.sha256(data).hexdigest(),
-        leaves_out=tuple(t.name for t in entry.inputs if t.name not in kept),
-    )
-    return dataclasses.replace(entry, unmasked=made)
 
 
 def model_info(files: ModelFiles, options: Mapping[str, Mapping[str, Any]]) -> ModelInfo:

@@ -20,7 +20,7 @@ from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt_export.gemma_tokenizer import sentencepiece_vocabulary, tokenizer_json
 from ltx2rt_export.kinds import SPIECE, is_gemma, split_components
 from ltx2rt_export.layouts.gemma_single import gguf_vocabulary, inferred_config, open_gguf_gemma
-from ltx2rt_export.layouts.open import open_weights
+from ltx2rt_export.layouts.open import holds_gemma, open_weights
 from ltx2rt_export.modules.gemma_config import gemma_root
 from ltx2rt_export.version import parse_model_version, read_version_text
 from ltx2rt_export.weight_set import WeightFile, Weights, WeightSet
@@ -122,8 +122,7 @@ def open_gemma(path: str | os.PathLike[str]) -> GemmaFiles:
 
 def _open_directory(root: Path) -> GemmaFiles:
     """A folder of Gemma; in one of diffusers, its text encoder with the tokenizer beside it."""
-    is_pipeline = (root / "model_index.json").is_file()
-    own = root / "text_encoder" if is_pipeline else root
+    own = root / "text_encoder" if holds_gemma(root) else root
     beside = own.with_name("tokenizer")
     folders = (beside, own) if own.name == "text_encoder" else (own,)
     tokenizers = [p for place in folders if (p := _first(place, "tokenizer.json"))]

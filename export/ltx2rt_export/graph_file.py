@@ -45,8 +45,8 @@ def write_graph(
     if not isinstance(getattr(names, component.upper(), None), str):  # of no model at all
         held = sorted(bundle.manifest.components)
         raise OptionError(
-            f"there is no component {component!r}{nearest(component, held)}; {bundle.folder} has "
-            f"{', '.join(held)}."
+            f"there is no component {component!r}{nearest(component, held)} ({bundle.folder} has "
+            f"{', '.join(held)})."
         )
     entry = bundle.component(component)
     check_layer(component, entry, layer)

@@ -18,12 +18,12 @@ from ltx2rt.backends.tensorrt_api import load
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.engine_file import read_info
 from ltx2rt.bundle.manifest import UNMASKED
-from ltx2rt.bundle.memory_plan import SOUND_ENGINES, MemoryPlan, room_on
+from ltx2rt.bundle.memory_plan import PICTURE_ENGINES, SOUND_ENGINES, MemoryPlan, room_on
 from ltx2rt.bundle.stage_plan import plan_card_memory
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device.cuda import CudaDevice
 from ltx2rt.names import DENOISE, StackNames, stage_of
-from ltx2rt.trace import SOUND
+from ltx2rt.trace import PICTURE, SOUND
 
 #: of a card, what is left for the activations of ONNX Runtime, which no plan knows
 _ACTIVATION_SHARE = 4
@@ -37,23 +37,29 @@ class Card:
         plan: how `memory` is divided; None with ONNX Runtime, which takes what it needs.
         keep_text: the layers of the text encoder stay between clips.
         sound: of the engines that decode sound, with streams of its own; None: it is `memory`.
+        picture: the same of those that decode the picture.
     """
 
     memory: DeviceMemory
     plan: MemoryPlan | None
     keep_text: bool
     sound: DeviceMemory | None = None
+    picture: DeviceMemory | None = None
     _stage: str = DENOISE
 
     def memory_of(self, name: str) -> DeviceMemory:
         """That of a component's engine."""
-        return self.sound if self.sound is not None and name in SOUND_ENGINES else self.memory
+        if self.sound is not None and name in SOUND_ENGINES:
+            return self.sound
+        if self.picture is not None and name in PICTURE_ENGINES:
+            return self.picture
+        return self.memory
 
     def close(self) -> None:
         """Leave it to the engines that are still open."""
-        self.memory.close()
-        if self.sound is not None:
-            self.sound.close()
+        for memory in (self.memory, self.sound, self.picture):
+            if memory is not None:
+                memory.close()
 
     def stage_of(self, component: str) -> str | None:
         """The stage that a component has the card for, or None: it has room for all of them."""
@@ -94,10 +100,14 @@ def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
             memory = DeviceMemory(device, reserve=reserve).opened()
             return Card(memory=memory, plan=None, keep_text=resident)
         plan = _plan(bundle, device, trust_of(runtime), resident=resident)
-        memory, sound = DeviceMemory(device, plan.regions).opened(), None
-        if plan.sound is not None:
-            sound = DeviceMemory(device.lane(), plan.sound, track=SOUND).opened()
-        return Card(memory=memory, plan=plan, keep_text=plan.keep_text, sound=sound)
+        memory = DeviceMemory(device, plan.regions).opened()
+        sound, picture = (
+            None if regions is None else DeviceMemory(device.lane(), regions, track=track).opened()
+            for regions, track in ((plan.sound, SOUND), (plan.picture, PICTURE))
+        )
+        return Card(
+            memory=memory, plan=plan, keep_text=plan.keep_text, sound=sound, picture=picture
+        )
     except BaseException:
         device.close()
         raise

@@ -16,7 +16,7 @@ from ltx2rt.bundle.stage_plan import plan_card_memory
 from ltx2rt.engine import TensorSpec
 from ltx2rt.errors import OptionError
 
-_UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "GB": 10**9, "MB": 10**6}
+_UNITS = {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "GB": 10**9, "MB": 10**6}
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 _SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)")
 

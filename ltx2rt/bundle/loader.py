@@ -75,6 +75,11 @@ class Loader:
         card = self._cards.get(runtime.gpu or 0)
         return card is not None and card.sound is not None
 
+    def picture_is_apart(self, runtime: RuntimeConfig) -> bool:
+        """The same of the engines that decode the picture."""
+        card = self._cards.get(runtime.gpu or 0)
+        return card is not None and card.picture is not None
+
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Match LoRA files to this bundle's model and look through their numbers.
 

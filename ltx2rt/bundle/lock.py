@@ -17,11 +17,17 @@ def build_lock(output: Path) -> Iterator[None]:
     way.
 
     Raises:
-        OptionError: another build holds it.
+        OptionError: another build holds it, or nothing can be written beside the output.
     """
     path = output.absolute().parent / f".{output.name}.lock"
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise OptionError(
+                f"cannot write {output}: nothing can be made in the folder {path.parent} "
+                f"({error.strerror}); choose another one."
+            ) from error
         try:
             if not try_lock(file):
                 owner = path.read_text(encoding="utf-8").strip() or "unknown"

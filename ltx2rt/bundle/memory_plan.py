@@ -5,7 +5,7 @@ weights beside them, and the layers of stacks in what is left.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ltx2rt.backends.engine_needs import EngineNeeds
@@ -21,6 +21,7 @@ from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
+    DEVICE_FRAMES,
     DIFFUSION_CONTEXT,
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
@@ -45,6 +46,7 @@ STACKS = (TEXT_STACK, WRITING_STACK, TRANSFORMER_STACK)
 BEFORE = (VIDEO_ENCODER, AUDIO_ENCODER, DURATION_HEAD)
 UPSAMPLERS = (SPATIAL_UPSAMPLER, TEMPORAL_UPSAMPLER)
 SOUND_ENGINES = (AUDIO_DECODER, VOCODER)
+PICTURE_ENGINES = (VIDEO_DECODER, *DIFFUSION_DECODER, *DEVICE_FRAMES)
 DECODING = (VIDEO_DECODER, *DIFFUSION_DECODER, AUDIO_DECODER, VOCODER)
 
 #: prompts that are encoded together: what is wanted and what is not
@@ -77,6 +79,8 @@ class MemoryPlan:
         finishes_floats: also those that leave it as float32, which take more.
         sound: what the engines that decode sound have for themselves, so that it is decoded beside
             the picture; None: they take turns with the rest, since they cannot have that for free.
+        picture: the same for those that decode the picture, so that the next clip is encoded and
+            denoised beside them.
         stages: stage -> what is taken for it alone, where the card has no room for all at once
             (`stage_plan`); `regions` are then those of denoising.
         places: stack -> bytes of each place that its parts without room take turns in.
@@ -93,6 +97,7 @@ class MemoryPlan:
     finishes_frames: bool = False
     finishes_floats: bool = False
     sound: Regions | None = None
+    picture: Regions | None = None
     stages: Mapping[str, Regions] = field(default_factory=dict)
 
     def regions_for(self, component: str) -> Regions:
@@ -151,6 +156,9 @@ class MemoryPlan:
                 "sound is decoded after the picture"
                 if self.sound is None
                 else f"sound, decoded beside the picture: {_gib(self.sound.total)}",
+                "the next clip of several begins when the picture is decoded"
+                if self.picture is None
+                else f"the picture, decoded beside the next clip: {_gib(self.picture.total)}",
                 f"together: {_gib(self.total)}",
             )
         )
@@ -158,7 +166,8 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Bytes that are taken."""
-        return self.regions.total + (self.sound.total if self.sound else 0)
+        apart = (self.sound, self.picture)
+        return self.regions.total + sum(lane.total for lane in apart if lane is not None)
 
     def _frames_text(self) -> str:
         if not self.finishes_frames:
@@ -179,62 +188,20 @@ def room_on(memory_bytes: int, free_bytes: int, manifest: Manifest) -> int:
 
 
 def plan_memory(
-    manifest: Manifest,
-    needs: Mapping[str, EngineNeeds],
-    room: int,
-    *,
-    resident: bool,
-    card: str,
-    sound_apart: bool = True,
+    manifest: Manifest, needs: Mapping[str, EngineNeeds], room: int, *, resident: bool, card: str
 ) -> MemoryPlan:
-    """Divide a card.
+    """Divide a card among engines that run one after another; see `lane_plan` for what may run
+    beside them.
 
     Args:
         needs: of every component.
         room: bytes that may be taken, see `room_on`.
         resident: engines stay loaded between clips.
         card: what it is called, for errors.
-        sound_apart: engines that decode sound may have memory of their own.
 
     Raises:
         UnsupportedError: it does not fit; says what would.
     """
-    plan = _with_frames(manifest, needs, room, resident=resident, card=card)
-    names = {n for n in SOUND_ENGINES if n in needs and not _is_constant(manifest, n)}
-    if not names or not sound_apart:
-        return plan
-    entries = manifest.components
-    sound = Regions(
-        scratch=max(needs[n].scratch for n in names),
-        tensors=max(sum(needs[n].tensors.values()) for n in names),
-        engines=sum(sum(_weight_bytes(entries[n])) for n in names),
-        layers=0,
-    )
-    others = replace(manifest, components={n: e for n, e in entries.items() if n not in names})
-    rest = {n: need for n, need in needs.items() if n not in names}
-    try:
-        apart = _with_frames(others, rest, room - sound.total, resident=resident, card=card)
-    except UnsupportedError:
-        return plan
-    return replace(apart, sound=sound) if _as_good(apart, plan) else plan
-
-
-def _is_constant(manifest: Manifest, name: str) -> bool:
-    return any(engine.weights == "constant" for engine in manifest.components[name].engines)
-
-
-def _as_good(plan: MemoryPlan, other: MemoryPlan) -> bool:
-    """Whether a plan keeps on the card what another one keeps there."""
-    return all(
-        getattr(plan, name) == getattr(other, name)
-        for name in ("keep_text", "streams", "finishes_frames", "finishes_floats")
-    )
-
-
-def _with_frames(
-    manifest: Manifest, needs: Mapping[str, EngineNeeds], room: int, *, resident: bool, card: str
-) -> MemoryPlan:
-    """As `plan_memory`, without sound beside the picture."""
     plan = _divided(manifest, needs, room, 0, resident=resident, card=card)
     for form in ("float", "rgb"):
         frames, floats = _frames(manifest, PIXEL_BYTES[form]), form == "float"
@@ -268,7 +235,7 @@ def _divided(
     scratch = aligned(max((n.scratch for n in needs.values()), default=0))
     tensors = aligned(max(frames, _tensors(manifest, needs)))
     weights = {
-        name: sum(_weight_bytes(entry))
+        name: sum(weight_bytes(entry))
         for name, entry in manifest.components.items()
         if not any(name in names.components for names in STACKS)
     }
@@ -313,7 +280,16 @@ def _engine_weights(weights: Mapping[str, int], *, resident: bool) -> int:
     return max(before, after + max(weights.get(n, 0) for n in UPSAMPLERS))
 
 
-def _weight_bytes(entry: ComponentEntry) -> list[int]:
+def part_of(manifest: Manifest, wanted: Callable[[str], bool]) -> Manifest:
+    """A manifest of the components and device graphs of some names."""
+    return replace(
+        manifest,
+        components={n: e for n, e in manifest.components.items() if wanted(n)},
+        device_graphs={n: e for n, e in manifest.device_graphs.items() if wanted(n)},
+    )
+
+
+def weight_bytes(entry: ComponentEntry) -> list[int]:
     """Of each layer, where its weights are not inside the engine; every tensor begins anew."""
     if any(engine.weights == "constant" for engine in entry.engines):
         return [0 for _ in entry.layers]
@@ -339,7 +315,7 @@ def _parts(
 ) -> Iterator[int]:
     for name in names.components:
         if (entry := manifest.components.get(name)) is not None:
-            for index, size in enumerate(_weight_bytes(entry)):
+            for index, size in enumerate(weight_bytes(entry)):
                 if entry.layers[index] or name not in names.blocks:
                     yield size + needs[name].lora_inputs
 

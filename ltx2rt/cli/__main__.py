@@ -64,6 +64,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             f"argument COMMAND: invalid choice: {chosen!r}{nearest(chosen, COMMANDS)} (choose from "
             f"{', '.join(COMMANDS)})"
         )
+    if not arguments:
+        parser.print_help(sys.stderr)
+        parser.exit(EXIT_USER_ERROR)
+    if chosen is None and not {"-h", "--help", "--version"} & set(arguments):
+        parser.refuse(arguments)
     before_end = arguments[: arguments.index("--")] if "--" in arguments else arguments
     helps = HELP if {"-h", "--help"} & set(before_end) else {}
     parsers = {}
@@ -160,6 +165,8 @@ def sentence_of(error: OSError | RecursionError | UnicodeError) -> str:
     if error.errno == errno.ENOENT and not _folder_exists():
         return "the current folder was removed; change to another one."
     where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}{where}: make room, or write elsewhere, and repeat the command."
     return f"{error.strerror or error}{where}."
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -226,9 +228,14 @@ def inputs_of(options: argparse.Namespace) -> BuildInputs:
         "text_encoder",
         "duration_head",
     )
-    paths = {
-        n: str(local_path(p).absolute()) for n in names if (p := getattr(options, n)) is not None
-    }
+    found = {n: local_path(p) for n in names if (p := getattr(options, n)) is not None}
+    if absent := {n: p for n, p in found.items() if not os.path.lexists(p)}:
+        raise OptionError(
+            "files of the model are missing",
+            [f"--{n.replace('_', '-')} {p}: No such file" for n, p in absent.items()],
+            advice="Check the paths; `ltx2rt pull` fetches official files by name.",
+        )
+    paths = {n: str(p.absolute()) for n, p in found.items()}
     loras = tuple(
         Lora(path=str(local_path(x.path).absolute()), strength=x.strength) for x in options.lora
     )
@@ -239,6 +246,7 @@ def inputs_of(options: argparse.Namespace) -> BuildInputs:
 
 
 def run(options: argparse.Namespace) -> int:
+    export_module("bundle")  # what is not installed is said first
     if options.dry_run:
         return _dry_run(options)
     if options.output is None:
@@ -285,7 +293,26 @@ def open_and_choose(inputs: BuildInputs, options: argparse.Namespace) -> tuple[A
     """The model's files, and the `BuildConfig` of the flags; those are checked first."""
     config = config_of(options)
     files = export_module("bundle").open_inputs(inputs, config.components)
+    for said in files.warnings:
+        warnings.warn(said, stacklevel=2)
+    warn_of_upsampler(inputs, config.components)
     return files, config if options.precision != "auto" else config_of(options, files)
+
+
+def warn_of_upsampler(inputs: BuildInputs, components: tuple[str, ...]) -> None:
+    """Say before a build that the pipeline of `ltx2rt generate` will not run, and which will."""
+    if inputs.spatial_upsampler is not None or components:
+        return
+    from ltx2rt.names import SPATIAL_UPSAMPLER
+    from ltx2rt.pipelines.catalog import PIPELINES, catalog_class
+
+    without = [n for n in PIPELINES if SPATIAL_UPSAMPLER not in catalog_class(n).requires]
+    warnings.warn(
+        "no --spatial-upsampler FILE is given, so the pipelines of two stages will not run, among "
+        "them distilled, which `ltx2rt generate` takes by itself; these will run: "
+        f"{', '.join(without)}.",
+        stacklevel=2,
+    )
 
 
 def config_of(options: argparse.Namespace, files: Any = None) -> Any:

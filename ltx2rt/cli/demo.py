@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,27 @@ def run(options: argparse.Namespace) -> int:
         build_command.add_arguments(parser)
         built = parser.parse_args(arguments)
         build_command.build(build_command.inputs_of(built), bundle, built)
-        return make_and_say(asked, bundle)
+        status = make_and_say(asked, bundle)
+        if not options.quiet and options.progress != "json":
+            print(_what_it_is(options.keep and bundle), file=sys.stderr)
+        return status
     finally:
         if options.keep is None or not (folder / "demo.bundle").exists():
             shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def _what_it_is(bundle: Path | None) -> str:
+    """What somebody sees who looks at the clip, and what comes next."""
+    said = (
+        "ltx2rt: note: a model of random weights makes clouds of colour and noise; `ltx2rt pull` "
+        "lists the real ones."
+    )
+    if bundle is None:
+        return said
+    size = "--size 384x256 --num-frames 49"
+    return f'{said} Try more with this one: ltx2rt generate {bundle} -p "..." {size} -o out.mp4'
 
 
 def given_of(options: argparse.Namespace) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ltx2rt.cli.common import print_json
 from ltx2rt.device.cuda import driver_cuda, local_gpu
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError, UnsupportedError
+from ltx2rt.install import install_hint
 from ltx2rt.machine import machine_bytes
 
 PACKAGES = {
@@ -89,9 +90,12 @@ def verdict(report: dict[str, Any]) -> tuple[bool, str]:
         fits = report["card"]["fits"]
         return fits, f"a machine of that size {'can' if fits else 'cannot'} run this bundle."
     if bundle is None:
-        building = "build" if report["packages"]["build"]["onnx"] else "not build (onnx is missing)"
         where = f"on {card['name']} and on the CPU" if card["name"] else "on the CPU only"
-        return True, f"this machine can generate {where}, and {building} bundles."
+        if report["packages"]["build"]["onnx"]:
+            return True, f"this machine can build bundles, and generate {where}."
+        return True, (
+            f"this machine can generate {where}; to build bundles it needs {install_hint('build')}"
+        )
     targets = tuple(bundle["targets"])
     if targets and not (card["name"] and runs_on(targets, card["target"])):
         has = f"has {card['name']} ({card['target']})" if card["name"] else "shows no GPU"

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.output.suffix != ".onnx":
-        raise OptionError(f"{options.output} does not end in .onnx.")
+        raise OptionError(f"{options.output} does not end in .onnx: {options.output}.onnx does.")
     if not options.output.absolute().parent.is_dir():
         raise OptionError(f"the folder of {options.output} does not exist; create it first.")
     from ltx2rt.bundle.bundle import open_bundle

@@ -1,5 +1,5 @@
 """The parser of every command: a flag is given once, and a name that does not exist suggests the
-nearest one.
+nearest one, flags and their values alike.
 """
 
 from __future__ import annotations
@@ -32,7 +32,19 @@ class Parser(argparse.ArgumentParser):
 
         flags = [text.partition("=")[0] for text in extras if text.startswith("--")]
         hints = [nearest(flag, self._option_string_actions) for flag in flags]
+        if not flags and "--prompt" in self._option_string_actions:
+            hints = ['; a prompt is one text in quotes: --prompt "..."']
         self.error(f"unrecognized arguments: {' '.join(extras)}{''.join(hints)}")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """As the base, with the nearest of the choices."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            from ltx2rt.plain_data import nearest
+
+            error.message += nearest(str(value), map(str, action.choices or ()))
+            raise
 
 
 class _Once(argparse.Action):

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, nargs="*")
     where = parser.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", help="address to listen at; default loopback")
-    where.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
+    where.add_argument("--port", type=_port, default=8000, help="default 8000; 0 takes a free one")
     where.add_argument("--data", type=Path, metavar="DIR", help="folder of jobs and clips")
     where.add_argument(
         "--model", action="append", default=[], metavar="NAME",
@@ -107,11 +107,17 @@ def run(options: argparse.Namespace) -> int:
         keys=None if options.keys is None else keys.Keys(options.keys),
         max_body_bytes=options.max_body_bytes,
     )
-    log.log_as_json(options.log_level)
+    log.log_to_stderr(options.log_level)
     service = Service(settings_of(options))
     address = server.Address(host=options.host, port=options.port, grace_s=options.grace)
     server.serve(app.make_app(service, guard), service, address)
     return 0
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"invalid port: {text!r}; ports are 0 to 65535")
+    return int(text)
 
 
 def models_of(bundles: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:

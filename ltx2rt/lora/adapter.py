@@ -13,9 +13,9 @@ from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, UnsupportedError
 from ltx2rt.lora.fuse import fuse
 from ltx2rt.lora.keys import LoraKeys, Target, read_lora_keys
-from ltx2rt.lora.rotation import Rotation
+from ltx2rt.lora.multiplied import Scaling
 from ltx2rt.lora.tensor_names import TensorNames, stem_of
-from ltx2rt.lora.updates import Replacement, Update
+from ltx2rt.lora.updates import Fitting, Replacement, Update
 from ltx2rt.names import TEXT_TAIL, TRANSFORMER_BLOCK
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 
@@ -55,6 +55,17 @@ class Adapter:
                 first,
             )
 
+    def warn_of_no_effect(self) -> None:
+        """One line about modules whose alpha is 0."""
+        still = [base for base, alpha in self.keys.alphas.items() if alpha == 0]
+        if still:
+            logger.warning(
+                "LoRA %s: alpha is 0 in %d modules, which therefore change nothing (%s)",
+                self.file.path,
+                len(still),
+                ", ".join(still[:3]),
+            )
+
 
 def parse_lora(
     file: SafetensorsFile, targets: Mapping[str, tuple[int, ...]], *, ignore_alpha: bool = False
@@ -77,6 +88,8 @@ def parse_lora(
     problems = list(keys.problems)
     for target, update in all_updates(keys).items():
         name = names.find(*target)
+        if name is None and _needs_no_target(update, target, names):
+            continue
         if name is None:
             skipped[str(target)] = None
         elif problem := _shape_problem(update, tuple(targets[name])):
@@ -86,8 +99,7 @@ def parse_lora(
         else:
             updates[name] = update
     if not problems and not updates:
-        first = ", ".join(sorted(skipped)[:3]) or ", ".join(sorted(file)[:3]) or "nothing"
-        problems.append(f"no module of the model matches (the file has {first})")
+        problems.append(_nothing_matches(file, names, skipped))
     if problems:
         more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
         raise CheckpointError(f"LoRA {file.path} does not fit this model", problems[:10] + more)
@@ -117,8 +129,24 @@ def all_updates(keys: LoraKeys) -> dict[Target, Update]:
     return {**whole, **keys.updates}
 
 
+def _needs_no_target(update: Update, target: Target, names: TensorNames) -> bool:
+    """Whether it is a scaling of a bias, of a layer that has none."""
+    is_bias = isinstance(update, Scaling) and target.field == "bias"
+    return is_bias and names.find(target.name, "weight") is not None
+
+
+def _nothing_matches(file: SafetensorsFile, names: TensorNames, skipped: Iterable[str]) -> str:
+    first = ", ".join(sorted(skipped)[:3]) or ", ".join(sorted(file)[:3]) or "nothing"
+    if any(names.find(*stem_of(name)) for name in file):
+        return (
+            f"it holds whole tensors of a model ({first}), no adapter: a model is given to "
+            "`ltx2rt build`, as --checkpoint"
+        )
+    return f"no module of the model matches (the file has {first})"
+
+
 def _shape_problem(update: Update, target: tuple[int, ...]) -> str | None:
-    if isinstance(update, Rotation):
+    if isinstance(update, Fitting):
         problem = update.problem(target)
         return None if problem is None else f"is {list(target)}: {problem}"
     if update.shape == target:

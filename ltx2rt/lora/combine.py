@@ -36,7 +36,7 @@ from ltx2rt.lora.metadata import merged_metadata
 from ltx2rt.lora.official_names import official_name
 from ltx2rt.lora.products import Hadamard, Kronecker, rank_of
 from ltx2rt.lora.tensor_names import stem_of
-from ltx2rt.lora.updates import Additive, LowRank, Update
+from ltx2rt.lora.updates import Additive, Fitting, LowRank, Update
 from ltx2rt.lora.values import check_finite
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights.safetensors_writer import Stream, write_safetensors
@@ -269,6 +269,9 @@ class _Merged:
                 )
         own = () if values is None else values.shape
         shape = next((shape for shape in shapes if shape is not None), own)
+        problems = [u.problem(own) for u, _ in self._updates[name] if isinstance(u, Fitting)]
+        if found := [problem for problem in problems if problem]:
+            raise CheckpointError(f"{name} is {list(own)} in this bundle: {found[0]}.")
         if values is not None and values.shape != shape:
             raise CheckpointError(
                 f"{name} is {list(values.shape)} in this bundle, {list(shape)} in the LoRA."

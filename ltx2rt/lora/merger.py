@@ -48,6 +48,7 @@ class LoraMerger:
         for _, adapter in adapters:
             check_finite(adapter.file, adapter.updates.values())
             adapter.warn_of_skipped()
+            adapter.warn_of_no_effect()
         self._adapters = adapters
         self._updates = collect_updates((adapter, lora.strength) for lora, adapter in adapters)
         for name in unmerged:

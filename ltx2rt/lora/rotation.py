@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ltx2rt.engine import Array
-from ltx2rt.lora.updates import Load, Shape
+from ltx2rt.lora.updates import Fitting, Load, Shape
 from ltx2rt.weights.safetensors import TensorEntry
 
 
 @dataclass(frozen=True, slots=True)
-class Rotation:
+class Rotation(Fitting):
     """Diagonal OFT and BOFT of LyCORIS: outputs turned by orthogonal blocks.
 
     `blocks` is `[n, b, b]` (one stage) or `[stages, n, b, b]` (butterfly): `Q = blocks - blocks^T`
@@ -29,10 +29,6 @@ class Rotation:
     @property
     def kind(self) -> str:
         return "OFT" if len(self.blocks.shape) == 3 else "BOFT"
-
-    @property
-    def shape(self) -> None:
-        return None
 
     def parts(self) -> Iterator[TensorEntry]:
         yield from filter(None, (self.blocks, self.rescale))

@@ -6,45 +6,27 @@ trainers fold alpha in.
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError
-from ltx2rt.user_files import read_limited
-from ltx2rt.weights.safetensors import (
-    MappedFiles,
-    SafetensorsFile,
-    TensorEntry,
-    convert,
-    read_metadata,
-)
-
-_MAX_CONFIG_BYTES = 1 << 20
+from ltx2rt.lora.peft_config import PeftConfig
+from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, convert
 
 
 class Scales:
     """The scales of one file.
 
     Args:
-        peft: whether `adapter_config.json` beside the file belongs to it.
+        config: what PEFT or diffusers say about it.
         ignore_alpha: every scale is 1, as in the official loader.
-
-    Raises:
-        CheckpointError: the configuration beside the file cannot be read.
     """
 
-    def __init__(self, file: SafetensorsFile, *, peft: bool, ignore_alpha: bool) -> None:
+    def __init__(self, file: SafetensorsFile, config: PeftConfig, *, ignore_alpha: bool) -> None:
         self._file = file
+        self._config = config
         self._ignore = ignore_alpha
         self._files = MappedFiles()
-        config = read_metadata(file, "lora_adapter_metadata")
-        if config is None and peft:
-            config = _adapter_config(file.path.with_name("adapter_config.json"))
-        config = config if isinstance(config, dict) else {}
-        #: keys may name the component that they are for: `transformer.lora_alpha`
-        self._config = {str(key).rsplit(".", 1)[-1]: value for key, value in config.items()}
 
     def of(self, module: str, rank: int | None, alpha: TensorEntry | None) -> float:
         """The scale of one update.
@@ -63,10 +45,11 @@ class Scales:
             number = self.number(alpha)
             return 1.0 if rank is None else number / max(rank, 1)
         if rank is None:
-            rank = self._whole(self._pattern("rank_pattern", module, self._config.get("r")))
-        value = self._pattern("alpha_pattern", module, self._config.get("lora_alpha"))
-        value = self._config.get("alpha", rank) if value is None else value
-        root = self._config.get("use_rslora") is True
+            rank = self._whole(self._config.number("r", "rank_pattern", module))
+        value = self._config.number("lora_alpha", "alpha_pattern", module)
+        own = self._config.of(module)
+        value = own.get("alpha", rank) if value is None else value
+        root = own.get("use_rslora") is True
         return self._check(value, "lora_alpha") / float(max(rank, 1) ** (0.5 if root else 1.0))
 
     def number(self, entry: TensorEntry) -> float:
@@ -84,19 +67,8 @@ class Scales:
             float(convert(raw, entry.dtype, "float32", entry.name).reshape(-1)[0]), entry.name
         )
 
-    def _whole(self, value: object) -> int:
+    def _whole(self, value: Any) -> int:
         return value if isinstance(value, int) and not isinstance(value, bool) else 1
-
-    def _pattern(self, key: str, module: str, default: Any) -> Any:
-        """PEFT's patterns: the end of a module's name, or after `^` all of it."""
-        patterns = self._config.get(key)
-        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-            plain = str(pattern).replace("\\.", ".")
-            whole = plain.startswith("^")
-            plain = plain.removeprefix("^").removesuffix("$")
-            if module == plain or (not whole and f".{module}".endswith(f".{plain}")):
-                return value
-        return default
 
     def _check(self, value: object, name: str) -> float:
         try:
@@ -109,20 +81,3 @@ class Scales:
                 f"{self._file.path} cannot be used as a LoRA: {name} is not one finite number."
             )
         return number
-
-
-def _adapter_config(path: Path) -> object:
-    """What PEFT writes beside its weights, which holds alpha; None when it is not there.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    if not path.exists():
-        return None
-    try:
-        return json.loads(read_limited(path, _MAX_CONFIG_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} says how strong the LoRA beside it is, but it cannot be read ({error}); mend "
-            "it, or remove it to take alpha = rank."
-        ) from error

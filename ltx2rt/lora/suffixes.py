@@ -6,12 +6,12 @@ import re
 from typing import NamedTuple
 
 #: a slot of PEFT (`lora_A.default.weight`), `.weight`, both or neither
-_SLOT = r"(\.(?!bias$)\w+)?(\.weight)?"
+_SLOT = r"(\.(?!(?:bias|\w*alpha|\w*scale\w*|scalar|comfy_quant)$)[\w-]+)?(\.weight)?"
 _PARTS: tuple[tuple[str, str], ...] = (
     (rf"(lora_A|lora_down|lora\.down|lora_linear_layer\.down){_SLOT}", "down"),
     (rf"(lora_B|lora_up|lora\.up|lora_linear_layer\.up){_SLOT}", "up"),
     (r"lora_mid(\.weight)?", "mid"),
-    (r"(lora_B|lora_up)(\.\w+)?\.bias", "up_bias"),
+    (r"(lora_B|lora_up)(\.[\w-]+)?\.bias", "up_bias"),
     (rf"(?P<piece>hada_(w[12]_[ab]|t[12])){_SLOT}", ""),
     (rf"(?P<piece>lokr_(w[12](_[ab])?|t2)){_SLOT}", ""),
     (r"dora_scale", "dora_scale"),
@@ -23,6 +23,12 @@ _PARTS: tuple[tuple[str, str], ...] = (
     (r"set_weight", "set_weight"),
     (r"oft_blocks", "oft_blocks"),
     (r"rescale", "rescale"),
+    (rf"oft_R{_SLOT}", "oft_R"),
+    (rf"boft_R{_SLOT}", "boft_R"),
+    (rf"boft_s{_SLOT}", "boft_s"),
+    (rf"ia3_l{_SLOT}", "ia3_l"),
+    (r"on_input", "on_input"),
+    (r"(?P<piece>[ab][12])\.weight", ""),
     (r"alpha", "alpha"),
 )
 _KNOWN = re.compile(
@@ -32,29 +38,34 @@ _KNOWN = re.compile(
     )
     + r")$"
 )
-_PIECE = re.compile(r"(hada|lokr)_(w[12](_[ab])?|t[12])")
+_PIECE = re.compile(r"(hada|lokr)_(w[12](_[ab])?|t[12])|[ab][12](?=\.weight$)")
 #: what old diffusers writes for an attention: `attn1.processor.to_q_lora.down.weight`
 _PROCESSOR = re.compile(r"\.(\w+)_lora\.(down|up)\.")
 
-#: kinds that are named and refused -> pattern of one of their tensors
+#: kinds that are named and refused -> pattern of one of their tensors, the module as `base`
 UNSUPPORTED: dict[str, re.Pattern[str]] = {
-    "OFT of PEFT or musubi-tuner (oft_R)": re.compile(r"\.(oft_R\b|oft_\w+_metadata$)"),
-    "BOFT of PEFT": re.compile(r"\.boft_[RSs]\b"),
-    "(IA)^3": re.compile(r"\.(ia3_l\b|on_input$)"),
-    "GLoRA": re.compile(r"\.[ab][12]\.weight$|\.bm\.weight$"),
-    "AdaLoRA": re.compile(r"\.lora_E\b"),
-    "VeRA or RandLoRA": re.compile(r"\.(vera_lambda|randlora_lambda)\w*"),
-    "T-LoRA": re.compile(r"\.(lambda_layer|[pq]_layer\.weight)$"),
-    "LoRA of an embedding": re.compile(r"\.lora_embedding_[AB]\b"),
-    "a LoRA that changes its layer's size (reshape_weight)": re.compile(r"\.reshape_weight$"),
-    "a magnitude of musubi-tuner's DoRA-OFT": re.compile(
-        r"\.(initial_norm|dora_(log_)?multiplier)$"
-    ),
+    kind: re.compile(rf"(?P<base>.+?)\.(?:{pattern})")
+    for kind, pattern in {
+        "OFT of musubi-tuner": r"oft_\w+_metadata$",
+        "OFT of PEFT before 0.14 (oft_r)": r"oft_[rs](\.[\w-]+)?$",
+        "GLoRA of PEFT": r"glora_[A-E]\b",
+        "GLoRA of a convolution (bm)": r"bm\.weight$",
+        "AdaLoRA": r"lora_E\b",
+        "VeRA or RandLoRA": r"(vera_lambda|randlora_lambda)\w*",
+        "T-LoRA": r"(lambda_layer|[pq]_layer\.weight)$",
+        "LoRA of an embedding": r"lora_embedding_[AB]\b",
+        "a LoRA that changes its layer's size (reshape_weight)": r"reshape_weight$",
+        "a magnitude of musubi-tuner's DoRA-OFT": r"(initial_norm|dora_(log_)?multiplier)$",
+    }.items()
 }
-#: tensors that say how others are stored: their scale
-SCALE = re.compile(r"(?P<stem>.+)\.(weight_scale|scale_weight)$")
+#: tensors that say how others are stored: their scale, which multiplies the codes
+SCALE = re.compile(
+    r"(?P<stem>.+?)(?:\.weight)?[._](?:weight_scale_inv|weight_scale|scale_weight|scale)$"
+)
 #: tensors that say nothing about what the adapter does
 MARKER = re.compile(r"(^|\.)scaled_fp8$|\.(input_scale|scale_input)$")
+#: ComfyUI's text about a quantised layer; of FP8 it says nothing that dtype and scale do not
+QUANT_TEXT = ".comfy_quant"
 
 
 class Part(NamedTuple):

@@ -73,7 +73,7 @@ class TensorNames:
         Returns:
             None where the model has no such tensor.
         """
-        for spelling in _spellings(name):
+        for spelling in spellings(name):
             stem = self._stems.get(spelling)
             if stem is None:
                 continue
@@ -93,7 +93,7 @@ def is_flat(name: str) -> bool:
     return name.startswith(FLAT_PREFIXES)
 
 
-def _spellings(name: str) -> Iterator[str]:
+def spellings(name: str) -> Iterator[str]:
     """A name, and what is left of it when prefixes are peeled off."""
     for word in _ANYWHERE:
         name = name.replace(word, "")

@@ -65,6 +65,20 @@ class Additive(ABC):
         return added
 
 
+class Fitting(ABC):
+    """An update whose tensors do not tell the shape of what it is for."""
+
+    __slots__ = ()
+
+    @property
+    def shape(self) -> None:
+        return None
+
+    @abstractmethod
+    def problem(self, target: Shape) -> str | None:
+        """Why it does not fit a tensor; None when it does."""
+
+
 @dataclass(frozen=True, slots=True)
 class LowRank(Additive):
     """LoRA, LoCoN: `scale * up @ down`, or `scale * up @ mid @ down` (Tucker).

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -28,7 +29,8 @@ from ltx2rt.pipelines.decoding import chosen_tiling, decode_audio, decode_video
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.pipelines.enhancing import enhanced_by_own
 from ltx2rt.pipelines.generation import Run
-from ltx2rt.pipelines.given import wanted_clips
+from ltx2rt.pipelines.given import Change, wanted_clips
+from ltx2rt.pipelines.next_clip import Cancel, NextClip
 from ltx2rt.pipelines.options import GenerationOptions
 from ltx2rt.pipelines.preparation import PipelineRequests
 from ltx2rt.pipelines.request import Request
@@ -161,6 +163,8 @@ class Pipeline(PipelineRequests):
         **options: Unpack[GenerationOptions],
     ) -> Iterator[Clip]:
         """One clip for every prompt and seed, made when it is asked for; prompts are encoded once.
+        Where a GPU's plan gives the decoder of pictures memory of its own (`ltx2rt doctor --memory`
+        says so), the next clip is made on a thread of its own meanwhile.
 
         ```python
         for number, clip in enumerate(pipe.generate_many(prompts=["Rain.", "Snow."])):
@@ -181,16 +185,32 @@ class Pipeline(PipelineRequests):
         """
         changes = wanted_clips(config, options, seeds, prompts, num_videos)
 
-        def made() -> Iterator[Clip]:
-            for change in changes:
-                if config is None:
-                    given: dict[str, Any] = {**options, **change}
-                    yield self(None, guidance, inputs, job=job, **given)
-                else:
-                    now = dataclasses.replace(config, **change)
-                    yield self(now, guidance, inputs, job=job, **options)
+        def make(change: Change, job: Job | None) -> Clip:
+            if config is None:
+                given: dict[str, Any] = {**options, **change}
+                return self(None, guidance, inputs, job=job, **given)
+            now = dataclasses.replace(config, **change)
+            return self(now, guidance, inputs, job=job, **options)
 
-        return made()
+        return self._in_turn(make, changes, job)
+
+    def _in_turn(
+        self, make: Callable[[Change, Job | None], Clip], changes: Sequence[Change], job: Job | None
+    ) -> Iterator[Clip]:
+        """The clips, each begun when the one before it is handed out, or asked for."""
+        ahead: NextClip[Clip] | None = None
+        try:
+            for change, following in zip_longest(changes, changes[1:]):
+                clip = make(change, job) if ahead is None else ahead.take()
+                ahead = None
+                if following is not None and self.engines.picture_is_apart():
+                    cancel = Cancel(job.cancel if job is not None else None)
+                    own = dataclasses.replace(job or Job(), cancel=cancel)
+                    ahead = NextClip(self.engines, partial(make, following, own), cancel)
+                yield clip
+        finally:
+            if ahead is not None:
+                ahead.drop()
 
     def generate(self, run: Run) -> Clip:
         """The pipeline itself, for a request that was checked."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,12 @@ from ltx2rt.config import GenerationConfig, GuidanceConfig, RecordPaths
 from ltx2rt.engine import U8, Array
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import VideoScaleFactors
-from ltx2rt.lora.files import Lora
 from ltx2rt.media.color import PackedForm, cropped
 from ltx2rt.media.encoding import VideoEncoding
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.pipelines.request import Request
-from ltx2rt.plain_data import absolute_path
 from ltx2rt.progress import Job
+from ltx2rt.results.facts import as_utf8, guidance_facts, lora_text
 from ltx2rt.results.prefetch import prefetch
 from ltx2rt.results.record import RECORD_TAG, Record, path_teller, record_text
 
@@ -131,7 +129,7 @@ class Clip:
             print(chunk.shape, chunk.mean())
         ```
         """
-        return (to_uint8(chunk) for chunk in self.frames_as("rgb"))
+        return (truncated_uint8(chunk) for chunk in self.frames_as("rgb"))
 
     def float_frames(self) -> Iterator[NDArray[np.float32]]:
         """Chunks of float32 `[f, H, W, 3]` in [0, 1]; finished frames come while later tiles
@@ -415,7 +413,7 @@ class Clip:
             "prompt": config.prompt,
             "pipeline": self.record.pipeline,
             "seed": config.seed,
-            "num_frames": self.num_frames or self.config.frame_count,
+            "num_frames": self.num_frames or config.frame_count,
             "frame_rate": self.frame_rate,
             "height": self.height,
             "width": self.width,
@@ -442,37 +440,7 @@ class Clip:
         return {k: str(v) for k, v in facts.items()}
 
 
-def as_utf8(text: str) -> str:
-    """Text that every file can hold: what is no character, as in some names, is escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def guidance_facts(
-    guidance: GuidanceConfig, told: Callable[[Path], str] | None = None
-) -> dict[str, Any]:
-    """Guidance as flat facts; what is unset is left out."""
-    facts: dict[str, Any] = {
-        "negative_prompt": guidance.negative_prompt,
-        "num_inference_steps": guidance.num_inference_steps,
-        "scheduler": None if guidance.scheduler == "ltx2" else guidance.scheduler,
-        "distilled_strengths": guidance.distilled_strengths,
-    }
-    if guidance.distilled_lora is not None:
-        facts["distilled_lora"] = lora_text([guidance.distilled_lora], told)
-    for modality, params in (("video", guidance.video), ("audio", guidance.audio)):
-        if params is not None:
-            facts |= {f"{modality}_{k}": v for k, v in dataclasses.asdict(params).items()}
-    return {k: v for k, v in facts.items() if v is not None}
-
-
-def lora_text(loras: Iterable[Lora], told: Callable[[Path], str] | None = None) -> str:
-    """LoRAs as the command line takes them, their paths as they were given or as `told` has it."""
-    return " ".join(
-        f"{told(absolute_path(x.path)) if told else x.path}:{x.strength:g}" for x in loras
-    )
-
-
-def to_uint8(chunk: Array) -> Frames:
+def truncated_uint8(chunk: Array) -> Frames:
     """8-bit RGB by truncation, as upstream does (spec/video_vae.md §4); uint8 stays as it is."""
     if chunk.dtype == np.uint8:
         return chunk

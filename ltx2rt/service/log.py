@@ -1,4 +1,4 @@
-"""One JSON object a line for every log record: for machines that collect logs."""
+"""A line for every log record: JSON for machines that collect logs, words on a terminal."""
 
 from __future__ import annotations
 
@@ -28,8 +28,21 @@ class JsonLines(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False, default=str)
 
 
-def log_as_json(level: str) -> None:
+class Words(logging.Formatter):
+    """A log record as people read it: time, message, what it carries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As it says, with the level where that is no plain information."""
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        carried = {name: getattr(record, name, None) for name in _EXTRA if name != "kind"}
+        rest = ", ".join(f"{name} {value}" for name, value in carried.items() if value)
+        text = f"{self.formatTime(record, '%H:%M:%S')}  {level}{record.getMessage()}"
+        text += f"  ({rest})" if rest else ""
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def log_to_stderr(level: str) -> None:
     """Log everything to stderr, a line each."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(Words() if sys.stderr.isatty() else JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -200,15 +200,15 @@ def test_tucker_cores(base: SafetensorsFile, tmp_path: Path) -> None:
 def peft_adapter(kind: str, folder: Path) -> dict[str, np.ndarray]:
     """Train nothing, fill it with random numbers, save it; what the merged model then holds."""
     class_name, options = PEFT[kind]
-    config = getattr(peft, class_name)(**options)
-    config.target_modules = ["to_q", "proj"]
+    config = getattr(peft, class_name)(**{"target_modules": ["to_q", "proj"], **options})
     adapted = peft.get_peft_model(model(), config)
     trained = [(n, p) for n, p in adapted.named_parameters() if p.requires_grad]
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in trained:
             noise = torch.randn(parameter.shape, generator=generator) * 0.3
-            parameter.copy_(parameter * (1 + 0.3 * noise) if "magnitude" in name else noise)
+            near = any(word in name for word in ("magnitude", "boft_s", "ia3_l"))
+            parameter.copy_(parameter * (1 + 0.3 * noise) if near else noise)
     adapted.save_pretrained(folder)
     before = model().state_dict()
     after = adapted.merge_and_unload().state_dict()
@@ -217,11 +217,30 @@ def peft_adapter(kind: str, folder: Path) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.fixture
+def block_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT has stages of BOFT on a GPU alone, for a kernel that writes blocks on a diagonal."""
+
+    class Kernel:
+        @staticmethod
+        def forward(blocks: torch.Tensor) -> list[torch.Tensor]:
+            return [torch.stack([torch.block_diag(*stage) for stage in blocks])]
+
+    monkeypatch.setattr("peft.tuners.boft.layer._FBD_CUDA", Kernel())
+
+
 @pytest.mark.parametrize("kind", PEFT)
+@pytest.mark.usefixtures("block_diagonal")
 def test_peft(kind: str, base: SafetensorsFile, tmp_path: Path) -> None:
     want = peft_adapter(kind, tmp_path / "adapter")
-    assert len(want) == (4 if "bias" in kind else 2)
+    assert {name for name in want if name.endswith(".weight")} == {
+        f"{name}.weight" for name in SIZES if "three stages" not in kind or name == Q
+    }
+    assert len(want) == (4 if "bias" in kind else 3 if "(IA)" in kind else len(want))
     assert_close(merged(tmp_path / "adapter", base), want)
+    for name, value in merged(tmp_path / "adapter", base, 1e-3).items():
+        own = MappedFiles().load(base[name], "float32")
+        assert np.linalg.norm(value - own) < 0.02 * np.linalg.norm(want[name] - own), name
 
 
 def test_dora_made_for_comfyui(base: SafetensorsFile, tmp_path: Path) -> None:

@@ -163,6 +163,14 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_dir() == tmp_path / "ltx2rt"
 
 
+def test_a_bundle_where_nothing_can_be_written(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OptionError, match=r"cannot write .*b: nothing can be made .*another one"),
+        build_lock(tmp_path / "no folder" / "b"),
+    ):
+        pytest.fail("held")
+
+
 def test_two_builds_into_one_bundle(tmp_path: Path) -> None:
     output = tmp_path / "x.bundle"
     script = (

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -337,6 +338,22 @@ def broken_offsets(data: bytes) -> bytes:
     header[name]["shape"] = [3, *header[name]["shape"]]
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def test_all_missing_files_are_named_at_once(folder: Path) -> None:
+    outcome = ltx2rt("build", "--checkpoint", "a.safetensors", "--gemma", "b", "-o", folder / "b")
+    expect_user_error(
+        outcome, "--checkpoint a.safetensors: No such", "--gemma b: No such", "`ltx2rt pull`"
+    )
+
+
+def test_a_build_without_upsampler_says_what_will_not_run(demo_model: dict[str, Path]) -> None:
+    flags = build_flags(demo_model)
+    with pytest.warns(UserWarning, match=r"no --spatial-upsampler.*these will run: one-stage, t"):
+        ltx2rt("build", *flags[: flags.index("--spatial-upsampler")], "--dry-run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ltx2rt("build", *flags, "--dry-run").code == 0
 
 
 BAD_FILES: list[tuple[str, str, Callable[[Path], object], str]] = [

@@ -13,6 +13,7 @@ from ltx2rt.bundle.bundle import open_bundle
 from ltx2rt.bundle.manifest import read_manifest
 from ltx2rt.cli import doctor
 from ltx2rt.device.cuda import Gpu
+from ltx2rt.install import install_hint
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export import verify
@@ -104,6 +105,10 @@ def test_doctor_plans_memory(demo_bundle: Path, demo_model: dict[str, Path]) -> 
     expect_user_error(
         ltx2rt("doctor", demo_bundle, "--memory", "64GiB", "--shape", "64x64x9"), "runs on a CPU"
     )
+    for size in ("24", "24 cats"):  # a card of 24 bytes is none
+        expect_user_error(
+            ltx2rt("doctor", demo_bundle, "--memory", size), f"'{size}' is no size; write it like"
+        )
     outcome = ltx2rt("doctor", demo_bundle)
     assert outcome.code == 0
     text = outcome.out
@@ -116,6 +121,8 @@ def test_doctor_plans_memory(demo_bundle: Path, demo_model: dict[str, Path]) -> 
 def test_doctor_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     report = ltx2rt("doctor", "--json").json
     assert set(report["packages"]["GPU backends"]) == {"tensorrt", "tensorrt-rtx", "cuda-bindings"}
+    bare = {**report, "packages": {**report["packages"], "build": {"onnx": None}}}
+    assert f"to build bundles it needs {install_hint('build')}" in doctor.verdict(bare)[1]
     monkeypatch.setattr(doctor, "local_gpu", lambda purpose: Gpu("a card", "sm89", 24 << 30))
     monkeypatch.setattr(doctor, "driver_cuda", lambda: (13, 1))
     assert "GPU: a card (sm89, 24.00 GiB), driver for CUDA 13.1" in ltx2rt("doctor").out

@@ -33,6 +33,7 @@ from ltx2rt_export.custom_ops import (
 )
 from ltx2rt_export.custom_ops.kernels import engine_facts
 from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
+from ltx2rt_export.custom_ops.token_chunks import chunk_feed_forward
 from ltx2rt_export.engines import stage
 from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.modules.transformer import (
@@ -156,8 +157,13 @@ def test_every_site_is_replaced_and_the_numbers_stay(case: Tiny) -> None:
     fused = use_linear_attention(case.block)
     kinds = Counter(n.op_type for n in fused.model.graph.node)
     assert (kinds["Softmax"], kinds["MultiHeadAttention"], kinds["If"]) == (0, 2, 4)
+    chunked = chunk_feed_forward(fused)
+    kinds = Counter(n.op_type for n in chunked.model.graph.node)
+    assert (kinds["Gelu"], kinds["Loop"]) == (0, 2)
     streams = case_inputs(case.generation, "masked_stg")
-    want, *results = (run(case.model(graph), streams) for graph in (case.block, custom, fused))
+    graphs = (case.block, custom, fused, chunked)
+    want, *results = (run(case.model(graph), streams) for graph in graphs)
+    assert all(np.array_equal(*pair) for pair in zip(*results[1:], strict=True))
     for result in results:
         assert all(rel_rms(*pair) <= ORT_REL_RMS for pair in zip(result, want, strict=True))
     assert case.block.model.SerializeToString() == before

@@ -21,7 +21,7 @@ from ltx2rt.names import TEXT_STACK, TRANSFORMER_STACK
 from ltx2rt.pipelines.distilled import DistilledPipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Cancelled, Job, Progress
-from ltx2rt.results.clip import Clip, to_uint8
+from ltx2rt.results.clip import Clip, truncated_uint8
 from ltx2rt.results.prefetch import prefetch
 from ltx2rt.results.record import record_in
 from tests.parity.media_files import video_file
@@ -131,13 +131,13 @@ def test_frames_are_chunks_of_bytes(clip: Clip) -> None:
     floats = np.concatenate(list(clip.float_frames()))
     assert floats.dtype == np.float32
     assert 0 <= floats.min() < floats.max() <= 1
-    np.testing.assert_array_equal(frames, to_uint8(floats))
+    np.testing.assert_array_equal(frames, truncated_uint8(floats))
     np.testing.assert_array_equal(np.concatenate(list(clip.frames)), frames)  # anew each time
 
 
 def test_truncation_to_bytes() -> None:
     values = np.array([-1, 0, 0.999 / 255, 1 / 255, 0.5, 1, 2], np.float32)
-    assert to_uint8(values).tolist() == [0, 0, 0, 1, 127, 255, 255]
+    assert truncated_uint8(values).tolist() == [0, 0, 0, 1, 127, 255, 255]
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])

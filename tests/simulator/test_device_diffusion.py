@@ -203,12 +203,12 @@ def test_frames_are_those_of_the_host(
     simulate: Simulate, built: Built, cells: tuple[int, int, int], tiling: str, form: Any
 ) -> None:
     from ltx2rt.media.color import pack_yuv422p10
-    from ltx2rt.results.clip import to_uint8
+    from ltx2rt.results.clip import truncated_uint8
 
     latent = latent_of(*cells)
     want = decoded(Engines(Source(built, None)), latent, tiling, None)  # type: ignore[arg-type]
     if form is not None:
-        made = {"i420": lambda f: rgb_to_i420(f)[0], "rgb": to_uint8,
+        made = {"i420": lambda f: rgb_to_i420(f)[0], "rgb": truncated_uint8,
                 "yuv422p10": lambda f: pack_yuv422p10(f)[0]}  # fmt: skip
         want = made[form](want)
     gpu, job = simulate(memory_bytes=1 << 30), Job()

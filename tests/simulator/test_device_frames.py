@@ -103,7 +103,7 @@ def twin(bundle: Path, tiling: str, form: PackedForm | None) -> Array:
         return rgb_to_i420(frames)[0]
     if form == "yuv422p10":
         return pack_yuv422p10(frames)[0]
-    return clip.to_uint8(frames) if form == "rgb" else to_uint8(frames)[0]
+    return clip.truncated_uint8(frames) if form == "rgb" else to_uint8(frames)[0]
 
 
 @pytest.mark.parametrize(

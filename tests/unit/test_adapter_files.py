@@ -23,6 +23,7 @@ from ltx2rt.lora.generation import lora_generations, misfit
 from ltx2rt.lora.keys import read_lora_keys
 from ltx2rt.lora.merger import LoraMerger
 from ltx2rt.lora.metadata import reference_factors
+from ltx2rt.lora.peft_config import REFUSED as BY_CONFIG
 from ltx2rt.lora.suffixes import UNSUPPORTED
 from ltx2rt.pipelines.dub_it import DubItInputs
 from ltx2rt.pipelines.hdr_ic_lora import HDRICLoraInputs
@@ -112,7 +113,7 @@ def assert_is_update(
 
 def test_the_page_lists_what_is_tested_here() -> None:
     """`make docs` writes it; every refused kind has its reason, every naming its row."""
-    assert REFUSED.keys() == UNSUPPORTED.keys()
+    assert REFUSED.keys() == {*UNSUPPORTED, *BY_CONFIG}
     text = PAGE.read_text()
     assert "| LoKr, both factors products |" in text
     assert rewritten(text) == text, "run `make docs`"
@@ -287,7 +288,7 @@ def test_what_is_left_out_is_counted_once(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_a_whole_model_is_no_adapter(tmp_path: Path, base: SafetensorsFile) -> None:
-    with pytest.raises(CheckpointError, match="no module of the model matches"):
+    with pytest.raises(CheckpointError, match=r"whole tensors of a model .* as --checkpoint"):
         match(base.path)
     mixed = {f"diffusion_model.{Q}.lora_A.weight": np.ones((2, 8))}
     write_safetensors(tmp_path / "half.safetensors", mixed)

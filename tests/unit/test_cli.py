@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import ltx2rt
-from ltx2rt.cli.__main__ import COMMANDS, main
+from ltx2rt.cli.__main__ import COMMANDS, main, sentence_of
 from ltx2rt.cli.build import parse_lora
 from ltx2rt.cli.demo import given_of
 from ltx2rt.cli.parser import Parser
@@ -129,7 +130,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "required: COMMAND"),
+        ([], "`ltx2rt COMMAND --help` explains a command"),
+        (["--verison"], "unrecognized arguments: --verison; did you mean '--version'?"),
+        (
+            ["generate", "b", "a", "cat", "-o", "x.mp4"],
+            "a cat; a prompt is one text in quotes: --p",
+        ),
+        (["generate", "b", "--pipeline", "distiled"], "did you mean 'distilled'?"),
+        (["serve", "b", "--data", "d", "--port", "80000"], "invalid port: '80000'"),
         (["gnerate"], "invalid choice: 'gnerate'; did you mean 'generate'?"),
         (["build", "--checkpoint", "x", "--plain-layers", "0;1"], "'0;1' is not a list of layers"),
         (["doctor", "--jsno"], "unrecognized arguments: --jsno; did you mean '--json'?"),
@@ -357,3 +365,8 @@ def test_warnings_of_ours_are_one_line_without_a_place_in_the_code() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stderr == "ltx2rt: warning: the sky is grey.\n"
+
+
+def test_a_full_disk_says_what_to_do() -> None:
+    said = sentence_of(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert said == "No space left on device: make room, or write elsewhere, and repeat the command."

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import re
+import socket
 import sys
 from pathlib import Path
 
@@ -11,6 +15,8 @@ from ltx2rt.cli import client, serve
 from ltx2rt.cli.__main__ import main, parse
 from ltx2rt.errors import OptionError
 from ltx2rt.install import install_hint
+from ltx2rt.service import log
+from ltx2rt.service.http import server
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -44,6 +50,22 @@ def test_what_is_missing_is_said(
     monkeypatch.setitem(sys.modules, "starlette.responses", None)
     said = refused(capsys, "serve", str(tmp_path), "--data", str(tmp_path / "d"))
     assert install_hint("serve") in said
+
+
+def test_logs_are_json_for_machines_and_words_on_a_terminal() -> None:
+    record = logging.makeLogRecord({"msg": "GET /x", "levelno": 20, "levelname": "INFO"})
+    record.status = 404
+    assert json.loads(log.JsonLines().format(record))["status"] == 404
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  GET /x  \(status 404\)", log.Words().format(record))
+    record.levelno, record.levelname = 40, "ERROR"
+    assert "  error: GET /x  (" in log.Words().format(record)
+
+
+def test_an_address_that_cannot_be_used_says_why() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = server.Address(port=taken.getsockname()[1])
+        with pytest.raises(OptionError, match="Address already in use; choose another --port"):
+            server.serve(lambda *_: None, None, address)  # type: ignore[arg-type]
 
 
 def test_a_key_is_shown_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

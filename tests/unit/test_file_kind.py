@@ -21,10 +21,10 @@ from ltx2rt_export.layouts.open import open_weights
 from tests.unit.checkpoint_files import sharded, write_names
 
 
-def zipped(name: str) -> bytes:
+def zipped(name: str, content: bytes = b"x") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(name, b"x")
+        archive.writestr(name, content)
     return buffer.getvalue()
 
 
@@ -37,6 +37,15 @@ FILES: dict[str, tuple[bytes, str]] = {
     "lfs.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
     "model.pt": (zipped("archive/data.pkl"), "a PyTorch file"),
     "renamed.safetensors": (zipped("model/data.pkl"), "a PyTorch file"),
+    "0f-ltxvideo2.pt": (
+        zipped("0f/data.pkl", b"\x80\x02}q\0(X\r\0\0\0prompt_embedsq\1"),
+        "cache of a text, as SimpleTuner.*give the prompt itself",
+    ),
+    "clip.pt": (
+        zipped("clip/data.pkl", b"\x80\x02}q\0(X\x07\0\0\0latentsq\1"),
+        "cache of a clip, as SimpleTuner.*give the clip itself",
+    ),
+    "packed.pt": (b"\x1f\x8b\x08" + bytes(20), "a compressed PyTorch file.*the prompt or the clip"),
     "old.ckpt": (b"\x80\x02}q\x00", "a PyTorch file"),
     "all.zip": (zipped("model.safetensors"), "a packed archive.*unpack"),
     "model.gguf": (b"GGUF" + bytes(60), "a GGUF file"),

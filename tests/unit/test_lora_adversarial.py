@@ -42,7 +42,10 @@ NAMES = (
     f"diffusion_model.{Q}.lokr_w2_b", f"diffusion_model.{Q}.lokr_t2", f"{KOHYA}.hada_w1_a",
     f"{KOHYA}.hada_w1_b", f"{KOHYA}.hada_w2_a", f"{KOHYA}.hada_w2_b", f"{KOHYA}.hada_t1",
     f"{K}.oft_blocks", f"{K}.rescale", f"{K}.set_weight", f"{K}.lora_A.weight_scale",
-    "transformer_blocks.0.scale_shift_table", f"{Q}.bias",
+    "transformer_blocks.0.scale_shift_table", f"{Q}.bias", f"{K}.oft_R.weight", f"{K}.boft_R",
+    f"{K}.boft_s", f"{K}.ia3_l", f"{K}.on_input", f"{K}.weight", f"{K}.a1.weight",
+    f"{K}.a2.weight", f"{K}.b1.weight", f"{K}.b2.weight", f"{K}.lora_A.comfy_quant",
+    "vae.decoder.conv.lora_A.weight",
     "../../etc/passwd.lora_A.weight", ".lora_A.weight", "",
 )  # fmt: skip
 PAIR = {NAMES[0]: ("BF16", (2, 6)), NAMES[1]: ("BF16", (8, 2))}
@@ -67,6 +70,9 @@ SHAPES = st.sampled_from(
         (8,),
         (8, 1),
         (1, 6),
+        (2, 3),
+        (1, 15),
+        (6, 2),
     ]
 )
 DTYPES = st.sampled_from(
@@ -80,7 +86,9 @@ METADATA = st.dictionaries(
     st.sampled_from(
         ["2", "NaN", "1e999", "-1", "{}", "[[", '{"lora_alpha": NaN}', '{"lora_alpha": "8"}',
          '{"lora_alpha": 1' + "0" * 400 + "}", '{"transformer.lora_alpha": 4, "use_rslora": true}',
-         '{"alpha_pattern": {"attn1.to_q": null}}', "\x1b[31m"]
+         '{"alpha_pattern": {"attn1.to_q": null}}', "\x1b[31m", '{"alpha_pattern": {"(a*)*": 1}}',
+         '{"use_cayley_neumann": false, "coft": true, "eps": NaN}', '{"alpha_pattern": {"[": 1}}',
+         '{"peft_version": "0.18.0", "num_cayley_neumann_terms": 4, "block_share": 1}']
     ),
     max_size=3,
 )  # fmt: skip
@@ -185,7 +193,7 @@ def test_ambiguous_and_wrong_halves_are_listed(tmp_path: Path) -> None:
     problems = "; ".join(read_lora_keys(file).problems)
     assert f"diffusion_model.{Q} has two down halves" in problems
     assert f"{NAMES[1]} is int64, expected float32" in problems
-    assert f"{K} has shapes [0, 6] and [8, 0], which do not chain" in problems
+    assert f"{K} has shapes [0, 6] and [8, 0], which are empty" in problems
 
 
 def test_memory_is_bounded_by_model_and_file(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.custom_ops import apply_custom_ops, operators_for, require_compiler
 from ltx2rt_export.custom_ops.linear_attention import use_linear_attention
+from ltx2rt_export.custom_ops.token_chunks import chunk_feed_forward
 from ltx2rt_export.device_graphs.table import device_graphs
 from ltx2rt_export.engines.bias_rank import with_wide_biases
 from ltx2rt_export.engines.build import EngineBuilder, manifest_tensors, open_builder
@@ -88,7 +89,7 @@ class EngineStage:
             graph, backend=backend, target=target, precision=precision, mode=self.custom_ops
         )
         if builder is None:
-            graph = use_linear_attention(graph)
+            graph = chunk_feed_forward(use_linear_attention(graph))
             row = PRECISIONS[precision]
             # what is converted at every use would be held converted
             inside = row.inside or (self.weights == "constant" and row.stored is None)

@@ -127,8 +127,10 @@ def serve(app: ASGIApp, service: Service, address: Address) -> None:
     try:
         socket = config.bind_socket()
     except (OSError, SystemExit) as error:  # uvicorn ends the process itself
+        reason = error if isinstance(error, OSError) else error.__context__
         raise OptionError(
-            f"cannot listen at {address.host}:{address.port}: it is taken."
+            f"cannot listen at {address.host}:{address.port}: "
+            f"{getattr(reason, 'strerror', None) or reason}; choose another --port or --host."
         ) from error
     port = socket.getsockname()[1]
     logger.info("listening at http://%s:%d", address.host, port, extra={"kind": "listening"})

@@ -251,7 +251,7 @@ function describe(video) {
     case "failed":
       return `failed: ${video.error.message}`;
     default:
-      return `${video.size}, ${video.seconds} s, made in ${more.timings_s.total.toFixed(1)} s`;
+      return `${video.size}, ${Number(video.seconds).toFixed(2)} s, made in ${more.timings_s.total.toFixed(1)} s`;
   }
 }
 
