@@ -203,7 +203,8 @@ def test_flags_in_the_text_exist() -> None:
     flags |= {flag for text in outside for flag in re.findall(r'"(--[a-z][\w-]+)"', text)}
     wrong = {}
     for page in OURS:
-        codes = [c for c in CODE.findall(page.read_text()) if not c.startswith("pip ")]
+        found = CODE.findall(page.read_text())
+        codes = [c for c in found if not c.startswith(("pip ", "python -m build "))]
         named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", " ".join(codes)))
         if named - flags:
             wrong[name_of(page)] = sorted(named - flags)
