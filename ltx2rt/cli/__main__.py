@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             f"argument COMMAND: invalid choice: {chosen!r}{nearest(chosen, COMMANDS)} (choose from "
             f"{', '.join(COMMANDS)})"
         )
-    if chosen is None and not {"-h", "--help", "--version"} & set(arguments):
+    if arguments and chosen is None and not {"-h", "--help", "--version"} & set(arguments):
         parser.refuse(arguments)
     before_end = arguments[: arguments.index("--")] if "--" in arguments else arguments
     helps = HELP if {"-h", "--help"} & set(before_end) else {}
