@@ -240,7 +240,7 @@ def test_broken_diffusers_folders_are_explained(folder: Path, tmp_path: Path) ->
         open_model(copy)
     for name in ("transformer", "connectors", "vae", "audio_vae", "vocoder"):
         (copy / name).symlink_to(folder / name)
-    with pytest.raises(CheckpointError, match=r"copy is not a Gemma directory"):
+    with pytest.raises(CheckpointError, match=r"copy is incomplete: no Gemma: give --gemma DIR"):
         open_model(copy)
     (copy / "vae").unlink()
     (copy / "vae").symlink_to(folder / "vocoder")
