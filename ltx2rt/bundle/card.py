@@ -102,9 +102,7 @@ def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
         plan = _plan(bundle, device, trust_of(runtime), resident=resident)
         memory = DeviceMemory(device, plan.regions).opened()
         sound, picture = (
-            None
-            if regions is None
-            else DeviceMemory(device.lane(), regions, track=track).opened()
+            None if regions is None else DeviceMemory(device.lane(), regions, track=track).opened()
             for regions, track in ((plan.sound, SOUND), (plan.picture, PICTURE))
         )
         return Card(
