@@ -73,8 +73,8 @@ LAYOUTS: tuple[Layout, ...] = (
            "package writes: names, norms less one, tokenizer from its vocabulary "
            "(tests/parity/test_gemma_single.py)"),
     Layout("GGUF of Gemma 4 (llama.cpp; extra `gguf`)", "`--gemma FILE`, beside the official "
-           "`--text-encoder`, whose projections it lacks", "files that the `gguf` package writes by "
-           "its names: the same configuration, weights and tokens as the packed file "
+           "`--text-encoder`, whose projections it lacks", "files that the `gguf` package writes "
+           "by its names: the same configuration, weights and tokens as the packed file "
            "(tests/parity/test_gemma4_gguf.py); it does not say whether it is the fine-tune that "
            "LTX-2.5 takes: a warning says so; no published file was at hand"),
     Layout("GGUF of the small models of Gemma 4, and of those of experts", "", refused="no encoder "
