@@ -171,7 +171,7 @@ def _pytorch_kind(path: Path) -> FileKind | None:
                 return None
             with archive.open(pickles[0]) as file:
                 start = file.read(_MAX_DESCRIPTION)
-    except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
         suffixes = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
         return _PICKLE if path.suffix.lower() in suffixes else None
     return next((kind for word, kind in _CACHES.items() if word in start), _PICKLE)
