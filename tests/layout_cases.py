@@ -84,7 +84,8 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("W4A4 and other packed INT4", "", refused="not done yet: refused as an "
            "unknown 4-bit format"),
     Layout("`latent_upsampler`, `transformer_full` of a diffusers folder",
-           "", refused="left out with a warning that says what to give instead"),
+           "", refused="left out with a warning that says what to give instead; beside the second, "
+           "`transformer` counts as distilled"),
     Layout("a folder of mlx-video quantised for MLX", "", refused="not done yet: codes of a format "
            "of its own; the official file is quantised by `ltx2rt build --precision`"),
 )  # fmt: skip
