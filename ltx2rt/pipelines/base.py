@@ -37,6 +37,7 @@ from ltx2rt.pipelines.preparation import PipelineRequests
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 from ltx2rt.results.clip import Clip
+from ltx2rt.results.clip_times import ClipTimes, expected_seconds, remember, times_file
 from ltx2rt.results.latent_file import DECODE
 from ltx2rt.results.record import Record
 from ltx2rt.results.stage_store import StageStore
@@ -60,6 +61,7 @@ class Pipeline(PipelineRequests):
         self._refuse_missing([c for c in self.missing(source.has) if c not in TEXT_ENCODER])
         self.engines = Engines(source, runtime)
         self._accepted: list[tuple[Request, SizeChecks]] = []
+        self._clips_made = 0
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +146,9 @@ class Pipeline(PipelineRequests):
             if work_dir is not None:
                 store = StageStore(work_dir, self.record(request, {}), resume=resume)
             run = Run(self.engines, request, job or Job(), trace, store, self._check_sizes)
-            return self._made(run)
+            clip = self._made(run)
+            self._clips_made += 1
+            return clip
 
     def _made(self, run: Run) -> Clip:
         """The clip of a run, on the canvas that this pipeline works on."""
@@ -153,7 +157,22 @@ class Pipeline(PipelineRequests):
             run.canvas = dataclasses.replace(run.canvas, height=height, width=width)
             if self.any_length:
                 run.lengthen()
+        if isinstance(run.config.num_frames, int) and (times := self._times_of(run)) is not None:
+            path, kind, shape = times
+            run.job.expect(expected_seconds(path, kind, shape))
         return self.generate(run)
+
+    def _times_of(self, run: Run) -> tuple[Path, str, tuple[int, int, int]] | None:
+        """Where clips of this bundle are remembered, what else decides how long one takes, and the
+        canvas; None for what stands for a bundle.
+        """
+        if not isinstance(self.source, Bundle):
+            return None
+        runtime = self.runtime
+        kind = (self.name, runtime.device, *runtime.devices, runtime.threads, runtime.residency)
+        warm = "another" if self._clips_made else "first"
+        shape = (run.canvas.num_frames, run.canvas.height, run.canvas.width)
+        return times_file(self.source.bundle_id), f"{warm} {' '.join(map(str, kind))}", shape
 
     def generate_many(
         self,
@@ -265,7 +284,7 @@ class Pipeline(PipelineRequests):
             frame_rate, waveform, crop, frame_step, cut_audio, hdr: see `Clip`.
         """
         self.engines.release(*TRANSFORMER)
-        request = run.request
+        request, times = run.request, self._times_of(run)
         if run.sound is not None:
             audio, waveform = None, run.sound
         if video is not None:
@@ -291,6 +310,7 @@ class Pipeline(PipelineRequests):
             cut_audio=cut_audio,
             generators={**run.generators, DECODE: run.generator.state},
             hdr=hdr or run.hdr,
+            saved=None if times is None else partial(_remember, *times),
             record_paths=self.runtime.record_paths if self.runtime.record else None,
         )
 
@@ -353,3 +373,9 @@ def pipeline_class(name: str) -> type[Pipeline]:
     """The class of a pipeline of `catalog.PIPELINES`."""
     found: type[Pipeline] = catalog_class(name)
     return found
+
+
+def _remember(path: Path, kind: str, shape: tuple[int, int, int], job: Job) -> None:
+    """Keep what the stages of a saved clip took, where that is known."""
+    if (seconds := job.stage_seconds()) is not None:
+        remember(path, ClipTimes(kind=kind, shape=shape, seconds=seconds))

@@ -136,7 +136,9 @@ def test_the_readme_was_read() -> None:
     assert {c.split()[3] for c in GENERATE} >= {"--pipeline", "--prompt", "--job"}
 
 
-@pytest.mark.parametrize("command", GENERATE)
+@pytest.mark.parametrize(
+    "command", GENERATE, ids=lambda c: c.removeprefix("ltx2rt generate B ")[:60]
+)
 def test_generate(desk: Home, command: str) -> None:
     """In the README's order: a later command may take what an earlier one made."""
     if "EXR" in command.upper() and not (desk.folder / "still.exr").exists():

@@ -130,7 +130,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "`ltx2rt COMMAND --help` explains a command"),
+        ([], "generate  generate a clip with sound from a bundle"),
         (["--verison"], "unrecognized arguments: --verison; did you mean '--version'?"),
         (
             ["generate", "b", "a", "cat", "-o", "x.mp4"],
