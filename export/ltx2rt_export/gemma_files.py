@@ -196,6 +196,11 @@ def check_gemma_version(checkpoint: Weights, gemma: GemmaFiles, generation: str)
     source = read_metadata(checkpoint, "gemma_source_checkpoint")
     if isinstance(source, dict):
         wanted = source.get("gemma_version")
+        if declared is None and gemma.path.suffix.lower() == ".gguf":
+            return (
+                f"{checkpoint.path} needs Gemma version {wanted!r}, a fine-tune for it, and "
+                f"{gemma.path} does not say which it is: with another, clips do not follow prompts"
+            )
         if wanted != declared:
             raise CheckpointError(
                 f"{checkpoint.path} needs Gemma version {wanted!r}, but {gemma.path} is "

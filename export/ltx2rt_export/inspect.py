@@ -162,7 +162,7 @@ def format_inspection(info: Mapping[str, Any]) -> str:
         lines += ["", "pipelines"]
         for entry in info["pipelines"]:
             needs = ", ".join(entry["needs"])
-            lines.append(f"  {entry['name']:<20}" + (f"needs {needs}" if needs else "ready"))
+            lines.append(f"  {entry['name']:<24}" + (f"needs {needs}" if needs else "ready"))
     return "\n".join(lines)
 
 

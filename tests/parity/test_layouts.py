@@ -210,6 +210,24 @@ def test_a_folder_of_diffusers_makes_the_same_model(
     assert ready["distilled"] == ["spatial upsampler"]
 
 
+def test_the_transformer_beside_a_full_one_is_distilled(
+    demo_model: Demo, folder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "LTX-2.5-Diffusers"  # a name that says nothing
+    place.mkdir()
+    for entry in folder.iterdir():
+        (place / entry.name).symlink_to(entry)
+    assert open_model(place).version.is_distilled is None
+    (place / "transformer_full").symlink_to(folder / "transformer")
+    assert open_model(place).version.is_distilled
+    whole = demo_model["checkpoint"]
+    for name, distilled in (("transformer", True), ("transformer_full", False)):
+        model = open_model(
+            place / name, demo_model["gemma"], video_vae=whole, audio_vae=whole, text_encoder=whole
+        )
+        assert model.version.is_distilled is distilled
+
+
 def test_parts_of_a_diffusers_folder_go_beside_others(
     demo_model: Demo, folder: Path, tmp_path: Path
 ) -> None:
@@ -240,7 +258,7 @@ def test_broken_diffusers_folders_are_explained(folder: Path, tmp_path: Path) ->
         open_model(copy)
     for name in ("transformer", "connectors", "vae", "audio_vae", "vocoder"):
         (copy / name).symlink_to(folder / name)
-    with pytest.raises(CheckpointError, match=r"copy is not a Gemma directory"):
+    with pytest.raises(CheckpointError, match=r"copy is incomplete: no Gemma: give --gemma DIR"):
         open_model(copy)
     (copy / "vae").unlink()
     (copy / "vae").symlink_to(folder / "vocoder")
