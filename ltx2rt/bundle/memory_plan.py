@@ -242,7 +242,7 @@ def _divided(
             f"this bundle needs {_gib(sizes.fixed + least)} of {card}, of which {_gib(room)} can "
             f"be used: activations {_gib(scratch)}, inputs and outputs {_gib(tensors)}, weights of "
             f"encoders and decoders {_gib(engines)}, two layers at a time {_gib(least)}; use a "
-            "larger card, or build with smaller --shapes or a smaller --precision"
+            "larger card, make a smaller clip, or build with smaller --shapes or --precision"
             + (" or keep less loaded: residency stage." if resident else ".")
         )
     wanted = max(rings[text], totals[transformer] + beside)

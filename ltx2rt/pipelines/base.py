@@ -24,6 +24,7 @@ from ltx2rt.errors import InternalError, OptionError
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.names import TEXT_ENCODER, TRANSFORMER
+from ltx2rt.pipelines.built_sizes import SizeChecks
 from ltx2rt.pipelines.catalog import catalog_class
 from ltx2rt.pipelines.decoding import chosen_tiling, decode_audio, decode_video
 from ltx2rt.pipelines.engines import Engines
@@ -59,7 +60,7 @@ class Pipeline(PipelineRequests):
         # a request may bring its text contexts along: `prepare` looks for the text encoder
         self._refuse_missing([c for c in self.missing(source.has) if c not in TEXT_ENCODER])
         self.engines = Engines(source, runtime)
-        self._accepted: list[Request] = []
+        self._accepted: list[tuple[Request, SizeChecks]] = []
         self._clips_made = 0
 
     def __enter__(self) -> Self:
@@ -134,6 +135,10 @@ class Pipeline(PipelineRequests):
     ) -> Clip:
         """The clip of a request that `accept` gave back; for the rest see a call."""
         with self.engines.run():
+            checks = self._checks_of(request)
+            looks = job is not None and job.on_preview is not None
+            fixed = isinstance(request.config.num_frames, int)
+            self.engines.plan_for(checks.used if checks and fixed and not looks else None)
             for loras in self.stage_loras(request):
                 self.check_loras(loras)
                 self._warn_of_late_connectors(request, loras)

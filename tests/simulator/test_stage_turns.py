@@ -74,12 +74,12 @@ def test_stages_take_turns(engine_bundle: EngineBundle, image: ltx2rt.ImageCondi
 def test_doctor_says_so(engine_bundle: EngineBundle) -> None:
     bundle = engine_bundle("bf16")
     least = least_memory_of(bundle)
-    outcome = ltx2rt_command("doctor", bundle, "--memory", str(int(least * SHARE)))
+    outcome = ltx2rt_command("doctor", bundle, "--memory", f"{int(least * SHARE) >> 10}KiB")
     assert outcome.code == 0, outcome.err
     assert "there is room for one stage at a time; while it denoises:" in outcome.out
     assert "stage 'encode prompt': activations" in outcome.out
     with simulated(Setup(memory_bytes=least // 2)):
-        refused = ltx2rt_command("doctor", bundle, "--memory", str(least // 2))
+        refused = ltx2rt_command("doctor", bundle, "--memory", f"{least >> 11}KiB")
         assert refused.code == 2
         assert "while it encodes prompts" in refused.err
         resident = ltx2rt.RuntimeConfig(residency="resident")
