@@ -123,8 +123,9 @@ def use_everywhere(path: Path) -> None:
             if name in merger.changed:
                 assert merger.merge(name, weights[name]).shape == shape
         for method in METHODS:
+            strength = 1.0 if method == "ema" else 0.5
             merge_loras(
-                [lora, lora],
+                [Lora(path=str(path), strength=strength)] * 2,
                 path.with_name("merged.safetensors"),
                 MergeOptions(method=method, rank=1),
                 lambda name: values.standard_normal(TARGETS[name], np.float32),
