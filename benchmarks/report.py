@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.cpu_blocks import table as cpu_table
 from benchmarks.engines import WEIGHT_CASES
+from benchmarks.host_work import table as host_table
 from benchmarks.kernels.report import section as kernel_section
 from benchmarks.quality import table as quality_table
 from benchmarks.run import RESULTS
@@ -132,6 +133,8 @@ def table() -> str:
             f"| {what} | {record['median_s']:.3f} s | {bound} | {remarks(record)} "
             f"| {where['commit']}, {where['date']} |"
         )
+    if host := host_table():
+        lines += ["", *host]
     if quality := quality_table():
         lines += ["", *quality]
     if blocks := cpu_table():

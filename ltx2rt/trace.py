@@ -17,19 +17,20 @@ from typing import Any, Self
 from ltx2rt.partial import Partial
 
 #: tracks: what a pipeline does, and what keeps a CPU or a GPU busy meanwhile
-STAGES, STEPS, ENGINES, COMPUTE, SOUND, UPLOAD, DOWNLOAD, WEIGHTS, ENCODER = (
+STAGES, STEPS, ENGINES, COMPUTE, SOUND, PICTURE, UPLOAD, DOWNLOAD, WEIGHTS, ENCODER = (
     "stages",
     "steps",
     "engines on the host",
     "GPU compute stream",
     "GPU sound stream",
+    "GPU picture stream",
     "GPU upload stream",
     "GPU download stream",
     "weights",
     "encoder",
 )
 #: what explains the time of a stage; the rest is its residual
-WORK = (ENGINES, COMPUTE, SOUND, UPLOAD, DOWNLOAD, WEIGHTS, ENCODER)
+WORK = (ENGINES, COMPUTE, SOUND, PICTURE, UPLOAD, DOWNLOAD, WEIGHTS, ENCODER)
 
 
 @dataclass(frozen=True, slots=True)

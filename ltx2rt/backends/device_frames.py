@@ -21,7 +21,7 @@ from ltx2rt.device.device import Box, Event, Pinned
 from ltx2rt.engine import Array
 from ltx2rt.latents.tiling import AxisTile
 from ltx2rt.media.color import FrameForm, frame_shape
-from ltx2rt.trace import COMPUTE, DOWNLOAD
+from ltx2rt.trace import DOWNLOAD
 
 Progress = Callable[[int, int], None]
 #: frames from the first one on, rows and columns of pixels
@@ -271,7 +271,7 @@ class _Decoding:
             places = {"frames": target, "not_numbers": self._at["counts"] + number * ALIGNMENT}
             self._finisher.bind(feeds, placed(places))
             with self._memory.timeline.span(
-                self._device.compute, COMPUTE, f"frames to {self._form}"
+                self._device.compute, self._memory.track, f"frames to {self._form}"
             ):
                 self._finisher.enqueue()
             self._waiting.append(_Slice(target, count))

@@ -5,8 +5,9 @@ weights beside them, and the layers of stacks in what is left.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ltx2rt.backends.engine_needs import EngineNeeds
 from ltx2rt.backends.frame_memory import PIXEL_BYTES, FrameSizes
@@ -21,6 +22,7 @@ from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
+    DEVICE_FRAMES,
     DIFFUSION_CONTEXT,
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
@@ -45,6 +47,7 @@ STACKS = (TEXT_STACK, WRITING_STACK, TRANSFORMER_STACK)
 BEFORE = (VIDEO_ENCODER, AUDIO_ENCODER, DURATION_HEAD)
 UPSAMPLERS = (SPATIAL_UPSAMPLER, TEMPORAL_UPSAMPLER)
 SOUND_ENGINES = (AUDIO_DECODER, VOCODER)
+PICTURE_ENGINES = (VIDEO_DECODER, *DIFFUSION_DECODER, *DEVICE_FRAMES)
 DECODING = (VIDEO_DECODER, *DIFFUSION_DECODER, AUDIO_DECODER, VOCODER)
 
 #: prompts that are encoded together: what is wanted and what is not
@@ -77,6 +80,8 @@ class MemoryPlan:
         finishes_floats: also those that leave it as float32, which take more.
         sound: what the engines that decode sound have for themselves, so that it is decoded beside
             the picture; None: they take turns with the rest, since they cannot have that for free.
+        picture: the same for those that decode the picture, so that the next clip is encoded and
+            denoised beside them.
         stages: stage -> what is taken for it alone, where the card has no room for all at once
             (`stage_plan`); `regions` are then those of denoising.
         places: stack -> bytes of each place that its parts without room take turns in.
@@ -93,6 +98,7 @@ class MemoryPlan:
     finishes_frames: bool = False
     finishes_floats: bool = False
     sound: Regions | None = None
+    picture: Regions | None = None
     stages: Mapping[str, Regions] = field(default_factory=dict)
 
     def regions_for(self, component: str) -> Regions:
@@ -151,6 +157,9 @@ class MemoryPlan:
                 "sound is decoded after the picture"
                 if self.sound is None
                 else f"sound, decoded beside the picture: {_gib(self.sound.total)}",
+                "the next clip of several begins when the picture is decoded"
+                if self.picture is None
+                else f"the picture, decoded beside the next clip: {_gib(self.picture.total)}",
                 f"together: {_gib(self.total)}",
             )
         )
@@ -158,7 +167,8 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Bytes that are taken."""
-        return self.regions.total + (self.sound.total if self.sound else 0)
+        apart = (self.sound, self.picture)
+        return self.regions.total + sum(lane.total for lane in apart if lane is not None)
 
     def _frames_text(self) -> str:
         if not self.finishes_frames:
@@ -179,62 +189,20 @@ def room_on(memory_bytes: int, free_bytes: int, manifest: Manifest) -> int:
 
 
 def plan_memory(
-    manifest: Manifest,
-    needs: Mapping[str, EngineNeeds],
-    room: int,
-    *,
-    resident: bool,
-    card: str,
-    sound_apart: bool = True,
+    manifest: Manifest, needs: Mapping[str, EngineNeeds], room: int, *, resident: bool, card: str
 ) -> MemoryPlan:
-    """Divide a card.
+    """Divide a card among engines that run one after another; see `lane_plan` for what may run
+    beside them.
 
     Args:
         needs: of every component.
         room: bytes that may be taken, see `room_on`.
         resident: engines stay loaded between clips.
         card: what it is called, for errors.
-        sound_apart: engines that decode sound may have memory of their own.
 
     Raises:
         UnsupportedError: it does not fit; says what would.
     """
-    plan = _with_frames(manifest, needs, room, resident=resident, card=card)
-    names = {n for n in SOUND_ENGINES if n in needs and not _is_constant(manifest, n)}
-    if not names or not sound_apart:
-        return plan
-    entries = manifest.components
-    sound = Regions(
-        scratch=max(needs[n].scratch for n in names),
-        tensors=max(sum(needs[n].tensors.values()) for n in names),
-        engines=sum(sum(_weight_bytes(entries[n])) for n in names),
-        layers=0,
-    )
-    others = replace(manifest, components={n: e for n, e in entries.items() if n not in names})
-    rest = {n: need for n, need in needs.items() if n not in names}
-    try:
-        apart = _with_frames(others, rest, room - sound.total, resident=resident, card=card)
-    except UnsupportedError:
-        return plan
-    return replace(apart, sound=sound) if _as_good(apart, plan) else plan
-
-
-def _is_constant(manifest: Manifest, name: str) -> bool:
-    return any(engine.weights == "constant" for engine in manifest.components[name].engines)
-
-
-def _as_good(plan: MemoryPlan, other: MemoryPlan) -> bool:
-    """Whether a plan keeps on the card what another one keeps there."""
-    return all(
-        getattr(plan, name) == getattr(other, name)
-        for name in ("keep_text", "streams", "finishes_frames", "finishes_floats")
-    )
-
-
-def _with_frames(
-    manifest: Manifest, needs: Mapping[str, EngineNeeds], room: int, *, resident: bool, card: str
-) -> MemoryPlan:
-    """As `plan_memory`, without sound beside the picture."""
     plan = _divided(manifest, needs, room, 0, resident=resident, card=card)
     for form in ("float", "rgb"):
         frames, floats = _frames(manifest, PIXEL_BYTES[form]), form == "float"
@@ -261,30 +229,20 @@ def _divided(
     card: str,
 ) -> MemoryPlan:
     """As `plan_memory`, with so many bytes for frames in the place of inputs and outputs."""
-    parts = {names: list(_parts(manifest, names, needs)) for names in STACKS}
-    places = {names: _places(names, sizes) for names, sizes in parts.items()}
-    totals = {names: sum(sizes) for names, sizes in parts.items()}
-    rings = {names: sum(sizes) for names, sizes in places.items()}
-    scratch = aligned(max((n.scratch for n in needs.values()), default=0))
-    tensors = aligned(max(frames, _tensors(manifest, needs)))
-    weights = {
-        name: sum(_weight_bytes(entry))
-        for name, entry in manifest.components.items()
-        if not any(name in names.components for names in STACKS)
-    }
-    engines = aligned(_engine_weights(weights, resident=resident))
-    fixed = scratch + tensors + engines
-    left = room - fixed
+    sizes = _sizes(manifest, needs, frames, resident=resident)
+    scratch, tensors, engines = sizes.scratch, sizes.tensors, sizes.engines
+    places, totals, rings = sizes.places, sizes.totals, sizes.rings
+    left = room - sizes.fixed
     text, transformer = TEXT_STACK, TRANSFORMER_STACK
     keep_text = resident and totals[text] + totals[transformer] <= left
     beside = totals[text] if keep_text else rings[text] if resident else 0
-    least = max(rings[text], min(rings[transformer], totals[transformer]) + beside)
+    least = sizes.least_layers(beside)
     if left < least:
         raise UnsupportedError(
-            f"this bundle needs {_gib(fixed + least)} of {card}, of which {_gib(room)} can be used:"
-            f" activations {_gib(scratch)}, inputs and outputs {_gib(tensors)}, weights of "
+            f"this bundle needs {_gib(sizes.fixed + least)} of {card}, of which {_gib(room)} can "
+            f"be used: activations {_gib(scratch)}, inputs and outputs {_gib(tensors)}, weights of "
             f"encoders and decoders {_gib(engines)}, two layers at a time {_gib(least)}; use a "
-            "larger card, or build with smaller --shapes or a smaller --precision"
+            "larger card, make a smaller clip, or build with smaller --shapes or --precision"
             + (" or keep less loaded: residency stage." if resident else ".")
         )
     wanted = max(rings[text], totals[transformer] + beside)
@@ -305,6 +263,61 @@ def _divided(
     )
 
 
+class _Sizes(NamedTuple):
+    """What a division has to find room for."""
+
+    places: dict[StackNames, tuple[int, ...]]
+    totals: dict[StackNames, int]
+    scratch: int
+    tensors: int
+    engines: int
+
+    @property
+    def rings(self) -> dict[StackNames, int]:
+        """Of each stack, the places that its parts take turns in."""
+        return {names: sum(sizes) for names, sizes in self.places.items()}
+
+    @property
+    def fixed(self) -> int:
+        """Everything but layers."""
+        return self.scratch + self.tensors + self.engines
+
+    def least_layers(self, beside: int = 0) -> int:
+        """Of layers, with so much for those of the text encoder beside the transformer's."""
+        rings, transformer = self.rings, TRANSFORMER_STACK
+        own = min(rings[transformer], self.totals[transformer])
+        return max(rings[TEXT_STACK], own + beside)
+
+
+def _sizes(
+    manifest: Manifest, needs: Mapping[str, EngineNeeds], frames: int, *, resident: bool
+) -> _Sizes:
+    parts = {names: list(_parts(manifest, names, needs)) for names in STACKS}
+    weights = {
+        name: sum(weight_bytes(entry))
+        for name, entry in manifest.components.items()
+        if not any(name in names.components for names in STACKS)
+    }
+    return _Sizes(
+        places={names: _places(names, sizes) for names, sizes in parts.items()},
+        totals={names: sum(sizes) for names, sizes in parts.items()},
+        scratch=aligned(max((n.scratch for n in needs.values()), default=0)),
+        tensors=aligned(max(frames, _tensors(manifest, needs))),
+        engines=aligned(_engine_weights(weights, resident=resident)),
+    )
+
+
+def room_needed(manifest: Manifest, needs: Mapping[str, EngineNeeds], *, least: bool) -> int:
+    """Bytes that all stages need at once where engines need not stay loaded.
+
+    Args:
+        least: with two layers at a time; else with all of the transformer's.
+    """
+    sizes = _sizes(manifest, needs, 0, resident=False)
+    all_layers = max(sizes.rings[TEXT_STACK], sizes.totals[TRANSFORMER_STACK])
+    return sizes.fixed + (sizes.least_layers() if least else all_layers)
+
+
 def _engine_weights(weights: Mapping[str, int], *, resident: bool) -> int:
     if resident:
         return sum(weights.values())
@@ -313,7 +326,16 @@ def _engine_weights(weights: Mapping[str, int], *, resident: bool) -> int:
     return max(before, after + max(weights.get(n, 0) for n in UPSAMPLERS))
 
 
-def _weight_bytes(entry: ComponentEntry) -> list[int]:
+def part_of(manifest: Manifest, wanted: Callable[[str], bool]) -> Manifest:
+    """A manifest of the components and device graphs of some names."""
+    return replace(
+        manifest,
+        components={n: e for n, e in manifest.components.items() if wanted(n)},
+        device_graphs={n: e for n, e in manifest.device_graphs.items() if wanted(n)},
+    )
+
+
+def weight_bytes(entry: ComponentEntry) -> list[int]:
     """Of each layer, where its weights are not inside the engine; every tensor begins anew."""
     if any(engine.weights == "constant" for engine in entry.engines):
         return [0 for _ in entry.layers]
@@ -339,7 +361,7 @@ def _parts(
 ) -> Iterator[int]:
     for name in names.components:
         if (entry := manifest.components.get(name)) is not None:
-            for index, size in enumerate(_weight_bytes(entry)):
+            for index, size in enumerate(weight_bytes(entry)):
                 if entry.layers[index] or name not in names.blocks:
                     yield size + needs[name].lora_inputs
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ltx2rt.backends.engine_needs import EngineNeeds
+from ltx2rt.bundle.lane_plan import plan_lanes
 from ltx2rt.bundle.manifest import Manifest
-from ltx2rt.bundle.memory_plan import MemoryPlan, plan_memory
+from ltx2rt.bundle.memory_plan import MemoryPlan, part_of, plan_memory
 from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import DECODE, DENOISE, ENCODE_PROMPT, stage_of
 
@@ -21,28 +22,28 @@ _DOING = {
 def plan_card_memory(
     manifest: Manifest, needs: Mapping[str, EngineNeeds], room: int, *, resident: bool, card: str
 ) -> MemoryPlan:
-    """As `plan_memory`; where that does not fit, and engines need not stay loaded, for one stage at
+    """As `plan_lanes`; where that does not fit, and engines need not stay loaded, for one stage at
     a time: `MemoryPlan.stages` says how the card is divided in each.
 
     Raises:
         UnsupportedError: a stage does not fit alone either.
     """
     try:
-        return plan_memory(manifest, needs, room, resident=resident, card=card)
+        return plan_lanes(manifest, needs, room, resident=resident, card=card)
     except UnsupportedError:
         if resident:
             raise
-    plans = {
-        stage: plan_memory(
-            _part(manifest, stage),
+
+    def plan_of(stage: str) -> MemoryPlan:
+        return plan_memory(
+            part_of(manifest, lambda name: stage_of(name) == stage),
             {name: need for name, need in needs.items() if stage_of(name) == stage},
             room,
             resident=False,
-            card=f"{card} {doing}",
-            sound_apart=False,
+            card=f"{card} {_DOING[stage]}",
         )
-        for stage, doing in _DOING.items()
-    }
+
+    plans = {stage: plan_of(stage) for stage in _DOING}
     total = max(plan.regions.total for plan in plans.values())
     stages = {
         stage: replace(plan.regions, layers=plan.regions.layers + total - plan.regions.total)
@@ -60,13 +61,4 @@ def plan_card_memory(
         },
         finishes_frames=plans[DECODE].finishes_frames,
         finishes_floats=plans[DECODE].finishes_floats,
-    )
-
-
-def _part(manifest: Manifest, stage: str) -> Manifest:
-    """What a stage needs of a bundle."""
-    return replace(
-        manifest,
-        components={n: e for n, e in manifest.components.items() if stage_of(n) == stage},
-        device_graphs={n: e for n, e in manifest.device_graphs.items() if stage_of(n) == stage},
     )

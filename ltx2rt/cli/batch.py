@@ -16,29 +16,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.bundle import Bundle, open_bundle
-from ltx2rt.cli import generate as generate_command
+from ltx2rt.cli.batch_clips import (
+    FAILURES,
+    BatchJob,
+    close_pipelines,
+    in_turn,
+    make_on_device,
+    sentence,
+)
 from ltx2rt.cli.batch_devices import on_devices, parse_devices, parse_shard
 from ltx2rt.cli.batch_ray import on_ray
-from ltx2rt.cli.fields import all_flags, spell
+from ltx2rt.cli.fields import all_flags
 from ltx2rt.cli.flags import key_of
 from ltx2rt.cli.job_file import read_flags
-from ltx2rt.cli.outputs import Outputs, real_path
+from ltx2rt.cli.outputs import real_path
 from ltx2rt.cli.prompt_file import COMMENT, SUFFIX, entries_of, job_of_entry, job_of_line
 from ltx2rt.cli.requests import Asked, asked_of
-from ltx2rt.config import RuntimeConfig
-from ltx2rt.errors import DeviceLostError, Ltx2rtError, OptionError
+from ltx2rt.errors import OptionError
 from ltx2rt.partial import remove_all_leftovers
-from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.plain_data import parse_json, to_plain
 from ltx2rt.user_files import read_user_text
 
 MAX_JOBS = 100_000
 MAX_JOBS_BYTES = MAX_JOBS * 10_000
 EXIT_FAILED_JOBS = 1
-#: what fails a job, and not the batch: an error of the user's, or of the machine's
-FAILURES = (Ltx2rtError, MemoryError, OSError, RecursionError, UnicodeError)
 #: of a clip that its line names no file for, by what it is
 SUFFIXES = {"video": ".mp4", "audio": ".wav", "image": ".png", "frames": ""}
 #: keys of a job that name what it writes
@@ -94,23 +96,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag.name, **flag.arguments())
 
 
-#: what this process has open
-_bundles: dict[Path, Bundle] = {}
-_pipes: dict[tuple[str, RuntimeConfig], Pipeline] = {}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchJob:
-    """One clip of a batch: the number of its line, what is asked, which of its clips it is, and
-    where it goes.
-    """
-
-    number: int
-    asked: Asked
-    index: int
-    output: Outputs
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadLine:
     """A line that is no job, or whose output another line writes, and why."""
@@ -149,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
                 failed += "error" in made
                 _say(said, {"job": job.number, "output": str(job.output.paths[0]), **made})
     finally:
-        _close()
+        close_pipelines()
     if failed:
         print(f"ltx2rt: {failed} of {len(jobs) + len(bad)} jobs failed.", file=sys.stderr)
     return EXIT_FAILED_JOBS if failed else 0
@@ -166,78 +151,11 @@ def _results(
         return on_ray(jobs, make, uses_gpu=uses_gpu, workers=options.workers)
     if options.devices is not None:
         return on_devices(jobs, options.devices, make)
-    return _in_turn(jobs, bundle)
-
-
-def _in_turn(jobs: list[BatchJob], bundle: Bundle) -> Iterator[tuple[BatchJob, dict[str, Any]]]:
-    """All of them in this process; once it has lost its GPU, there is no sense in the others."""
-    lost: dict[str, Any] | None = None
-    for job in jobs:
-        try:
-            yield job, lost or _result(job, bundle)
-        except DeviceLostError as error:
-            lost = {"error": _sentence(error)}
-            yield job, lost
-
-
-def make_on_device(
-    folder: Path, weights_dir: Path | None, job: BatchJob, device: int | None
-) -> dict[str, Any]:
-    """As `_result`, in a process of its own, which opens the bundle once."""
-    if folder not in _bundles:
-        _bundles[folder] = open_bundle(folder, weights_dir=weights_dir)
-    asked = replace(job.asked, runtime=replace(job.asked.runtime, device=device))
-    return _result(replace(job, asked=asked), _bundles[folder])
-
-
-def _result(job: BatchJob, bundle: Bundle) -> dict[str, Any]:
-    """What was made, that it was there already, or why not.
-
-    Raises:
-        DeviceLostError: only another process can make it.
-    """
-    try:
-        return _made(job, bundle)
-    except DeviceLostError:
-        raise
-    except FAILURES as error:
-        if not isinstance(error, Ltx2rtError):  # what is loaded may be what was too much
-            _close()
-        return {"error": _sentence(error)}
+    return in_turn(jobs, bundle)
 
 
 def _say(stream: TextIO, result: dict[str, Any]) -> None:
     print(json.dumps(result, ensure_ascii=False, default=str), file=stream, flush=True)
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, Ltx2rtError):
-        return error.told(spell)
-    if isinstance(error, MemoryError):
-        return f"this takes more memory than there is. {error}".strip()
-    return f"{type(error).__name__}: {error}"
-
-
-def _close() -> None:
-    while _pipes:
-        _pipes.popitem()[1].close()
-
-
-def _made(job: BatchJob, bundle: Bundle) -> dict[str, Any]:
-    """Generate one clip; the engines of one pipeline at a time stay loaded: on a GPU only if asked
-    for, since few cards hold them all.
-    """
-    asked = job.asked
-    job.output.check(asked.pipeline, asked.request, resume=asked.run.resume)
-    runtime = asked.runtime
-    if bundle.manifest.backend not in APIS:
-        runtime = replace(runtime, residency="resident")
-    key = (asked.pipeline.name, runtime)
-    if key not in _pipes:
-        _close()
-        _pipes[key] = asked.pipeline(bundle, runtime)
-    pipe = _pipes[key]
-    return generate_command.make(pipe, asked.for_pipeline(pipe), job.index, job.output)
 
 
 def read_jobs(
@@ -251,7 +169,7 @@ def read_jobs(
         try:
             clips = list(_clips(_asked(line, number, options), number, options.output))
         except FAILURES as error:
-            bad.append(BadLine(number=number, error=_sentence(error)))
+            bad.append(BadLine(number=number, error=sentence(error)))
             continue
         paths = {real_path(p): p for job in clips for p in job.output.paths}
         taken = [

@@ -301,6 +301,8 @@ def open_and_choose(inputs: BuildInputs, options: argparse.Namespace) -> tuple[A
     """The model's files, and the `BuildConfig` of the flags; those are checked first."""
     config = config_of(options)
     files = export_module("bundle").open_inputs(inputs, config.components)
+    for said in files.warnings:
+        warnings.warn(said, stacklevel=2)
     warn_of_upsampler(inputs, config.components)
     return files, config if options.precision != "auto" else config_of(options, files)
 

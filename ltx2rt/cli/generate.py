@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from ltx2rt.partial import remove_leftovers
 from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
+from ltx2rt.results.clip import Clip
 from ltx2rt.results.stage_store import kept_stages, remove_stages
 from ltx2rt.trace import Trace
 
@@ -135,14 +138,46 @@ def generate(asked: Asked, path: Path) -> Iterator[dict[str, Any]]:
             yield make(pipe, asked, index, output, work_dir)
 
 
+@dataclass(slots=True, kw_only=True)
+class Begun:
+    """A clip whose latents are made, and what is to become of it.
+
+    Attributes:
+        changed: what was there under its name is another clip, and how.
+    """
+
+    pipe: Pipeline
+    asked: Asked
+    output: Outputs
+    work_dir: Path | None
+    clip: Clip
+    job: Job
+    seed: int
+    changed: list[str]
+
+
 def make(
     pipe: Pipeline, asked: Asked, index: int, output: Outputs, work_dir: Path | None = None
 ) -> dict[str, Any]:
     """Generate and write one of the clips that were asked for; `skipped` in what is given back: it
     was there already; `changed`: what was there is another clip, and how.
     """
+    begun = begin(pipe, asked, index, output, work_dir)
+    return finish(begun) if isinstance(begun, Begun) else begun
+
+
+def begin(
+    pipe: Pipeline,
+    asked: Asked,
+    index: int,
+    output: Outputs,
+    work_dir: Path | None = None,
+    cancel: threading.Event | None = None,
+) -> Begun | dict[str, Any]:
+    """Generate one of the clips, for `finish`; or say that it was there already, see `make`."""
     run, request = asked.run, asked.request_of(index)
     job = Job(ProgressPrinter(quiet=run.quiet, form=run.progress), preview_every=run.preview_every)
+    job.cancel = cancel or job.cancel
     if run.preview is not None:
         job.on_preview = PreviewWriter(run.preview)
     if asked.enhance is not None:
@@ -150,7 +185,7 @@ def make(
         config = enhanced(pipe, request.config, asked.enhance, asked.seeds[0], job)
         request = replace(request, config=config)
     seed = request.config.seed
-    changed: dict[str, list[str]] = {}
+    changed: list[str] = []
     if run.resume:
         reasons = reasons_for_clip(pipe, request, output)
         if not reasons and run.save_embeddings is None:
@@ -158,9 +193,9 @@ def make(
                 remove_leftovers(path)
             return {"output": str(output.paths[0]), "seed": seed, "skipped": True}
         if reasons and any(path.exists() for path in output.paths):
-            changed = {"changed": reasons}
+            changed = reasons
         output.check(asked.pipeline, request)
-    try:
+    with _noting_stages(work_dir):
         clip = pipe(
             request.config,
             request.guidance,
@@ -171,17 +206,19 @@ def make(
         )
         if run.save_embeddings is not None:
             pipe.save_embeddings(run.save_embeddings)
+    return Begun(
+        pipe=pipe, asked=asked, output=output, work_dir=work_dir, clip=clip, job=job, seed=seed,
+        changed=changed,
+    )  # fmt: skip
+
+
+def finish(begun: Begun) -> dict[str, Any]:
+    """Decode and write a clip; see `make`."""
+    pipe, output, clip, job = begun.pipe, begun.output, begun.clip, begun.job
+    with _noting_stages(begun.work_dir):
         output.write(clip)
-    except BaseException as error:
-        refused = isinstance(error, OptionError | CheckpointError)
-        if work_dir is not None and not refused and kept_stages(work_dir):
-            error.add_note(
-                f"finished stages ({', '.join(kept_stages(work_dir))}) are kept in {work_dir}: "
-                "repeat the command with --resume to go on after them."
-            )
-        raise
-    if work_dir is not None and run.work_dir is None:
-        remove_stages(work_dir)
+    if begun.work_dir is not None and begun.asked.run.work_dir is None:
+        remove_stages(begun.work_dir)
     size: dict[str, float] = {"num_frames": clip.num_frames or clip.config.frame_count}
     if pipe.makes == "video":
         size |= {"height": clip.height, "width": clip.width}
@@ -194,13 +231,28 @@ def make(
     return {
         "output": str(output.paths[0]),
         **clip.metadata(),
-        "seed": seed,
-        **changed,
+        "seed": begun.seed,
+        **({"changed": begun.changed} if begun.changed else {}),
         **size,
         "frame_rate": clip.frame_rate,
         **({"host_work": dict(job.host_work)} if job.host_work else {}),
         "timings_s": {k: round(v, 3) for k, v in job.timings_s.items()},
     }
+
+
+@contextlib.contextmanager
+def _noting_stages(work_dir: Path | None) -> Iterator[None]:
+    """Errors say which finished stages are kept."""
+    try:
+        yield
+    except BaseException as error:
+        refused = isinstance(error, OptionError | CheckpointError)
+        if work_dir is not None and not refused and kept_stages(work_dir):
+            error.add_note(
+                f"finished stages ({', '.join(kept_stages(work_dir))}) are kept in {work_dir}: "
+                "repeat the command with --resume to go on after them."
+            )
+        raise
 
 
 def enhanced(

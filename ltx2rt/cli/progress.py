@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import sys
@@ -68,16 +69,22 @@ class ProgressPrinter:
             self._bar = None
 
 
-def _new_bar(progress: Progress) -> Any:
-    """A bar of a stage; the estimate of the rest is ours, which knows what steps cost."""
+@functools.cache
+def _bar_class() -> Any:
+    """One for all bars, so that those of two clips have a line each."""
     from tqdm import tqdm  # where nobody looks at a bar, none is loaded
 
     class Bar(tqdm):  # type: ignore[misc]
         monitor_interval = 0  # no thread that watches it
 
     Bar.set_lock(threading.RLock())
+    return Bar
+
+
+def _new_bar(progress: Progress) -> Any:
+    """A bar of a stage; the estimate of the rest is ours, which knows what steps cost."""
     in_bytes = "(bytes)" in progress.stage
-    bar = Bar(
+    bar = _bar_class()(
         total=progress.total,
         file=sys.stderr,
         dynamic_ncols=True,
@@ -95,7 +102,9 @@ def _rest(progress: Progress, *, done: bool) -> str:
     from tqdm import tqdm
 
     left = "" if progress.eta_s is None or done else f"{tqdm.format_interval(progress.eta_s)} left"
-    return ", ".join(part for part in (left, progress.detail) if part)
+    rest = progress.clip_eta_s
+    clip = "" if rest is None else f"clip in {tqdm.format_interval(rest)}"
+    return ", ".join(part for part in (left, clip, progress.detail) if part)
 
 
 def _line(progress: Progress, *, done: bool) -> str:
@@ -104,6 +113,8 @@ def _line(progress: Progress, *, done: bool) -> str:
         text += f"  {progress.detail}"
     if progress.eta_s is not None and not done:
         text += f", {progress.eta_s:.0f} s left"
+    if progress.clip_eta_s is not None:
+        text += f", clip in {progress.clip_eta_s:.0f} s"
     return text
 
 

@@ -21,7 +21,6 @@ from ltx2rt.device.arena import ALIGNMENT, Arena, aligned
 from ltx2rt.device.device import Box
 from ltx2rt.engine import F32, Array
 from ltx2rt.latents.tiling import AxisTile
-from ltx2rt.trace import COMPUTE
 
 _F32 = np.dtype(np.float32)
 
@@ -199,6 +198,7 @@ def _run(
     """Enqueue an engine with its own weights."""
     outputs = engine.bind(feeds, placed(places))
     engine.bind_weights({})
-    with engine.memory.timeline.span(engine.memory.device.compute, COMPUTE, what):
+    memory = engine.memory
+    with memory.timeline.span(memory.device.compute, memory.track, what):
         engine.enqueue()
     return outputs

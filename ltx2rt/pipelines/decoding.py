@@ -58,7 +58,7 @@ def decode_video(
     chosen, allowed = TilingConfig.parse(tiling), engines.runtime.allow_nan
     draw = generator.copy().randn
     parts = (VIDEO_DECODER, *DEVICE_FRAMES, *DIFFUSION_DECODER)
-    with engines.turns.taken(), engines.decoding(*parts):
+    with engines.picture_turns().taken(), engines.decoding(*parts):
         job.report("decode video", 0, 1)
         decoder, device = engines.video_decoder(), engines.device_frames()
         if device is not None:

@@ -4,7 +4,7 @@ class that gives it its meaning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 from ltx2rt.backends.device_frames import DeviceFrames
@@ -15,6 +15,7 @@ from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.loader import Loader
+from ltx2rt.bundle.request_sizes import RequestSizes
 from ltx2rt.bundle.source import ModelFacts, ModelLoader, ModelSource
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.components.device_tiles import ConvolutionTiles, DiffusionTiles
@@ -100,6 +101,8 @@ class Engines:
         self._text_loras: tuple[Lora, ...] = ()
         self.turns = Turns()
         self._sound_turns = Turns()
+        self._picture_turns = Turns()
+        self._ahead: list[Callable[[], None]] = []
         #: the stage that has the GPU, where it has room for one at a time; None for all
         self._stage: str | None = None
         self._decoding = 0
@@ -119,14 +122,22 @@ class Engines:
 
     def close(self) -> None:
         """Free every engine; clips that are not decoded yet cannot be decoded afterwards."""
+        for drop in list(self._ahead):
+            drop()
         self.turns.close()
         self._sound_turns.close()
+        self._picture_turns.close()
         for names in list(self._stacks):
             self._release_stack(names)
         while self._engines:
             self._engines.popitem()[1].close()
         if isinstance(self.loader, Loader):
             self.loader.close()
+
+    def plan_for(self, sizes: RequestSizes | None) -> None:
+        """See `Loader.plan_for`."""
+        if isinstance(self.loader, Loader):
+            self.loader.plan_for(sizes)
 
     def engine(self, name: str) -> Engine:
         """A component's engine, loaded on first use."""
@@ -347,6 +358,28 @@ class Engines:
     def sound_turns(self) -> Turns:
         """What keeps decoders of sound to one thread at a time."""
         return self._sound_turns if self.sound_is_apart() else self.turns
+
+    def picture_is_apart(self) -> bool:
+        """Whether pictures are decoded beside everything else, as sound may be: the next clip is
+        encoded and denoised meanwhile.
+        """
+        return isinstance(self.loader, Loader) and self.loader.picture_is_apart(self.runtime)
+
+    def begun_ahead(self, drop: Callable[[], None]) -> Callable[[], None]:
+        """Note what is made before anybody wants it, and how to end it when the engines close; call
+        what is given back once it has ended.
+        """
+        self._ahead.append(drop)
+
+        def leave() -> None:
+            with suppress(ValueError):
+                self._ahead.remove(drop)
+
+        return leave
+
+    def picture_turns(self) -> Turns:
+        """What keeps decoders of pictures to one thread at a time."""
+        return self._picture_turns if self.picture_is_apart() else self.turns
 
     @property
     def decodes_on_device(self) -> bool:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import ltx2rt
-from ltx2rt.bundle import memory_plan
+from ltx2rt.bundle import stage_plan
 from ltx2rt.bundle.loader import Loader
-from ltx2rt.bundle.memory_plan import LIBRARY_SHARE
+from ltx2rt.bundle.memory_plan import LIBRARY_SHARE, plan_memory
 from ltx2rt.config import RuntimeConfig
 from tests.simulator.driver import Setup, simulated
 
@@ -20,7 +20,7 @@ def least_memory_of(bundle: Path) -> int:
     """Of a card that holds two layers at a time; no simulation may run."""
     if bundle not in _LEAST:
         with simulated(Setup(memory_bytes=8 << 30)), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(memory_plan, "SOUND_ENGINES", ())  # there is no room for one more lane
+            patch.setattr(stage_plan, "plan_lanes", plan_memory)  # there is no room for one
             loader = Loader(ltx2rt.open_bundle(bundle))
             plan = loader._card_of(RuntimeConfig()).plan
             loader.close()

@@ -20,7 +20,7 @@ from ltx2rt.components.device_tiles import ConvolutionTiles
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device.cuda import CudaDevice
 from ltx2rt.results.clip import Clip
-from ltx2rt.trace import COMPUTE, SOUND
+from ltx2rt.trace import PICTURE, SOUND
 from tests.simulator.driver import SimulatedDriver
 from tests.simulator.fixtures import EngineBundle, Simulate
 from tests.simulator.least_memory import least_memory_of
@@ -106,7 +106,7 @@ def test_both_are_decoded_at_once(
         assert saved(gpu, clip, tmp_path / "a.mp4") == [True, True]
     names = [s.name for s in trace.spans if s.track == SOUND]
     assert names == ["audio_decoder", "vocoder"]
-    assert any(s.name == "a tile" for s in trace.spans if s.track == COMPUTE)
+    assert any(s.name == "a tile" for s in trace.spans if s.track == PICTURE)
     assert {"decode video", "decode audio"} <= {row["stage"] for row in trace.totals()}
     with pytest.MonkeyPatch.context() as patch, made(bundle) as clip:
         sequential(patch)

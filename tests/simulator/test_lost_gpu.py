@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ltx2rt.backends.onnxruntime import failure
-from ltx2rt.cli import batch
+from ltx2rt.cli import batch_clips
 from ltx2rt.device.cuda import CudaDevice
 from ltx2rt.device.lost import LOSSES
 from ltx2rt.errors import DeviceLostError, EngineError
@@ -136,7 +136,7 @@ def test_a_batch_begins_nothing_more(
     demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[Any] = []
-    monkeypatch.setattr(batch, "_made", lambda job, bundle: begun.append(job) or lose())
+    monkeypatch.setattr(batch_clips, "_begun", lambda job, bundle: begun.append(job) or lose())
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     outcome = ltx2rt("batch", demo_bundle, jobs, "-o", tmp_path / "clips")
