@@ -292,6 +292,9 @@ def test_folders_without_an_adapter_say_what_they_are(tmp_path: Path) -> None:
     cases = {
         "it is a bundle": folder("a", "manifest.json"),
         "it is a diffusers folder": folder("b", "model_index.json", "vae/x.safetensors"),
+        "the folder of a model, which": folder(
+            "g", "transformer/x.safetensors", "vae/y.safetensors"
+        ),
         "adapter_model.bin in it is a PyTorch file": folder("c", "adapter_model.bin"),
         "below it: checkpoint-5/x.safetensors": folder("d", "checkpoint-5/x.safetensors"),
         r"a model in 2 files \(shards\)": folder("e", shard, shard.replace("1", "2", 1)),
