@@ -189,6 +189,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where built engines are kept (default: LTX2RT_CACHE, else the user's cache folder)",
     )
     target.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that trace graphs at once, where none come along for a model; each takes "
+        "about 1 GB (default 1)",
+    )
+    target.add_argument(
         "--dry-run",
         action="store_true",
         help="print what would be built, its memory and the card it fits; build nothing",
