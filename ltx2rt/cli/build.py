@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="single-file checkpoint, the transformer of a split set, or a diffusers folder",
+        help="single-file checkpoint, the transformer of a split set, or a folder of diffusers or mlx-video",
     )
     files.add_argument(
         "--gemma",
