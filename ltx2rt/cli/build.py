@@ -30,13 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="single-file checkpoint, the transformer of a split set, or a folder of diffusers or mlx-video",
+        help="single-file checkpoint, the transformer of a split set, or a folder of diffusers or "
+        "mlx-video",
     )
     files.add_argument(
         "--gemma",
         type=Path,
         metavar="DIR",
-        help="folder of the Gemma 3 text encoder (config.json, tokenizer.json, *.safetensors)",
+        help="folder of the Gemma 3 text encoder (config.json, tokenizer.json, *.safetensors), or a "
+        "single file of it; Gemma 4 as GGUF",
     )
     files.add_argument(
         "--spatial-upsampler",
