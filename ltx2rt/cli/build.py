@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gemma",
         type=Path,
         metavar="DIR",
-        help="folder of the Gemma 3 text encoder (config.json, tokenizer.json, *.safetensors), or a "
-        "single file of it; Gemma 4 as GGUF",
+        help="folder of the Gemma 3 text encoder (config.json, tokenizer.json, *.safetensors), or "
+        "a single file of it; Gemma 4 as GGUF",
     )
     files.add_argument(
         "--spatial-upsampler",
