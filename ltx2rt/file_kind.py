@@ -159,6 +159,9 @@ def _text_kind(start: bytes) -> FileKind | None:
             f"the answer of a model hub ({said!r})",
             "check its name, log in and accept its licence, then download it again",
         )
+    # the length of a header, with which safetensors files begin, has bytes of 0
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start[:64]):
+        return FileKind("a text file", "give a .safetensors file")
     return None
 
 

@@ -30,13 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="single-file checkpoint, the transformer of a split set, or a diffusers folder",
+        help="single-file checkpoint, the transformer of a split set, or a folder of diffusers or "
+        "mlx-video",
     )
     files.add_argument(
         "--gemma",
         type=Path,
         metavar="DIR",
-        help="folder of the Gemma 3 text encoder (config.json, tokenizer.json, *.safetensors)",
+        help="folder of the Gemma 3 text encoder (config.json, tokenizer.json, *.safetensors), or "
+        "a single file of it; Gemma 4 as GGUF",
     )
     files.add_argument(
         "--spatial-upsampler",
@@ -187,6 +189,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="where built engines are kept (default: LTX2RT_CACHE, else the user's cache folder)",
+    )
+    target.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that trace graphs at once, where none come along for a model; each takes "
+        "about 1 GB (default 1)",
     )
     target.add_argument(
         "--dry-run",

@@ -164,15 +164,17 @@ class Pipeline(PipelineRequests):
 
     def _times_of(self, run: Run) -> tuple[Path, str, tuple[int, int, int]] | None:
         """Where clips of this bundle are remembered, what else decides how long one takes, and the
-        canvas; None for what stands for a bundle.
+        canvas; None for what stands for a bundle, and where there is no cache.
         """
         if not isinstance(self.source, Bundle):
+            return None
+        if (path := times_file(self.source.bundle_id)) is None:
             return None
         runtime = self.runtime
         kind = (self.name, runtime.device, *runtime.devices, runtime.threads, runtime.residency)
         warm = "another" if self._clips_made else "first"
         shape = (run.canvas.num_frames, run.canvas.height, run.canvas.width)
-        return times_file(self.source.bundle_id), f"{warm} {' '.join(map(str, kind))}", shape
+        return path, f"{warm} {' '.join(map(str, kind))}", shape
 
     def generate_many(
         self,

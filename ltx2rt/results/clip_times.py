@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.env import cache_dir
+from ltx2rt.errors import OptionError
 from ltx2rt.partial import Partial
 from ltx2rt.plain_data import parse_json, read_plain, to_plain
 from ltx2rt.user_files import read_limited
@@ -39,9 +40,12 @@ class ClipTimes:
     seconds: Mapping[str, float]
 
 
-def times_file(bundle_id: str) -> Path:
-    """Where the clips of a bundle are remembered."""
-    return cache_dir() / "times" / f"{bundle_id}.json"
+def times_file(bundle_id: str) -> Path | None:
+    """Where the clips of a bundle are remembered; None where there is no cache."""
+    try:
+        return cache_dir() / "times" / f"{bundle_id}.json"
+    except OptionError:
+        return None
 
 
 def expected_seconds(path: Path, kind: str, shape: Sequence[int]) -> dict[str, float]:

@@ -184,6 +184,8 @@ def test_a_folder_of_mlx_video_makes_the_same_model(
     assert "gemma" in {c["name"] for c in info["components"]}
     with pytest.raises(CheckpointError, match=r"part of LTX-2 for MLX, .* as --checkpoint"):
         open_model(folder / "transformer", demo_model["gemma"])
+    with pytest.raises(CheckpointError, match="part of LTX-2 for MLX"):
+        open_model(demo_model["checkpoint"], demo_model["gemma"], video_vae=folder / "vae/decoder")
     write_safetensors(folder / "vocoder/model.safetensors", {"a.scales": np.ones(3, np.float32)})
     with pytest.raises(UnsupportedError, match="quantised for MLX"):
         open_model(folder)

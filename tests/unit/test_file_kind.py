@@ -17,6 +17,7 @@ from ltx2rt.lora.files import open_lora
 from ltx2rt.media.still_reader import load_image
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.checkpoint import open_model
+from ltx2rt_export.gemma_files import open_gemma
 from ltx2rt_export.layouts.open import open_weights
 from tests.unit.checkpoint_files import sharded, write_names
 
@@ -53,6 +54,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "config.json": (b'{"model_type": "gemma3"}', "configuration of a text model.*--gemma"),
     "model_index.json": (b'{"_diffusers_version": "0.42"}', "give the folder"),
     "request.json": (b"{}", "a JSON text"),
+    "notes.safetensors": (b"see the other branch\r\n", "a text file"),
     "empty.safetensors": (b"", "an empty file.*download"),
     "hole.safetensors": (bytes(5000), "never finished"),
     "x.safetensors.part": (b"\x10\0\0\0\0\0\0\0{", "an unfinished download"),
@@ -152,3 +154,17 @@ def test_damaged_indices_are_refused(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
     with pytest.raises(Ltx2rtError, match=r"b.safetensors holds x.weight, which a.safetensors"):
         open_weights(index)
+
+
+def test_what_is_no_gemma_is_named(tmp_path: Path) -> None:
+    adapter = write_names(
+        tmp_path / "style.safetensors", ["transformer_blocks.0.attn1.to_q.lora_A.weight"]
+    )
+    with pytest.raises(
+        CheckpointError, match=r"--gemma .*style\.safetensors is a LoRA; expected Gemma"
+    ):
+        open_gemma(adapter.path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a bundle"):
+        open_gemma(tmp_path / "b")

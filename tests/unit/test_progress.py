@@ -20,7 +20,14 @@ from ltx2rt.cli.run_options import Form
 from ltx2rt.cli.streams import PlainStream
 from ltx2rt.components.denoisers import Guidance, step_costs
 from ltx2rt.progress import Job, Progress
-from ltx2rt.results.clip_times import MAX_CLIPS, ClipTimes, expected_seconds, read_times, remember
+from ltx2rt.results.clip_times import (
+    MAX_CLIPS,
+    ClipTimes,
+    expected_seconds,
+    read_times,
+    remember,
+    times_file,
+)
 from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
 from tests.unit.test_memory import bundle_of, component
 
@@ -117,8 +124,15 @@ def test_nothing_is_promised_where_nothing_is_known(monkeypatch: pytest.MonkeyPa
     assert several.stage_seconds() is None
 
 
-def test_what_clips_took_is_kept_by_kind_and_shape(tmp_path: Path) -> None:
-    path = tmp_path / "times" / "b.json"
+def test_what_clips_took_is_kept_by_kind_and_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LTX2RT_CACHE", str(tmp_path / "file"))
+    assert times_file("b") is None  # no cache is no reason to make no clip
+    monkeypatch.setenv("LTX2RT_CACHE", str(tmp_path))
+    path = times_file("b")
+    assert path == tmp_path / "times" / "b.json"
     assert expected_seconds(path, "first distilled", (9, 64, 64)) == {}
     for frames, seconds in ((9, 1.0), (9, 2.0), (97, 40.0)):
         stages = {"prompt": 5.0, "stage_1": seconds}

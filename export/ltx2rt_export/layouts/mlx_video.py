@@ -28,6 +28,8 @@ _MODULES = (
 )
 #: a second `.conv`, which decoders of pictures have where no list precedes it
 _WRAPPED = re.compile(r"(?<=\.)([a-z]\w*)\.conv\.conv\.(?=weight$|bias$)")
+#: what no other layout has
+_OWN_NAMES = ("transformer_blocks.0.audio_ff.proj_in.weight", "conv_in.conv.conv.weight")
 _STATISTIC = re.compile(r"per_channel_statistics\._?(mean|std)(_of_means)?$")
 
 
@@ -69,12 +71,12 @@ def open_mlx_video(folder: Path) -> WeightSet:
 
 
 def refuse_part(weights: WeightSet) -> None:
-    """Refuse the transformer of such a folder given alone.
+    """Refuse the transformer, or the decoder of pictures, of such a folder given alone.
 
     Raises:
         CheckpointError: it is one.
     """
-    if "transformer_blocks.0.audio_ff.proj_in.weight" in weights:
+    if any(name in weights for name in _OWN_NAMES):
         raise CheckpointError(
             f"{weights.path} is a part of LTX-2 for MLX, with names of its own: give the folder of "
             "mlx-video that it lies in as --checkpoint."
