@@ -112,6 +112,20 @@ def precision_quality() -> dict[str, Any]:
     return quality()
 
 
+def eighth_decoder() -> dict[str, Any]:
+    """LTX-2.3's video decoder at 1/8 of its width, CPU seconds."""
+    from benchmarks.video_decoder import compare
+
+    return compare(8)
+
+
+def quarter_decoder() -> dict[str, Any]:
+    """LTX-2.3's video decoder at 1/4 of its width, CPU seconds."""
+    from benchmarks.video_decoder import compare
+
+    return compare(4)
+
+
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "cli-help": cli_help,
     "cli-generate-help": generate_help,
@@ -121,6 +135,8 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "export-ltx23-transformer": export_ltx23_transformer,
     "tiny-distilled-256x384-25f": tiny_distilled,
     "generate-256x384-49f": generate_clip,
+    "video-decoder-eighth": eighth_decoder,
+    "video-decoder-quarter": quarter_decoder,
     "quality": precision_quality,
 }
 

@@ -1,11 +1,13 @@
 """One block of the transformer on a CPU, in a process of its own: time of a call, and memory.
 
-`python -m benchmarks.cpu_block FOLDER VARIANT TOKENS CALLS` is called by `cpu_blocks`.
+`python -m benchmarks.cpu_block FOLDER VARIANT TOKENS CALLS LIMIT` is called by `cpu_blocks`; after
+LIMIT CPU seconds the system stops it.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -88,8 +90,10 @@ def eager(width: int, tokens: int) -> Callable[[], object]:
     return lambda: engine({**feeds, **weights})
 
 
-def diffusers(width: int, tokens: int, dtype: str) -> Callable[[], object]:
-    """A call of a block of diffusers, with what the model gives it."""
+def diffusers(
+    width: int, tokens: int, dtype: str, *, compiled: bool = False
+) -> Callable[[], object]:
+    """A call of a block of diffusers, with what the model gives it; compiled here if asked for."""
     import torch
     from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
 
@@ -129,11 +133,14 @@ def diffusers(width: int, tokens: int, dtype: str) -> Callable[[], object]:
         )
     hook.remove()
     positional, named = given[0]
+    run = torch.compile(block) if compiled else block
 
     def call() -> object:
         with torch.no_grad():
-            return block(*positional, **named)
+            return run(*positional, **named)
 
+    if compiled:
+        call()
     return call
 
 
@@ -157,14 +164,17 @@ def measure(call: Callable[[], object], calls: int) -> dict[str, float]:
 
 def main() -> None:
     folder, variant, tokens, calls = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5])
-    width = int(folder.name)
+    width, limit = int(folder.name), int(sys.argv[5])
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
     if variant == "eager":
         call = eager(width, tokens)
     elif variant.startswith("diffusers "):
-        call = diffusers(width, tokens, variant.removeprefix("diffusers "))
+        dtype, _, compiled = variant.removeprefix("diffusers ").partition(" ")
+        call = diffusers(width, tokens, dtype, compiled=bool(compiled))
     else:
         call = ours(folder, variant, tokens)
-    print(json.dumps(measure(call, calls)))
+    before = time.process_time()
+    print(json.dumps({**measure(call, calls), "before_cpu_s": before}))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def main() -> None:
         if "skipped" in result:
             print(f"{name:32} skipped: {result['skipped']}")
             continue
-        record = {"case": name, **result, "environment": where}
+        record = {"case": name, **result, "load": os.getloadavg()[0], "environment": where}
         lines.append(json.dumps(record, sort_keys=True, default=str))
         print(f"{name:32} {record['median_s']:8.3f} s", flush=True)
         if not options.no_record:  # at once: a later case may fail

@@ -77,8 +77,8 @@ class RuntimeConfig:
             needs one, else the CPU.
         devices: numbers of several GPUs instead: the guidance passes of a step run side by side,
             everything else on the first of them.
-        cuda_graphs: a pass of the transformer is captured and replayed, where its weights stay on
-            the GPU.
+        cuda_graphs: a step is captured and replayed, with all its passes of the transformer, where
+            the weights of that stay on the GPU.
         kernels: when TensorRT-RTX makes kernels for sizes: `eager` before the first run of a size,
             `none` never, `lazy` meanwhile, so that first runs give other bits and no graphs.
         record: files say how they were made: prompt, seed, everything that was asked for.

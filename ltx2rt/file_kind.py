@@ -38,7 +38,8 @@ BUNDLE = FileKind("a bundle", "it is for `ltx2rt generate --bundle`, the files t
 DIFFUSERS = FileKind("a diffusers folder", "give it as --checkpoint of `ltx2rt build`")
 GGUF = FileKind(
     "a GGUF file",
-    "only `ltx2rt build --checkpoint` takes one, of a transformer; give a .safetensors file here",
+    "only `ltx2rt build` takes one: a transformer as --checkpoint, Gemma as --gemma; give a "
+    ".safetensors file here",
 )
 NO_WEIGHTS = FileKind("a folder without weights", "give a .safetensors file")
 _AGAIN = "download the file again"
@@ -46,6 +47,18 @@ _ARCHIVE = FileKind("a packed archive", "unpack it and give the .safetensors fil
 _PICKLE = FileKind(
     "a PyTorch file (a pickle, which can run code)", "give the model's .safetensors file"
 )
+_TEXT_CACHE = FileKind(
+    "a trainer's cache of a text, as SimpleTuner keeps it (a pickle, which can run code)",
+    "give the prompt itself, which is encoded once and kept, or a cache of musubi-tuner "
+    "(*_ltx2_te.safetensors)",
+)
+_CLIP_CACHE = FileKind(
+    "a trainer's cache of a clip, as SimpleTuner keeps it (a pickle, which can run code)",
+    "give the clip itself, or latents that ltx2rt or musubi-tuner (*_ltx2.safetensors) wrote",
+)
+#: what the description of a pickle holds -> whose it is
+_CACHES = {b"prompt_embeds": _TEXT_CACHE, b"latents": _CLIP_CACHE}
+_MAX_DESCRIPTION = 1 << 16
 PICTURE = FileKind("a picture", "give a file of weights here")
 CLIP = FileKind("a video or sound file", "give a file of weights here")
 
@@ -97,11 +110,14 @@ def kind_of(path: Path) -> FileKind | None:
         return FileKind("an empty file", _AGAIN)
     if not start.strip(b"\0"):
         return FileKind("a file of zeros (its download never finished)", _AGAIN)
+    if start.startswith(b"\x1f\x8b") and path.suffix.lower() == ".pt":
+        return FileKind("a compressed PyTorch file, as SimpleTuner keeps its caches",
+                        "give the prompt or the clip itself")  # fmt: skip
     for offset, signature, kind in _SIGNATURES:
         if start[offset:].startswith(signature):
             return kind
     if start.startswith(b"PK\x03\x04"):
-        return _PICKLE if _is_pytorch(path) else _ARCHIVE
+        return _pytorch_kind(path) or _ARCHIVE
     if start.startswith(_PICKLES):
         return _PICKLE
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
@@ -143,15 +159,25 @@ def _text_kind(start: bytes) -> FileKind | None:
             f"the answer of a model hub ({said!r})",
             "check its name, log in and accept its licence, then download it again",
         )
+    # the length of a header, with which safetensors files begin, has bytes of 0
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start[:64]):
+        return FileKind("a text file", "give a .safetensors file")
     return None
 
 
-def _is_pytorch(path: Path) -> bool:
+def _pytorch_kind(path: Path) -> FileKind | None:
+    """What a zip file is to PyTorch; None when it is none of its."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return path.suffix.lower() in {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
+            pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            if not pickles:
+                return None
+            with archive.open(pickles[0]) as file:
+                start = file.read(_MAX_DESCRIPTION)
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
+        suffixes = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
+        return _PICKLE if path.suffix.lower() in suffixes else None
+    return next((kind for word, kind in _CACHES.items() if word in start), _PICKLE)
 
 
 def _json_kind(path: Path) -> FileKind:

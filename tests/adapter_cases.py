@@ -70,6 +70,9 @@ PEFT: dict[str, tuple[str, dict[str, Any]]] = {
         "BOFTConfig",
         {"boft_block_size": 4, "boft_n_butterfly_factor": 3, "target_modules": ["to_q"]},
     ),
+    "AdaLoRA": (
+        "AdaLoraConfig", {"init_r": 4, "target_r": 2, "lora_alpha": 8, "total_step": 10},
+    ),
     "(IA)^3": (
         "IA3Config", {"target_modules": ["to_q", "proj"], "feedforward_modules": ["proj"]},
     ),
@@ -85,6 +88,7 @@ BY_HAND: dict[str, str] = {
 #: begin of a kind -> its tensors, the longest that fits
 TENSORS: dict[str, str] = {
     "LoRA": "`lora_A`, `lora_B`",
+    "AdaLoRA": "`lora_A`, `lora_B`, `lora_E`, with `adapter_config.json` beside the file",
     "LoCoN": "`lora_down`, `lora_up`",
     "LoHa": "`hada_w1_a`, `hada_w1_b`, `hada_w2_a`, `hada_w2_b`",
     "LoKr": "`lokr_w1` or `lokr_w1_a`, `lokr_w1_b`; `lokr_w2` or `lokr_w2_a`, `lokr_w2_b`",
@@ -103,10 +107,10 @@ REFUSED: dict[str, str] = {
     "a magnitude of musubi-tuner's DoRA-OFT": "belongs to it",
     "OFT of PEFT before 0.14 (oft_r)": "PEFT does not read it any more",
     "OFT of PEFT before 0.18, made by a series": "its series was another one; PEFT warns of it",
-    "OFT of PEFT without its adapter_config.json": "which says how the blocks are read",
+    "OFT of PEFT or AdaLoRA without its adapter_config.json": "which says how blocks are read, and "
+    "how strong ranks are",
     "GLoRA of PEFT": "not done yet: another GLoRA than that of LyCORIS, of up to five parts",
     "GLoRA of a convolution (bm)": "this model has none",
-    "AdaLoRA": "not done yet: its ranks have strengths of their own",
     "VeRA or RandLoRA": "its random matrices need not be in the file",
     "T-LoRA": "changes with the noise level: it is no one change of a weight",
     "LoRA of an embedding": "this model has none",

@@ -24,6 +24,7 @@ WHEN_ASKED = {
     "fuzz": "many random networks, many random requests: pytest -m fuzz tests/parity",
     "graphs": "exports every shipped graph again: pytest -m graphs tests/parity",
     "kernel_matrix": "more architectures: pytest -m kernel_matrix tests/kernels",
+    "notebooks": "runs the notebooks of examples: pytest -m notebooks tests/parity",
     "server": "a real server (Triton, a browser, Ray): pytest -m server tests/parity",
     "site": "builds the site: pytest -m site tests/unit",
     "simulator_matrix": "a larger matrix: pytest -m simulator_matrix tests/simulator",

@@ -46,6 +46,10 @@ LAYOUTS: tuple[Layout, ...] = (
            "diffusers' own modules (0.42.1) write them, and ours compute the same; at the sides of "
            "a picture windows are those of the official decoder, which diffusers shifts inward "
            "(tests/parity/test_diffusers_25.py)"),
+    Layout("mlx-video's converted folder (`transformer`, `vae`, `audio_vae`, `vocoder`, "
+           "`text_projections`)", "`--checkpoint DIR`; Gemma is inside where `text_encoder` is",
+           f"{SAME}, from a folder written by its converter's rules; it has no encoder of sound, "
+           "and its transformer is bfloat16 throughout", test="mlx-video"),
     Layout("parts of a diffusers folder, or a `diffusion_pytorch_model` file", "as the part that "
            "it is", "the same names and weights as from the whole folder"),
     Layout("GGUF transformer (Q2_K to Q6_K, Q4_0 to Q8_0, IQ4, F16, BF16; extra `gguf`)",
@@ -68,13 +72,20 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("GGUF of Gemma 3 (llama.cpp; extra `gguf`)", "`--gemma FILE`", "files that the `gguf` "
            "package writes: names, norms less one, tokenizer from its vocabulary "
            "(tests/parity/test_gemma_single.py)"),
-    Layout("GGUF of Gemma 4", "", refused="not done yet: LTX-2.5 takes a fine-tune of its own"),
+    Layout("GGUF of Gemma 4 (llama.cpp; extra `gguf`)", "`--gemma FILE`, beside the official "
+           "`--text-encoder`, whose projections it lacks", "files that the `gguf` package writes "
+           "by its names: the same configuration, weights and tokens as the packed file "
+           "(tests/parity/test_gemma4_gguf.py); it does not say whether it is the fine-tune that "
+           "LTX-2.5 takes: a warning says so; no published file was at hand"),
+    Layout("GGUF of the small models of Gemma 4, and of those of experts", "", refused="no encoder "
+           "of LTX-2.5: shared keys, embeddings a layer, experts"),
     Layout("GGUF in IQ1, IQ2, IQ3, MXFP4 and other formats", "", refused="no transformer in them "
            "is known"),
     Layout("W4A4 and other packed INT4", "", refused="not done yet: refused as an "
            "unknown 4-bit format"),
     Layout("`latent_upsampler`, `transformer_full` of a diffusers folder",
-           "", refused="left out with a warning that says what to give instead"),
-    Layout("mlx-video's converted folder", "", refused="not done yet: its weights are laid out for "
-           "MLX"),
+           "", refused="left out with a warning that says what to give instead; beside the second, "
+           "`transformer` counts as distilled"),
+    Layout("a folder of mlx-video quantised for MLX", "", refused="not done yet: codes of a format "
+           "of its own; the official file is quantised by `ltx2rt build --precision`"),
 )  # fmt: skip

@@ -27,24 +27,23 @@ PIPELINES: dict[str, type[ltx2rt.DistilledPipeline | ltx2rt.OneStagePipeline]] =
 
 
 class Loaded:
-    """A bundle and its one pipeline that is open: clips need theirs until they are decoded."""
+    """A bundle and its pipelines that are open. They stay so: a clip needs its own until it is
+    decoded, and ComfyUI may make clips of several pipelines before it decodes the first.
+    """
 
     def __init__(self, bundle: ltx2rt.Bundle, runtime: ltx2rt.RuntimeConfig) -> None:
         self.bundle, self.runtime = bundle, runtime
-        self._open: Any = None
+        self._open: dict[str, Any] = {}
 
     def pipeline(self, name: str) -> Any:
-        """The pipeline of that name, opened if another one or none is."""
-        kind = PIPELINES[name]
-        if type(self._open) is not kind:
-            self.close()
-            self._open = kind(self.bundle, self.runtime)
-        return self._open
+        """The pipeline of that name, opened if it is not."""
+        if name not in self._open:
+            self._open[name] = PIPELINES[name](self.bundle, self.runtime)
+        return self._open[name]
 
     def close(self) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        while self._open:
+            self._open.popitem()[1].close()
 
 
 class LoadBundle:
@@ -70,8 +69,15 @@ class LoadBundle:
         }
 
     @classmethod
-    def IS_CHANGED(cls, folder: str, **_: Any) -> str:  # noqa: N802
-        manifest = Path(folder) / "manifest.json"
+    def VALIDATE_INPUTS(cls, folder: str | None) -> bool | str:  # noqa: N802
+        """Before anything runs; None is another node's output, which is not known yet."""
+        if folder is None or (Path(folder) / "manifest.json").is_file():
+            return True
+        return f"{folder or 'an empty name'!r} is not the folder of a bundle of `ltx2rt build`"
+
+    @classmethod
+    def IS_CHANGED(cls, folder: str | None, **_: Any) -> str:  # noqa: N802
+        manifest = Path(folder or "") / "manifest.json"
         return str(manifest.stat().st_mtime_ns) if manifest.is_file() else ""
 
     def load(self, folder: str, residency: str, device: int) -> tuple[Loaded]:
@@ -177,6 +183,10 @@ class Generate:
             },
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, prompt: str | None) -> bool | str:  # noqa: N802
+        return prompt is None or bool(prompt.strip()) or "the prompt is empty"
+
     def generate(
         self,
         bundle: Loaded,
@@ -186,6 +196,10 @@ class Generate:
         **options: Any,
     ) -> tuple[ltx2rt.Clip]:
         if audio is not None:
+            if len(audio["waveform"]) != 1:
+                raise ltx2rt.OptionError(
+                    f"the sound is a batch of {len(audio['waveform'])}; a clip takes one."
+                )
             samples = audio["waveform"][0].cpu().numpy().astype(np.float32)
             options["audio"] = ltx2rt.sound_file(samples, int(audio["sample_rate"]))
         job = ltx2rt.Job(on_progress=Reporter())
@@ -196,7 +210,8 @@ class Reporter:
     """Progress in ComfyUI, a bar a stage; its stop button ends the clip at the next step."""
 
     def __init__(self) -> None:
-        self._stage, self._bar = "", comfy.utils.ProgressBar(1)
+        self._stage = ""
+        self._bar: Any = None
 
     def __call__(self, report: ltx2rt.Progress) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -250,7 +265,7 @@ class Save:
 
     def save(self, clip: ltx2rt.Clip, name: str, kind: str) -> dict[str, Any]:
         folder, stem, counter, inside, _ = folder_paths.get_save_image_path(
-            name, folder_paths.get_output_directory()
+            name, folder_paths.get_output_directory(), clip.width, clip.height
         )
         file = f"{stem}_{counter:05}_.{kind}"
         clip.save(Path(folder) / file)

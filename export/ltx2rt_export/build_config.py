@@ -25,6 +25,12 @@ from ltx2rt_export.quantize import check_precision
 
 BACKENDS = ("onnxruntime", *APIS)
 
+#: processes of `jobs`, each of which holds PyTorch
+MOST_JOBS = 64
+
+#: what says nothing about a bundle
+NOT_RECORDED = ("cache_dir", "copy_weights", "jobs", "force")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
@@ -60,6 +66,7 @@ class BuildConfig:
             wherever the backend can run them, `off` never; see `custom_ops.table`.
         cache_dir: where exported graphs and built engines are kept; None: `LTX2RT_CACHE`, else
             the user's cache folder.
+        jobs: processes that trace graphs at once; 1: this one does, one after another.
         copy_weights: copy every needed tensor into the bundle instead of pointing at the user's
             files.
         force: replace an existing bundle.
@@ -89,6 +96,7 @@ class BuildConfig:
     plugin_modules: tuple[str, ...] = ()
     custom_ops: str = "auto"
     cache_dir: Path | None = field(default=None)
+    jobs: int = 1
     copy_weights: bool = False
     force: bool = False
 
@@ -141,7 +149,7 @@ class BuildConfig:
         texts = []
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if value == item.default or item.name in ("cache_dir", "copy_weights", "force"):
+            if value == item.default or item.name in NOT_RECORDED:
                 continue
             flag = f"--{item.name.replace('_', '-')}"
             if value is True:
@@ -199,6 +207,8 @@ class BuildConfig:
             problems.append("no shapes are named; give e.g. 768x512x121")
         if not 1 <= self.max_batch <= 16:
             problems.append(f"max_batch={self.max_batch} is not in 1..16")
+        if not 1 <= self.jobs <= MOST_JOBS:
+            problems.append(f"jobs={self.jobs} is not in 1..{MOST_JOBS}")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             problems.append(f"optimization_level={self.optimization_level} is not in 0..5")
         for name in ("workspace_mib", "aux_streams", "decoder_mib"):

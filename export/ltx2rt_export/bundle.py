@@ -42,10 +42,12 @@ from ltx2rt_export.component import Component
 from ltx2rt_export.copy_weights import copy_weights
 from ltx2rt_export.decode_gguf import decode_gguf
 from ltx2rt_export.engines.stage import engine_stage, with_tile_memory
+from ltx2rt_export.engines.trace_jobs import trace_ahead
 from ltx2rt_export.exchange import exchange
 from ltx2rt_export.fuse_loras import fuse_loras
 from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.manifest_entries import SourceTable, entry_of, with_unmasked
+from ltx2rt_export.quantize import component_precision
 from ltx2rt_export.quantize.overlay import Overlays
 from ltx2rt_export.quantize.prepare import attach_overlays, prepare
 from ltx2rt_export.quantize.range_check import check_float16
@@ -259,7 +261,10 @@ def _fill(
     components = decode_gguf(components, work / "weights", dtypes, resume=True)
     if inputs.loras:  # last: it writes every tensor that they change
         components = fuse_loras(components, files, inputs.loras, work / "weights", resume=True)
-    export = engines.export_with(files)
+    graph_cache = engines.graphs(files)
+    if config.jobs > 1:
+        trace_ahead(components, _traced(components, config, host), inputs, graph_cache,
+                    engines.cache_dir, config.jobs, job)  # fmt: skip
     (work / "graphs").mkdir()
     (work / "text").mkdir()
     table = SourceTable(work)
@@ -278,7 +283,7 @@ def _fill(
             dtype=host[component.name],
             plain_layers=config.plain_layers,
             lora_inputs=config.lora_inputs,
-            export=export,
+            export=graph_cache.export,
             resume=True,
         ):
             exported.append(part.graph)
@@ -323,6 +328,14 @@ def _fill(
     manifest = dataclasses.replace(manifest, bundle_id=bundle_id(manifest))
     write_manifest(manifest, work)
     return manifest
+
+
+def _traced(
+    components: Sequence[Component], config: BuildConfig, host: Mapping[str, str | None]
+) -> dict[str, str]:
+    """Component -> the dtype that `prepare` has its graph exported in."""
+    asked = {c.name: component_precision(c.name, config.asked(c.name)) for c in components}
+    return {name: host[name] or PRECISIONS[chosen].dtype for name, chosen in asked.items()}
 
 
 def chosen_components(components: list[Component], names: Sequence[str]) -> list[Component]:

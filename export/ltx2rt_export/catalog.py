@@ -218,7 +218,12 @@ COMPONENTS: tuple[Row, ...] = (
         )
         for name in (DIFFUSION_FEATURES, DIFFUSION_CONTEXT, DIFFUSION_PIXELS)
     ),
-    Row(AUDIO_ENCODER, ("audio_vae",), _from_role(AUDIO_ENCODER, "audio_vae")),
+    Row(
+        AUDIO_ENCODER,
+        ("audio_vae",),
+        _from_role(AUDIO_ENCODER, "audio_vae"),
+        when=lambda files: files.has_sound_encoder,
+    ),
     Row(AUDIO_DECODER, ("audio_vae",), _from_role(AUDIO_DECODER, "audio_vae")),
     Row(VOCODER, ("vocoder",), _from_role(VOCODER, "vocoder")),
     Row(

@@ -18,8 +18,7 @@ from ltx2rt.lora.files import open_lora
 from ltx2rt.weights.safetensors import SafetensorsFile, TensorEntry
 from ltx2rt_export.gemma_files import GemmaFiles, check_gemma_version, open_gemma
 from ltx2rt_export.kinds import KINDS, detect_kind, split_components
-from ltx2rt_export.layouts.diffusers import is_pipeline
-from ltx2rt_export.layouts.open import open_weights
+from ltx2rt_export.layouts.open import holds_gemma, open_weights
 from ltx2rt_export.storage_format import StorageFormat, detect_storage_format, with_encodings
 from ltx2rt_export.version import ModelVersion, detect_version, read_config
 from ltx2rt_export.weight_set import Weights, WeightSet, joined
@@ -89,6 +88,11 @@ class ModelFiles:
     def has(self, role: str) -> bool:
         """Whether the model has this part."""
         return bool(self.parts.get(role))
+
+    @property
+    def has_sound_encoder(self) -> bool:
+        """Whether the audio VAE encodes: files of some converters hold its decoder alone."""
+        return any(name.startswith("encoder.") for name in self.parts.get("audio_vae", {}))
 
     def tensors(self, role: str) -> Tensors:
         """Tensors of one part, without its prefix; {} when the model lacks an optional part.
@@ -195,7 +199,7 @@ def open_model(
             _take(file, (role,), parts, files)
     stored = detect_storage_format(parts.get("transformer", {}))
     parts = {role: with_encodings(tensors) for role, tensors in parts.items()}
-    within = checkpoint if is_pipeline(Path(checkpoint)) else None
+    within = checkpoint if holds_gemma(Path(checkpoint)) else None
     encoder_path = gemma or packed_gemma or within
     encoder = open_gemma(encoder_path) if encoder_path else None
     if encoder is not None:
@@ -211,7 +215,7 @@ def open_model(
         **{f"model.diffusion_model.{k}": e for k, e in parts.get("connectors", {}).items()},
         **parts.get("text_projection", {}),
     }
-    return ModelFiles(
+    made = ModelFiles(
         checkpoint=main.path,
         version=version,
         files=files,
@@ -221,6 +225,13 @@ def open_model(
         warnings=(warning,) if warning else (),
         parts=parts,
     )
+    if made.has("audio_vae") and not made.has_sound_encoder:
+        without = (
+            f"{files['audio_vae'].path} has no encoder of sound: what starts from sound (retakes, "
+            "audio to video) needs --audio-vae with one"
+        )
+        made = dataclasses.replace(made, warnings=(*made.warnings, without))
+    return made
 
 
 def _open_as(path: StrPath, role: str, kinds: Collection[str]) -> WeightSet:

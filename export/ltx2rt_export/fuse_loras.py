@@ -49,6 +49,7 @@ def match_loras(files: ModelFiles, loras: Sequence[Lora]) -> Updates:
     for adapter, _ in adapters:
         check_finite(adapter.file, adapter.updates.values())
         adapter.warn_of_skipped()
+        adapter.warn_of_no_effect()
         if problem := misfit(adapter.file, adapter.keys, files.version.generation):
             logger.warning("%s", problem)
     return collect_updates(adapters)

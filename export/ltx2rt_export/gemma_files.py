@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
+from ltx2rt.file_kind import NO_WEIGHTS, kind_of
 from ltx2rt.user_files import read_limited
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.gemma_tokenizer import sentencepiece_vocabulary, tokenizer_json
-from ltx2rt_export.kinds import SPIECE, is_gemma, split_components
+from ltx2rt_export.kinds import KINDS, SPIECE, detect_kind, is_gemma, split_components
 from ltx2rt_export.layouts.gemma_single import gguf_vocabulary, inferred_config, open_gguf_gemma
-from ltx2rt_export.layouts.open import open_weights
+from ltx2rt_export.layouts.open import holds_gemma, open_weights
 from ltx2rt_export.modules.gemma_config import gemma_root
 from ltx2rt_export.version import parse_model_version, read_version_text
 from ltx2rt_export.weight_set import WeightFile, Weights, WeightSet
@@ -122,8 +123,7 @@ def open_gemma(path: str | os.PathLike[str]) -> GemmaFiles:
 
 def _open_directory(root: Path) -> GemmaFiles:
     """A folder of Gemma; in one of diffusers, its text encoder with the tokenizer beside it."""
-    is_pipeline = (root / "model_index.json").is_file()
-    own = root / "text_encoder" if is_pipeline else root
+    own = root / "text_encoder" if holds_gemma(root) else root
     beside = own.with_name("tokenizer")
     folders = (beside, own) if own.name == "text_encoder" else (own,)
     tokenizers = [p for place in folders if (p := _first(place, "tokenizer.json"))]
@@ -139,6 +139,9 @@ def _open_directory(root: Path) -> GemmaFiles:
             "model*.safetensors is missing" + (f" (found {others[0]})" if others else "")
         )
     if weights is None or problems:
+        other = kind_of(root)
+        if other is not None and other.name != NO_WEIGHTS.name and weights is None:
+            raise CheckpointError(other.sentence(root))
         raise CheckpointError(f"{root} is not a Gemma directory", problems)
     folder = weights.parent
     files = [SafetensorsFile(p) for p in sorted(folder.glob("*.safetensors"))]
@@ -170,12 +173,15 @@ def _open_packed(file: WeightSet) -> GemmaFiles:
     if config is None and tensors:
         config = inferred_config(tensors, gemma_root(tensors))
     problems = []
-    if not tensors:
-        problems.append("it holds no Gemma tensors")
     if not isinstance(config, dict):
         problems.append("its metadata has no `gemma_config`, and it is no Gemma 3")
     if TOKENIZER not in assets and SPIECE not in assets:
         problems.append(f"it has no `tokenizer_json` tensor, and no `{SPIECE}`")
+    if not tensors:
+        raise CheckpointError(
+            f"--gemma {file.path} is {KINDS[detect_kind(file)]}; expected Gemma weights: its "
+            "folder, or one file."
+        )
     if problems:
         raise CheckpointError(f"{file.path} is not a text encoder file", problems)
     return GemmaFiles(file.path, dict(config), tensors, assets, file.files)
@@ -197,6 +203,11 @@ def check_gemma_version(checkpoint: Weights, gemma: GemmaFiles, generation: str)
     source = read_metadata(checkpoint, "gemma_source_checkpoint")
     if isinstance(source, dict):
         wanted = source.get("gemma_version")
+        if declared is None and gemma.path.suffix.lower() == ".gguf":
+            return (
+                f"{checkpoint.path} needs Gemma version {wanted!r}, a fine-tune for it, and "
+                f"{gemma.path} does not say which it is: with another, clips do not follow prompts"
+            )
         if wanted != declared:
             raise CheckpointError(
                 f"{checkpoint.path} needs Gemma version {wanted!r}, but {gemma.path} is "

@@ -24,11 +24,14 @@ _SPACE = "▁"
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Pieces by id, with the score and the kind of each."""
+    """Pieces by id, with the score and the kind of each; `pairs` that are joined, in order, where a
+    file lists them.
+    """
 
     pieces: Sequence[str]
     scores: Sequence[float]
     kinds: Sequence[int]
+    pairs: Sequence[tuple[str, ...]] | None = None
 
 
 def sentencepiece_vocabulary(model: bytes, where: str) -> Vocabulary:
@@ -115,7 +118,7 @@ def tokenizer_json(vocabulary: Vocabulary, where: str) -> bytes:
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": ids,
-            "merges": merges(vocabulary),
+            "merges": merges(vocabulary) if vocabulary.pairs is None else vocabulary.pairs,
         },
     }
     return json.dumps(content, ensure_ascii=False).encode()

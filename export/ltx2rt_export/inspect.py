@@ -23,7 +23,8 @@ from ltx2rt_export.kinds import (
 from ltx2rt_export.layouts.diffusers import is_pipeline
 from ltx2rt_export.layouts.gemma_single import is_gguf_gemma
 from ltx2rt_export.layouts.gguf_file import gguf_summary
-from ltx2rt_export.layouts.open import open_weights
+from ltx2rt_export.layouts.mlx_video import is_mlx_video
+from ltx2rt_export.layouts.open import holds_gemma, open_weights
 from ltx2rt_export.storage_format import storage_summary
 from ltx2rt_export.version import (
     GENERATIONS,
@@ -94,10 +95,14 @@ def inspect_path(path: str | os.PathLike[str]) -> dict[str, Any]:
     kind = detect_kind(file)
     result = _summary(where, kind, file, file.files)
     parts = split_components(file)
-    if is_pipeline(where) and (where / "text_encoder").is_dir():
+    if is_mlx_video(where):
+        result["description"] = f"{KINDS[kind]} (mlx-video's folder)"
+    elif is_pipeline(where):
+        result["description"] = f"{KINDS[kind]} (diffusers folder)"
+    if holds_gemma(where):
         gemma = open_gemma(where)
         parts = {**parts, "gemma": dict(gemma.tensors)}
-        result |= {"description": f"{KINDS[kind]} (diffusers folder)", "gemma": _gemma(gemma)}
+        result["gemma"] = _gemma(gemma)
     if kind == "lora":
         return {**result, "lora": describe_lora(open_lora(where))}
     result["components"] = [
@@ -157,7 +162,7 @@ def format_inspection(info: Mapping[str, Any]) -> str:
         lines += ["", "pipelines"]
         for entry in info["pipelines"]:
             needs = ", ".join(entry["needs"])
-            lines.append(f"  {entry['name']:<20}" + (f"needs {needs}" if needs else "ready"))
+            lines.append(f"  {entry['name']:<24}" + (f"needs {needs}" if needs else "ready"))
     return "\n".join(lines)
 
 

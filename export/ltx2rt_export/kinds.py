@@ -76,7 +76,7 @@ _OTHERS: tuple[tuple[str, str], ...] = (
     (r"(^|\.)encoder\.block\.0\.layer\.0\.SelfAttention\.", "a T5 text encoder"),
     (r"(^|\.)text_model\.encoder\.layers\.0\.", "a CLIP text encoder"),
     (r"^model\.layers\.0\.self_attn\.", "a language model other than Gemma"),
-    (r"^blk\.\d+\.", "a language model of llama.cpp (Gemma 3 is given as --gemma)"),
+    (r"^blk\.\d+\.", "a language model of llama.cpp (Gemma 3 and 4 are given as --gemma)"),
 )
 
 

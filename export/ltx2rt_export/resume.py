@@ -35,7 +35,7 @@ KEY_FILE = "build.key"
 ENGINE_OPTIONS = frozenset({
     "backend", "target", "shapes", "max_batch", "weights", "lora_inputs", "optimization_level",
     "workspace_mib", "aux_streams", "timing_cache", "hardware_compatible", "version_compatible",
-    "plugin_modules", "custom_ops", "cache_dir", "force",
+    "plugin_modules", "custom_ops", "cache_dir", "jobs", "force",
 })  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ltx2rt.errors import CheckpointError
@@ -28,7 +29,7 @@ class ModelVersion:
         text: the file's own `model_version`; empty when it has none.
         number: its leading integers; without metadata, those of the generation.
         image_crf: default compression of conditioning images; from the video VAE's version.
-        is_distilled: a hint from the file name; None when the name says nothing.
+        is_distilled: a hint from the names of file and folder; None when they say nothing.
     """
 
     generation: str
@@ -123,8 +124,24 @@ def detect_version(
         stg_block=28 if newer else 29,
         image_crf=18 if vae_number >= (2, 4) else 33,
         distilled_sampler="euler_ancestral" if number >= (2, 5) else "euler",
-        is_distilled=distilled_hint(transformer_file.path.name),
+        is_distilled=_is_distilled(transformer_file.path),
     )
+
+
+def _is_distilled(path: Path) -> bool | None:
+    """By the name; in diffusers folders of LTX-2.5 `transformer` is distilled, beside the full
+    model in `transformer_full`.
+    """
+    hint = distilled_hint(path.name)
+    if hint is not None:
+        return hint
+    if (path / "transformer_full").is_dir():
+        return True
+    part = path if path.is_dir() else path.parent
+    pair = ("transformer", "transformer_full")
+    if part.name in pair and all(part.with_name(name).is_dir() for name in pair):
+        return part.name == "transformer"
+    return None
 
 
 def generation_of_number(number: Number) -> str:

@@ -113,6 +113,11 @@ class DeviceMemory:
     def is_planned(self) -> bool:
         return bool(self._whole)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether only the user that took it has it open."""
+        return self._users <= 1
+
     def opened(self) -> DeviceMemory:
         """The same memory, for one more user that will close it."""
         self._users += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +11,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from ltx2rt.backends.binding import Place
+from ltx2rt.backends.device_constants import DeviceConstants, Outputs
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor
 from ltx2rt.backends.layer_memory import RING, LayerMemory
+from ltx2rt.backends.replays import Replays
 from ltx2rt.backends.stack import Call, Constants, OnLayer, StackParts, is_masked, ready
 from ltx2rt.device.arena import ALIGNMENT, aligned
-from ltx2rt.device.device import Graph, Stream
+from ltx2rt.device.device import Stream
 from ltx2rt.engine import Array, Engine, Shaped
 from ltx2rt.errors import InternalError
 from ltx2rt.trace import COMPUTE
 from ltx2rt.weights.floats import as_float32
-
-Outputs = Mapping[str, DeviceTensor]
 
 
 class Binding(Protocol):
@@ -40,6 +40,17 @@ class DeviceEngine(Engine, Protocol):
     def bind_weights(self, weights: Mapping[str, Shaped], binding: Any) -> None: ...
 
     def run(self, binding: Any) -> None: ...
+
+
+class Step(Protocol):
+    """What becomes of the outputs of passes on the device; see `DeviceLatents`."""
+
+    @property
+    def replays(self) -> Replays[None]: ...
+
+    def enqueue(self, outputs: Mapping[str, Outputs]) -> None: ...
+
+    def can_be_captured(self) -> bool: ...
 
 
 class DeviceStack:
@@ -115,7 +126,10 @@ class DeviceStack:
         """See `Stack`."""
         with self._memory.using():
             in_turn = self._each and on_layer is None
-            states = [self._upload(n, 0 if in_turn else n, call) for n, call in enumerate(calls)]
+            shared: dict[tuple[int, str], DeviceTensor] = {}
+            states = [
+                self._upload(n, 0 if in_turn else n, call, shared) for n, call in enumerate(calls)
+            ]
             if in_turn:  # all are enqueued, and waited for once
                 outputs = [self._pass(state) for state in states]
             else:
@@ -126,13 +140,32 @@ class DeviceStack:
                 self._memory.drop_buffers()
         return results
 
-    def enqueue(self, calls: Sequence[Call]) -> list[Outputs]:
-        """As a call, but nothing is waited for, and the tail's outputs stay on the device until the
-        next call. Tensors of a call may lie there already, in the dtype that the head takes, and
-        stay as they are until it ran.
+    def step(self, calls: Sequence[Call], names: Sequence[str], step: Step) -> None:
+        """Enqueue passes, and what is done with their outputs: as one graph, if the same were
+        enqueued before. Nothing is waited for.
+
+        Args:
+            calls: their tensors may lie on the device already, in the dtype that the head takes.
+            names: of the calls, for `step`.
         """
         with self._memory.using():
-            return [self._pass(self._upload(n, 0, call)) for n, call in enumerate(calls)]
+            shared: dict[tuple[int, str], DeviceTensor] = {}
+            states = [self._upload(n, 0, call, shared) for n, call in enumerate(calls)]
+            passes = [
+                (name, s.constants, *_facts(s)) for name, s in zip(names, states, strict=True)
+            ]
+
+            def enqueue() -> None:
+                found = [self._enqueue([state], None)[0] for state in states]
+                step.enqueue(dict(zip(names, found, strict=True)))
+
+            step.replays.run(
+                tuple(passes),
+                enqueue,
+                name=f"{self._parts.head.engine.spec.component} to step",
+                steady=self._weights.settled,
+                may_capture=lambda: self._can_be_captured() and step.can_be_captured(),
+            )
 
     def close(self) -> None:
         """See `Stack`."""
@@ -154,15 +187,31 @@ class DeviceStack:
         if not self._begun and self._memory.is_planned and not self._memory.closed:
             self._memory.drop_buffers()
 
-    def _upload(self, number: int, lane: int, call: Call) -> _State:
+    def _upload(
+        self,
+        number: int,
+        lane: int,
+        call: Call,
+        shared: dict[tuple[int, str], DeviceTensor],
+    ) -> _State:
+        """The tensors of a call on the device.
+
+        Args:
+            shared: (an array of earlier calls, dtype) -> where it is; those of this one come to it.
+        """
         if call.constants is not None and not isinstance(call.constants, DeviceConstants):
             raise InternalError("constants of another stack were given")
-        here = {n: t for n, t in call.tensors.items() if isinstance(t, DeviceTensor)}
-        given = {n: t for n, t in call.tensors.items() if n not in here}
-        tensors = {(name, self.dtype(name)): tensor for name, tensor in here.items()} | {
-            key: self._memory.upload(f"{number} {' '.join(key)}", array)
-            for key, array in ready(given, self._dtypes)
-        }
+        tensors: dict[tuple[str, str], DeviceTensor] = {}
+        for name, given in call.tensors.items():
+            if isinstance(given, DeviceTensor):
+                tensors[name, self.dtype(name)] = given
+                continue
+            for dtype in self._dtypes.get(name, ()):
+                if (id(given), dtype) not in shared:
+                    ((key, array),) = ready({name: given}, {name: (dtype,)})
+                    held = self._memory.upload(f"{number} {' '.join(key)}", array)
+                    shared[id(given), dtype] = held
+                tensors[name, dtype] = shared[id(given), dtype]
         masked = is_masked(call.constants, self._masks)
         return _State(number, lane, tensors, call.constants, masked)
 
@@ -171,22 +220,17 @@ class DeviceStack:
         constants = state.constants
         if constants is None:
             return self._enqueue([state], None)[0]
-        key = (self._memory.moves, *sorted(_facts(state.tensors)))
-        taken = constants.passes.get(key)
-        if taken is None or not self._weights.settled:
-            (outputs,) = self._enqueue([state], None)
-            if self._weights.settled and self._graphs and self._can_be_captured():
-                # what ran may have moved buffers: then it is captured one pass later
-                constants.passes[key] = _Pass(outputs)
-            return outputs
-        if taken.graph is None:
-            with self._memory.timeline.pause():
-                taken.graph = self._memory.device.capture(lambda: self._enqueue([state], None))
-        with self._span(f"{self._parts.head.engine.spec.component} to tail, replayed"):
-            taken.graph.launch()
-        return taken.outputs
+        return constants.replays.run(
+            tuple(_facts(state)),
+            lambda: self._enqueue([state], None)[0],
+            name=f"{self._parts.head.engine.spec.component} to tail",
+            steady=self._weights.settled,
+            may_capture=self._can_be_captured,
+        )
 
     def _can_be_captured(self) -> bool:
+        if not (self._weights.settled and self._graphs):
+            return False
         compute = self._memory.device.compute
         return all(b.can_be_captured(compute) for b in self._bindings.values())
 
@@ -287,58 +331,6 @@ class DeviceStack:
         return [{n: as_float32(a, _dtype(tail, n)) for n, a in found.items()} for found in arrays]
 
 
-@dataclass(slots=True)
-class _Pass:
-    """A pass that ran once: where its outputs are, and its graph once it is captured."""
-
-    outputs: Outputs
-    graph: Graph | None = None
-
-
-class DeviceConstants:
-    """(tensor, dtype) -> where it is; those of `base` follow. Passes with them are kept here: a
-    graph has their addresses.
-    """
-
-    def __init__(
-        self, memory: DeviceMemory, base: DeviceConstants | None, ended: Callable[[], None]
-    ) -> None:
-        self._memory = memory
-        self._base = base
-        self._ended = ended
-        self._closed = False
-        self.tensors: dict[tuple[str, str], DeviceTensor] = {}
-        self.by_layer: dict[tuple[str, str], Sequence[DeviceTensor]] = {}
-        self.passes: dict[Any, _Pass] = {}
-
-    def find(self, name: str, dtype: str, layer: int) -> DeviceTensor | None:
-        """A tensor as layer number `layer` takes it; None if it is none of these."""
-        if (name, dtype) in self.by_layer:
-            return self.by_layer[name, dtype][layer]
-        found = self.tensors.get((name, dtype))
-        return self._base.find(name, dtype, layer) if found is None and self._base else found
-
-    def holds(self, names: Collection[str]) -> bool:
-        """See `Constants`."""
-        own = any(name in names for name, _ in (*self.tensors, *self.by_layer))
-        return own or (self._base is not None and self._base.holds(names))
-
-    def close(self) -> None:
-        """Free them; closing again, or after the stack, does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        if not self._memory.closed:
-            self._memory.device.activate()
-            for taken in self.passes.values():
-                if taken.graph is not None:
-                    taken.graph.close()
-        for tensor in (*self.tensors.values(), *(rows[0] for rows in self.by_layer.values())):
-            self._memory.drop(tensor.address)
-        self.tensors, self.by_layer, self.passes = {}, {}, {}
-        self._ended()
-
-
 @dataclass(frozen=True, slots=True)
 class _State:
     """What one call has on the device, by tensor and dtype, and whether it has masks. Calls of one
@@ -359,11 +351,9 @@ class _State:
         return self.tensors[name, dtype] if found is None else found
 
 
-def _facts(
-    tensors: Mapping[tuple[str, str], DeviceTensor],
-) -> list[tuple[tuple[str, str], tuple[Any, ...]]]:
-    """What a graph of a pass over these tensors depends on."""
-    return [(name, (t.shape, t.dtype.str, t.address)) for name, t in tensors.items()]
+def _facts(state: _State) -> list[tuple[tuple[str, str], tuple[Any, ...]]]:
+    """What a graph of a pass over the tensors of a call depends on."""
+    return sorted((n, (t.shape, t.dtype.str, t.address)) for n, t in state.tensors.items())
 
 
 def _hold_rows(memory: DeviceMemory, rows: Array) -> Sequence[DeviceTensor]:

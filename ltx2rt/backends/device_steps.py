@@ -11,6 +11,7 @@ import numpy as np
 
 from ltx2rt.backends.binding import Binding
 from ltx2rt.backends.device_memory import DeviceMemory, DeviceTensor, placed
+from ltx2rt.backends.replays import Replays
 from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.device.arena import ALIGNMENT, Arena, aligned
 from ltx2rt.engine import F32, NUMPY_DTYPES, Array
@@ -83,6 +84,10 @@ class DeviceLatents:
         self._engine = owner.engines[step]
         self._dtype = owner.dtype
         self._held: dict[str, _Latent] = {}
+        inputs = {spec.name: spec.shape for spec in self._engine.spec.inputs}
+        self._named, self._numbers = tuple(inputs), tuple(map(int, inputs["numbers"]))
+        #: graphs of whole steps: passes and what follows them
+        self.replays = Replays[None](owner.memory)
         with self._memory.using():
             for modality, (latent, clean, mask) in states.items():
                 self._held[modality] = self._hold(latent[0], clean[0], mask[0])
@@ -92,40 +97,44 @@ class DeviceLatents:
         held = self._held[modality]
         return DeviceTensor((1, *held.shape), self._dtype, held.at["taken"])
 
-    def step(
-        self,
-        modality: str,
-        velocities: Mapping[str, DeviceTensor],
-        numbers: F32,
-        noise: Array | None = None,
-    ) -> None:
-        """Enqueue a step.
+    def prepare(self, modality: str, numbers: F32, noise: Array | None = None) -> None:
+        """Send what the next step takes.
 
         Args:
-            velocities: pass -> what the transformer gave; `cond` stands for those that did not run.
             numbers: of this step, see `step_numbers`.
             noise: `[1, T, C]` float32, for noisy steps; None: there is none in this one.
         """
         held = self._held[modality]
         with self._memory.using():
             self._send(numbers, held.at["numbers"])
-            given = {n: velocities.get(n, velocities["cond"]) for n in PASSES}
-            feeds = {n: DeviceTensor(held.shape, v.dtype, v.address) for n, v in given.items()} | {
-                n: DeviceTensor(held.shape, _F32, held.at[n]) for n in ("latent", "clean")
-            }
-            feeds["mask"] = DeviceTensor((held.shape[0], 1), _F32, held.at["mask"])
-            feeds["numbers"] = DeviceTensor(numbers.shape, _F32, held.at["numbers"])
             if noise is not None:
                 self._send(noise, held.at["noise"])
-            feeds["noise"] = DeviceTensor(held.shape, _F32, held.at["noise"])
-            named = {s.name for s in self._engine.spec.inputs}
-            held.binding.bind({n: t for n, t in feeds.items() if n in named}, placed(held.at))
-            with self._memory.timeline.span(self._device.compute, COMPUTE, f"{modality} step"):
+
+    def enqueue(self, outputs: Mapping[str, Mapping[str, DeviceTensor]]) -> None:
+        """Enqueue the step of every modality, with what `prepare` sent.
+
+        Args:
+            outputs: pass -> what the transformer gave; `cond` stands for those that did not run.
+        """
+        compute = self._device.compute
+        for modality, held in self._held.items():
+            name = f"{modality}_velocity"
+            given = {n: outputs.get(n, outputs["cond"])[name] for n in PASSES}
+            feeds = {n: DeviceTensor(held.shape, v.dtype, v.address) for n, v in given.items()} | {
+                n: DeviceTensor(held.shape, _F32, held.at[n]) for n in ("latent", "clean", "noise")
+            }
+            feeds["mask"] = DeviceTensor((held.shape[0], 1), _F32, held.at["mask"])
+            feeds["numbers"] = DeviceTensor(self._numbers, _F32, held.at["numbers"])
+            held.binding.bind({n: feeds[n] for n in self._named}, placed(held.at))
+            with self._memory.timeline.span(compute, COMPUTE, f"{modality} step"):
                 self._engine.run(held.binding)
                 size = math.prod(held.shape) * _F32.itemsize
-                self._device.copy_within(
-                    held.at["latent"], held.at["next"], size, self._device.compute
-                )
+                self._device.copy_within(held.at["latent"], held.at["next"], size, compute)
+
+    def can_be_captured(self) -> bool:
+        """Whether the library lets steps be captured, once they ran."""
+        compute = self._device.compute
+        return all(held.binding.can_be_captured(compute) for held in self._held.values())
 
     def finish(self) -> dict[str, int]:
         """Wait for the step: modality -> how many values of its latent are NaN or infinite."""
@@ -148,6 +157,7 @@ class DeviceLatents:
         """Free them, once nothing uses them."""
         with self._memory.using():
             self._device.finish(self._device.compute)
+            self.replays.close()
             while self._held:
                 self._memory.tensors.give(self._held.popitem()[1].block)
 

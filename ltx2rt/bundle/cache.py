@@ -20,14 +20,15 @@ KINDS = {
     "kernels": ("kernels", ("*.bin",)),
     "prompts": ("enhanced", ("*.json",)),
     "colours": ("colours", ("*.json",)),
+    "times": ("times", ("*.json",)),
     "inputs": ("inputs", ("[0-9a-f]*",)),
 }
 
 
 def cached_files(folder: Path) -> dict[str, list[Path]]:
     """The files of each kind: built engines and exported graphs, kernels that were compiled on the
-    first run, rewritten prompts, colours of latents (for previews), images and sound that a
-    program gave from memory.
+    first run, rewritten prompts, colours of latents (for previews), what earlier clips took (to
+    estimate the rest of one), images and sound that a program gave from memory.
     """
     return {
         kind: sorted(p for pattern in patterns for p in (folder / place).glob(pattern))

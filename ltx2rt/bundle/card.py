@@ -19,9 +19,11 @@ from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.engine_file import read_info
 from ltx2rt.bundle.manifest import UNMASKED
 from ltx2rt.bundle.memory_plan import PICTURE_ENGINES, SOUND_ENGINES, MemoryPlan, room_on
+from ltx2rt.bundle.request_sizes import RequestSizes, narrowed
 from ltx2rt.bundle.stage_plan import plan_card_memory
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.device.cuda import CudaDevice
+from ltx2rt.errors import UnsupportedError
 from ltx2rt.names import DENOISE, StackNames, stage_of
 from ltx2rt.trace import PICTURE, SOUND
 
@@ -38,6 +40,7 @@ class Card:
         keep_text: the layers of the text encoder stay between clips.
         sound: of the engines that decode sound, with streams of its own; None: it is `memory`.
         picture: the same of those that decode the picture.
+        sizes: what it is planned for alone, since the bundle's largest were `refused`; None: all.
     """
 
     memory: DeviceMemory
@@ -45,7 +48,15 @@ class Card:
     keep_text: bool
     sound: DeviceMemory | None = None
     picture: DeviceMemory | None = None
+    sizes: RequestSizes | None = None
+    refused: str = ""
     _stage: str = DENOISE
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no engine uses it."""
+        memories = (self.memory, self.sound, self.picture)
+        return all(memory is None or memory.is_idle for memory in memories)
 
     def memory_of(self, name: str) -> DeviceMemory:
         """That of a component's engine."""
@@ -85,8 +96,12 @@ class Card:
         return self.plan.ring(names) if self.plan is not None else 0
 
 
-def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
+def open_card(bundle: Bundle, runtime: RuntimeConfig, sizes: RequestSizes | None = None) -> Card:
     """Take the GPU that `runtime` names, or the first.
+
+    Args:
+        sizes: of a request; where there is no room for the largest that the bundle was built for,
+            it is planned for these alone.
 
     Raises:
         BundleError: an engine does not fit this machine.
@@ -99,14 +114,27 @@ def open_card(bundle: Bundle, runtime: RuntimeConfig) -> Card:
             reserve = device.gpu.memory_bytes // _ACTIVATION_SHARE
             memory = DeviceMemory(device, reserve=reserve).opened()
             return Card(memory=memory, plan=None, keep_text=resident)
-        plan = _plan(bundle, device, trust_of(runtime), resident=resident)
+        refused, planned = "", None
+        try:
+            plan = _plan(bundle, device, trust_of(runtime), resident=resident)
+        except UnsupportedError as error:
+            if sizes is None:
+                raise
+            refused, planned = str(error), sizes
+            plan = _plan(bundle, device, trust_of(runtime), resident=resident, sizes=sizes)
         memory = DeviceMemory(device, plan.regions).opened()
         sound, picture = (
             None if regions is None else DeviceMemory(device.lane(), regions, track=track).opened()
             for regions, track in ((plan.sound, SOUND), (plan.picture, PICTURE))
         )
         return Card(
-            memory=memory, plan=plan, keep_text=plan.keep_text, sound=sound, picture=picture
+            memory=memory,
+            plan=plan,
+            keep_text=plan.keep_text,
+            sound=sound,
+            picture=picture,
+            sizes=planned,
+            refused=refused,
         )
     except BaseException:
         device.close()
@@ -118,16 +146,29 @@ def trust_of(runtime: RuntimeConfig) -> Trust:
     return Trust(plugin_modules=runtime.plugin_modules, host_code=runtime.engine_host_code)
 
 
-def _plan(bundle: Bundle, device: CudaDevice, trust: Trust, *, resident: bool) -> MemoryPlan:
+def _plan(
+    bundle: Bundle,
+    device: CudaDevice,
+    trust: Trust,
+    *,
+    resident: bool,
+    sizes: RequestSizes | None = None,
+) -> MemoryPlan:
     manifest, needs, gpu = bundle.manifest, {}, device.gpu
+    if sizes is not None:
+        manifest = narrowed(manifest, sizes)
+    there = manifest.components | manifest.device_graphs
     for name, entry in bundle.entries.items():
+        if name.removesuffix(UNMASKED) not in there:
+            continue
         path = bundle.folder / entry.engines[0].file
         info = read_info(path)
         check_version(info, str(load(info.backend).__version__), manifest.command())
         check_host_code(info, trust)
         check_plugins(info, manifest.command(), trust)
         check_gpu(info, gpu.target, gpu.name, manifest.command())
-        needs[name] = engine_needs(path, entry.spec(name))
+        given = (sizes or {}).get(name.removesuffix(UNMASKED), ())
+        needs[name] = engine_needs(path, entry.spec(name), given)
     for name in manifest.components:
         if (unmasked := needs.pop(name + UNMASKED, None)) is not None:
             needs[name] = replace(needs[name], scratch=max(needs[name].scratch, unmasked.scratch))

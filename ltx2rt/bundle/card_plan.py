@@ -5,20 +5,64 @@ beside them say.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from ltx2rt.backends.engine_needs import EngineNeeds, count_tensor
+from ltx2rt.bundle.buckets import Bucket
 from ltx2rt.bundle.engine_file import EngineInfo, read_info
-from ltx2rt.bundle.manifest import Manifest, ModelInfo
+from ltx2rt.bundle.manifest import Manifest, ModelInfo, Tensor
 from ltx2rt.bundle.memory_plan import MemoryPlan, room_on
 from ltx2rt.bundle.stage_plan import plan_card_memory
+from ltx2rt.bundle.targets import CARDS, Card
 from ltx2rt.engine import TensorSpec
-from ltx2rt.errors import OptionError
+from ltx2rt.errors import OptionError, UnsupportedError
 
 _UNITS = {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "GB": 10**9, "MB": 10**6}
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 _SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)")
+
+
+class Boundary(Protocol):
+    """What goes into an engine and comes out of it, and the sizes that it is built for."""
+
+    @property
+    def inputs(self) -> Sequence[Tensor | TensorSpec]: ...
+
+    @property
+    def outputs(self) -> Sequence[Tensor | TensorSpec]: ...
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]: ...
+
+
+class FittingCards(NamedTuple):
+    """The smallest cards that hold a bundle: with all layers of the transformer, and with layers
+    that go up at every step; None: no card does.
+    """
+
+    whole: Card | None
+    streaming: Card | None
+
+
+def fitting_cards(
+    manifest: Manifest, needs: Mapping[str, EngineNeeds], targets: Collection[str]
+) -> FittingCards:
+    """The cards of these architectures that the plan fits, if nothing else uses them."""
+    streaming = None
+    for card in (c for c in CARDS if c.target in targets):
+        memory = card.memory_gib << 30
+        try:
+            plan = plan_card_memory(
+                manifest, needs, room_on(memory, memory, manifest), resident=False, card=card.name
+            )
+        except UnsupportedError:
+            continue
+        streaming = streaming or card
+        if not plan.streams:
+            return FittingCards(card, streaming)
+    return FittingCards(None, streaming)
 
 
 def parse_memory(text: str) -> int:
@@ -80,7 +124,9 @@ def needs_of(folder: Path, manifest: Manifest, shape: str | None = None) -> dict
             "again with it in --shapes."
         )
     return {
-        name: EngineNeeds(_activations(info, shape), _tensors(info, infos.values(), manifest.model))
+        name: EngineNeeds(
+            _activations(info, shape), tensor_bytes(info, infos.values(), manifest.model)
+        )
         for name, info in infos.items()
     }
 
@@ -98,8 +144,8 @@ def _activations(info: EngineInfo, shape: str | None) -> int:
     return max(sizes.values(), default=0)
 
 
-def _tensors(
-    info: EngineInfo, infos: Iterable[EngineInfo], model: ModelInfo
+def tensor_bytes(
+    info: Boundary, infos: Iterable[Boundary], model: ModelInfo
 ) -> dict[tuple[str, str], int]:
     """Bytes of inputs and outputs at their largest, as `engine_needs`. Sizes that only outputs have
     follow from those of the inputs, or are those that other engines take.

@@ -21,6 +21,7 @@ from ltx2rt.bundle.card import Card, open_card, trust_of
 from ltx2rt.bundle.host_plan import HostPlan, plan_host
 from ltx2rt.bundle.load_weights import engine_tensors, lora_tensors, stored_tensor
 from ltx2rt.bundle.manifest import UNMASKED
+from ltx2rt.bundle.request_sizes import RequestSizes, covers
 from ltx2rt.components.stack_plans import stack_plan
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array, Engine
@@ -59,6 +60,7 @@ class Loader:
         self._bundle = bundle
         self._files = MappedFiles()
         self._cards: dict[int, Card] = {}
+        self._sizes: RequestSizes | None = None
         # devices load their layers, and sound its engines, in threads of their own
         self._loading = threading.Lock()
         self._merger: tuple[tuple[Lora, ...], LoraMerger] | None = None
@@ -67,6 +69,27 @@ class Loader:
         """Leave the GPU to the engines that are still open; the last one frees it."""
         while self._cards:
             self._cards.popitem()[1].close()
+
+    def plan_for(self, sizes: RequestSizes | None) -> None:
+        """The next request: a GPU without room for the largest sizes of the bundle is planned for
+        those of the request.
+
+        Args:
+            sizes: None: they are not known, and any may come.
+
+        Raises:
+            UnsupportedError: it is planned for a smaller one, of which engines are still loaded.
+        """
+        self._sizes = sizes
+        for number, card in list(self._cards.items()):
+            if card.sizes is None or (sizes is not None and covers(card.sizes, sizes)):
+                continue
+            if not card.is_idle:
+                raise UnsupportedError(
+                    "the memory of the GPU is planned for a smaller clip, whose engines are still "
+                    f"loaded: decode or drop that clip first. It is planned so since {card.refused}"
+                )
+            self._cards.pop(number).close()
 
     def sound_is_apart(self, runtime: RuntimeConfig) -> bool:
         """Whether the engines that decode sound share nothing with the others on the GPU, which is
@@ -360,7 +383,7 @@ class Loader:
         """
         number = runtime.gpu or 0
         if number not in self._cards:
-            self._cards[number] = open_card(self._bundle, runtime)
+            self._cards[number] = open_card(self._bundle, runtime, self._sizes)
         return self._cards[number]
 
     def _is_changed(self, name: str, loras: Sequence[Lora]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ltx2rt.backends.engine_needs import EngineNeeds
 from ltx2rt.backends.frame_memory import PIXEL_BYTES, FrameSizes
@@ -228,30 +229,20 @@ def _divided(
     card: str,
 ) -> MemoryPlan:
     """As `plan_memory`, with so many bytes for frames in the place of inputs and outputs."""
-    parts = {names: list(_parts(manifest, names, needs)) for names in STACKS}
-    places = {names: _places(names, sizes) for names, sizes in parts.items()}
-    totals = {names: sum(sizes) for names, sizes in parts.items()}
-    rings = {names: sum(sizes) for names, sizes in places.items()}
-    scratch = aligned(max((n.scratch for n in needs.values()), default=0))
-    tensors = aligned(max(frames, _tensors(manifest, needs)))
-    weights = {
-        name: sum(weight_bytes(entry))
-        for name, entry in manifest.components.items()
-        if not any(name in names.components for names in STACKS)
-    }
-    engines = aligned(_engine_weights(weights, resident=resident))
-    fixed = scratch + tensors + engines
-    left = room - fixed
+    sizes = _sizes(manifest, needs, frames, resident=resident)
+    scratch, tensors, engines = sizes.scratch, sizes.tensors, sizes.engines
+    places, totals, rings = sizes.places, sizes.totals, sizes.rings
+    left = room - sizes.fixed
     text, transformer = TEXT_STACK, TRANSFORMER_STACK
     keep_text = resident and totals[text] + totals[transformer] <= left
     beside = totals[text] if keep_text else rings[text] if resident else 0
-    least = max(rings[text], min(rings[transformer], totals[transformer]) + beside)
+    least = sizes.least_layers(beside)
     if left < least:
         raise UnsupportedError(
-            f"this bundle needs {_gib(fixed + least)} of {card}, of which {_gib(room)} can be used:"
-            f" activations {_gib(scratch)}, inputs and outputs {_gib(tensors)}, weights of "
+            f"this bundle needs {_gib(sizes.fixed + least)} of {card}, of which {_gib(room)} can "
+            f"be used: activations {_gib(scratch)}, inputs and outputs {_gib(tensors)}, weights of "
             f"encoders and decoders {_gib(engines)}, two layers at a time {_gib(least)}; use a "
-            "larger card, or build with smaller --shapes or a smaller --precision"
+            "larger card, make a smaller clip, or build with smaller --shapes or --precision"
             + (" or keep less loaded: residency stage." if resident else ".")
         )
     wanted = max(rings[text], totals[transformer] + beside)
@@ -270,6 +261,61 @@ def _divided(
         keep_text=keep_text,
         weights=totals[transformer],
     )
+
+
+class _Sizes(NamedTuple):
+    """What a division has to find room for."""
+
+    places: dict[StackNames, tuple[int, ...]]
+    totals: dict[StackNames, int]
+    scratch: int
+    tensors: int
+    engines: int
+
+    @property
+    def rings(self) -> dict[StackNames, int]:
+        """Of each stack, the places that its parts take turns in."""
+        return {names: sum(sizes) for names, sizes in self.places.items()}
+
+    @property
+    def fixed(self) -> int:
+        """Everything but layers."""
+        return self.scratch + self.tensors + self.engines
+
+    def least_layers(self, beside: int = 0) -> int:
+        """Of layers, with so much for those of the text encoder beside the transformer's."""
+        rings, transformer = self.rings, TRANSFORMER_STACK
+        own = min(rings[transformer], self.totals[transformer])
+        return max(rings[TEXT_STACK], own + beside)
+
+
+def _sizes(
+    manifest: Manifest, needs: Mapping[str, EngineNeeds], frames: int, *, resident: bool
+) -> _Sizes:
+    parts = {names: list(_parts(manifest, names, needs)) for names in STACKS}
+    weights = {
+        name: sum(weight_bytes(entry))
+        for name, entry in manifest.components.items()
+        if not any(name in names.components for names in STACKS)
+    }
+    return _Sizes(
+        places={names: _places(names, sizes) for names, sizes in parts.items()},
+        totals={names: sum(sizes) for names, sizes in parts.items()},
+        scratch=aligned(max((n.scratch for n in needs.values()), default=0)),
+        tensors=aligned(max(frames, _tensors(manifest, needs))),
+        engines=aligned(_engine_weights(weights, resident=resident)),
+    )
+
+
+def room_needed(manifest: Manifest, needs: Mapping[str, EngineNeeds], *, least: bool) -> int:
+    """Bytes that all stages need at once where engines need not stay loaded.
+
+    Args:
+        least: with two layers at a time; else with all of the transformer's.
+    """
+    sizes = _sizes(manifest, needs, 0, resident=False)
+    all_layers = max(sizes.rings[TEXT_STACK], sizes.totals[TRANSFORMER_STACK])
+    return sizes.fixed + (sizes.least_layers() if least else all_layers)
 
 
 def _engine_weights(weights: Mapping[str, int], *, resident: bool) -> int:

@@ -67,11 +67,3 @@ def target_problems(backend: str, targets: Sequence[str]) -> list[str]:
             problems.append(f"unknown target {target!r}; allowed: {', '.join(known)}")
     doubled = sorted({t for t in targets if targets.count(t) > 1})
     return problems + [f"target {t} is named twice" for t in doubled]
-
-
-def fitting_card(needed_bytes: int, targets: Sequence[str]) -> Card | None:
-    """The smallest card of these architectures that holds so much, a tenth left to the system."""
-    return next(
-        (c for c in CARDS if c.target in targets and c.memory_gib * 2**30 * 0.9 >= needed_bytes),
-        None,
-    )

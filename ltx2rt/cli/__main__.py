@@ -64,10 +64,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             f"argument COMMAND: invalid choice: {chosen!r}{nearest(chosen, COMMANDS)} (choose from "
             f"{', '.join(COMMANDS)})"
         )
-    if not arguments:
-        parser.print_help(sys.stderr)
-        parser.exit(EXIT_USER_ERROR)
-    if chosen is None and not {"-h", "--help", "--version"} & set(arguments):
+    if arguments and chosen is None and not {"-h", "--help", "--version"} & set(arguments):
         parser.refuse(arguments)
     before_end = arguments[: arguments.index("--")] if "--" in arguments else arguments
     helps = HELP if {"-h", "--help"} & set(before_end) else {}
@@ -80,6 +77,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             action = getattr(module, "HelpAction", "help")  # a command may explain itself
             sub.add_argument("-h", "--help", action=action, help="show this help and exit")
             module.add_arguments(sub)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        parser.exit(EXIT_USER_ERROR)
     options: argparse.Namespace
     options, extras = parser.parse_known_args(arguments)
     if extras:

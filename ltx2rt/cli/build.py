@@ -30,13 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="single-file checkpoint, the transformer of a split set, or a diffusers folder",
+        help="single-file checkpoint, the transformer of a split set, or a folder of diffusers or "
+        "mlx-video",
     )
     files.add_argument(
         "--gemma",
         type=Path,
         metavar="DIR",
-        help="folder of the Gemma 3 text encoder (config.json, tokenizer.json, *.safetensors)",
+        help="folder of the Gemma 3 text encoder (config.json, tokenizer.json, *.safetensors), or "
+        "a single file of it; Gemma 4 as GGUF",
     )
     files.add_argument(
         "--spatial-upsampler",
@@ -189,6 +191,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where built engines are kept (default: LTX2RT_CACHE, else the user's cache folder)",
     )
     target.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that trace graphs at once, where none come along for a model; each takes "
+        "about 1 GB (default 1)",
+    )
+    target.add_argument(
         "--dry-run",
         action="store_true",
         help="print what would be built, its memory and the card it fits; build nothing",
@@ -293,6 +303,8 @@ def open_and_choose(inputs: BuildInputs, options: argparse.Namespace) -> tuple[A
     """The model's files, and the `BuildConfig` of the flags; those are checked first."""
     config = config_of(options)
     files = export_module("bundle").open_inputs(inputs, config.components)
+    for said in files.warnings:
+        warnings.warn(said, stacklevel=2)
     warn_of_upsampler(inputs, config.components)
     return files, config if options.precision != "auto" else config_of(options, files)
 

@@ -76,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
     def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "progress":
             names = ("stage", "step", "total", "elapsed_s", "eta_s", "detail")
-            printer(Progress(**{name: event[name] for name in names}))
+            told = {name: event[name] for name in names}
+            printer(Progress(**told, clip_eta_s=event.get("clip_eta_s")))
         elif event["event"] == "result":
             result.update(event)
         elif event["event"] == "preview" and options.preview is not None:

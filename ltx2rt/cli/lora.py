@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=METHODS,
         help="concat: the exact sum, ranks add up. orthogonal: per module, first take out of each "
         "LoRA the outputs and inputs that earlier ones use (Gram-Schmidt), so that it neither "
-        "writes nor reads there; the first stays as it is. Default %(default)s",
+        "writes nor reads there; the first stays as it is. ema: the average of files that one "
+        "training left behind, the oldest first. Default %(default)s",
     )
     merge.add_argument(
         "--rank",
@@ -79,6 +80,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which part of the earlier directions --method orthogonal takes out, the strongest "
         "first, 0 to 1; default 1",
     )
+    for flag, text in {
+        "--ema-decay": "with --method ema, file by file the average so far counts this much; "
+        "default 0.95",
+        "--ema-last-decay": "the decay of the last file, to which that of the first goes in equal "
+        "steps",
+        "--ema-sigma": "the relative width of the average instead, below 0.288",
+    }.items():
+        merge.add_argument(flag, type=float, metavar="X", help=text)
     merge.add_argument("--force", action="store_true", help="replace an existing file")
     summary = "explain a LoRA file"
     info = actions.add_parser("info", help=summary, description=summary, allow_abbrev=False)
@@ -122,6 +131,9 @@ def merge(options: argparse.Namespace) -> dict[str, Any]:
     if output.exists() and any(output.samefile(find_lora(x.path)) for x in loras):
         raise OptionError(f"cannot write {output}: it is one of the files to merge.")
     fraction = options.orthogonal_fraction
+    averages = options.ema_decay, options.ema_last_decay, options.ema_sigma
+    if options.method != "ema" and averages != (None, None, None):
+        raise OptionError("--ema-decay, --ema-last-decay and --ema-sigma go with --method ema.")
     how = MergeOptions(
         method=options.method,
         rank=options.rank,
@@ -130,6 +142,9 @@ def merge(options: argparse.Namespace) -> dict[str, Any]:
         emit_alpha=options.emit_alpha,
         keep_first=options.keep_first,
         orthogonal_fraction=1.0 if fraction is None else fraction,
+        ema_decay=0.95 if options.ema_decay is None else options.ema_decay,
+        ema_last_decay=options.ema_last_decay,
+        ema_sigma=options.ema_sigma,
     )
     base = None if options.bundle is None else open_bundle(options.bundle).base_tensor
     merged = merge_loras(loras, output, how, base)

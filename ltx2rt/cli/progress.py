@@ -102,7 +102,9 @@ def _rest(progress: Progress, *, done: bool) -> str:
     from tqdm import tqdm
 
     left = "" if progress.eta_s is None or done else f"{tqdm.format_interval(progress.eta_s)} left"
-    return ", ".join(part for part in (left, progress.detail) if part)
+    rest = progress.clip_eta_s
+    clip = "" if rest is None else f"clip in {tqdm.format_interval(rest)}"
+    return ", ".join(part for part in (left, clip, progress.detail) if part)
 
 
 def _line(progress: Progress, *, done: bool) -> str:
@@ -111,6 +113,8 @@ def _line(progress: Progress, *, done: bool) -> str:
         text += f"  {progress.detail}"
     if progress.eta_s is not None and not done:
         text += f", {progress.eta_s:.0f} s left"
+    if progress.clip_eta_s is not None:
+        text += f", clip in {progress.clip_eta_s:.0f} s"
     return text
 
 

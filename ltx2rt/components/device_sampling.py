@@ -93,19 +93,15 @@ def sample_on_device(
         for index, (sigma, after) in enumerate(pairwise(np.float32(s) for s in sigmas)):
             taken = states.named(lambda modality, _: _taken(latents, modality))
             params, names, asked = ask(taken, sigma)
-            outputs = transformer.enqueue(asked)
             for modality, state in states.items():
-                found = {
-                    name: out[f"{modality}_velocity"]
-                    for name, out in zip(names, outputs, strict=True)
-                }
                 guide, noise = params.get(modality), None
                 if sampler == "euler":
                     numbers = euler_numbers(guide, names, sigma, after)
                 else:
                     numbers = noisy_numbers(guide, names, sigma, after, eta)
                     noise = draw(state.latent.shape) if after != 0 and eta > 0 else None
-                latents.step(modality, found, numbers, None if noise is None else _f32(noise))
+                latents.prepare(modality, numbers, None if noise is None else _f32(noise))
+            transformer.step(asked, names, latents)
             on_step(index, latents.finish())
         found_latents = latents.read()
     return states.named(lambda modality, state: replace(state, latent=found_latents[modality]))

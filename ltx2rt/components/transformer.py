@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ltx2rt.backends.device_memory import DeviceTensor
 from ltx2rt.backends.device_stack import DeviceStack
-from ltx2rt.backends.device_steps import DeviceSteps
+from ltx2rt.backends.device_steps import DeviceLatents, DeviceSteps
 from ltx2rt.backends.host_stack import HostStack
 from ltx2rt.backends.stack import Call, Stack
 from ltx2rt.components.stack_plans import streams_of
@@ -108,17 +107,18 @@ class Transformer:
             for streams, out in zip(given, self._stack(calls), strict=True)
         ]
 
-    def enqueue(self, asked: Sequence[Pass]) -> list[Mapping[str, DeviceTensor]]:
-        """As `passes`, inside `stage()`: latents are tensors on the device, and so are the tail's
-        outputs, which are not waited for.
+    def step(self, asked: Sequence[Pass], names: Sequence[str], latents: DeviceLatents) -> None:
+        """Enqueue the passes of a step and the step, inside `stage()`: the latents of the passes
+        are tensors on the device.
         """
         assert self._stage is not None
         assert isinstance(self._stack, DeviceStack)
-        return self._stack.enqueue(self._calls(asked, self._stage))
+        self._stack.step(self._calls(asked, self._stage), names, latents)
 
     def _calls(self, asked: Sequence[Pass], stage: StageConstants) -> list[Call]:
+        distinct: dict[int, tuple[Array, Array]] = {}  # of the same timesteps, the same arrays
         return [
-            self._call({"video": video, "audio": audio}, perturbations, stage)
+            self._call({"video": video, "audio": audio}, perturbations, stage, distinct)
             for video, audio, perturbations in asked
         ]
 
@@ -127,6 +127,7 @@ class Transformer:
         given: Mapping[str, ModalityInput | None],
         perturbations: Perturbations,
         stage: StageConstants,
+        distinct: dict[int, tuple[Array, Array]],
     ) -> Call:
         present = self._check(given, perturbations)
         like = next(iter(present.values()))
@@ -134,7 +135,9 @@ class Transformer:
         tensors: dict[str, Array] = {}
         indices: dict[str, Array] = {}
         for name, stream in streams.items():
-            values, indices[name] = distinct_timesteps(name, stream)
+            if (key := id(stream.timesteps)) not in distinct:
+                distinct[key] = distinct_timesteps(name, stream)
+            values, indices[name] = distinct[key]
             tensors |= {
                 f"{name}_latent": stream.latent,
                 f"{name}_timestep_values": values,

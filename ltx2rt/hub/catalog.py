@@ -127,7 +127,8 @@ _PARTS_2 = (
     ),
 )
 _LORA_2 = replace(
-    _ltx("LTX-2", "--distilled-lora", _SECOND, 7.7, "ltx-2-19b-distilled-lora-384"), size="rounded"
+    _ltx("LTX-2", "--distilled-lora", _SECOND, 7.6746, "ltx-2-19b-distilled-lora-384"),
+    size="rounded",
 )
 
 SETS: dict[str, ModelSet] = {

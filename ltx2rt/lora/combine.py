@@ -10,6 +10,8 @@ Per tensor; a LoRA's delta is `strength * scale * up @ down`:
   concat. So deltas of different LoRAs read and write orthogonal subspaces: the first LoRA acts as
   if alone, and order matters. Training in orthogonal subspaces is O-LoRA's idea (Wang et al., 2023,
   arXiv:2310.14152); here Gram-Schmidt imposes it on trained files.
+- *ema*: the files are steps of one training, and are averaged (`lora.averages`): same ranks, scales
+  and tensors in all of them.
 
 Everything else (biases, norms, tables, full differences) is summed. DoRA, OFT and replacements
 depend on the model: what they do to one base is written as its difference.
@@ -28,6 +30,7 @@ from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
 from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
 from ltx2rt.lora.adapter import all_updates, refuse_unsupported
+from ltx2rt.lora.averages import ema_weights
 from ltx2rt.lora.files import Lora, open_lora
 from ltx2rt.lora.generation import lora_generations
 from ltx2rt.lora.keys import read_lora_keys
@@ -36,13 +39,15 @@ from ltx2rt.lora.metadata import merged_metadata
 from ltx2rt.lora.official_names import official_name
 from ltx2rt.lora.products import Hadamard, Kronecker, rank_of
 from ltx2rt.lora.tensor_names import stem_of
-from ltx2rt.lora.updates import Additive, Fitting, LowRank, Update
+from ltx2rt.lora.updates import Additive, Difference, Fitting, LowRank, Update
 from ltx2rt.lora.values import check_finite
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry
 from ltx2rt.weights.safetensors_writer import Stream, write_safetensors
 
-METHODS = ("concat", "orthogonal")
+METHODS = ("concat", "orthogonal", "ema")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
+#: relative width of the average of files that all count alike
+MAX_SIGMA = 0.288
 _AUTO = ("float32", "bfloat16", "float16")
 
 #: official tensor name -> (update, strength), in the order of the files
@@ -67,6 +72,7 @@ class MergeOptions:
             counts alone.
         orthogonal_fraction: which part of the earlier directions *orthogonal* takes out, the
             strongest first.
+        ema_decay, ema_last_decay, ema_sigma: how *ema* averages, see `ema_weights`.
     """
 
     method: str = "concat"
@@ -76,6 +82,9 @@ class MergeOptions:
     emit_alpha: bool = False
     keep_first: str | None = None
     orthogonal_fraction: float = 1.0
+    ema_decay: float = 0.95
+    ema_last_decay: float | None = None
+    ema_sigma: float | None = None
 
     def problems(self) -> list[str]:
         """What is not allowed."""
@@ -88,6 +97,12 @@ class MergeOptions:
             problems.append(f"dtype={self.dtype!r}; allowed: {', '.join(DTYPES)}")
         if not 0 <= self.orthogonal_fraction <= 1:
             problems.append(f"orthogonal_fraction={self.orthogonal_fraction} is not in [0, 1]")
+        for name in ("ema_decay", "ema_last_decay"):
+            decay = getattr(self, name)
+            if decay is not None and not 0 <= decay < 1:
+                problems.append(f"{name}={decay} is not in [0, 1)")
+        if self.ema_sigma is not None and not 0 < self.ema_sigma < MAX_SIGMA:
+            problems.append(f"ema_sigma={self.ema_sigma} is not above 0 and below {MAX_SIGMA}")
         try:
             re.compile(self.keep_first or "")
         except re.error as error:
@@ -126,11 +141,15 @@ def merge_loras(
     problems = [*lora_problems(loras), *options.problems()]
     if not any(lora.strength for lora in loras):
         problems.append("no LoRA has a strength other than 0")
+    if options.method == "ema" and any(lora.strength != 1 for lora in loras):
+        problems.append("method='ema' averages files as they are: leave strengths out")
     if problems:
         raise OptionError("cannot merge", problems)
     active = [lora for lora in loras if lora.strength]
     files = [open_lora(lora.path) for lora in active]
     updates = _updates(active, files, options)
+    if options.method == "ema":
+        _check_steps(updates, len(files))
     use = merged_metadata(files)
     dtype = _dtype(updates) if options.dtype == "auto" else options.dtype
     merged = _Merged(updates, options, base)
@@ -203,6 +222,30 @@ def _updates(
     return updates
 
 
+def _check_steps(updates: Updates, count: int) -> None:
+    """Refuse what are no steps of one training.
+
+    Raises:
+        CheckpointError: their tensors, ranks or scales differ.
+        UnsupportedError: kinds whose parts are not averaged.
+    """
+    problems = []
+    for name, changes in updates.items():
+        found = [update for update, _ in changes]
+        if len({type(update) for update in found}) > 1 or len(found) != count:
+            problems.append(f"{name} is not changed alike in all files")
+        elif not isinstance(found[0], LowRank | Difference):
+            raise UnsupportedError(
+                f"{name} gets a {found[0].kind}; method ema averages LoRAs and differences: "
+                "convert each file with `ltx2rt lora merge` first."
+            )
+        elif len({(u.scale, *(p.shape for p in u.parts())) for u in found}) > 1:  # type: ignore[attr-defined]
+            problems.append(f"{name} has other ranks or scales in some of the files")
+    if problems:
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise CheckpointError("these are no steps of one training", problems[:10] + more)
+
+
 def _is_kept(name: str, pattern: str | None) -> bool:
     return pattern is not None and re.search(pattern, name) is not None
 
@@ -219,6 +262,12 @@ class _Merged:
     def __init__(self, updates: Updates, options: MergeOptions, base: Base | None) -> None:
         self._updates, self._options, self._base = updates, options, base
         self._files = MappedFiles()
+        self._shares: list[float] = []
+        if options.method == "ema":
+            count = max(len(changes) for changes in updates.values())
+            self._shares = ema_weights(
+                count, options.ema_decay, options.ema_last_decay, options.ema_sigma
+            )
         self._last: tuple[str, tuple[Array, Array]] | None = None
         self._shapes = {name: self._shape(name) for name in updates}
 
@@ -237,7 +286,7 @@ class _Merged:
         ranks = [rank for update in updates if (rank := rank_of(update)) is not None]
         if len(ranks) < len(updates):
             return limit
-        total = sum(ranks)
+        total = ranks[0] if self._shares else sum(ranks)
         plain = all(isinstance(update, LowRank) for update in updates)
         if limit is None and not plain and total * sum(shape) >= shape[0] * shape[1]:
             return None
@@ -282,8 +331,9 @@ class _Merged:
         changes = self._updates[name]
         if all(isinstance(update, Additive) for update, _ in changes):
             total = np.zeros(self.shape(name), np.float32)
-            for update, strength in changes:
-                total = update.merged(total, strength, self._load)
+            shares = self._shares or [1.0] * len(changes)
+            for share, (update, strength) in zip(shares, changes, strict=True):
+                total = update.merged(total, strength * share, self._load)
             return total
         assert self._base is not None
         base = self._base(name)
@@ -304,7 +354,16 @@ class _Merged:
             down, up = update.factors(self._load)
             downs.append(down)
             ups.append(up * np.float32(strength * update.scale))
+        if self._shares:
+            downs, ups = ([_average(self._shares, all_of)] for all_of in (downs, ups))
         if self._options.method == "orthogonal":
             downs, ups = orthogonalize(downs, ups, self._options.orthogonal_fraction)
         down, up = np.concatenate(downs, axis=0), np.concatenate(ups, axis=1)
         return (down, up) if rank == down.shape[0] else truncate(down, up, rank)
+
+
+def _average(shares: Sequence[float], arrays: Sequence[Array]) -> Array:
+    total: Array = np.zeros_like(arrays[0])
+    for share, array in zip(shares, arrays, strict=True):
+        total += np.float32(share) * array
+    return total

@@ -95,6 +95,8 @@ def _instead(folder: Path) -> str:
         return ": it is a bundle; name a LoRA file"
     if (folder / "model_index.json").is_file():
         return ": it is a diffusers folder, a model, which `ltx2rt build --checkpoint` takes"
+    if (folder / "transformer").is_dir():
+        return ": it is the folder of a model, which `ltx2rt build --checkpoint` takes"
     for pattern in _PICKLES:
         if pickle := next(folder.glob(pattern), None):
             return (

@@ -40,7 +40,7 @@ class GroupReader:
         """
         alpha = group.get("alpha")
         additive: Additive | None = None
-        if group.keys() & {"down", "up", "mid"}:
+        if group.keys() & {"down", "up", "mid", "gains"}:
             additive = self._low_rank(base, group, alpha)
         elif pieces := {k[5:]: _matrix(e) for k, e in group.items() if k.startswith("lokr_")}:
             additive = self._pieces(base, pieces, Kronecker, alpha)
@@ -127,8 +127,13 @@ class GroupReader:
         elif 0 in (*down.shape, *up.shape):
             problem = "are empty"
         else:
-            scale = self._scales.of(base, down.shape[0], alpha)
-            return LowRank(down, up, scale, mid)
+            gains = group.get("gains")
+            if gains is not None and gains.num_elements != down.shape[0]:
+                self._problems.append(
+                    f"{base} has {list(gains.shape)} gains (lora_E) of rank {down.shape[0]}"
+                )
+            scale = self._scales.of(base, down.shape[0], alpha, adaptive=gains is not None)
+            return LowRank(down, up, scale, mid, gains)
         shapes = f"{list(group['down'].shape)} and {list(group['up'].shape)}"
         self._problems.append(f"{base} has shapes {shapes}, which {problem}")
         return None

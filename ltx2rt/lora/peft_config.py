@@ -33,7 +33,7 @@ REFUSED = (
     "another kind of PEFT (peft_type)",
     "PiSSA, CorDA, OLoRA, LoftQ, LoRA-GA (init_lora_weights)",
     "variants of PEFT's LoRA (use_qalora, use_bdlora, ...)",
-    "OFT of PEFT without its adapter_config.json",
+    "OFT of PEFT or AdaLoRA without its adapter_config.json",
     "OFT of PEFT before 0.18, made by a series",
 )
 #: patterns that take time beyond all measure: a repeated group, or many repetitions
@@ -112,6 +112,9 @@ class PeftConfig:
             for variant in _VARIANTS:
                 if config.get(variant):
                     yield f"{variant} of PEFT"
+        kinds = frozenset(kinds)
+        if "gains" in kinds and not self.of("transformer."):
+            yield "AdaLoRA without its adapter_config.json, which says how strong it is,"
         if "oft_R" in kinds:
             yield from self._refused_rotations()
 

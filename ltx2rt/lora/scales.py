@@ -28,17 +28,27 @@ class Scales:
         self._ignore = ignore_alpha
         self._files = MappedFiles()
 
-    def of(self, module: str, rank: int | None, alpha: TensorEntry | None) -> float:
+    def of(
+        self, module: str, rank: int | None, alpha: TensorEntry | None, *, adaptive: bool = False
+    ) -> float:
         """The scale of one update.
 
         Args:
             rank: its inner size; None where its factors are stored whole: alpha tensors then mean
                 nothing (LyCORIS), a configuration still does (PEFT).
             alpha: the tensor beside it.
+            adaptive: of AdaLoRA, whose ranks are fewer in the end: the first number counts.
 
         Raises:
             CheckpointError: an alpha is not one finite number.
         """
+        if adaptive:
+            config = self._config.of(module)
+            if not config:  # refused as a kind
+                return 1.0
+            first = self._check(config.get("init_r"), "init_r")
+            number = self._check(config.get("lora_alpha"), "lora_alpha")
+            return (number if number > 0 else first) / (first + 1e-5)
         if self._ignore:
             return 1.0
         if alpha is not None:

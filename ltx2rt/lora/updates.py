@@ -81,18 +81,23 @@ class Fitting(ABC):
 
 @dataclass(frozen=True, slots=True)
 class LowRank(Additive):
-    """LoRA, LoCoN: `scale * up @ down`, or `scale * up @ mid @ down` (Tucker).
+    """LoRA, LoCoN: `scale * up @ down`, or `scale * up @ mid @ down` (Tucker); AdaLoRA: `up @
+    (gains * down)`.
 
-    `down` is `[rank, in]` (A), `up` is `[out, rank]` (B), `mid` is `[rank, rank]`.
+    `down` is `[rank, in]` (A), `up` is `[out, rank]` (B), `mid` is `[rank, rank]`, `gains` (E)
+    `[rank, 1]`.
     """
 
     down: TensorEntry
     up: TensorEntry
     scale: float = 1.0
     mid: TensorEntry | None = None
+    gains: TensorEntry | None = None
 
     @property
     def kind(self) -> str:
+        if self.gains is not None:
+            return "AdaLoRA"
         return "LoRA" if self.mid is None else "LoCoN (Tucker)"
 
     @property
@@ -104,11 +109,13 @@ class LowRank(Additive):
         return self.up.shape[0], self.down.shape[1]
 
     def parts(self) -> Iterator[TensorEntry]:
-        yield from filter(None, (self.down, self.mid, self.up))
+        yield from filter(None, (self.down, self.mid, self.up, self.gains))
 
     def factors(self, load: Load) -> tuple[Array, Array]:
         """`down` and `up` without the scale: together the delta at scale 1."""
         down = load(self.down)
+        if self.gains is not None:
+            down = down * load(self.gains).reshape(-1, 1)
         return down if self.mid is None else load(self.mid) @ down, load(self.up)
 
     def delta(self, load: Load) -> Array:

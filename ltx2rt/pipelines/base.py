@@ -24,6 +24,7 @@ from ltx2rt.errors import InternalError, OptionError
 from ltx2rt.lora.files import Lora
 from ltx2rt.media.hdr import HdrFormat
 from ltx2rt.names import TEXT_ENCODER, TRANSFORMER
+from ltx2rt.pipelines.built_sizes import SizeChecks
 from ltx2rt.pipelines.catalog import catalog_class
 from ltx2rt.pipelines.decoding import chosen_tiling, decode_audio, decode_video
 from ltx2rt.pipelines.engines import Engines
@@ -36,6 +37,7 @@ from ltx2rt.pipelines.preparation import PipelineRequests
 from ltx2rt.pipelines.request import Request
 from ltx2rt.progress import Job
 from ltx2rt.results.clip import Clip
+from ltx2rt.results.clip_times import ClipTimes, expected_seconds, remember, times_file
 from ltx2rt.results.latent_file import DECODE
 from ltx2rt.results.record import Record
 from ltx2rt.results.stage_store import StageStore
@@ -59,7 +61,8 @@ class Pipeline(PipelineRequests):
         # a request may bring its text contexts along: `prepare` looks for the text encoder
         self._refuse_missing([c for c in self.missing(source.has) if c not in TEXT_ENCODER])
         self.engines = Engines(source, runtime)
-        self._accepted: list[Request] = []
+        self._accepted: list[tuple[Request, SizeChecks]] = []
+        self._clips_made = 0
 
     def __enter__(self) -> Self:
         return self
@@ -133,6 +136,10 @@ class Pipeline(PipelineRequests):
     ) -> Clip:
         """The clip of a request that `accept` gave back; for the rest see a call."""
         with self.engines.run():
+            checks = self._checks_of(request)
+            looks = job is not None and job.on_preview is not None
+            fixed = isinstance(request.config.num_frames, int)
+            self.engines.plan_for(checks.used if checks and fixed and not looks else None)
             for loras in self.stage_loras(request):
                 self.check_loras(loras)
                 self._warn_of_late_connectors(request, loras)
@@ -140,7 +147,9 @@ class Pipeline(PipelineRequests):
             if work_dir is not None:
                 store = StageStore(work_dir, self.record(request, {}), resume=resume)
             run = Run(self.engines, request, job or Job(), trace, store, self._check_sizes)
-            return self._made(run)
+            clip = self._made(run)
+            self._clips_made += 1
+            return clip
 
     def _made(self, run: Run) -> Clip:
         """The clip of a run, on the canvas that this pipeline works on."""
@@ -149,7 +158,24 @@ class Pipeline(PipelineRequests):
             run.canvas = dataclasses.replace(run.canvas, height=height, width=width)
             if self.any_length:
                 run.lengthen()
+        if isinstance(run.config.num_frames, int) and (times := self._times_of(run)) is not None:
+            path, kind, shape = times
+            run.job.expect(expected_seconds(path, kind, shape))
         return self.generate(run)
+
+    def _times_of(self, run: Run) -> tuple[Path, str, tuple[int, int, int]] | None:
+        """Where clips of this bundle are remembered, what else decides how long one takes, and the
+        canvas; None for what stands for a bundle, and where there is no cache.
+        """
+        if not isinstance(self.source, Bundle):
+            return None
+        if (path := times_file(self.source.bundle_id)) is None:
+            return None
+        runtime = self.runtime
+        kind = (self.name, runtime.device, *runtime.devices, runtime.threads, runtime.residency)
+        warm = "another" if self._clips_made else "first"
+        shape = (run.canvas.num_frames, run.canvas.height, run.canvas.width)
+        return path, f"{warm} {' '.join(map(str, kind))}", shape
 
     def generate_many(
         self,
@@ -263,7 +289,7 @@ class Pipeline(PipelineRequests):
             frame_rate, waveform, crop, frame_step, cut_audio, hdr: see `Clip`.
         """
         self.engines.release(*TRANSFORMER)
-        request = run.request
+        request, times = run.request, self._times_of(run)
         if run.sound is not None:
             audio, waveform = None, run.sound
         if video is not None:
@@ -289,6 +315,7 @@ class Pipeline(PipelineRequests):
             cut_audio=cut_audio,
             generators={**run.generators, DECODE: run.generator.state},
             hdr=hdr or run.hdr,
+            saved=None if times is None else partial(_remember, *times),
             record_paths=self.runtime.record_paths if self.runtime.record else None,
         )
 
@@ -351,3 +378,9 @@ def pipeline_class(name: str) -> type[Pipeline]:
     """The class of a pipeline of `catalog.PIPELINES`."""
     found: type[Pipeline] = catalog_class(name)
     return found
+
+
+def _remember(path: Path, kind: str, shape: tuple[int, int, int], job: Job) -> None:
+    """Keep what the stages of a saved clip took, where that is known."""
+    if (seconds := job.stage_seconds()) is not None:
+        remember(path, ClipTimes(kind=kind, shape=shape, seconds=seconds))

@@ -34,6 +34,7 @@ class SizeChecks:
         passes: most passes that run together.
         sound: most audio latents of the clip.
         cells: of the latent that is decoded.
+        used: component or device graph -> all sizes that it is given.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -43,14 +44,22 @@ class SizeChecks:
         self.passes = 1
         self.sound = 0
         self.cells: Sequence[int] = ()
+        self.used: dict[str, list[Mapping[str, int]]] = {}
 
     def check(self, name: str, sizes: Mapping[str, int]) -> None:
         """Note a component that does not take these sizes, by symbol. One that was built for no
         sizes takes all.
         """
+        self.note(name, sizes)
         buckets = built_buckets(self.bundle, name)
         if buckets and name not in self.problems and (text := misfit(buckets, sizes)):
             self.problems[name] = f"{name}: {text}"
+
+    def note(self, name: str, sizes: Mapping[str, int]) -> None:
+        """Note what a component is given."""
+        found = self.used.setdefault(name, [])
+        if sizes not in found:
+            found.append(dict(sizes))
 
 
 def built_buckets(source: ModelFacts, name: str) -> tuple[Bucket, ...]:
@@ -87,8 +96,8 @@ def nearest_clip(bundle: Bundle, height: int, width: int, frames: int) -> Size |
 
 def refuse_sizes(
     rehearse: Callable[[Request], SizeChecks], request: Request, free: Collection[str], step: int
-) -> None:
-    """Refuse a request of which the engines do not take every size.
+) -> SizeChecks:
+    """Refuse a request of which the engines do not take every size; gives what they do take.
 
     Args:
         rehearse: finds what they do not take.
@@ -102,7 +111,7 @@ def refuse_sizes(
     """
     checks = rehearse(request)
     if not checks.problems:
-        return
+        return checks
 
     def works(config: GenerationConfig) -> bool:
         try:

@@ -14,6 +14,7 @@ from ltx2rt.backends.tensorrt import TrtEngine
 from ltx2rt.backends.tensorrt_api import APIS
 from ltx2rt.bundle.bundle import Bundle
 from ltx2rt.bundle.loader import Loader
+from ltx2rt.bundle.request_sizes import RequestSizes
 from ltx2rt.bundle.source import ModelFacts, ModelLoader, ModelSource
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
 from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
@@ -113,6 +114,11 @@ class Engines:
             self._engines.popitem()[1].close()
         if isinstance(self.loader, Loader):
             self.loader.close()
+
+    def plan_for(self, sizes: RequestSizes | None) -> None:
+        """See `Loader.plan_for`."""
+        if isinstance(self.loader, Loader):
+            self.loader.plan_for(sizes)
 
     def engine(self, name: str) -> Engine:
         """A component's engine, loaded on first use."""

@@ -15,7 +15,7 @@ from ltx2rt.latents.shapes import VideoScaleFactors, rendered_size
 from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.machine import machine_bytes
 from ltx2rt.names import DIFFUSION_DECODER, TEXT_ENCODER
-from ltx2rt.pipelines.built_sizes import built_clips, nearest_clip, refuse_sizes
+from ltx2rt.pipelines.built_sizes import SizeChecks, built_clips, nearest_clip, refuse_sizes
 from ltx2rt.pipelines.checks import (
     check_duration,
     check_given_latents,
@@ -51,7 +51,7 @@ class PipelineRequests(PipelineFacts):
     """
 
     engines: Engines
-    _accepted: list[Request]
+    _accepted: list[tuple[Request, SizeChecks]]
 
     @property
     def source(self) -> ModelFacts:
@@ -150,16 +150,22 @@ class PipelineRequests(PipelineFacts):
         for files are read in it.
         """
         source = self.source
-        if not isinstance(source, Bundle) or not built_clips(source) or request in self._accepted:
+        if not isinstance(source, Bundle) or not built_clips(source):
+            return
+        if self._checks_of(request) is not None:
             return
         sizes = {"height", "width", "num_frames"}
-        refuse_sizes(
+        checks = refuse_sizes(
             lambda other: rehearse(self._made, self.engines, other),
             request,
             free=sizes - set(self.unused),
             step=self.scale_factors.height * (2 if self.two_stage else 1),
         )
-        self._accepted = [*self._accepted[-KEPT_REQUESTS:], request]
+        self._accepted = [*self._accepted[-KEPT_REQUESTS:], (request, checks)]
+
+    def _checks_of(self, request: Request) -> SizeChecks | None:
+        """What a request that was accepted gives engines."""
+        return next((checks for seen, checks in self._accepted if seen == request), None)
 
     def prepare(self, request: Request) -> Request:
         """The request with every default filled in, checked before anything is loaded."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ltx2rt.backends.frame_memory import SLICE_FRAMES
 from ltx2rt.backends.stack import Stack
 from ltx2rt.bundle.buckets import symbol_sizes
 from ltx2rt.bundle.bundle import Bundle
@@ -34,13 +35,20 @@ from ltx2rt.lora.files import Lora
 from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
+    DEVICE_STEPS,
     DIFFUSION_CONTEXT,
     DIFFUSION_DECODER,
     DIFFUSION_FEATURES,
     DIFFUSION_PIXELS,
     LORA_COMPONENTS,
+    VIDEO_BLEND,
     VIDEO_DECODER,
     VIDEO_ENCODER,
+    VIDEO_FLOAT,
+    VIDEO_I420,
+    VIDEO_RGB,
+    VIDEO_UNPATCH,
+    VIDEO_YUV422,
     VOCODER,
     StackNames,
 )
@@ -179,6 +187,8 @@ class Rehearsal(Run):
         self.checks.passes = max(self.checks.passes, *counts)
         for name, batch in product(LORA_COMPONENTS, sorted(counts)):
             self.checks.check(name, {**sizes, "B": batch})
+        for graph, stream in product(DEVICE_STEPS, streams):
+            self.checks.note(graph, {"T": sizes[f"T{stream[0]}"]})
         video, audio = states.map(target_latent)
         keyframes = None if states.video is None else slot_latents(states.video)
         return StageResult(video=video, audio=audio, keyframes=keyframes)
@@ -221,12 +231,43 @@ def rehearse(generate: Callable[[Run], Clip], engines: Engines, request: Request
         checks.cells = clip.video_latent.shape[2:]
         for name, sizes in decoded_sizes(source, checks.cells, clip.config.tiling):
             checks.check(name, sizes)
+        _note_frames(checks)
     if clip.audio_latent is not None:
         checks.sound = steps = clip.audio_latent.shape[2]
         mel = int(source.options(AUDIO_DECODER)["mel_frames_per_latent"])
         checks.check(AUDIO_DECODER, {"B": 1, "Ta": steps})
         checks.check(VOCODER, {"B": 1, "M": mel * (steps - 1) + 1})
     return checks
+
+
+def _note_frames(checks: SizeChecks) -> None:
+    """What the device graphs are given that finish the decoded tiles."""
+    source = checks.bundle
+    if source.has(*DIFFUSION_DECODER):
+        facts = DecoderOptions.from_options(source.options(DIFFUSION_FEATURES))
+        scale, patch = facts.scale_factors, facts.patch_size
+        checks.note(VIDEO_UNPATCH, {})
+        tiles = [
+            {"F": t["F"], "H": t["Hc"] * patch, "W": t["Wc"] * patch}
+            for t in checks.used[DIFFUSION_PIXELS]
+        ]
+        cells = tuple(map(max, checks.cells, facts.min_latent_cells))
+    else:
+        scale = VideoScaleFactors(**source.options(VIDEO_DECODER)["scale_factors"])
+        tiles = [
+            {
+                "F": (t["Fl"] - 1) * scale.time + 1,
+                "H": t["Hl"] * scale.height,
+                "W": t["Wl"] * scale.width,
+            }
+            for t in checks.used[VIDEO_DECODER]
+        ]
+        cells = tuple(checks.cells)
+    for tile in tiles:
+        checks.note(VIDEO_BLEND, tile)
+    whole = {"F": SLICE_FRAMES, "H": cells[1] * scale.height, "W": cells[2] * scale.width}
+    for graph in (VIDEO_RGB, VIDEO_I420, VIDEO_FLOAT, VIDEO_YUV422):
+        checks.note(graph, whole)
 
 
 def decoded_sizes(

@@ -55,6 +55,7 @@ class Clip:
         record_paths: how its files write the paths of what it was made from; None: they say nothing
             about how it was made.
         sound_is_apart: whether sound may be decoded beside the picture, from another thread.
+        saved: called with the job when `save` has written a video, where somebody wants to know.
     """
 
     record: Record
@@ -75,6 +76,7 @@ class Clip:
     hdr: HdrFormat | None = None
     record_paths: RecordPaths | None = "relative"
     sound_is_apart: Callable[[], bool] = lambda: False
+    saved: Callable[[Job], None] | None = None
 
     @property
     def request(self) -> Request:
@@ -272,6 +274,8 @@ class Clip:
                     write_frames(frames, written(), self.tags(Path(frames)))
                 for _ in written():
                     pass
+        if self.saved is not None:
+            self.saved(self.job)
 
     def with_sound(self, frames: Iterator[Array]) -> AbstractContextManager[Iterator[Array]]:
         """Frames of this clip as chunks, and `audio` decoded: see `decoded_beside`."""

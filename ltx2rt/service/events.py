@@ -32,8 +32,8 @@ class Event:
 
     Attributes:
         kind: `queued` (`position`), `started` (`attempt`), `progress` (`stage`, `step`, `total`,
-            `elapsed_s`, `eta_s`, `detail`), `preview` (`stage`, `step`, `total`, `webp`: an
-            animation as base64), `fragment` (`bytes` that the file has now), `result`
+            `elapsed_s`, `eta_s`, `detail`, `clip_eta_s`), `preview` (`stage`, `step`, `total`,
+            `webp`: an animation as base64), `fragment` (`bytes` that the file has now), `result`
             (see `maker.Maker.make`), `error` (`kind`, `message`).
         data: the rest, JSON data.
     """

@@ -85,6 +85,7 @@ class Live:
     progress: int = 0
     stage: str = ""
     eta_s: float | None = None
+    clip_eta_s: float | None = None
     bytes: int = 0
     #: the last preview: its event's data
     preview: Mapping[str, Any] | None = None
@@ -388,7 +389,8 @@ class Service:
         live, data = self.live(job.id), event.data
         if event.kind == "progress":
             done = percent(data["stage"], data["step"], data["total"], live.progress)
-            live = replace(live, progress=done, stage=data["stage"], eta_s=data["eta_s"])
+            eta, rest = data["eta_s"], data["clip_eta_s"]
+            live = replace(live, progress=done, stage=data["stage"], eta_s=eta, clip_eta_s=rest)
         elif event.kind == "fragment":
             live = replace(live, bytes=data["bytes"])
         elif event.kind == "preview":

@@ -271,7 +271,7 @@ class MappedFiles:
 
     def values(self, entry: TensorEntry) -> tuple[Array, str]:
         """The tensor's values `entry.shape` and their dtype: as stored, or decoded to float32.
-        Rows of several tensors are copied into one.
+        Rows of several tensors are copied into one, axes in another order into a new one.
         """
         encoding = entry.encoding
         if encoding is None:
@@ -282,6 +282,9 @@ class MappedFiles:
                 *(self.raw(part) for _, part in sorted(encoding.parts.items())),
             ]
             return np.concatenate(rows), entry.dtype
+        if encoding.format in stored.AXES:
+            axis = stored.AXES[encoding.format]
+            return np.ascontiguousarray(np.moveaxis(self.raw(entry), -1, axis)), entry.dtype
         parts = {n: self._part(encoding.parts[n]) for n in DECODED_PARTS if n in encoding.parts}
         codes = self.raw(entry)
         return stored.decode(entry.shape, entry.dtype, encoding, codes, parts), "float32"

@@ -53,8 +53,8 @@ class Home:
             capture_output=True,
             check=False,
         )
-        said = done.stderr.decode(errors="replace")[-4000:]
-        assert done.returncode == code, f"{command} gave {done.returncode}:\n{said}"
+        told, said = (s.decode(errors="replace")[-4000:] for s in (done.stdout, done.stderr))
+        assert done.returncode == code, f"{command} gave {done.returncode}:\n{told}\n{said}"
         assert "Traceback" not in said
         return done
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import av
@@ -31,7 +32,7 @@ REFUSED = {
 }
 
 #: pipelines whose clip has the size of what is given
-SIZED = ("retake", "hdr-ic-lora", "upscale")
+SIZED = ("retake", "retake-two-stage", "hdr-ic-lora", "upscale")
 
 
 def playable(path: Path, *, video: bool = True) -> int:
@@ -87,7 +88,7 @@ def write_media(home: Home) -> None:
         Image.fromarray(values).save(folder / f"{name}.png")
     for name in ("talk.wav", "voice.wav"):
         sound_file(folder / name, 1.0)
-    for name in ("in.mp4", "depth.mp4", "silent.mp4", "next.mp4"):
+    for name in ("in.mp4", "4k.mp4", "depth.mp4", "silent.mp4", "next.mp4"):
         video_file(folder / name, 49, sound=name != "silent.mp4")
     model = {name: folder / file for name, file in model_files().items()}
     metadata = {"reference_downscale_factor": "1", "hdr_transform": "logc3"}
@@ -136,11 +137,14 @@ def test_the_readme_was_read() -> None:
     assert {c.split()[3] for c in GENERATE} >= {"--pipeline", "--prompt", "--job"}
 
 
-@pytest.mark.parametrize("command", GENERATE)
+@pytest.mark.parametrize(
+    "command", GENERATE, ids=lambda c: c.removeprefix("ltx2rt generate B ")[:60]
+)
 def test_generate(desk: Home, command: str) -> None:
     """In the README's order: a later command may take what an earlier one made."""
     if "EXR" in command.upper() and not (desk.folder / "still.exr").exists():
         write_exr(desk)
+    shutil.rmtree(desk.folder / "out_exr", ignore_errors=True)  # frames of another command
     arguments = ["ltx23.bundle" if a == "B" else a for a in words(command)]
     pipeline = arguments[arguments.index("--pipeline") + 1] if "--pipeline" in arguments else ""
     small: list[object] = [*SMALL[:4], "--num-frames", 121 if "@120" in command else 9, *QUIET]

@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks import block_on_gpu
 from ltx2rt.backends.tensorrt_api import APIS, install_hint, load
+from ltx2rt.bundle import card_plan
 from ltx2rt.bundle.lock import build_lock
-from ltx2rt.bundle.targets import RTX_TARGETS, fitting_card
+from ltx2rt.bundle.targets import RTX_TARGETS
 from ltx2rt.cli.build import add_arguments, config_of
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import OptionError, ShapeError, UnsupportedError
@@ -145,10 +147,29 @@ def test_libraries_that_do_not_load_are_one_sentence(
         load("tensorrt")
 
 
-def test_cards() -> None:
-    assert fitting_card(15 * 2**30, ["sm89"]).name == "RTX 4090"  # type: ignore[union-attr]
-    assert fitting_card(10 * 2**30, ["sm89", "sm120"]).memory_gib == 12  # type: ignore[union-attr]
-    assert fitting_card(500 * 2**30, RTX_TARGETS) is None
+def test_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest that the plan of a card's memory fits, and the smallest with all layers."""
+    manifest = SimpleNamespace(components={})
+    needs = {"least": 10 << 30, "whole": 15 << 30}
+
+    def plan(manifest: Any, needs: Any, room: int, *, resident: bool, card: str) -> Any:
+        assert not resident
+        if room < needs["least"]:
+            raise UnsupportedError(f"not on {card}")
+        return SimpleNamespace(streams=room < needs["whole"])
+
+    monkeypatch.setattr(card_plan, "plan_card_memory", plan)
+
+    def found(*targets: str) -> list[str | None]:
+        cards = card_plan.fitting_cards(manifest, needs, targets)  # type: ignore[arg-type]
+        return [card and card.name for card in cards]
+
+    assert found("sm89") == ["RTX 4080", "RTX 4080"]  # of 16 GiB, 15.5 can be used
+    assert found("sm120") == ["RTX 5080", "RTX 5070"]
+    needs["whole"] = 500 << 30
+    assert found(*RTX_TARGETS) == [None, "RTX 3060"]
+    needs["least"] = 500 << 30
+    assert found(*RTX_TARGETS) == [None, None]
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

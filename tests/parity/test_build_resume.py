@@ -7,14 +7,20 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from ltx2rt.bundle.manifest import BuildInputs
+from ltx2rt.lora.files import Lora
 from ltx2rt.weights.safetensors import SafetensorsFile
+from ltx2rt_export.build_config import BuildConfig
+from ltx2rt_export.checkpoint import open_model
 from ltx2rt_export.quantize import overlay
+from ltx2rt_export.resume import weights_key
 from tests.parity.command_line import (
     Export,
     build_flags,
@@ -56,6 +62,10 @@ else:
     bundle.attach_overlays = kill
 main(sys.argv[3:])
 """
+
+
+#: what makes another build of one, besides changed weights
+CHANGES = ("precision", "layers", "lora", "code")
 
 
 @pytest.fixture
@@ -168,7 +178,10 @@ def test_copies_and_all_layers_are_taken_over(
     assert content(tmp_path / "b") == content(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("change", ["weights", "precision", "layers", "lora", "code"])
+@pytest.mark.parametrize(
+    "change",
+    ["weights", *(pytest.param(x, marks=pytest.mark.fuzz) for x in CHANGES)],
+)
 def test_another_build_takes_nothing_over(
     change: str,
     demo_bundle: Path,
@@ -205,6 +218,31 @@ def test_another_build_takes_nothing_over(
     assert not (tmp_path / "b" / "build.key").exists()
     assert ltx2rt("build", *command, "-o", tmp_path / "whole").code == 0
     assert content(tmp_path / "b") == content(tmp_path / "whole")
+
+
+def test_the_key_of_weight_files_sees_what_decides_them(
+    model: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = open_model(**model)
+    config = BuildConfig(precision="fp8")
+    inputs = BuildInputs(checkpoint=str(model["checkpoint"]))
+    lora = Lora(path=str(write_demo_lora(tmp_path / "l.safetensors", model, 0)), strength=1.0)
+    key = weights_key(files, inputs, config)
+    others = [
+        weights_key(files, inputs, replace(config, precision="int8-wo")),
+        weights_key(files, inputs, replace(config, plain_layers=(0,))),
+        weights_key(files, replace(inputs, loras=(lora,)), config),
+        weights_key(files, replace(inputs, loras=(replace(lora, strength=0.5),)), config),
+    ]
+    times = model["checkpoint"].stat()
+    os.utime(model["checkpoint"], ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy would
+    others.append(weights_key(open_model(**model), inputs, config))
+    with monkeypatch.context() as patch:
+        patch.setattr("ltx2rt_export.resume.sources_sha256", lambda: "newer")
+        others.append(weights_key(files, inputs, config))
+    assert len({key, *others}) == 1 + len(others)
+    # an option that changes no weight
+    assert weights_key(open_model(**model), inputs, replace(config, force=True)) == others[-2]
 
 
 def test_interrupted_builds_say_how_to_go_on(

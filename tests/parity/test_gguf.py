@@ -179,5 +179,5 @@ def test_what_is_not_read_is_said(demo_model: Demo, tmp_path: Path) -> None:
     whole.write_bytes(whole.read_bytes()[:-5000])
     with pytest.raises(CheckpointError, match=r"truncated"):
         open_model(whole)
-    with pytest.raises(CheckpointError, match=r"only `ltx2rt build --checkpoint` takes one"):
+    with pytest.raises(CheckpointError, match=r"only `ltx2rt build` takes one"):
         open_lora(path)

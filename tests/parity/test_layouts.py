@@ -5,6 +5,7 @@ same facts, same numbers. A clip is a function of these.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from ltx2rt.errors import CheckpointError, Ltx2rtError, UnsupportedError
 from ltx2rt.lora.files import Lora
 from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
+from ltx2rt.weights.safetensors_writer import write_safetensors
 from ltx2rt_export.bundle import make_components
 from ltx2rt_export.checkpoint import ModelFiles, open_model
 from ltx2rt_export.component import Component
@@ -23,6 +25,7 @@ from tests.layout_cases import LAYOUTS
 from tests.once import made_once
 from tests.parity.demo_loras import write_demo_lora
 from tests.parity.diffusers_models import write_folder
+from tests.parity.mlx_folder import write_mlx_folder
 from tests.unit.checkpoint_files import copy_with, sharded
 
 Demo = dict[str, Path]
@@ -154,7 +157,8 @@ def assert_same(
 
 
 def test_the_table_of_layouts_is_what_is_tested() -> None:
-    assert {row.test for row in LAYOUTS if row.test} == {*OPENERS, "diffusers", "monolith"}
+    names = {row.test for row in LAYOUTS if row.test}
+    assert names == {*OPENERS, "diffusers", "monolith", "mlx-video"}
 
 
 @pytest.mark.parametrize("layout", OPENERS)
@@ -162,6 +166,32 @@ def test_every_layout_makes_the_same_model(
     demo_model: Demo, wanted: list[Component], tmp_path: Path, layout: str
 ) -> None:
     assert_same(OPENERS[layout](demo_model, tmp_path), wanted, tmp_path)
+
+
+def test_a_folder_of_mlx_video_makes_the_same_model(
+    demo_model: Demo, wanted: list[Component], tmp_path: Path
+) -> None:
+    """It has no encoder of sound, and no Gemma where the source had none."""
+    folder = write_mlx_folder(demo_model["checkpoint"], tmp_path / "mlx")
+    shutil.copytree(demo_model["gemma"], folder / "text_encoder")
+    got = open_model(folder)
+    assert got.version.generation == "LTX-2.3"
+    assert_same(got, [c for c in wanted if c.name != "audio_encoder"], tmp_path)
+    (said,) = got.warnings
+    assert "has no encoder of sound" in said
+    info = inspect_path(folder)
+    assert info["description"] == "an LTX-2 checkpoint (mlx-video's folder)"
+    assert "gemma" in {c["name"] for c in info["components"]}
+    with pytest.raises(CheckpointError, match=r"part of LTX-2 for MLX, .* as --checkpoint"):
+        open_model(folder / "transformer", demo_model["gemma"])
+    with pytest.raises(CheckpointError, match="part of LTX-2 for MLX"):
+        open_model(demo_model["checkpoint"], demo_model["gemma"], video_vae=folder / "vae/decoder")
+    write_safetensors(folder / "vocoder/model.safetensors", {"a.scales": np.ones(3, np.float32)})
+    with pytest.raises(UnsupportedError, match="quantised for MLX"):
+        open_model(folder)
+    shutil.rmtree(folder / "vocoder")
+    with pytest.raises(CheckpointError, match="mlx-video without vocoder"):
+        open_model(folder)
 
 
 def test_a_folder_of_diffusers_makes_the_same_model(
@@ -180,6 +210,24 @@ def test_a_folder_of_diffusers_makes_the_same_model(
     ready = {row["name"]: row["needs"] for row in info["pipelines"]}
     assert ready["one-stage"] == []
     assert ready["distilled"] == ["spatial upsampler"]
+
+
+def test_the_transformer_beside_a_full_one_is_distilled(
+    demo_model: Demo, folder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "LTX-2.5-Diffusers"  # a name that says nothing
+    place.mkdir()
+    for entry in folder.iterdir():
+        (place / entry.name).symlink_to(entry)
+    assert open_model(place).version.is_distilled is None
+    (place / "transformer_full").symlink_to(folder / "transformer")
+    assert open_model(place).version.is_distilled
+    whole = demo_model["checkpoint"]
+    for name, distilled in (("transformer", True), ("transformer_full", False)):
+        model = open_model(
+            place / name, demo_model["gemma"], video_vae=whole, audio_vae=whole, text_encoder=whole
+        )
+        assert model.version.is_distilled is distilled
 
 
 def test_parts_of_a_diffusers_folder_go_beside_others(
@@ -212,7 +260,7 @@ def test_broken_diffusers_folders_are_explained(folder: Path, tmp_path: Path) ->
         open_model(copy)
     for name in ("transformer", "connectors", "vae", "audio_vae", "vocoder"):
         (copy / name).symlink_to(folder / name)
-    with pytest.raises(CheckpointError, match=r"copy is not a Gemma directory"):
+    with pytest.raises(CheckpointError, match=r"copy is incomplete: no Gemma: give --gemma DIR"):
         open_model(copy)
     (copy / "vae").unlink()
     (copy / "vae").symlink_to(folder / "vocoder")

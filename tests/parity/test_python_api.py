@@ -20,6 +20,7 @@ from PIL import Image
 
 import ltx2rt
 from ltx2rt.pipelines.base import Pipeline
+from ltx2rt.results.clip_times import read_times
 from tests.parity.examples import FRAMES, RATE, SIDE, keep_sessions, use_demo_sizes, write_media
 
 #: names whose examples need what tests have not: a card, a model of the released size
@@ -235,3 +236,26 @@ def test_frames_come_while_a_loop_goes_on(pipe: ltx2rt.DistilledPipeline) -> Non
     assert first == len(chunks[0])
     assert turns > 10
     assert np.array_equal(np.concatenate(chunks), np.concatenate(list(clip.frames)))
+
+
+def test_a_bundle_that_made_a_clip_knows_how_long_another_takes(
+    pipe: ltx2rt.DistilledPipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LTX2RT_CACHE", str(tmp_path))
+    monkeypatch.setattr(pipe, "_clips_made", 1)  # all is loaded
+    asked = {"prompt": "a lake", "height": SIDE, "width": SIDE, "num_frames": FRAMES}
+    reports: list[list[ltx2rt.Progress]] = [[], [], []]
+    for seen in reports[:2]:
+        clip = pipe(job=ltx2rt.Job(seen.append), **asked)
+        assert all(report.clip_eta_s is None for report in reports[0])
+        clip.save(tmp_path / "clip.mp4")
+    (kept,) = read_times(next(tmp_path.glob("times/*.json")))
+    assert kept.kind.startswith("another distilled ")
+    assert {"prompt", "stage_1", "stage_2", "decode audio", "decode video"} <= kept.seconds.keys()
+    assert all(report.clip_eta_s is not None for report in reports[1])
+    assert reports[1][0].clip_eta_s > 0
+    assert reports[1][-1].clip_eta_s == 0
+    with ltx2rt.DistilledPipeline(pipe.source, pipe.runtime) as other:  # whose first clip loads
+        monkeypatch.setattr(type(other), "generate", lambda self, run: run.job)
+        job = other(job=ltx2rt.Job(), **asked)
+    assert job._expected == {}

@@ -129,7 +129,7 @@ class Program:
 
     def output_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Shapes of the outputs for those of the inputs: from the symbols that they share, else
-        from a run on zeros.
+        inferred by ONNX, else from a run on zeros.
         """
         sizes = {
             symbol: size
@@ -144,7 +144,7 @@ class Program:
             }
         key = (self.digest, *((t.name, shapes[t.name]) for t in self.inputs))
         if key not in _MEASURED:
-            _MEASURED[key] = self._measured_shapes(shapes)
+            _MEASURED[key] = self._inferred_shapes(shapes) or self._measured_shapes(shapes)
         return _MEASURED[key]
 
     def scratch_bytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -154,6 +154,26 @@ class Program:
         symbolic = (t for t in self.inputs if any(isinstance(d, str) for d in t.shape))
         size = sum(t.bytes_at(shapes[t.name]) for t in symbolic)
         return (2 * size + 511) // 256 * 256
+
+    def _inferred_shapes(
+        self, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, tuple[int, ...]] | None:
+        """None: ONNX does not know all of them."""
+        model = onnx.load_model_from_string(self.graph)
+        for value in model.graph.input:
+            for dimension, size in zip(
+                value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False
+            ):
+                dimension.dim_value = size
+        for value in model.graph.output:
+            for dimension in value.type.tensor_type.shape.dim:
+                dimension.Clear()
+        del model.graph.value_info[:]
+        found = {
+            value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+            for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
+        }
+        return found if all(size > 0 for shape in found.values() for size in shape) else None
 
     def _measured_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         zeros = {}

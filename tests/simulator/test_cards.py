@@ -6,12 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import ltx2rt
+from ltx2rt.bundle import card
+from ltx2rt.bundle.memory_plan import MemoryPlan
+from ltx2rt.bundle.stage_plan import plan_card_memory
 from ltx2rt.config import RuntimeConfig
 from ltx2rt.engine import Array
 from ltx2rt.errors import UnsupportedError
@@ -25,7 +29,9 @@ pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 pytestmark = [pytest.mark.usefixtures("tensorrt_rtx", "kernels"), pytest.mark.simulator_matrix]
 
 #: GiB of cards; the demo model fits as closely on the one of 16 as it can
-CARDS = (12, 16, 24, 32, 48, 80, 141)
+CARDS = (12, 14, 16, 24, 32, 48, 80, 141)
+#: what a card does with a bundle, the less room the earlier
+DOES = ("refuses", "one stage at a time", "layers take turns", "all stays")
 SIZE = {"height": 64, "width": 64, "num_frames": 9}
 GUIDANCE = ltx2rt.GuidanceConfig(num_inference_steps=2)
 
@@ -82,14 +88,38 @@ def latents(clips: list[Clip]) -> Mapping[str, Array]:
     return {f"{i} {k}": v for i, clip in enumerate(clips) for k, v in clip.latents.items()}
 
 
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[MemoryPlan]:
+    """Of every card that is opened."""
+    made: list[MemoryPlan] = []
+
+    def planned(*arguments: Any, **options: Any) -> MemoryPlan:
+        made.append(plan_card_memory(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(card, "plan_card_memory", planned)
+    return made
+
+
+def what_it_does(plan: MemoryPlan) -> str:
+    if plan.stages:
+        return "one stage at a time"
+    return "layers take turns" if plan.streams else "all stays"
+
+
 @pytest.mark.parametrize("residency", ["stage", "resident"])
 @pytest.mark.parametrize("make", [from_text, from_image, to_sound, from_video, several])
 def test_every_card_runs_it_or_is_refused(
-    engine_bundle: EngineBundle, tmp_path: Path, make: Make, residency: str
+    engine_bundle: EngineBundle,
+    tmp_path: Path,
+    plans: list[MemoryPlan],
+    make: Make,
+    residency: str,
 ) -> None:
     bundle = engine_bundle("bf16")
     least = least_memory_of(bundle)
     outcomes: dict[int, Mapping[str, Array]] = {}
+    did = dict.fromkeys(CARDS, "refuses")
     for gib in CARDS:
         with simulated(Setup(memory_bytes=least * gib // 16)) as gpu:
             opened, runtime = ltx2rt.open_bundle(bundle), RuntimeConfig(residency=residency)
@@ -100,10 +130,12 @@ def test_every_card_runs_it_or_is_refused(
                 continue
             assert gpu.problems() == []
             assert gpu.counters().live_bytes == 0
+            did[gib] = what_it_does(plans[-1])
     assert 12 not in outcomes
     assert {48, 80, 141} <= outcomes.keys()
     if residency == "stage":
-        assert 16 in outcomes
+        assert (did[14], did[16]) == DOES[1:3]
+    assert [DOES.index(did[gib]) for gib in CARDS] == sorted(map(DOES.index, did.values())), did
     for found in outcomes.values():
         assert found.keys() == outcomes[141].keys()
         for name, latent in outcomes[141].items():

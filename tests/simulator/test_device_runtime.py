@@ -349,17 +349,17 @@ def test_an_address_that_changes_after_the_capture_shows(
         want = made.passes()
     real = device_stack.DeviceStack._upload
 
-    def moved(self: Any, number: int, lane: int, call: Any) -> Any:
-        state = real(self, number, lane, call)
-        if call.constants.passes:  # what is captured reads the old place
+    def moved(self: Any, number: int, lane: int, call: Any, shared: Any) -> Any:
+        state = real(self, number, lane, call, shared)
+        if call.constants.replays._kept:  # what is captured reads the old place
             key = next(k for k in state.tensors if k[0] == "video_latent")
             array = dict(device_stack.ready(call.tensors, self._dtypes))[key]
             state.tensors[key] = self._memory.hold(array)
-            monkeypatch.setattr(device_stack, "_facts", lambda tensors: [])
+            monkeypatch.setattr(device_stack, "_facts", lambda state: [])
         return state
 
     with monkeypatch.context() as patch:
-        patch.setattr(device_stack, "_facts", lambda tensors: [])
+        patch.setattr(device_stack, "_facts", lambda state: [])
         patch.setattr(device_stack.DeviceStack, "_upload", moved)
         patch.setattr(DeviceMemory, "upload", lambda self, name, array: self.hold(array))
         with model(bundle) as made:

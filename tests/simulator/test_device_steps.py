@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ pytestmark = pytest.mark.usefixtures("tensorrt_rtx", "kernels")
 
 PLAIN = GuiderParams(cfg_scale=3.0, stg_scale=1.0, stg_blocks=(1,), modality_scale=3.0)
 RESCALED = dataclasses.replace(PLAIN, rescale_scale=0.7)
+#: of the driver, a replayed step; it was 36 when passes were graphs of their own
+MAX_CALLS = 20
 #: a deviation summed in float32 instead of float64, times the factors of guidance
 RESCALE_REL_L2 = 1e-5
 
@@ -113,10 +116,11 @@ def make(
     sampler: str | None = None,
     image: Path | None = None,
     job: ltx2rt.Job | None = None,
+    guidance: ltx2rt.GuidanceConfig | None = None,
     **runtime: Any,
 ) -> Mapping[str, Array]:
     """Latents of a guided clip: four passes a step, each of its own kind."""
-    guidance = ltx2rt.GuidanceConfig(num_inference_steps=3, video=params, audio=params)
+    guidance = guidance or ltx2rt.GuidanceConfig(num_inference_steps=3, video=params, audio=params)
     source = ltx2rt.open_bundle(bundle)
     images = () if image is None else (ltx2rt.ImageCondition(path=image, strength=0.6),)
     with ltx2rt.OneStagePipeline(source, RuntimeConfig(threads=1, **runtime)) as pipe:
@@ -126,10 +130,10 @@ def make(
         ).latents  # fmt: skip
 
 
-def on_host(bundle: Path, *arguments: Any) -> Mapping[str, Array]:
+def on_host(bundle: Path, *arguments: Any, **options: Any) -> Mapping[str, Array]:
     with pytest.MonkeyPatch.context() as patch:
         use_host_engines(patch)
-        return make(bundle, *arguments)
+        return make(bundle, *arguments, **options)
 
 
 @pytest.fixture
@@ -169,22 +173,50 @@ def test_a_stage_gives_what_the_host_gives(
 
 
 def test_what_crosses_the_bus_in_a_step(simulate: Simulate, engine_bundle: EngineBundle) -> None:
-    """Nothing but a few numbers, for which the host waits once; the passes are replayed."""
+    """Nothing but a few numbers, for which the host waits once; passes and step are one launch."""
     bundle = engine_bundle("bf16")
     gpu = simulate(memory_bytes=1 << 30)
-    seen: list[Counters] = []
+    seen: list[tuple[Counters, int]] = []
 
     def look(progress: Progress) -> None:
         if progress.stage == "stage_1" and progress.step:
-            seen.append(gpu.counters())
+            seen.append((gpu.counters(), gpu.driver_calls))
 
     make(bundle, RESCALED, job=ltx2rt.Job(look))
-    step = seen[2] - seen[1]
+    step, calls = seen[2][0] - seen[1][0], seen[2][1] - seen[1][1]
     assert step.dtoh_bytes == 8  # how many values of either latent are NaN or infinite
     assert step.htod_bytes < 1000
+    assert step.htod_calls <= 6  # of either modality: noise level, timesteps, numbers
     assert step.synchronizations == 1
     assert step.hidden_synchronizations == step.allocations == step.frees == 0
-    assert step.graph_launches == 4
+    assert step.graph_launches == 1
+    assert step.launches == 4 * 5 + 2  # 4 passes of 5 parts and a step of either modality
+    assert step.graph_operations == step.launches + step.dtod_calls  # nothing is beside it
+    assert calls <= MAX_CALLS
+
+
+def test_guidance_that_changes_on_the_way(simulate: Simulate, engine_bundle: EngineBundle) -> None:
+    """Steps of other passes are other graphs; all give what they give call by call."""
+    bundle = engine_bundle("bf16")
+    early = GuiderParams(cfg_scale=2.0, modality_scale=3.0)
+    schedule = ltx2rt.GuiderSchedule(bins={0.75: GuiderParams(), 1.0: early})
+    guidance = ltx2rt.GuidanceConfig(
+        num_inference_steps=6, video_schedule=schedule, audio_schedule=schedule
+    )
+    want = on_host(bundle, guidance=guidance)
+    gpu = simulate(memory_bytes=1 << 30)
+    seen: list[tuple[int, int]] = []
+
+    def look(progress: Progress) -> None:
+        if progress.stage == "stage_1":
+            seen.append((gpu.counters().graph_launches, gpu.counters().launches))
+
+    found = make(bundle, guidance=guidance, job=ltx2rt.Job(look))
+    steps = [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(seen)]
+    full, cheap = 3 * 5 + 2, 5 + 2
+    assert steps == [(0, full), (1, full), (1, full), (0, cheap), (1, cheap), (1, cheap)]
+    for name, latent in want.items():
+        np.testing.assert_array_equal(found[name], latent, err_msg=name)
 
 
 def test_numbers_that_are_none_stop_it(
@@ -247,12 +279,24 @@ def stale_latent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wrong_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt's pass in the place of the negative one's."""
-    step = DeviceLatents.step
+    enqueue = DeviceLatents.enqueue
 
-    def confused(self: Any, modality: str, velocities: Any, *rest: Any) -> None:
-        step(self, modality, {**velocities, "uncond": velocities["cond"]}, *rest)
+    def confused(self: Any, outputs: Any) -> None:
+        enqueue(self, {**outputs, "uncond": outputs["cond"]})
 
-    monkeypatch.setattr(DeviceLatents, "step", confused)
+    monkeypatch.setattr(DeviceLatents, "enqueue", confused)
+
+
+def same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replayed steps keep the numbers of the captured one."""
+    prepare, prepared = DeviceLatents.prepare, list[str]()
+
+    def twice(self: Any, modality: str, *rest: Any) -> None:
+        prepared.append(modality)
+        if prepared.count(modality) < 3:
+            prepare(self, modality, *rest)
+
+    monkeypatch.setattr(DeviceLatents, "prepare", twice)
 
 
 def dropped_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,18 +309,14 @@ def dropped_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DeviceLatents, "_hold", unmasked)
 
 
-@pytest.mark.parametrize("mistake", [stale_latent, wrong_pass, dropped_mask])
-def test_mistakes_show(
-    simulate: Simulate,
-    engine_bundle: EngineBundle,
-    tmp_path: Path,
-    mistake: Callable[[pytest.MonkeyPatch], None],
-) -> None:
+def test_mistakes_show(simulate: Simulate, engine_bundle: EngineBundle, tmp_path: Path) -> None:
     bundle, path = engine_bundle("bf16"), tmp_path / "image.png"
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(path)
     simulate(memory_bytes=1 << 30)
     want = make(bundle, image=path)
-    with pytest.MonkeyPatch.context() as patch:
-        mistake(patch)
-        found = make(bundle, image=path)
-    assert any(not np.array_equal(found[name], latent) for name, latent in want.items())
+    for mistake in (stale_latent, wrong_pass, dropped_mask, same_numbers):
+        with pytest.MonkeyPatch.context() as patch:
+            mistake(patch)
+            found = make(bundle, image=path)
+        same = [np.array_equal(found[name], latent) for name, latent in want.items()]
+        assert not all(same), mistake.__name__

@@ -193,7 +193,7 @@ def test_kinds_of_passes_at_every_size_of_card(engine_bundle: EngineBundle, resi
         use_host_engines(patch)
         want = make_guided(bundle)
     least, outcomes = least_memory_of(bundle), []
-    for memory in (least - (1 << 20), least, least + (1 << 20), 2 * least, 8 << 30):
+    for memory in (least // 2, least - (1 << 20), least, least + (1 << 20), 2 * least, 8 << 30):
         with simulated(Setup(memory_bytes=memory)) as gpu:
             try:
                 found = make_guided(bundle, residency)
@@ -207,8 +207,10 @@ def test_kinds_of_passes_at_every_size_of_card(engine_bundle: EngineBundle, resi
             np.testing.assert_array_equal(found[name], latent, err_msg=name)
     assert outcomes[0] == "refused"
     assert outcomes[-1] == "replayed"
-    if residency == "stage":
-        assert outcomes[1] == "streamed"
+    if residency == "stage":  # below the least for all stages at once they take turns
+        assert outcomes[1:3] == ["replayed", "streamed"]
+    else:
+        assert outcomes[1] == "refused"
 
 
 @MATRIX

@@ -292,6 +292,9 @@ def test_folders_without_an_adapter_say_what_they_are(tmp_path: Path) -> None:
     cases = {
         "it is a bundle": folder("a", "manifest.json"),
         "it is a diffusers folder": folder("b", "model_index.json", "vae/x.safetensors"),
+        "the folder of a model, which": folder(
+            "g", "transformer/x.safetensors", "vae/y.safetensors"
+        ),
         "adapter_model.bin in it is a PyTorch file": folder("c", "adapter_model.bin"),
         "below it: checkpoint-5/x.safetensors": folder("d", "checkpoint-5/x.safetensors"),
         r"a model in 2 files \(shards\)": folder("e", shard, shard.replace("1", "2", 1)),
@@ -301,3 +304,20 @@ def test_folders_without_an_adapter_say_what_they_are(tmp_path: Path) -> None:
     for message, path in cases.items():
         with pytest.raises(CheckpointError, match=message):
             find_lora(path)
+
+
+def test_adalora_needs_its_configuration(tmp_path: Path) -> None:
+    gains = {f"base_model.model.{Q}.lora_E": np.ones((RANK, 1), np.float32)}
+    path = write_lora(tmp_path / "adapter_model.safetensors", peft, extra=gains)
+    with pytest.raises(UnsupportedError, match=r"AdaLoRA without its adapter_config\.json"):
+        match(path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({"peft_type": "ADALORA", "lora_alpha": 8}))
+    with pytest.raises(CheckpointError, match="init_r is not one finite number"):
+        match(path)
+    config.write_text(json.dumps({"peft_type": "ADALORA", "lora_alpha": 8, "init_r": 12}))
+    assert match(path).keys.kinds == ("AdaLoRA", "LoRA")
+    gains = {f"base_model.model.{Q}.lora_E": np.ones((RANK + 1, 1), np.float32)}
+    write_lora(path, peft, extra=gains)
+    with pytest.raises(CheckpointError, match=r"has \[5, 1\] gains \(lora_E\) of rank 4"):
+        match(path)

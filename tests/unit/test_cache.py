@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ltx2rt.bundle.cache import KINDS
 from ltx2rt.cli.__main__ import main
 from ltx2rt_export.engines.cache import EngineCache
 
@@ -22,7 +23,7 @@ DAYS_OLD = {
     "engines/b.engine": (1000, 0.0), "engines/b.engine.json": (10, 0.0),
     "engines/c.onnx": (7, 2.0), "engines/c.onnx.json": (3, 2.0),
     "kernels/a-card.bin": (50, 8.0),
-    "enhanced/d.json": (4, 0.0), "colours/e.json": (8, 0.0),
+    "enhanced/d.json": (4, 0.0), "colours/e.json": (8, 0.0), "times/f.json": (2, 0.0),
 }  # fmt: skip
 OTHERS = ("engines/notes.txt", "mine.engine")
 
@@ -54,20 +55,20 @@ def test_what_it_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     shown = report(capsys, "cache")
     assert shown == {
         "folder": str(folder),
-        "bytes": 1198,
+        "bytes": 1200,
         "kinds": {
             "engines": {"files": 4, "bytes": 1120},
             "graphs": {"files": 2, "bytes": 10},
             "kernels": {"files": 1, "bytes": 50},
             "prompts": {"files": 1, "bytes": 4},
             "colours": {"files": 1, "bytes": 8},
+            "times": {"files": 1, "bytes": 2},
             "inputs": {"files": 1, "bytes": 6},
         },
     }
     assert report(capsys, "doctor")["cache"] == shown
     assert main(["doctor"]) == 0
-    kinds = ("engines", "graphs", "kernels", "prompts", "colours", "inputs")
-    each = ", ".join(f"{kind} 0.0 MiB" for kind in kinds)
+    each = ", ".join(f"{kind} 0.0 MiB" for kind in KINDS)
     line = f"cache {folder}: {each}"
     assert f"{line}; `ltx2rt cache clear` empties it" in capsys.readouterr().out
     assert main(["cache"]) == 0
@@ -76,12 +77,12 @@ def test_what_it_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_clear(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = report(capsys, "cache", "clear", "--older-than", 7)
-    kinds = dict.fromkeys(("engines", "graphs", "kernels", "prompts", "colours", "inputs"), 0)
+    kinds = dict.fromkeys(KINDS, 0)
     assert old["removed"] == {**kinds, "engines": 2, "kernels": 1}
     gone = {"engines/a.engine", "engines/a.engine.json", "kernels/a-card.bin"}
     assert files(folder) == ({*DAYS_OLD} - gone) | {*OTHERS}
     assert main(["cache", "clear", "--cache-dir", str(folder)]) == 0
-    assert capsys.readouterr().out.startswith("removed 7 files, 0.0 MiB\n")
+    assert capsys.readouterr().out.startswith("removed 8 files, 0.0 MiB\n")
     assert files(folder) == {*OTHERS}
     assert report(capsys, "cache", "clear")["bytes"] == 0
 

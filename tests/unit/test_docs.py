@@ -203,7 +203,8 @@ def test_flags_in_the_text_exist() -> None:
     flags |= {flag for text in outside for flag in re.findall(r'"(--[a-z][\w-]+)"', text)}
     wrong = {}
     for page in OURS:
-        codes = [c for c in CODE.findall(page.read_text()) if not c.startswith("pip ")]
+        found = CODE.findall(page.read_text())
+        codes = [c for c in found if not c.startswith(("pip ", "python -m build "))]
         named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", " ".join(codes)))
         if named - flags:
             wrong[name_of(page)] = sorted(named - flags)
@@ -255,3 +256,16 @@ def test_the_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) < 120
     assert [line for line in lines if len(line) > 110] == []
+
+
+#: pages of the first hour, which are read in terminals and reviews
+FIRST_PAGES = ("install", "first_video", "onnx", "serving", "lora", "troubleshooting")
+
+
+@pytest.mark.parametrize("name", FIRST_PAGES)
+def test_prose_of_the_first_pages_is_no_wider_than_a_terminal(name: str) -> None:
+    """Tables, and commands that are pasted whole, may be."""
+    prose = FENCE.sub("", (ROOT / "docs" / f"{name}.md").read_text())
+    wide = [line for line in prose.splitlines() if len(line) > 100 and not line.startswith("|")]
+    # one word of it may be longer: a link
+    assert [line for line in wide if " " in line.strip()] == []

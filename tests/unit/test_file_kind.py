@@ -17,14 +17,15 @@ from ltx2rt.lora.files import open_lora
 from ltx2rt.media.still_reader import load_image
 from ltx2rt.weights.safetensors import SafetensorsFile
 from ltx2rt_export.checkpoint import open_model
+from ltx2rt_export.gemma_files import open_gemma
 from ltx2rt_export.layouts.open import open_weights
 from tests.unit.checkpoint_files import sharded, write_names
 
 
-def zipped(name: str) -> bytes:
+def zipped(name: str, content: bytes = b"x") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(name, b"x")
+        archive.writestr(name, content)
     return buffer.getvalue()
 
 
@@ -37,6 +38,15 @@ FILES: dict[str, tuple[bytes, str]] = {
     "lfs.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
     "model.pt": (zipped("archive/data.pkl"), "a PyTorch file"),
     "renamed.safetensors": (zipped("model/data.pkl"), "a PyTorch file"),
+    "0f-ltxvideo2.pt": (
+        zipped("0f/data.pkl", b"\x80\x02}q\0(X\r\0\0\0prompt_embedsq\1"),
+        "cache of a text, as SimpleTuner.*give the prompt itself",
+    ),
+    "clip.pt": (
+        zipped("clip/data.pkl", b"\x80\x02}q\0(X\x07\0\0\0latentsq\1"),
+        "cache of a clip, as SimpleTuner.*give the clip itself",
+    ),
+    "packed.pt": (b"\x1f\x8b\x08" + bytes(20), "a compressed PyTorch file.*the prompt or the clip"),
     "old.ckpt": (b"\x80\x02}q\x00", "a PyTorch file"),
     "all.zip": (zipped("model.safetensors"), "a packed archive.*unpack"),
     "model.gguf": (b"GGUF" + bytes(60), "a GGUF file"),
@@ -44,6 +54,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "config.json": (b'{"model_type": "gemma3"}', "configuration of a text model.*--gemma"),
     "model_index.json": (b'{"_diffusers_version": "0.42"}', "give the folder"),
     "request.json": (b"{}", "a JSON text"),
+    "notes.safetensors": (b"see the other branch\r\n", "a text file"),
     "empty.safetensors": (b"", "an empty file.*download"),
     "hole.safetensors": (bytes(5000), "never finished"),
     "x.safetensors.part": (b"\x10\0\0\0\0\0\0\0{", "an unfinished download"),
@@ -143,3 +154,17 @@ def test_damaged_indices_are_refused(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
     with pytest.raises(Ltx2rtError, match=r"b.safetensors holds x.weight, which a.safetensors"):
         open_weights(index)
+
+
+def test_what_is_no_gemma_is_named(tmp_path: Path) -> None:
+    adapter = write_names(
+        tmp_path / "style.safetensors", ["transformer_blocks.0.attn1.to_q.lora_A.weight"]
+    )
+    with pytest.raises(
+        CheckpointError, match=r"--gemma .*style\.safetensors is a LoRA; expected Gemma"
+    ):
+        open_gemma(adapter.path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a bundle"):
+        open_gemma(tmp_path / "b")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HARD_STOP = 500
+
+
+#: folders of what is made here, in a copy of the project that is no repository
+MADE = {".venv", "__pycache__", "build", "dist"}
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -21,8 +26,15 @@ def tracked(*patterns: str) -> list[Path]:
         check=False,
     )
     files = [ROOT / line for line in out.stdout.splitlines()]
-    return [f for f in files if f.is_file()] or [
-        f for p in patterns for f in ROOT.rglob(p) if ".venv" not in f.parts
+    if files := [f for f in files if f.is_file()]:
+        return files
+    inside = (f.relative_to(ROOT) for f in ROOT.rglob("*") if f.is_file())  # no repository
+    return [
+        ROOT / f
+        for f in inside
+        if not MADE & {*f.parts}
+        and not f.parts[0].endswith(".egg-info")
+        and (not patterns or any(fnmatch(f.as_posix(), p) for p in patterns))
     ]
 
 

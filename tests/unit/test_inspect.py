@@ -83,14 +83,14 @@ def test_a_lora(tmp_path: Path) -> None:
     q = "diffusion_model.transformer_blocks.{}.attn1.to_q"
     specs = {f"{q.format(i)}.lora_A.weight": ("float32", (4, 8)) for i in range(3)}
     specs |= {f"{q.format(i)}.lora_B.weight": ("float32", (8, 4)) for i in range(3)}
-    specs["diffusion_model.x.ia3_l"] = ("float32", (8,))
+    specs[f"{q.format(0)}.lora_E"] = ("float32", (8,))
     meta = {"reference_downscale_factor": "2", "lora_rank": "4"}
     path = write_names(tmp_path / "ic.safetensors", specs, meta).path
     info, text = report(path)
     lora = info["lora"]
     assert (lora["target_modules"], lora["layers"], lora["ranks"]) == (3, 3, [4])
     assert (lora["reference_downscale_factor"], lora["lora_rank"]) == (2, 4)
-    assert lora["unsupported"] == ["(IA)^3"]
+    assert lora["unsupported"] == ["AdaLoRA"]
     assert "official / ComfyUI" in text
 
 

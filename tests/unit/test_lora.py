@@ -202,7 +202,15 @@ def test_half_pairs_and_broken_alphas_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["oft_R.weight", "oft_r.default", "glora_A.X", "bm.weight", "lora_E", "scalar", "lora_A.alpha"],
+    [
+        "oft_R.weight",
+        "oft_r.default",
+        "glora_A.X",
+        "bm.weight",
+        "vera_lambda_b",
+        "scalar",
+        "lora_A.alpha",
+    ],
 )
 def test_kinds_that_are_not_merged_are_named(tmp_path: Path, name: str) -> None:
     extra = {f"diffusion_model.{Q}.{name}": np.zeros((2, 2), np.float32)}

@@ -44,7 +44,7 @@ NAMES = (
     f"{K}.oft_blocks", f"{K}.rescale", f"{K}.set_weight", f"{K}.lora_A.weight_scale",
     "transformer_blocks.0.scale_shift_table", f"{Q}.bias", f"{K}.oft_R.weight", f"{K}.boft_R",
     f"{K}.boft_s", f"{K}.ia3_l", f"{K}.on_input", f"{K}.weight", f"{K}.a1.weight",
-    f"{K}.a2.weight", f"{K}.b1.weight", f"{K}.b2.weight", f"{K}.lora_A.comfy_quant",
+    f"{K}.a2.weight", f"{K}.b1.weight", f"{K}.b2.weight", f"{K}.lora_A.comfy_quant", f"{K}.lora_E",
     "vae.decoder.conv.lora_A.weight",
     "../../etc/passwd.lora_A.weight", ".lora_A.weight", "",
 )  # fmt: skip
@@ -88,7 +88,8 @@ METADATA = st.dictionaries(
          '{"lora_alpha": 1' + "0" * 400 + "}", '{"transformer.lora_alpha": 4, "use_rslora": true}',
          '{"alpha_pattern": {"attn1.to_q": null}}', "\x1b[31m", '{"alpha_pattern": {"(a*)*": 1}}',
          '{"use_cayley_neumann": false, "coft": true, "eps": NaN}', '{"alpha_pattern": {"[": 1}}',
-         '{"peft_version": "0.18.0", "num_cayley_neumann_terms": 4, "block_share": 1}']
+         '{"peft_version": "0.18.0", "num_cayley_neumann_terms": 4, "block_share": 1}',
+         '{"init_r": 4, "lora_alpha": 8}']
     ),
     max_size=3,
 )  # fmt: skip
@@ -123,8 +124,9 @@ def use_everywhere(path: Path) -> None:
             if name in merger.changed:
                 assert merger.merge(name, weights[name]).shape == shape
         for method in METHODS:
+            strength = 1.0 if method == "ema" else 0.5
             merge_loras(
-                [lora, lora],
+                [Lora(path=str(path), strength=strength)] * 2,
                 path.with_name("merged.safetensors"),
                 MergeOptions(method=method, rank=1),
                 lambda name: values.standard_normal(TARGETS[name], np.float32),

@@ -353,3 +353,52 @@ def test_info_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert run("lora", "info", tmp_path / "latents.safetensors", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["problems"] == ["it holds no LoRA; `ltx2rt inspect` explains other files"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "shares"),
+    [
+        ((), (0.9025, 0.0475, 0.05)),
+        (("--ema-decay", "0.5", "--ema-last-decay", "0.8"), (0.4, 0.4, 0.2)),
+        (("--ema-sigma", "0.2"), None),
+    ],
+)
+def test_steps_of_one_training_are_averaged(
+    flags: tuple[str, ...], shares: tuple[float, ...] | None, tmp_path: Path
+) -> None:
+    """As musubi-tuner's post-hoc EMA: factor by factor, the oldest first; the power function leaves
+    the first file out.
+    """
+    paths = [write_lora(tmp_path / f"{i}.safetensors", i) for i in range(3)]
+    out = tmp_path / "ema.safetensors"
+    assert main(["lora", "merge", *map(str, paths), "--method", "ema", *flags, "-o", str(out)]) == 0
+    files, maps = [SafetensorsFile(path) for path in (*paths, out)], MappedFiles()
+    assert files[3].keys() == files[0].keys()
+    if shares is None:
+        gamma = max(np.roots([1, 7, 16 - 25, 12 - 25]).real)
+        second = 0.5 ** (gamma + 1)
+        shares = 0, second, 1 - second
+    for name, entry in files[3].items():
+        parts = [maps.load(file[name], "float32") for file in files[:3]]
+        want = sum(share * part for share, part in zip(shares, parts, strict=True))
+        np.testing.assert_allclose(maps.load(entry, "float32"), want, rtol=1e-5, atol=1e-6)
+
+
+def test_what_are_no_steps_of_one_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = write_lora(tmp_path / "1.safetensors", 1)
+    other = write_lora(tmp_path / "2.safetensors", 2, rank=3)
+    fewer = write_lora(tmp_path / "3.safetensors", 3, modules=(Q,))
+    ema, out = MergeOptions(method="ema"), tmp_path / "o.safetensors"
+    for second, message in ((other, "other ranks or scales"), (fewer, "not changed alike")):
+        with pytest.raises(CheckpointError, match=message):
+            merge_loras([Lora(path=str(one)), Lora(path=str(second))], out, ema)
+    with pytest.raises(OptionError, match="leave strengths out"):
+        merge_loras([Lora(path=str(one), strength=0.5), Lora(path=str(one))], out, ema)
+    for bad in ({"ema_decay": 1.0}, {"ema_last_decay": -0.1}, {"ema_sigma": 0.3}):
+        with pytest.raises(OptionError, match=next(iter(bad))):
+            merge_loras([Lora(path=str(one))], out, MergeOptions(method="ema", **bad))
+    assert main(["lora", "merge", str(one), "--ema-decay", "0.5", "-o", str(out)]) == 2
+    assert "go with --method ema" in capsys.readouterr().err
+    assert not out.exists()

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,14 @@ from ltx2rt.cli.run_options import Form
 from ltx2rt.cli.streams import PlainStream
 from ltx2rt.components.denoisers import Guidance, step_costs
 from ltx2rt.progress import Job, Progress
+from ltx2rt.results.clip_times import (
+    MAX_CLIPS,
+    ClipTimes,
+    expected_seconds,
+    read_times,
+    remember,
+    times_file,
+)
 from ltx2rt.sampling.guidance import GuiderParams, GuiderSchedule
 from tests.unit.test_memory import bundle_of, component
 
@@ -63,11 +72,100 @@ def test_what_a_step_costs_is_its_passes() -> None:
     assert step_costs(both, ["video"], sigmas, midpoints=True) == [4, 3, 2]
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, form: Form | None = None) -> str:
+EXPECTED = {"prompt": 10.0, "stage_1": 40.0, "stage_2": 60.0, "decode video": 90.0}
+
+
+def clip_etas(monkeypatch: pytest.MonkeyPatch, job: Job, *reports: Any) -> list[float | None]:
+    """Estimates of the whole clip, of reports (second, stage, step, total)."""
+    found: list[float | None] = []
+    job.on_progress = lambda report: found.append(report.clip_eta_s)
+    for second, *report in reports:
+        monkeypatch.setattr(module.time, "perf_counter", lambda second=second: second)
+        job.report(*report)
+    return found
+
+
+def test_the_rest_of_a_clip_is_what_its_stages_took_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = Job()
+    monkeypatch.setattr(module.time, "perf_counter", lambda: -1.0)
+    job.expect(EXPECTED)
+    found = clip_etas(
+        monkeypatch, job,
+        (0, "prompt", 0, 1), (5, "prompt", 1, 1),  # kept by chance: nothing of the pace
+        (5, "stage_1", 0, 4), (10, "stage_1", 1, 4), (14, "stage_1", 2, 4), (21, "stage_1", 4, 4),
+        (21, "stage_2", 0, 1), (51, "stage_2", 1, 1),
+        (60, "decode video", 0, 1), (90, "decode video", 9, 9),  # 9 s were needed to load
+    )  # fmt: skip
+    assert found[:4] == [199.0, 190.0, 190.0, 185.0]
+    assert found[4] == 8 + 150.0  # two steps are timed: 4 s each, and not what remains of 40 s
+    assert found[5] == pytest.approx(150 * 16 / 40)
+    assert found[7] == pytest.approx(90 * 46 / 100)
+    assert found[8] == pytest.approx(90 * 46 / 100 - 9)
+    assert found[-1] == 0
+    assert job.stage_seconds() == {
+        "prompt": 6, "stage_1": 16, "stage_2": 30, "decode video": 39
+    }  # fmt: skip
+
+
+def test_nothing_is_promised_where_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert clip_etas(monkeypatch, Job(), (0, "prompt", 0, 1), (5, "prompt", 1, 1)) == [None, None]
+    resumed = Job()
+    resumed.expect(EXPECTED)
+    # a stage that was taken over says nothing of the pace, and the run nothing of what clips take
+    assert clip_etas(monkeypatch, resumed, (0, "prompt", 0, 1), (5, "prompt", 1, 1))[1] == 190.0
+    assert clip_etas(monkeypatch, resumed, (5, "stage_1", 1, 1)) == [150.0]
+    assert resumed.stage_seconds() is None
+    several = Job()
+    several.expect(EXPECTED)
+    several.expect(EXPECTED)
+    assert clip_etas(monkeypatch, several, (0, "prompt", 0, 1)) == [None]
+    assert several.stage_seconds() is None
+
+
+def test_what_clips_took_is_kept_by_kind_and_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LTX2RT_CACHE", str(tmp_path / "file"))
+    assert times_file("b") is None  # no cache is no reason to make no clip
+    monkeypatch.setenv("LTX2RT_CACHE", str(tmp_path))
+    path = times_file("b")
+    assert path == tmp_path / "times" / "b.json"
+    assert expected_seconds(path, "first distilled", (9, 64, 64)) == {}
+    for frames, seconds in ((9, 1.0), (9, 2.0), (97, 40.0)):
+        stages = {"prompt": 5.0, "stage_1": seconds}
+        remember(path, ClipTimes(kind="distilled", shape=(frames, 64, 64), seconds=stages))
+    assert [c.seconds["stage_1"] for c in read_times(path)] == [2.0, 40.0]  # the latest of a shape
+    assert expected_seconds(path, "distilled", (9, 64, 64)) == {"prompt": 5.0, "stage_1": 2.0}
+    larger = expected_seconds(path, "distilled", (97, 128, 64))  # twice the cells of the nearest
+    assert larger == {"prompt": 5.0, "stage_1": 80.0}
+    assert expected_seconds(path, "one-stage", (9, 64, 64)) == {}
+    for number in range(100):
+        clip = ClipTimes(kind=f"{number}", shape=(9, 64, 64), seconds={"prompt": 1.0})
+        remember(path, clip)
+    assert len(read_times(path)) == MAX_CLIPS
+    for damage in (
+        '{"a": 1}',
+        "[1, {}]",
+        "[",
+        '[{"kind": "a", "shape": [0, 1, 1], "seconds": {}}]',
+    ):
+        path.write_text(damage)
+        assert read_times(path) == []
+
+
+def shown(
+    monkeypatch: pytest.MonkeyPatch,
+    stream: io.StringIO,
+    form: Form | None = None,
+    clip: float | None = None,
+) -> str:
     monkeypatch.setattr("sys.stderr", PlainStream(stream))
     printer = ProgressPrinter(form=form)
     printer(Progress("decode video", 0, 1, 0.0, None))
-    printer(Progress("decode video", 4, 8, 2.0, 62.0))
+    printer(Progress("decode video", 4, 8, 2.0, 62.0, clip_eta_s=clip))
     printer(Progress("decode video", 8, 8, 4.0, 0.0, "all tiles"))
     return stream.getvalue()
 
@@ -80,6 +178,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = r"decode video: 100%\|.{24}\| 8/8 \[\d\d:\d\d, all tiles\]$"
     assert [bool(re.match(half, frame)) for frame in frames].count(True) == 1
     assert re.match(whole, frames[-1])
+    assert " 01:02 left, clip in 02:03]" in shown(monkeypatch, Terminal(), clip=123.0)
     assert drawn.endswith("\n")
     assert "\\u" not in drawn  # nothing of it was escaped
 
@@ -89,10 +188,13 @@ def test_a_log_gets_lines_and_a_program_json(monkeypatch: pytest.MonkeyPatch) ->
         "decode video: 0/1  0.0 s", "decode video: 8/8  4.0 s  all tiles"
     ]  # fmt: skip
     assert shown(monkeypatch, Terminal(), "lines").count("\n") == 2
+    monkeypatch.setattr("ltx2rt.cli.progress.LINE_S", -1)
+    (line,) = shown(monkeypatch, io.StringIO(), clip=123.0).splitlines()[1:2]
+    assert line == "decode video: 4/8  2.0 s, 62 s left, clip in 123 s"
     reports = [json.loads(line) for line in shown(monkeypatch, Terminal(), "json").splitlines()]
     assert reports[1] == {
         "event": "progress", "stage": "decode video", "step": 4, "total": 8, "elapsed_s": 2.0,
-        "eta_s": 62.0, "detail": "",
+        "eta_s": 62.0, "detail": "", "clip_eta_s": None,
     }  # fmt: skip
 
 

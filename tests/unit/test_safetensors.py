@@ -133,7 +133,8 @@ def test_a_missing_folder_is_one_clear_error(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "an empty file"),
-        (b"abc", "only 3 bytes"),
+        (b"abc", "is a text file"),
+        (b"\xff\x01\x02", "only 3 bytes"),
         (b"\xff" * 16, "header length reads"),
         ((10**12).to_bytes(8, "little"), "header length reads"),
         ((50_000_000).to_bytes(8, "little") + b"{}", "truncated"),

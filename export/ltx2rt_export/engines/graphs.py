@@ -73,18 +73,30 @@ class GraphCache:
         """
         if graph := shipped_graph(component, dtype):
             return graph
-        if component.module is None and self._make is not None:
-            component = dataclasses.replace(
-                self._make(component.name),
-                weights=component.weights,
-                layers=component.layers,
-                options=component.options,
-            )
+        component = self._with_module(component)
         from ltx2rt_export.onnx import export_component
 
         key = self._key(component, dtype)
         return self._find(key, component, dtype) or self._store(
             key, export_component(component, dtype)
+        )
+
+    def has(self, component: Component, dtype: str) -> bool:
+        """Whether `export` traces nothing."""
+        if component.shipped is not None and dtype in component.shipped.about.graphs:
+            return True
+        component = self._with_module(component)
+        return self._find(self._key(component, dtype), component, dtype) is not None
+
+    def _with_module(self, component: Component) -> Component:
+        """One that came with graphs, but not in every dtype, with its module."""
+        if component.module is not None or self._make is None:
+            return component
+        return dataclasses.replace(
+            self._make(component.name),
+            weights=component.weights,
+            layers=component.layers,
+            options=component.options,
         )
 
     def _key(self, component: Component, dtype: str) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ltx2rt.backends.tensorrt_api import APIS, installed_version, load
+from ltx2rt.bundle.card_plan import FittingCards, fitting_cards
 from ltx2rt.bundle.host_plan import kept_layers
 from ltx2rt.bundle.load_weights import ITEM_BYTES
 from ltx2rt.bundle.manifest import BuildInputs
 from ltx2rt.bundle.memory import held_bytes, held_together, refuse_too_large
-from ltx2rt.bundle.targets import fitting_card
 from ltx2rt.device.cuda import local_gpu
 from ltx2rt.engine import TensorSpec
 from ltx2rt.machine import machine_bytes
@@ -26,6 +26,13 @@ from ltx2rt_export.catalog import components_of
 from ltx2rt_export.checkpoint import ModelFiles
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.activations import activation_bytes
+from ltx2rt_export.engines.build import largest_activations
+from ltx2rt_export.engines.card_estimate import (
+    PlannedGraph,
+    engine_boundary,
+    estimated_bundle,
+    stage_room,
+)
 from ltx2rt_export.engines.profiles import component_buckets
 from ltx2rt_export.engines.stage import holds_weights, profile_request, with_tile_memory
 from ltx2rt_export.fuse_loras import match_loras
@@ -84,8 +91,11 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
     made = with_tile_memory(config, components_of(files))
     match_loras(files, inputs.loras)
     options = {c.name: c.options for c in made}
-    request = profile_request(config, model_info(files, options), options)
+    model = model_info(files, options)
+    request = profile_request(config, model, options)
+    on_card = config.backend in APIS
     parts: dict[str, dict[str, Any]] = {}
+    graphs: list[PlannedGraph] = []
     blocks: dict[int, int] = {}  # layer of the transformer -> its bytes
     overlays = 0
     for component in chosen_components(made, config.components):
@@ -95,10 +105,12 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
             if config.lora_inputs and component.name == QUANTIZED_COMPONENT:
                 specs += (TensorSpec("LoRA factors", dtype, (RANK,)),)
             buckets = component_buckets(part.name, specs, request)
-            activations = 0
-            for bucket in buckets:
-                likely = {s: r[1] for s, r in bucket.sizes.items()}
-                activations = max(activations, activation_bytes(component, likely, dtype))
+            taken = [
+                largest_activations(component, bucket, dtype)
+                if on_card
+                else activation_bytes(component, {s: r[1] for s, r in bucket.sizes.items()}, dtype)
+                for bucket in buckets
+            ]
             sizes = [layer_bytes(layer, part, dtype) for layer in part.layers.values()]
             overlays += sum(quantized_bytes(layer, part) for layer in part.layers.values())
             inside = holds_weights(config, component)
@@ -111,6 +123,24 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
             usual = part.name != VOCODER
             each = ENGINE_BYTES_PER_BUCKET if usual else VOCODER_BYTES_PER_BUCKET
             engine = count * each * len(buckets) + (sum(sizes) if inside else 0)
+            if on_card:
+                inputs_of, outputs_of = engine_boundary(component, dtype)
+                graphs.append(
+                    PlannedGraph(
+                        name=part.name,
+                        precision=part.precision,
+                        inputs=inputs_of,
+                        outputs=outputs_of,
+                        buckets=tuple(buckets),
+                        layers=part.layers,
+                        layer_count=max(1, len(component.layers)),
+                        quantized=part.quantized,
+                        options=dict(component.options),
+                        activations=tuple(taken),
+                        inside=inside,
+                        engine_bytes=int(engine),
+                    )
+                )
             parts[part.name] = {
                 "precision": part.precision,
                 "quantized_share": quantized_share(part),
@@ -119,18 +149,19 @@ def plan_build(files: ModelFiles, inputs: BuildInputs, config: BuildConfig) -> d
                 "weight_bytes": sum(sizes),
                 "held_bytes": held_bytes(part.name, sizes, least=False),
                 "least_bytes": held_bytes(part.name, sizes, least=not inside),
-                "activation_bytes": activations,
+                "activation_bytes": max(taken, default=0),
                 "engine_bytes": int(engine) if config.backend in APIS else 0,
                 "engines": count if config.backend in APIS else 0,
                 "buckets": [b.text() for b in buckets] if config.backend in APIS else [],
             }
-    on_card = config.backend in APIS
-    stages, least = (
-        stage_bytes(parts, kind, on_card=on_card) for kind in ("held_bytes", "least_bytes")
-    )
-    card, streaming = (
-        fitting_card(max(sizes.values(), default=0), config.targets) for sizes in (stages, least)
-    )
+    cards = FittingCards(None, None)
+    if on_card:
+        manifest, needs = estimated_bundle(graphs, model, request, config.backend)
+        stages, least = (stage_room(manifest, needs, least=least) for least in (False, True))
+        cards = fitting_cards(manifest, needs, config.targets)
+    else:
+        stages, least = (stage_bytes(parts, kind) for kind in ("held_bytes", "least_bytes"))
+    card, streaming = cards
     return {
         "backend": config.backend,
         "backend_version": installed_version(config.backend) if config.backend in APIS else None,
@@ -161,13 +192,11 @@ def _on_host(
     return {"memory_bytes": memory, "layers": len(layers), "kept_layers": kept}
 
 
-def stage_bytes(
-    parts: Mapping[str, Mapping[str, Any]], kind: str, *, on_card: bool
-) -> dict[str, int]:
-    """Weights and activations that each stage holds at once."""
+def stage_bytes(parts: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, int]:
+    """Weights and activations that each stage holds at once in a machine's memory."""
     held = {name: part[kind] for name, part in parts.items()}
     return {
-        stage: held_together(held, names, on_card=on_card)
+        stage: held_together(held, names, on_card=False)
         + max((parts[n]["activation_bytes"] for n in names if n in parts), default=0)
         for stage, names in STAGES.items()
     }

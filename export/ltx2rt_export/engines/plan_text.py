@@ -33,7 +33,10 @@ def plan_text(report: Mapping[str, Any], *, verbose: bool = False) -> str:
         "built",
         f"  fits: {_fits(report)}",
         "  at once: "
-        + ", ".join(f"{stage} {gib(size)}" for stage, size in report["stage_bytes"].items()),
+        + ", ".join(
+            f"{stage} {gib(size)}{_least(report, stage)}"
+            for stage, size in report["stage_bytes"].items()
+        ),
         f"  host memory: {_host(report)}",
         f"  disk: about {gib(report['disk_bytes'])} besides your files, which stay where they are",
         f"  time: {_time(report)}",
@@ -74,6 +77,14 @@ def _fits(report: Mapping[str, Any]) -> str:
     if not whole:
         return f"no card as a whole{smaller}"
     return f"{whole} and larger{smaller if streaming != whole else ''}"
+
+
+def _least(report: Mapping[str, Any], stage: str) -> str:
+    """What a stage takes of a card with layers uploaded at every step."""
+    least = report["least_stage_bytes"][stage]
+    if report["backend"] not in APIS or least == report["stage_bytes"][stage]:
+        return ""
+    return f" ({gib(least)} with layers uploaded)"
 
 
 def _host(report: Mapping[str, Any]) -> str:

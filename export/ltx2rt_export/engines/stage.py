@@ -40,7 +40,7 @@ from ltx2rt_export.engines.graphs import GraphCache
 from ltx2rt_export.engines.profiles import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes, holding_layers, holding_weights
-from ltx2rt_export.graph import Export, ExportedGraph
+from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.unmasked import without_masks
 
 
@@ -71,9 +71,9 @@ class EngineStage:
         on_cpu = any(PRECISIONS[p].on_cpu for p in (config.precision, config.asked(component)))
         return "float32" if on_cpu or not stacked else None
 
-    def export_with(self, files: ModelFiles) -> Export:
+    def graphs(self, files: ModelFiles) -> GraphCache:
         """What exports components of these files; the graphs are kept for the next build."""
-        return GraphCache.of_files(EngineCache(self.cache_dir), files).export
+        return GraphCache.of_files(EngineCache(self.cache_dir), files)
 
     def finish(self, graph: ExportedGraph, precision: str) -> ExportedGraph:
         """The graph with our operators, where they were asked for, and its weights laid out as the

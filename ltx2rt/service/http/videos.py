@@ -205,6 +205,7 @@ class Videos:
             "position": self.service.position(job.id) if job.state == "queued" else None,
             "stage": live.stage or None,
             "eta_s": live.eta_s,
+            "clip_eta_s": live.clip_eta_s,
             "bytes": made.get("bytes", live.bytes),
             "preview": _place(live.preview),
             "num_frames": frames if isinstance(frames, int) else None,

@@ -19,6 +19,11 @@ _FLOATS = ("float32", "bfloat16", "float16")
 _BYTES = ("uint8", "float8_e8m0fnu")
 #: plain floats in several tensors of one size, one below another: the first, and `rows_1`, ...
 ROWS = "rows"
+#: plain floats of a convolution whose channels are the last axis (MLX), and not the second, or, of
+#: a transposed one, not the first
+CHANNELS_LAST, CHANNELS_LAST_TRANSPOSED = "channels_last", "channels_last_transposed"
+#: format -> the axis that the last one is in the official order
+AXES = {CHANNELS_LAST: 1, CHANNELS_LAST_TRANSPOSED: 0}
 #: dtypes of scales that are codes themselves
 SCALE_CODES = (*_BYTES, "float8_e4m3fn")
 #: parts as messages call them: with their usual name in files
@@ -122,6 +127,8 @@ def storage_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:
         return _four_bits_problems(shape, dtype, encoding)
     if encoding.format == ROWS:
         return _rows_problems(shape, dtype, encoding)
+    if encoding.format in AXES:
+        return _axes_problems(shape, dtype, encoding)
     layout = LAYOUTS.get(encoding.format)
     if layout is None:
         return [f"its format {encoding.format!r} is unknown"]
@@ -173,6 +180,15 @@ def _rows_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:
         if (part := encoding.parts.get(name)) is None
         or (part.dtype, tuple(part.shape)) != (dtype, each)
     ]
+
+
+def _axes_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:
+    """As `storage_problems`, of a plain tensor with its last axis elsewhere."""
+    *outer, last = encoding.shape or (0,)
+    outer.insert(AXES[encoding.format], last)
+    if not 3 <= len(outer) <= 5 or tuple(shape) != tuple(outer):
+        return [f"{list(encoding.shape)} with channels last is not {list(shape)}"]
+    return [] if dtype in _FLOATS else [f"its dtype {dtype} is not {' or '.join(_FLOATS)}"]
 
 
 def _four_bits_problems(shape: Shape, dtype: str, encoding: Encoding) -> list[str]:

@@ -245,7 +245,8 @@ function describe(video) {
     case "queued":
       return more.position ? `waiting, ${more.position} before it` : "waiting, next";
     case "in_progress": {
-      const left = more.eta_s === null ? "" : `, ${Math.ceil(more.eta_s)} s left of this stage`;
+      const [eta, of] = more.clip_eta_s === null ? [more.eta_s, " of this stage"] : [more.clip_eta_s, ""];
+      const left = eta === null ? "" : `, ${Math.ceil(eta)} s left${of}`;
       return `${video.progress} %, ${more.stage ?? "starting"}${left}`;
     }
     case "failed":
