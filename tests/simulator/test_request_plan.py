@@ -36,7 +36,8 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(pipe: ltx2rt.OneStagePipeline, size: Mapping[str, int]) -> ltx2rt.Clip:
-    guidance = ltx2rt.GuidanceConfig(num_inference_steps=1)
+    once = ltx2rt.GuiderParams()  # one pass
+    guidance = ltx2rt.GuidanceConfig(num_inference_steps=1, video=once, audio=once)
     return pipe(prompt="a bell", seed=3, guidance=guidance, **size)
 
 
