@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         (("--threads", -1), ("--threads=-1 is negative",)),
         (("--prompt", "  "), ("the prompt is empty",)),
         (("--image", "none.png"), ("none.png", "there is no such file")),
-        (("--image", __file__), (__file__, "is not an image that can be read")),
+        (("--image", __file__), (__file__, "not an image that can be read")),
         (("--image", "x.png@9"), ("placed at frame 9; the clip has 9 frames",)),
     ],
 )

@@ -100,7 +100,9 @@ def test_inputs_and_outputs_are_known_without_the_library(engine_bundle: EngineB
         device.close()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize(
+    "precision", ["bf16", pytest.param("fp8", marks=pytest.mark.simulator_matrix)]
+)
 def test_a_dry_run_is_the_plan_of_what_is_built(
     precision: str, engine_bundle: EngineBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

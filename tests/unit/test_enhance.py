@@ -134,7 +134,7 @@ def test_the_first_frame_is_shown(endpoint: Endpoint, tmp_path: Path) -> None:
     enhance_prompt("a lake", config, image=photo)
     assert len(endpoint.asked) == 2  # another picture, another answer
     photo.write_bytes(b"no picture")
-    with pytest.raises(MediaError, match="is not an image that can be read"):
+    with pytest.raises(MediaError, match="not an image that can be read"):
         enhance_prompt("a lake", config, image=photo)
 
 

@@ -26,7 +26,7 @@ from ltx2rt.bundle.manifest import (
 from ltx2rt.bundle.memory_plan import part_of, room_needed
 from ltx2rt.engine import TensorSpec
 from ltx2rt.names import LORA_COMPONENTS, STAGES, stage_of
-from ltx2rt.weights.precision import PRECISIONS
+from ltx2rt.weights.precision import PRECISIONS, float_precision
 from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.component import Component
 from ltx2rt_export.device_graphs.table import device_graphs
@@ -109,9 +109,10 @@ def estimated_bundle(
 ) -> tuple[Manifest, dict[str, EngineNeeds]]:
     """A manifest, and what each engine of its components needs besides weights."""
     beside = {g.component.name: g.component for g in device_graphs(_components(graphs))}
+    plain = float_precision("float32").name
     small = [
         PlannedGraph(
-            name, "fp32", c.inputs, c.outputs, component_buckets(name, c.inputs, request),
+            name, plain, c.inputs, c.outputs, component_buckets(name, c.inputs, request),
             {}, 1, frozenset(), {}, (), inside=False, engine_bytes=0,
         )
         for name, c in beside.items()
