@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,7 @@ def run(hub: Hub, home: Path, *commands: list[str], **more: str) -> list[tuple[i
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.skipif(find_spec("onnx") is None, reason="a build needs onnx")
 def test_a_set_is_fetched_by_name_and_used_by_name(hub: Hub, tmp_path: Path) -> None:
     names = [f"{OWNER}:{CHECKPOINT}", GEMMA, f"{OWNER}:{UPSAMPLER}"]
     unfetched, planned, pulled, again, shown = run(
