@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ltx2rt.errors import Ltx2rtError
-from ltx2rt.trace import active
+from ltx2rt.trace import active, note
 
 if TYPE_CHECKING:  # what only shows progress imports no numpy
     import numpy as np
@@ -145,8 +145,7 @@ class Job:
     def on_host(self, stage: str, reason: str, total: int = 1) -> None:
         """Say that the host does a part of a stage that a device does otherwise."""
         self.host_work[stage] = reason
-        if (trace := active()) is not None:
-            trace.note(f"{stage} on the host: {reason}")
+        note(f"{stage} on the host: {reason}")
         self.report(stage, 0, total, f"on the host: {reason}")
 
     def expect(self, seconds: Mapping[str, float]) -> None:

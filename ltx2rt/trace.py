@@ -176,6 +176,12 @@ def active() -> Trace | None:
     return _ACTIVE[-1] if _ACTIVE else None
 
 
+def note(text: str) -> None:
+    """Note something to know about what follows, if a trace is open."""
+    if (trace := active()) is not None:
+        trace.note(text)
+
+
 @contextmanager
 def span(track: str, name: str) -> Iterator[None]:
     """Time a piece of work on the host, if a trace is open; and name it in NVIDIA's profilers, if

@@ -41,6 +41,7 @@ from ltx2rt.results.clip_times import ClipTimes, expected_seconds, remember, tim
 from ltx2rt.results.latent_file import DECODE
 from ltx2rt.results.record import Record
 from ltx2rt.results.stage_store import StageStore
+from ltx2rt.trace import note
 
 logger = logging.getLogger(__name__)
 
@@ -233,6 +234,8 @@ class Pipeline(PipelineRequests):
                     cancel = Cancel(job.cancel if job is not None else None)
                     own = dataclasses.replace(job or Job(), cancel=cancel)
                     ahead = NextClip(self.engines, partial(make, following, own), cancel)
+                elif following is not None and not self.engines.on_host:
+                    note("the GPU has no room for the next clip beside the decoding of this one")
                 yield clip
         finally:
             if ahead is not None:

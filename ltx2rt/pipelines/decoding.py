@@ -27,6 +27,7 @@ from ltx2rt.names import (
     VOCODER,
 )
 from ltx2rt.pipelines.built_sizes import built_buckets
+from ltx2rt.pipelines.device_decoding import decodes_on_device, device_frames, device_tiles
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job
 from ltx2rt.sampling.gpu_noise import Generator
@@ -60,17 +61,17 @@ def decode_video(
     parts = (VIDEO_DECODER, *DEVICE_FRAMES, *DIFFUSION_DECODER)
     with engines.picture_turns().taken(), engines.decoding(*parts):
         job.report("decode video", 0, 1)
-        decoder, device = engines.video_decoder(), engines.device_frames()
+        decoder, device = engines.video_decoder(), device_frames(engines)
         if device is not None:
             # NaN that is let through is for the caller to find
             wanted: FrameForm = "float" if form is None or allowed else form
-            tiles = engines.device_tiles(latent, chosen, draw)
+            tiles = device_tiles(engines, latent, chosen, draw)
             reason = tiles if isinstance(tiles, str) else device.reason_against(tiles, wanted)
             if reason is None and not isinstance(tiles, str):
                 yield from _finished(device, tiles, wanted, on_tile, allow_nan=allowed)
                 return
             job.on_host("decode video", str(reason))
-        elif engines.decodes_on_device:
+        elif decodes_on_device(engines):
             job.on_host("decode video", "no engines finish frames on the device: build it again")
         if isinstance(decoder, VideoDecoder):
             chunks = decoder.decode(latent, chosen, on_tile)

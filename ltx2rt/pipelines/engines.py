@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
-from ltx2rt.backends.device_frames import DeviceFrames
 from ltx2rt.backends.device_stack import DeviceStack
 from ltx2rt.backends.device_steps import DeviceSteps
 from ltx2rt.backends.stack import Stack
@@ -18,8 +17,7 @@ from ltx2rt.bundle.loader import Loader
 from ltx2rt.bundle.request_sizes import RequestSizes
 from ltx2rt.bundle.source import ModelFacts, ModelLoader, ModelSource
 from ltx2rt.components.audio import AudioDecoder, AudioEncoder
-from ltx2rt.components.device_tiles import ConvolutionTiles, DiffusionTiles
-from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder, Draw
+from ltx2rt.components.diffusion_decoder import DiffusionVideoDecoder
 from ltx2rt.components.duration_head import DurationHead
 from ltx2rt.components.language_model import MULTIPLE, LanguageModel
 from ltx2rt.components.preview import LatentColours, fit_colours, read_colours, write_colours
@@ -30,13 +28,11 @@ from ltx2rt.components.upsampler import LatentUpsampler
 from ltx2rt.components.video_decoder import VideoDecoder
 from ltx2rt.components.video_encoder import VideoEncoder
 from ltx2rt.config import RuntimeConfig
-from ltx2rt.engine import F32, Engine
+from ltx2rt.engine import Engine
 from ltx2rt.env import cache_dir
 from ltx2rt.errors import EngineError, OptionError, UnsupportedError
 from ltx2rt.latents.shapes import VideoScaleFactors
-from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.lora.files import Lora
-from ltx2rt.media.color import FrameForm
 from ltx2rt.names import (
     AUDIO_DECODER,
     AUDIO_ENCODER,
@@ -52,29 +48,14 @@ from ltx2rt.names import (
     TRANSFORMER,
     TRANSFORMER_BLOCK,
     TRANSFORMER_STACK,
-    VIDEO_BLEND,
     VIDEO_DECODER,
     VIDEO_ENCODER,
-    VIDEO_FLOAT,
-    VIDEO_I420,
-    VIDEO_RGB,
-    VIDEO_UNPATCH,
-    VIDEO_YUV422,
     VOCODER,
     WRITING_STACK,
     StackNames,
 )
 from ltx2rt.pipelines.built_sizes import built_buckets
 from ltx2rt.pipelines.turns import Turns
-
-#: form of finished frames -> the device graph that gives it
-FINISHERS: dict[FrameForm, str] = {
-    "i420": VIDEO_I420,
-    "rgb": VIDEO_RGB,
-    "rgb_rounded": VIDEO_RGB,
-    "float": VIDEO_FLOAT,
-    "yuv422p10": VIDEO_YUV422,
-}
 
 #: what makes frames and sound of a finished clip
 _DECODERS = {VIDEO_DECODER, AUDIO_DECODER, VOCODER, *DIFFUSION_DECODER, *DEVICE_FRAMES}
@@ -380,59 +361,6 @@ class Engines:
     def picture_turns(self) -> Turns:
         """What keeps decoders of pictures to one thread at a time."""
         return self._picture_turns if self.picture_is_apart() else self.turns
-
-    @property
-    def decodes_on_device(self) -> bool:
-        """Whether the video decoder is an engine of a device."""
-        diffusion = self.source.has(*DIFFUSION_DECODER)
-        name = DIFFUSION_FEATURES if diffusion else VIDEO_DECODER
-        return isinstance(self.engine(name), TrtEngine)
-
-    def device_frames(self) -> DeviceFrames | None:
-        """What finishes frames on the device that decodes them; None where none does, or the bundle
-        was built before there was one.
-        """
-        if not self.source.has(VIDEO_BLEND):
-            return None
-        blend = self.engine(VIDEO_BLEND)
-        if not isinstance(blend, TrtEngine):
-            return None
-        finishers: dict[FrameForm, TrtEngine] = {}
-        for form, name in FINISHERS.items():
-            if self.source.has(name):
-                engine = self.engine(name)
-                assert isinstance(engine, TrtEngine)
-                finishers[form] = engine
-        return DeviceFrames(blend, finishers)
-
-    def device_tiles(
-        self, latent: F32, tiling: TilingConfig, draw: Draw
-    ) -> ConvolutionTiles | DiffusionTiles | str:
-        """What decodes the tiles of a clip on its device, or why nothing does.
-
-        Args:
-            draw: gives the noise of a diffusion decoder.
-
-        Raises:
-            ShapeError: the tiling does not fit the latent.
-        """
-        decoder = self.video_decoder()
-        if isinstance(decoder, VideoDecoder):
-            axes = decoder.tiles(latent, tiling)
-            assert isinstance(decoder.engine, TrtEngine)
-            return ConvolutionTiles(decoder.engine, latent, axes)
-        if not decoder.takes_one_step:
-            return "the diffusion decoder takes several steps to a picture"
-        if not self.source.has(VIDEO_UNPATCH):
-            return "the bundle was built before diffusion decoders finished there: build it again"
-        features, context, pixels, unpatch = (*decoder.engines, self.engine(VIDEO_UNPATCH))
-        assert isinstance(features, TrtEngine)
-        assert isinstance(context, TrtEngine)
-        assert isinstance(pixels, TrtEngine)
-        assert isinstance(unpatch, TrtEngine)
-        layout = decoder.layout(latent, tiling)
-        engines = features, context, pixels
-        return DiffusionTiles(engines, unpatch, decoder.options, layout, draw)
 
     def audio_encoder(self) -> AudioEncoder:
         options = self.source.options(AUDIO_ENCODER)

@@ -35,7 +35,8 @@ class Clip:
     Attributes:
         record: what it was made from.
         job: progress, cancelling and timings of this clip.
-        latents: `stage_1.video`, `stage_1.audio`, ... as they left each stage, float32.
+        latents: `stage_1.video`, `stage_1.audio`, ... as they left each stage, float32 in this
+            machine's memory, which `torch.from_dlpack` and the like share without a copy.
         video_latent, audio_latent: what the decoders get; None: the clip has no picture, no sound.
         decode_video: job, latent, tiling (as `GenerationConfig.tiling`) and the form that will do,
             or None, to chunks of float32 `[f, H, W, 3]` in [0, 1], or of that form; its pipeline

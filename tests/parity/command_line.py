@@ -106,11 +106,7 @@ def edited_bundle(bundle: Path, target: Path, edit: Callable[[dict[str, Any]], N
 
 def build_flags(model: dict[str, Path]) -> list[object]:
     """The model's files as `ltx2rt build` takes them."""
-    return [
-        "--checkpoint", model["checkpoint"],
-        "--gemma", model["gemma"],
-        "--spatial-upsampler", model["spatial_upsampler"],
-    ]  # fmt: skip
+    return [x for name, path in model.items() for x in (f"--{name.replace('_', '-')}", path)]
 
 
 Export = Callable[..., ExportedGraph]

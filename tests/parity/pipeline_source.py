@@ -170,21 +170,28 @@ def find_model(generation: str, runner: Runner, *, conv_decoder: bool = False) -
     A generation without a single-file checkpoint is put together from one file per component;
     `conv_decoder` then chooses among its video VAEs.
     """
+    try:
+        return open_model(**model_files(generation, runner, conv_decoder=conv_decoder))
+    except Ltx2rtError as error:
+        raise Skip(f"cannot open the model: {error}") from error
+
+
+def model_files(generation: str, runner: Runner, *, conv_decoder: bool = False) -> dict[str, Path]:
+    """Those of `find_model`, by the names that a build gives them.
+
+    Raises:
+        Skip: the directory has none.
+    """
     given = _split_files(generation, runner, conv_decoder)
     if given is not None:
-        try:
-            return open_model(**given)
-        except Ltx2rtError as error:
-            raise Skip(f"cannot open the model: {error}") from error
+        return given
     checkpoints = [c for c in _checkpoints(runner) if c[1] == f"LTX-{generation}"]
     upsamplers = [c for c in _upsamplers(runner)]
     gemmas = [p for p in (runner.root / "checkpoints").iterdir() if (p / "config.json").exists()]
     if not (checkpoints and upsamplers and gemmas):
         raise Skip(f"no single-file checkpoint of LTX-{generation} with Gemma 3 in this directory")
-    try:
-        return open_model(checkpoints[0][0], gemma=gemmas[0], spatial_upsampler=upsamplers[0])
-    except Ltx2rtError as error:
-        raise Skip(f"cannot open the model: {error}") from error
+    names = ("checkpoint", "gemma", "spatial_upsampler")
+    return dict(zip(names, (checkpoints[0][0], gemmas[0], upsamplers[0]), strict=True))
 
 
 def _split_files(generation: str, runner: Runner, conv_decoder: bool) -> dict[str, Path] | None:

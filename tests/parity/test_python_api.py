@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ltx2rt
@@ -198,6 +199,17 @@ def test_several_prompts_and_seeds(pipe: ltx2rt.DistilledPipeline) -> None:
     (clip,) = pipe.generate_many(config=config)
     assert (clip.config.prompt, clip.config.seed) == ("hail", 3)
     assert [c.config.seed for c in pipe.generate_many([9], config)] == [9]
+
+
+def test_other_libraries_share_the_memory_of_a_clip(pipe: ltx2rt.DistilledPipeline) -> None:
+    """Latents, frames and sound, by DLPack: torch writes where numpy reads."""
+    clip = pipe(prompt="a lake", num_frames=FRAMES)
+    for array in (*clip.latents.values(), next(iter(clip.frames)), clip.audio):
+        tensor = torch.from_dlpack(array)
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        first = (0,) * array.ndim
+        tensor[first] = 7
+        assert array[first] == 7
 
 
 def test_frames_come_while_a_loop_goes_on(pipe: ltx2rt.DistilledPipeline) -> None:

@@ -208,3 +208,14 @@ def test_engines_that_hold_their_weights(
     assert info.weight_inputs
     bound, inside = (Program.from_bytes(data) for data in builder.engines)
     assert {t.name for t in bound.inputs} - {t.name for t in inside.inputs} == set(weights)
+
+
+def test_values_without_a_type_get_none() -> None:
+    """ONNX Runtime refuses one of type 0; it finds out the types of what functions give."""
+    value, made = (onnx.helper.make_tensor_value_info(n, 16, [1]) for n in ("x", "y"))
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    between = onnx.ValueInfoProto(name="between")
+    graph = onnx.helper.make_graph([node], "g", [value], [made], value_info=[between])
+    converted = engine_program.float32_graph(onnx.helper.make_model(graph)).graph
+    assert not converted.value_info[0].type.HasField("tensor_type")
+    assert converted.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT

@@ -151,7 +151,9 @@ def test_a_small_card_makes_them_in_turn(simulate: Simulate, engine_bundle: Engi
     source = ltx2rt.open_bundle(bundle)
     with ltx2rt.DistilledPipeline(source, RuntimeConfig(threads=1)) as pipe:  # stage by stage
         clips = pipe.generate_many([3, 4], prompt="a bell", **SMALL)
-        next(clips)
+        with ltx2rt.Trace() as trace:
+            next(clips)
+        assert "the GPU has no room for the next clip" in "".join(trace.notes)
         assert not pipe.engines.picture_is_apart()
         assert "next clip" not in {thread.name for thread in threading.enumerate()}
 

@@ -28,6 +28,7 @@ from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.color import PackedForm, rgb_to_i420
 from ltx2rt.names import DIFFUSION_CONTEXT, DIFFUSION_FEATURES, DIFFUSION_PIXELS
 from ltx2rt.pipelines.decoding import decode_video
+from ltx2rt.pipelines.device_decoding import device_tiles
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job
 from ltx2rt.sampling.noise import TorchGenerator
@@ -226,7 +227,7 @@ def test_nothing_but_noise_and_frames_moves(simulate: Simulate, built: Built) ->
     gpu, latent = simulate(memory_bytes=1 << 30), latent_of(5, 4, 5)
     tiling = TilingConfig.parse("64x16:16x4")
     with on_device(built) as engines:
-        tiles_of = engines.device_tiles(latent, tiling, TorchGenerator(0).randn)
+        tiles_of = device_tiles(engines, latent, tiling, TorchGenerator(0).randn)
         assert isinstance(tiles_of, DiffusionTiles)
         lengths = [sum(t.target.stop - t.target.start for t in axis) for axis in tiles_of.axes]
         found = decoded(engines, latent, "64x16:16x4", "i420")
@@ -267,8 +268,8 @@ def test_the_plan_holds_what_is_held(simulate: Simulate, built: Built) -> None:
         for name, component in built.components.items()
     }
     with on_device(built) as engines:
-        tiles = engines.device_tiles(
-            latent_of(5, 4, 5), TilingConfig.none(), TorchGenerator(0).randn
+        tiles = device_tiles(
+            engines, latent_of(5, 4, 5), TilingConfig.none(), TorchGenerator(0).randn
         )
     assert isinstance(tiles, DiffusionTiles)
     assert tiles.held_bytes <= _decoder_bytes(entries) <= 2 * tiles.held_bytes

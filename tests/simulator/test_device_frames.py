@@ -26,6 +26,7 @@ from ltx2rt.latents.tiling import TilingConfig
 from ltx2rt.media.color import PackedForm, pack_yuv422p10, rgb_to_i420, to_uint8
 from ltx2rt.names import VIDEO_BLEND, VIDEO_YUV422
 from ltx2rt.pipelines.decoding import decode_video
+from ltx2rt.pipelines.device_decoding import device_frames, device_tiles
 from ltx2rt.pipelines.engines import Engines
 from ltx2rt.progress import Job
 from ltx2rt.results import clip
@@ -141,7 +142,7 @@ def test_only_bytes_come_down_beside_the_tiles_that_follow(
         before, start = gpu.counters(), len(gpu.operations())
         found = decoded(engines, TILED, "i420")
         counters, work = gpu.counters() - before, gpu.operations()[start:]
-        download = int(engines.device_frames().memory.device.download.handle)
+        download = int(device_frames(engines).memory.device.download.handle)
     slices = (counters.dtoh_bytes - found.size) // 256  # each with its count of NaN
     assert counters.dtoh_bytes == found.size + slices * 256
     assert slices <= -(-FRAMES // 8) + 1
@@ -214,10 +215,10 @@ def test_the_host_blends_where_the_device_does_not(
     """Floats come down then; progress, the job and a trace say why."""
     simulate(memory_bytes=1 << 30)
     with engines_of(decoder_bundle) as engines:
-        frames = engines.device_frames()
+        frames = device_frames(engines)
         assert frames is not None
         wide = np.zeros((1, 128, 4, 9, 4), np.float32)
-        tiles = engines.device_tiles(wide, TilingConfig.none(), TorchGenerator(0).randn)
+        tiles = device_tiles(engines, wide, TilingConfig.none(), TorchGenerator(0).randn)
         assert "288 were not built" in str(frames.reason_against(tiles, "i420"))
         older = DeviceFrames(frames.blend, {"i420": frames.finishers["i420"]})
         assert "leave as yuv422p10" in str(older.reason_against(tiles, "yuv422p10"))
@@ -311,5 +312,5 @@ def test_frames_share_the_planned_memory(decoder_bundle: Path) -> None:
         decoded(engines, "auto", "i420")
         decoded(engines, "auto", None)
         assert (gpu.counters() - before).allocations == 0
-        assert isinstance(engines.device_frames(), DeviceFrames)
-        assert isinstance(engines.device_frames().memory, DeviceMemory)
+        assert isinstance(device_frames(engines), DeviceFrames)
+        assert isinstance(device_frames(engines).memory, DeviceMemory)

@@ -23,6 +23,14 @@ def test_transposed_copies(rows: int, columns: int, dtype: str) -> None:
         assert not np.shares_memory(result, source)
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_copies_of_several_tiles(dtype: str) -> None:
+    """Of which the last are smaller in both directions."""
+    matrix = np.arange(300 * 520, dtype=np.uint32).reshape(300, 520).astype(dtype)
+    for source in (matrix, matrix[:, ::2], matrix[:256, :512]):
+        np.testing.assert_array_equal(transposed_copy(source), source.T)
+
+
 def test_vectors_stay_as_they_are() -> None:
     np.testing.assert_array_equal(transposed_copy(np.arange(3)), np.arange(3))
 

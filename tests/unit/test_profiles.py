@@ -125,6 +125,7 @@ def test_a_bundle_takes_the_relatives_of_its_clips(both: tuple[ClipShape, ClipSh
         "video_decoder": (LATENT, ("Fl", "Hl", "Wl")),
         "video_encoder": (VIDEO, ("F", "H", "W")),
         "spatial_upsampler": (LATENT, ("Fl", "Hl", "Wl")),
+        "temporal_upsampler": (LATENT, ("Fl", "Hl", "Wl")),
         "transformer_block": (TOKENS, ("Tv",)),
     }
     buckets = {name: component_buckets(name, [spec], asked) for name, (spec, _) in rules.items()}
@@ -135,6 +136,7 @@ def test_a_bundle_takes_the_relatives_of_its_clips(both: tuple[ClipShape, ClipSh
 
     half = clip.half()
     assert half is not None
+    check("temporal_upsampler", *clip.cells())  # once rows and columns are doubled
     check("spatial_upsampler", *half.cells())
     check("video_encoder", clip.num_frames, half.height, half.width)
     for stage in (clip, half):

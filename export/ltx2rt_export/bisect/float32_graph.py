@@ -50,8 +50,9 @@ def unpack_int4(codes: Array) -> Array:
 
 def _convert_graph(graph: onnx.GraphProto) -> None:
     for value in (*graph.input, *graph.output, *graph.value_info):
-        tensor = value.type.tensor_type
-        tensor.elem_type = REPLACED.get(tensor.elem_type, tensor.elem_type)
+        if value.type.HasField("tensor_type"):  # results of functions may have no type
+            tensor = value.type.tensor_type
+            tensor.elem_type = REPLACED.get(tensor.elem_type, tensor.elem_type)
     for initializer in graph.initializer:
         _convert_tensor(initializer)
     _convert_nodes(graph.node)

@@ -8,7 +8,7 @@ sizes is said at each function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -344,11 +344,20 @@ def _audio_encoder(request: ProfileRequest) -> list[Bucket]:
     return _audio("N", _samples_per_latent, least)(request)
 
 
-def _upsampler(request: ProfileRequest) -> list[Bucket]:
+def _spatial_upsampler(request: ProfileRequest) -> list[Bucket]:
     """The latent of stage 1, or a relative's, in one piece."""
+    return _upsampler(request, [s.half(request.factors) or s for s in request.shapes])
+
+
+def _temporal_upsampler(request: ProfileRequest) -> list[Bucket]:
+    """The latent of the clip, or a relative's: frames are doubled once rows and columns are."""
+    return _upsampler(request, request.shapes)
+
+
+def _upsampler(request: ProfileRequest, stages: Iterable[ClipShape]) -> list[Bucket]:
+    """Latents of these sizes in one piece."""
     buckets = []
-    for shape in request.shapes:
-        stage = shape.half(request.factors) or shape
+    for stage in stages:
         frames, *sides = stage.cells(request.factors)
         rows, columns = _sides(sides[0], sides[1])
         buckets.append(_bucket(stage.name, B=ONE, Fl=(1, frames, frames), Hl=rows, Wl=columns))
@@ -443,8 +452,8 @@ RULES: dict[str, Rule] = {
     AUDIO_ENCODER: _audio_encoder,
     AUDIO_DECODER: _audio("Ta", lambda request: 1),
     VOCODER: _audio("M", _mel_per_latent),
-    SPATIAL_UPSAMPLER: _upsampler,
-    TEMPORAL_UPSAMPLER: _upsampler,
+    SPATIAL_UPSAMPLER: _spatial_upsampler,
+    TEMPORAL_UPSAMPLER: _temporal_upsampler,
     DIFFUSION_FEATURES: _diffusion_features,
     DIFFUSION_CONTEXT: _diffusion_tiles(("Fs", "Hs", "Ws"), pixels=False),
     DIFFUSION_PIXELS: _diffusion_patches,
