@@ -57,6 +57,7 @@ class DeviceMemory:
         self.timeline = Timeline(device)
         self.moves = 0  # how often a buffer went: what holds its address is out of date
         self._reserve = reserve
+        self.in_rings = 0  # bytes that parts take turns in: what is reserved for that, and taken
         self._whole = 0
         self._arenas: list[Arena] = []
         self._scratch = (0, -1)
@@ -182,7 +183,8 @@ class DeviceMemory:
         """
         if self._reserve is None:
             return True
-        return self.layers.room() - aligned(size) >= max(self._reserve, beside)
+        reserve = self._reserve - (self.in_rings if self.is_planned else 0)
+        return self.layers.room() - aligned(size) >= max(reserve, beside)
 
     def synchronize(self) -> None:
         """Wait for everything on the device."""

@@ -114,6 +114,7 @@ class LayerMemory:
                 self._memory.layers.give(next(iter(place.tensors.values())).address)
         for slot in self._slots:
             self._memory.layers.give(slot.address)
+            self._memory.in_rings -= aligned(slot.size)
         self._places, self._slots = {}, []
 
     def _send(self, part: int) -> None:
@@ -180,6 +181,7 @@ class LayerMemory:
                 space = planned or size
                 address = self._memory.layers.take(space, "a slot of the ring")
                 self._slots.append(_Slot(address, space))
+                self._memory.in_rings += aligned(space)
         turn = self._turn if self._keep else slot_of(part, len(self._loads))
         slot = self._slots[turn % RING]
         self._turn += 1
@@ -187,6 +189,7 @@ class LayerMemory:
             self._memory.synchronize()
             self._memory.layers.give(slot.address)
             slot.address = self._memory.layers.take(size, "a slot of the ring")
+            self._memory.in_rings += aligned(size) - aligned(slot.size)
             slot.size = size
             for place in self._places.values():
                 if place.slot is slot:

@@ -99,9 +99,11 @@ class Loader:
         return card is not None and card.sound is not None
 
     def picture_is_apart(self, runtime: RuntimeConfig) -> bool:
-        """The same of the engines that decode the picture."""
+        """The same of the engines that decode the picture. Not where the GPU is planned for one
+        request: the next one may have it planned anew.
+        """
         card = self._cards.get(runtime.gpu or 0)
-        return card is not None and card.picture is not None
+        return card is not None and card.picture is not None and card.sizes is None
 
     def check_loras(self, loras: Sequence[Lora]) -> None:
         """Match LoRA files to this bundle's model and look through their numbers.

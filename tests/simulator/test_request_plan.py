@@ -87,6 +87,7 @@ def test_requests_of_other_sizes_are_planned_anew(
     monkeypatch.setattr(card, "plan_card_memory", planned)
     with ltx2rt.OneStagePipeline(ltx2rt.open_bundle(bundle)) as pipe:
         frames = iter(make(pipe, SHORT).frames)
+        assert not pipe.engines.picture_is_apart()  # the next clip waits for its plan
         next(frames)
         with pytest.raises(UnsupportedError, match=r"planned for a smaller clip.* no room for all"):
             make(pipe, SMALL)
