@@ -15,7 +15,7 @@ def make_builder(cache: Path, precision: str, **config: Any) -> Any:
     from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS
     from ltx2rt_export.build_config import BuildConfig
     from ltx2rt_export.engines.build import open_builder
-    from ltx2rt_export.engines.profiles import ProfileRequest
+    from ltx2rt_export.engines.profile_request import ProfileRequest
     from ltx2rt_export.engines.shapes import parse_shapes
 
     given = {"backend": "tensorrt-rtx", "target": TARGETS, **config}

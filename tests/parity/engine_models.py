@@ -14,7 +14,7 @@ from ltx2rt.weights.precision import PRECISIONS
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.component import Component
 from ltx2rt_export.engines.build import EngineBuilder, open_builder
-from ltx2rt_export.engines.profiles import ProfileRequest
+from ltx2rt_export.engines.profile_request import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
 from ltx2rt_export.engines.weights import fold_transposes
 from ltx2rt_export.graph import ExportedGraph

@@ -23,7 +23,8 @@ from ltx2rt.errors import OptionError, ShapeError, UnsupportedError
 from ltx2rt_export.build_config import BuildConfig
 from ltx2rt_export.catalog import COMPONENTS
 from ltx2rt_export.engines.build import open_builder
-from ltx2rt_export.engines.profiles import RULES, ProfileRequest
+from ltx2rt_export.engines.profile_request import ProfileRequest
+from ltx2rt_export.engines.profiles import RULES
 
 RTX = {"backend": "tensorrt-rtx"}
 

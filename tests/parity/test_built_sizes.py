@@ -22,7 +22,8 @@ from ltx2rt.pipelines.base import Pipeline
 from ltx2rt.pipelines.built_sizes import made_sizes
 from ltx2rt.pipelines.clip_sizes import clips_of
 from ltx2rt.pipelines.distilled import DistilledPipeline
-from ltx2rt_export.engines.profiles import ProfileRequest, component_buckets
+from ltx2rt_export.engines.profile_request import ProfileRequest
+from ltx2rt_export.engines.profiles import component_buckets
 from ltx2rt_export.engines.shapes import parse_shapes
 from tests.unit.test_command_defaults import asked
 

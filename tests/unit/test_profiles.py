@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import product
 
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 
 from ltx2rt.bundle.buckets import Bucket, choose_bucket, nearest_bucket, symbol_sizes, tensor_ranges
 from ltx2rt.engine import TensorSpec
-from ltx2rt.errors import InternalError, ShapeError
+from ltx2rt.errors import InternalError, OptionError, ShapeError
 from ltx2rt.latents.shapes import VIDEO_SCALE_FACTORS, AudioLatentShape
 from ltx2rt.latents.tiling import TilingConfig
-from ltx2rt_export.engines.profiles import ProfileRequest, component_buckets
+from ltx2rt.names import VIDEO_RGB
+from ltx2rt_export.engines.profile_request import ProfileRequest
+from ltx2rt_export.engines.profiles import component_buckets
 from ltx2rt_export.engines.shapes import ClipShape, parse_shapes
+from ltx2rt_export.engines.video_profiles import check_sides
 
 OPTIONS = {
     "audio_decoder": {"mel_frames_per_latent": 4},
@@ -245,3 +249,24 @@ def test_shapes_that_are_no_clips_are_told_the_nearest() -> None:
         ClipShape(64, 64, 9),
         ClipShape(768, 512, 121),
     )
+
+
+def test_what_pads_by_reflection_has_no_bucket_of_one_cell() -> None:
+    least = {"min_latent_cells": 2}
+    small = dataclasses.replace(
+        request("64x64x9"),
+        options={"video_encoder": least, "video_decoder": least},
+    )
+    assert [b.name for b in component_buckets("video_decoder", [LATENT], small)] == [
+        "64x64x9 tiles"
+    ]
+    assert [b.name for b in component_buckets("video_encoder", [VIDEO], small)] == [
+        "64x64x1", "64x64x9 tiles",
+    ]  # fmt: skip
+    rgb = TensorSpec("frames", "float32", ("F", "H", "W", 3))
+    assert [b.name for b in component_buckets(VIDEO_RGB, [rgb], small)] == ["64x64x9"]
+    tiny = dataclasses.replace(small, shapes=parse_shapes(["64x32x9"]))
+    with pytest.raises(OptionError, match=r"64x32x9 are too small .* clips of at least 64x64"):
+        component_buckets("video_decoder", [LATENT], tiny)
+    with pytest.raises(OptionError, match="video_encoder, which pads by reflection"):
+        check_sides(tiny)

@@ -29,7 +29,8 @@ from ltx2rt_export.engines.activations import activation_bytes, graph_bytes
 from ltx2rt_export.engines.builder import EngineRequest
 from ltx2rt_export.engines.cache import EngineCache, cache_key
 from ltx2rt_export.engines.process import run_build
-from ltx2rt_export.engines.profiles import ProfileRequest, component_buckets
+from ltx2rt_export.engines.profile_request import ProfileRequest
+from ltx2rt_export.engines.profiles import component_buckets
 from ltx2rt_export.engines.weights import weights_as_constants, weights_as_inputs
 from ltx2rt_export.graph import DTYPE_NAMES, ExportedGraph
 from ltx2rt_export.quantize.lora_inputs import RANK

@@ -31,7 +31,8 @@ from ltx2rt.weights.safetensors import TensorEntry
 from ltx2rt_export.component import Component
 from ltx2rt_export.device_graphs.table import device_graphs
 from ltx2rt_export.engines.build import manifest_tensors
-from ltx2rt_export.engines.profiles import ProfileRequest, component_buckets
+from ltx2rt_export.engines.profile_request import ProfileRequest
+from ltx2rt_export.engines.profiles import component_buckets
 from ltx2rt_export.graph import with_dtype
 
 

@@ -37,8 +37,9 @@ from ltx2rt_export.engines.bias_rank import with_wide_biases
 from ltx2rt_export.engines.build import EngineBuilder, manifest_tensors, open_builder
 from ltx2rt_export.engines.cache import EngineCache
 from ltx2rt_export.engines.graphs import GraphCache
-from ltx2rt_export.engines.profiles import ProfileRequest
+from ltx2rt_export.engines.profile_request import ProfileRequest
 from ltx2rt_export.engines.shapes import parse_shapes
+from ltx2rt_export.engines.video_profiles import check_sides
 from ltx2rt_export.engines.weights import fold_transposes, holding_layers, holding_weights
 from ltx2rt_export.graph import ExportedGraph
 from ltx2rt_export.unmasked import without_masks
@@ -249,14 +250,17 @@ def profile_request(
 
     Raises:
         ShapeError: a shape is not one of this model's.
+        OptionError: all are too small for its video VAE.
     """
     factors = VideoScaleFactors(model.time_scale, model.spatial_scale, model.spatial_scale)
-    return ProfileRequest(
+    request = ProfileRequest(
         shapes=parse_shapes(config.shapes, factors),
         max_batch=config.max_batch,
         factors=factors,
         options=options,
     )
+    check_sides(request)
+    return request
 
 
 def engine_stage(
