@@ -167,7 +167,25 @@ def sentence_of(error: OSError | RecursionError | UnicodeError) -> str:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.strerror}{where}: make room, or write elsewhere, and repeat the command."
+    if error.errno in _NO_PLACE and isinstance(error.filename, str):
+        return f"{_place_sentence(Path(error.filename))} ({error.strerror}); name another one."
     return f"{error.strerror or error}{where}."
+
+
+#: a path leads nowhere, or to where nothing may be made
+_NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _place_sentence(path: Path) -> str:
+    """Why a path cannot be opened or made, up to the system's own words."""
+    place = next(p for p in path.absolute().parents if os.path.lexists(p))
+    if not place.is_dir():
+        return f"{path} cannot be below {place}, which is no folder"
+    if place != path.absolute().parent:
+        return f"the folder of {path} does not exist"
+    if path.name.startswith("."):  # one of ours, which only exists while something is made
+        return f"nothing can be made in the folder {place}"
+    return f"{path} cannot be opened, or made in the folder {place}"
 
 
 def _folder_exists() -> bool:

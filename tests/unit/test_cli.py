@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from ltx2rt.config import GenerationConfig, ImageCondition, RuntimeConfig
 from ltx2rt.errors import OptionError
 from ltx2rt.latents.shapes import check_generation_size
 from ltx2rt.lora.files import Lora
+from ltx2rt.partial import Partial
 from ltx2rt.pipelines.base import pipeline_class
 from ltx2rt.pipelines.catalog import PIPELINES
 from ltx2rt.pipelines.distilled import DistilledPipeline
@@ -371,3 +374,26 @@ def test_warnings_of_ours_are_one_line_without_a_place_in_the_code() -> None:
 def test_a_full_disk_says_what_to_do() -> None:
     said = sentence_of(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert said == "No space left on device: make room, or write elsewhere, and repeat the command."
+
+
+def test_places_that_nothing_can_be_made_in_are_named(tmp_path: Path) -> None:
+    file, missing = tmp_path / "file", tmp_path / "none" / "x.json"
+    file.touch()
+
+    def said(make: Callable[[], object]) -> str:
+        with pytest.raises(OSError, match="Errno") as raised:
+            make()
+        return sentence_of(raised.value)
+
+    below = said((file / "a" / "b").mkdir)
+    assert below.startswith(f"{file / 'a' / 'b'} cannot be below {file}, which is no folder (")
+    assert said(missing.read_bytes).startswith(f"the folder of {missing} does not exist (No such")
+    lost = tmp_path / "x.json"
+    assert said(lost.read_bytes) == (
+        f"{lost} cannot be opened, or made in the folder {tmp_path} (No such file or directory); "
+        "name another one."
+    )
+    if Path("/proc/self").exists():  # a folder in which nobody can make anything
+        assert said(partial(Partial, Path("/proc/x.onnx"))).startswith(
+            "nothing can be made in the folder /proc ("
+        )
