@@ -34,4 +34,4 @@ def thread_count() -> int:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_count(), thread_name_prefix="ltx2rt-frames")
+    return ThreadPoolExecutor(thread_count(), thread_name_prefix="ltx2rt-arrays")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2rt.errors import CheckpointError, UnsupportedError
-from ltx2rt.file_kind import NO_WEIGHTS, kind_of
+from ltx2rt.file_kind import NO_WEIGHTS, kind_of, read_json_object
 from ltx2rt.user_files import read_limited
 from ltx2rt.weights.safetensors import MappedFiles, SafetensorsFile, TensorEntry, read_metadata
 from ltx2rt_export.gemma_tokenizer import sentencepiece_vocabulary, tokenizer_json
@@ -140,7 +140,8 @@ def _open_directory(root: Path) -> GemmaFiles:
         )
     if weights is None or problems:
         other = kind_of(root)
-        if other is not None and other.name != NO_WEIGHTS.name and weights is None:
+        is_one = read_json_object(own / "config.json").get("model_type") in FAMILIES
+        if weights is None and not is_one and other not in (None, NO_WEIGHTS):
             raise CheckpointError(other.sentence(root))
         raise CheckpointError(f"{root} is not a Gemma directory", problems)
     folder = weights.parent

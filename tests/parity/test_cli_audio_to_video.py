@@ -104,7 +104,7 @@ def test_mono_is_doubled_and_steers_the_picture(
         ((), ["it needs --audio"]),
         (("--audio", "none.wav"), ["none.wav", "there is no such file"]),
         (("--audio", "."), ["it is a directory"]),
-        (("--audio", __file__), ["not a media file"]),
+        (("--audio", __file__), ["it is a text file"]),
         (("--audio", "silent.mp4"), ["the file has no audio stream"]),
         (("--audio", "odd.wav"), ["sampling_rate=10000 Hz cannot be stored as AAC"]),
         (("--audio", "long.wav", "--audio-start-time", -1), ["--audio-start-time=-1.0"]),

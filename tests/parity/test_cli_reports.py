@@ -80,7 +80,7 @@ def test_inspect_refuses(flags: tuple[str, ...], tmp_path: Path) -> None:
     expect_user_error(ltx2rt("inspect", tmp_path, *flags), "is a folder without weights")
     text = tmp_path / "x.safetensors"
     text.write_text("hello, this is no safetensors file")
-    expect_user_error(ltx2rt("inspect", text, *flags), "is not a safetensors file")
+    expect_user_error(ltx2rt("inspect", text, *flags), "is a text file: give a .safetensors file")
     (tmp_path / "manifest.json").write_text("{}")
     expect_user_error(ltx2rt("inspect", tmp_path, *flags), "has schema None")
 
