@@ -31,7 +31,7 @@ def check_sides(request: ProfileRequest) -> None:
         _large_enough(name, request.shapes, request)
 
 
-def video_encoder(request: ProfileRequest) -> list[Bucket]:
+def video_encoder_buckets(request: ProfileRequest) -> list[Bucket]:
     """Images in one piece, of a clip's size and its relatives'; clips in tiles; references at the
     size of stage 1 in one piece.
     """
@@ -56,7 +56,7 @@ def video_encoder(request: ProfileRequest) -> list[Bucket]:
     return buckets
 
 
-def video_decoder(request: ProfileRequest) -> list[Bucket]:
+def video_decoder_buckets(request: ProfileRequest) -> list[Bucket]:
     """The tiles that pipelines cut a clip and its relatives into."""
     return [
         make_bucket(
@@ -68,18 +68,18 @@ def video_decoder(request: ProfileRequest) -> list[Bucket]:
     ]
 
 
-def video_blend(request: ProfileRequest) -> list[Bucket]:
+def video_blend_buckets(request: ProfileRequest) -> list[Bucket]:
     """The pixels of the tiles that the decoder takes."""
     time, *sides = request.factors
     buckets = []
     if DIFFUSION_FEATURES in request.options:
         patch = _decoder_facts(request).patch_size
-        for bucket in diffusion_patches(request):
+        for bucket in diffusion_patches_buckets(request):
             frames, rows, columns = (bucket.sizes[symbol] for symbol in ("F", "Hc", "Wc"))
             rows, columns = (tuple(n * patch for n in side) for side in (rows, columns))
             buckets.append(make_bucket(bucket.name, F=frames, H=rows, W=columns))
         return buckets
-    for bucket in video_decoder(request):
+    for bucket in video_decoder_buckets(request):
         frames = tuple((n - 1) * time + 1 for n in bucket.sizes["Fl"])
         rows, columns = (
             tuple(n * factor for n in bucket.sizes[symbol])
@@ -89,7 +89,7 @@ def video_blend(request: ProfileRequest) -> list[Bucket]:
     return buckets
 
 
-def finished_frames(request: ProfileRequest) -> list[Bucket]:
+def finished_frames_buckets(request: ProfileRequest) -> list[Bucket]:
     """Whole pictures, a few frames at a time."""
     if DIFFUSION_FEATURES in request.options:
         # what is smaller is padded
@@ -166,12 +166,12 @@ def _tile_ranges(
     return [range_of([t.source.stop - t.source.start for t in tiles]) for tiles in axes]
 
 
-def spatial_upsampler(request: ProfileRequest) -> list[Bucket]:
+def spatial_upsampler_buckets(request: ProfileRequest) -> list[Bucket]:
     """The latent of stage 1, or a relative's, in one piece."""
     return _upsampler(request, [s.half(request.factors) or s for s in request.shapes])
 
 
-def temporal_upsampler(request: ProfileRequest) -> list[Bucket]:
+def temporal_upsampler_buckets(request: ProfileRequest) -> list[Bucket]:
     """The latent of the clip, or a relative's: frames are doubled once rows and columns are."""
     return _upsampler(request, request.shapes)
 
@@ -186,7 +186,7 @@ def _upsampler(request: ProfileRequest, stages: Iterable[ClipShape]) -> list[Buc
     return buckets
 
 
-def diffusion_features(request: ProfileRequest) -> list[Bucket]:
+def diffusion_features_buckets(request: ProfileRequest) -> list[Bucket]:
     """The whole latent, or a relative's, padded to the smallest size, with its ghost frames."""
     facts = _decoder_facts(request)
     least = facts.min_latent_cells
@@ -233,8 +233,8 @@ def diffusion_tiles(symbols: Sequence[str], *, pixels: bool) -> Rule:
     return make
 
 
-diffusion_patches = diffusion_tiles(("F", "Hc", "Wc"), pixels=True)
-diffusion_contexts = diffusion_tiles(("Fs", "Hs", "Ws"), pixels=False)
+diffusion_patches_buckets = diffusion_tiles(("F", "Hc", "Wc"), pixels=True)
+diffusion_contexts_buckets = diffusion_tiles(("Fs", "Hs", "Ws"), pixels=False)
 
 
 def _decoder_facts(request: ProfileRequest) -> DecoderOptions:
