@@ -145,11 +145,11 @@ def case_named(name: str, folder: Path) -> Path:
     Raises:
         FileNotFoundError: the folder has no such case.
     """
-    path = folder / f"{name}.safetensors"
-    if path.exists():
-        return path
-    for other in sorted(folder.glob("*.safetensors")):
-        if SafetensorsFile(other).metadata.get("name") == name:
+    for kind in (".safetensors", ".safetensors.xz"):
+        if (path := folder / f"{name}{kind}").exists():
+            return path
+    for other in sorted(folder.glob("*.safetensors*")):
+        if SafetensorsFile(_unpacked(other)).metadata.get("name") == name:
             return other
     raise FileNotFoundError(f"no case {name} in {folder}")
 

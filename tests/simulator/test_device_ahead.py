@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -158,6 +159,18 @@ def test_a_small_card_makes_them_in_turn(simulate: Simulate, engine_bundle: Engi
         assert "next clip" not in {thread.name for thread in threading.enumerate()}
 
 
+def made_when_cancelled(patch: pytest.MonkeyPatch) -> None:
+    """The next clip waits until it is cancelled: else it may be done by then."""
+    real = NextClip._run
+
+    def run(self: NextClip[Any], make: Any) -> None:
+        while not self._cancel.is_set():
+            time.sleep(0.001)
+        real(self, make)
+
+    patch.setattr(NextClip, "_run", run)
+
+
 def test_what_ends_the_next_clip(pipe: ltx2rt.DistilledPipeline) -> None:
     """Leaving the loop, closing the pipeline, cancelling and an error: each leaves no thread, and
     the clip before it can be decoded.
@@ -169,11 +182,13 @@ def test_what_ends_the_next_clip(pipe: ltx2rt.DistilledPipeline) -> None:
     assert "next clip" not in {thread.name for thread in threading.enumerate()}
     assert len(np.concatenate(list(first.frames))) == 9
     job = ltx2rt.Job()
-    clips = pipe.generate_many([3], **asked, job=job)
-    first = next(clips)
-    job.cancel.set()
-    with pytest.raises(ltx2rt.Cancelled):
-        next(clips)
+    with pytest.MonkeyPatch.context() as patch:
+        made_when_cancelled(patch)
+        clips = pipe.generate_many([3], **asked, job=job)
+        first = next(clips)
+        job.cancel.set()
+        with pytest.raises(ltx2rt.Cancelled):
+            next(clips)
     job.cancel.clear()
     with pytest.MonkeyPatch.context() as patch:
         real = pipe.accept
@@ -189,11 +204,13 @@ def test_what_ends_the_next_clip(pipe: ltx2rt.DistilledPipeline) -> None:
         assert len(np.concatenate(list(first.frames))) == 9
         with pytest.raises(ltx2rt.OptionError, match="no rain"):
             next(clips)
-    clips = pipe.generate_many([3], **asked)
-    next(clips)
-    pipe.close()
-    with pytest.raises(ltx2rt.Ltx2rtError, match=r"cancelled|closed"):
+    with pytest.MonkeyPatch.context() as patch:
+        made_when_cancelled(patch)
+        clips = pipe.generate_many([3], **asked)
         next(clips)
+        pipe.close()
+        with pytest.raises(ltx2rt.Ltx2rtError, match=r"cancelled|closed"):
+            next(clips)
 
 
 def test_a_lost_gpu_ends_both(simulate: Simulate, engine_bundle: EngineBundle) -> None:
