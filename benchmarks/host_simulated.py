@@ -117,22 +117,15 @@ def _forward(gpu: SimulatedDriver, bundle: Path) -> Iterator[Row]:
         seen = _Seen.now(gpu).since(before)
     stack.close()
     loader.close()
-    found = seen.counters
-    how = f"{_WHERE}; the third pass of a stage, latents from the host"
-    yield Row(
-        what="bytes up a forward, after the first of a stage",
-        value=found.htod_bytes,
-        unit="bytes",
-        bound=20e6,
-        remark=how,
+    yield from _counted(
+        seen,
+        f"{_WHERE}; the third pass of a stage, latents from the host",
+        bytes_up="bytes up a forward, after the first of a stage",
+        calls="driver's calls a forward, replayed",
+        launches="launches of a replayed forward",
+        allocations="allocations a forward",
+        waits="synchronisations a forward",
     )
-    for what, value, bound in (
-        ("driver's calls a forward, replayed", seen.calls, 150),
-        ("launches of a replayed forward", _launches(found), 1),
-        ("allocations a forward", found.allocations + found.host_allocations + found.frees, 0),
-        ("synchronisations a forward", _waits(found), 1),
-    ):
-        yield Row(what=what, value=value, unit="calls", bound=bound, remark=how)
 
 
 def _given(state: LatentState, facts: dict[str, int]) -> ModalityInput:
@@ -171,7 +164,6 @@ def _clip(gpu: SimulatedDriver, bundle: Path) -> Iterator[Row]:
 
 
 def _step(seen: _Seen) -> Iterator[Row]:
-    found = seen.counters
     how = f"{_WHERE}; the last of 4 steps of 4 passes"
     yield Row(
         what="guided step of 4 passes on the device, 32,640 tokens",
@@ -180,18 +172,35 @@ def _step(seen: _Seen) -> Iterator[Row]:
         bound=0.02,
         remark=how,
     )
-    yield Row(
-        what="bytes up a guided step",
-        value=found.htod_bytes,
-        unit="bytes",
-        bound=20e6,
-        remark=how,
+    yield from _counted(
+        seen,
+        how,
+        bytes_up="bytes up a guided step",
+        calls="driver's calls a guided step",
+        launches="launches of a guided step",
+        allocations="allocations a step",
+        waits="synchronisations a step",
     )
+
+
+def _counted(
+    seen: _Seen,
+    how: str,
+    *,
+    bytes_up: str,
+    calls: str,
+    launches: str,
+    allocations: str,
+    waits: str,
+) -> Iterator[Row]:
+    """What the driver counted, under these names, with the bounds of a forward and of a step."""
+    found = seen.counters
+    yield Row(what=bytes_up, value=found.htod_bytes, unit="bytes", bound=20e6, remark=how)
     for what, value, bound in (
-        ("driver's calls a guided step", seen.calls, 150),
-        ("launches of a guided step", _launches(found), 1),
-        ("allocations a step", found.allocations + found.host_allocations + found.frees, 0),
-        ("synchronisations a step", _waits(found), 1),
+        (calls, seen.calls, 150),
+        (launches, _launches(found), 1),
+        (allocations, found.allocations + found.host_allocations + found.frees, 0),
+        (waits, _waits(found), 1),
     ):
         yield Row(what=what, value=value, unit="calls", bound=bound, remark=how)
 

@@ -88,6 +88,12 @@ class Ltx2rtError(Exception):
         return f"{text}\n{advice}" if advice else text
 
 
+def shortened(problems: Sequence[str], most: int = 10) -> list[str]:
+    """The first of many problems, and how many more there are."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return [*problems[:most], *more]
+
+
 class BundleError(Ltx2rtError):
     """A bundle is missing, corrupt, or was built for another backend, version or GPU."""
 

@@ -21,7 +21,7 @@ settings.load_profile("untimed")
 
 #: marker -> why its tests are skipped unless somebody asks for them
 WHEN_ASKED = {
-    "fuzz": "many random networks, many random requests: pytest -m fuzz tests/parity",
+    "fuzz": "minutes of random inputs, kills or builds: pytest -m fuzz tests/parity",
     "graphs": "exports every shipped graph again: pytest -m graphs tests/parity",
     "kernel_matrix": "more architectures: pytest -m kernel_matrix tests/kernels",
     "notebooks": "runs the notebooks of examples: pytest -m notebooks tests/parity",

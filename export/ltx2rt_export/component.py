@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ltx2rt.engine import Array, TensorSpec
-from ltx2rt.errors import CheckpointError, InternalError
+from ltx2rt.errors import CheckpointError, InternalError, shortened
 from ltx2rt.weights.layout import transposed_copy
 from ltx2rt.weights.safetensors import MappedFiles, TensorEntry
 
@@ -92,7 +92,7 @@ def match_shapes(
         else:
             found[name] = entry
     if problems:
-        shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
+        shown = shortened(problems)
         raise CheckpointError(f"{where} does not fit this model", shown)
     return found
 

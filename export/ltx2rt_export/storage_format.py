@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ltx2rt.errors import CheckpointError, UnsupportedError
+from ltx2rt.errors import CheckpointError, UnsupportedError, shortened
 from ltx2rt.weights.codecs import bitsandbytes, int8
 from ltx2rt.weights.codecs.stored import GROUPS, LAYOUTS, storage_problems
 from ltx2rt.weights.safetensors import Encoding, MappedFiles, TensorEntry
@@ -109,9 +109,8 @@ def with_encodings(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]
     ]
     problems += _missing_scales(layers)
     if problems:
-        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
         raise CheckpointError(
-            f"{where} cannot be decoded", problems[:10] + more, "Download or convert it again."
+            f"{where} cannot be decoded", shortened(problems), "Download or convert it again."
         )
     plain = {n: e for n, e in tensors.items() if not COMPANION.search(n)}
     return plain | {f"{n}.weight": layer.entry for n, layer in layers.items()}

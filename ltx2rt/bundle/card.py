@@ -55,8 +55,12 @@ class Card:
     @property
     def is_idle(self) -> bool:
         """Whether no engine uses it."""
-        memories = (self.memory, self.sound, self.picture)
-        return all(memory is None or memory.is_idle for memory in memories)
+        return all(memory.is_idle for memory in self._memories)
+
+    @property
+    def _memories(self) -> list[DeviceMemory]:
+        lanes = (self.memory, self.sound, self.picture)
+        return [memory for memory in lanes if memory is not None]
 
     def memory_of(self, name: str) -> DeviceMemory:
         """That of a component's engine."""
@@ -68,9 +72,8 @@ class Card:
 
     def close(self) -> None:
         """Leave it to the engines that are still open."""
-        for memory in (self.memory, self.sound, self.picture):
-            if memory is not None:
-                memory.close()
+        for memory in self._memories:
+            memory.close()
 
     def stage_of(self, component: str) -> str | None:
         """The stage that a component has the card for, or None: it has room for all of them."""

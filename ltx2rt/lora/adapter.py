@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ltx2rt.engine import Array
-from ltx2rt.errors import CheckpointError, UnsupportedError
+from ltx2rt.errors import CheckpointError, UnsupportedError, shortened
 from ltx2rt.lora.fuse import fuse
 from ltx2rt.lora.keys import LoraKeys, Target, read_lora_keys
 from ltx2rt.lora.multiplied import Scaling
@@ -101,8 +101,7 @@ def parse_lora(
     if not problems and not updates:
         problems.append(_nothing_matches(file, names, skipped))
     if problems:
-        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise CheckpointError(f"LoRA {file.path} does not fit this model", problems[:10] + more)
+        raise CheckpointError(f"LoRA {file.path} does not fit this model", shortened(problems))
     return Adapter(file, keys, updates, tuple(skipped))
 
 

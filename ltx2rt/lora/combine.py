@@ -28,7 +28,7 @@ import numpy as np
 
 from ltx2rt.config import lora_problems
 from ltx2rt.engine import Array
-from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError
+from ltx2rt.errors import CheckpointError, OptionError, UnsupportedError, shortened
 from ltx2rt.lora.adapter import all_updates, refuse_unsupported
 from ltx2rt.lora.averages import ema_weights
 from ltx2rt.lora.files import Lora, open_lora
@@ -217,8 +217,7 @@ def _updates(
         told = ", ".join(f"{name}: {' or '.join(f)}" for name, f in fits.items())
         problems.append(f"they are for different models ({told})")
     if problems:
-        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise CheckpointError("these LoRAs cannot be merged", problems[:10] + more)
+        raise CheckpointError("these LoRAs cannot be merged", shortened(problems))
     return updates
 
 
@@ -242,8 +241,7 @@ def _check_steps(updates: Updates, count: int) -> None:
         elif len({(u.scale, *(p.shape for p in u.parts())) for u in found}) > 1:  # type: ignore[attr-defined]
             problems.append(f"{name} has other ranks or scales in some of the files")
     if problems:
-        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise CheckpointError("these are no steps of one training", problems[:10] + more)
+        raise CheckpointError("these are no steps of one training", shortened(problems))
 
 
 def _is_kept(name: str, pattern: str | None) -> bool:

@@ -86,7 +86,7 @@ class PlannedGraph:
                 }
                 for layer in every
             ),
-            engines=(_engine(self.buckets, "constant" if self.inside else "input", self),),
+            engines=(_engine(self),),
         )
 
 
@@ -180,16 +180,16 @@ def _ref(entry: TensorEntry) -> WeightRef:
     return WeightRef(**_facts(entry, entry.length))
 
 
-def _engine(buckets: tuple[Bucket, ...], weights: str, graph: PlannedGraph) -> EngineEntry:
+def _engine(graph: PlannedGraph) -> EngineEntry:
     return EngineEntry(
         file="",
         sha256="",
-        bytes=graph.engine_bytes if weights == "constant" else 0,
+        bytes=graph.engine_bytes if graph.inside else 0,
         backend="",
         backend_version="",
         targets=(),
         precision=graph.precision,
-        weights=weights,
+        weights="constant" if graph.inside else "input",
         version_compatible=False,
-        buckets=buckets,
+        buckets=graph.buckets,
     )
